@@ -1,0 +1,284 @@
+//! The layout of every map, shared byte for byte by the kernel program and user space.
+//!
+//! Ids are 16 bits wide and 0 means unset, in every map that ids index. Tables that user space replaces (addresses,
+//! services, Maglev tables) are inner maps: a new one is filled beside the old and put in its place by one update of
+//! the outer map, so that no packet ever meets a half-written table.
+
+use crate::net::{Addr, Be16, L4, Mac};
+use crate::{hash, maglev};
+
+/// A set-associative table's buckets: an entry lives in the bucket its hash picks or, if that one is full, in the
+/// next. The kernel looks into the next bucket only if the first says that it overflowed.
+pub const ADDRESS_BUCKETS: u32 = 4096;
+pub const SERVICE_BUCKETS: u32 = 16_384;
+
+pub const ADDRESS_WAYS: usize = 4;
+pub const SERVICE_WAYS: usize = 4;
+
+/// The only index of the outer maps of the address and service tables.
+pub const CURRENT: u32 = 0;
+
+/// Addresses that mean something to us: VIPs, our source addresses, NAT backends whose replies cross us.
+pub type AddressBucket = [Address; ADDRESS_WAYS];
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    pub addr: Addr,
+    /// What the address is to us: a sum of the `Address::` flags; 0 marks a free entry.
+    pub flags: u32,
+    /// Numbers VIPs and source addresses; part of the keys of flows.
+    pub id: u16,
+    pub _pad: u16,
+    /// For a VIP, the services that take every port which has none of its own.
+    pub any_port: AnyPort,
+}
+
+/// A VIP's services for every port, by L4 protocol.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnyPort {
+    pub tcp: u16,
+    pub udp: u16,
+    pub _pad: u32,
+}
+
+impl Address {
+    /// Clients connect to it.
+    pub const VIP: u32 = 1;
+    /// Our own address, which backends answer to.
+    pub const SOURCE: u32 = 2;
+    /// A NAT backend that answers its clients by their own addresses, through us.
+    pub const BACKEND: u32 = 4;
+    /// On a VIP: discard what is for a port without a service, instead of leaving it to the kernel.
+    pub const DROP_CLOSED: u32 = 8;
+    /// Any of the meanings above: the entry is in use.
+    pub const ANY: u32 = Self::VIP | Self::SOURCE | Self::BACKEND;
+
+    /// On the first entry of every bucket: the table has `BACKEND` entries, so sources are worth looking up.
+    pub const TRANSPARENT: u32 = 1 << 30;
+    /// On the first entry of a bucket: look into the next bucket too.
+    pub const OVERFLOWED: u32 = 1 << 31;
+
+    #[inline(always)]
+    pub const fn bucket(addr: Addr) -> u32 {
+        hash::addr(addr) as u32 & (ADDRESS_BUCKETS - 1)
+    }
+}
+
+/// Services by VIP, port and protocol.
+pub type ServiceBucket = [ServiceEntry; SERVICE_WAYS];
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// [`ServiceEntry::key`]; 0 marks a free entry.
+    pub key: u64,
+    pub service: u16,
+    /// 1 on the first entry of a bucket: look into the next bucket too.
+    pub overflowed: u16,
+    pub _pad: u32,
+}
+
+impl ServiceEntry {
+    /// Never 0, because the protocol is not.
+    #[inline(always)]
+    pub const fn key(vip: u16, port: Be16, l4: L4) -> u64 {
+        vip as u64 | (port.word() as u64) << 16 | (l4 as u64) << 32
+    }
+
+    #[inline(always)]
+    pub const fn bucket(key: u64) -> u32 {
+        hash::word(key) as u32 & (SERVICE_BUCKETS - 1)
+    }
+}
+
+/// What a service does with a new flow, by service id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The Maglev table of clients that no source prefix singles out; 0 is none.
+    pub pool: u16,
+    pub flags: u16,
+    pub _pad: u32,
+}
+
+impl Service {
+    /// Source prefixes choose the pool: ask the classifier.
+    pub const BY_SOURCE: u16 = 1;
+    /// Answer a client that cannot be served with a RST or an ICMP unreachable, instead of silence.
+    pub const REJECT: u16 = 2;
+}
+
+/// Key of the classifier: a prefix of the service id (32 bits, network order) and the v4-mapped source address (128).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceKey {
+    pub service: [u8; 4],
+    pub addr: [u8; 16],
+}
+
+/// Bits of a [`SourceKey`] ahead of the address.
+pub const SOURCE_KEY_SERVICE_BITS: u32 = 32;
+
+/// A backend, by backend id. One cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    pub addr: Addr,
+    /// Our address towards it: the source of SNAT and of outer headers.
+    pub source: Addr,
+    pub hop: NextHop,
+    /// 0 keeps the client's destination port.
+    pub port: Be16,
+    /// Distinguishes this backend from others that had the same id before.
+    pub generation: u8,
+    pub mode: u8,
+    pub flags: u8,
+    /// Length of the prefix, in v4-mapped bits, that the backend's link shares with its clients on that link.
+    pub link_prefix: u8,
+    /// The id of `source` among the addresses.
+    pub source_id: u16,
+    /// The largest IP packet, outer header included, that goes towards it.
+    pub mtu: u16,
+    pub _pad: [u8; 6],
+}
+
+impl Backend {
+    /// In use. A cleared flag makes the flows that point here stale.
+    pub const PRESENT: u8 = 1;
+    /// Takes no new flows: UDP flows move, TCP flows live on.
+    pub const DRAINING: u8 = 2;
+    /// `hop` and `source` are known.
+    pub const RESOLVED: u8 = 4;
+    /// Every client is hidden behind `source`.
+    pub const SNAT_ALWAYS: u8 = 8;
+    /// Clients that share the backend's link are.
+    pub const SNAT_ON_LINK: u8 = 16;
+
+    pub const NAT: u8 = 0;
+    pub const DSR_L2: u8 = 1;
+    pub const DSR_IPIP: u8 = 2;
+
+    #[inline(always)]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The MAC addresses that take a packet one hop on, and the interface to send it through. The MACs lie in words of
+/// natural alignment, which keeps the compiler from loads that the verifier refuses on the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct NextHop {
+    dst_first: u32,
+    dst_last: u16,
+    src_last: u16,
+    src_first: u32,
+    pub ifindex: u32,
+}
+
+impl NextHop {
+    #[inline(always)]
+    pub const fn new(dst: Mac, src: Mac, ifindex: u32) -> Self {
+        NextHop { dst_first: dst.first, dst_last: dst.last, src_last: src.last, src_first: src.first, ifindex }
+    }
+
+    #[inline(always)]
+    pub const fn dst(&self) -> Mac {
+        Mac { first: self.dst_first, last: self.dst_last }
+    }
+
+    #[inline(always)]
+    pub const fn src(&self) -> Mac {
+        Mac { first: self.src_first, last: self.src_last }
+    }
+}
+
+impl core::fmt::Debug for NextHop {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?} from {:?} dev {}", self.dst(), self.src(), self.ifindex)
+    }
+}
+
+/// Per-CPU counts of one backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendStats {
+    pub new_flows: u64,
+    /// From clients, as received: IP packets and their bytes.
+    pub packets: u64,
+    pub bytes: u64,
+    /// From the backend, where its replies cross us.
+    pub reply_packets: u64,
+    pub reply_bytes: u64,
+    /// TCP resets from the backend.
+    pub resets: u64,
+}
+
+/// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parked {
+    /// Whose MAC is wanted.
+    pub towards: Addr,
+    /// The interface that the packet came from.
+    pub ifindex: u32,
+    /// Bytes of the frame; more than [`PARKED_BYTES`] are never parked.
+    pub len: u32,
+}
+
+/// The longest frame that is parked.
+pub const PARKED_BYTES: usize = 2048;
+
+/// Load-time settings of the program: constants to the verifier, which prunes what they switch off.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Buckets of the flow table, less 1; the number of buckets is a power of two.
+    pub flow_mask: u32,
+    /// Clock ticks are jiffies shifted right by this; about half a second.
+    pub tick_shift: u32,
+    /// Idle times in ticks after which a flow may be forgotten: before it is established, while it is, after FIN or
+    /// RST, and for UDP.
+    pub opening: u16,
+    pub established: u16,
+    pub closing: u16,
+    pub udp: u16,
+    /// First source port of SNAT, and how many there are.
+    pub snat_first: u16,
+    pub snat_count: u16,
+    pub _pad: u32,
+}
+
+macro_rules! sizes {
+    ($($type:ty = $size:literal),+ $(,)?) => { $(const _: () = assert!(size_of::<$type>() == $size);)+ };
+}
+sizes!(
+    Address = 32,
+    ServiceEntry = 16,
+    Service = 8,
+    SourceKey = 20,
+    Backend = 64,
+    NextHop = 16,
+    BackendStats = 48,
+    Parked = 24,
+    Settings = 24,
+);
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),+ $(,)?) => {$(
+            // SAFETY: `repr(C)` made of integers and arrays of them, with every gap declared as a field, as the size
+            // assertions above bear out.
+            unsafe impl aya::Pod for $type {}
+        )+};
+    }
+    pod!(Address, ServiceEntry, Service, SourceKey, Backend, BackendStats, Settings);
+}
+
+/// The number of slots must fit the elements that hold them.
+const _: () = assert!(maglev::LINES * maglev::SLOTS_PER_LINE >= maglev::SLOTS);

@@ -1,0 +1,70 @@
+//! A shared 64-bit word with compare-and-exchange on every target.
+//!
+//! For the host this is `AtomicU64`. For BPF it is not: the compiler's description of that target denies
+//! compare-and-exchange, which BPF has had since Linux 5.12, and its code generator knows no relaxed loads. There, an
+//! aligned 64-bit load or store is one instruction, so volatile access is what atomics would compile to, and the intrinsic
+//! behind `compare_exchange` works.
+
+#[cfg(not(target_arch = "bpf"))]
+mod word {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    #[repr(transparent)]
+    #[derive(Default)]
+    pub struct Word(AtomicU64);
+
+    impl Word {
+        pub fn load(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        pub fn store(&self, value: u64) {
+            self.0.store(value, Ordering::Relaxed);
+        }
+
+        /// Stores `new` if the word is still `old`, and says whether it was.
+        pub fn exchange(&self, old: u64, new: u64) -> bool {
+            self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+mod word {
+    use core::cell::UnsafeCell;
+    use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+
+    #[repr(transparent)]
+    #[derive(Default)]
+    pub struct Word(UnsafeCell<u64>);
+
+    impl Word {
+        #[inline(always)]
+        pub fn load(&self) -> u64 {
+            // SAFETY: valid and aligned, since it comes from a reference; one instruction, so never torn.
+            unsafe { self.0.get().read_volatile() }
+        }
+
+        #[inline(always)]
+        pub fn store(&self, value: u64) {
+            // SAFETY: as for `load`.
+            unsafe { self.0.get().write_volatile(value) }
+        }
+
+        /// Stores `new` if the word is still `old`, and says whether it was.
+        #[inline(always)]
+        pub fn exchange(&self, old: u64, new: u64) -> bool {
+            // SAFETY: as for `load`.
+            unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0.get(), old, new).1 }
+        }
+    }
+}
+
+pub use word::Word;
+
+/// Keeps loads and stores on their side of this point. For the compiler only: x86 keeps loads in order among loads and
+/// stores among stores by itself, and BPF has no fence instruction to say it with.
+#[inline(always)]
+pub fn fence() {
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+}

@@ -1,0 +1,421 @@
+//! The flow table: which backend a flow belongs to.
+//!
+//! A set-associative cache in a plain array, shared by both directions. A flow's hash picks a bucket of four entries of
+//! 32 bytes, two cache lines that lie side by side. There is no lock and no helper call, and a hit writes nothing but,
+//! twice a second, the time.
+//!
+//! A *forward* entry is keyed by client and VIP and holds the backend. A *reply* entry, which only NAT needs, is keyed
+//! by what the backend's packets look like and holds the place of the forward entry, where the rest is looked up; it
+//! counts only while that entry still points back at it.
+//!
+//! # Concurrency
+//!
+//! Every entry is three key words and one state word. A writer takes an entry by exchanging its state word for
+//! [`LOCKED`], which only one writer can do, writes the key, and publishes by storing the new state word. A reader
+//! loads the state word, compares the key, and loads the state word again: if the owner changed in between, what it
+//! compared may have been a mixture, and it reports a miss. What is left is an entry that was replaced, within those
+//! few instructions, by another with the same backend and SNAT port: the mixture then names a backend that one of the
+//! two flows really has. Changes to a published entry exchange the whole state word, so that they never touch an
+//! entry that has changed hands.
+
+use crate::atomic::{Word, fence};
+use crate::net::{Addr, Be16, L4};
+use crate::parse::TcpFlags;
+
+pub const WAYS: usize = 4;
+
+/// Buckets are aligned to two cache lines, which the CPU's adjacent-line prefetch fetches together.
+#[repr(C, align(128))]
+#[derive(Default)]
+pub struct Bucket {
+    pub entries: [Entry; WAYS],
+}
+
+#[repr(C)]
+#[derive(Default)]
+pub struct Entry {
+    key: [Word; 3],
+    state: Word,
+}
+
+const _: () = assert!(size_of::<Entry>() == 32 && size_of::<Bucket>() == 128);
+
+/// What a flow is looked up by.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key([u64; 3]);
+
+/// The kinds of keys, which never match each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// Client to VIP; the address is the client's, the ports are client and service, the local id is the VIP's.
+    Forward = 1,
+    /// Backend to one of our source addresses; the address is the backend's, the ports are the backend's and ours, the
+    /// local id is the source address's.
+    Reply = 2,
+    /// Backend to the client's own address, through us; as `Reply`, but the local id is a hash of the client's address.
+    /// The forward entry settles whether it really is that client.
+    TransparentReply = 3,
+}
+
+impl Key {
+    #[inline(always)]
+    pub const fn new(remote: Addr, remote_port: Be16, local_port: Be16, local: u16, l4: L4, d: Direction) -> Self {
+        let rest = remote_port.word() as u64
+            | (local_port.word() as u64) << 16
+            | (local as u64) << 32
+            | (l4 as u64) << 48
+            | (d as u64) << 56;
+        Key([remote.hi, remote.lo, rest])
+    }
+
+    #[inline(always)]
+    pub const fn remote(&self) -> Addr {
+        Addr { hi: self.0[0], lo: self.0[1] }
+    }
+
+    #[inline(always)]
+    pub const fn remote_port(&self) -> Be16 {
+        Be16::from_bytes((self.0[2] as u16).to_ne_bytes())
+    }
+
+    #[inline(always)]
+    pub const fn local_port(&self) -> Be16 {
+        Be16::from_bytes(((self.0[2] >> 16) as u16).to_ne_bytes())
+    }
+
+    #[inline(always)]
+    pub const fn local(&self) -> u16 {
+        (self.0[2] >> 32) as u16
+    }
+
+    /// The IANA number of the L4 protocol.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        (self.0[2] >> 48) as u8
+    }
+
+    #[inline(always)]
+    pub const fn is_forward(&self) -> bool {
+        (self.0[2] >> 56) as u8 == Direction::Forward as u8
+    }
+}
+
+/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation, 8 of phase, 16 of time.
+///
+/// The payload of a forward entry is the backend id and the SNAT port (0 where the client keeps its own); that of a
+/// reply entry is the place of its forward entry.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(u64);
+
+/// An entry that a writer is at work on. Its phase has no `LIVE`, so no reader takes it for a flow.
+const LOCKED: u64 = u32::MAX as u64;
+const FREE: u64 = 0;
+
+/// Phase bits. `LIVE` is set in every published entry.
+pub mod phase {
+    pub const LIVE: u8 = 1;
+    /// TCP: past the client's SYN. UDP: more than one packet, or a reply.
+    pub const ESTABLISHED: u8 = 2;
+    pub const CLIENT_FIN: u8 = 4;
+    pub const BACKEND_FIN: u8 = 8;
+    /// A reset was seen. Any later packet that is none takes it back: a forged RST must not end a flow.
+    pub const RESET: u8 = 16;
+    pub const UDP: u8 = 32;
+}
+
+impl State {
+    #[inline(always)]
+    pub const fn forward(backend: u16, snat_port: Be16, generation: u8, phase: u8, now: u16) -> Self {
+        Self::new(backend as u32 | (snat_port.word() as u32) << 16, generation, phase, now)
+    }
+
+    #[inline(always)]
+    pub const fn reply(place: u32, phase: u8, now: u16) -> Self {
+        Self::new(place, 0, phase, now)
+    }
+
+    #[inline(always)]
+    const fn new(payload: u32, generation: u8, phase: u8, now: u16) -> Self {
+        State(
+            payload as u64
+                | (generation as u64) << 32
+                | ((phase | self::phase::LIVE) as u64) << 40
+                | (now as u64) << 48,
+        )
+    }
+
+    #[inline(always)]
+    pub const fn backend(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub const fn snat_port(self) -> Be16 {
+        Be16::from_bytes(((self.0 >> 16) as u16).to_ne_bytes())
+    }
+
+    /// The port that the backend sees: ours if it was given one, else the client's, from the flow's key.
+    #[inline(always)]
+    pub const fn shown_port(self, key: &Key) -> Be16 {
+        if self.snat_port().is_zero() { key.remote_port() } else { self.snat_port() }
+    }
+
+    #[inline(always)]
+    pub const fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
+    #[inline(always)]
+    pub const fn phase(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
+    #[inline(always)]
+    pub const fn seen(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// The same owner, in another phase at another time.
+    #[inline(always)]
+    const fn at(self, phase: u8, now: u16) -> Self {
+        State(self.0 & 0xff_ffff_ffff | (phase as u64) << 40 | (now as u64) << 48)
+    }
+
+    #[inline(always)]
+    const fn owner(self) -> u64 {
+        self.0 & 0xff_ffff_ffff
+    }
+
+    #[inline(always)]
+    pub const fn is_live(self) -> bool {
+        self.phase() & phase::LIVE != 0
+    }
+
+    /// FIN from both sides, or a reset: the next SYN is a new connection.
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        const BOTH: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
+        self.phase() & phase::RESET != 0 || self.phase() & BOTH == BOTH
+    }
+
+    /// Whether its idle time is over.
+    #[inline(always)]
+    pub const fn is_expired(self, now: u16, idle: &IdleTimes) -> bool {
+        now.wrapping_sub(self.seen()) > idle.of(self.phase())
+    }
+}
+
+/// Idle times in ticks after which a flow may be forgotten.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleTimes {
+    pub opening: u16,
+    pub established: u16,
+    pub closing: u16,
+    pub udp: u16,
+}
+
+impl IdleTimes {
+    #[inline(always)]
+    const fn of(&self, phase: u8) -> u16 {
+        if phase & phase::UDP != 0 {
+            self.udp
+        } else if phase & (phase::RESET | phase::CLIENT_FIN | phase::BACKEND_FIN) != 0 {
+            self.closing
+        } else if phase & phase::ESTABLISHED != 0 {
+            self.established
+        } else {
+            self.opening
+        }
+    }
+}
+
+/// The phase a flow starts in.
+#[inline(always)]
+pub const fn first_phase(l4: L4, flags: TcpFlags) -> u8 {
+    match l4 {
+        L4::Udp => phase::UDP,
+        L4::Tcp if flags.has(TcpFlags::SYN) => 0,
+        // Picked up in the middle: by another node before, or by us before we lost our state.
+        L4::Tcp => phase::ESTABLISHED,
+    }
+}
+
+/// The phase after one more packet.
+#[inline(always)]
+pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
+    if phase & phase::UDP != 0 {
+        return phase | phase::ESTABLISHED;
+    }
+    if flags.has(TcpFlags::RST) {
+        return phase | phase::RESET;
+    }
+    let mut next = phase & !phase::RESET;
+    if flags.has(TcpFlags::FIN) {
+        next |= if from_client { phase::CLIENT_FIN } else { phase::BACKEND_FIN };
+    }
+    // The client's first packet after its SYN shows that the handshake went through; a SYN flood never gets here.
+    if from_client && !flags.has(TcpFlags::SYN) {
+        next |= phase::ESTABLISHED;
+    }
+    next
+}
+
+impl Bucket {
+    /// The entry of a flow, and its state.
+    #[inline(always)]
+    pub fn find(&self, key: &Key) -> Option<(usize, State)> {
+        let mut way = 0;
+        while way < WAYS {
+            if let Some(state) = self.entries[way].matches(key) {
+                return Some((way, state));
+            }
+            way += 1;
+        }
+        None
+    }
+
+    /// Records a flow in the entry that can best be spared: a free one; else one whose idle time is over, that is closed or
+    /// whose owner `is_stale`; else, an opening one that is older than a second. An established flow gives way only if
+    /// `must` says so (a NAT flow cannot live without an entry), and then the one that is idle longest.
+    ///
+    /// `None` if there is nothing to spare, or another CPU was faster.
+    #[inline(always)]
+    pub fn insert(
+        &self,
+        key: &Key,
+        state: State,
+        now: u16,
+        idle: &IdleTimes,
+        must: bool,
+        is_stale: impl Fn(&Key, State) -> bool,
+    ) -> Option<usize> {
+        let mut best = 0;
+        let mut best_rank = 0;
+        let mut way = 0;
+        while way < WAYS {
+            let rank = self.entries[way].expendability(now, idle, must, &is_stale);
+            if rank > best_rank {
+                best_rank = rank;
+                best = way;
+            }
+            way += 1;
+        }
+        if best_rank == 0 {
+            return None;
+        }
+        // A constant index for each way keeps the bounds plain to the verifier.
+        match best {
+            0 => self.entries[0].claim(key, state),
+            1 => self.entries[1].claim(key, state),
+            2 => self.entries[2].claim(key, state),
+            _ => self.entries[3].claim(key, state),
+        }
+        .then_some(best)
+    }
+}
+
+impl Entry {
+    /// The state of this entry if it is the flow's.
+    #[inline(always)]
+    pub fn matches(&self, key: &Key) -> Option<State> {
+        let state = State(self.state.load());
+        fence();
+        if self.key[2].load() != key.0[2]
+            || self.key[1].load() != key.0[1]
+            || self.key[0].load() != key.0[0]
+            || !state.is_live()
+        {
+            return None;
+        }
+        fence();
+        let again = State(self.state.load());
+        (again.is_live() && again.owner() == state.owner()).then_some(again)
+    }
+
+    /// Key and state, for readers that walk the table; `None` if it is free or changing.
+    #[inline(always)]
+    pub fn snapshot(&self) -> Option<(Key, State)> {
+        let state = State(self.state.load());
+        fence();
+        let key = Key([self.key[0].load(), self.key[1].load(), self.key[2].load()]);
+        fence();
+        let again = State(self.state.load());
+        (again.is_live() && again.owner() == state.owner()).then_some((key, again))
+    }
+
+    /// Notes that a packet was seen, if that changes anything.
+    #[inline(always)]
+    pub fn touch(&self, state: State, phase: u8, now: u16) {
+        let next = state.at(phase, now);
+        if next != state {
+            // If another CPU was faster, its note is as good as ours.
+            let _ = self.state.exchange(state.0, next.0);
+        }
+    }
+
+    /// Forgets the flow.
+    #[inline(always)]
+    pub fn remove(&self, state: State) {
+        let _ = self.state.exchange(state.0, FREE);
+    }
+
+    /// Replaces what the entry says about its own flow. `false` if another CPU was faster.
+    #[inline(always)]
+    pub fn replace(&self, state: State, next: State) -> bool {
+        self.state.exchange(state.0, next.0)
+    }
+
+    /// Takes the entry over for another flow. `false` if another CPU was faster.
+    #[inline(always)]
+    fn claim(&self, key: &Key, state: State) -> bool {
+        let old = self.state.load();
+        if old == LOCKED || !self.state.exchange(old, LOCKED) {
+            return false;
+        }
+        fence();
+        self.key[0].store(key.0[0]);
+        self.key[1].store(key.0[1]);
+        self.key[2].store(key.0[2]);
+        fence();
+        self.state.store(state.0);
+        true
+    }
+
+    /// How well the entry can be spared; 0 is not at all.
+    #[inline(always)]
+    fn expendability(&self, now: u16, idle: &IdleTimes, must: bool, is_stale: &impl Fn(&Key, State) -> bool) -> u32 {
+        const FREE_RANK: u32 = u32::MAX;
+        const DEAD_RANK: u32 = u32::MAX - 1;
+        const OPENING_RANK: u32 = 1 << 17;
+        const MIN_OPENING_TICKS: u16 = 2;
+
+        let word = self.state.load();
+        if word == FREE {
+            return FREE_RANK;
+        }
+        if word == LOCKED {
+            return 0;
+        }
+        let state = State(word);
+        let age = now.wrapping_sub(state.seen());
+        if state.is_expired(now, idle) {
+            return DEAD_RANK;
+        }
+        let key = Key([0, 0, self.key[2].load()]);
+        if is_stale(&key, state) {
+            return DEAD_RANK;
+        }
+        if state.phase() & (phase::ESTABLISHED | phase::UDP) == 0 && age >= MIN_OPENING_TICKS {
+            return OPENING_RANK + age as u32;
+        }
+        if must { 1 + age as u32 } else { 0 }
+    }
+}

@@ -1,0 +1,76 @@
+//! A frame whose bytes can be read and written at an offset, or refused.
+//!
+//! In the kernel a frame is a pair of pointers that the verifier watches; in tests it is a slice. The packet logic is
+//! written against this trait and compiled for both. Reads copy whole headers out: the compiler keeps only the loads
+//! of the fields that are used, so the copy is free.
+
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+/// Types that may be read from and written to a frame as bytes.
+///
+/// # Safety
+///
+/// Every bit pattern must be a valid value, and the type must have no padding. (Alignment does not matter: no access
+/// relies on it.)
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: a byte is a byte, and an array of bytes has no padding.
+unsafe impl Wire for u8 {}
+// SAFETY: any bits make an integer, and it has no padding.
+unsafe impl Wire for u16 {}
+// SAFETY: as above.
+unsafe impl Wire for u32 {}
+// SAFETY: as above.
+unsafe impl Wire for u64 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Wire for [u8; N] {}
+
+macro_rules! wire {
+    ($($header:ty: $len:literal),+ $(,)?) => {$(
+        // SAFETY: these headers are made of integers and byte arrays; the size assertion shows that they have no
+        // padding.
+        unsafe impl Wire for $header {}
+        const _: () = assert!(size_of::<$header>() == $len);
+    )+};
+}
+wire!(EthHdr: 14, Ipv4Hdr: 20, Ipv6Hdr: 40, TcpHdr: 20, UdpHdr: 8);
+
+/// Bytes of a packet, from the first byte of the Ethernet header.
+pub trait Frame {
+    /// Length in bytes, from the first byte to the last that can be read.
+    fn len(&self) -> usize;
+
+    /// The `T` at `offset`, or `None` where it would reach beyond the end.
+    fn read<T: Wire>(&self, offset: usize) -> Option<T>;
+
+    /// Overwrites the bytes at `offset`; `None`, and nothing is written, where `value` would reach beyond the end.
+    #[must_use]
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A frame in ordinary memory.
+impl Frame for [u8] {
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` is as long as a `T`, and `Wire` promises that any bytes make a valid one.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
+        let bytes = self.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` is as long as a `T`, and `Wire` promises that a `T` has no padding to leak.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        Some(())
+    }
+}

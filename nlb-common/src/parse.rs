@@ -1,0 +1,256 @@
+//! Bytes to headers, once for the kernel and the host.
+//!
+//! In two steps, because most packets on an interface are not for us: [`ip`] reads just what tells whose a packet is,
+//! and only a packet that is ours pays for [`segment`], which walks to the L4 header and checks it.
+
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+use crate::frame::Frame;
+use crate::net::{Addr, Be16, L4};
+use crate::verdict::{DropReason, PassReason, Verdict};
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const VLAN_TAG_LEN: usize = 4;
+const MAX_VLAN_TAGS: usize = 2;
+
+/// IPv6 extension headers that are walked at most.
+const MAX_EXTENSIONS: usize = 8;
+
+/// An IP header, and where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Ip {
+    /// Offset of the IP header in the frame.
+    pub l3: usize,
+    /// Offset of what follows the fixed header and, for IPv4, its options.
+    pub next: usize,
+    /// Offset just past the IP packet; the frame may be longer (padding).
+    pub end: usize,
+    pub v6: bool,
+    /// What `next` holds: an L4 protocol or, for IPv6, perhaps an extension header.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Later fragment of an IPv4 packet: it has no L4 header.
+    pub later_fragment: bool,
+    pub src: Addr,
+    pub dst: Addr,
+}
+
+/// The fields of a TCP or UDP header that steering looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub l4: L4,
+    /// Offset of the L4 header in the frame.
+    pub offset: usize,
+    pub sport: Be16,
+    pub dport: Be16,
+    /// TCP flags, 0 for UDP.
+    pub flags: TcpFlags,
+}
+
+/// The low six flag bits of a TCP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+
+    #[inline(always)]
+    pub const fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// The first packet of a connection.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
+    }
+}
+
+/// The IP header of a frame, or the verdict on a frame that has none or a broken one.
+#[inline(always)]
+pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
+    let eth: EthHdr = frame.read(0).ok_or(Verdict::Drop(DropReason::Truncated))?;
+    // The group bit of the destination MAC (IEEE 802.3): multicast and broadcast are the kernel's.
+    if eth.dst_addr[0] & 1 != 0 {
+        return Err(Verdict::Pass(PassReason::Group));
+    }
+    let mut ethertype = Be16::from_bytes(eth.ether_type.to_ne_bytes()).get();
+    let mut l3 = size_of::<EthHdr>();
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        let tag: [u8; VLAN_TAG_LEN] = frame.read(l3).ok_or(Verdict::Drop(DropReason::Truncated))?;
+        ethertype = Be16::from_bytes([tag[2], tag[3]]).get();
+        l3 += VLAN_TAG_LEN;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, l3).map_err(Verdict::Drop),
+        ETHERTYPE_IPV6 => ipv6(frame, l3).map_err(Verdict::Drop),
+        _ => Err(Verdict::Pass(PassReason::NotIp)),
+    }
+}
+
+/// The TCP or UDP header of an IP packet that is ours, or the verdict on a packet without a sound one.
+#[inline(always)]
+pub fn segment<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Result<Segment, Verdict> {
+    if ip.later_fragment {
+        return Err(Verdict::Drop(DropReason::Fragment));
+    }
+    match ip.protocol {
+        6 => tcp(frame, ip.next, ip.end).map_err(Verdict::Drop),
+        17 => udp(frame, ip.next, ip.end).map_err(Verdict::Drop),
+        _ => Err(Verdict::Pass(PassReason::Protocol)),
+    }
+}
+
+/// Whether an IPv6 packet has extension headers that [`skip_extensions`] must walk before [`segment`].
+#[inline(always)]
+pub const fn has_extensions(ip: &Ip) -> bool {
+    ip.v6 && is_extension(ip.protocol)
+}
+
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+}
+
+#[inline(always)]
+fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
+    let h: Ipv4Hdr = frame.read(l3).ok_or(DropReason::Truncated)?;
+    let header_len = ((h.vihl & 0x0f) as usize) * 4;
+    let total_len = Be16::from_bytes(h.tot_len).get() as usize;
+    if h.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() || total_len < header_len {
+        return Err(DropReason::IpHeader);
+    }
+    let end = l3 + total_len;
+    if end > frame.len() {
+        return Err(DropReason::IpHeader);
+    }
+    // The low 13 bits count the offset of a fragment (RFC 791 section 3.1).
+    let later_fragment = Be16::from_bytes(h.frags).get() & 0x1fff != 0;
+    Ok(Ip {
+        l3,
+        next: l3 + header_len,
+        end,
+        v6: false,
+        protocol: h.proto,
+        ttl: h.ttl,
+        later_fragment,
+        src: Addr::v4(h.src_addr),
+        dst: Addr::v4(h.dst_addr),
+    })
+}
+
+#[inline(always)]
+fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
+    let h: Ipv6Hdr = frame.read(l3).ok_or(DropReason::Truncated)?;
+    let next = l3 + size_of::<Ipv6Hdr>();
+    let end = next + Be16::from_bytes(h.payload_len).get() as usize;
+    if h.vcf[0] >> 4 != 6 || end > frame.len() {
+        return Err(DropReason::IpHeader);
+    }
+    Ok(Ip {
+        l3,
+        next,
+        end,
+        v6: true,
+        protocol: h.next_hdr,
+        ttl: h.hop_limit,
+        later_fragment: false,
+        src: Addr::v6(h.src_addr),
+        dst: Addr::v6(h.dst_addr),
+    })
+}
+
+// IPv6 extension headers, by their IANA protocol numbers.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+/// Walks IPv6 extension headers (RFC 8200 section 4) from the one of type `protocol` at `offset` to the L4 protocol and its
+/// offset, which is at most `end`.
+#[inline(always)]
+pub fn skip_extensions<F: Frame + ?Sized>(
+    frame: &F,
+    mut protocol: u8,
+    mut offset: usize,
+    end: usize,
+) -> Result<(u8, usize), DropReason> {
+    let mut walked = 0;
+    while walked < MAX_EXTENSIONS {
+        let h: [u8; 4] = frame.read(offset).ok_or(DropReason::Truncated)?;
+        let len = match protocol {
+            FRAGMENT => {
+                if Be16::from_bytes([h[2], h[3]]).get() & 0xfff8 != 0 {
+                    return Err(DropReason::Fragment);
+                }
+                8
+            }
+            // RFC 4302 section 2.2 counts in words of 4 bytes, less 2; the others in words of 8, less 1.
+            AUTHENTICATION => (h[1] as usize + 2) * 4,
+            _ => (h[1] as usize + 1) * 8,
+        };
+        offset += len;
+        if offset > end {
+            return Err(DropReason::IpHeader);
+        }
+        protocol = h[0];
+        if !is_extension(protocol) {
+            return Ok((protocol, offset));
+        }
+        walked += 1;
+    }
+    Err(DropReason::Ipv6Extensions)
+}
+
+#[inline(always)]
+fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, end: usize) -> Result<Segment, DropReason> {
+    if offset + size_of::<TcpHdr>() > end {
+        return Err(DropReason::Truncated);
+    }
+    let h: [u8; 14] = frame.read(offset).ok_or(DropReason::Truncated)?;
+    let data_offset = ((h[12] >> 4) as usize) * 4;
+    if data_offset < size_of::<TcpHdr>() || offset + data_offset > end {
+        return Err(DropReason::L4Header);
+    }
+    Ok(Segment {
+        l4: L4::Tcp,
+        offset,
+        sport: Be16::from_bytes([h[0], h[1]]),
+        dport: Be16::from_bytes([h[2], h[3]]),
+        flags: TcpFlags(h[13] & 0x3f),
+    })
+}
+
+#[inline(always)]
+fn udp<F: Frame + ?Sized>(frame: &F, offset: usize, end: usize) -> Result<Segment, DropReason> {
+    if offset + size_of::<UdpHdr>() > end {
+        return Err(DropReason::Truncated);
+    }
+    let h: [u8; 8] = frame.read(offset).ok_or(DropReason::Truncated)?;
+    let len = Be16::from_bytes([h[4], h[5]]).get() as usize;
+    if len < size_of::<UdpHdr>() || offset + len > end {
+        return Err(DropReason::L4Header);
+    }
+    Ok(Segment {
+        l4: L4::Udp,
+        offset,
+        sport: Be16::from_bytes([h[0], h[1]]),
+        dport: Be16::from_bytes([h[2], h[3]]),
+        flags: TcpFlags(0),
+    })
+}

@@ -1,0 +1,229 @@
+//! The edits that a balancer makes to headers. Checksums follow incrementally (see [`crate::checksum`]).
+//!
+//! The caller has parsed the packet, so every offset here is known to lie inside it; the checks that the `Frame` makes
+//! anyway are what the verifier asks for. Each edit returns `None` where one fails, and the caller drops the packet.
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::checksum::Delta;
+use crate::frame::Frame;
+use crate::net::{Addr, Be16, L4, Mac};
+use crate::parse::{Ip, Segment};
+
+const IPV4_TTL: usize = 8;
+const IPV4_CHECKSUM: usize = 10;
+const IPV4_SRC: usize = 12;
+const IPV4_DST: usize = 16;
+const IPV6_HOP_LIMIT: usize = 7;
+const IPV6_SRC: usize = 8;
+const IPV6_DST: usize = 24;
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+
+/// Length of an Ethernet header without tags.
+const ETH_LEN: usize = 14;
+/// Length of a VLAN tag.
+const TAG_LEN: usize = 4;
+
+/// IANA protocol numbers of encapsulated IP.
+pub const IPPROTO_IPIP: u8 = 4;
+pub const IPPROTO_IPV6: u8 = 41;
+
+/// The addresses and ports of a packet after translation.
+#[derive(Clone, Copy)]
+pub struct Tuple {
+    pub src: Addr,
+    pub dst: Addr,
+    pub sport: Be16,
+    pub dport: Be16,
+}
+
+/// Gives a packet new addresses and ports and takes one off its TTL.
+#[inline(always)]
+pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, to: &Tuple) -> Option<()> {
+    let addresses = Delta::new().addr(ip.src, to.src).addr(ip.dst, to.dst);
+    let l4 = addresses.port(segment.sport, to.sport).port(segment.dport, to.dport);
+
+    let checksum_at = segment.offset
+        + match segment.l4 {
+            L4::Tcp => TCP_CHECKSUM,
+            L4::Udp => UDP_CHECKSUM,
+        };
+    let old = Be16::from_bytes(frame.read(checksum_at)?);
+    let new = match segment.l4 {
+        L4::Tcp => l4.apply(old),
+        // RFC 768: 0 says that the sender computed none, and a computed 0 is sent as all ones.
+        L4::Udp if old.is_zero() && !ip.v6 => old,
+        L4::Udp => {
+            let new = l4.apply(old);
+            if new.is_zero() { Be16::new(0xffff) } else { new }
+        }
+    };
+    frame.write(checksum_at, new.bytes())?;
+    frame.write(segment.offset, to.sport.bytes())?;
+    frame.write(segment.offset + 2, to.dport.bytes())?;
+
+    if ip.v6 {
+        frame.write(ip.l3 + IPV6_SRC, to.src.v6_bytes())?;
+        frame.write(ip.l3 + IPV6_DST, to.dst.v6_bytes())?;
+        decrement_ttl(frame, ip)
+    } else {
+        frame.write(ip.l3 + IPV4_SRC, to.src.v4_bytes())?;
+        frame.write(ip.l3 + IPV4_DST, to.dst.v4_bytes())?;
+        ipv4_ttl(frame, ip, addresses)
+    }
+}
+
+/// Takes one off the TTL or hop limit, which the caller has seen to be above 1.
+#[inline(always)]
+pub fn decrement_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip) -> Option<()> {
+    if ip.v6 { frame.write(ip.l3 + IPV6_HOP_LIMIT, ip.ttl - 1) } else { ipv4_ttl(frame, ip, Delta::new()) }
+}
+
+#[inline(always)]
+fn ipv4_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, addresses: Delta) -> Option<()> {
+    let word = |ttl: u8| u16::from_ne_bytes([ttl, ip.protocol]);
+    let delta = addresses.word16(word(ip.ttl), word(ip.ttl - 1));
+    let old = Be16::from_bytes(frame.read(ip.l3 + IPV4_CHECKSUM)?);
+    frame.write(ip.l3 + IPV4_TTL, ip.ttl - 1)?;
+    frame.write(ip.l3 + IPV4_CHECKSUM, delta.apply(old).bytes())
+}
+
+/// Addresses the frame to the next hop.
+#[inline(always)]
+pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<()> {
+    frame.write(0, dst.first)?;
+    frame.write(4, dst.last)?;
+    frame.write(6, src.first)?;
+    frame.write(10, src.last)
+}
+
+/// Who sent the frame.
+#[inline(always)]
+pub fn source_mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {
+    Some(Mac { first: frame.read(6)?, last: frame.read(10)? })
+}
+
+/// The outer header of an encapsulated packet.
+#[derive(Clone, Copy)]
+pub struct Outer {
+    pub src: Addr,
+    pub dst: Addr,
+    /// The IPv6 flow label (20 bits), by which routers and receivers spread flows (RFC 6438).
+    pub flow_label: u32,
+}
+
+impl Outer {
+    /// Bytes that it takes.
+    #[inline(always)]
+    pub const fn len(v6: bool) -> usize {
+        if v6 { size_of::<Ipv6Hdr>() } else { size_of::<Ipv4Hdr>() }
+    }
+}
+
+/// TTL of outer headers: the default that IANA recommends for IP.
+const OUTER_TTL: u8 = 64;
+
+/// Puts an outer IP header in front of the packet (RFC 2003 for IPv4, RFC 2473 for IPv6).
+///
+/// The frame has just grown by `Outer::len` bytes at its front: the Ethernet header with its tags is still where it
+/// was, `grown` bytes into the frame, and `ip` is as it was parsed before.
+#[inline(always)]
+pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, outer: &Outer) -> Option<()> {
+    let v6 = !outer.dst.is_v4();
+    // The traffic class moves outward, ECN included (RFC 6040 section 4.1, normal mode).
+    let inner: [u8; 2] = frame.read(ip.l3 + grown)?;
+    let traffic_class = if ip.v6 { inner[0] << 4 | inner[1] >> 4 } else { inner[1] };
+    let protocol = if ip.v6 { IPPROTO_IPV6 } else { IPPROTO_IPIP };
+    let inner_len = ip.end - ip.l3;
+
+    LinkHeader::read(frame, grown, ip.l3)?.write(frame, 0, v6)?;
+    if v6 {
+        let vcf = 6 << 28 | (traffic_class as u32) << 20 | outer.flow_label & 0xf_ffff;
+        frame.write(
+            ip.l3,
+            Ipv6Hdr {
+                vcf: vcf.to_be_bytes(),
+                payload_len: (inner_len as u16).to_be_bytes(),
+                next_hdr: protocol,
+                hop_limit: OUTER_TTL,
+                src_addr: outer.src.v6_bytes(),
+                dst_addr: outer.dst.v6_bytes(),
+            },
+        )
+    } else {
+        let total_len = (inner_len + size_of::<Ipv4Hdr>()) as u16;
+        let (src, dst) = (outer.src.words()[3], outer.dst.words()[3]);
+        // "Do not fragment", with an id of 0, as RFC 6864 has it for packets that are never cut up.
+        const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
+        let sum = Delta::new()
+            .word16(0, u16::from_ne_bytes([0x45, traffic_class]))
+            .word16(0, total_len.to_be())
+            .word16(0, u16::from_ne_bytes(DONT_FRAGMENT))
+            .word16(0, u16::from_ne_bytes([OUTER_TTL, protocol]))
+            .word32(0, src)
+            .word32(0, dst);
+        frame.write(
+            ip.l3,
+            Ipv4Hdr {
+                vihl: 0x45,
+                tos: traffic_class,
+                tot_len: total_len.to_be_bytes(),
+                id: [0, 0],
+                frags: DONT_FRAGMENT,
+                ttl: OUTER_TTL,
+                proto: protocol,
+                check: sum.apply(Be16::from_bytes([0xff, 0xff])).bytes(),
+                src_addr: outer.src.v4_bytes(),
+                dst_addr: outer.dst.v4_bytes(),
+            },
+        )
+    }
+}
+
+/// Moves the Ethernet header and its tags `by` bytes back, over an outer header of that length. What is in front of it
+/// then is to be cut off.
+#[inline(always)]
+pub fn unwrap<F: Frame + ?Sized>(frame: &mut F, outer: &Ip, by: usize, inner_v6: bool) -> Option<()> {
+    LinkHeader::read(frame, 0, outer.l3)?.write(frame, by, inner_v6)
+}
+
+/// An Ethernet header with up to two VLAN tags, on its way to another place. In memory words, so that it stays in
+/// registers.
+struct LinkHeader {
+    macs: (u64, u32),
+    ethertype: u16,
+    tags: (u32, u32),
+    len: usize,
+}
+
+impl LinkHeader {
+    /// Every frame that is moved has an IP header behind, so reading room for two tags is safe with fewer too.
+    #[inline(always)]
+    fn read<F: Frame + ?Sized>(frame: &F, at: usize, len: usize) -> Option<Self> {
+        Some(LinkHeader {
+            macs: (frame.read(at)?, frame.read(at + 8)?),
+            ethertype: frame.read(at + 12)?,
+            tags: (frame.read(at + ETH_LEN)?, frame.read(at + ETH_LEN + TAG_LEN)?),
+            len,
+        })
+    }
+
+    /// Writes it with the ethertype of an IP version after its last tag.
+    #[inline(always)]
+    fn write<F: Frame + ?Sized>(self, frame: &mut F, at: usize, v6: bool) -> Option<()> {
+        let ip = if v6 { 0x86dd_u16 } else { 0x0800 }.to_be();
+        frame.write(at, self.macs.0)?;
+        frame.write(at + 8, self.macs.1)?;
+        if self.len == ETH_LEN {
+            return frame.write(at + 12, ip);
+        }
+        frame.write(at + 12, self.ethertype)?;
+        frame.write(at + ETH_LEN, self.tags.0)?;
+        if self.len == ETH_LEN + TAG_LEN {
+            return frame.write(at + ETH_LEN + 2, ip);
+        }
+        frame.write(at + ETH_LEN + TAG_LEN, self.tags.1)?;
+        frame.write(at + ETH_LEN + TAG_LEN + 2, ip)
+    }
+}

@@ -1,0 +1,49 @@
+//! IPv6 extension headers, walked out of line.
+//!
+//! Few packets have any, and the verifier would carry every length that the walk can end with through the rest of the
+//! program. As a function of its own, the walk is checked once and comes back as one number.
+
+use aya_ebpf::bindings::xdp_md;
+use nlb_common::parse::{self, Ip, Segment};
+use nlb_common::verdict::{DropReason, Verdict};
+
+use crate::packet::Packet;
+
+/// As `parse::segment`, past any extension headers.
+#[inline(always)]
+pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
+    if !parse::has_extensions(ip) {
+        return parse::segment(packet, ip);
+    }
+    let found = nlb_skip_extensions(packet.ctx(), ip.protocol as u32, ip.next as u32, ip.end as u32);
+    if found & FAILED != 0 {
+        return Err(Verdict::Drop(match found & !FAILED {
+            0 => DropReason::Truncated,
+            1 => DropReason::IpHeader,
+            2 => DropReason::Fragment,
+            _ => DropReason::Ipv6Extensions,
+        }));
+    }
+    let next = (found >> 8) as usize & MAX_OFFSET;
+    parse::segment(packet, &Ip { protocol: found as u8, next, ..*ip })
+}
+
+const FAILED: u32 = 1 << 31;
+
+/// Eight extension headers of at most 2 KiB end within this; the verifier takes no offset whose end may pass 64 KiB.
+const MAX_OFFSET: usize = 0x7fff;
+
+/// The offset of the L4 header, shifted left by 8, and its protocol; or `FAILED` and why.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_skip_extensions(ctx: *mut xdp_md, protocol: u32, offset: u32, end: u32) -> u32 {
+    // An IPv6 header behind two VLAN tags ends at 62.
+    let offset = offset as usize & 63;
+    match parse::skip_extensions(&Packet::at_ctx(ctx), protocol as u8, offset, end as usize) {
+        Ok((protocol, offset)) => (offset as u32) << 8 | protocol as u32,
+        Err(DropReason::Truncated) => FAILED,
+        Err(DropReason::IpHeader) => FAILED | 1,
+        Err(DropReason::Fragment) => FAILED | 2,
+        Err(_) => FAILED | 3,
+    }
+}

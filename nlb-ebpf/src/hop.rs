@@ -1,0 +1,82 @@
+//! Where a packet goes next, and what to do when that is not known yet.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams,
+};
+use aya_ebpf::helpers::bpf_fib_lookup;
+use nlb_common::abi::{NextHop, PARKED_BYTES, Parked};
+use nlb_common::frame::Frame;
+use nlb_common::net::{Addr, Mac};
+use nlb_common::verdict::{DropReason, Verdict};
+
+use crate::packet::{Aligned, Packet};
+use crate::tables;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// The loopback interface. The kernel answers route look-ups only for interfaces that forward; asking on its behalf makes
+/// the packet one of our own, and lets us leave the real interfaces' settings alone. User space makes `lo` forward.
+const LOOPBACK: u32 = 1;
+
+/// The next hop towards `dst`, from the kernel's own routes and neighbours.
+#[inline(always)]
+pub fn towards(packet: &Packet, src: Addr, dst: Addr) -> Result<NextHop, Verdict> {
+    // SAFETY: all of the struct's fields are integers or unions of them, for which zero is valid.
+    let mut params: Aligned<FibParams> = unsafe { core::mem::zeroed() };
+    let params = &mut params.0;
+    params.ifindex = LOOPBACK;
+    if dst.is_v4() {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = src.words()[3];
+        params.__bindgen_anon_4.ipv4_dst = dst.words()[3];
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = src.words();
+        params.__bindgen_anon_4.ipv6_dst = dst.words();
+    }
+    // SAFETY: valid context, and `params` is as long as we say.
+    let answer =
+        unsafe { bpf_fib_lookup(packet.ctx().cast(), params, size_of::<FibParams>() as i32, 0) } as u32;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            Ok(NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex))
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
+        _ => Err(Verdict::Drop(DropReason::NoRoute)),
+    }
+}
+
+/// A MAC address on the stack. Volatile, word by word: the compiler would use wider loads, which packets may be read with
+/// but the stack may not.
+#[inline(always)]
+fn mac(bytes: &[u8; 6]) -> Mac {
+    let words: *const u16 = bytes.as_ptr().cast();
+    // SAFETY: six bytes are three words, and the kernel's struct has both MAC addresses at even offsets.
+    let [a, b, c] = unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
+    Mac { first: a as u32 | (b as u32) << 16, last: c }
+}
+
+/// Hands the packet, still untouched, to user space, which has the kernel resolve the next hop towards `towards` and
+/// then sends the packet through this program again.
+#[inline(always)]
+pub fn park(packet: &Packet, towards: Addr) -> Verdict {
+    const FULL: Verdict = Verdict::Drop(DropReason::ParkFull);
+    let Some(mut room) = tables::parked().reserve(0) else { return FULL };
+    let frame = room.as_mut_ptr();
+    // SAFETY: the ring buffer gave us room for a whole frame.
+    let copied = unsafe {
+        (&raw mut (*frame).head).write(Parked { towards, ifindex: packet.ingress(), len: packet.len() as u32 });
+        packet.copy_to::<PARKED_BYTES>(&raw mut (*frame).bytes)
+    };
+    match copied {
+        Some(()) => {
+            room.submit(0);
+            Verdict::Park
+        }
+        None => {
+            room.discard(0);
+            FULL
+        }
+    }
+}

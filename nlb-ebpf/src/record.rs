@@ -1,0 +1,155 @@
+//! Putting flows on record, out of line.
+//!
+//! These are functions of their own to the verifier, which checks each once, by itself, and not again on every way that
+//! leads to it; inlined, the search for a port alone would take it past its limit. They also keep the code that runs
+//! once a flow out of the way of the code that runs for every packet. A call costs 9 ns and passes plain pointers, which
+//! are checked for null because the verifier asks for that.
+
+use nlb_common::abi::Backend;
+use nlb_common::flow::{Direction, Key, State};
+use nlb_common::hash;
+use nlb_common::net::{Addr, Be16, L4};
+
+use crate::tables;
+
+/// An entry to be written.
+#[repr(C)]
+pub struct Entry {
+    pub key: Key,
+    pub state: State,
+    pub bucket: u32,
+    /// 1 to displace even an established flow, if there is no other way.
+    pub must: u32,
+}
+
+/// What a NAT backend will see of a client, and therefore answer to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Facing {
+    pub backend: Addr,
+    /// The address that the backend sees: ours, or the client's own.
+    pub addr: Addr,
+    pub backend_id: u16,
+    pub backend_port: Be16,
+    /// Last part of the reply key: the id of our address, or a hash of the client's.
+    pub local: u16,
+    /// 1 if the backend sees our address.
+    pub hidden: u16,
+    pub client_port: Be16,
+    pub protocol: u16,
+    /// Where the search for a port starts.
+    pub seed: u32,
+}
+
+impl Facing {
+    #[inline(always)]
+    pub fn new(backend: &Backend, backend_id: u16, client: Addr, sport: Be16, dport: Be16, l4: L4, seed: u64) -> Self {
+        // A backend that calls its own VIP and is picked itself would answer itself directly.
+        let hidden = backend.has(Backend::SNAT_ALWAYS)
+            || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
+            || client == backend.addr;
+        Facing {
+            backend: backend.addr,
+            addr: if hidden { backend.source } else { client },
+            backend_id,
+            backend_port: if backend.port.is_zero() { dport } else { backend.port },
+            local: if hidden { backend.source_id } else { transparent_local(client) },
+            hidden: hidden as u16,
+            client_port: sport,
+            protocol: l4 as u16,
+            seed: (seed >> 20) as u32,
+        }
+    }
+
+    /// The key of the backend's replies to `port`, and their bucket.
+    #[inline(always)]
+    pub fn reply(&self, port: Be16, flow_mask: u32) -> (Key, u32) {
+        let l4 = if self.protocol == L4::Tcp as u16 { L4::Tcp } else { L4::Udp };
+        let direction = if self.hidden != 0 { Direction::Reply } else { Direction::TransparentReply };
+        let key = Key::new(self.backend, self.backend_port, port, self.local, l4, direction);
+        let hash = hash::flow(self.backend, self.addr, self.backend_port, port, l4 as u8);
+        (key, hash as u32 & flow_mask)
+    }
+}
+
+/// What stands for a client's address in the key of a transparent reply.
+#[inline(always)]
+pub fn transparent_local(client: Addr) -> u16 {
+    (hash::addr(client) >> 48) as u16
+}
+
+/// Writes an entry over the one with the same key or, if there is none, over the one that can best be spared. The answer is
+/// its way plus 1, or 0 if there was none to spare.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
+    if entry.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier holds callers to passing a whole `Entry`.
+    let entry = unsafe { &*entry };
+    let settings = tables::settings();
+    let idle = tables::idle_times(&settings);
+    let now = tables::now(&settings);
+    let Some(bucket) = tables::flows(entry.bucket) else { return 0 };
+    let way = match bucket.find(&entry.key) {
+        Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some(way),
+        None => bucket.insert(&entry.key, entry.state, now, &idle, entry.must != 0, is_stale),
+    };
+    way.map_or(0, |way| way as u32 + 1)
+}
+
+/// Whether an entry's flow has lost its backend, so that the entry is free for others.
+#[inline(always)]
+fn is_stale(key: &Key, state: State) -> bool {
+    key.is_forward()
+        && tables::backend(state.backend()).is_none_or(|backend| backend.generation != state.generation())
+}
+
+/// Ports that are tried before a flow is given up.
+const CANDIDATES: u32 = 16;
+
+/// Steps from one candidate to the next, in 65,536ths of the range: the odd number nearest the golden section of it, whose
+/// multiples spread evenly (Knuth, "The Art of Computer Programming", volume 3, section 6.4).
+const STRIDE: u32 = 40_503;
+
+/// The answer of [`nlb_find_port`] if every candidate is taken.
+pub const NO_PORT: u32 = u32::MAX;
+
+/// A port that no living flow shows to this backend, as a memory word; 0 keeps the client's own.
+///
+/// A backend tells flows apart by what it sees of the client, so two flows that look alike to it (one client port, two
+/// VIPs, one backend port) need different ports. A port is taken if a reply entry for it leads to a flow that still has it.
+/// The first candidate follows from the flow's hash, so that a flow that lost its entry tends to get its old port back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
+    if facing.is_null() {
+        return NO_PORT;
+    }
+    // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
+    let facing = unsafe { &*facing };
+    let settings = tables::settings();
+    if facing.hidden == 0 && is_free(facing, facing.client_port, settings.flow_mask) {
+        return 0;
+    }
+    let mut i = 0;
+    while i < CANDIDATES {
+        let fraction = facing.seed.wrapping_add(i * STRIDE) & 0xffff;
+        let offset = (fraction * settings.snat_count as u32) >> 16;
+        let port = Be16::new(settings.snat_first.wrapping_add(offset as u16));
+        if is_free(facing, port, settings.flow_mask) {
+            return port.word() as u32;
+        }
+        i += 1;
+    }
+    NO_PORT
+}
+
+#[inline(always)]
+fn is_free(facing: &Facing, port: Be16, flow_mask: u32) -> bool {
+    let (key, bucket) = facing.reply(port, flow_mask);
+    let Some((_, reply)) = tables::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
+    let Some((flow, state)) = tables::flow_at(reply.place()).and_then(|entry| entry.snapshot()) else { return true };
+    !(flow.is_forward() && state.backend() == facing.backend_id && state.shown_port(&flow) == port)
+}

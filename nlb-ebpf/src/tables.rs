@@ -1,0 +1,231 @@
+//! The maps, and look-ups that the rest of the program makes in them.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::macros::btf_map;
+use nlb_common::abi::{
+    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, Parked, SERVICE_BUCKETS, Service,
+    ServiceBucket, ServiceEntry, Settings, SourceKey,
+};
+use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
+use nlb_common::maglev;
+use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::verdict::COUNTERS;
+
+use crate::packet::on_stack;
+
+
+/// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+// Lengths that depend on configuration are set when the object is loaded; these are the smallest that make sense.
+
+#[btf_map]
+static ADDRESSES: ArrayOfMaps<Array<AddressBucket, { ADDRESS_BUCKETS as usize }, MMAPABLE>, 1> = ArrayOfMaps::new();
+
+#[btf_map]
+static SERVICE_IDS: ArrayOfMaps<Array<ServiceBucket, { SERVICE_BUCKETS as usize }, MMAPABLE>, 1> = ArrayOfMaps::new();
+
+#[btf_map]
+static SERVICES: Array<Service, 64> = Array::new();
+
+#[btf_map]
+static SOURCES: LpmTrie<SourceKey, u32, 1024> = LpmTrie::new();
+
+#[btf_map]
+static POOLS: ArrayOfMaps<Array<maglev::Line, { maglev::LINES as usize }, MMAPABLE>, 64> = ArrayOfMaps::new();
+
+#[btf_map]
+static BACKENDS: Array<Backend, 64> = Array::new();
+
+/// The addresses behind the ids of VIPs.
+#[btf_map]
+static VIPS: Array<Addr, 64> = Array::new();
+
+#[btf_map]
+static FLOWS: Array<Bucket, 64, MMAPABLE> = Array::new();
+
+#[btf_map]
+static EXITS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static BACKEND_STATS: PerCpuArray<BackendStats, 64> = PerCpuArray::new();
+
+#[btf_map]
+static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
+
+/// Tunnel sources that `nlb decap` trusts.
+#[btf_map]
+static PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
+
+#[repr(C)]
+pub struct ParkedFrame {
+    pub head: Parked,
+    pub bytes: [u8; abi::PARKED_BYTES],
+}
+
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    flow_mask: 63,
+    tick_shift: 7,
+    opening: 60,
+    established: 7200,
+    closing: 20,
+    udp: 120,
+    snat_first: 1024,
+    snat_count: 31_744,
+    _pad: 0,
+};
+
+#[inline(always)]
+pub fn settings() -> Settings {
+    // SAFETY: a valid reference. Volatile, because user space replaces the value before the program is loaded, which
+    // the compiler must not assume away.
+    unsafe { core::ptr::read_volatile(&SETTINGS) }
+}
+
+#[inline(always)]
+pub fn count(counter: u32) {
+    if let Some(count) = EXITS.get_ptr_mut(counter) {
+        // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
+        unsafe { *count += 1 };
+    }
+}
+
+#[inline(always)]
+pub fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
+    // SAFETY: as in `count`.
+    BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
+}
+
+/// Time in ticks of about half a second.
+#[inline(always)]
+pub fn now(settings: &Settings) -> u16 {
+    // SAFETY: the helper takes no arguments.
+    (unsafe { bpf_jiffies64() } >> settings.tick_shift) as u16
+}
+
+#[inline(always)]
+pub fn idle_times(s: &Settings) -> IdleTimes {
+    IdleTimes { opening: s.opening, established: s.established, closing: s.closing, udp: s.udp }
+}
+
+/// What an address is to us, and whether there are backends whose replies are found by their source address.
+#[inline(always)]
+pub fn address(addr: Addr) -> (Option<Known>, bool) {
+    let index = Address::bucket(addr);
+    let Some(bucket) = ADDRESSES.get_value(CURRENT, &index) else { return (None, false) };
+    let transparent = bucket[0].flags & Address::TRANSPARENT != 0;
+    if let Some(found) = find_address(bucket, addr) {
+        return (Some(found), transparent);
+    }
+    if bucket[0].flags & Address::OVERFLOWED == 0 {
+        return (None, transparent);
+    }
+    let next = (index + 1) & (ADDRESS_BUCKETS - 1);
+    (ADDRESSES.get_value(CURRENT, &next).and_then(|bucket| find_address(bucket, addr)), transparent)
+}
+
+#[inline(always)]
+fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<Known> {
+    let entry = bucket.iter().find(|entry| entry.addr == addr && entry.flags & Address::ANY != 0)?;
+    Some(Known { flags: entry.flags, id: entry.id, any_tcp: entry.any_port.tcp, any_udp: entry.any_port.udp })
+}
+
+/// What an address is to us. By value: the verifier would follow a reference on from each of the places that it can
+/// point to.
+#[derive(Clone, Copy)]
+pub struct Known {
+    pub flags: u32,
+    pub id: u16,
+    any_tcp: u16,
+    any_udp: u16,
+}
+
+/// The service of a VIP's port; 0 if there is none.
+#[inline(always)]
+pub fn service_id(vip: &Known, port: Be16, l4: L4) -> u16 {
+    let any_port = match l4 {
+        L4::Tcp => vip.any_tcp,
+        L4::Udp => vip.any_udp,
+    };
+    let key = ServiceEntry::key(vip.id, port, l4);
+    let index = ServiceEntry::bucket(key);
+    let Some(bucket) = SERVICE_IDS.get_value(CURRENT, &index) else { return any_port };
+    if let Some(entry) = bucket.iter().find(|entry| entry.key == key) {
+        return entry.service;
+    }
+    if bucket[0].overflowed == 0 {
+        return any_port;
+    }
+    let next = (index + 1) & (SERVICE_BUCKETS - 1);
+    SERVICE_IDS
+        .get_value(CURRENT, &next)
+        .and_then(|bucket| bucket.iter().find(|entry| entry.key == key))
+        .map_or(any_port, |entry| entry.service)
+}
+
+#[inline(always)]
+pub fn service(id: u16) -> Option<&'static Service> {
+    SERVICES.get(id as u32)
+}
+
+/// The pool for a client that the service sorts by source prefix.
+#[inline(always)]
+pub fn pool_by_source(service: u16, client: Addr) -> u16 {
+    let [a, b, c, d] = client.words();
+    on_stack([abi::SOURCE_KEY_SERVICE_BITS + 128, (service as u32).to_be(), a, b, c, d], |key: &Key<SourceKey>| {
+        SOURCES.get(key).map_or(0, |pool| *pool as u16)
+    })
+}
+
+/// The backend in a slot of a pool's Maglev table; 0 if the pool is empty.
+#[inline(always)]
+pub fn maglev(pool: u16, slot: u32) -> u16 {
+    let (line, place) = maglev::place(slot);
+    match POOLS.get_value(pool as u32, &line) {
+        Some(line) => line[place & 3],
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub fn backend(id: u16) -> Option<&'static Backend> {
+    BACKENDS.get(id as u32).filter(|backend| backend.has(Backend::PRESENT))
+}
+
+#[inline(always)]
+pub fn vip(id: u16) -> Option<Addr> {
+    VIPS.get(id as u32).copied()
+}
+
+#[inline(always)]
+pub fn flows(bucket: u32) -> Option<&'static Bucket> {
+    FLOWS.get(bucket)
+}
+
+/// The entry at a place that [`place`] made.
+#[inline(always)]
+pub fn flow_at(place: u32) -> Option<&'static Entry> {
+    let bucket = flows(place / WAYS as u32)?;
+    Some(&bucket.entries[place as usize % WAYS])
+}
+
+/// Where an entry lies, as one number.
+#[inline(always)]
+pub fn place(bucket: u32, way: usize) -> u32 {
+    bucket * WAYS as u32 + way as u32
+}
+
+#[inline(always)]
+pub fn is_peer(addr: Addr) -> bool {
+    let [a, b, c, d] = addr.words();
+    on_stack([128, a, b, c, d], |key: &Key<[u8; 16]>| PEERS.get(key).is_some())
+}
+
+#[inline(always)]
+pub fn parked() -> &'static RingBuf<ParkedFrame, { 1 << 20 }> {
+    &PARKED
+}

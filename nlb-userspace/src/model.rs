@@ -1,0 +1,225 @@
+//! Desired state: what modules and operators have asked for, as plain data.
+//!
+//! Nothing here knows protobuf, a socket, a map or a clock. `grpc` parses messages into these types and refuses what
+//! does not fit them; `registry` is their only writer; `compile` turns them into the contents of the maps. Ordered
+//! collections throughout, so that equal state always compiles to equal maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+pub use nlb_common::net::L4;
+
+/// Everything that has been asked for, at one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Grows by one with every change; 0 is the empty state at start.
+    pub revision: u64,
+    /// The configured single-address VIPs, which wildcard destinations stand for.
+    pub vips: BTreeSet<IpAddr>,
+    /// What to do with a pool of which every backend is unhealthy: use them all (true) or none.
+    pub fail_open: bool,
+    /// By instance id.
+    pub modules: BTreeMap<String, Module>,
+    /// The operator's own routes, by route id; their `targets` name the modules.
+    pub operator_routes: BTreeMap<String, Route>,
+    /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
+    /// counts [`DEFAULT_WEIGHT`].
+    pub version_weights: BTreeMap<String, u32>,
+}
+
+/// The weight of an instance or version for which none was given.
+pub const DEFAULT_WEIGHT: u32 = 100;
+
+/// One registered module instance, as far as the data path cares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Module {
+    pub module_type: ModuleType,
+    pub version: String,
+    /// Share of new flows among the instances of its version; 0 takes none.
+    pub weight: u32,
+    pub health: Health,
+    pub data: DataAddresses,
+    pub mode: ForwardMode,
+    pub snat: Snat,
+    /// The port of routes that name none of their own; operators' routes included.
+    pub listen_port: Option<u16>,
+    /// By route id.
+    pub routes: BTreeMap<String, Route>,
+}
+
+/// Where a module's traffic goes: at most one address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataAddresses {
+    pub v4: Option<std::net::Ipv4Addr>,
+    pub v6: Option<std::net::Ipv6Addr>,
+}
+
+/// What counts for steering: the module's own word, its lease and an operator's drain, resolved into one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    Healthy,
+    /// Takes half its weight of new flows.
+    Degraded,
+    /// Takes no new flows yet.
+    Starting,
+    /// Takes no new flows; UDP flows move at once, TCP flows live on.
+    Unhealthy,
+    /// Draining: as `Unhealthy`, and never part of a pool that fails open.
+    Stopping,
+}
+
+/// The contract's module types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ModuleType {
+    Alb,
+    Dblb,
+    Ailb,
+    Rtmp,
+    Nlb,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ForwardMode {
+    /// Destination rewritten to the backend; replies come back through us (see [`Snat`]).
+    #[default]
+    Nat,
+    /// Only MAC addresses rewritten; the module holds the VIP and answers the client directly.
+    DsrL2,
+    /// Wrapped in an outer IP header; the module unwraps, holds the VIP and answers the client directly.
+    DsrIpip,
+}
+
+/// Whether a NATed backend sees our address as its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Snat {
+    /// Always: replies find their way back whatever the module's routes are.
+    #[default]
+    Always,
+    /// Only for clients on the backend's own link, who would be answered directly: the module's default route is us.
+    OnLink,
+    /// Never.
+    Never,
+}
+
+/// A rule that sends matching flows to modules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    pub protocol: Protocol,
+    /// `None` is any source.
+    pub source: Option<IpNet>,
+    pub destination: Destination,
+    /// `None` is every port of the L4 protocol.
+    pub port: Option<u16>,
+    /// Higher wins.
+    pub priority: i32,
+    /// The module's port for this route, where it differs from the destination port.
+    pub listen_port: Option<u16>,
+    /// Which modules an operator's route is for. A module's own route is always for that module.
+    pub targets: Targets,
+    /// Kept, returned, and not matched by the data path.
+    pub headers: BTreeMap<String, String>,
+    pub path_pattern: String,
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// Every configured VIP (`*` or empty on the wire).
+    EveryVip,
+    /// This address, which is thereby a VIP.
+    Address(IpAddr),
+    /// The configured VIPs inside this prefix.
+    Prefix(IpNet),
+}
+
+/// The modules that an operator's route is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    /// Every module of the type that the protocol implies; for plain TCP and UDP, every module.
+    #[default]
+    Implied,
+    Type(ModuleType),
+    Instances(BTreeSet<String>),
+}
+
+/// The contract's application protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Http,
+    Https,
+    Http2,
+    Http3,
+    Grpc,
+    WebSocket,
+    Mysql,
+    Postgres,
+    Mongodb,
+    Redis,
+    Rtmp,
+    Rtmps,
+    Hls,
+    Dash,
+}
+
+impl Protocol {
+    /// The L4 protocol that carries it.
+    pub fn l4(self) -> L4 {
+        match self {
+            Protocol::Udp | Protocol::Http3 => L4::Udp,
+            _ => L4::Tcp,
+        }
+    }
+
+    /// The port that a destination port of 0 stands for; `None` is every port.
+    pub fn well_known_port(self) -> Option<u16> {
+        match self {
+            Protocol::Tcp | Protocol::Udp => None,
+            Protocol::Http | Protocol::Http2 | Protocol::WebSocket | Protocol::Hls | Protocol::Dash => Some(80),
+            Protocol::Https | Protocol::Http3 | Protocol::Rtmps => Some(443),
+            Protocol::Grpc => Some(50051),
+            Protocol::Mysql => Some(3306),
+            Protocol::Postgres => Some(5432),
+            Protocol::Mongodb => Some(27017),
+            Protocol::Redis => Some(6379),
+            Protocol::Rtmp => Some(1935),
+        }
+    }
+
+    /// The type of module that serves it, where the protocol says so.
+    pub fn implied_type(self) -> Option<ModuleType> {
+        match self {
+            Protocol::Tcp | Protocol::Udp => None,
+            Protocol::Mysql | Protocol::Postgres | Protocol::Mongodb | Protocol::Redis => Some(ModuleType::Dblb),
+            Protocol::Rtmp | Protocol::Rtmps | Protocol::Hls | Protocol::Dash => Some(ModuleType::Rtmp),
+            _ => Some(ModuleType::Alb),
+        }
+    }
+}
+
+impl Targets {
+    /// Whether a route with these targets and `protocol` is for this module.
+    pub fn include(&self, protocol: Protocol, instance_id: &str, module_type: ModuleType) -> bool {
+        match self {
+            Targets::Implied => protocol.implied_type().is_none_or(|t| t == module_type),
+            Targets::Type(t) => *t == module_type,
+            Targets::Instances(ids) => ids.contains(instance_id),
+        }
+    }
+}
+
+/// One place that packets are sent to: an instance's data address and port. An instance with several routes or both
+/// address families has several.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    pub instance_id: String,
+    pub addr: IpAddr,
+    /// 0 with a route for every port: the client's destination port is kept.
+    pub port: u16,
+    pub mode: ForwardMode,
+    pub snat: Snat,
+}
