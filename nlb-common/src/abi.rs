@@ -181,7 +181,13 @@ pub struct NextHop {
 impl NextHop {
     #[inline(always)]
     pub const fn new(dst: Mac, src: Mac, ifindex: u32) -> Self {
-        NextHop { dst_first: dst.first, dst_last: dst.last, src_last: src.last, src_first: src.first, ifindex }
+        NextHop {
+            dst_first: dst.first,
+            dst_last: dst.last,
+            src_last: src.last,
+            src_first: src.first,
+            ifindex,
+        }
     }
 
     #[inline(always)]

@@ -61,7 +61,14 @@ pub enum Direction {
 
 impl Key {
     #[inline(always)]
-    pub const fn new(remote: Addr, remote_port: Be16, local_port: Be16, local: u16, l4: L4, d: Direction) -> Self {
+    pub const fn new(
+        remote: Addr,
+        remote_port: Be16,
+        local_port: Be16,
+        local: u16,
+        l4: L4,
+        d: Direction,
+    ) -> Self {
         let rest = remote_port.word() as u64
             | (local_port.word() as u64) << 16
             | (local as u64) << 32
@@ -391,7 +398,13 @@ impl Entry {
 
     /// How well the entry can be spared; 0 is not at all.
     #[inline(always)]
-    fn expendability(&self, now: u16, idle: &IdleTimes, must: bool, is_stale: &impl Fn(&Key, State) -> bool) -> u32 {
+    fn expendability(
+        &self,
+        now: u16,
+        idle: &IdleTimes,
+        must: bool,
+        is_stale: &impl Fn(&Key, State) -> bool,
+    ) -> u32 {
         const FREE_RANK: u32 = u32::MAX;
         const DEAD_RANK: u32 = u32::MAX - 1;
         const OPENING_RANK: u32 = 1 << 17;

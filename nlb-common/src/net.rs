@@ -97,8 +97,8 @@ impl Addr {
     pub const fn v6_bytes(self) -> [u8; 16] {
         let (hi, lo) = (self.hi.to_ne_bytes(), self.lo.to_ne_bytes());
         [
-            hi[0], hi[1], hi[2], hi[3], hi[4], hi[5], hi[6], hi[7], lo[0], lo[1], lo[2], lo[3], lo[4], lo[5], lo[6],
-            lo[7],
+            hi[0], hi[1], hi[2], hi[3], hi[4], hi[5], hi[6], hi[7], lo[0], lo[1], lo[2], lo[3], lo[4], lo[5],
+            lo[6], lo[7],
         ]
     }
 

@@ -1,8 +1,6 @@
 //! Where a packet goes next, and what to do when that is not known yet.
 
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams,
-};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams};
 use aya_ebpf::helpers::bpf_fib_lookup;
 use nlb_common::abi::{NextHop, PARKED_BYTES, Parked};
 use nlb_common::frame::Frame;
@@ -39,9 +37,7 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr) -> Result<NextHop, Verdict
     let answer =
         unsafe { bpf_fib_lookup(packet.ctx().cast(), params, size_of::<FibParams>() as i32, 0) } as u32;
     match answer {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            Ok(NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex))
-        }
+        BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex)),
         BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
         _ => Err(Verdict::Drop(DropReason::NoRoute)),
     }
@@ -53,7 +49,8 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr) -> Result<NextHop, Verdict
 fn mac(bytes: &[u8; 6]) -> Mac {
     let words: *const u16 = bytes.as_ptr().cast();
     // SAFETY: six bytes are three words, and the kernel's struct has both MAC addresses at even offsets.
-    let [a, b, c] = unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
+    let [a, b, c] =
+        unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
     Mac { first: a as u32 | (b as u32) << 16, last: c }
 }
 
@@ -66,7 +63,11 @@ pub fn park(packet: &Packet, towards: Addr) -> Verdict {
     let frame = room.as_mut_ptr();
     // SAFETY: the ring buffer gave us room for a whole frame.
     let copied = unsafe {
-        (&raw mut (*frame).head).write(Parked { towards, ifindex: packet.ingress(), len: packet.len() as u32 });
+        (&raw mut (*frame).head).write(Parked {
+            towards,
+            ifindex: packet.ingress(),
+            len: packet.len() as u32,
+        });
         packet.copy_to::<PARKED_BYTES>(&raw mut (*frame).bytes)
     };
     match copied {

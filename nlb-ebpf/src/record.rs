@@ -43,7 +43,15 @@ pub struct Facing {
 
 impl Facing {
     #[inline(always)]
-    pub fn new(backend: &Backend, backend_id: u16, client: Addr, sport: Be16, dport: Be16, l4: L4, seed: u64) -> Self {
+    pub fn new(
+        backend: &Backend,
+        backend_id: u16,
+        client: Addr,
+        sport: Be16,
+        dport: Be16,
+        l4: L4,
+        seed: u64,
+    ) -> Self {
         // A backend that calls its own VIP and is picked itself would answer itself directly.
         let hidden = backend.has(Backend::SNAT_ALWAYS)
             || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
@@ -150,6 +158,8 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
 fn is_free(facing: &Facing, port: Be16, flow_mask: u32) -> bool {
     let (key, bucket) = facing.reply(port, flow_mask);
     let Some((_, reply)) = tables::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
-    let Some((flow, state)) = tables::flow_at(reply.place()).and_then(|entry| entry.snapshot()) else { return true };
+    let Some((flow, state)) = tables::flow_at(reply.place()).and_then(|entry| entry.snapshot()) else {
+        return true;
+    };
     !(flow.is_forward() && state.backend() == facing.backend_id && state.shown_port(&flow) == port)
 }

@@ -8,10 +8,10 @@ use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, PassReason, SendReason, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
-use crate::{extensions, hop};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
 use crate::tables::{self, Known};
+use crate::{extensions, hop};
 
 const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
@@ -85,7 +85,14 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
             let facing = facing(backend, state.backend(), ip, segment, hash);
-            record_reply(&facing, state.shown_port(&key), tables::place(index, way), phase, now, settings.flow_mask);
+            record_reply(
+                &facing,
+                state.shown_port(&key),
+                tables::place(index, way),
+                phase,
+                now,
+                settings.flow_mask,
+            );
         }
         bucket.entries[way & 3].touch(state, phase, now);
         return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
@@ -268,7 +275,14 @@ fn from_backend(packet: &mut Packet, ip: &Ip, local: u16, direction: Direction) 
 
 /// Whether the flow that a reply entry leads to is the one that this packet answers.
 #[inline(always)]
-fn leads_back(ip: &Ip, segment: &Segment, flow: &Key, state: State, backend: &Backend, direction: Direction) -> bool {
+fn leads_back(
+    ip: &Ip,
+    segment: &Segment,
+    flow: &Key,
+    state: State,
+    backend: &Backend,
+    direction: Direction,
+) -> bool {
     let backend_port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
     flow.is_forward()
         && flow.protocol() == segment.l4 as u8
@@ -281,7 +295,14 @@ fn leads_back(ip: &Ip, segment: &Segment, flow: &Key, state: State, backend: &Ba
 
 /// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
 #[inline(always)]
-fn note_reply(reply: &Entry, reply_state: State, flow: &Entry, state: State, segment: &Segment, settings: &Settings) {
+fn note_reply(
+    reply: &Entry,
+    reply_state: State,
+    flow: &Entry,
+    state: State,
+    segment: &Segment,
+    settings: &Settings,
+) {
     let now = tables::now(settings);
     let phase = flow::next_phase(state.phase(), segment.flags, false);
     flow.touch(state, phase, now);

@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
-    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, Parked, SERVICE_BUCKETS, Service,
-    ServiceBucket, ServiceEntry, Settings, SourceKey,
+    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, Parked, SERVICE_BUCKETS,
+    Service, ServiceBucket, ServiceEntry, Settings, SourceKey,
 };
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
 use nlb_common::maglev;
@@ -16,17 +16,18 @@ use nlb_common::verdict::COUNTERS;
 
 use crate::packet::on_stack;
 
-
 /// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 // Lengths that depend on configuration are set when the object is loaded; these are the smallest that make sense.
 
 #[btf_map]
-static ADDRESSES: ArrayOfMaps<Array<AddressBucket, { ADDRESS_BUCKETS as usize }, MMAPABLE>, 1> = ArrayOfMaps::new();
+static ADDRESSES: ArrayOfMaps<Array<AddressBucket, { ADDRESS_BUCKETS as usize }, MMAPABLE>, 1> =
+    ArrayOfMaps::new();
 
 #[btf_map]
-static SERVICE_IDS: ArrayOfMaps<Array<ServiceBucket, { SERVICE_BUCKETS as usize }, MMAPABLE>, 1> = ArrayOfMaps::new();
+static SERVICE_IDS: ArrayOfMaps<Array<ServiceBucket, { SERVICE_BUCKETS as usize }, MMAPABLE>, 1> =
+    ArrayOfMaps::new();
 
 #[btf_map]
 static SERVICES: Array<Service, 64> = Array::new();
@@ -176,9 +177,10 @@ pub fn service(id: u16) -> Option<&'static Service> {
 #[inline(always)]
 pub fn pool_by_source(service: u16, client: Addr) -> u16 {
     let [a, b, c, d] = client.words();
-    on_stack([abi::SOURCE_KEY_SERVICE_BITS + 128, (service as u32).to_be(), a, b, c, d], |key: &Key<SourceKey>| {
-        SOURCES.get(key).map_or(0, |pool| *pool as u16)
-    })
+    on_stack(
+        [abi::SOURCE_KEY_SERVICE_BITS + 128, (service as u32).to_be(), a, b, c, d],
+        |key: &Key<SourceKey>| SOURCES.get(key).map_or(0, |pool| *pool as u16),
+    )
 }
 
 /// The backend in a slot of a pool's Maglev table; 0 if the pool is empty.

@@ -1,1 +1,50 @@
+//! The SDK of a module's author: write what answers a connection, and be a module of the fleet.
+//!
+//! ```no_run
+//! use nlb_module::{Connection, Instance, ModuleType, Protocol, Route};
+//! use tokio::io::AsyncWriteExt;
+//!
+//! # async fn run() -> Result<(), nlb_module::Error> {
+//! Instance::new("greeter-1", ModuleType::Alb)
+//!     .nlb("http://10.0.0.1:50051")
+//!     .listen_tcp("[::]:8080".parse().unwrap())
+//!     .route(Route {
+//!         route_id: "greet".into(),
+//!         protocol: Protocol::Tcp.into(),
+//!         destination_pattern: "192.0.2.1".into(),
+//!         destination_port: 80,
+//!         metadata: [("listen_port".into(), "8080".into())].into(),
+//!         ..Route::default()
+//!     })
+//!     .run(|mut connection: Connection| async move { connection.write_all(b"hello\n").await })
+//!     .await
+//! # }
+//! ```
+//!
+//! `run` registers the instance and its routes, keeps the registration alive by heartbeats and renews it when the NLB
+//! has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows, and the open ones may finish.
+//!
+//! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default.
 
+mod answers;
+mod connection;
+mod control;
+mod instance;
+mod nlb;
+mod registration;
+mod rpc;
+mod serve;
+mod state;
+mod tcp;
+mod udp;
+mod usage;
+
+pub use connection::Connection;
+pub use control::Control;
+pub use instance::{Error, Instance};
+pub use nlb_proto::{HealthStatus, ModuleType, Protocol, Route};
+pub use serve::Serve;
+pub use state::State;
+
+/// The messages of the wire contract, for authors of a [`Control`].
+pub use nlb_proto as proto;

@@ -1,1 +1,27 @@
+//! The MarchProxy NLB: everything of it that runs in user space.
+//!
+//! `grpc` turns calls into `model`; `registry` holds what is desired; `compile` turns that into the contents of the
+//! kernel's maps, and `reconcile` brings the maps there. `stats` reads what the kernel counted.
 
+pub mod cli;
+pub mod compile;
+pub mod config;
+pub mod datapath;
+pub mod decap;
+pub mod drain;
+pub mod grpc;
+pub mod lease;
+pub mod loader;
+pub mod maps;
+pub mod model;
+pub mod netlink;
+pub mod nexthop;
+pub mod park;
+pub mod plan;
+pub mod reconcile;
+pub mod registry;
+pub mod resolve;
+pub mod serve;
+pub mod shutdown;
+pub mod stats;
+pub mod vips;

@@ -179,7 +179,9 @@ impl Protocol {
     pub fn well_known_port(self) -> Option<u16> {
         match self {
             Protocol::Tcp | Protocol::Udp => None,
-            Protocol::Http | Protocol::Http2 | Protocol::WebSocket | Protocol::Hls | Protocol::Dash => Some(80),
+            Protocol::Http | Protocol::Http2 | Protocol::WebSocket | Protocol::Hls | Protocol::Dash => {
+                Some(80)
+            }
             Protocol::Https | Protocol::Http3 | Protocol::Rtmps => Some(443),
             Protocol::Grpc => Some(50051),
             Protocol::Mysql => Some(3306),
@@ -194,7 +196,9 @@ impl Protocol {
     pub fn implied_type(self) -> Option<ModuleType> {
         match self {
             Protocol::Tcp | Protocol::Udp => None,
-            Protocol::Mysql | Protocol::Postgres | Protocol::Mongodb | Protocol::Redis => Some(ModuleType::Dblb),
+            Protocol::Mysql | Protocol::Postgres | Protocol::Mongodb | Protocol::Redis => {
+                Some(ModuleType::Dblb)
+            }
             Protocol::Rtmp | Protocol::Rtmps | Protocol::Hls | Protocol::Dash => Some(ModuleType::Rtmp),
             _ => Some(ModuleType::Alb),
         }

@@ -1,1 +1,9 @@
+//! What privileged tests and the demo stand on: networks made of namespaces, and real programs running in them.
+//!
+//! [`lab`] builds a network, [`netns`] is one host of it, [`process`] is a program that runs there and ends with us,
+//! and [`programs`] are the ones of this workspace.
 
+pub mod lab;
+pub mod netns;
+pub mod process;
+pub mod programs;

@@ -1,1 +1,73 @@
-fn main() {}
+//! `cargo xtask`: everything one does with this repository, each by one command.
+//!
+//! Kept light, because it is compiled before anything else can happen on a fresh machine.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod apt;
+mod bpf_toolchain;
+mod command;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+/// Project tasks of the MarchProxy NLB
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install what building and testing need: a BPF compiler, bpf-linker, the programs tests talk to
+    Setup,
+    /// Set up, then build the daemon, the XDP programs in it, and the examples
+    Build {
+        /// Optimise
+        #[arg(long)]
+        release: bool,
+    },
+    /// Set up, build, and watch real connections being balanced between network namespaces
+    #[command(
+        override_usage = "cargo xtask run [--duration <TIME>]\n       cargo xtask run -- serve --iface eth0 ..."
+    )]
+    Run(run::Args),
+    /// Set up, then check and test everything; the first failure ends it
+    Test,
+    /// Check the rules of the house that a program can check
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => setup::setup(),
+        Task::Build { release } => build(release),
+        Task::Run(args) => run::run(&args),
+        Task::Test => test::test(),
+        Task::Tidy => tidy::tidy(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build(release: bool) -> Result<()> {
+    setup::setup()?;
+    let mut cargo = workspace::cargo("build");
+    cargo.args(["--bins", "--examples"]);
+    if release {
+        cargo.arg("--release");
+    }
+    command::run(&mut cargo)
+}

@@ -1,0 +1,141 @@
+//! A module that answers TCP, UDP and HTTP with its name, so that one sees who served.
+//!
+//! Every line of a TCP connection and every datagram comes back with the instance id before it; an HTTP GET is
+//! answered with the instance id. All three share one port.
+
+use std::io::Result;
+use std::net::SocketAddr;
+
+use clap::Parser;
+use nlb_module::{Connection, Instance, ModuleType, Protocol, Route, Serve};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+
+/// A module of the MarchProxy NLB that answers with its name
+#[derive(Parser)]
+struct Args {
+    /// Instance id: the name that answers carry
+    #[arg(long)]
+    name: String,
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Share of new flows among instances of the same version
+    #[arg(long, default_value_t = 100)]
+    weight: u32,
+    /// Serve TCP, UDP and HTTP here (repeatable)
+    #[arg(long, default_value = "[::]:8080")]
+    listen: Vec<SocketAddr>,
+    /// The NLB's gRPC address
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    nlb: String,
+    /// What clients reach (repeatable): an address of the NLB and a port, for TCP and UDP
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    vip: Vec<SocketAddr>,
+    /// How packets get here: nat, dsr-l2 or dsr-ipip
+    #[arg(long)]
+    mode: Option<String>,
+    /// More metadata for the NLB (repeatable), such as data_address=10.0.0.5
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    metadata: Vec<(String, String)>,
+    /// Where ModuleService listens
+    #[arg(long, default_value = "0.0.0.0:0")]
+    control: SocketAddr,
+    /// Seconds between heartbeats, in place of what the NLB asks for
+    #[arg(long, value_name = "SECONDS")]
+    heartbeat: Option<u64>,
+    /// Seconds that open connections may take to finish after SIGTERM
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    drain: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).init();
+    let args = Args::parse();
+    let mut instance = Instance::new(&args.name, ModuleType::Alb)
+        .nlb(&args.nlb)
+        .version(&args.version)
+        .weight(args.weight)
+        .control_listen(args.control)
+        .drain_timeout(std::time::Duration::from_secs(args.drain));
+    for address in &args.listen {
+        instance = instance.listen_tcp(*address).listen_udp(*address);
+    }
+    for route in routes(&args) {
+        instance = instance.route(route);
+    }
+    for (key, value) in
+        args.mode.iter().map(|mode| ("forward_mode".to_owned(), mode.clone())).chain(args.metadata)
+    {
+        instance = instance.metadata(key, value);
+    }
+    if let Some(seconds) = args.heartbeat {
+        instance = instance.heartbeat_interval(std::time::Duration::from_secs(seconds));
+    }
+    instance.run(Echo { name: args.name }).await?;
+    Ok(())
+}
+
+struct Echo {
+    name: String,
+}
+
+impl Serve for Echo {
+    async fn connection(&self, connection: Connection) -> Result<()> {
+        let mut stream = BufReader::new(connection);
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).await? > 0 {
+            if line.starts_with(b"GET ") {
+                self.answer_http(&mut stream).await?;
+            } else {
+                stream.write_all(&self.signed(&line)).await?;
+            }
+            line.clear();
+        }
+        Ok(())
+    }
+
+    async fn datagram(&self, payload: &[u8], _client: SocketAddr) -> Result<Option<Vec<u8>>> {
+        Ok(Some(self.signed(payload)))
+    }
+}
+
+impl Echo {
+    fn signed(&self, text: &[u8]) -> Vec<u8> {
+        [self.name.as_bytes(), b" ", text].concat()
+    }
+
+    async fn answer_http(
+        &self,
+        stream: &mut (impl AsyncBufReadExt + AsyncRead + AsyncWrite + Unpin),
+    ) -> Result<()> {
+        let mut header = String::new();
+        // To the empty line that ends the headers.
+        while stream.read_line(&mut header).await? > 2 {
+            header.clear();
+        }
+        let body = format!("{}\n", self.name);
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all((head + &body).as_bytes()).await
+    }
+}
+
+/// One route for TCP and one for UDP per VIP. Replicas name them alike and so share one pool.
+fn routes(args: &Args) -> impl Iterator<Item = Route> {
+    let port = args.listen[0].port();
+    args.vip.iter().flat_map(move |vip| {
+        [Protocol::Tcp, Protocol::Udp].map(|protocol| Route {
+            route_id: format!("echo-{}-{}-{}", protocol.as_str_name().to_lowercase(), vip.ip(), vip.port()),
+            protocol: protocol.into(),
+            destination_pattern: vip.ip().to_string(),
+            destination_port: vip.port().into(),
+            metadata: [("listen_port".to_owned(), port.to_string())].into(),
+            ..Route::default()
+        })
+    })
+}
+
+fn pair(text: &str) -> std::result::Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` has no `=`; write KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,311 @@
+//! What an instance answers to the NLB's calls unless its author says otherwise: from what it knows of itself, and
+//! what makes no sense for one process is UNIMPLEMENTED, with the reason.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use nlb_proto::*;
+use tonic::Status;
+
+use crate::nlb::Failure;
+use crate::state::{State, Stop};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_PAGE: i32 = 100;
+const LARGEST_PAGE: i32 = 1000;
+const LARGEST_WEIGHT: i32 = 10_000;
+
+type Answer<T> = Result<T, Status>;
+
+impl State {
+    pub fn get_status(&self, _: GetStatusRequest) -> Answer<GetStatusResponse> {
+        Ok(GetStatusResponse {
+            instance: Some(self.instance()),
+            status: self.health().into(),
+            message: self.condition(),
+            last_updated: now(),
+            details: Default::default(),
+        })
+    }
+
+    pub fn health_check(&self, _: HealthCheckRequest) -> Answer<HealthCheckResponse> {
+        Ok(HealthCheckResponse {
+            status: self.health().into(),
+            message: self.condition(),
+            checks: [("open_connections".to_owned(), self.open_connections().to_string())].into(),
+            checked_at: now(),
+        })
+    }
+
+    /// Answers at once; the process ends when it has drained.
+    pub fn shutdown(&self, request: ShutdownRequest) -> Answer<ShutdownResponse> {
+        let timeout = match u64::try_from(request.timeout_seconds) {
+            Ok(0) => DEFAULT_TIMEOUT,
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => return Err(Status::invalid_argument("timeout_seconds is negative")),
+        };
+        self.stop(if request.graceful { Stop::Drain(timeout) } else { Stop::AtOnce });
+        let message = if request.graceful { "draining" } else { "ending" };
+        Ok(ShutdownResponse { success: true, message: message.to_owned(), error: None })
+    }
+
+    /// By the routes it registered; without any, the operator's routes decide and everything can be served.
+    pub fn can_handle(&self, request: CanHandleRequest) -> Answer<CanHandleResponse> {
+        let asked = request.route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
+        let own = self.routes();
+        let best = own.values().filter(|route| covers(route, &asked)).max_by_key(|route| route.priority);
+        let (can_handle, priority, reason) = match best {
+            Some(route) => (true, route.priority, format!("covered by route {}", route.route_id)),
+            None if own.is_empty() => (true, 0, "has no routes of its own".to_owned()),
+            None => (false, 0, format!("covered by none of {} routes", own.len())),
+        };
+        Ok(CanHandleResponse { can_handle, priority, reason, metadata: Default::default() })
+    }
+
+    pub fn get_routes(&self, request: GetRoutesRequest) -> Answer<GetRoutesResponse> {
+        let query = request.query.unwrap_or_default();
+        if !query.filters.is_empty() || !query.sort_by.is_empty() {
+            return Err(Status::invalid_argument(
+                "an instance lists its few routes by id; leave filters and sort_by empty",
+            ));
+        }
+        let routes: Vec<Route> = self.routes().into_values().collect();
+        let total = routes.len() as i32;
+        let Pagination { page, page_size, .. } = query.pagination.unwrap_or_default();
+        let page = page.max(1);
+        let page_size = if page_size < 1 { DEFAULT_PAGE } else { page_size.min(LARGEST_PAGE) };
+        let first = (i64::from(page) - 1) * i64::from(page_size);
+        Ok(GetRoutesResponse {
+            routes: routes.into_iter().skip(first as usize).take(page_size as usize).collect(),
+            total_routes: total,
+            pagination: Some(Pagination {
+                page,
+                page_size,
+                total_items: total,
+                total_pages: (total + page_size - 1) / page_size,
+            }),
+        })
+    }
+
+    /// Changes the routes at the NLB first: what it refuses, the instance does not have either.
+    pub async fn update_routes(&self, request: UpdateRoutesRequest) -> Answer<UpdateRoutesResponse> {
+        let mut routes = if request.replace_all { BTreeMap::new() } else { self.routes() };
+        for route in request.routes {
+            if route.route_id.is_empty() {
+                return Err(Status::invalid_argument("a route has no route_id"));
+            }
+            routes.insert(route.route_id.clone(), route);
+        }
+        let changed = self.change_routes(routes).await;
+        let (success, message, error) = outcome(&changed);
+        Ok(UpdateRoutesResponse { success, message, routes_updated: changed.unwrap_or_default(), error })
+    }
+
+    pub async fn delete_route(&self, request: DeleteRouteRequest) -> Answer<DeleteRouteResponse> {
+        let mut routes = self.routes();
+        let changed = match routes.remove(&request.route_id) {
+            Some(_) => self.change_routes(routes).await,
+            None => Err(Failure::NotFound(format!("there is no route `{}` here", request.route_id))),
+        };
+        let (success, message, error) = outcome(&changed);
+        Ok(DeleteRouteResponse { success, message, error })
+    }
+
+    async fn change_routes(&self, routes: BTreeMap<String, Route>) -> Result<i32, Failure> {
+        let updated = self.nlb.set_routes(self, routes.values().cloned().collect()).await?;
+        self.set_routes(routes);
+        Ok(updated)
+    }
+
+    pub fn get_instances(&self, request: GetInstancesRequest) -> Answer<GetInstancesResponse> {
+        let own = self.instance();
+        let fits = (request.module_type == 0 || request.module_type == own.module_type)
+            && (request.status_filter == 0 || request.status_filter == own.health_status);
+        let instances = if fits { vec![own] } else { Vec::new() };
+        Ok(GetInstancesResponse { total_instances: instances.len() as i32, instances })
+    }
+
+    /// The NLB passes on what was asked of it, so it is told only what it cannot know yet.
+    pub async fn set_traffic_weight(
+        &self,
+        request: SetTrafficWeightRequest,
+    ) -> Answer<SetTrafficWeightResponse> {
+        self.check_version(&request.version)?;
+        let weight = match request.weight {
+            weight @ 0..=LARGEST_WEIGHT => weight as u32,
+            weight => {
+                return Err(Status::invalid_argument(format!(
+                    "weight {weight} is not within 0 to {LARGEST_WEIGHT}"
+                )));
+            }
+        };
+        let before = self.weight();
+        let mut changed = Ok(0);
+        if weight != before {
+            self.set_weight(weight);
+            changed = self.nlb.set_weight(self, weight).await.map(|()| 1);
+            if changed.is_err() {
+                self.set_weight(before);
+            }
+        }
+        let (success, message, error) = outcome(&changed);
+        Ok(SetTrafficWeightResponse { success, message, current_config: None, error })
+    }
+
+    pub fn get_active_version(&self, _: GetActiveVersionRequest) -> Answer<GetActiveVersionResponse> {
+        Ok(GetActiveVersionResponse {
+            active_version: self.version().to_owned(),
+            config: None,
+            version_weights: [(self.version().to_owned(), self.weight() as i32)].into(),
+        })
+    }
+
+    pub fn get_stats(&self, request: GetStatsRequest) -> Answer<GetStatsResponse> {
+        let stats = Some(self.stats());
+        if request.reset_counters {
+            self.reset_stats();
+        }
+        Ok(GetStatsResponse { stats })
+    }
+
+    /// The figures of this moment, which a span of time may leave out.
+    pub fn get_metrics(&self, request: GetMetricsRequest) -> Answer<GetMetricsResponse> {
+        let collected = prost_types::Timestamp::from(SystemTime::now());
+        let seconds = |time: &prost_types::Timestamp| (time.seconds, time.nanos);
+        let asked_for_now = request.start_time.is_none_or(|start| seconds(&start) <= seconds(&collected))
+            && request.end_time.is_none_or(|end| seconds(&end) >= seconds(&collected));
+        let stats = self.stats();
+        let metrics = [
+            ("module_requests_total", stats.total_requests as f64),
+            ("module_requests_failed_total", stats.failed_requests as f64),
+            ("module_connections_total", stats.total_connections as f64),
+            ("module_connections_open", stats.active_connections as f64),
+            ("module_received_bytes_total", stats.bytes_received as f64),
+            ("module_sent_bytes_total", stats.bytes_sent as f64),
+            ("module_cpu_usage_percent", stats.cpu_usage_percent),
+            ("module_memory_usage_mebibytes", stats.memory_usage_mb),
+        ];
+        let wanted = |name: &str| {
+            asked_for_now
+                && (request.metric_names.is_empty() || request.metric_names.iter().any(|asked| asked == name))
+        };
+        let points =
+            metrics.into_iter().filter(|(name, _)| wanted(name)).map(|(name, value)| MetricDataPoint {
+                name: name.to_owned(),
+                value,
+                labels: [("instance_id".to_owned(), self.instance_id().to_owned())].into(),
+                timestamp: Some(collected),
+            });
+        let metrics = ModuleMetrics {
+            instance_id: self.instance_id().to_owned(),
+            module_type: self.instance().module_type,
+            metrics: points.collect(),
+            collected_at: Some(collected),
+        };
+        Ok(GetMetricsResponse { metrics: Some(metrics), collected_at: Some(collected) })
+    }
+
+    fn condition(&self) -> String {
+        format!("{} open connections", self.open_connections())
+    }
+
+    fn check_version(&self, version: &str) -> Answer<()> {
+        if version.is_empty() || version == self.version() {
+            return Ok(());
+        }
+        let why = format!("this instance is of version `{}`, not `{version}`", self.version());
+        Err(Status::invalid_argument(why))
+    }
+}
+
+/// Why a single process has no answer to a call.
+pub(crate) fn not_for_one_process<T>(why: &str) -> Answer<T> {
+    Err(Status::unimplemented(why))
+}
+
+/// Whether traffic that `asked` describes also fits the route `own`.
+fn covers(own: &Route, asked: &Route) -> bool {
+    let same_protocol = own.protocol == asked.protocol
+        || own.protocol() == Protocol::Tcp && !is_udp(asked.protocol())
+        || own.protocol() == Protocol::Udp && is_udp(asked.protocol());
+    let port = own.destination_port == 0 || own.destination_port == asked.destination_port;
+    same_protocol
+        && port
+        && includes(&own.source_pattern, &asked.source_pattern)
+        && includes(&own.destination_pattern, &asked.destination_pattern)
+}
+
+fn is_udp(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Udp | Protocol::Http3)
+}
+
+fn includes(own: &str, asked: &str) -> bool {
+    if own.is_empty() || own == "*" || own == asked {
+        return true;
+    }
+    match (network(own), network(asked)) {
+        (Some(own), Some(asked)) => own.contains(&asked),
+        _ => false,
+    }
+}
+
+fn network(pattern: &str) -> Option<IpNet> {
+    pattern.parse().ok().or_else(|| Some(IpNet::from(pattern.parse::<std::net::IpAddr>().ok()?)))
+}
+
+fn outcome(changed: &Result<i32, Failure>) -> (bool, String, Option<Error>) {
+    let (code, why) = match changed {
+        Ok(0) => return (true, "nothing to change".to_owned(), None),
+        Ok(changes) => return (true, format!("the NLB has applied {changes} changes"), None),
+        Err(Failure::Passing(why)) => (StatusCode::Unavailable, why),
+        Err(Failure::NotFound(why)) => (StatusCode::NotFound, why),
+        Err(Failure::Refused(why)) => (StatusCode::InvalidArgument, why),
+    };
+    let error =
+        Error { code: code.into(), message: why.clone(), details: Default::default(), occurred_at: now() };
+    (false, why.clone(), Some(error))
+}
+
+fn now() -> Option<prost_types::Timestamp> {
+    Some(SystemTime::now().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_covers_what_lies_within_it() {
+        let own = Route {
+            protocol: Protocol::Tcp.into(),
+            source_pattern: "10.0.0.0/8".into(),
+            destination_pattern: "192.0.2.1".into(),
+            destination_port: 80,
+            ..Route::default()
+        };
+        let asked = Route { source_pattern: "10.1.2.3".into(), ..own.clone() };
+        assert!(covers(&own, &asked));
+        assert!(covers(&own, &Route { protocol: Protocol::Http.into(), ..asked.clone() }));
+        for other in [
+            Route { protocol: Protocol::Udp.into(), ..asked.clone() },
+            Route { protocol: Protocol::Http3.into(), ..asked.clone() },
+            Route { destination_port: 81, ..asked.clone() },
+            Route { source_pattern: "11.1.2.3".into(), ..asked.clone() },
+            Route { source_pattern: String::new(), ..asked.clone() },
+            Route { destination_pattern: "192.0.2.2".into(), ..asked.clone() },
+            Route { destination_pattern: "2001:db8::1".into(), ..asked.clone() },
+        ] {
+            assert!(!covers(&own, &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_without_patterns_covers_its_protocol() {
+        let own =
+            Route { protocol: Protocol::Udp.into(), destination_pattern: "*".into(), ..Route::default() };
+        let quic = Route { protocol: Protocol::Http3.into(), destination_port: 443, ..Route::default() };
+        assert!(covers(&own, &quic));
+        assert!(!covers(&own, &Route { protocol: Protocol::Http.into(), ..quic }));
+    }
+}

@@ -1,0 +1,93 @@
+//! A client's TCP connection as a module's author gets it: a stream that is counted and knows when to hurry.
+
+use std::io::{IoSlice, Result};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::state::{Open, State};
+
+/// Read and write it like any tokio stream.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    client: SocketAddr,
+    state: Arc<State>,
+    _open: Open,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, client: SocketAddr, state: Arc<State>) -> Connection {
+        let open = Open::connection(&state);
+        Connection { stream, client, state, _open: open }
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// The address that the client reached: in the direct server return modes, the virtual one.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Completes when the instance drains. Who may end a connection early (an idle keep-alive) does so then.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        let state = Arc::clone(&self.state);
+        async move { state.draining().await }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        let before = buffer.filled().len();
+        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        self.state.count_received(buffer.filled().len() - before);
+        Poll::Ready(result)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        self.sent(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes));
+        self.sent(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connection {
+    fn sent(&self, result: Result<usize>) -> Poll<Result<usize>> {
+        if let Ok(bytes) = result {
+            self.state.count_sent(bytes);
+        }
+        Poll::Ready(result)
+    }
+}

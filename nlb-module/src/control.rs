@@ -1,0 +1,158 @@
+//! The control side of a module: the calls of `ModuleService`, each with a default that its author can replace.
+
+use nlb_proto::*;
+use tonic::{Status, async_trait};
+
+use crate::State;
+use crate::answers::not_for_one_process;
+
+/// Answers the NLB's calls. The defaults, which [`State`] offers under the same names, do for a module that only
+/// serves; requests for other instances have been refused before they get here. `StreamMetrics` repeats
+/// [`get_metrics`](Control::get_metrics).
+#[async_trait]
+pub trait Control: Send + Sync + 'static {
+    async fn get_status(
+        &self,
+        state: &State,
+        request: GetStatusRequest,
+    ) -> Result<GetStatusResponse, Status> {
+        state.get_status(request)
+    }
+
+    async fn reload(&self, _: &State, _: ReloadRequest) -> Result<ReloadResponse, Status> {
+        not_for_one_process("this module has no configuration that could be loaded again")
+    }
+
+    async fn shutdown(&self, state: &State, request: ShutdownRequest) -> Result<ShutdownResponse, Status> {
+        state.shutdown(request)
+    }
+
+    async fn can_handle(
+        &self,
+        state: &State,
+        request: CanHandleRequest,
+    ) -> Result<CanHandleResponse, Status> {
+        state.can_handle(request)
+    }
+
+    async fn get_routes(
+        &self,
+        state: &State,
+        request: GetRoutesRequest,
+    ) -> Result<GetRoutesResponse, Status> {
+        state.get_routes(request)
+    }
+
+    async fn update_routes(
+        &self,
+        state: &State,
+        request: UpdateRoutesRequest,
+    ) -> Result<UpdateRoutesResponse, Status> {
+        state.update_routes(request).await
+    }
+
+    async fn delete_route(
+        &self,
+        state: &State,
+        request: DeleteRouteRequest,
+    ) -> Result<DeleteRouteResponse, Status> {
+        state.delete_route(request).await
+    }
+
+    async fn get_rate_limits(
+        &self,
+        _: &State,
+        _: GetRateLimitsRequest,
+    ) -> Result<GetRateLimitsResponse, Status> {
+        not_for_one_process("this module enforces no rate limits; the NLB does")
+    }
+
+    async fn set_rate_limit(
+        &self,
+        _: &State,
+        _: SetRateLimitRequest,
+    ) -> Result<SetRateLimitResponse, Status> {
+        not_for_one_process("this module enforces no rate limits; set them on the NLB")
+    }
+
+    async fn remove_rate_limit(
+        &self,
+        _: &State,
+        _: RemoveRateLimitRequest,
+    ) -> Result<RemoveRateLimitResponse, Status> {
+        not_for_one_process("this module enforces no rate limits; the NLB does")
+    }
+
+    async fn get_metrics(
+        &self,
+        state: &State,
+        request: GetMetricsRequest,
+    ) -> Result<GetMetricsResponse, Status> {
+        state.get_metrics(request)
+    }
+
+    async fn scale(&self, _: &State, _: ScaleRequest) -> Result<ScaleResponse, Status> {
+        not_for_one_process("one process does not start others; scale it where it is started")
+    }
+
+    async fn get_instances(
+        &self,
+        state: &State,
+        request: GetInstancesRequest,
+    ) -> Result<GetInstancesResponse, Status> {
+        state.get_instances(request)
+    }
+
+    async fn set_traffic_weight(
+        &self,
+        state: &State,
+        request: SetTrafficWeightRequest,
+    ) -> Result<SetTrafficWeightResponse, Status> {
+        state.set_traffic_weight(request).await
+    }
+
+    async fn get_active_version(
+        &self,
+        state: &State,
+        request: GetActiveVersionRequest,
+    ) -> Result<GetActiveVersionResponse, Status> {
+        state.get_active_version(request)
+    }
+
+    async fn rollback(&self, _: &State, _: RollbackRequest) -> Result<RollbackResponse, Status> {
+        not_for_one_process("one process has one version; roll back on the NLB")
+    }
+
+    async fn promote_version(
+        &self,
+        _: &State,
+        _: PromoteVersionRequest,
+    ) -> Result<PromoteVersionResponse, Status> {
+        not_for_one_process("one process has one version; promote versions on the NLB")
+    }
+
+    async fn health_check(
+        &self,
+        state: &State,
+        request: HealthCheckRequest,
+    ) -> Result<HealthCheckResponse, Status> {
+        state.health_check(request)
+    }
+
+    async fn get_stats(&self, state: &State, request: GetStatsRequest) -> Result<GetStatsResponse, Status> {
+        state.get_stats(request)
+    }
+
+    async fn get_config(&self, _: &State, _: GetConfigRequest) -> Result<GetConfigResponse, Status> {
+        not_for_one_process("this module has no configuration that can be asked for")
+    }
+
+    async fn update_config(&self, _: &State, _: UpdateConfigRequest) -> Result<UpdateConfigResponse, Status> {
+        not_for_one_process("this module has no configuration that can be changed while it runs")
+    }
+}
+
+/// A [`Control`] that replaces nothing.
+pub(crate) struct Defaults;
+
+impl Control for Defaults {}

@@ -1,0 +1,277 @@
+//! Describes an instance, and runs it from its registration to its last connection.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nlb_proto::module_service_server::ModuleServiceServer;
+use nlb_proto::{ModuleInstance, ModuleType, Route};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Endpoint, Server};
+use tracing::{info, warn};
+
+use crate::control::{Control, Defaults};
+use crate::nlb::Nlb;
+use crate::registration::Registration;
+use crate::rpc::Rpc;
+use crate::serve::Serve;
+use crate::state::{Phase, State, Stop};
+use crate::{tcp, udp};
+
+/// How long open connections may take to finish when the instance stops.
+const DRAIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("`{address}` is not the address of an NLB; write it like http://10.0.0.1:50051")]
+    Address { address: String, source: tonic::transport::Error },
+    #[error("cannot tell by which address the NLB reaches this module; set it with `address`")]
+    OwnAddress(#[source] io::Error),
+    #[error("the NLB refuses this module: {0}")]
+    Refused(String),
+    #[error(
+        "the NLB no longer takes heartbeats of this registration; does another process use the same id? {0}"
+    )]
+    Superseded(String),
+    #[error("cannot watch for SIGTERM")]
+    Signals(#[source] io::Error),
+}
+
+/// An instance to be: described by its methods, brought to life by [`Instance::run`].
+pub struct Instance {
+    identity: ModuleInstance,
+    weight: u32,
+    routes: Vec<Route>,
+    nlb: String,
+    tcp: Vec<SocketAddr>,
+    udp: Vec<SocketAddr>,
+    control_listen: SocketAddr,
+    control: Arc<dyn Control>,
+    heartbeat: Option<Duration>,
+    drain: Duration,
+}
+
+impl Instance {
+    /// The id has to be unique in the fleet.
+    pub fn new(instance_id: impl Into<String>, module_type: ModuleType) -> Instance {
+        let identity = ModuleInstance {
+            instance_id: instance_id.into(),
+            module_type: module_type.into(),
+            ..ModuleInstance::default()
+        };
+        Instance {
+            identity,
+            weight: 100,
+            routes: Vec::new(),
+            nlb: "http://127.0.0.1:50051".to_owned(),
+            tcp: Vec::new(),
+            udp: Vec::new(),
+            control_listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+            control: Arc::new(Defaults),
+            heartbeat: None,
+            drain: DRAIN,
+        }
+    }
+
+    /// Where the NLB's gRPC server is, as a URL. Unless set: <http://127.0.0.1:50051>.
+    pub fn nlb(mut self, url: impl Into<String>) -> Instance {
+        self.nlb = url.into();
+        self
+    }
+
+    /// Instances of one version form one side of a blue/green split.
+    pub fn version(mut self, version: impl Into<String>) -> Instance {
+        self.identity.version = version.into();
+        self
+    }
+
+    /// Share of new flows among instances of the same version; 100 unless set, 0 takes none.
+    pub fn weight(mut self, weight: u32) -> Instance {
+        self.weight = weight;
+        self
+    }
+
+    /// Traffic that this instance serves.
+    pub fn route(mut self, route: Route) -> Instance {
+        self.routes.push(route);
+        self
+    }
+
+    /// Tells the NLB more: `data_address`, `listen_port`, `forward_mode` and other keys of the contract.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Instance {
+        self.identity.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Serves TCP here. `[::]` takes IPv4, too.
+    pub fn listen_tcp(mut self, address: SocketAddr) -> Instance {
+        self.tcp.push(address);
+        self
+    }
+
+    /// Serves UDP here. `[::]` takes IPv4, too.
+    pub fn listen_udp(mut self, address: SocketAddr) -> Instance {
+        self.udp.push(address);
+        self
+    }
+
+    /// Where `ModuleService` listens; unless set, any free port of every IPv4 address.
+    pub fn control_listen(mut self, address: SocketAddr) -> Instance {
+        self.control_listen = address;
+        self
+    }
+
+    /// The `host:port` by which the NLB reaches `ModuleService`; unless set, the address from which this host reaches
+    /// the NLB.
+    pub fn address(mut self, host_and_port: impl Into<String>) -> Instance {
+        self.identity.address = host_and_port.into();
+        self
+    }
+
+    /// Answers the NLB's calls in ways other than the defaults.
+    pub fn control(mut self, control: impl Control) -> Instance {
+        self.control = Arc::new(control);
+        self
+    }
+
+    /// Between heartbeats; unless set, what the NLB asks for, which is 10 seconds at first.
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Instance {
+        self.heartbeat = Some(interval);
+        self
+    }
+
+    /// How long open connections may take to finish when the instance stops; 30 seconds unless set.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Instance {
+        self.drain = timeout;
+        self
+    }
+
+    /// Runs until SIGTERM or SIGINT (or the `Shutdown` call) and drains; a second signal ends it at once.
+    pub async fn run(self, serve: impl Serve) -> Result<(), Error> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+        let mut signalled = async move || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let ran = self.run_until(serve, async {
+            // A dropped sender is a stop as well.
+            let _ = stopped.await;
+        });
+        let signals = async {
+            signalled().await;
+            let _ = stop.send(());
+            signalled().await;
+            warn!("stopped by a second signal; open connections are cut off");
+        };
+        tokio::select! {
+            result = ran => result,
+            () = signals => Ok(()),
+        }
+    }
+
+    /// Runs until the future completes (or the `Shutdown` call), and drains.
+    pub async fn run_until(mut self, serve: impl Serve, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let endpoint = Endpoint::from_shared(self.nlb.clone())
+            .map_err(|source| Error::Address { address: self.nlb.clone(), source })?;
+        let control_socket = bind_tcp(self.control_listen).await?;
+        if self.identity.address.is_empty() {
+            self.identity.address =
+                advertised(&endpoint, &control_socket).await.map_err(Error::OwnAddress)?.to_string();
+        }
+        self.identity.started_at = Some(SystemTime::now().into());
+        let state = Arc::new(State::new(self.identity, self.weight, self.routes, Nlb::at(endpoint)));
+
+        let serve = Arc::new(serve);
+        let mut listeners = JoinSet::new();
+        for address in self.tcp {
+            listeners.spawn(tcp::listen(bind_tcp(address).await?, Arc::clone(&serve), Arc::clone(&state)));
+        }
+        for address in self.udp {
+            let socket = udp::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+            listeners.spawn(udp::listen(socket, Arc::clone(&serve), Arc::clone(&state)));
+        }
+        let rpc = Rpc { control: Arc::clone(&self.control), state: Arc::clone(&state) };
+        let control = tokio::spawn(serve_control(control_socket, rpc));
+
+        let registration = Registration { state: &state, control: &*self.control, interval: self.heartbeat };
+        let registered = async {
+            let kept = registration.keep().await;
+            state.enter(Phase::Draining);
+            kept
+        };
+        let stopped = async {
+            tokio::select! {
+                () = stop => state.stop(Stop::Drain(self.drain)),
+                () = state.draining() => {}
+            }
+        };
+        let (kept, ()) = tokio::join!(registered, stopped);
+        match (&kept, state.stop_asked()) {
+            (Ok(()), Some(Stop::Drain(within))) => drain(&registration, &mut listeners, within).await,
+            (Ok(()), _) => registration.leave(None).await,
+            // Registered no more: there is nothing to leave, and nothing more will come.
+            (Err(_), _) => {}
+        }
+        state.enter(Phase::Closed);
+        listeners.shutdown().await;
+        control.abort();
+        kept
+    }
+}
+
+/// The NLB sends no new flows from here on, and answers when those it knows have ended. Only then the listeners close:
+/// whatever is on its way here still finds one.
+async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, within: Duration) {
+    let state = registration.state;
+    info!(open = state.open_connections(), ?within, "draining");
+    let finished = timeout(within, async {
+        registration.leave(Some(within)).await;
+        state.enter(Phase::Closed);
+        while listeners.join_next().await.is_some() {}
+    });
+    if finished.await.is_err() {
+        warn!(open = state.open_connections(), "not drained in time; open connections are cut off");
+    }
+}
+
+async fn serve_control(listener: TcpListener, rpc: Rpc) {
+    let service = ModuleServiceServer::new(rpc);
+    let served = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+    if let Err(error) = served.await {
+        warn!(%error, "ModuleService ended");
+    }
+}
+
+async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// The socket's own address, or where it listens on all of them, the one that the way to the NLB begins with.
+async fn advertised(nlb: &Endpoint, control: &TcpListener) -> io::Result<SocketAddr> {
+    let mut address = control.local_addr()?;
+    if address.ip().is_unspecified() {
+        let uri = nlb.uri();
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let target = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80)))
+            .await?
+            .find(|target| target.is_ipv4() || address.is_ipv6())
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        // Connecting a UDP socket sends nothing; it only picks the route.
+        let probe = UdpSocket::bind(if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
+        probe.connect(target).await?;
+        address.set_ip(probe.local_addr()?.ip());
+    }
+    Ok(address)
+}

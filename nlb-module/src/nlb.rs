@@ -1,0 +1,168 @@
+//! The calls a module makes to the NLB. Each carries the registration id, which proves who is calling.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nlb_proto::module_service_client::ModuleServiceClient;
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{
+    Error as Refusal, HeartbeatRequest, HeartbeatResponse, RegisterModuleRequest, Route,
+    SetTrafficWeightRequest, StatusCode, UnregisterModuleRequest, UpdateRoutingRequest,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+use crate::State;
+
+const CONNECT: Duration = Duration::from_secs(3);
+/// The NLB answers a change once its maps hold it, for which it takes up to 5 seconds.
+const ANSWER: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Nlb {
+    channel: Channel,
+    /// Empty until registered.
+    registration_id: Arc<Mutex<String>>,
+}
+
+/// Why the NLB does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// It cannot be reached or cannot do it now.
+    #[error("{0}")]
+    Passing(String),
+    /// It does not know this registration.
+    #[error("{0}")]
+    NotFound(String),
+    /// Asking again would change nothing.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Nlb {
+    /// Connects when first used, and again whenever the connection is lost.
+    pub(crate) fn at(endpoint: Endpoint) -> Nlb {
+        let channel = endpoint.connect_timeout(CONNECT).connect_lazy();
+        Nlb { channel, registration_id: Arc::default() }
+    }
+
+    pub(crate) async fn register(&self, state: &State) -> Result<(), Failure> {
+        let mut instance = state.instance();
+        let earlier = self.registration_id();
+        if !earlier.is_empty() {
+            // Proves to be the same module, should its address have changed.
+            instance.metadata.insert("registration_id".to_owned(), earlier);
+        }
+        let initial_routes = state.routes().into_values().collect();
+        let request =
+            RegisterModuleRequest { instance: Some(instance), initial_routes, ..Default::default() };
+        let answer = self.service().register_module(within(ANSWER, request)).await?.into_inner();
+        accepted(answer.success, answer.message, answer.error)?;
+        *self.registration_id.lock().unwrap_or_else(PoisonError::into_inner) = answer.registration_id;
+        Ok(())
+    }
+
+    pub(crate) async fn heartbeat(&self, state: &State) -> Result<HeartbeatResponse, Failure> {
+        let request = HeartbeatRequest {
+            instance_id: state.instance_id().to_owned(),
+            registration_id: self.registration_id(),
+            status: state.health().into(),
+            current_stats: Some(state.stats()),
+            timestamp: Some(std::time::SystemTime::now().into()),
+        };
+        let answer = self.service().heartbeat(within(ANSWER, request)).await?.into_inner();
+        if answer.acknowledged { Ok(answer) } else { Err(Failure::NotFound(answer.message)) }
+    }
+
+    /// Answers when the last flow has closed, or at the time-out; says how many closed in time.
+    pub(crate) async fn unregister(&self, state: &State, drain: Option<Duration>) -> Result<i32, Failure> {
+        let timeout = drain.unwrap_or_default();
+        let request = UnregisterModuleRequest {
+            instance_id: state.instance_id().to_owned(),
+            registration_id: self.registration_id(),
+            graceful: drain.is_some(),
+            // 0 would leave it to the NLB.
+            drain_timeout_seconds: timeout.as_secs_f64().ceil().max(1.0) as i32,
+        };
+        let answer = self.service().unregister_module(within(timeout + ANSWER, request)).await?.into_inner();
+        accepted(answer.success, answer.message, answer.error)?;
+        Ok(answer.active_connections_drained)
+    }
+
+    pub(crate) async fn set_routes(&self, state: &State, routes: Vec<Route>) -> Result<i32, Failure> {
+        if !self.is_registered() {
+            return Err(Failure::Passing("not registered yet".to_owned()));
+        }
+        let request = UpdateRoutingRequest {
+            routes,
+            replace_all: true,
+            source_instance_id: state.instance_id().to_owned(),
+            validate_only: false,
+            registration_id: self.registration_id(),
+        };
+        let answer = self.service().update_routing(within(ANSWER, request)).await?.into_inner();
+        if !answer.validation_errors.is_empty() {
+            return Err(Failure::Refused(answer.validation_errors.join("; ")));
+        }
+        accepted(answer.success, answer.message, answer.error)?;
+        Ok(answer.routes_updated)
+    }
+
+    pub(crate) async fn set_weight(&self, state: &State, weight: u32) -> Result<(), Failure> {
+        let request = SetTrafficWeightRequest {
+            instance_id: state.instance_id().to_owned(),
+            version: state.version().to_owned(),
+            weight: i32::try_from(weight).unwrap_or(i32::MAX),
+        };
+        let mut front = ModuleServiceClient::new(self.channel.clone());
+        let answer = front.set_traffic_weight(within(ANSWER, request)).await?.into_inner();
+        accepted(answer.success, answer.message, answer.error)
+    }
+
+    pub(crate) fn is_registered(&self) -> bool {
+        !self.registration_id().is_empty()
+    }
+
+    fn registration_id(&self) -> String {
+        self.registration_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn service(&self) -> NlbServiceClient<Channel> {
+        NlbServiceClient::new(self.channel.clone())
+    }
+}
+
+fn within<T>(time: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(time);
+    request
+}
+
+fn accepted(success: bool, message: String, refusal: Option<Refusal>) -> Result<(), Failure> {
+    if success {
+        return Ok(());
+    }
+    let refusal = refusal.unwrap_or_default();
+    let why = if refusal.message.is_empty() { message } else { refusal.message.clone() };
+    Err(match refusal.code() {
+        StatusCode::NotFound => Failure::NotFound(why),
+        StatusCode::InvalidArgument | StatusCode::PermissionDenied => Failure::Refused(why),
+        // The id may yet become free, the bound be raised, the NLB recover.
+        _ => Failure::Passing(why),
+    })
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        let why = format!("{}: {}", status.code(), status.message());
+        match status.code() {
+            Code::NotFound => Failure::NotFound(why),
+            Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented => Failure::Refused(why),
+            _ => Failure::Passing(why),
+        }
+    }
+}

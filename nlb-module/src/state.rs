@@ -1,0 +1,225 @@
+//! What a running instance knows about itself, shared by everything that serves it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use nlb_proto::{HealthStatus, ModuleInstance, ModuleStats, Route};
+use tokio::sync::watch;
+
+use crate::nlb::Nlb;
+use crate::usage::Usage;
+
+/// An instance's identity, routes, condition and figures.
+#[derive(Debug)]
+pub struct State {
+    /// As it registers. Health, weight and connections are filled in by [`State::instance`].
+    identity: ModuleInstance,
+    routes: Mutex<BTreeMap<String, Route>>,
+    weight: Mutex<u32>,
+    health: Mutex<HealthStatus>,
+    phase: watch::Sender<Phase>,
+    stop: Mutex<Option<Stop>>,
+    open: AtomicU64,
+    figures: Mutex<Figures>,
+    bytes_received: AtomicU64,
+    bytes_sent: AtomicU64,
+    pub(crate) nlb: Nlb,
+}
+
+/// Only ever moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// The NLB is to send no new flows; those that come are served.
+    Draining,
+    /// Nothing new is taken.
+    Closed,
+}
+
+/// How an instance was asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Open connections may take this long to finish.
+    Drain(Duration),
+    AtOnce,
+}
+
+/// Counted since `since`.
+#[derive(Debug)]
+struct Figures {
+    since: SystemTime,
+    usage: Usage,
+    connections: u64,
+    successful: u64,
+    failed: u64,
+}
+
+impl State {
+    pub(crate) fn new(identity: ModuleInstance, weight: u32, routes: Vec<Route>, nlb: Nlb) -> State {
+        State {
+            identity,
+            routes: Mutex::new(routes.into_iter().map(|route| (route.route_id.clone(), route)).collect()),
+            weight: Mutex::new(weight),
+            health: Mutex::new(HealthStatus::Healthy),
+            phase: watch::Sender::new(Phase::Serving),
+            stop: Mutex::new(None),
+            open: AtomicU64::new(0),
+            figures: Mutex::new(Figures::new()),
+            bytes_received: AtomicU64::new(0),
+            bytes_sent: AtomicU64::new(0),
+            nlb,
+        }
+    }
+
+    pub fn instance_id(&self) -> &str {
+        &self.identity.instance_id
+    }
+
+    pub fn version(&self) -> &str {
+        &self.identity.version
+    }
+
+    pub fn weight(&self) -> u32 {
+        *lock(&self.weight)
+    }
+
+    pub(crate) fn set_weight(&self, weight: u32) {
+        *lock(&self.weight) = weight;
+    }
+
+    /// By route id.
+    pub fn routes(&self) -> BTreeMap<String, Route> {
+        lock(&self.routes).clone()
+    }
+
+    pub(crate) fn set_routes(&self, routes: BTreeMap<String, Route>) {
+        *lock(&self.routes) = routes;
+    }
+
+    /// What the next heartbeat reports.
+    pub fn health(&self) -> HealthStatus {
+        match *self.phase.borrow() {
+            Phase::Serving => *lock(&self.health),
+            Phase::Draining | Phase::Closed => HealthStatus::Stopping,
+        }
+    }
+
+    /// Says how the module fares: the NLB gives a degraded one half of its weight and an unhealthy one nothing new.
+    pub fn set_health(&self, health: HealthStatus) {
+        *lock(&self.health) = health;
+    }
+
+    /// The instance as it is now.
+    pub fn instance(&self) -> ModuleInstance {
+        ModuleInstance {
+            health_status: self.health().into(),
+            traffic_weight: self.weight() as i32,
+            current_connections: i32::try_from(self.open_connections()).unwrap_or(i32::MAX),
+            ..self.identity.clone()
+        }
+    }
+
+    /// What was served. A request is a connection or a datagram; latencies are the module's own to tell.
+    pub fn stats(&self) -> ModuleStats {
+        let figures = lock(&self.figures);
+        ModuleStats {
+            instance_id: self.instance_id().to_owned(),
+            total_requests: (figures.successful + figures.failed) as i64,
+            successful_requests: figures.successful as i64,
+            failed_requests: figures.failed as i64,
+            active_connections: self.open_connections() as i64,
+            total_connections: figures.connections as i64,
+            bytes_received: self.bytes_received.load(Ordering::Relaxed) as i64,
+            bytes_sent: self.bytes_sent.load(Ordering::Relaxed) as i64,
+            cpu_usage_percent: figures.usage.cpu_percent(),
+            memory_usage_mb: Usage::memory_mb(),
+            since: Some(figures.since.into()),
+            ..ModuleStats::default()
+        }
+    }
+
+    pub(crate) fn reset_stats(&self) {
+        *lock(&self.figures) = Figures::new();
+        self.bytes_received.store(0, Ordering::Relaxed);
+        self.bytes_sent.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_request(&self, succeeded: bool) {
+        let mut figures = lock(&self.figures);
+        *if succeeded { &mut figures.successful } else { &mut figures.failed } += 1;
+    }
+
+    pub(crate) fn count_received(&self, bytes: usize) {
+        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Asks the instance to end; the first to ask says how.
+    pub(crate) fn stop(&self, how: Stop) {
+        lock(&self.stop).get_or_insert(how);
+        self.enter(Phase::Draining);
+    }
+
+    pub(crate) fn stop_asked(&self) -> Option<Stop> {
+        *lock(&self.stop)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_modify(|current| *current = phase.max(*current));
+    }
+
+    pub(crate) async fn draining(&self) {
+        self.reached(Phase::Draining).await;
+    }
+
+    pub(crate) async fn closed(&self) {
+        self.reached(Phase::Closed).await;
+    }
+
+    async fn reached(&self, phase: Phase) {
+        // The sender is ours, so the channel cannot close while we wait.
+        let _ = self.phase.subscribe().wait_for(|current| *current >= phase).await;
+    }
+
+    pub(crate) fn open_connections(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Figures {
+    fn new() -> Figures {
+        Figures { since: SystemTime::now(), usage: Usage::start(), connections: 0, successful: 0, failed: 0 }
+    }
+}
+
+/// Counts a connection as open for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Open(Arc<State>);
+
+impl Open {
+    pub(crate) fn connection(state: &Arc<State>) -> Open {
+        state.open.fetch_add(1, Ordering::Relaxed);
+        lock(&state.figures).connections += 1;
+        Open(Arc::clone(state))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Every section is a few assignments, so that a panic elsewhere leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,36 @@
+//! The way to a running NLB, and what its answers mean for an exit code.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use nlb_proto::Error;
+use tonic::transport::{Channel, Endpoint};
+
+pub async fn open(server: &str) -> anyhow::Result<Channel> {
+    let uri = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let endpoint =
+        Endpoint::from_shared(uri).with_context(|| format!("--server {server:?} is not host:port"))?;
+    let channel = endpoint.connect_timeout(Duration::from_secs(3)).connect().await;
+    channel.map_err(|error| {
+        let cause =
+            std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source()).last();
+        let cause = cause.map(ToString::to_string).unwrap_or_default();
+        anyhow!(
+            "nothing answers at {server} ({cause}); is `nlb serve` running there? Name another with --server"
+        )
+    })
+}
+
+/// The answer to a change: its message, or an error if it was refused.
+pub fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow::Result<String> {
+    match error {
+        _ if success => Ok(message),
+        Some(error) => bail!(error.message),
+        None => bail!(message),
+    }
+}
+
+/// A status's own words.
+pub fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow!("{} ({:?})", status.message(), status.code())
+}

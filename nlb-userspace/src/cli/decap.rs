@@ -1,0 +1,22 @@
+//! `nlb decap`: the receiving end of dsr-ipip.
+
+use crate::config::{Net, XdpMode};
+use crate::decap;
+
+#[derive(clap::Args)]
+pub struct Settings {
+    /// Interfaces on which tunnelled packets arrive [repeat, or separate by commas]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', required = true)]
+    iface: Vec<String>,
+    /// The NLBs: addresses or CIDRs from which tunnelled packets are accepted [repeat, or separate by commas]
+    #[arg(long, value_name = "ADDRESS|CIDR", value_delimiter = ',', required = true)]
+    peer: Vec<Net>,
+    /// Where in the kernel packets are met
+    #[arg(long, value_enum, default_value = "auto")]
+    xdp_mode: XdpMode,
+}
+
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let peers: Vec<_> = settings.peer.iter().map(|peer| peer.0).collect();
+    decap::run(&settings.iface, &peers, settings.xdp_mode).await
+}

@@ -1,0 +1,90 @@
+//! `nlb modules`: who is registered.
+
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Pagination, Query};
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::Output;
+use super::connection::said;
+use super::table::{self, Row};
+
+#[derive(clap::Args)]
+pub struct Filters {
+    /// Only this type: ALB, DBLB, AILB, RTMP or NLB
+    #[arg(long = "type", value_name = "TYPE")]
+    module_type: Option<String>,
+    /// Only this health: HEALTHY, DEGRADED, UNHEALTHY, STARTING or STOPPING
+    #[arg(long, value_name = "HEALTH")]
+    health: Option<String>,
+    /// Only this version
+    #[arg(long = "module-version", value_name = "VERSION")]
+    version: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct ModuleRow {
+    instance_id: String,
+    module_type: &'static str,
+    version: String,
+    health: &'static str,
+    weight: i32,
+    active_flows: i32,
+    address: String,
+}
+
+pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
+    let filters = [
+        ("module_type", filters.module_type),
+        ("health_status", filters.health),
+        ("version", filters.version),
+    ];
+    let filters = filters.into_iter().filter_map(|(field, value)| Some(equals(field, value?)));
+    let mut query = Query { filters: filters.collect(), ..Default::default() };
+    let mut client = NlbServiceClient::new(channel);
+    let mut rows = Vec::new();
+    for page in 1.. {
+        query.pagination = Some(Pagination { page, page_size: 1000, ..Default::default() });
+        let request = ListModulesRequest { query: Some(query.clone()), ..Default::default() };
+        let response = client.list_modules(request).await.map_err(said)?.into_inner();
+        rows.extend(response.modules.into_iter().map(ModuleRow::from));
+        if page >= response.pagination.unwrap_or_default().total_pages {
+            break;
+        }
+    }
+    table::print(&rows, output)
+}
+
+pub fn equals(field: &str, value: String) -> Filter {
+    Filter { field: field.to_owned(), operator: "eq".to_owned(), value }
+}
+
+impl From<ModuleInstance> for ModuleRow {
+    fn from(instance: ModuleInstance) -> Self {
+        ModuleRow {
+            module_type: instance.module_type().as_str_name().trim_start_matches("MODULE_TYPE_"),
+            health: instance.health_status().as_str_name().trim_start_matches("HEALTH_STATUS_"),
+            weight: instance.traffic_weight,
+            active_flows: instance.current_connections,
+            instance_id: instance.instance_id,
+            version: instance.version,
+            address: instance.address,
+        }
+    }
+}
+
+impl Row for ModuleRow {
+    const HEADINGS: &[&str] = &["INSTANCE", "TYPE", "VERSION", "HEALTH", "WEIGHT", "FLOWS", "ADDRESS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.instance_id.clone(),
+            self.module_type.to_owned(),
+            self.version.clone(),
+            self.health.to_owned(),
+            self.weight.to_string(),
+            self.active_flows.to_string(),
+            self.address.clone(),
+        ]
+    }
+}

@@ -1,0 +1,89 @@
+//! `nlb weight` and `nlb drain`: where new flows go.
+
+use nlb_proto::module_service_client::ModuleServiceClient;
+use nlb_proto::operator_service_client::OperatorServiceClient;
+use nlb_proto::{DrainModuleRequest, ResumeModuleRequest, SetTrafficWeightRequest};
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::Output;
+use super::connection::{accepted, said};
+use super::table;
+use crate::config::Span;
+
+#[derive(clap::Args)]
+pub struct Weight {
+    /// A module's instance id; with --version, a version
+    name: String,
+    /// Its share of new flows relative to its peers: 0 (none) to 10000
+    #[arg(allow_negative_numbers = true)]
+    weight: i32,
+    /// NAME is a version: weigh it against the other versions
+    #[arg(long = "version")]
+    of_version: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Drain {
+    /// The module's instance id
+    instance_id: String,
+    /// How long to wait for its connections to close; the NLB's own default if not given
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+    /// End the drain: let it take new flows again
+    #[arg(long, conflicts_with = "timeout")]
+    undo: bool,
+}
+
+#[derive(Serialize)]
+struct Weighed {
+    message: String,
+    /// Shares of the two main versions, if there are several.
+    versions: Option<[(String, i32); 2]>,
+}
+
+#[derive(Serialize)]
+struct Drained {
+    message: String,
+    closed: i32,
+    left: i32,
+}
+
+pub async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow::Result<String> {
+    let Weight { name, weight, of_version } = weight;
+    let (instance_id, version) = if of_version { (String::new(), name) } else { (name, String::new()) };
+    let request = SetTrafficWeightRequest { instance_id, version, weight };
+    let response =
+        ModuleServiceClient::new(channel).set_traffic_weight(request).await.map_err(said)?.into_inner();
+    let message = accepted(response.success, response.message, response.error)?;
+    let versions = response
+        .current_config
+        .map(|split| [(split.blue_version, split.blue_weight), (split.green_version, split.green_weight)]);
+    match output {
+        Output::Json => table::json(&Weighed { message, versions }),
+        Output::Text => Ok(message + "\n"),
+    }
+}
+
+pub async fn drain(channel: Channel, drain: Drain, output: Output) -> anyhow::Result<String> {
+    let mut client = OperatorServiceClient::new(channel);
+    let instance_id = drain.instance_id;
+    let drained = if drain.undo {
+        let response =
+            client.resume_module(ResumeModuleRequest { instance_id }).await.map_err(said)?.into_inner();
+        let message = accepted(response.success, response.message, response.error)?;
+        Drained { message, closed: 0, left: 0 }
+    } else {
+        // The wire counts whole seconds, and takes 0 for the default.
+        let seconds = drain.timeout.map_or(0, |Span(timeout)| timeout.as_millis().div_ceil(1000));
+        let timeout_seconds = seconds.try_into().unwrap_or(i32::MAX);
+        let request = DrainModuleRequest { instance_id, timeout_seconds };
+        let response = client.drain_module(request).await.map_err(said)?.into_inner();
+        let message = accepted(response.success, response.message, response.error)?;
+        Drained { message, closed: response.active_connections_drained, left: response.active_connections }
+    };
+    match output {
+        Output::Json => table::json(&drained),
+        Output::Text => Ok(drained.message + "\n"),
+    }
+}

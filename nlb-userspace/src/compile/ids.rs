@@ -1,0 +1,90 @@
+//! Numbers for what the maps index by number, kept for as long as the thing lives.
+//!
+//! A number that was given up is not used again until all others have been, so that flows which still carry it have long
+//! been forgotten; the generation, which grows with every reuse, catches the rest.
+
+use std::collections::BTreeMap;
+
+/// Numbers from 1 to `max` for keys of type `K`; 0 means unset everywhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ids<K: Ord> {
+    by_key: BTreeMap<K, u16>,
+    by_id: BTreeMap<u16, K>,
+    /// How often each id was taken up before.
+    generations: BTreeMap<u16, u8>,
+    last: u16,
+    max: u16,
+}
+
+impl<K: Ord + Clone> Ids<K> {
+    pub fn new(max: u16) -> Self {
+        Ids { by_key: BTreeMap::new(), by_id: BTreeMap::new(), generations: BTreeMap::new(), last: 0, max }
+    }
+
+    /// Gives up the ids of keys that are not wanted any more and numbers the new ones, in their order. The error says how
+    /// many can be numbered.
+    pub fn renew(&self, wanted: impl IntoIterator<Item = K>) -> Result<Self, u16> {
+        let wanted: std::collections::BTreeSet<K> = wanted.into_iter().collect();
+        let mut ids = self.clone();
+        ids.by_key.retain(|key, _| wanted.contains(key));
+        ids.by_id.retain(|_, key| wanted.contains(key));
+        for key in wanted {
+            if !ids.by_key.contains_key(&key) {
+                ids.take(key)?;
+            }
+        }
+        Ok(ids)
+    }
+
+    pub fn get(&self, key: &K) -> Option<u16> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn key(&self, id: u16) -> Option<&K> {
+        self.by_id.get(&id)
+    }
+
+    pub fn generation(&self, id: u16) -> u8 {
+        self.generations.get(&id).copied().unwrap_or(0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &K)> {
+        self.by_id.iter().map(|(id, key)| (*id, key))
+    }
+
+    fn take(&mut self, key: K) -> Result<(), u16> {
+        if self.by_id.len() >= self.max as usize {
+            return Err(self.max);
+        }
+        let mut id = self.last;
+        loop {
+            id = if id >= self.max { 1 } else { id + 1 };
+            if !self.by_id.contains_key(&id) {
+                break;
+            }
+        }
+        self.last = id;
+        self.generations.entry(id).and_modify(|g| *g = g.wrapping_add(1)).or_insert(0);
+        self.by_key.insert(key.clone(), id);
+        self.by_id.insert(id, key);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_keeps_its_number_and_a_number_rests_before_it_is_reused() {
+        let ids = Ids::new(3).renew(["a", "b"]).unwrap();
+        assert_eq!((ids.get(&"a"), ids.get(&"b")), (Some(1), Some(2)));
+        let ids = ids.renew(["b"]).unwrap();
+        let ids = ids.renew(["b", "c"]).unwrap();
+        assert_eq!((ids.get(&"b"), ids.get(&"c")), (Some(2), Some(3)), "3 was never used, 1 has to rest");
+        assert_eq!(ids.generation(3), 0);
+        let ids = ids.renew(["b", "c", "d"]).unwrap();
+        assert_eq!((ids.get(&"d"), ids.generation(1)), (Some(1), 1));
+        assert_eq!(ids.renew(["b", "c", "d", "e"]), Err(3));
+    }
+}

@@ -1,0 +1,84 @@
+//! Who takes which share of a pool: version by weight, then instance within it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nlb_common::maglev::SLOTS;
+
+use super::classifier::Offer;
+use super::maglev::{self, Member};
+use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
+
+/// The members of a pool and their shares: all that its Maglev table depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    members: Vec<(Backend, u16, u32)>,
+}
+
+impl Pool {
+    pub fn new(offers: &[&Offer], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+        let mut usable: Vec<&Offer> = offers.iter().copied().filter(|o| is_usable(o.module.health)).collect();
+        if usable.is_empty() && desired.fail_open {
+            usable = offers.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
+        }
+        let slots = shares(&usable, desired);
+        let members = usable
+            .iter()
+            .zip(slots)
+            .map(|(offer, slots)| (offer.backend.clone(), id(&offer.backend), slots))
+            .collect();
+        Pool { members }
+    }
+
+    pub fn table(&self) -> Arc<[u16]> {
+        let members: Vec<Member> = self
+            .members
+            .iter()
+            .map(|(backend, id, slots)| Member { backend, id: *id, slots: *slots })
+            .collect();
+        maglev::fill(&members).into()
+    }
+
+    /// The ids of the backends that get new flows.
+    pub fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
+        self.members.iter().filter(|(_, _, slots)| *slots > 0).map(|(_, id, _)| *id)
+    }
+}
+
+fn is_usable(health: Health) -> bool {
+    matches!(health, Health::Healthy | Health::Degraded)
+}
+
+/// Twice an instance's weight in new flows, so that half of it is whole.
+fn weight(module: &Module) -> u64 {
+    match module.health {
+        Health::Degraded => module.weight as u64,
+        _ => 2 * module.weight as u64,
+    }
+}
+
+/// The slots of each offer.
+fn shares(offers: &[&Offer], desired: &Desired) -> Vec<u32> {
+    let weights: Vec<u64> = offers.iter().map(|o| weight(o.module)).collect();
+    if desired.version_weights.is_empty() {
+        return maglev::divide(SLOTS, &weights);
+    }
+    let mut versions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, offer) in offers.iter().enumerate() {
+        if weights[i] > 0 {
+            versions.entry(&offer.module.version).or_default().push(i);
+        }
+    }
+    let version_weights: Vec<u64> = versions
+        .keys()
+        .map(|version| desired.version_weights.get(*version).copied().unwrap_or(DEFAULT_WEIGHT) as u64)
+        .collect();
+    let mut slots = vec![0; offers.len()];
+    for (members, share) in versions.values().zip(maglev::divide(SLOTS, &version_weights)) {
+        let within: Vec<u64> = members.iter().map(|i| weights[*i]).collect();
+        for (i, share) in members.iter().zip(maglev::divide(share, &within)) {
+            slots[*i] = share;
+        }
+    }
+    slots
+}

@@ -1,0 +1,67 @@
+//! Puts the kernel's side together: programs on their interfaces, and the tasks that write and read their maps.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use nlb_common::flow::WAYS;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::compile::Hops;
+use crate::config::Config;
+use crate::loader::{self, Datapath, Sizes};
+use crate::maps::bpf::{self, BpfMaps, Readings};
+use crate::model::Desired;
+use crate::reconcile::{self, Applied};
+use crate::stats::{self, Traffic};
+use crate::{nexthop, park};
+
+/// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
+pub struct Running {
+    pub applied: watch::Receiver<Arc<Applied>>,
+    pub traffic: watch::Receiver<Arc<Traffic>>,
+    /// How it was set up, as names and values for people.
+    pub details: Vec<(String, String)>,
+    /// None of them should end before the daemon does.
+    pub tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// Questions for next hops that may be open at a time.
+const OPEN_QUESTIONS: usize = 1024;
+
+/// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
+pub fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
+    loader::prepare_host()?;
+    let sizes = Sizes { flows: config.flows, limits: config.limits, snat_ports: config.snat_ports.clone() };
+    let mut datapath = Datapath::load(&sizes)?;
+    let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
+    let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
+    let parked = bpf::parked(&mut datapath.bpf)?;
+    let mut details =
+        vec![("flow_table_entries".to_owned(), (sizes.flow_buckets() as usize * WAYS).to_string())];
+    for interface in &config.interfaces {
+        let mode = datapath.attach_balancer(interface, config.xdp_mode)?;
+        details.push((format!("xdp.{interface}"), format!("{mode:?}").to_lowercase()));
+    }
+    let idle = sizes.idle_times(datapath.clock());
+    let datapath = Arc::new(datapath);
+
+    let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
+    let (applied_sent, applied) = watch::channel(Arc::new(Applied::default()));
+    let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
+    let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(nexthop::run(desired.clone(), asked, hops_sent));
+    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));
+    tasks.spawn(async move {
+        reconciler.await;
+        Ok(())
+    });
+    tasks.spawn(park::run(parked, datapath.clone(), ask, hops, applied.clone()));
+    let collector = stats::run(readings, datapath, idle, applied.clone(), traffic_sent);
+    tasks.spawn(async move {
+        collector.await;
+        Ok(())
+    });
+    Ok(Running { applied, traffic, details, tasks })
+}

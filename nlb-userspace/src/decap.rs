@@ -1,0 +1,31 @@
+//! `nlb decap`: takes the outer header off packets that come by dsr-ipip, for module hosts without a kernel tunnel.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use aya::maps::lpm_trie::Key;
+use ipnet::IpNet;
+use tracing::info;
+
+use crate::compile::Addr128;
+use crate::config::XdpMode;
+use crate::loader::Datapath;
+use crate::maps::bpf;
+
+/// Decapsulates what arrives on `interfaces` from `peers`, until SIGINT or SIGTERM. Packets from others pass as they are.
+pub async fn run(interfaces: &[String], peers: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
+    let mut datapath = Datapath::load_decap()?;
+    let mut trusted = bpf::peers(&mut datapath.bpf)?;
+    for peer in peers {
+        let prefix = Addr128::from(Some(*peer));
+        trusted
+            .insert(&Key::new(prefix.bits as u32, prefix.addr), 1, 0)
+            .with_context(|| format!("listing the peer {peer}"))?;
+    }
+    for interface in interfaces {
+        datapath.attach_decap(interface, mode)?;
+    }
+    let from: Vec<IpAddr> = peers.iter().map(IpNet::addr).collect();
+    info!("decapsulating on {} what comes from {from:?}", interfaces.join(", "));
+    crate::shutdown::signal_received().await
+}

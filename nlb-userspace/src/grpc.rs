@@ -1,0 +1,101 @@
+//! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
+
+mod failure;
+mod fault;
+mod health;
+mod instance;
+mod module;
+mod modules;
+mod names;
+mod nlb;
+mod operator;
+mod peers;
+mod query;
+mod report;
+mod route;
+mod routing;
+mod split;
+mod status;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nlb_proto::module_service_server::ModuleServiceServer;
+use nlb_proto::nlb_service_server::NlbServiceServer;
+use nlb_proto::operator_service_server::OperatorServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::model::ForwardMode;
+use crate::reconcile::Applied;
+use crate::registry::Registry;
+use crate::resolve::Resolver;
+use crate::stats::Traffic;
+use failure::Failure;
+
+/// What the services work with: they ask the registry for changes, and see what became of them.
+#[derive(Clone)]
+pub struct Control {
+    pub registry: Arc<Registry>,
+    pub applied: watch::Receiver<Arc<Applied>>,
+    pub traffic: watch::Receiver<Arc<Traffic>>,
+    pub resolver: Resolver,
+    pub started_at: SystemTime,
+    /// Of modules that name none.
+    pub forward_mode: ForwardMode,
+    /// Of callers that name none.
+    pub drain_timeout: Duration,
+    /// How this daemon is set up, for GetNLBStatus.
+    pub details: Vec<(String, String)>,
+}
+
+/// A registration with every route of `--max-routes` is far smaller.
+const MAX_MESSAGE_BYTES: usize = 1 << 20;
+const CALLS_PER_CONNECTION: usize = 256;
+
+/// How long a caller waits for the maps to hold its change.
+const APPLY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves until `shutdown` ends.
+pub async fn serve(
+    listener: TcpListener,
+    control: Control,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(nlb_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let undecodable = "the descriptors were encoded by the build";
+    Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(health::service(control.applied.clone()))
+        .add_service(reflection().build_v1().expect(undecodable))
+        .add_service(reflection().build_v1alpha().expect(undecodable))
+        .add_service(NlbServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(ModuleServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(OperatorServiceServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+        .await
+}
+
+impl Control {
+    /// Waits until the maps hold this revision.
+    async fn applied(&self, revision: u64) -> Result<(), Failure> {
+        let mut applied = self.applied.clone();
+        let tried = timeout(APPLY_PATIENCE, applied.wait_for(|applied| applied.revision >= revision)).await;
+        match tried {
+            Ok(Ok(applied)) => match &applied.error {
+                None => Ok(()),
+                Some(reason) => Err(Failure::NotApplied { revision, reason: reason.clone() }),
+            },
+            // The reconciler has ended, or is slow.
+            Ok(Err(_)) | Err(_) => Err(Failure::Late { revision }),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Why a call did not do what it was asked, as a gRPC status or as the contract's own Error.
+//!
+//! Malformed messages and callers that do not prove who they are get a status. A well-formed change that is refused
+//! gets `success = false` and an Error, where the response has room for one.
+
+use std::time::SystemTime;
+
+use nlb_proto::{Error, StatusCode};
+use tonic::{Code, Response, Status};
+
+use super::fault::Fault;
+use crate::registry::Refusal;
+use crate::resolve::Unresolved;
+
+#[derive(Debug)]
+pub enum Failure {
+    Malformed(Vec<Fault>),
+    Refused(Refusal),
+    Unresolved(Unresolved),
+    /// Accepted, but the maps do not hold it.
+    NotApplied {
+        revision: u64,
+        reason: String,
+    },
+    /// Accepted, but whether the maps hold it is not known yet.
+    Late {
+        revision: u64,
+    },
+    /// Modules that were told refused: instance id and reason.
+    Modules(Vec<(String, String)>),
+}
+
+/// The response to a call whose response has room for an Error; `refused` puts it there.
+pub fn answer<T>(
+    outcome: Result<T, Failure>,
+    refused: impl FnOnce(Error) -> T,
+) -> Result<Response<T>, Status> {
+    Ok(Response::new(match outcome {
+        Ok(response) => response,
+        Err(failure) => refused(failure.into_error()?),
+    }))
+}
+
+impl Failure {
+    /// The contract's Error; or a status for what must not be answered with one.
+    fn into_error(self) -> Result<Error, Status> {
+        let code = match self.code() {
+            Code::InvalidArgument if matches!(self, Failure::Malformed(_)) => return Err(self.into()),
+            Code::Unauthenticated | Code::PermissionDenied => return Err(self.into()),
+            Code::InvalidArgument => StatusCode::InvalidArgument,
+            Code::NotFound => StatusCode::NotFound,
+            Code::AlreadyExists => StatusCode::AlreadyExists,
+            Code::ResourceExhausted => StatusCode::ResourceExhausted,
+            Code::Unavailable => StatusCode::Unavailable,
+            _ => StatusCode::Error,
+        };
+        let details = match &self {
+            Failure::Modules(refusals) => refusals.iter().cloned().collect(),
+            Failure::NotApplied { revision, .. } | Failure::Late { revision } => {
+                [("revision".to_owned(), revision.to_string())].into()
+            }
+            _ => Default::default(),
+        };
+        let occurred_at = Some(SystemTime::now().into());
+        Ok(Error { code: code.into(), message: self.to_string(), details, occurred_at })
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Failure::Malformed(_) => Code::InvalidArgument,
+            Failure::Unresolved(_) | Failure::Late { .. } => Code::Unavailable,
+            Failure::NotApplied { .. } => Code::Internal,
+            Failure::Modules(_) => Code::Aborted,
+            Failure::Refused(refusal) => match refusal {
+                Refusal::UnknownInstance(_) | Refusal::UnknownVersion(_) => Code::NotFound,
+                Refusal::ProofMissing(_) => Code::Unauthenticated,
+                Refusal::ProofWrong(_) => Code::PermissionDenied,
+                Refusal::Taken { .. } => Code::AlreadyExists,
+                Refusal::TooManyModules(_) | Refusal::TooManyRoutes { .. } => Code::ResourceExhausted,
+                Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } => Code::InvalidArgument,
+                Refusal::Leaving(_) => Code::FailedPrecondition,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Malformed(faults) => {
+                f.write_str(&faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))
+            }
+            Failure::Refused(refusal) => refusal.fmt(f),
+            Failure::Unresolved(why) => why.fmt(f),
+            Failure::NotApplied { revision, reason } => {
+                write!(f, "accepted as revision {revision}, but the data path does not hold it: {reason}")
+            }
+            Failure::Late { revision } => {
+                write!(
+                    f,
+                    "accepted as revision {revision}, but the data path does not hold it yet; ask GetNLBStatus"
+                )
+            }
+            Failure::Modules(refusals) => {
+                let refusals: Vec<String> =
+                    refusals.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
+                write!(f, "nothing was changed, because modules refused: {}", refusals.join("; "))
+            }
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        Status::new(failure.code(), failure.to_string())
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Failure::Malformed(vec![fault])
+    }
+}
+
+impl From<Vec<Fault>> for Failure {
+    fn from(faults: Vec<Fault>) -> Self {
+        Failure::Malformed(faults)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Failure::Refused(refusal)
+    }
+}
+
+impl From<Unresolved> for Failure {
+    fn from(why: Unresolved) -> Self {
+        Failure::Unresolved(why)
+    }
+}

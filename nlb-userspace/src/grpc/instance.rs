@@ -1,0 +1,128 @@
+//! Module instances between the wire and the registry.
+
+use std::collections::BTreeMap;
+
+use nlb_proto as proto;
+
+use super::fault::{self, Fault};
+use super::names;
+use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Snat};
+use crate::registry::{Claim, Record, Registration};
+use crate::resolve::{Endpoint, Host};
+use crate::stats::Counts;
+
+/// What a module registers with, before its names are resolved and without its routes.
+pub fn parse(
+    instance: proto::ModuleInstance,
+    default_mode: ForwardMode,
+) -> Result<(Registration, Claim), Fault> {
+    let instance_id = fault::id("instance_id", &instance.instance_id)?;
+    let module_type = names::module_type_from_wire(fault::known("module_type", instance.module_type)?)
+        .ok_or_else(|| Fault::new("module_type", "is unspecified; name one, such as MODULE_TYPE_ALB"))?;
+    let address: Endpoint =
+        instance.address.parse().map_err(|problem: String| Fault::new("address", problem))?;
+    let health = names::health_from_wire(fault::known("health_status", instance.health_status)?);
+    fault::unsigned_32("current_connections", instance.current_connections)?;
+    let weight = match fault::weight("traffic_weight", instance.traffic_weight)? {
+        0 => DEFAULT_WEIGHT,
+        weight => weight,
+    };
+    let mut metadata = fault::text_map("metadata", instance.metadata)?;
+    // A secret: neither kept nor shown.
+    let claim = metadata.remove("registration_id").map_or(Claim::None, Claim::RegistrationId);
+    let mode = forward_mode(&metadata)?.unwrap_or(default_mode);
+    let registration = Registration {
+        instance_id,
+        data_hosts: data_hosts(&metadata)?.unwrap_or_else(|| vec![address.host.clone()]),
+        address,
+        module: Module {
+            module_type,
+            version: fault::version("version", &instance.version)?,
+            weight,
+            health: health.unwrap_or(Health::Healthy),
+            data: DataAddresses::default(),
+            mode,
+            snat: snat(&metadata, mode)?,
+            listen_port: fault::port_entry("metadata", &metadata, "listen_port")?,
+            routes: BTreeMap::new(),
+        },
+        max_connections: fault::unsigned_32("max_connections", instance.max_connections)?,
+        started_at: fault::time("started_at", instance.started_at)?,
+        metadata,
+        capabilities: BTreeMap::new(),
+    };
+    Ok((registration, claim))
+}
+
+pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
+    let Registration { instance_id, address, module, max_connections, started_at, metadata, .. } =
+        &record.registration;
+    proto::ModuleInstance {
+        instance_id: instance_id.clone(),
+        module_type: names::module_type_to_wire(module.module_type).into(),
+        address: address.to_string(),
+        health_status: names::health_to_wire(record.health()).into(),
+        metadata: metadata.clone().into_iter().collect(),
+        started_at: started_at.map(Into::into),
+        current_connections: counts.active_flows.try_into().unwrap_or(i32::MAX),
+        max_connections: (*max_connections).try_into().unwrap_or(i32::MAX),
+        version: module.version.clone(),
+        traffic_weight: module.weight.try_into().unwrap_or(i32::MAX),
+    }
+}
+
+fn forward_mode(metadata: &BTreeMap<String, String>) -> Result<Option<ForwardMode>, Fault> {
+    let problem = match metadata.get("forward_mode").map(String::as_str) {
+        None => return Ok(None),
+        Some("nat") => return Ok(Some(ForwardMode::Nat)),
+        Some("dsr-l2") => return Ok(Some(ForwardMode::DsrL2)),
+        Some("dsr-ipip") => return Ok(Some(ForwardMode::DsrIpip)),
+        Some("gue") => {
+            "gue is not supported by this build: it encapsulates in IP only; use dsr-ipip".to_owned()
+        }
+        Some(other) => format!("{other:?} is none of nat, dsr-l2 and dsr-ipip"),
+    };
+    Err(Fault::new("metadata.forward_mode", problem))
+}
+
+fn snat(metadata: &BTreeMap<String, String>, mode: ForwardMode) -> Result<Snat, Fault> {
+    let replies_cross_us = match metadata.get("reply_path").map(String::as_str) {
+        None => false,
+        Some("nlb") => true,
+        Some(other) => {
+            let problem =
+                format!("{other:?} is not nlb; leave it out if replies do not come back through the NLB");
+            return Err(Fault::new("metadata.reply_path", problem));
+        }
+    };
+    let wish = metadata.get("snat").map(String::as_str);
+    if mode != ForwardMode::Nat && (wish.is_some() || replies_cross_us) {
+        let key = if wish.is_some() { "metadata.snat" } else { "metadata.reply_path" };
+        return Err(Fault::new(
+            key,
+            "is for forward_mode nat only: otherwise the module answers clients directly",
+        ));
+    }
+    match wish {
+        None | Some("auto") if replies_cross_us => Ok(Snat::OnLink),
+        None | Some("auto" | "always") => Ok(Snat::Always),
+        Some("never") => Ok(Snat::Never),
+        Some(other) => {
+            Err(Fault::new("metadata.snat", format!("{other:?} is none of auto, always and never")))
+        }
+    }
+}
+
+/// Up to one host of each family; a name may stand for both.
+fn data_hosts(metadata: &BTreeMap<String, String>) -> Result<Option<Vec<Host>>, Fault> {
+    let Some(list) = metadata.get("data_address") else { return Ok(None) };
+    let fault = |problem| Fault::new("metadata.data_address", problem);
+    let hosts = list.split(',').map(|host| host.trim().parse::<Host>().map_err(fault));
+    let hosts: Vec<Host> = hosts.collect::<Result<_, _>>()?;
+    let of =
+        |v6: bool| hosts.iter().filter(|host| matches!(host, Host::Address(a) if a.is_ipv6() == v6)).count();
+    if hosts.len() > 2 || of(false) > 1 || of(true) > 1 {
+        return Err(fault(format!("{list:?} lists more than one IPv4 and one IPv6 address")));
+    }
+    Ok(Some(hosts))
+}

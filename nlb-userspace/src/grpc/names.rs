@@ -1,0 +1,100 @@
+//! Enums between the wire and the model.
+
+use nlb_proto as proto;
+
+use crate::model::{ForwardMode, Health, ModuleType, Protocol, Snat};
+
+macro_rules! same_names {
+    ($to:ident, $from:ident, $model:ident, [$($name:ident = $wire:ident),+ $(,)?]) => {
+        pub fn $to(value: $model) -> proto::$model {
+            match value { $($model::$name => proto::$model::$wire),+ }
+        }
+
+        /// `None` for what is unspecified.
+        pub fn $from(value: proto::$model) -> Option<$model> {
+            match value { $(proto::$model::$wire => Some($model::$name),)+ proto::$model::Unspecified => None }
+        }
+    };
+}
+
+same_names!(
+    module_type_to_wire,
+    module_type_from_wire,
+    ModuleType,
+    [Alb = Alb, Dblb = Dblb, Ailb = Ailb, Rtmp = Rtmp, Nlb = Nlb]
+);
+
+same_names!(
+    protocol_to_wire,
+    protocol_from_wire,
+    Protocol,
+    [
+        Tcp = Tcp,
+        Udp = Udp,
+        Http = Http,
+        Https = Https,
+        Http2 = Http2,
+        Http3 = Http3,
+        Grpc = Grpc,
+        WebSocket = Websocket,
+        Mysql = Mysql,
+        Postgres = Postgres,
+        Mongodb = Mongodb,
+        Redis = Redis,
+        Rtmp = Rtmp,
+        Rtmps = Rtmps,
+        Hls = Hls,
+        Dash = Dash,
+    ]
+);
+
+pub fn health_to_wire(health: Health) -> proto::HealthStatus {
+    match health {
+        Health::Healthy => proto::HealthStatus::Healthy,
+        Health::Degraded => proto::HealthStatus::Degraded,
+        Health::Starting => proto::HealthStatus::Starting,
+        Health::Unhealthy => proto::HealthStatus::Unhealthy,
+        Health::Stopping => proto::HealthStatus::Stopping,
+    }
+}
+
+/// `None` for what is unspecified.
+pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
+    Some(match status {
+        proto::HealthStatus::Unspecified => return None,
+        proto::HealthStatus::Healthy => Health::Healthy,
+        proto::HealthStatus::Degraded => Health::Degraded,
+        proto::HealthStatus::Starting => Health::Starting,
+        proto::HealthStatus::Unhealthy => Health::Unhealthy,
+        proto::HealthStatus::Stopping | proto::HealthStatus::Stopped => Health::Stopping,
+    })
+}
+
+/// By name, with or without its prefix, in any case.
+pub fn module_type_by_name(name: &str) -> Option<ModuleType> {
+    let name = name.to_ascii_uppercase();
+    let full = if name.starts_with("MODULE_TYPE_") { name } else { format!("MODULE_TYPE_{name}") };
+    proto::ModuleType::from_str_name(&full).and_then(module_type_from_wire)
+}
+
+/// Without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
+pub fn module_type_name(module_type: ModuleType) -> &'static str {
+    let name = module_type_to_wire(module_type).as_str_name();
+    name.strip_prefix("MODULE_TYPE_").unwrap_or(name)
+}
+
+pub fn forward_mode_name(mode: ForwardMode) -> &'static str {
+    match mode {
+        ForwardMode::Nat => "nat",
+        ForwardMode::DsrL2 => "dsr-l2",
+        ForwardMode::DsrIpip => "dsr-ipip",
+    }
+}
+
+pub fn snat_name(snat: Snat) -> &'static str {
+    match snat {
+        Snat::Always => "always",
+        Snat::OnLink => "on-link",
+        Snat::Never => "never",
+    }
+}

@@ -1,0 +1,137 @@
+//! NLBService, the way in for modules.
+
+use std::pin::Pin;
+
+use nlb_proto::nlb_service_server::NlbService;
+use nlb_proto::*;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::Control;
+use super::failure::answer;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl NlbService for Control {
+    async fn register_module(
+        &self,
+        request: Request<RegisterModuleRequest>,
+    ) -> Answer<RegisterModuleResponse> {
+        let outcome = self.register(request.into_inner()).await;
+        answer(outcome, |error| RegisterModuleResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
+    }
+
+    async fn unregister_module(
+        &self,
+        request: Request<UnregisterModuleRequest>,
+    ) -> Answer<UnregisterModuleResponse> {
+        let outcome = self.unregister(request.into_inner()).await;
+        answer(outcome, |error| UnregisterModuleResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
+        Ok(Response::new(Control::heartbeat(self, request.into_inner()).await?))
+    }
+
+    async fn list_modules(&self, request: Request<ListModulesRequest>) -> Answer<ListModulesResponse> {
+        Ok(Response::new(Control::list_modules(self, request.into_inner())?))
+    }
+
+    async fn get_module_info(&self, request: Request<GetModuleInfoRequest>) -> Answer<GetModuleInfoResponse> {
+        Ok(Response::new(self.module_info(request.into_inner())?))
+    }
+
+    async fn update_routing(&self, request: Request<UpdateRoutingRequest>) -> Answer<UpdateRoutingResponse> {
+        let outcome = Control::update_routing(self, request.into_inner()).await;
+        answer(outcome, |error| UpdateRoutingResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
+    }
+
+    async fn get_routing_table(
+        &self,
+        request: Request<GetRoutingTableRequest>,
+    ) -> Answer<GetRoutingTableResponse> {
+        Ok(Response::new(self.routing_table(request.into_inner())?))
+    }
+
+    async fn route_request(&self, request: Request<RouteRequestRequest>) -> Answer<RouteRequestResponse> {
+        Ok(Response::new(Control::route_request(self, request.into_inner())?))
+    }
+
+    async fn validate_route(&self, request: Request<ValidateRouteRequest>) -> Answer<ValidateRouteResponse> {
+        Ok(Response::new(Control::validate_route(self, request.into_inner())?))
+    }
+
+    async fn check_health(&self, request: Request<CheckHealthRequest>) -> Answer<CheckHealthResponse> {
+        Ok(Response::new(Control::check_health(self, request.into_inner())))
+    }
+
+    async fn get_nlb_status(&self, request: Request<GetNlbStatusRequest>) -> Answer<GetNlbStatusResponse> {
+        Ok(Response::new(self.nlb_status(request.into_inner())))
+    }
+
+    type StreamNLBMetricsStream =
+        Pin<Box<dyn Stream<Item = Result<StreamNlbMetricsResponse, Status>> + Send>>;
+
+    async fn stream_nlb_metrics(
+        &self,
+        _: Request<StreamNlbMetricsRequest>,
+    ) -> Answer<Self::StreamNLBMetricsStream> {
+        Err(not_in_this_build("StreamNLBMetrics"))
+    }
+
+    async fn report_metrics(&self, _: Request<ReportMetricsRequest>) -> Answer<ReportMetricsResponse> {
+        Err(not_in_this_build("ReportMetrics"))
+    }
+
+    async fn get_nlb_metrics(&self, _: Request<GetNlbMetricsRequest>) -> Answer<GetNlbMetricsResponse> {
+        Err(not_in_this_build("GetNLBMetrics"))
+    }
+
+    async fn get_module_metrics(
+        &self,
+        _: Request<GetModuleMetricsRequest>,
+    ) -> Answer<GetModuleMetricsResponse> {
+        Err(not_in_this_build("GetModuleMetrics"))
+    }
+
+    async fn update_nlb_config(&self, _: Request<UpdateNlbConfigRequest>) -> Answer<UpdateNlbConfigResponse> {
+        Err(not_in_this_build("UpdateNLBConfig"))
+    }
+
+    async fn get_nlb_config(&self, _: Request<GetNlbConfigRequest>) -> Answer<GetNlbConfigResponse> {
+        Err(not_in_this_build("GetNLBConfig"))
+    }
+
+    async fn rebalance_load(&self, _: Request<RebalanceLoadRequest>) -> Answer<RebalanceLoadResponse> {
+        Err(not_in_this_build("RebalanceLoad"))
+    }
+
+    async fn get_load_distribution(
+        &self,
+        _: Request<GetLoadDistributionRequest>,
+    ) -> Answer<GetLoadDistributionResponse> {
+        Err(not_in_this_build("GetLoadDistribution"))
+    }
+
+    async fn trigger_scaling(&self, _: Request<TriggerScalingRequest>) -> Answer<TriggerScalingResponse> {
+        Err(not_in_this_build("TriggerScaling"))
+    }
+}
+
+/// Callers learn that the call is known, and that nothing was done.
+pub fn not_in_this_build(call: &str) -> Status {
+    Status::unimplemented(format!("{call} is part of the contract, but not of this build; nothing was done"))
+}

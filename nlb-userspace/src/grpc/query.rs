@@ -1,0 +1,345 @@
+//! Filters, order and pages of the calls that list things.
+
+use std::cmp::Ordering;
+
+use nlb_proto::{Filter, ModuleInstance, Pagination, Query, Route, RoutingEntry};
+use nlb_proto::{HealthStatus, ModuleType, Protocol};
+use prost_types::Timestamp;
+
+use super::fault::Fault;
+
+const PAGE_SIZE: usize = 100;
+const MAX_PAGE_SIZE: usize = 1000;
+const MAX_FILTERS: usize = 32;
+
+/// A field's value, as filters and sorting see it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Value {
+    Number(i64),
+    Text(String),
+    /// An enum's name without its prefix.
+    Name(&'static str),
+}
+
+/// A message that can be listed.
+pub trait Listed: Default {
+    /// `None` if the message has no such field.
+    fn value(&self, field: &str) -> Option<Value>;
+}
+
+/// One page of the items that the query asks for, and which page that is.
+pub fn run<T: Listed>(query: Option<Query>, items: Vec<T>) -> Result<(Vec<T>, Pagination), Fault> {
+    let query = query.unwrap_or_default();
+    let page = Page::parse(query.pagination.unwrap_or_default())?;
+    if query.filters.len() > MAX_FILTERS {
+        return Err(Fault::new("query.filters", format!("are more than {MAX_FILTERS}")));
+    }
+    let conditions = query.filters.into_iter().enumerate().map(|(index, filter)| {
+        Condition::parse::<T>(filter).map_err(|fault| fault.within(format!("query.filters[{index}]")))
+    });
+    let conditions: Vec<Condition> = conditions.collect::<Result<_, _>>()?;
+    let mut items: Vec<T> =
+        items.into_iter().filter(|item| conditions.iter().all(|c| c.holds(item))).collect();
+    if !query.sort_by.is_empty() {
+        sample::<T>(&query.sort_by).map_err(|problem| Fault::new("query.sort_by", problem))?;
+        items.sort_by(|a, b| {
+            let order = a.value(&query.sort_by).cmp(&b.value(&query.sort_by));
+            if query.sort_desc { order.reverse() } else { order }
+        });
+    }
+    Ok(page.cut(items))
+}
+
+struct Page {
+    number: usize,
+    size: usize,
+}
+
+impl Page {
+    fn parse(wanted: Pagination) -> Result<Self, Fault> {
+        let parse = |field: &str, number: i32, default: usize| match usize::try_from(number) {
+            Ok(0) => Ok(default),
+            Ok(number) => Ok(number),
+            Err(_) => Err(Fault::new(format!("query.pagination.{field}"), format!("{number} is negative"))),
+        };
+        let size = parse("page_size", wanted.page_size, PAGE_SIZE)?.min(MAX_PAGE_SIZE);
+        Ok(Page { number: parse("page", wanted.page, 1)?, size })
+    }
+
+    fn cut<T>(&self, items: Vec<T>) -> (Vec<T>, Pagination) {
+        let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+        let pagination = Pagination {
+            page: count(self.number),
+            page_size: count(self.size),
+            total_items: count(items.len()),
+            total_pages: count(items.len().div_ceil(self.size)),
+        };
+        let skipped = (self.number - 1).saturating_mul(self.size);
+        (items.into_iter().skip(skipped).take(self.size).collect(), pagination)
+    }
+}
+
+struct Condition {
+    field: String,
+    test: Test,
+}
+
+enum Test {
+    Order(fn(Ordering) -> bool, Value),
+    In(Vec<Value>),
+    Contains(String),
+}
+
+impl Condition {
+    fn parse<T: Listed>(filter: Filter) -> Result<Self, Fault> {
+        let sample = sample::<T>(&filter.field).map_err(|problem| Fault::new("field", problem))?;
+        let value = || operand(&sample, &filter.value);
+        let test = match filter.operator.as_str() {
+            "eq" | "" => Test::Order(Ordering::is_eq, value()?),
+            "ne" => Test::Order(Ordering::is_ne, value()?),
+            "in" => {
+                let values = filter.value.split(',').map(|value| operand(&sample, value.trim()));
+                Test::In(values.collect::<Result<_, _>>()?)
+            }
+            "gt" | "lt" | "ge" | "le" if matches!(sample, Value::Name(_)) => {
+                return Err(Fault::new(
+                    "operator",
+                    format!("{:?} has no order; use eq, ne or in", filter.field),
+                ));
+            }
+            "gt" => Test::Order(Ordering::is_gt, value()?),
+            "lt" => Test::Order(Ordering::is_lt, value()?),
+            "ge" => Test::Order(Ordering::is_ge, value()?),
+            "le" => Test::Order(Ordering::is_le, value()?),
+            "contains" if matches!(sample, Value::Number(_)) => {
+                return Err(Fault::new(
+                    "operator",
+                    format!("{:?} is a number; contains is for text", filter.field),
+                ));
+            }
+            "contains" => Test::Contains(filter.value),
+            other => {
+                let problem = format!("{other:?} is none of eq, ne, gt, lt, ge, le, in and contains");
+                return Err(Fault::new("operator", problem));
+            }
+        };
+        Ok(Condition { field: filter.field, test })
+    }
+
+    fn holds<T: Listed>(&self, item: &T) -> bool {
+        let Some(value) = item.value(&self.field) else { return false };
+        match (&self.test, value) {
+            (Test::Order(holds, operand), value) => holds(compare(&value, operand)),
+            (Test::In(operands), value) => operands.iter().any(|operand| compare(&value, operand).is_eq()),
+            (Test::Contains(part), Value::Text(text)) => text.contains(part),
+            (Test::Contains(part), Value::Name(name)) => name.contains(&part.to_ascii_uppercase()),
+            (Test::Contains(_), Value::Number(_)) => false,
+        }
+    }
+}
+
+/// A value of the kind that the field has.
+fn sample<T: Listed>(field: &str) -> Result<Value, String> {
+    T::default().value(field).ok_or_else(|| format!("{field:?} is not a field of what is listed"))
+}
+
+fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
+    match sample {
+        Value::Number(_) => {
+            let number =
+                text.parse().map_err(|_| Fault::new("value", format!("{text:?} is not a whole number")));
+            Ok(Value::Number(number?))
+        }
+        Value::Text(_) => Ok(Value::Text(text.to_owned())),
+        Value::Name(_) => Ok(Value::Text(short(&text.to_ascii_uppercase()).to_owned())),
+    }
+}
+
+fn compare(value: &Value, operand: &Value) -> Ordering {
+    match (value, operand) {
+        (Value::Name(name), Value::Text(text)) => (*name).cmp(text.as_str()),
+        (value, operand) => value.cmp(operand),
+    }
+}
+
+/// An enum value's name without the enum's own.
+fn short(name: &str) -> &str {
+    let prefixes = ["MODULE_TYPE_", "HEALTH_STATUS_", "PROTOCOL_"];
+    prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+}
+
+fn seconds(timestamp: &Option<Timestamp>) -> Value {
+    Value::Number(timestamp.map_or(0, |timestamp| timestamp.seconds))
+}
+
+impl Listed for ModuleInstance {
+    fn value(&self, field: &str) -> Option<Value> {
+        if let Some(key) = field.strip_prefix("metadata.") {
+            return Some(Value::Text(self.metadata.get(key).cloned().unwrap_or_default()));
+        }
+        Some(match field {
+            "instance_id" => Value::Text(self.instance_id.clone()),
+            "module_type" => Value::Name(short(ModuleType::as_str_name(&self.module_type()))),
+            "address" => Value::Text(self.address.clone()),
+            "health_status" => Value::Name(short(HealthStatus::as_str_name(&self.health_status()))),
+            "started_at" => seconds(&self.started_at),
+            "current_connections" => Value::Number(self.current_connections.into()),
+            "max_connections" => Value::Number(self.max_connections.into()),
+            "version" => Value::Text(self.version.clone()),
+            "traffic_weight" => Value::Number(self.traffic_weight.into()),
+            _ => return None,
+        })
+    }
+}
+
+impl Listed for Route {
+    fn value(&self, field: &str) -> Option<Value> {
+        for (prefix, map) in [("metadata.", &self.metadata), ("headers.", &self.headers)] {
+            if let Some(key) = field.strip_prefix(prefix) {
+                return Some(Value::Text(map.get(key).cloned().unwrap_or_default()));
+            }
+        }
+        Some(match field {
+            "route_id" => Value::Text(self.route_id.clone()),
+            "protocol" => Value::Name(short(Protocol::as_str_name(&self.protocol()))),
+            "source_pattern" => Value::Text(self.source_pattern.clone()),
+            "destination_pattern" => Value::Text(self.destination_pattern.clone()),
+            "source_port" => Value::Number(self.source_port.into()),
+            "destination_port" => Value::Number(self.destination_port.into()),
+            "path_pattern" => Value::Text(self.path_pattern.clone()),
+            "priority" => Value::Number(self.priority.into()),
+            _ => return None,
+        })
+    }
+}
+
+impl Listed for RoutingEntry {
+    fn value(&self, field: &str) -> Option<Value> {
+        Some(match field {
+            "target_instance_id" => Value::Text(self.target_instance_id.clone()),
+            "target_module_type" => Value::Name(short(ModuleType::as_str_name(&self.target_module_type()))),
+            "current_connections" => Value::Number(self.current_connections.into()),
+            "created_at" => seconds(&self.created_at),
+            _ => {
+                let field = field.strip_prefix("route.").unwrap_or(field);
+                return self.route.as_ref().unwrap_or(&Route::default()).value(field);
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fleet() -> Vec<ModuleInstance> {
+        let instance = |id: &str, weight, module_type: ModuleType, zone: &str| ModuleInstance {
+            instance_id: id.into(),
+            traffic_weight: weight,
+            module_type: module_type.into(),
+            metadata: [("zone".to_owned(), zone.to_owned())].into(),
+            ..Default::default()
+        };
+        vec![
+            instance("a", 100, ModuleType::Alb, "eu-1"),
+            instance("b", 50, ModuleType::Dblb, "eu-2"),
+            instance("c", 7, ModuleType::Alb, "us-1"),
+        ]
+    }
+
+    fn filtered(field: &str, operator: &str, value: &str) -> Result<String, Fault> {
+        let filter = Filter { field: field.into(), operator: operator.into(), value: value.into() };
+        let query = Query { filters: vec![filter], ..Default::default() };
+        run(Some(query), fleet()).map(|(found, _)| ids(&found))
+    }
+
+    fn ids(found: &[ModuleInstance]) -> String {
+        found.iter().map(|instance| instance.instance_id.as_str()).collect()
+    }
+
+    #[test]
+    fn every_operator_does_what_its_name_says() {
+        for (field, operator, value, expected) in [
+            ("traffic_weight", "eq", "50", "b"),
+            ("traffic_weight", "", "50", "b"),
+            ("traffic_weight", "ne", "50", "ac"),
+            ("traffic_weight", "gt", "7", "ab"),
+            ("traffic_weight", "ge", "50", "ab"),
+            ("traffic_weight", "lt", "50", "c"),
+            ("traffic_weight", "le", "50", "bc"),
+            ("traffic_weight", "in", "7, 100", "ac"),
+            ("metadata.zone", "contains", "eu", "ab"),
+            ("metadata.zone", "gt", "eu-1", "bc"),
+            ("metadata.nowhere", "eq", "", "abc"),
+            ("module_type", "eq", "ALB", "ac"),
+            ("module_type", "ne", "MODULE_TYPE_ALB", "b"),
+            ("module_type", "in", "dblb,rtmp", "b"),
+            ("module_type", "contains", "alb", "ac"),
+        ] {
+            assert_eq!(
+                filtered(field, operator, value).as_deref(),
+                Ok(expected),
+                "{field} {operator} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (field, operator, value, at) in [
+            ("wieght", "eq", "1", "field"),
+            ("", "eq", "1", "field"),
+            ("traffic_weight", "like", "1", "operator"),
+            ("traffic_weight", "contains", "1", "operator"),
+            ("module_type", "gt", "ALB", "operator"),
+            ("traffic_weight", "eq", "many", "value"),
+        ] {
+            let fault = filtered(field, operator, value).unwrap_err();
+            assert_eq!(fault.field, format!("query.filters[0].{at}"), "{field} {operator} {value}");
+        }
+        let query = Query { sort_by: "wieght".into(), ..Default::default() };
+        assert_eq!(run(Some(query), fleet()).unwrap_err().field, "query.sort_by");
+    }
+
+    #[test]
+    fn sorts_both_ways() {
+        let sorted = |sort_desc| {
+            let query = Query { sort_by: "traffic_weight".into(), sort_desc, ..Default::default() };
+            ids(&run(Some(query), fleet()).unwrap().0)
+        };
+        assert_eq!(sorted(false), "cba");
+        assert_eq!(sorted(true), "abc");
+    }
+
+    fn page(page: i32, page_size: i32) -> Result<(Vec<ModuleInstance>, Pagination), Fault> {
+        let pagination = Some(Pagination { page, page_size, ..Default::default() });
+        run(Some(Query { pagination, ..Default::default() }), fleet())
+    }
+
+    #[test]
+    fn pages_count_from_one() {
+        let (found, pagination) = page(2, 2).unwrap();
+        assert_eq!(ids(&found), "c");
+        assert_eq!(pagination, Pagination { page: 2, page_size: 2, total_items: 3, total_pages: 2 });
+        assert_eq!(ids(&page(3, 2).unwrap().0), "");
+        assert_eq!(ids(&page(i32::MAX, i32::MAX).unwrap().0), "");
+        assert_eq!(page(0, 5000).unwrap().1.page_size, 1000);
+        assert_eq!(
+            run(None, fleet()).unwrap().1,
+            Pagination { page: 1, page_size: 100, total_items: 3, total_pages: 1 }
+        );
+        assert_eq!(page(-1, 0).unwrap_err().field, "query.pagination.page");
+        assert_eq!(page(0, -1).unwrap_err().field, "query.pagination.page_size");
+    }
+
+    #[test]
+    fn routing_entries_are_searched_by_their_route_too() {
+        let route = Route { route_id: "web".into(), destination_port: 80, ..Default::default() };
+        let entry = RoutingEntry { route: Some(route), target_instance_id: "a".into(), ..Default::default() };
+        for field in ["route_id", "route.route_id"] {
+            assert_eq!(entry.value(field), Some(Value::Text("web".into())));
+        }
+        assert_eq!(entry.value("destination_port"), Some(Value::Number(80)));
+        assert_eq!(RoutingEntry::default().value("nothing"), None);
+    }
+}

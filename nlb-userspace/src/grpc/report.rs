@@ -1,0 +1,52 @@
+//! What modules report of themselves, between the wire and the registry.
+
+use nlb_proto::ModuleStats;
+
+use super::fault::{self, Fault};
+use crate::registry::Report;
+
+pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, Fault> {
+    if !stats.instance_id.is_empty() && stats.instance_id != instance_id {
+        let problem = format!("{:?} is not the instance that the heartbeat is from", stats.instance_id);
+        return Err(Fault::new("instance_id", problem));
+    }
+    Ok(Report {
+        total_requests: fault::unsigned("total_requests", stats.total_requests)?,
+        successful_requests: fault::unsigned("successful_requests", stats.successful_requests)?,
+        failed_requests: fault::unsigned("failed_requests", stats.failed_requests)?,
+        active_connections: fault::unsigned("active_connections", stats.active_connections)?,
+        total_connections: fault::unsigned("total_connections", stats.total_connections)?,
+        avg_latency_ms: fault::measure("avg_latency_ms", stats.avg_latency_ms)?,
+        p50_latency_ms: fault::measure("p50_latency_ms", stats.p50_latency_ms)?,
+        p95_latency_ms: fault::measure("p95_latency_ms", stats.p95_latency_ms)?,
+        p99_latency_ms: fault::measure("p99_latency_ms", stats.p99_latency_ms)?,
+        bytes_received: fault::unsigned("bytes_received", stats.bytes_received)?,
+        bytes_sent: fault::unsigned("bytes_sent", stats.bytes_sent)?,
+        cpu_usage_percent: fault::measure("cpu_usage_percent", stats.cpu_usage_percent)?,
+        memory_usage_mb: fault::measure("memory_usage_mb", stats.memory_usage_mb)?,
+        since: fault::time("since", stats.since)?,
+        custom: fault::text_map("custom_stats", stats.custom_stats)?,
+    })
+}
+
+pub fn render(instance_id: &str, report: &Report) -> ModuleStats {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    ModuleStats {
+        instance_id: instance_id.to_owned(),
+        total_requests: signed(report.total_requests),
+        successful_requests: signed(report.successful_requests),
+        failed_requests: signed(report.failed_requests),
+        active_connections: signed(report.active_connections),
+        total_connections: signed(report.total_connections),
+        avg_latency_ms: report.avg_latency_ms,
+        p50_latency_ms: report.p50_latency_ms,
+        p95_latency_ms: report.p95_latency_ms,
+        p99_latency_ms: report.p99_latency_ms,
+        bytes_received: signed(report.bytes_received),
+        bytes_sent: signed(report.bytes_sent),
+        cpu_usage_percent: report.cpu_usage_percent,
+        memory_usage_mb: report.memory_usage_mb,
+        since: report.since.map(Into::into),
+        custom_stats: report.custom.clone().into_iter().collect(),
+    }
+}

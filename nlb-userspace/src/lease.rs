@@ -1,0 +1,129 @@
+//! Leases: how long a module counts as alive without a sign of life.
+//!
+//! A heartbeat renews the lease. After a few missed ones the lease has lapsed, and the module gets no new flows until
+//! its next heartbeat; long after that it is forfeit, and the module must register again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{self, Instant};
+use tracing::warn;
+
+use crate::registry::Registry;
+
+/// The configured patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How often modules are asked to send heartbeats.
+    pub interval: Duration,
+    /// Heartbeats that may go missing before the lease lapses.
+    pub missed: u32,
+    /// Silence after which the module is forgotten.
+    pub evict_after: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms { interval: Duration::from_secs(10), missed: 3, evict_after: Duration::from_secs(300) }
+    }
+}
+
+impl Terms {
+    fn lapse_after(&self) -> Duration {
+        self.interval * self.missed
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Current,
+    /// Too many heartbeats missed; the next one restores it.
+    Lapsed,
+    /// Silent for so long that the registration is void.
+    Forfeit,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    renewed: Instant,
+}
+
+impl Lease {
+    pub fn new(now: Instant) -> Self {
+        Lease { renewed: now }
+    }
+
+    pub fn renew(&mut self, now: Instant) {
+        self.renewed = now;
+    }
+
+    /// Adds time in which heartbeats could not have been heard.
+    pub fn extend(&mut self, by: Duration) {
+        self.renewed += by;
+    }
+
+    pub fn standing(&self, terms: &Terms, now: Instant) -> Standing {
+        match now.saturating_duration_since(self.renewed) {
+            silence if silence >= terms.evict_after => Standing::Forfeit,
+            silence if silence >= terms.lapse_after() => Standing::Lapsed,
+            _ => Standing::Current,
+        }
+    }
+
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.renewed)
+    }
+}
+
+/// How often leases are looked at: also the part of a standstill that goes unnoticed, so it is short.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Waking up later than this means that the process stood still, not that the scheduler was busy.
+const STANDSTILL: Duration = Duration::from_millis(200);
+
+/// Lets leases lapse when their time has come. Runs until it is dropped.
+pub async fn watch(registry: Arc<Registry>) {
+    loop {
+        let wake = Instant::now() + TICK;
+        time::sleep_until(wake).await;
+        let now = Instant::now();
+        let late = now.saturating_duration_since(wake);
+        if late > STANDSTILL {
+            // A process that was stopped heard no heartbeats: its modules must not pay for that.
+            warn!(?late, "this process stood still; leases are extended by that time");
+            registry.extend_leases(late);
+        }
+        registry.expire_leases(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: u64) -> Standing {
+        let start = Instant::now();
+        Lease::new(start).standing(&Terms::default(), start + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn lapses_after_three_missed_heartbeats_and_is_forfeit_after_five_minutes() {
+        assert_eq!(after(0), Standing::Current);
+        assert_eq!(after(29), Standing::Current);
+        assert_eq!(after(30), Standing::Lapsed);
+        assert_eq!(after(299), Standing::Lapsed);
+        assert_eq!(after(300), Standing::Forfeit);
+    }
+
+    #[test]
+    fn renewal_and_extension_push_the_end_away() {
+        let (start, terms) = (Instant::now(), Terms::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut lease = Lease::new(start);
+        lease.renew(at(20));
+        assert_eq!(lease.standing(&terms, at(49)), Standing::Current);
+        lease.extend(Duration::from_secs(40));
+        assert_eq!(lease.standing(&terms, at(89)), Standing::Current);
+        assert_eq!(lease.standing(&terms, at(90)), Standing::Lapsed);
+    }
+}

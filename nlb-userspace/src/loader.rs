@@ -1,0 +1,280 @@
+//! Loads the XDP programs and attaches them to interfaces.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use aya::programs::xdp::XdpMode as Attach;
+use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use nlb_common::abi::{PARKED_BYTES, Settings};
+use nlb_common::flow::{IdleTimes, WAYS};
+use tracing::{info, warn};
+
+use crate::compile::Limits;
+use crate::config::{Flows, XdpMode};
+
+/// The programs, as `build.rs` compiled them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
+
+/// What the program is loaded with.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// The table of flows has room for `flows.max`, rounded up to a power of two.
+    pub flows: Flows,
+    pub limits: Limits,
+    pub snat_ports: RangeInclusive<u16>,
+}
+
+impl Sizes {
+    pub fn idle_times(&self, clock: &Clock) -> IdleTimes {
+        IdleTimes {
+            opening: clock.ticks(self.flows.opening),
+            established: clock.ticks(self.flows.established),
+            closing: clock.ticks(self.flows.closing),
+            udp: clock.ticks(self.flows.udp),
+        }
+    }
+
+    pub fn flow_buckets(&self) -> u32 {
+        self.flows.max.div_ceil(WAYS as u32).next_power_of_two()
+    }
+}
+
+/// A loaded object.
+pub struct Datapath {
+    /// Gives access to the maps.
+    pub bpf: Ebpf,
+    clock: Clock,
+}
+
+impl Datapath {
+    /// Loads the balancer. The maps have the given sizes, and nothing in them.
+    pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
+        let clock = Clock::measure()?;
+        let settings = settings(sizes, &clock);
+        let mut bpf = EbpfLoader::new()
+            .override_global("SETTINGS", &settings, true)
+            .map_max_entries("FLOWS", sizes.flow_buckets())
+            .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
+            .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
+            .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
+            .map_max_entries("POOLS", sizes.limits.pools as u32 + 1)
+            .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
+            .map_max_entries("SOURCES", 1 << 20)
+            .load(OBJECT)
+            .map_err(explain_load)?;
+        program(&mut bpf, BALANCER)?.load().map_err(explain_load)?;
+        program(&mut bpf, JIFFIES)?.load().map_err(explain_load)?;
+        Ok(Datapath { bpf, clock })
+    }
+
+    /// Loads the receiving end of dsr-ipip.
+    pub fn load_decap() -> anyhow::Result<Self> {
+        let clock = Clock::measure()?;
+        let mut bpf =
+            EbpfLoader::new().map_max_entries("PEERS", 1 << 16).load(OBJECT).map_err(explain_load)?;
+        program(&mut bpf, DECAP)?.load().map_err(explain_load)?;
+        Ok(Datapath { bpf, clock })
+    }
+
+    pub fn attach_balancer(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
+        attach(program(&mut self.bpf, BALANCER)?, interface, mode)
+    }
+
+    pub fn attach_decap(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
+        attach(program(&mut self.bpf, DECAP)?, interface, mode)
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Sends a frame through the balancer as if it had just arrived on the interface. Where the program redirects it to, it
+    /// really goes. Needs Linux 5.18.
+    pub fn inject(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        };
+        let program: &Xdp = self.bpf.program(BALANCER).ok_or_else(|| missing(BALANCER))?.try_into()?;
+        program.test_run(options).map(drop).map_err(|error| anyhow!("{}", chain(&error)))
+    }
+
+    /// The time now, in the ticks that flows are stamped with.
+    pub fn now(&self) -> anyhow::Result<u16> {
+        let program: &Xdp = self.bpf.program(JIFFIES).ok_or_else(|| missing(JIFFIES))?.try_into()?;
+        Ok((jiffies(program)? >> self.clock.shift) as u16)
+    }
+
+    /// Instructions that the verifier went through for the balancer.
+    pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
+        Ok(program(&mut self.bpf, BALANCER)?.info()?.verified_instruction_count().unwrap_or(0))
+    }
+
+    /// The balancer, for tests that run it on packets of their own.
+    pub fn balancer(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.bpf, BALANCER)
+    }
+
+    /// The decapsulator, likewise.
+    pub fn decapsulator(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.bpf, DECAP)
+    }
+}
+
+const BALANCER: &str = "nlb";
+const DECAP: &str = "nlb_decap";
+const JIFFIES: &str = "nlb_jiffies";
+
+fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
+}
+
+fn missing(program: &str) -> anyhow::Error {
+    anyhow!("the eBPF object has no program {program}")
+}
+
+/// Attaches a program; the answer is the mode that it came to.
+fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
+    let native = match mode {
+        XdpMode::Generic => None,
+        XdpMode::Auto | XdpMode::Native => Some(program.attach(interface, Attach::Driver)),
+    };
+    match native {
+        Some(Ok(_)) => {
+            info!("attached to {interface} in native mode");
+            return Ok(XdpMode::Native);
+        }
+        Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(interface, error)),
+        Some(Err(error)) => {
+            warn!("{interface}: no native XDP ({}), using generic mode, which is slower", chain(&error))
+        }
+        None => {}
+    }
+    program.attach(interface, Attach::Skb).map_err(|error| explain_attach(interface, error))?;
+    info!("attached to {interface} in generic mode");
+    Ok(XdpMode::Generic)
+}
+
+fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
+    let idle = sizes.idle_times(clock);
+    Settings {
+        flow_mask: sizes.flow_buckets() - 1,
+        tick_shift: clock.shift,
+        opening: idle.opening,
+        established: idle.established,
+        closing: idle.closing,
+        udp: idle.udp,
+        snat_first: *sizes.snat_ports.start(),
+        snat_count: sizes.snat_ports.end() - sizes.snat_ports.start() + 1,
+        _pad: 0,
+    }
+}
+
+/// How the kernel's jiffies relate to time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Jiffies a second: 100, 250, 300 or 1000 (the kernel's CONFIG_HZ).
+    hertz: u32,
+    /// Jiffies shifted right by this are ticks of about half a second.
+    shift: u32,
+}
+
+impl Clock {
+    /// Counts the kernel's jiffies for a fifth of a second, which tells the four rates that there are apart.
+    fn measure() -> anyhow::Result<Self> {
+        const WAIT: Duration = Duration::from_millis(200);
+        let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
+        let program = program(&mut bpf, JIFFIES)?;
+        program.load().map_err(explain_load)?;
+        let first = jiffies(program)?;
+        let start = Instant::now();
+        std::thread::sleep(WAIT);
+        let second = jiffies(program)?;
+        let end = Instant::now();
+        let measured = second.wrapping_sub(first) as f64 / (end - start).as_secs_f64();
+        let hertz = [100, 250, 300, 1000]
+            .into_iter()
+            .min_by_key(|hertz| (measured - *hertz as f64).abs() as u64)
+            .unwrap_or(250);
+        // The largest power of two that fits half a second, or just above.
+        Ok(Clock { hertz, shift: (hertz / 2).next_power_of_two().trailing_zeros() })
+    }
+
+    /// A duration in ticks, at least 1 and less than half of what 16 bits count, so that ages cannot be mistaken.
+    pub fn ticks(&self, duration: Duration) -> u16 {
+        let ticks = duration.as_secs_f64() * self.hertz as f64 / (1_u64 << self.shift) as f64;
+        ticks.ceil().clamp(1.0, i16::MAX as f64) as u16
+    }
+}
+
+/// The low 32 bits of the kernel's tick counter.
+fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
+    // The kernel takes no frame shorter than an Ethernet header.
+    let frame = [0; 64];
+    let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
+    Ok(run.context("running a program in the kernel")?.return_value)
+}
+
+fn explain_load(error: impl std::error::Error) -> anyhow::Error {
+    let text = chain(&error);
+    let remedy = if text.contains("ermission denied") || text.contains("not permitted") {
+        "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a container \
+         with these capabilities."
+    } else {
+        ""
+    };
+    anyhow!("the kernel did not take the XDP program: {text}{remedy}")
+}
+
+fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
+    let text = chain(&error);
+    let remedy = match &error {
+        ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",
+        _ if text.contains("busy") => "; another XDP program is attached there: `ip link show` names it",
+        _ if text.contains("not supported") => "; try --xdp-mode generic",
+        _ => "",
+    };
+    anyhow!("cannot attach to {interface}: {text}{remedy}")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`). It changes
+/// nothing for packets on other interfaces, and loopback never has any to forward.
+pub fn prepare_host() -> anyhow::Result<()> {
+    for family in ["ipv4", "ipv6"] {
+        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+        let Ok(now) = fs::read_to_string(&path) else {
+            // A kernel without that family routes none of its packets.
+            continue;
+        };
+        if now.trim() == "1" {
+            continue;
+        }
+        if let Err(error) = fs::write(&path, "1") {
+            bail!(
+                "cannot write {path} ({error}), without which replies to clients find no route; run `sysctl -w \
+                 net.{family}.conf.lo.forwarding=1` on the host"
+            );
+        }
+    }
+    Ok(())
+}
+
+const _: () =
+    assert!(PARKED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");

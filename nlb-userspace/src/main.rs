@@ -1,0 +1,7 @@
+//! The `nlb` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nlb::cli::run()
+}

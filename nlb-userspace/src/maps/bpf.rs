@@ -1,0 +1,205 @@
+//! The kernel's maps.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, anyhow};
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, PerCpuArray, RingBuf};
+use nlb_common::abi::{self, Address, Backend, BackendStats, Service, SourceKey};
+use nlb_common::maglev;
+use nlb_common::net::Addr;
+use nlb_common::verdict::COUNTERS;
+
+use super::memory::{self, Flows};
+use super::{Change, MapError, MapStore, layout};
+use crate::compile::Addr128;
+
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// The maps that the reconciler writes.
+pub struct BpfMaps {
+    backends: Array<MapData, Backend>,
+    vips: Array<MapData, AddrRow>,
+    pools: ArrayOfMaps<MapData>,
+    /// What an unused pool's place holds: no backend in any slot.
+    no_pool: MapData,
+    sources: LpmTrie<MapData, SourceKey, u32>,
+    services: Array<MapData, Service>,
+    service_ids: ArrayOfMaps<MapData>,
+    addresses: ArrayOfMaps<MapData>,
+}
+
+/// An address as a map value; `Addr` itself belongs to a crate that need not know aya.
+type AddrRow = [u64; 2];
+
+impl BpfMaps {
+    /// Takes the maps out of a loaded object.
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let mut maps = BpfMaps {
+            backends: take(bpf, "BACKENDS")?.try_into()?,
+            vips: take(bpf, "VIPS")?.try_into()?,
+            pools: take(bpf, "POOLS")?.try_into()?,
+            no_pool: inner_map("nlb_no_pool", maglev::LINES, size_of::<maglev::Line>())?,
+            sources: take(bpf, "SOURCES")?.try_into()?,
+            services: take(bpf, "SERVICES")?.try_into()?,
+            service_ids: take(bpf, "SERVICE_IDS")?.try_into()?,
+            addresses: take(bpf, "ADDRESSES")?.try_into()?,
+        };
+        // The program needs tables to look into, even if they are empty.
+        maps.apply(&Change::ReplaceServiceIds(BTreeMap::new()))?;
+        maps.apply(&Change::ReplaceAddresses(BTreeMap::new()))?;
+        Ok(maps)
+    }
+
+    fn set_pool(&mut self, id: u16, table: &[u16]) -> Result<(), MapError> {
+        let map =
+            inner_map("nlb_pool", maglev::LINES, size_of::<maglev::Line>()).map_err(refused("POOLS"))?;
+        fill(&map, table.iter().flat_map(|id| id.to_ne_bytes())).map_err(refused("POOLS"))?;
+        self.pools.set(id as u32, &map, 0).map_err(refused("POOLS"))
+    }
+
+    fn replace_addresses<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a Address> + Clone,
+    ) -> Result<(), MapError> {
+        const MAP: &str = "ADDRESSES";
+        let table =
+            layout::addresses(rows.clone()).ok_or(MapError::Full { map: MAP, entries: rows.count() })?;
+        let map = inner_map("nlb_addresses", abi::ADDRESS_BUCKETS, size_of::<abi::AddressBucket>())
+            .map_err(refused(MAP))?;
+        let bytes = table.iter().flatten().flat_map(|a| {
+            let head = [a.addr.hi.to_ne_bytes(), a.addr.lo.to_ne_bytes()].concat();
+            let ids = [a.id, 0, a.any_port.tcp, a.any_port.udp, 0, 0].map(u16::to_ne_bytes).concat();
+            [head, a.flags.to_ne_bytes().to_vec(), ids].concat()
+        });
+        fill(&map, bytes).map_err(refused(MAP))?;
+        self.addresses.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
+    }
+
+    fn replace_service_ids(&mut self, rows: &BTreeMap<u64, u16>) -> Result<(), MapError> {
+        const MAP: &str = "SERVICE_IDS";
+        let table = layout::services(rows.iter().map(|(key, id)| (*key, *id)))
+            .ok_or(MapError::Full { map: MAP, entries: rows.len() })?;
+        let map = inner_map("nlb_services", abi::SERVICE_BUCKETS, size_of::<abi::ServiceBucket>())
+            .map_err(refused(MAP))?;
+        let words =
+            table.iter().flatten().flat_map(|e| [e.key, e.service as u64 | (e.overflowed as u64) << 16]);
+        fill(&map, words.flat_map(u64::to_ne_bytes)).map_err(refused(MAP))?;
+        self.service_ids.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
+    }
+}
+
+impl MapStore for BpfMaps {
+    fn apply(&mut self, change: &Change) -> Result<(), MapError> {
+        match change {
+            Change::SetBackend(id, row) => self.backends.set(*id as u32, row, 0).map_err(refused("BACKENDS")),
+            Change::ClearBackend(id) => {
+                self.backends.set(*id as u32, Backend::default(), 0).map_err(refused("BACKENDS"))
+            }
+            Change::SetVip(id, Addr { hi, lo }) => {
+                self.vips.set(*id as u32, [*hi, *lo], 0).map_err(refused("VIPS"))
+            }
+            Change::SetPool(id, table) => self.set_pool(*id, table),
+            Change::ClearPool(id) => self.pools.set(*id as u32, &self.no_pool, 0).map_err(refused("POOLS")),
+            Change::SetSource(service, prefix, pool) => self
+                .sources
+                .insert(&source_key(*service, prefix), *pool as u32, 0)
+                .map_err(refused("SOURCES")),
+            Change::ClearSource(service, prefix) => {
+                self.sources.remove(&source_key(*service, prefix)).map_err(refused("SOURCES"))
+            }
+            Change::SetService(id, row) => self.services.set(*id as u32, row, 0).map_err(refused("SERVICES")),
+            Change::ClearService(id) => {
+                self.services.set(*id as u32, Service::default(), 0).map_err(refused("SERVICES"))
+            }
+            Change::ReplaceServiceIds(rows) => self.replace_service_ids(rows),
+            Change::ReplaceAddresses(rows) => self.replace_addresses(rows.values()),
+        }
+    }
+}
+
+fn source_key(service: u16, prefix: &Addr128) -> Key<SourceKey> {
+    Key::new(
+        abi::SOURCE_KEY_SERVICE_BITS + prefix.bits as u32,
+        SourceKey { service: (service as u32).to_be_bytes(), addr: prefix.addr },
+    )
+}
+
+/// An array that can take the place of an inner map, filled with zeros.
+fn inner_map(name: &str, entries: u32, value_size: usize) -> Result<MapData, aya::maps::MapError> {
+    let map =
+        aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, 4, value_size as u32, entries, BPF_F_MMAPABLE);
+    MapData::create(map, name, None)
+}
+
+fn fill(map: &MapData, bytes: impl Iterator<Item = u8>) -> std::io::Result<()> {
+    let bytes: Vec<u8> = bytes.collect();
+    memory::map(map.fd().as_fd(), bytes.len())?.copy_from_slice(&bytes);
+    Ok(())
+}
+
+fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
+    move |error| {
+        let mut reason = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            reason += &format!(": {inner}");
+            cause = inner.source();
+        }
+        MapError::Kernel { map, reason }
+    }
+}
+
+fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {
+    bpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+/// The maps that user space only reads.
+pub struct Readings {
+    pub exits: PerCpuArray<MapData, u64>,
+    pub backends: PerCpuArray<MapData, BackendStats>,
+    pub flows: Flows,
+}
+
+impl Readings {
+    pub fn take(bpf: &mut Ebpf, flow_buckets: u32) -> anyhow::Result<Self> {
+        let Map::Array(flows) = take(bpf, "FLOWS")? else { return Err(anyhow!("FLOWS is not an array")) };
+        Ok(Readings {
+            exits: take(bpf, "EXITS")?.try_into()?,
+            backends: take(bpf, "BACKEND_STATS")?.try_into()?,
+            flows: Flows::new(flows.fd().as_fd(), flow_buckets as usize)
+                .context("mapping FLOWS into memory")?,
+        })
+    }
+
+    /// The counters, added up over the CPUs.
+    pub fn counters(&self) -> anyhow::Result<Vec<u64>> {
+        (0..COUNTERS).map(|index| Ok(self.exits.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    /// A backend's counts, added up over the CPUs.
+    pub fn backend(&self, id: u16) -> anyhow::Result<BackendStats> {
+        let per_cpu = self.backends.get(&(id as u32), 0)?;
+        Ok(per_cpu.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
+            new_flows: sum.new_flows + cpu.new_flows,
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+            reply_packets: sum.reply_packets + cpu.reply_packets,
+            reply_bytes: sum.reply_bytes + cpu.reply_bytes,
+            resets: sum.resets + cpu.resets,
+        }))
+    }
+}
+
+/// Frames that wait for a next hop.
+pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
+    Ok(take(bpf, "PARKED")?.try_into()?)
+}
+
+/// The tunnel sources that `nlb decap` trusts.
+pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> {
+    Ok(take(bpf, "PEERS")?.try_into()?)
+}

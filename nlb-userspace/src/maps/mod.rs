@@ -1,0 +1,74 @@
+//! The maps as something that changes are applied to.
+//!
+//! A change is data; a [`MapStore`] performs it. There are two: the kernel's maps, and an in-memory one for tests that
+//! fails when told to. Both keep the same promise: a change either happens whole or not at all.
+
+pub mod bpf;
+pub mod fake;
+pub mod layout;
+mod memory;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nlb_common::abi;
+use nlb_common::net::Addr;
+
+use crate::compile::{Addr128, Rows};
+
+/// One step from the maps as they are towards the maps as they should be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    SetBackend(u16, abi::Backend),
+    ClearBackend(u16),
+    SetVip(u16, Addr),
+    /// Swaps a pool's Maglev table for another, whole.
+    SetPool(u16, Arc<[u16]>),
+    ClearPool(u16),
+    SetSource(u16, Addr128, u16),
+    ClearSource(u16, Addr128),
+    SetService(u16, abi::Service),
+    ClearService(u16),
+    /// Swaps the table of services by VIP, port and protocol, whole.
+    ReplaceServiceIds(BTreeMap<u64, u16>),
+    /// Swaps the table of addresses, whole.
+    ReplaceAddresses(BTreeMap<IpAddr, abi::Address>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    #[error("{map}: the kernel refused the change: {reason}")]
+    Kernel { map: &'static str, reason: String },
+    #[error("{map}: {entries} entries do not fit the table; remove some VIPs or services")]
+    Full { map: &'static str, entries: usize },
+}
+
+pub trait MapStore: Send {
+    fn apply(&mut self, change: &Change) -> Result<(), MapError>;
+}
+
+impl Change {
+    /// Does to rows what the maps do to themselves.
+    pub fn apply_to(&self, rows: &mut Rows) {
+        match self {
+            Change::SetBackend(id, row) => drop(rows.backends.insert(*id, *row)),
+            Change::ClearBackend(id) => drop(rows.backends.remove(id)),
+            Change::SetVip(id, addr) => drop(rows.vips.insert(*id, *addr)),
+            Change::SetPool(id, table) => drop(rows.pools.insert(*id, table.clone())),
+            Change::ClearPool(id) => drop(rows.pools.remove(id)),
+            Change::SetSource(service, prefix, pool) => drop(rows.sources.insert((*service, *prefix), *pool)),
+            Change::ClearSource(service, prefix) => drop(rows.sources.remove(&(*service, *prefix))),
+            Change::SetService(id, row) => drop(rows.services.insert(*id, *row)),
+            Change::ClearService(id) => drop(rows.services.remove(id)),
+            Change::ReplaceServiceIds(ids) => rows.service_ids = ids.clone(),
+            Change::ReplaceAddresses(addresses) => {
+                rows.addresses = addresses.clone();
+                // Ids that no address has any more are not looked up again.
+                rows.vips.retain(|id, _| {
+                    addresses.values().any(|a| a.id == *id && a.flags & abi::Address::VIP != 0)
+                });
+            }
+        }
+    }
+}

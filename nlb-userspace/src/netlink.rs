@@ -1,0 +1,184 @@
+//! Questions to the kernel about links, addresses, routes and neighbours (rtnetlink, RFC 3549).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use futures_util::TryStreamExt as _;
+use futures_util::stream::StreamExt as _;
+use ipnet::IpNet;
+use nlb_common::net::Mac;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc;
+
+/// A connection to the kernel's routing tables.
+pub struct Netlink {
+    handle: Handle,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub mac: Mac,
+    pub mtu: u32,
+}
+
+/// The way to an address.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteTo {
+    pub ifindex: u32,
+    /// The router on the way; `None` on the same link.
+    pub gateway: Option<IpAddr>,
+    pub source: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// Opens the connection. The receiver gets a note when links, addresses, routes or neighbours change; several
+    /// changes may make one note.
+    pub fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
+        tokio::spawn(connection);
+        let (note, notes) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                // A full channel holds a note that was not taken yet, which covers this change too.
+                let _ = note.try_send(());
+            }
+        });
+        Ok((Netlink { handle }, notes))
+    }
+
+    /// Links by index.
+    pub async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
+        let mut links = HashMap::new();
+        let mut answers = self.handle.link().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing links")? {
+            let (mut mac, mut mtu) = (None, 0);
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new),
+                    LinkAttribute::Mtu(value) => mtu = value,
+                    _ => {}
+                }
+            }
+            if let Some(mac) = mac {
+                links.insert(message.header.index, Link { mac, mtu });
+            }
+        }
+        Ok(links)
+    }
+
+    /// Our addresses with the prefixes of their links.
+    pub async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
+        let mut nets = Vec::new();
+        let mut answers = self.handle.address().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing addresses")? {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(addr) => Some(*addr),
+                _ => None,
+            });
+            if let Some(net) = address.and_then(|addr| IpNet::new(addr, message.header.prefix_len).ok()) {
+                nets.push((message.header.index, net));
+            }
+        }
+        Ok(nets)
+    }
+
+    /// The MACs of neighbours that can be used, by link and address.
+    pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Mac>> {
+        let mut macs = HashMap::new();
+        let mut answers = self.handle.neighbours().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing neighbours")? {
+            if let Some((addr, mac)) = usable(&message) {
+                macs.insert((message.header.ifindex, addr), mac);
+            }
+        }
+        Ok(macs)
+    }
+
+    /// The kernel's choice of a way; `None` if there is none, or it ends on this host.
+    pub async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+        let question = match to {
+            IpAddr::V4(addr) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build()
+            }
+            IpAddr::V6(addr) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build()
+            }
+        };
+        let mut answers = self.handle.route().get(question).execute();
+        match answers.try_next().await {
+            Ok(answer) => Ok(answer.and_then(|message| parse_route(&message))),
+            // "Network unreachable" and the like.
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Err(error) => Err(error).context(format!("asking for the route to {to}")),
+        }
+    }
+
+    /// Has the kernel find out, or confirm, a neighbour's MAC.
+    pub async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
+        let request = self
+            .handle
+            .neighbours()
+            .add(ifindex, addr)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        request.execute().await.with_context(|| format!("having the kernel resolve {addr}"))
+    }
+}
+
+fn usable(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    use NeighbourState as S;
+    let state = message.header.state;
+    if !matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp) {
+        return None;
+    }
+    let (mut addr, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => addr = Some(IpAddr::from(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => addr = Some(IpAddr::from(*a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac::new);
+            }
+            _ => {}
+        }
+    }
+    addr.zip(mac)
+}
+
+fn parse_route(message: &RouteMessage) -> Option<RouteTo> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(a) => Some(IpAddr::from(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::from(*a)),
+        _ => None,
+    };
+    let (mut ifindex, mut gateway, mut source) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    Some(RouteTo { ifindex: ifindex?, gateway, source })
+}

@@ -1,0 +1,112 @@
+//! Next hops towards backends and clients, from the kernel's own routes and neighbours, kept up to date.
+//!
+//! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only we use, and
+//! would not notice that one has moved. Addresses of interest are therefore confirmed again every few seconds, as the
+//! kernel does for those that it uses itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nlb_common::abi::NextHop;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::compile::{Hop, Hops};
+use crate::model::Desired;
+use crate::netlink::Netlink;
+
+/// How often neighbours in use are confirmed.
+const CONFIRM: Duration = Duration::from_secs(10);
+
+/// How long the way to an address that a packet waited for is kept known.
+const ASKED_FOR: Duration = Duration::from_secs(5);
+
+/// Changes come in bursts; this is how long a burst is waited for.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// Publishes the ways to all modules' data addresses, and to those in `asked`, until `desired` goes away.
+pub async fn run(
+    mut desired: watch::Receiver<Arc<Desired>>,
+    mut asked: mpsc::Receiver<IpAddr>,
+    hops: watch::Sender<Arc<Hops>>,
+) -> anyhow::Result<()> {
+    let (netlink, mut notes) = Netlink::open()?;
+    let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
+    let mut confirm = tokio::time::interval(CONFIRM);
+    loop {
+        let mut confirm_all = false;
+        let mut fresh = None;
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return Ok(()) },
+            Some(addr) = asked.recv() => {
+                temporary.insert(addr, Instant::now() + ASKED_FOR);
+                fresh = Some(addr);
+            }
+            Some(()) = notes.recv() => tokio::time::sleep(SETTLE).await,
+            _ = confirm.tick() => confirm_all = true,
+        }
+        temporary.retain(|_, until| *until > Instant::now());
+        let mut wanted = data_addresses(&desired.borrow_and_update());
+        wanted.extend(temporary.keys().copied());
+        match survey(&netlink, &wanted, |addr| confirm_all || fresh == Some(addr)).await {
+            Ok(found) => {
+                hops.send_if_modified(|old| {
+                    let changed = **old != found;
+                    if changed {
+                        debug!("next hops: {found:?}");
+                        *old = Arc::new(found);
+                    }
+                    changed
+                });
+            }
+            Err(error) => warn!("next hops could not be read from the kernel: {error:#}"),
+        }
+    }
+}
+
+fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
+    let modules = desired.modules.values();
+    modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
+}
+
+/// The ways to `wanted`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
+/// arrive as changes.
+async fn survey(
+    netlink: &Netlink,
+    wanted: &BTreeSet<IpAddr>,
+    confirm: impl Fn(IpAddr) -> bool,
+) -> anyhow::Result<Hops> {
+    let mut hops = Hops::new();
+    if wanted.is_empty() {
+        return Ok(hops);
+    }
+    let links = netlink.links().await?;
+    let addresses = netlink.addresses().await?;
+    let neighbours = netlink.neighbours().await?;
+    for addr in wanted {
+        let Some(route) = netlink.route(*addr).await? else { continue };
+        let Some(link) = links.get(&route.ifindex) else { continue };
+        let next = route.gateway.unwrap_or(*addr);
+        let mac = neighbours.get(&(route.ifindex, next));
+        if mac.is_none() || confirm(*addr) {
+            // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
+            if let Err(error) = netlink.resolve(route.ifindex, next).await {
+                debug!("{error:#}");
+            }
+        }
+        let (Some(mac), Some(source)) = (mac, route.source) else { continue };
+        let whole = if addr.is_ipv4() { 32 } else { 128 };
+        let on_link =
+            addresses.iter().filter(|(ifindex, net)| *ifindex == route.ifindex && net.contains(addr));
+        let link_prefix = match route.gateway {
+            Some(_) => whole,
+            None => on_link.map(|(_, net)| net.prefix_len()).max().unwrap_or(whole),
+        };
+        let hop = NextHop::new(*mac, link.mac, route.ifindex);
+        hops.insert(*addr, Hop { hop, source, mtu: link.mtu.min(u16::MAX as u32) as u16, link_prefix });
+    }
+    Ok(hops)
+}

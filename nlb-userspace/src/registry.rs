@@ -1,0 +1,337 @@
+//! The registry: the one writer of desired state.
+//!
+//! Every change is made on a copy, checked as a whole, and only then takes the place of what was: a refused change
+//! leaves no trace. Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every
+//! change that matters to the data path. Time comes in as an argument.
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod record;
+mod refusal;
+mod report;
+mod routing;
+mod state;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::lease::{Standing, Terms};
+use crate::model::{DataAddresses, Desired, Health};
+use crate::resolve::Host;
+use crate::vips::Vips;
+
+pub use record::{Claim, Drain, Record, Registration, RegistrationId};
+pub use refusal::{Refusal, Suited};
+pub use report::Report;
+pub use routing::{Commit, Owner};
+pub use state::State;
+
+/// What the operator configured about modules.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub vips: Vips,
+    pub fail_open: bool,
+    pub lease: Terms,
+    pub max_modules: usize,
+    /// Over all modules and the operator.
+    pub max_routes: usize,
+    /// Let callers leave registration_id empty.
+    pub accept_empty_ids: bool,
+}
+
+/// Both clocks, read once per call: one for deadlines, one for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub at: Instant,
+    pub wall: SystemTime,
+}
+
+impl Now {
+    pub fn read() -> Self {
+        Now { at: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+pub struct Registry {
+    settings: Settings,
+    state: Mutex<Arc<State>>,
+    desired: watch::Sender<Arc<Desired>>,
+}
+
+/// The answer to a registration.
+#[derive(Debug)]
+pub struct Registered {
+    pub registration_id: RegistrationId,
+    pub superseded: bool,
+    pub revision: u64,
+}
+
+/// A drain that has begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Draining {
+    pub epoch: u64,
+    pub revision: u64,
+}
+
+/// A module whose addresses come from names.
+#[derive(Debug)]
+pub struct Named {
+    pub instance_id: String,
+    pub epoch: u64,
+    pub hosts: Vec<Host>,
+    pub data: DataAddresses,
+}
+
+impl Registry {
+    pub fn new(settings: Settings) -> Self {
+        let state = State::default();
+        let desired = watch::Sender::new(Arc::new(state.desired(&settings)));
+        Registry { settings, state: Mutex::new(Arc::new(state)), desired }
+    }
+
+    /// What the data path should do; the receiver wakes with every new revision.
+    pub fn desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.subscribe()
+    }
+
+    /// Everything as it is now.
+    pub fn snapshot(&self) -> Arc<State> {
+        self.lock().clone()
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn lease_terms(&self) -> &Terms {
+        &self.settings.lease
+    }
+
+    /// Takes a module in. One that has the id already is superseded, if the newcomer may do that.
+    pub fn register(
+        &self,
+        registration: Registration,
+        claim: &Claim,
+        now: Now,
+    ) -> Result<Registered, Refusal> {
+        let instance_id = registration.instance_id.clone();
+        let ((registration_id, superseded), revision) = self.change(Commit::Apply, |state| {
+            if let Some(old) = state.modules.get(&instance_id) {
+                let lives = old.lease.standing(&self.settings.lease, now.at) == Standing::Current;
+                let elsewhere = old.registration.address != registration.address;
+                if lives && elsewhere && !claim.overrides(old) {
+                    return Err(Refusal::Taken {
+                        instance_id: instance_id.clone(),
+                        address: old.registration.address.clone(),
+                        epoch: old.epoch,
+                    });
+                }
+            }
+            state.check_suited(&registration)?;
+            let record = Record::new(registration, state.next_epoch(), now);
+            let registration_id = record.registration_id.clone();
+            let superseded = state.modules.insert(instance_id.clone(), Arc::new(record)).is_some();
+            Ok((registration_id, superseded))
+        })?;
+        info!(instance = instance_id, superseded, revision, "module registered");
+        Ok(Registered { registration_id, superseded, revision })
+    }
+
+    /// Renews the lease, and takes over what the module says of itself.
+    pub fn heartbeat(
+        &self,
+        instance_id: &str,
+        registration_id: &str,
+        health: Option<Health>,
+        report: Option<Report>,
+        now: Now,
+    ) -> Result<u64, Refusal> {
+        let mut state = self.lock();
+        self.prove(&state, instance_id, registration_id)?;
+        let record = Arc::make_mut(&mut state).record_mut(instance_id)?;
+        record.lease.renew(now.at);
+        if record.standing != Standing::Current {
+            info!(instance = instance_id, "module is back");
+            record.standing = Standing::Current;
+        }
+        if let Some(health) = health {
+            record.registration.module.health = health;
+        }
+        if report.is_some() {
+            record.report = report;
+        }
+        Ok(self.publish(&state))
+    }
+
+    /// Takes new flows away from a module that is leaving.
+    pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, Refusal> {
+        self.prove(&self.snapshot(), instance_id, registration_id)?;
+        self.begin_drain(instance_id, Drain::Leaving)
+    }
+
+    /// Takes new flows away from a module that stays, because an operator wants it.
+    pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, Refusal> {
+        self.begin_drain(instance_id, Drain::Maintenance)
+    }
+
+    fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, Refusal> {
+        let (epoch, revision) = self.change(Commit::Apply, |state| {
+            let record = state.record_mut(instance_id)?;
+            if record.drain != Some(Drain::Leaving) {
+                record.drain = Some(reason);
+            }
+            Ok(record.epoch)
+        })?;
+        info!(instance = instance_id, ?reason, revision, "draining");
+        Ok(Draining { epoch, revision })
+    }
+
+    /// Ends an operator's drain.
+    pub fn resume(&self, instance_id: &str) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(Commit::Apply, |state| {
+            let record = state.record_mut(instance_id)?;
+            if record.drain == Some(Drain::Leaving) {
+                return Err(Refusal::Leaving(instance_id.to_owned()));
+            }
+            record.drain = None;
+            Ok(())
+        })?;
+        info!(instance = instance_id, revision, "drain ended");
+        Ok(revision)
+    }
+
+    /// Forgets a module at once, at its own request.
+    pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, Refusal> {
+        let snapshot = self.snapshot();
+        self.prove(&snapshot, instance_id, registration_id)?;
+        let epoch = snapshot.record(instance_id)?.epoch;
+        self.remove(instance_id, epoch).ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+    }
+
+    /// Forgets that very registration; `None` if it is gone already, or superseded.
+    pub fn remove(&self, instance_id: &str, epoch: u64) -> Option<u64> {
+        let mut state = self.lock();
+        state.modules.get(instance_id).filter(|record| record.epoch == epoch)?;
+        Arc::make_mut(&mut state).modules.remove(instance_id);
+        let revision = self.publish(&state);
+        info!(instance = instance_id, revision, "module removed");
+        Some(revision)
+    }
+
+    /// Lets leases lapse, and evicts modules whose lease is forfeit.
+    pub fn expire_leases(&self, now: Instant) {
+        let terms = &self.settings.lease;
+        let mut state = self.lock();
+        let due: Vec<(String, Standing)> = state
+            .modules
+            .iter()
+            .map(|(instance_id, record)| (instance_id, record, record.lease.standing(terms, now)))
+            .filter(|(_, record, standing)| record.standing != *standing)
+            .map(|(instance_id, _, standing)| (instance_id.clone(), standing))
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        let changed = Arc::make_mut(&mut state);
+        for (instance_id, standing) in due {
+            let Ok(record) = changed.record_mut(&instance_id) else { continue };
+            record.standing = standing;
+            let silent = record.lease.age(now);
+            match standing {
+                // A drain has a deadline of its own.
+                Standing::Forfeit if record.drain != Some(Drain::Leaving) => {
+                    warn!(instance = instance_id, ?silent, "lease forfeit: module evicted");
+                    changed.modules.remove(&instance_id);
+                }
+                _ => warn!(instance = instance_id, ?silent, "heartbeats missed: module gets no new flows"),
+            }
+        }
+        self.publish(&state);
+    }
+
+    /// Gives every lease this much longer.
+    pub fn extend_leases(&self, by: Duration) {
+        let mut state = self.lock();
+        for record in Arc::make_mut(&mut state).modules.values_mut() {
+            Arc::make_mut(record).lease.extend(by);
+        }
+    }
+
+    /// The modules whose addresses can move.
+    pub fn named_hosts(&self) -> Vec<Named> {
+        let snapshot = self.snapshot();
+        let named = snapshot.modules.values().filter(|record| record.registration.has_names());
+        named
+            .map(|record| Named {
+                instance_id: record.registration.instance_id.clone(),
+                epoch: record.epoch,
+                hosts: record.registration.data_hosts.clone(),
+                data: record.registration.module.data,
+            })
+            .collect()
+    }
+
+    /// A name has moved: that very registration's traffic goes elsewhere.
+    pub fn readdress(&self, instance_id: &str, epoch: u64, data: DataAddresses) {
+        let mut state = self.lock();
+        if state.modules.get(instance_id).is_none_or(|record| record.epoch != epoch) {
+            return;
+        }
+        if let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) {
+            record.registration.module.data = data;
+        }
+        self.publish(&state);
+    }
+
+    /// Whether the caller is the module it says it is.
+    fn prove(&self, state: &State, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
+        let record = state.record(instance_id)?;
+        match registration_id {
+            "" if self.settings.accept_empty_ids => Ok(()),
+            "" => Err(Refusal::ProofMissing(instance_id.to_owned())),
+            id if record.registration_id.is(id) => Ok(()),
+            _ => Err(Refusal::ProofWrong(instance_id.to_owned())),
+        }
+    }
+
+    fn change<T>(
+        &self,
+        commit: Commit,
+        edit: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<(T, u64), Refusal> {
+        let mut current = self.lock();
+        let mut candidate = State::clone(&current);
+        let answer = edit(&mut candidate)?;
+        candidate.check_limits(&self.settings)?;
+        if commit == Commit::DryRun {
+            return Ok((answer, self.desired.borrow().revision));
+        }
+        *current = Arc::new(candidate);
+        Ok((answer, self.publish(&current)))
+    }
+
+    /// Publishes what the state means for the data path, under a new revision if that is new. The caller holds the
+    /// lock, so revisions come out in order.
+    fn publish(&self, state: &State) -> u64 {
+        let last = self.desired.borrow().clone();
+        let mut next = state.desired(&self.settings);
+        next.revision = last.revision;
+        if next != *last {
+            next.revision += 1;
+            self.desired.send_replace(Arc::new(next));
+        }
+        self.desired.borrow().revision
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        // Whoever panicked left the state whole: changes are swapped in.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

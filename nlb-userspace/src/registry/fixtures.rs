@@ -1,0 +1,96 @@
+//! What tests of the registry and around it start from.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use tokio::time::Instant;
+
+use crate::lease::Terms;
+use crate::model::{
+    DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
+};
+
+use super::{Claim, Now, Refusal, Registered, Registration, Registry, Settings};
+
+pub fn settings() -> Settings {
+    Settings {
+        vips: ["192.0.2.1/32", "2001:db8::1/128"].iter().map(|net| net.parse::<IpNet>().unwrap()).collect(),
+        fail_open: true,
+        lease: Terms::default(),
+        max_modules: 4,
+        max_routes: 8,
+        accept_empty_ids: false,
+    }
+}
+
+pub fn registry() -> Registry {
+    Registry::new(settings())
+}
+
+/// Now, by a test's count of seconds.
+pub fn at(start: Instant, seconds: u64) -> Now {
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds);
+    Now { at: start + Duration::from_secs(seconds), wall }
+}
+
+/// An ALB at 10.0.0.1 with a route for TCP port 80 of every VIP.
+pub fn registration(instance_id: &str) -> Registration {
+    Registration {
+        instance_id: instance_id.into(),
+        address: "10.0.0.1:50051".parse().unwrap(),
+        data_hosts: vec!["10.0.0.1".parse().unwrap()],
+        module: Module {
+            module_type: ModuleType::Alb,
+            version: "v1".into(),
+            weight: 100,
+            health: Health::Healthy,
+            data: DataAddresses { v4: Some("10.0.0.1".parse().unwrap()), v6: None },
+            mode: ForwardMode::Nat,
+            snat: Snat::Always,
+            listen_port: None,
+            routes: [("web".into(), route(80))].into(),
+        },
+        max_connections: 0,
+        started_at: None,
+        metadata: Default::default(),
+        capabilities: Default::default(),
+    }
+}
+
+pub fn route(port: u16) -> Route {
+    Route {
+        protocol: Protocol::Tcp,
+        source: None,
+        destination: Destination::EveryVip,
+        port: Some(port),
+        priority: 0,
+        listen_port: None,
+        targets: Targets::Implied,
+        headers: Default::default(),
+        path_pattern: String::new(),
+        metadata: Default::default(),
+    }
+}
+
+pub fn route_to(vip: &str, port: u16) -> Route {
+    Route { destination: Destination::Address(vip.parse::<IpAddr>().unwrap()), ..route(port) }
+}
+
+/// Registration in a word.
+pub trait Fleet {
+    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, Refusal>;
+    /// Answers the registration_id.
+    fn add(&self, instance_id: &str) -> String;
+}
+
+impl Fleet for Registry {
+    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, Refusal> {
+        self.register(registration, &Claim::None, now)
+    }
+
+    fn add(&self, instance_id: &str) -> String {
+        let registered = self.admit(registration(instance_id), Now::read()).expect("room in the registry");
+        registered.registration_id.reveal().to_owned()
+    }
+}

@@ -1,0 +1,135 @@
+//! One registered module: what it said of itself, and how it stands with us.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use crate::lease::{Lease, Standing};
+use crate::model::{Health, Module};
+use crate::resolve::{Endpoint, Host};
+
+use super::{Now, Report};
+
+/// What a module says when it registers.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    pub instance_id: String,
+    /// Of its gRPC server.
+    pub address: Endpoint,
+    /// Where the data addresses come from.
+    pub data_hosts: Vec<Host>,
+    /// Its part in the data path; `health` is the module's own word.
+    pub module: Module,
+    /// 0 is unlimited.
+    pub max_connections: u32,
+    pub started_at: Option<SystemTime>,
+    pub metadata: BTreeMap<String, String>,
+    pub capabilities: BTreeMap<String, String>,
+}
+
+impl Registration {
+    pub fn has_names(&self) -> bool {
+        self.data_hosts.iter().any(|host| matches!(host, Host::Name(_)))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub registration: Registration,
+    pub registration_id: RegistrationId,
+    /// Tells this registration from earlier and later ones of the same id.
+    pub epoch: u64,
+    pub registered_at: SystemTime,
+    pub lease: Lease,
+    /// The lease's standing as it was last acted upon.
+    pub standing: Standing,
+    pub drain: Option<Drain>,
+    pub report: Option<Report>,
+    /// When each route came, by route id.
+    pub routes_since: BTreeMap<String, SystemTime>,
+}
+
+/// Why a module is given no new flows although it is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// An operator's wish; the module stays registered.
+    Maintenance,
+    /// The module unregisters.
+    Leaving,
+}
+
+impl Record {
+    pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
+        let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
+        Record {
+            registration,
+            registration_id: RegistrationId::new(),
+            epoch,
+            registered_at: now.wall,
+            lease: Lease::new(now.at),
+            standing: Standing::Current,
+            drain: None,
+            report: None,
+            routes_since,
+        }
+    }
+
+    /// What counts for steering.
+    pub fn health(&self) -> Health {
+        match self.registration.module.health {
+            _ if self.drain.is_some() => Health::Stopping,
+            Health::Stopping => Health::Stopping,
+            _ if self.standing != Standing::Current => Health::Unhealthy,
+            reported => reported,
+        }
+    }
+}
+
+/// A module's secret, which proves that a call comes from it. Never logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RegistrationId(String);
+
+impl RegistrationId {
+    fn new() -> Self {
+        let mut bits = [0u8; 16];
+        getrandom::fill(&mut bits).expect("the kernel provides random bytes");
+        RegistrationId(bits.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Compares in a time that does not tell where the first difference is.
+    pub fn is(&self, other: &str) -> bool {
+        let differences = self.0.bytes().zip(other.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+        self.0.len() == other.len() && differences == 0
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RegistrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RegistrationId(…)")
+    }
+}
+
+/// What a newcomer puts forward to supersede a living module from another address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Claim {
+    #[default]
+    None,
+    /// It knows the registration_id.
+    RegistrationId(String),
+    /// We found that the registration of this epoch no longer answers at its address.
+    Silent { epoch: u64 },
+}
+
+impl Claim {
+    pub fn overrides(&self, old: &Record) -> bool {
+        match self {
+            Claim::None => false,
+            Claim::RegistrationId(id) => old.registration_id.is(id),
+            Claim::Silent { epoch } => old.epoch == *epoch,
+        }
+    }
+}

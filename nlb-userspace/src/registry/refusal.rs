@@ -1,0 +1,77 @@
+//! Why a change is refused, in words that tell the caller what to do.
+
+use crate::model::{Destination, ForwardMode, Module, Route};
+use crate::resolve::Endpoint;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("instance_id {0:?} is not registered; register it first")]
+    UnknownInstance(String),
+    #[error("registration_id is empty; give the one that RegisterModule answered for {0:?}")]
+    ProofMissing(String),
+    #[error("registration_id is not that of {0:?} as it is registered now; register again")]
+    ProofWrong(String),
+    #[error(
+        "instance_id {instance_id:?} belongs to a living module at {address}; choose another id, or prove to be that \
+         module with metadata registration_id"
+    )]
+    Taken { instance_id: String, address: Endpoint, epoch: u64 },
+    #[error("{0} modules are registered, which is the limit; unregister some, or raise --max-modules")]
+    TooManyModules(usize),
+    #[error("there would be {wanted} routes and the limit is {limit}; remove some, or raise --max-routes")]
+    TooManyRoutes { wanted: usize, limit: usize },
+    #[error("route {route_id:?} does not suit {instance_id:?}: {problem}")]
+    Unsuited { route_id: String, instance_id: String, problem: String },
+    #[error("no registered instance has version {0:?}; register one first")]
+    UnknownVersion(String),
+    #[error("version {asked:?} is not that of {instance_id:?}, which is {actual:?}")]
+    VersionMismatch { instance_id: String, asked: String, actual: String },
+    #[error("{0:?} is unregistering; it has to register again to take flows")]
+    Leaving(String),
+}
+
+/// Whether a module can serve a route as the route asks for it.
+pub trait Suited {
+    fn suits_ports(&self, module: &Module) -> Result<(), String>;
+    fn suits_family(&self, module: &Module) -> Result<(), String>;
+}
+
+impl Suited for Route {
+    /// Direct server return leaves ports as they are.
+    fn suits_ports(&self, module: &Module) -> Result<(), String> {
+        let listen_port = self.listen_port.or(module.listen_port);
+        let mode = match module.mode {
+            ForwardMode::Nat => return Ok(()),
+            ForwardMode::DsrL2 => "dsr-l2",
+            ForwardMode::DsrIpip => "dsr-ipip",
+        };
+        match listen_port {
+            Some(port) if Some(port) != self.port => Err(format!(
+                "listen_port {port} differs from the destination port, which forward_mode {mode} cannot change; make \
+                 them equal, or use forward_mode nat"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// NAT does not translate between address families; direct server return carries both.
+    fn suits_family(&self, module: &Module) -> Result<(), String> {
+        let vip_is_v6 = match self.destination {
+            _ if module.mode != ForwardMode::Nat => return Ok(()),
+            Destination::EveryVip => return Ok(()),
+            Destination::Address(address) => address.is_ipv6(),
+            Destination::Prefix(prefix) => prefix.addr().is_ipv6(),
+        };
+        let (family, served) = match vip_is_v6 {
+            true => ("IPv6", module.data.v6.is_some()),
+            false => ("IPv4", module.data.v4.is_some()),
+        };
+        if served {
+            return Ok(());
+        }
+        Err(format!(
+            "its destination is {family} and the module has no {family} address, which forward_mode nat needs; list one \
+             in metadata data_address"
+        ))
+    }
+}

@@ -1,0 +1,95 @@
+//! Everything the registry knows, as one value that can be copied, changed and swapped in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::model::{Desired, Module, Route};
+
+use super::{Record, Refusal, Registration, Settings, Suited};
+
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// By instance id.
+    pub modules: BTreeMap<String, Arc<Record>>,
+    /// By route id.
+    pub operator_routes: BTreeMap<String, Route>,
+    /// When each of the operator's routes came.
+    pub operator_routes_since: BTreeMap<String, SystemTime>,
+    /// As set; see [`State::version_shares`] for what they mean.
+    pub version_weights: BTreeMap<String, u32>,
+    /// When the first version weight was set.
+    pub split_since: Option<SystemTime>,
+    last_epoch: u64,
+}
+
+impl State {
+    pub fn record(&self, instance_id: &str) -> Result<&Record, Refusal> {
+        let record = self.modules.get(instance_id).map(Arc::as_ref);
+        record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+    }
+
+    /// The instances that serve an operator's route.
+    pub fn targets<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = (&'a str, &'a Record)> {
+        self.modules.iter().map(|(id, record)| (id.as_str(), record.as_ref())).filter(|(id, record)| {
+            route.targets.include(route.protocol, id, record.registration.module.module_type)
+        })
+    }
+
+    /// What it all means for the data path; the revision is the publisher's.
+    pub fn desired(&self, settings: &Settings) -> Desired {
+        let module =
+            |record: &Record| Module { health: record.health(), ..record.registration.module.clone() };
+        Desired {
+            revision: 0,
+            vips: settings.vips.addresses().clone(),
+            fail_open: settings.fail_open,
+            modules: self.modules.iter().map(|(id, record)| (id.clone(), module(record))).collect(),
+            operator_routes: self.operator_routes.clone(),
+            version_weights: self.version_weights.clone(),
+        }
+    }
+
+    pub(super) fn record_mut(&mut self, instance_id: &str) -> Result<&mut Record, Refusal> {
+        let record = self.modules.get_mut(instance_id).map(Arc::make_mut);
+        record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+    }
+
+    pub(super) fn next_epoch(&mut self) -> u64 {
+        self.last_epoch += 1;
+        self.last_epoch
+    }
+
+    pub(super) fn check_limits(&self, settings: &Settings) -> Result<(), Refusal> {
+        if self.modules.len() > settings.max_modules {
+            return Err(Refusal::TooManyModules(settings.max_modules));
+        }
+        let of_modules: usize =
+            self.modules.values().map(|record| record.registration.module.routes.len()).sum();
+        let wanted = of_modules + self.operator_routes.len();
+        if wanted > settings.max_routes {
+            return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
+        }
+        Ok(())
+    }
+
+    /// Whether a module can serve its own routes, and those of the operator that are for it.
+    pub(super) fn check_suited(&self, registration: &Registration) -> Result<(), Refusal> {
+        let (id, module) = (&registration.instance_id, &registration.module);
+        let unsuited = |route_id: &String, problem| Refusal::Unsuited {
+            route_id: route_id.clone(),
+            instance_id: id.clone(),
+            problem,
+        };
+        for (route_id, route) in &module.routes {
+            let suited = route.suits_ports(module).and_then(|()| route.suits_family(module));
+            suited.map_err(|problem| unsuited(route_id, problem))?;
+        }
+        for (route_id, route) in &self.operator_routes {
+            if route.targets.include(route.protocol, id, module.module_type) {
+                route.suits_ports(module).map_err(|problem| unsuited(route_id, problem))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,386 @@
+//! Every transition of the registry, with time as an argument.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::fixtures::{Fleet, at, registration, registry, route, route_to, settings};
+use super::*;
+use crate::model::{ForwardMode, Route, Targets};
+
+fn health(registry: &Registry, instance_id: &str) -> Option<Health> {
+    registry.desired().borrow().modules.get(instance_id).map(|module| module.health)
+}
+
+fn routes(named: &[(&str, Route)]) -> BTreeMap<String, Route> {
+    named.iter().map(|(id, route)| (id.to_string(), route.clone())).collect()
+}
+
+#[test]
+fn a_registration_is_published_under_a_new_revision() {
+    let registry = registry();
+    assert_eq!(registry.desired().borrow().revision, 0);
+    let registered = registry.admit(registration("alb-1"), Now::read()).unwrap();
+    assert_eq!((registered.revision, registered.superseded), (1, false));
+    let desired = registry.desired().borrow().clone();
+    assert_eq!(desired.revision, 1);
+    assert_eq!(desired.modules["alb-1"], registration("alb-1").module);
+    assert_eq!(desired.vips.len(), 2);
+    assert!(desired.fail_open);
+}
+
+#[test]
+fn what_does_not_concern_the_data_path_makes_no_revision() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    let revision = registry.heartbeat("alb-1", &id, Some(Health::Healthy), None, Now::read()).unwrap();
+    assert_eq!(revision, 1);
+    assert_eq!(registry.set_instance_weight("alb-1", "", 100, Commit::Apply).unwrap(), 1);
+}
+
+#[test]
+fn registration_ids_are_long_and_never_the_same() {
+    let registry = registry();
+    let (first, second) = (registry.add("alb-1"), registry.add("alb-1"));
+    assert_eq!(first.len(), 32);
+    assert_ne!(first, second);
+}
+
+#[test]
+fn calls_must_carry_the_current_registration_id() {
+    let registry = registry();
+    let old = registry.add("alb-1");
+    let new = registry.add("alb-1");
+    let beat = |id: &str| registry.heartbeat("alb-1", id, None, None, Now::read()).map(drop);
+    assert_eq!(beat(""), Err(Refusal::ProofMissing("alb-1".into())));
+    assert_eq!(beat(&old), Err(Refusal::ProofWrong("alb-1".into())));
+    assert_eq!(beat(&new[..31]), Err(Refusal::ProofWrong("alb-1".into())));
+    assert_eq!(beat(&new), Ok(()));
+    assert_eq!(registry.begin_leaving("alb-1", &old).unwrap_err(), Refusal::ProofWrong("alb-1".into()));
+    assert_eq!(registry.unregister("alb-1", "").unwrap_err(), Refusal::ProofMissing("alb-1".into()));
+    let beat = registry.heartbeat("ghost", &new, None, None, Now::read());
+    assert_eq!(beat, Err(Refusal::UnknownInstance("ghost".into())));
+}
+
+#[test]
+fn a_switch_accepts_empty_ids_but_no_wrong_ones() {
+    let registry = Registry::new(Settings { accept_empty_ids: true, ..settings() });
+    registry.add("alb-1");
+    assert!(registry.heartbeat("alb-1", "", None, None, Now::read()).is_ok());
+    let wrong = registry.heartbeat("alb-1", "guess", None, None, Now::read());
+    assert_eq!(wrong, Err(Refusal::ProofWrong("alb-1".into())));
+}
+
+#[test]
+fn the_same_address_supersedes_freely() {
+    let registry = registry();
+    registry.add("alb-1");
+    let mut again = registration("alb-1");
+    again.module.weight = 7;
+    let registered = registry.admit(again, Now::read()).unwrap();
+    assert!(registered.superseded);
+    assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 7);
+}
+
+#[test]
+fn another_address_must_prove_itself_while_the_module_lives() {
+    let start = Instant::now();
+    let registry = registry();
+    let first = registry.admit(registration("alb-1"), at(start, 0)).unwrap();
+    let elsewhere = || Registration { address: "10.0.0.9:50051".parse().unwrap(), ..registration("alb-1") };
+
+    let refused = registry.admit(elsewhere(), at(start, 29)).unwrap_err();
+    let Refusal::Taken { epoch, address, .. } = refused else { panic!("{refused}") };
+    assert_eq!(address.to_string(), "10.0.0.1:50051");
+    let guess = Claim::RegistrationId("guess".into());
+    assert!(matches!(registry.register(elsewhere(), &guess, at(start, 29)), Err(Refusal::Taken { .. })));
+    assert_eq!(registry.desired().borrow().revision, 1, "a refused change changes nothing");
+
+    let proof = Claim::RegistrationId(first.registration_id.reveal().into());
+    assert!(registry.register(elsewhere(), &proof, at(start, 29)).unwrap().superseded);
+
+    // What was found out about an earlier registration does not count against the one that took its place.
+    let back = registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29));
+    assert!(matches!(back, Err(Refusal::Taken { .. })));
+    let epoch = registry.snapshot().record("alb-1").unwrap().epoch;
+    assert!(registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29)).is_ok());
+}
+
+#[test]
+fn another_address_is_welcome_once_the_lease_has_lapsed() {
+    let start = Instant::now();
+    let registry = registry();
+    registry.admit(registration("alb-1"), at(start, 0)).unwrap();
+    let elsewhere = Registration { address: "10.0.0.9:50051".parse().unwrap(), ..registration("alb-1") };
+    assert!(registry.admit(elsewhere, at(start, 30)).unwrap().superseded);
+}
+
+#[test]
+fn missed_heartbeats_take_flows_away_the_next_brings_them_back_and_silence_evicts() {
+    let start = Instant::now();
+    let registry = registry();
+    let id = registry.admit(registration("alb-1"), at(start, 0)).unwrap().registration_id;
+
+    registry.expire_leases(at(start, 29).at);
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
+    registry.expire_leases(at(start, 30).at);
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
+
+    registry.heartbeat("alb-1", id.reveal(), None, None, at(start, 40)).unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy), "back with the next heartbeat");
+
+    registry.expire_leases(at(start, 339).at);
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
+    registry.expire_leases(at(start, 340).at);
+    assert_eq!(health(&registry, "alb-1"), None);
+    let beat = registry.heartbeat("alb-1", id.reveal(), None, None, at(start, 341));
+    assert_eq!(beat, Err(Refusal::UnknownInstance("alb-1".into())));
+}
+
+#[test]
+fn a_lapsed_lease_does_not_hide_what_the_module_says() {
+    let start = Instant::now();
+    let registry = registry();
+    let id = registry.admit(registration("alb-1"), at(start, 0)).unwrap().registration_id;
+    registry.expire_leases(at(start, 30).at);
+    registry.heartbeat("alb-1", id.reveal(), Some(Health::Degraded), None, at(start, 31)).unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Degraded));
+    registry.heartbeat("alb-1", id.reveal(), Some(Health::Stopping), None, at(start, 32)).unwrap();
+    registry.expire_leases(at(start, 100).at);
+    assert_eq!(
+        health(&registry, "alb-1"),
+        Some(Health::Stopping),
+        "a stopping module never joins an open pool"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watch_lets_leases_lapse_in_time() {
+    let registry = Arc::new(registry());
+    let watch = tokio::spawn(crate::lease::watch(registry.clone()));
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    registry.add("alb-1");
+    let mut desired = registry.desired();
+    tokio::time::sleep(Duration::from_millis(29_500)).await;
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
+    desired.mark_unchanged();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
+    assert!(desired.has_changed().unwrap(), "the reconciler is woken");
+    tokio::time::sleep(Duration::from_secs(270)).await;
+    assert_eq!(health(&registry, "alb-1"), None);
+    watch.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_blames_no_module() {
+    let registry = Arc::new(registry());
+    registry.add("alb-1");
+    let watch = tokio::spawn(crate::lease::watch(registry.clone()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // All timers fire late, at one jump of the clock: 60 s in which no heartbeat could be heard.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::task::yield_now().await;
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy), "but patience begins anew");
+    watch.abort();
+}
+
+#[test]
+fn a_leaving_module_takes_no_flows_until_it_is_gone() {
+    let start = Instant::now();
+    let registry = registry();
+    let id = registry.admit(registration("alb-1"), at(start, 0)).unwrap().registration_id;
+    let draining = registry.begin_leaving("alb-1", id.reveal()).unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping));
+    registry.heartbeat("alb-1", id.reveal(), Some(Health::Healthy), None, at(start, 1)).unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping), "a heartbeat does not end a drain");
+    assert_eq!(registry.resume("alb-1").unwrap_err(), Refusal::Leaving("alb-1".into()));
+    registry.expire_leases(at(start, 1000).at);
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping), "the drain has its own deadline");
+    assert!(registry.remove("alb-1", draining.epoch).is_some());
+    assert_eq!(health(&registry, "alb-1"), None);
+}
+
+#[test]
+fn a_drain_ends_its_own_registration_only() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    let draining = registry.begin_leaving("alb-1", &id).unwrap();
+    registry.add("alb-1");
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy), "registering again ends the drain");
+    assert_eq!(registry.remove("alb-1", draining.epoch), None);
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
+}
+
+#[test]
+fn an_operator_drains_and_resumes() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    registry.begin_maintenance("alb-1").unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping));
+    registry.resume("alb-1").unwrap();
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
+    registry.begin_leaving("alb-1", &id).unwrap();
+    registry.begin_maintenance("alb-1").unwrap();
+    assert_eq!(registry.snapshot().record("alb-1").unwrap().drain, Some(Drain::Leaving));
+    assert_eq!(registry.begin_maintenance("ghost").unwrap_err(), Refusal::UnknownInstance("ghost".into()));
+}
+
+#[test]
+fn unregistering_at_once_forgets_the_module() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    assert_eq!(registry.unregister("alb-1", &id).unwrap(), 2);
+    assert!(registry.desired().borrow().modules.is_empty());
+    assert_eq!(registry.unregister("alb-1", &id), Err(Refusal::UnknownInstance("alb-1".into())));
+}
+
+#[test]
+fn the_number_of_modules_and_routes_is_bounded() {
+    let registry = registry();
+    for instance in ["a", "b", "c", "d"] {
+        registry.add(instance);
+    }
+    let fifth = registry.admit(registration("e"), Now::read());
+    assert_eq!(fifth.unwrap_err(), Refusal::TooManyModules(4));
+    registry.add("a");
+
+    let more: BTreeMap<_, _> = (1..=5).map(|port| (port.to_string(), route(port))).collect();
+    let refused = registry.update_routes(Owner::Operator, more, false, Commit::Apply, Now::read());
+    assert_eq!(refused, Err(Refusal::TooManyRoutes { wanted: 9, limit: 8 }));
+    assert!(registry.desired().borrow().operator_routes.is_empty());
+}
+
+#[test]
+fn routes_are_merged_or_replaced_per_owner() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    let id = id.as_str();
+    let module = Owner::Module { instance_id: "alb-1", registration_id: id };
+    let update = |owner, named: &[(&str, Route)], replace_all| {
+        registry.update_routes(owner, routes(named), replace_all, Commit::Apply, Now::read()).unwrap().0
+    };
+    assert_eq!(update(module, &[("api", route(8080))], false), 1);
+    assert_eq!(update(module, &[("api", route(8080))], false), 0, "nothing new");
+    assert_eq!(update(module, &[("api", route(9090))], false), 1);
+    assert_eq!(update(Owner::Operator, &[("api", route(443))], true), 1);
+    let of_module = |registry: &Registry| -> Vec<String> {
+        registry.desired().borrow().modules["alb-1"].routes.keys().cloned().collect()
+    };
+    assert_eq!(of_module(&registry), ["api", "web"], "the operator's routes are apart");
+    assert_eq!(update(module, &[("new", route(1))], true), 3, "one added, two removed");
+    assert_eq!(of_module(&registry), ["new"]);
+    assert_eq!(update(Owner::Operator, &[], true), 1);
+    assert!(registry.desired().borrow().operator_routes.is_empty());
+}
+
+#[test]
+fn a_dry_run_answers_as_the_call_would_and_changes_nothing() {
+    let registry = registry();
+    let id = registry.add("alb-1");
+    let module = Owner::Module { instance_id: "alb-1", registration_id: &id };
+    let before = registry.desired().borrow().clone();
+    let dry = |named: &[(&str, Route)]| {
+        registry
+            .update_routes(module, routes(named), true, Commit::DryRun, Now::read())
+            .map(|(changed, _)| changed)
+    };
+    assert_eq!(dry(&[("api", route(8080))]), Ok(2));
+    assert!(matches!(dry(&[("six", route_to("2001:db8::1", 80))]), Err(Refusal::Unsuited { .. })));
+    assert_eq!(*registry.desired().borrow(), before);
+}
+
+#[test]
+fn routes_must_suit_the_modules_that_serve_them() {
+    let registry = registry();
+    let mut dsr = registration("alb-1");
+    dsr.module.mode = ForwardMode::DsrL2;
+    dsr.module.listen_port = Some(8080);
+    let refused = registry.admit(dsr.clone(), Now::read()).unwrap_err().to_string();
+    assert!(
+        refused.contains("\"web\"") && refused.contains("8080") && refused.contains("dsr-l2"),
+        "{refused}"
+    );
+    dsr.module.listen_port = Some(80);
+    registry.admit(dsr, Now::read()).unwrap();
+
+    let elsewhere =
+        Route { listen_port: Some(1), targets: Targets::Instances(["alb-1".into()].into()), ..route(2) };
+    let operators = routes(&[("moved", elsewhere)]);
+    let refused = registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read());
+    assert!(matches!(refused, Err(Refusal::Unsuited { .. })));
+
+    let mut six = registration("alb-2");
+    six.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
+    let refused = registry.admit(six.clone(), Now::read()).unwrap_err().to_string();
+    assert!(refused.contains("IPv6") && refused.contains("data_address"), "{refused}");
+    six.module.data.v6 = Some("2001:db8::a".parse().unwrap());
+    registry.admit(six, Now::read()).unwrap();
+}
+
+#[test]
+fn direct_server_return_carries_either_family() {
+    let registry = registry();
+    let mut tunnel = registration("alb-1");
+    tunnel.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
+    assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(Refusal::Unsuited { .. })));
+    tunnel.module.mode = ForwardMode::DsrIpip;
+    registry.admit(tunnel, Now::read()).unwrap();
+}
+
+#[test]
+fn instance_weights_are_set_and_zero_means_none() {
+    let registry = registry();
+    registry.add("alb-1");
+    registry.set_instance_weight("alb-1", "", 0, Commit::Apply).unwrap();
+    assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 0);
+    registry.set_instance_weight("alb-1", "v1", 30, Commit::Apply).unwrap();
+    assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 30);
+    let mismatch = registry.set_instance_weight("alb-1", "v2", 1, Commit::Apply).unwrap_err().to_string();
+    assert!(mismatch.contains("\"v2\"") && mismatch.contains("\"v1\""), "{mismatch}");
+    assert!(registry.set_instance_weight("ghost", "", 1, Commit::Apply).is_err());
+}
+
+#[test]
+fn versions_count_from_the_moment_one_is_weighed() {
+    let registry = registry();
+    registry.add("alb-1");
+    let mut canary = registration("alb-2");
+    canary.module.version = "v2".into();
+    canary.module.weight = 40;
+    registry.admit(canary, Now::read()).unwrap();
+    let shares = || registry.snapshot().version_shares();
+    assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 40)].into(), "the sums of instance weights");
+    assert!(registry.desired().borrow().version_weights.is_empty());
+
+    registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
+    assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 5)].into());
+    assert_eq!(registry.desired().borrow().version_weights, [("v2".into(), 5)].into());
+    let unknown = registry.set_version_weight("v3", 5, Commit::Apply, Now::read());
+    assert_eq!(unknown, Err(Refusal::UnknownVersion("v3".into())));
+}
+
+#[test]
+fn a_moved_name_changes_its_own_registration_only() {
+    let registry = registry();
+    let mut named = registration("alb-1");
+    named.data_hosts = vec!["alb-1.example".parse().unwrap()];
+    registry.admit(named.clone(), Now::read()).unwrap();
+    let [found] = &registry.named_hosts()[..] else { panic!("one module has a name") };
+    let moved = DataAddresses { v4: Some("10.0.0.7".parse().unwrap()), v6: None };
+    registry.readdress("alb-1", found.epoch, moved);
+    assert_eq!(registry.desired().borrow().modules["alb-1"].data, moved);
+    registry.admit(named, Now::read()).unwrap();
+    registry.readdress("alb-1", found.epoch, moved);
+    assert_eq!(registry.desired().borrow().modules["alb-1"].data, registration("alb-1").module.data);
+}
+
+#[test]
+fn modules_without_names_are_not_looked_up() {
+    let registry = registry();
+    registry.add("alb-1");
+    assert!(registry.named_hosts().is_empty());
+}

@@ -1,0 +1,74 @@
+//! `nlb serve`: puts the daemon together and runs it until it is told to stop.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::grpc::{self, Control};
+use crate::registry::Registry;
+use crate::resolve::{self, Resolver};
+use crate::{datapath, lease, shutdown};
+
+const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
+
+/// How long calls that wait for something may hold up the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.grpc).await;
+    let listener =
+        listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
+    if !config.grpc.ip().is_loopback() {
+        warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
+    }
+    let registry = Arc::new(Registry::new(config.registry.clone()));
+    let running = datapath::start(&config, registry.desired())?;
+    let datapath::Running { applied, traffic, mut details, mut tasks } = running;
+    details.push(("vips".to_owned(), vips(&config)));
+
+    let resolver = Resolver::system();
+    let (leases, names) =
+        (registry.clone(), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
+    tasks.spawn(async move { Ok(lease::watch(leases).await) });
+    tasks.spawn(async move { Ok(names.await) });
+    let control = Control {
+        registry,
+        applied,
+        traffic,
+        resolver,
+        started_at: SystemTime::now(),
+        forward_mode: config.forward_mode,
+        drain_timeout: config.drain_timeout,
+        details,
+    };
+    info!("serving on {}, gRPC at {}", config.interfaces.join(", "), listener.local_addr()?);
+
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut server = tokio::spawn(grpc::serve(listener, control, async move { drop(stopped.await) }));
+    tokio::select! {
+        told = shutdown::signal_received() => told?,
+        ended = &mut server => return ended?.context("the gRPC server failed"),
+        Some(ended) = tasks.join_next() => {
+            ended?.context("a task of the daemon failed")?;
+            bail!("a task of the daemon ended");
+        }
+    }
+    info!("stopping");
+    drop(stop);
+    match tokio::time::timeout(FAREWELL, server).await {
+        Ok(ended) => ended?.context("the gRPC server failed"),
+        // Whoever still waits for a drain is cut off.
+        Err(_) => Ok(()),
+    }
+}
+
+fn vips(config: &Config) -> String {
+    match config.registry.vips.to_string() {
+        vips if vips.is_empty() => "any".to_owned(),
+        vips => vips,
+    }
+}

@@ -1,0 +1,14 @@
+//! Being told to stop.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Returns when the process gets SIGTERM or SIGINT.
+pub async fn signal_received() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! What the data path did, as numbers: the kernel's counters and flow table, read once a second.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nlb_common::abi::BackendStats;
+use nlb_common::flow::IdleTimes;
+use nlb_common::verdict;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::compile::MapImage;
+use crate::loader::Datapath;
+use crate::maps::bpf::Readings;
+use crate::model::{Backend, L4};
+use crate::reconcile::Applied;
+
+/// The data path's counts at one moment. Counters only grow; gauges say how it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traffic {
+    pub backends: BTreeMap<Backend, Counts>,
+    /// Gauge: flows by service.
+    pub service_flows: BTreeMap<(IpAddr, u16, L4), u64>,
+    /// Packets by exit: (verdict, reason), as in `nlb_common::verdict`.
+    pub exits: BTreeMap<(&'static str, &'static str), u64>,
+    pub packets_seen: u64,
+    /// Forwarded by hash alone, because the flow table had no room.
+    pub unrecorded: u64,
+}
+
+/// Counts of one backend, or of several added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub new_flows: u64,
+    /// Gauge: flows that are neither closed nor idle beyond their time.
+    pub active_flows: u64,
+    /// Those of `active_flows` that are TCP: what a drain waits for.
+    pub active_tcp_flows: u64,
+    /// From clients, as received.
+    pub packets: u64,
+    pub bytes: u64,
+    /// From the backend, where its replies cross us.
+    pub reply_packets: u64,
+    pub reply_bytes: u64,
+    pub resets: u64,
+}
+
+impl Traffic {
+    /// The counts of all of an instance's backends.
+    pub fn instance(&self, instance_id: &str) -> Counts {
+        self.backends.iter().filter(|(b, _)| b.instance_id == instance_id).map(|(_, c)| *c).sum()
+    }
+
+    pub fn total(&self) -> Counts {
+        self.backends.values().copied().sum()
+    }
+}
+
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Counts>>(counts: I) -> Counts {
+        counts.fold(Counts::default(), |a, b| Counts {
+            new_flows: a.new_flows + b.new_flows,
+            active_flows: a.active_flows + b.active_flows,
+            active_tcp_flows: a.active_tcp_flows + b.active_tcp_flows,
+            packets: a.packets + b.packets,
+            bytes: a.bytes + b.bytes,
+            reply_packets: a.reply_packets + b.reply_packets,
+            reply_bytes: a.reply_bytes + b.reply_bytes,
+            resets: a.resets + b.resets,
+        })
+    }
+}
+
+/// Reads the kernel's numbers every second and publishes them, until the reconciler goes away.
+pub async fn run(
+    readings: Readings,
+    datapath: Arc<Datapath>,
+    idle: IdleTimes,
+    applied: watch::Receiver<Arc<Applied>>,
+    traffic: watch::Sender<Arc<Traffic>>,
+) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut collector = Collector { readings, datapath, idle, offsets: BTreeMap::new() };
+    while applied.has_changed().is_ok() {
+        seconds.tick().await;
+        let image = applied.borrow().image.clone();
+        // A scan of a million flows takes some ten milliseconds, during which other tasks should go on.
+        match tokio::task::block_in_place(|| collector.collect(&image)) {
+            Ok(found) => drop(traffic.send_replace(Arc::new(found))),
+            Err(error) => warn!("the data path's counters could not be read: {error:#}"),
+        }
+    }
+}
+
+struct Collector {
+    readings: Readings,
+    datapath: Arc<Datapath>,
+    idle: IdleTimes,
+    /// What a backend's counters stood at when it got its id, by id and generation: counts of the id's former owners.
+    offsets: BTreeMap<u16, (u8, BackendStats)>,
+}
+
+impl Collector {
+    fn collect(&mut self, image: &MapImage) -> anyhow::Result<Traffic> {
+        let counters = self.readings.counters()?;
+        let exits = counters.iter().enumerate();
+        let exits = exits.filter_map(|(i, count)| Some((verdict::exit_name(i as u32)?, *count))).collect();
+        let mut traffic = Traffic {
+            exits,
+            packets_seen: counters[verdict::SEEN_COUNTER as usize],
+            unrecorded: counters[verdict::UNRECORDED_COUNTER as usize],
+            ..Traffic::default()
+        };
+        let flows = self.count_flows(image)?;
+        for (id, backend) in image.backend_ids.iter() {
+            let mut counts = self.counts(id, image.backend_ids.generation(id))?;
+            (counts.active_flows, counts.active_tcp_flows) =
+                flows.by_backend.get(&id).copied().unwrap_or_default();
+            traffic.backends.insert(backend.clone(), counts);
+        }
+        traffic.service_flows = flows.by_service;
+        Ok(traffic)
+    }
+
+    /// What a backend counted since it got its id.
+    fn counts(&mut self, id: u16, generation: u8) -> anyhow::Result<Counts> {
+        let now = self.readings.backend(id)?;
+        let fresh = if generation == 0 { BackendStats::default() } else { now };
+        let (since, offset) = self.offsets.entry(id).or_insert((generation, fresh));
+        if *since != generation {
+            (*since, *offset) = (generation, now);
+        }
+        Ok(Counts {
+            new_flows: now.new_flows - offset.new_flows,
+            active_flows: 0,
+            active_tcp_flows: 0,
+            packets: now.packets - offset.packets,
+            bytes: now.bytes - offset.bytes,
+            reply_packets: now.reply_packets - offset.reply_packets,
+            reply_bytes: now.reply_bytes - offset.reply_bytes,
+            resets: now.resets - offset.resets,
+        })
+    }
+
+    fn count_flows(&self, image: &MapImage) -> anyhow::Result<Flows> {
+        let now = self.datapath.now()?;
+        let mut flows = Flows::default();
+        for entry in self.readings.flows.buckets().iter().flat_map(|bucket| &bucket.entries) {
+            let Some((key, state)) = entry.snapshot() else { continue };
+            if !key.is_forward() || state.is_closed() || state.is_expired(now, &self.idle) {
+                continue;
+            }
+            let Some(row) = image.rows.backends.get(&state.backend()) else { continue };
+            if row.generation != state.generation() {
+                continue;
+            }
+            let l4 = if key.protocol() == L4::Tcp as u8 { L4::Tcp } else { L4::Udp };
+            let (all, tcp) = flows.by_backend.entry(state.backend()).or_default();
+            *all += 1;
+            *tcp += (l4 == L4::Tcp) as u64;
+            if let Some(vip) = image.address_ids.key(key.local()) {
+                *flows.by_service.entry((*vip, key.local_port().get(), l4)).or_default() += 1;
+            }
+        }
+        Ok(flows)
+    }
+}
+
+#[derive(Default)]
+struct Flows {
+    /// All flows, and those of TCP.
+    by_backend: BTreeMap<u16, (u64, u64)>,
+    by_service: BTreeMap<(IpAddr, u16, L4), u64>,
+}

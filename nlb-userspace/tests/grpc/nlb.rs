@@ -1,0 +1,137 @@
+//! An NLB without a kernel: everything above the maps is real.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nlb::compile::{Hop, Hops, Limits};
+use nlb::grpc::{self, Control};
+use nlb::lease::Terms;
+use nlb::maps::fake::FakeMaps;
+use nlb::model::{Backend, ForwardMode};
+use nlb::reconcile;
+use nlb::registry::{Registry, Settings};
+use nlb::resolve::Resolver;
+use nlb::stats::{Counts, Traffic};
+use nlb_proto::module_service_client::ModuleServiceClient;
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::operator_service_client::OperatorServiceClient;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// Dropping it ends the server and its tasks.
+pub struct Nlb {
+    pub modules: NlbServiceClient<Channel>,
+    pub front: ModuleServiceClient<Channel>,
+    pub operator: OperatorServiceClient<Channel>,
+    pub maps: FakeMaps,
+    pub registry: Arc<Registry>,
+    pub traffic: watch::Sender<Arc<Traffic>>,
+    pub address: SocketAddr,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        vips: ["192.0.2.1/32", "2001:db8::1/128"]
+            .iter()
+            .map(|vip| vip.parse::<ipnet::IpNet>().unwrap())
+            .collect(),
+        fail_open: true,
+        lease: Terms::default(),
+        max_modules: 16,
+        max_routes: 64,
+        accept_empty_ids: false,
+    }
+}
+
+impl Nlb {
+    pub async fn start() -> Nlb {
+        Nlb::with(settings()).await
+    }
+
+    pub async fn with(settings: Settings) -> Nlb {
+        let registry = Arc::new(Registry::new(settings));
+        let maps = FakeMaps::default();
+        let limits = Limits { backends: 64, services: 64, pools: 64, addresses: 64 };
+        let (publish_applied, applied) = watch::channel(Arc::default());
+        let (traffic, read_traffic) = watch::channel(Arc::default());
+        let (publish_hops, hops) = watch::channel(Arc::new(ways()));
+        let mut tasks = tokio::task::JoinSet::new();
+        let (desired, store) = (registry.desired(), Box::new(maps.clone()));
+        tasks.spawn(async move {
+            let _open = publish_hops;
+            reconcile::run(desired, hops, publish_applied, limits, store).await;
+        });
+        tasks.spawn(nlb::lease::watch(registry.clone()));
+
+        let control = Control {
+            registry: registry.clone(),
+            applied,
+            traffic: read_traffic,
+            resolver: Resolver::with(|name| async move {
+                match name.as_str() {
+                    "alb-001" => Ok(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
+                    _ => Err(std::io::Error::other("no such host")),
+                }
+            }),
+            started_at: SystemTime::now(),
+            forward_mode: ForwardMode::Nat,
+            drain_timeout: Duration::from_secs(30),
+            details: vec![("interfaces".into(), "none".into())],
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
+        let address = listener.local_addr().unwrap();
+        tasks.spawn(async move {
+            grpc::serve(listener, control, std::future::pending()).await.expect("the server runs");
+        });
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        Nlb {
+            modules: NlbServiceClient::new(channel.clone()),
+            front: ModuleServiceClient::new(channel.clone()),
+            operator: OperatorServiceClient::new(channel),
+            maps,
+            registry,
+            traffic,
+            address,
+            tasks,
+        }
+    }
+
+    /// Publishes these numbers of TCP flows of an instance, one after the other, until the last one stays.
+    pub fn count_flows(&mut self, instance_id: &str, readings: &'static [u64]) {
+        let (traffic, instance_id) = (self.traffic.clone(), instance_id.to_owned());
+        self.tasks.spawn(async move {
+            let last = readings.last().copied().unwrap_or_default();
+            for tcp in readings.iter().copied().chain(std::iter::repeat(last)) {
+                traffic.send_replace(with_flows(&instance_id, tcp));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+}
+
+fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
+    let backend = Backend {
+        instance_id: instance_id.to_owned(),
+        addr: "10.0.0.1".parse().unwrap(),
+        port: 80,
+        mode: ForwardMode::Nat,
+        snat: Default::default(),
+    };
+    let counts = Counts { new_flows: 9, active_flows: tcp, active_tcp_flows: tcp, ..Counts::default() };
+    Arc::new(Traffic { backends: [(backend, counts)].into(), ..Traffic::default() })
+}
+
+/// Every module that the tests register is on our link.
+fn ways() -> Hops {
+    let hop = |address: &str, source: &str| {
+        let hop =
+            nlb_common::abi::NextHop { dst_mac: [2, 0, 0, 0, 0, 1], src_mac: [2, 0, 0, 0, 0, 2], ifindex: 1 };
+        let (address, source): (IpAddr, IpAddr) = (address.parse().unwrap(), source.parse().unwrap());
+        (address, Hop { hop, source, mtu: 1500, link_prefix: 24 })
+    };
+    let v4 = (1..=9).map(|n| hop(&format!("10.0.0.{n}"), "10.0.0.100"));
+    v4.chain([hop("fd00::1", "fd00::100")]).collect()
+}

@@ -1,0 +1,233 @@
+//! Registering, staying and being listed.
+
+use nlb_proto::*;
+use tonic::Code;
+
+use super::fleet::{instance, registration, registration_at, route, with_metadata};
+use super::nlb::{Nlb, settings};
+
+#[tokio::test]
+async fn success_means_that_the_maps_hold_it() {
+    let mut nlb = Nlb::start().await;
+    assert!(!nlb.maps.dump().contains("192.0.2.1"));
+    let answer = nlb.modules.register_module(registration("alb-1")).await.unwrap().into_inner();
+    assert!(answer.success && answer.error.is_none(), "{answer:?}");
+    assert_eq!(answer.registration_id.len(), 32);
+    assert!(answer.registered_at.is_some());
+    let dump = nlb.maps.dump();
+    assert!(dump.contains("192.0.2.1") && dump.contains("10.0.0.1"), "{dump}");
+}
+
+#[tokio::test]
+async fn maps_that_refuse_make_no_success() {
+    let mut nlb = Nlb::start().await;
+    nlb.maps.fail_after(1, 1000);
+    let answer = nlb.modules.register_module(registration("alb-1")).await.unwrap().into_inner();
+    assert!(!answer.success && answer.registration_id.is_empty());
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::Error);
+    assert!(error.message.contains("told to fail"), "{}", error.message);
+
+    let health = nlb.modules.check_health(CheckHealthRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.status(), HealthStatus::Degraded);
+    assert!(health.checks["apply_error"].contains("told to fail"));
+}
+
+#[tokio::test]
+async fn what_was_registered_is_shown() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    let metadata = [("data_address", "10.0.0.2, fd00::1"), ("zone", "eu-1"), ("reply_path", "nlb")];
+    request.instance =
+        Some(ModuleInstance { max_connections: 500, ..with_metadata(instance("alb-1"), &metadata) });
+    request.initial_routes[0].path_pattern = "/api".into();
+    request.capabilities.insert("tls".into(), "1.3".into());
+    request.health_config = Some(HealthCheckConfig::default());
+    let answer = nlb.modules.register_module(request).await.unwrap().into_inner();
+    assert!(
+        answer.message.contains("path_pattern") && answer.message.contains("health_config"),
+        "{}",
+        answer.message
+    );
+
+    let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
+    let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
+    let shown = info.instance.unwrap();
+    assert_eq!((shown.address.as_str(), shown.version.as_str()), ("10.0.0.1:50051", "v1"));
+    assert_eq!((shown.traffic_weight, shown.max_connections), (100, 500));
+    assert_eq!(shown.health_status(), HealthStatus::Healthy);
+    assert_eq!(shown.metadata["zone"], "eu-1");
+    assert_eq!(info.routes[0].path_pattern, "/api");
+    assert_eq!(info.details["data_address"], "10.0.0.2,fd00::1");
+    assert_eq!(info.details["snat"], "on-link");
+    assert_eq!(info.details["capability.tls"], "1.3");
+
+    let unknown = nlb.modules.get_module_info(GetModuleInfoRequest { instance_id: "ghost".into() }).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn names_are_resolved() {
+    let mut nlb = Nlb::start().await;
+    let named = |address: &str| RegisterModuleRequest {
+        instance: Some(ModuleInstance { address: address.into(), ..instance("alb-1") }),
+        ..registration("alb-1")
+    };
+    nlb.add(named("alb-001:50051")).await;
+    let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
+    let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
+    assert_eq!(info.details["data_address"], "10.0.0.1,fd00::1");
+
+    let answer = nlb.modules.register_module(named("alb-999:50051")).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert!(!answer.success && error.code() == StatusCode::Unavailable);
+    assert!(error.message.contains("alb-999 does not resolve"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_route_without_a_way_to_serve_it_is_refused_or_told() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    request.initial_routes[0].destination_pattern = "2001:db8::1".into();
+    let answer = nlb.modules.register_module(request).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::InvalidArgument);
+    assert!(error.message.contains("IPv6"), "{}", error.message);
+    assert!(nlb.listed("alb-1").await.is_none(), "a refused change changes nothing");
+}
+
+#[tokio::test]
+async fn an_id_in_use_is_given_away_only_for_a_reason() {
+    let mut nlb = Nlb::start().await;
+    // A module that lives: something answers at its address. Loopback is not where its traffic goes.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let lives = |port: u16| {
+        let instance = with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1")]);
+        let instance = ModuleInstance { address: format!("127.0.0.1:{port}"), ..instance };
+        RegisterModuleRequest { instance: Some(instance), ..registration("alb-1") }
+    };
+    let port = listener.local_addr().unwrap().port();
+    let registration_id = nlb.add(lives(port)).await;
+
+    let answer = nlb.modules.register_module(registration_at("alb-1", 2, "v1")).await.unwrap().into_inner();
+    assert_eq!(answer.error.unwrap().code(), StatusCode::AlreadyExists);
+
+    let mut proven = registration_at("alb-1", 2, "v1");
+    let proof = [("registration_id", registration_id.as_str())];
+    proven.instance = proven.instance.map(|instance| with_metadata(instance, &proof));
+    nlb.add(proven).await;
+    let shown = nlb.listed("alb-1").await.unwrap();
+    assert_eq!(shown.address, "10.0.0.2:50051");
+    assert!(!shown.metadata.contains_key("registration_id"), "the secret is not shown");
+
+    nlb.registry.remove("alb-1", nlb.registry.snapshot().record("alb-1").unwrap().epoch);
+    nlb.add(lives(port)).await;
+    drop(listener);
+    nlb.add(registration_at("alb-1", 3, "v1")).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().address, "10.0.0.3:50051");
+}
+
+fn beat(instance_id: &str, registration_id: &str) -> HeartbeatRequest {
+    HeartbeatRequest {
+        instance_id: instance_id.into(),
+        registration_id: registration_id.into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_renew_report_and_steer() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    let answer = nlb.modules.heartbeat(beat("alb-1", &id)).await.unwrap().into_inner();
+    assert!(answer.acknowledged && answer.server_time.is_some());
+    assert_eq!(answer.instructions["heartbeat_interval_seconds"], "10");
+
+    let stats = ModuleStats { total_requests: 7, avg_latency_ms: 1.5, ..Default::default() };
+    let status = HealthStatus::Starting.into();
+    let starting = HeartbeatRequest { status, current_stats: Some(stats), ..beat("alb-1", &id) };
+    nlb.modules.heartbeat(starting).await.unwrap();
+    let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
+    let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
+    assert_eq!(info.instance.unwrap().health_status(), HealthStatus::Starting);
+    let stats = info.stats.unwrap();
+    assert_eq!((stats.total_requests, stats.avg_latency_ms), (7, 1.5));
+    assert_eq!(stats.instance_id, "alb-1");
+
+    nlb.modules.heartbeat(beat("alb-1", &id)).await.unwrap();
+    assert_eq!(
+        nlb.listed("alb-1").await.unwrap().health_status(),
+        HealthStatus::Starting,
+        "unset: as before"
+    );
+}
+
+#[tokio::test]
+async fn strangers_get_a_status() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    for (instance_id, registration_id, code) in [
+        ("ghost", id.as_str(), Code::NotFound),
+        ("alb-1", "", Code::Unauthenticated),
+        ("alb-1", "0123456789abcdef0123456789abcdef", Code::PermissionDenied),
+    ] {
+        let status = nlb.modules.heartbeat(beat(instance_id, registration_id)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{}", status.message());
+    }
+    let request = UpdateRoutingRequest { source_instance_id: "alb-1".into(), ..Default::default() };
+    assert_eq!(nlb.modules.update_routing(request).await.unwrap_err().code(), Code::Unauthenticated);
+    let request = UnregisterModuleRequest { instance_id: "alb-1".into(), ..Default::default() };
+    assert_eq!(nlb.modules.unregister_module(request).await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_by_type_status_and_query() {
+    let mut nlb = Nlb::start().await;
+    for (name, host, version, module_type) in
+        [("a", 1, "v1", ModuleType::Alb), ("b", 2, "v2", ModuleType::Alb), ("c", 3, "v2", ModuleType::Dblb)]
+    {
+        let mut request = registration_at(name, host, version);
+        if let Some(instance) = &mut request.instance {
+            instance.set_module_type(module_type);
+        }
+        nlb.add(request).await;
+    }
+    let ids = |answer: ListModulesResponse| -> String {
+        answer.modules.into_iter().map(|instance| instance.instance_id).collect()
+    };
+    let albs = ListModulesRequest { module_type_filter: ModuleType::Alb.into(), ..Default::default() };
+    assert_eq!(ids(nlb.modules.list_modules(albs).await.unwrap().into_inner()), "ab");
+    let sick = ListModulesRequest { status_filter: HealthStatus::Unhealthy.into(), ..Default::default() };
+    assert_eq!(ids(nlb.modules.list_modules(sick).await.unwrap().into_inner()), "");
+    let filter = Filter { field: "version".into(), operator: "eq".into(), value: "v2".into() };
+    let query = Query {
+        filters: vec![filter],
+        sort_by: "instance_id".into(),
+        sort_desc: true,
+        pagination: Some(Pagination { page: 1, page_size: 1, ..Default::default() }),
+    };
+    let request = ListModulesRequest { query: Some(query), ..Default::default() };
+    let answer = nlb.modules.list_modules(request).await.unwrap().into_inner();
+    assert_eq!((answer.total_modules, answer.pagination.unwrap().total_pages), (2, 2));
+    assert_eq!(ids(answer), "c");
+}
+
+#[tokio::test]
+async fn the_number_of_modules_is_bounded() {
+    let mut nlb = Nlb::with(nlb::registry::Settings { max_modules: 1, ..settings() }).await;
+    nlb.add(registration("a")).await;
+    let answer = nlb.modules.register_module(registration("b")).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::ResourceExhausted);
+    assert!(error.message.contains("--max-modules"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    request.initial_routes =
+        (0..20_000).map(|n| Route { path_pattern: "x".repeat(80), ..route(&n.to_string()) }).collect();
+    let status = nlb.modules.register_module(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{}", status.message());
+}

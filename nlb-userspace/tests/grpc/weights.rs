@@ -1,0 +1,180 @@
+//! SetTrafficWeight on the front of the fleet, and what modules have to say about it.
+
+use std::sync::{Arc, Mutex};
+
+use nlb_proto::module_service_server::{ModuleService, ModuleServiceServer};
+use nlb_proto::*;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Request, Response, Status};
+
+use super::fleet::{instance, registration, registration_at, with_metadata};
+use super::nlb::Nlb;
+
+fn weigh(instance_id: &str, version: &str, weight: i32) -> SetTrafficWeightRequest {
+    SetTrafficWeightRequest { instance_id: instance_id.into(), version: version.into(), weight }
+}
+
+#[tokio::test]
+async fn an_instance_is_weighed() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration_at("a", 1, "v1")).await;
+    nlb.add(registration_at("b", 2, "v1")).await;
+    let answer = nlb.front.set_traffic_weight(weigh("a", "", 0)).await.unwrap().into_inner();
+    assert!(answer.success, "{}", answer.message);
+    assert!(answer.current_config.is_none(), "one version is no split");
+    assert_eq!(nlb.listed("a").await.unwrap().traffic_weight, 0);
+    let dump = nlb.maps.dump();
+    assert!(nlb.maps.rows().pools.values().all(|table| table.iter().all(|slot| *slot == table[0])), "{dump}");
+
+    let answer = nlb.front.set_traffic_weight(weigh("a", "v2", 5)).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert!(!answer.success && error.code() == StatusCode::InvalidArgument, "{}", error.message);
+    let answer = nlb.front.set_traffic_weight(weigh("ghost", "", 5)).await.unwrap().into_inner();
+    assert_eq!(answer.error.unwrap().code(), StatusCode::NotFound);
+}
+
+#[tokio::test]
+async fn a_version_is_weighed_against_the_others() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration_at("a", 1, "v1")).await;
+    nlb.add(registration_at("b", 2, "v2")).await;
+    let answer = nlb.front.set_traffic_weight(weigh("", "v2", 25)).await.unwrap().into_inner();
+    assert!(answer.success, "{}", answer.message);
+    let split = answer.current_config.unwrap();
+    assert_eq!((split.blue_version.as_str(), split.blue_weight), ("v1", 100));
+    assert_eq!((split.green_version.as_str(), split.green_weight), ("v2", 25));
+    assert_eq!((split.active_version.as_str(), split.canary_percent), ("v1", 20));
+    assert!(split.canary_enabled && split.deployment_started.is_some());
+    let answer = nlb.front.set_traffic_weight(weigh("", "v3", 25)).await.unwrap().into_inner();
+    assert_eq!(answer.error.unwrap().code(), StatusCode::NotFound);
+}
+
+/// A module that knows one call, and answers it as it is told to.
+#[derive(Clone)]
+struct Module {
+    answer: fn() -> Result<SetTrafficWeightResponse, Status>,
+    told: Arc<Mutex<Vec<SetTrafficWeightRequest>>>,
+}
+
+macro_rules! unknown_calls {
+    ($($call:ident($request:ty) -> $response:ty;)+) => {$(
+        async fn $call(&self, _: Request<$request>) -> Result<Response<$response>, Status> {
+            Err(Status::unimplemented("not this module's"))
+        }
+    )+};
+}
+
+#[tonic::async_trait]
+impl ModuleService for Module {
+    async fn set_traffic_weight(
+        &self,
+        request: Request<SetTrafficWeightRequest>,
+    ) -> Result<Response<SetTrafficWeightResponse>, Status> {
+        self.told.lock().unwrap().push(request.into_inner());
+        (self.answer)().map(Response::new)
+    }
+
+    type StreamMetricsStream = tokio_stream::Empty<Result<StreamMetricsResponse, Status>>;
+
+    unknown_calls! {
+        get_status(GetStatusRequest) -> GetStatusResponse;
+        reload(ReloadRequest) -> ReloadResponse;
+        shutdown(ShutdownRequest) -> ShutdownResponse;
+        can_handle(CanHandleRequest) -> CanHandleResponse;
+        get_routes(GetRoutesRequest) -> GetRoutesResponse;
+        update_routes(UpdateRoutesRequest) -> UpdateRoutesResponse;
+        delete_route(DeleteRouteRequest) -> DeleteRouteResponse;
+        get_rate_limits(GetRateLimitsRequest) -> GetRateLimitsResponse;
+        set_rate_limit(SetRateLimitRequest) -> SetRateLimitResponse;
+        remove_rate_limit(RemoveRateLimitRequest) -> RemoveRateLimitResponse;
+        get_metrics(GetMetricsRequest) -> GetMetricsResponse;
+        scale(ScaleRequest) -> ScaleResponse;
+        get_instances(GetInstancesRequest) -> GetInstancesResponse;
+        get_active_version(GetActiveVersionRequest) -> GetActiveVersionResponse;
+        rollback(RollbackRequest) -> RollbackResponse;
+        promote_version(PromoteVersionRequest) -> PromoteVersionResponse;
+        health_check(HealthCheckRequest) -> HealthCheckResponse;
+        get_stats(GetStatsRequest) -> GetStatsResponse;
+        stream_metrics(StreamMetricsRequest) -> Self::StreamMetricsStream;
+        get_config(GetConfigRequest) -> GetConfigResponse;
+        update_config(UpdateConfigRequest) -> UpdateConfigResponse;
+    }
+}
+
+/// Registers a module whose gRPC server answers like this; answers what the module is told.
+async fn add_module(
+    nlb: &mut Nlb,
+    answer: fn() -> Result<SetTrafficWeightResponse, Status>,
+) -> Arc<Mutex<Vec<SetTrafficWeightRequest>>> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let module = Module { answer, told: Arc::default() };
+    let told = module.told.clone();
+    let server = tonic::transport::Server::builder().add_service(ModuleServiceServer::new(module));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let instance = with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1")]);
+    let instance = Some(ModuleInstance { address, ..instance });
+    nlb.add(RegisterModuleRequest { instance, ..registration("alb-1") }).await;
+    told
+}
+
+#[tokio::test]
+async fn the_call_is_passed_on_to_the_module() {
+    let mut nlb = Nlb::start().await;
+    let told =
+        add_module(&mut nlb, || Ok(SetTrafficWeightResponse { success: true, ..Default::default() })).await;
+    for call in [weigh("alb-1", "v1", 7), weigh("", "v1", 9)] {
+        assert!(nlb.front.set_traffic_weight(call.clone()).await.unwrap().into_inner().success);
+        assert_eq!(told.lock().unwrap().pop(), Some(call));
+    }
+}
+
+#[tokio::test]
+async fn a_modules_refusal_leaves_the_data_path_as_it_was() {
+    for answer in [
+        (|| Err(Status::failed_precondition("busy"))) as fn() -> Result<SetTrafficWeightResponse, Status>,
+        || {
+            let error = Some(Error { message: "busy".into(), ..Default::default() });
+            Ok(SetTrafficWeightResponse { error, ..Default::default() })
+        },
+    ] {
+        let mut nlb = Nlb::start().await;
+        add_module(&mut nlb, answer).await;
+        let revision = nlb.registry.desired().borrow().revision;
+        let answer = nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner();
+        let error = answer.error.unwrap();
+        assert!(!answer.success);
+        assert_eq!(error.details["alb-1"], "busy", "a module's failure is reported per instance");
+        assert_eq!(nlb.registry.desired().borrow().revision, revision);
+        assert_eq!(nlb.listed("alb-1").await.unwrap().traffic_weight, 100);
+    }
+}
+
+#[tokio::test]
+async fn a_module_that_does_not_know_the_call_is_weighed_all_the_same() {
+    let mut nlb = Nlb::start().await;
+    add_module(&mut nlb, || Err(Status::unimplemented("?"))).await;
+    assert!(nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner().success);
+}
+
+#[tokio::test]
+async fn a_call_does_not_go_round_in_circles() {
+    let mut nlb = Nlb::start().await;
+    // A module that gives the NLB's own address.
+    let instance = with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1")]);
+    let instance = Some(ModuleInstance { address: nlb.address.to_string(), ..instance });
+    nlb.add(RegisterModuleRequest { instance, ..registration("alb-1") }).await;
+    assert!(nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner().success);
+    assert_eq!(nlb.listed("alb-1").await.unwrap().traffic_weight, 7);
+}
+
+#[tokio::test]
+async fn calls_of_later_builds_say_so() {
+    let mut nlb = Nlb::start().await;
+    let status = nlb.front.rollback(RollbackRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().contains("ModuleService.Rollback"), "{}", status.message());
+    let status = nlb.modules.trigger_scaling(TriggerScalingRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}

@@ -1,0 +1,110 @@
+//! The demo behind `cargo xtask run`: the real daemon and real modules between network namespaces, a client that does
+//! not stop asking, and a table of who answers. Change a weight, kill or drain a module from another terminal, and
+//! watch.
+
+mod fleet;
+mod gate;
+mod table;
+mod traffic;
+mod view;
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, interval, sleep_until};
+
+use fleet::Fleet;
+use table::Table;
+use traffic::Traffic;
+use view::View;
+
+/// Real connections, balanced before your eyes
+#[derive(Parser)]
+struct Args {
+    /// End by itself after this time (such as 10s or 2m)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    duration: Option<Duration>,
+    /// Where the NLB's gRPC server is reachable on this host while the demo runs
+    #[arg(long, default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT")]
+    grpc: SocketAddr,
+}
+
+/// The programs of the lab end with the thread that started them: the main one, on which this future runs.
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nnlb-demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let gate = gate::bind(args.grpc).await?;
+    eprintln!("Making a network of namespaces: a client, the NLB, three modules");
+    let mut fleet = Fleet::start()?;
+    gate.open_to(fleet.lab.clone());
+    let mut view = View::of(args.grpc)?;
+    view.wait_for_modules(fleet.modules.len()).await.with_context(|| fleet.complaints())?;
+    fleet.print_hints(args.grpc);
+
+    let traffic = Traffic::start(&fleet.lab)?;
+    let watched = watch(args, &mut fleet, &mut view, &traffic).await;
+    let tally = traffic.stop()?;
+    watched?;
+    println!("\n{tally}");
+    if tally.failed > 0 {
+        bail!("{} requests failed; the last one: {}", tally.failed, tally.last_failure);
+    }
+    if tally.answered == 0 {
+        bail!("not one request was made; run it for longer");
+    }
+    Ok(())
+}
+
+/// Shows what happens until the time is over or somebody ends it.
+async fn watch(args: &Args, fleet: &mut Fleet, view: &mut View, traffic: &Traffic) -> Result<()> {
+    let started = Instant::now();
+    let mut table = Table::new(std::io::stdout().is_terminal());
+    let mut seconds = interval(Duration::from_secs(1));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let over = async {
+        match args.duration {
+            Some(duration) => sleep_until(started + duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            _ = seconds.tick() => {
+                view.refresh().await;
+                table.show(started.elapsed(), view, fleet, &traffic.tally());
+                fleet.check_nlb()?;
+            }
+            () = &mut over => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let seconds_per_unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => bail!("write a number and a unit, such as 10s, 2m or 1h"),
+    };
+    let number: u32 = digits.parse().context("write a whole number before the unit, such as 10s")?;
+    Ok(Duration::from_secs(u64::from(number) * seconds_per_unit))
+}

@@ -1,0 +1,154 @@
+//! What the NLB says of its modules, asked over gRPC once a second as any operator could.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{GetModuleInfoRequest, HealthStatus, ListModulesRequest, ModuleInstance};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::{Channel, Endpoint};
+
+/// Shares and rates are those of this many seconds.
+const WINDOW: usize = 5;
+const PATIENCE: Duration = Duration::from_millis(800);
+const START: Duration = Duration::from_secs(15);
+
+pub struct View {
+    client: NlbServiceClient<Channel>,
+    modules: BTreeMap<String, Module>,
+    /// Why the last look failed, if it did.
+    pub blind: Option<String>,
+}
+
+#[derive(Default)]
+struct Module {
+    instance: ModuleInstance,
+    registered: bool,
+    active_flows: u64,
+    counts: VecDeque<Counts>,
+}
+
+#[derive(Clone, Copy)]
+struct Counts {
+    at: Instant,
+    new_flows: u64,
+    packets: u64,
+}
+
+/// One line of the table.
+pub struct Row {
+    pub name: String,
+    pub version: String,
+    pub weight: i32,
+    pub health: String,
+    /// Of the fleet's new flows, in percent.
+    pub share: f64,
+    pub active_flows: u64,
+    pub packets_per_second: f64,
+}
+
+impl View {
+    pub fn of(address: SocketAddr) -> Result<View> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(PATIENCE);
+        let client = NlbServiceClient::new(endpoint.connect_lazy());
+        Ok(View { client, modules: BTreeMap::new(), blind: None })
+    }
+
+    /// Until so many are registered and healthy.
+    pub async fn wait_for_modules(&mut self, count: usize) -> Result<()> {
+        let waited = timeout(START, async {
+            loop {
+                self.refresh().await;
+                let healthy = self.modules.values().filter(|module| {
+                    module.registered && module.instance.health_status() == HealthStatus::Healthy
+                });
+                if healthy.count() == count {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        if waited.await.is_err() {
+            let why = self.blind.as_deref().unwrap_or("the NLB answers, but lists fewer");
+            bail!("{count} modules did not become healthy within {START:?}: {why}");
+        }
+        Ok(())
+    }
+
+    /// Looks again; if that fails, what was seen before stays.
+    pub async fn refresh(&mut self) {
+        let looked = timeout(PATIENCE, self.look()).await.context("the NLB does not answer");
+        self.blind = looked.flatten().err().map(|error| format!("{error:#}"));
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        let listed = self.client.list_modules(ListModulesRequest::default()).await?.into_inner().modules;
+        for module in self.modules.values_mut() {
+            module.registered = false;
+        }
+        for instance in listed {
+            let request = GetModuleInfoRequest { instance_id: instance.instance_id.clone() };
+            let details = self.client.get_module_info(request).await?.into_inner().details;
+            let number = |name: &str| -> Result<u64> {
+                let text =
+                    details.get(name).with_context(|| format!("GetModuleInfo has no detail `{name}`"))?;
+                text.parse().with_context(|| format!("detail `{name}`"))
+            };
+            let counts = Counts {
+                at: Instant::now(),
+                new_flows: number("new_flows")?,
+                packets: number("packets")? + number("reply_packets")?,
+            };
+            let module = self.modules.entry(instance.instance_id.clone()).or_default();
+            module.active_flows = number("active_flows")?;
+            module.instance = instance;
+            module.registered = true;
+            module.counts.push_back(counts);
+            if module.counts.len() > WINDOW + 1 {
+                module.counts.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    pub fn rows(&self) -> Vec<Row> {
+        let all: u64 = self.modules.values().map(Module::recent_flows).sum();
+        let rows = self.modules.values().map(|module| Row {
+            name: module.instance.instance_id.clone(),
+            version: module.instance.version.clone(),
+            weight: module.instance.traffic_weight,
+            health: module.health(),
+            share: 100.0 * module.recent_flows() as f64 / all.max(1) as f64,
+            active_flows: if module.registered { module.active_flows } else { 0 },
+            packets_per_second: module.packets_per_second(),
+        });
+        rows.collect()
+    }
+}
+
+impl Module {
+    fn health(&self) -> String {
+        if !self.registered {
+            return "unregistered".to_owned();
+        }
+        let name = self.instance.health_status().as_str_name();
+        name.trim_start_matches("HEALTH_STATUS_").to_lowercase()
+    }
+
+    fn recent_flows(&self) -> u64 {
+        self.span().map_or(0, |(first, last)| last.new_flows.saturating_sub(first.new_flows))
+    }
+
+    fn packets_per_second(&self) -> f64 {
+        self.span().map_or(0.0, |(first, last)| {
+            let seconds = (last.at - first.at).as_secs_f64();
+            if seconds > 0.0 { last.packets.saturating_sub(first.packets) as f64 / seconds } else { 0.0 }
+        })
+    }
+
+    fn span(&self) -> Option<(Counts, Counts)> {
+        self.registered.then_some((*self.counts.front()?, *self.counts.back()?))
+    }
+}

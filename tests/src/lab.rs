@@ -1,0 +1,238 @@
+//! Networks to try the NLB in, made of namespaces and torn down when dropped.
+//!
+//! ```text
+//! one-arm:   client   client   nlb   module   module        two-arm:   client        gateway (optional)
+//!               |        |      |       |        |                        |             |         |
+//!            ---+--------+------+-------+--------+--- LAN              ---+----- nlb ---+-- front |
+//!                                                                               |                 |
+//!                                                                      back ----+----- module ----+
+//! ```
+//!
+//! A segment is a bridge in a namespace of its own, so that nothing of the host's network is involved. Everything is
+//! named `nlb-<pid>-<n>-...`: what a killed process leaves behind is removed by whoever builds a lab next.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, id};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::netns::{self, Namespace};
+use crate::process::Process;
+
+/// The virtual addresses that the NLB's host holds (on its front side), and that clients reach.
+pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
+
+const FAMILY: &str = "nlb";
+/// Logs and other files of labs, below a directory that only root can write.
+const FILES: &str = "/run/nlb-lab";
+
+#[derive(Debug)]
+pub struct Lab {
+    pub clients: Vec<Host>,
+    pub nlb: Host,
+    pub modules: Vec<Host>,
+    /// The modules' own way out, where there is one.
+    pub gateway: Option<Host>,
+    _switch: Namespace,
+    name: String,
+}
+
+/// A host of the lab: its namespace, and its address in each family on `eth0`.
+#[derive(Debug)]
+pub struct Host {
+    pub netns: Namespace,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+/// Where modules of a two-arm lab send what is for other networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultRoute {
+    /// To the NLB: replies pass it by themselves.
+    Nlb,
+    /// To a gateway of their own: replies pass the NLB only if it makes them.
+    Gateway,
+}
+
+impl Lab {
+    /// Everybody on one segment; the NLB has the one interface `eth0`.
+    pub fn one_arm(clients: usize, modules: usize) -> Result<Lab> {
+        let site = Site::new()?;
+        let lan = site.segment("lan", 0)?;
+        let nlb = lan.host("nlb", 1)?;
+        let clients = lan.hosts("client", clients, 10)?;
+        let modules = lan.hosts("module", modules, 20)?;
+        hold_vips(&nlb)?;
+        Ok(Lab { clients, nlb, modules, gateway: None, _switch: site.switch, name: site.name })
+    }
+
+    /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`, its address ends alike).
+    pub fn two_arm(clients: usize, modules: usize, default_route: DefaultRoute) -> Result<Lab> {
+        let site = Site::new()?;
+        let front = site.segment("front", 0)?;
+        let back = site.segment("back", 1)?;
+        let nlb = site.router("nlb", 1, &front, &back)?;
+        let clients = front.hosts("client", clients, 10)?;
+        let modules = back.hosts("module", modules, 20)?;
+        let gateway = match default_route {
+            DefaultRoute::Nlb => None,
+            DefaultRoute::Gateway => Some(site.router("gateway", 254, &front, &back)?),
+        };
+        for client in &clients {
+            client.add_default_routes(nlb.v4.into(), nlb.v6.into())?;
+        }
+        let way_out = if gateway.is_some() { 254 } else { 1 };
+        for module in &modules {
+            module.add_default_routes(back.v4(way_out).into(), back.v6(way_out).into())?;
+        }
+        hold_vips(&nlb)?;
+        Ok(Lab { clients, nlb, modules, gateway, _switch: site.switch, name: site.name })
+    }
+
+    /// Unique among all labs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A directory that goes with the lab.
+    pub fn files(&self) -> PathBuf {
+        Path::new(FILES).join(&self.name)
+    }
+
+    /// Starts a command of one of the hosts; see [`Process::start`].
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        Process::start(command, self.files().join(format!("{name}.log")))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = remove_files(&self.name) {
+            eprintln!("files of lab {} are left behind: {error:#}", self.name);
+        }
+    }
+}
+
+impl Host {
+    /// Holds a virtual address for direct server return: accepts its packets, and leaves it to the NLB to answer who
+    /// has it.
+    pub fn hold_quietly(&self, vip: IpAddr) -> Result<()> {
+        self.netns.sysctl("net/ipv4/conf/all/arp_ignore", 1)?;
+        self.netns.sysctl("net/ipv4/conf/all/arp_announce", 2)?;
+        self.netns.add_address("lo", vip, host_prefix(vip))
+    }
+
+    fn add_default_routes(&self, v4: IpAddr, v6: IpAddr) -> Result<()> {
+        self.netns.add_default_route(v4)?;
+        self.netns.add_default_route(v6)
+    }
+}
+
+/// A lab under construction: its name, and the namespace in which its bridges live.
+struct Site {
+    name: String,
+    switch: Namespace,
+}
+
+impl Site {
+    fn new() -> Result<Site> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        remove_leftovers().context("removing what an earlier run left behind")?;
+        let name = format!("{FAMILY}-{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let files = Path::new(FILES).join(&name);
+        fs::create_dir_all(&files)
+            .with_context(|| format!("creating {} (this needs root)", files.display()))?;
+        let switch = Namespace::create(format!("{name}-switch"))?;
+        Ok(Site { name, switch })
+    }
+
+    fn segment(&self, bridge: &'static str, number: u8) -> Result<Segment<'_>> {
+        self.switch.ip(&["link", "add", bridge, "type", "bridge", "mcast_snooping", "0"])?;
+        self.switch.ip(&["link", "set", bridge, "up"])?;
+        Ok(Segment { site: self, bridge, number })
+    }
+
+    /// A host on two segments that forwards between them.
+    fn router(&self, name: &str, number: u8, front: &Segment, back: &Segment) -> Result<Host> {
+        let host = front.host(name, number)?;
+        back.attach(&host.netns, "eth1", name, number)?;
+        host.netns.sysctl("net/ipv4/ip_forward", 1)?;
+        host.netns.sysctl("net/ipv6/conf/all/forwarding", 1)?;
+        Ok(host)
+    }
+}
+
+/// An Ethernet segment with the networks 10.77.n.0/24 and fd77:0:0:n::/64.
+struct Segment<'a> {
+    site: &'a Site,
+    bridge: &'static str,
+    number: u8,
+}
+
+impl Segment<'_> {
+    fn hosts(&self, kind: &str, count: usize, first: u8) -> Result<Vec<Host>> {
+        (first..)
+            .take(count)
+            .enumerate()
+            .map(|(i, number)| self.host(&format!("{kind}{i}"), number))
+            .collect()
+    }
+
+    fn host(&self, name: &str, number: u8) -> Result<Host> {
+        let netns = Namespace::create(format!("{}-{name}", self.site.name))?;
+        self.attach(&netns, "eth0", name, number)?;
+        Ok(Host { netns, v4: self.v4(number), v6: self.v6(number) })
+    }
+
+    fn attach(&self, host: &Namespace, interface: &str, name: &str, number: u8) -> Result<()> {
+        let port = format!("{}-{name}", self.bridge);
+        host.cable(interface, &self.site.switch, &port)?;
+        self.site.switch.ip(&["link", "set", &port, "master", self.bridge])?;
+        host.add_address(interface, self.v4(number).into(), 24)?;
+        host.add_address(interface, self.v6(number).into(), 64)
+    }
+
+    fn v4(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, number)
+    }
+
+    fn v6(&self, number: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, self.number.into(), 0, 0, 0, number.into())
+    }
+}
+
+/// The kernel of the NLB's host answers ARP and neighbour discovery for the VIPs.
+fn hold_vips(nlb: &Host) -> Result<()> {
+    for vip in [VIP4.into(), VIP6.into()] {
+        nlb.netns.add_address("eth0", vip, host_prefix(vip))?;
+    }
+    Ok(())
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn remove_leftovers() -> Result<()> {
+    netns::remove_leftovers(FAMILY)?;
+    for entry in Path::new(FILES).read_dir().into_iter().flatten() {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if netns::owner(name, FAMILY).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove_files(name)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_files(lab: &str) -> Result<()> {
+    let directory = Path::new(FILES).join(lab);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
+    }
+    Ok(())
+}

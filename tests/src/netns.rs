@@ -1,0 +1,171 @@
+//! A network namespace: a host of our own, with its interfaces, addresses and routes, that is gone when dropped.
+//!
+//! The kernel is configured with the commands an administrator would type, so that a failing lab can be repeated by
+//! hand. Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted bpffs from them.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, id};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Where iproute2 keeps the namespaces that have names.
+const NAMED: &str = "/run/netns";
+
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes an empty host with its loopback up. IPv6 addresses are usable at once: nobody else can hold them, so
+    /// duplicate address detection would only cost a second each.
+    pub fn create(name: String) -> Result<Namespace> {
+        ip(&["netns", "add", &name])?;
+        let namespace = Namespace { name };
+        for scope in ["all", "default"] {
+            namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), 0)?;
+            namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_ra"), 0)?;
+            namespace.sysctl(&format!("net/ipv6/conf/{scope}/router_solicitations"), 0)?;
+            // Replies may take another way than requests: that is what direct server return is.
+            namespace.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), 0)?;
+        }
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs a closure on a thread of its own inside the namespace. Sockets it opens stay there.
+    pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace =
+            File::open(self.path()).with_context(|| format!("opening namespace {}", self.name))?;
+        let entered = thread::scope(|scope| {
+            scope
+                .spawn(|| setns(&namespace, CloneFlags::CLONE_NEWNET).map(|()| inside()))
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        entered.with_context(|| format!("entering namespace {} (this needs root)", self.name))
+    }
+
+    /// A command that will run inside. It is killed when the thread that starts it ends, whatever ends that.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path().display()))
+            .args(["setpriv", "--pdeathsig", "KILL", "--"])
+            .arg(program.as_ref());
+        command
+    }
+
+    /// Runs `ip` for this namespace.
+    pub fn ip(&self, args: &[&str]) -> Result<String> {
+        ip(&[&["-n", &self.name], args].concat())
+    }
+
+    pub fn add_address(&self, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
+        let address = format!("{address}/{prefix}");
+        let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        self.ip(&[&["address", "add", &address, "dev", interface], nodad].concat()).map(drop)
+    }
+
+    pub fn add_default_route(&self, via: IpAddr) -> Result<()> {
+        self.ip(&["route", "add", "default", "via", &via.to_string()]).map(drop)
+    }
+
+    /// Sets a kernel parameter, named by its path below /proc/sys.
+    pub fn sysctl(&self, parameter: &str, value: impl Display) -> Result<()> {
+        let file = Path::new("/proc/sys").join(parameter);
+        let value = value.to_string();
+        self.run(|| fs::write(&file, &value))?
+            .with_context(|| format!("setting {parameter} to {value} in {}", self.name))
+    }
+
+    /// Connects this host with another by a virtual cable whose ends get these names. Both ends are brought up.
+    pub fn cable(&self, interface: &str, other: &Namespace, other_interface: &str) -> Result<()> {
+        let peer = ["peer", "name", other_interface, "netns", &other.name];
+        self.ip(&[&["link", "add", "name", interface, "type", "veth"], &peer[..]].concat())?;
+        for (host, interface) in [(self, interface), (other, other_interface)] {
+            host.behave_like_wire(interface)?;
+            host.ip(&["link", "set", interface, "up"])?;
+        }
+        Ok(())
+    }
+
+    /// Local stacks leave checksums and segmentation to the device. A virtual one does neither, and XDP, which sees
+    /// the packet next, cannot make up for it: with checksums in software, packets look as they do on a wire.
+    /// GRO switches on the receiver that takes in packets which XDP redirects to a veth; else they vanish.
+    fn behave_like_wire(&self, interface: &str) -> Result<()> {
+        let mut ethtool = self.command("ethtool");
+        ethtool.args(["-K", interface, "tx", "off", "tso", "off", "gso", "off", "gro", "on"]);
+        output(&mut ethtool).map(drop)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(NAMED).join(&self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.name) {
+            eprintln!("namespace {} is left behind: {error:#}", self.name);
+        }
+    }
+}
+
+/// Removes the namespaces named `<family>-<pid>-...` whose process has gone without doing so.
+pub fn remove_leftovers(family: &str) -> Result<()> {
+    // Before the first namespace there is no such directory.
+    for entry in Path::new(NAMED).read_dir().into_iter().flatten() {
+        let name = entry.context("listing namespaces")?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if owner(name, family).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The process that made what is named `<family>-<pid>-...`.
+pub fn owner(name: &str, family: &str) -> Option<u32> {
+    name.strip_prefix(family)?.strip_prefix('-')?.split('-').next()?.parse().ok()
+}
+
+/// Ends what still runs in the namespace, then deletes it. Only we know its name, so what runs there is ours.
+fn remove(name: &str) -> Result<()> {
+    for pid in ip(&["netns", "pids", name])?.split_whitespace() {
+        let pid: i32 = pid.parse().with_context(|| format!("`ip netns pids` printed {pid}"))?;
+        if pid != id() as i32 {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    ip(&["netns", "delete", name]).map(drop)
+}
+
+fn ip(args: &[&str]) -> Result<String> {
+    output(Command::new("ip").args(args))
+}
+
+/// Runs a command to its end and returns what it printed; if it fails, the error holds what it complained.
+pub fn output(command: &mut Command) -> Result<String> {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let output = command
+        .output()
+        .with_context(|| format!("`{line}` does not start; `cargo xtask setup` installs it"))?;
+    if !output.status.success() {
+        bail!("`{line}` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("the output of `{line}`"))
+}

@@ -1,0 +1,75 @@
+//! The real programs that run in labs: `nlb serve` and the SDK's echo module, as cargo built them.
+
+use std::env;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::lab::{Host, Lab, VIP4, VIP6};
+use crate::process::Process;
+
+/// Where the daemon's gRPC server listens in every lab, on the address of its host's `eth0`.
+pub const GRPC_PORT: u16 = 50051;
+/// Where echo modules listen.
+pub const ECHO_PORT: u16 = 8080;
+
+const START: Duration = Duration::from_secs(15);
+
+/// Starts the daemon on these interfaces, and waits until it answers.
+pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
+    let mut command = lab.nlb.netns.command(built("nlb")?);
+    command
+        .args(["serve", "--iface", interfaces])
+        .args(["--vip", &format!("{VIP4},{VIP6}")])
+        .args(["--grpc", &grpc(lab).to_string()])
+        .args(args);
+    let mut nlb = lab.start("nlb", &mut command)?;
+    let address = grpc(lab);
+    nlb.wait_until("its gRPC port opens", START, || {
+        lab.nlb.netns.run(|| TcpStream::connect_timeout(&address, START)).is_ok_and(|stream| stream.is_ok())
+    })?;
+    Ok(nlb)
+}
+
+pub fn grpc(lab: &Lab) -> SocketAddr {
+    SocketAddr::new(lab.nlb.v4.into(), GRPC_PORT)
+}
+
+/// Starts an echo module on a host. It serves the VIPs' port 80 unless the arguments name others.
+pub fn echo(lab: &Lab, host: &Host, name: &str, args: &[&str]) -> Result<Process> {
+    let mut command = host.netns.command(built("examples/echo")?);
+    command
+        .args(["--name", name])
+        .args(["--nlb", &format!("http://{}", grpc(lab))])
+        .args(["--listen", &format!("[::]:{ECHO_PORT}")])
+        .args(["--metadata", &format!("data_address={},{}", host.v4, host.v6)]);
+    if !args.contains(&"--vip") {
+        for vip in [IpAddr::from(VIP4), VIP6.into()] {
+            command.args(["--vip", &SocketAddr::new(vip, 80).to_string()]);
+        }
+    }
+    command.args(args);
+    lab.start(name, &mut command)
+}
+
+/// Ends a program as an administrator would, and waits until it has.
+pub fn terminate(process: &mut Process, at_most: Duration) -> Result<()> {
+    process.signal(Signal::SIGTERM)?;
+    let status = process.wait(at_most)?;
+    if !status.success() {
+        bail!("ended with {status} after SIGTERM; its output:\n{}", process.output());
+    }
+    Ok(())
+}
+
+/// A program of the workspace, beside the one that is running: cargo puts tests one directory deeper.
+fn built(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("finding the path of this program")?;
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.with_context(|| {
+        format!("{name} is not built in the directory of {}; `cargo xtask build` builds it", own.display())
+    })
+}

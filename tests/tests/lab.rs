@@ -1,0 +1,120 @@
+//! The lab itself: if its wires do not carry packets, no other test means anything.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, id};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use nlb_tests::lab::{DefaultRoute, Host, Lab, VIP4, VIP6};
+use nlb_tests::netns::output;
+
+#[test]
+fn everybody_reaches_everybody_on_one_segment() -> Result<()> {
+    let lab = Lab::one_arm(2, 2)?;
+    for host in [&lab.nlb, &lab.clients[1], &lab.modules[0], &lab.modules[1]] {
+        ping(&lab.clients[0], host.v4.into())?;
+        ping(&lab.clients[0], host.v6.into())?;
+    }
+    ping(&lab.clients[1], VIP4.into())?;
+    ping(&lab.clients[1], VIP6.into())
+}
+
+#[test]
+fn the_nlb_routes_between_two_segments() -> Result<()> {
+    for route in [DefaultRoute::Nlb, DefaultRoute::Gateway] {
+        let lab = Lab::two_arm(1, 1, route)?;
+        let (client, module) = (&lab.clients[0], &lab.modules[0]);
+        ping(client, module.v4.into())?;
+        ping(client, module.v6.into())?;
+        ping(client, VIP4.into())?;
+        assert_eq!(lab.gateway.is_some(), route == DefaultRoute::Gateway);
+        let out = module.netns.ip(&["route", "get", &client.v4.to_string()])?;
+        let expected = if route == DefaultRoute::Nlb { "via 10.77.1.1 " } else { "via 10.77.1.254 " };
+        assert!(out.contains(expected), "{out}");
+    }
+    Ok(())
+}
+
+#[test]
+fn tcp_carries_data_with_checksums_in_software() -> Result<()> {
+    let lab = Lab::one_arm(1, 1)?;
+    let module = &lab.modules[0];
+    for address in [IpAddr::from(module.v4), module.v6.into()] {
+        let listener = module.netns.run(|| TcpListener::bind((address, 7000)))??;
+        let echo = thread::spawn(move || -> std::io::Result<()> {
+            let (mut peer, _) = listener.accept()?;
+            let mut data = Vec::new();
+            peer.read_to_end(&mut data)?;
+            peer.write_all(&data)
+        });
+        let to = SocketAddr::new(address, 7000);
+        let mut stream =
+            lab.clients[0].netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)))??;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let sent = [7; 100_000];
+        stream.write_all(&sent)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received)?;
+        assert!(received == sent, "{} of {} bytes came back as sent", received.len(), sent.len());
+        echo.join().expect("the echo thread")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_quiet_holder_of_a_vip_leaves_it_to_the_nlb() -> Result<()> {
+    let lab = Lab::one_arm(1, 1)?;
+    for vip in [IpAddr::from(VIP4), VIP6.into()] {
+        lab.modules[0].hold_quietly(vip)?;
+        ping(&lab.clients[0], vip)?;
+        let neighbours = lab.clients[0].netns.ip(&["neighbour", "show", &vip.to_string()])?;
+        let nlb = lab.nlb.netns.ip(&["-brief", "link", "show", "eth0"])?;
+        let mac = nlb.split_whitespace().nth(2).expect("a MAC address");
+        assert!(neighbours.contains(mac), "{vip}: {neighbours}, the nlb's interface: {nlb}");
+    }
+    Ok(())
+}
+
+#[test]
+fn leaves_nothing_behind() -> Result<()> {
+    let lab = Lab::one_arm(1, 0)?;
+    let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
+    let (name, files) = (lab.name().to_owned(), lab.files());
+    assert!(namespaces(&name)? == 3 && files.exists() && sleeper.ended()?.is_none());
+    drop(lab);
+    assert_eq!(namespaces(&name)?, 0);
+    assert!(!files.exists());
+    sleeper.wait(Duration::from_secs(3)).map(drop)
+}
+
+#[test]
+fn removes_what_a_killed_process_left_behind() -> Result<()> {
+    let mut gone = Command::new("true").spawn()?;
+    gone.wait()?;
+    let leftover = format!("nlb-{}-0-client", gone.id());
+    output(Command::new("ip").args(["netns", "add", &leftover]))?;
+    let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
+    // Until it has entered, it is not there to be found.
+    while !output(Command::new("ip").args(["netns", "pids", &leftover]))?.contains(&inside.id().to_string()) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let lab = Lab::one_arm(0, 0)?;
+    assert!(!Path::new("/run/netns").join(&leftover).exists());
+    assert!(!inside.wait()?.success());
+    assert_eq!(namespaces(lab.name())?, 2);
+    assert!(lab.name().contains(&id().to_string()));
+    Ok(())
+}
+
+fn ping(from: &Host, to: IpAddr) -> Result<()> {
+    output(from.netns.command("ping").args(["-c1", "-W3", "-q", &to.to_string()])).map(drop)
+}
+
+fn namespaces(lab: &str) -> Result<usize> {
+    let list = output(Command::new("ip").args(["netns", "list"]))?;
+    Ok(list.lines().filter(|line| line.starts_with(&format!("{lab}-"))).count())
+}

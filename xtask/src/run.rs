@@ -1,0 +1,45 @@
+//! `cargo xtask run`: the demo, or with `--` the daemon itself.
+
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result};
+
+use crate::{command, setup, workspace};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// End by itself after this time (such as 10s or 2m), successfully if no request failed
+    #[arg(long, value_name = "TIME")]
+    duration: Option<String>,
+    /// Arguments for `nlb`, which is then started here instead of the demo
+    #[arg(last = true, value_name = "NLB ARGUMENTS")]
+    nlb: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    setup::setup()?;
+    let mut program = if args.nlb.is_empty() { demo(args)? } else { daemon(args)? };
+    // Replaces this process, so that Ctrl-C and kill reach the program itself.
+    let error = program.exec();
+    Err(error).context("starting what was built")
+}
+
+fn demo(args: &Args) -> Result<std::process::Command> {
+    command::run(
+        workspace::cargo("build")
+            .args(["--quiet", "--package", "nlb", "--package", "nlb-module", "--package", "nlb-tests"])
+            .args(["--bin", "nlb", "--bin", "nlb-demo", "--example", "echo"]),
+    )?;
+    let mut demo = command::as_root(workspace::debug_dir()?.join("nlb-demo"))?;
+    if let Some(duration) = &args.duration {
+        demo.args(["--duration", duration]);
+    }
+    Ok(demo)
+}
+
+fn daemon(args: &Args) -> Result<std::process::Command> {
+    command::run(workspace::cargo("build").args(["--quiet", "--package", "nlb", "--bin", "nlb"]))?;
+    let mut nlb = command::as_root(workspace::debug_dir()?.join("nlb"))?;
+    nlb.args(&args.nlb);
+    Ok(nlb)
+}

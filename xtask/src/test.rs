@@ -1,0 +1,85 @@
+//! `cargo xtask test`: every check there is, cheapest first. The first one that fails ends it.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::{command, setup, tidy, workspace};
+
+type Check = (&'static str, fn() -> Result<()>);
+
+const CHECKS: &[Check] = &[
+    ("setup", setup::setup),
+    ("tidy", tidy::tidy),
+    ("format", format),
+    ("clippy", clippy),
+    ("clippy of the XDP programs", clippy_ebpf),
+    ("unit tests", unit_tests),
+    ("privileged tests", privileged_tests),
+];
+
+pub fn test() -> Result<()> {
+    let started = Instant::now();
+    for (name, check) in CHECKS {
+        eprintln!("\n== {name}");
+        check().with_context(|| format!("FAILED at: {name}"))?;
+    }
+    let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
+    eprintln!("\nAll passed in {} s: {}.", started.elapsed().as_secs(), names.join(", "));
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    command::run(workspace::cargo("fmt").args(["--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    command::run(workspace::cargo("clippy").args([
+        "--workspace",
+        "--exclude",
+        "nlb-ebpf",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))
+}
+
+/// Checked as if for this host, for which there is a clippy; the build script compiles them for BPF. The profile is
+/// the one whose panics abort, which a crate without `std` needs.
+fn clippy_ebpf() -> Result<()> {
+    command::run(
+        workspace::cargo("clippy")
+            .args(["--package", "nlb-ebpf", "--profile", "bpf", "--", "--deny", "warnings"])
+            // As in the build: aya-ebpf uses `asm!` for BPF.
+            .env("RUSTC_BOOTSTRAP", "1"),
+    )
+}
+
+fn unit_tests() -> Result<()> {
+    command::run(&mut workspace::cargo("test"))
+}
+
+/// Built as the user who calls, run as root by way of cargo's runner setting. They start the daemon and the modules
+/// that are built first.
+fn privileged_tests() -> Result<()> {
+    command::run(workspace::cargo("build").args([
+        "--package",
+        "nlb",
+        "--package",
+        "nlb-module",
+        "--bin",
+        "nlb",
+        "--example",
+        "echo",
+    ]))?;
+    let mut cargo = workspace::cargo("test");
+    cargo.args(["--package", "nlb-tests"]);
+    if !command::is_root() {
+        let runner = command::as_root("env")?;
+        let words = [runner.get_program()].into_iter().chain(runner.get_args());
+        let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
+        cargo.arg("--config").arg(format!("target.'cfg(unix)'.runner = [{}]", words.join(", ")));
+    }
+    command::run(&mut cargo)
+}
