@@ -3,7 +3,7 @@
 //! Every line of a TCP connection and every datagram comes back with the instance id before it; an HTTP GET is
 //! answered with the instance id. All three share one port.
 
-use std::io::Result;
+use std::io::{IsTerminal, Result, stdout};
 use std::net::SocketAddr;
 
 use clap::Parser;
@@ -49,7 +49,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).init();
+    tracing_subscriber::fmt().with_ansi(stdout().is_terminal()).with_max_level(tracing::Level::INFO).init();
     let args = Args::parse();
     let mut instance = Instance::new(&args.name, ModuleType::Alb)
         .nlb(&args.nlb)

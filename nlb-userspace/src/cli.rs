@@ -8,7 +8,7 @@ mod status;
 mod steer;
 mod table;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -124,7 +124,8 @@ async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
 /// To standard error; `NLB_LOG` chooses how much, such as `debug` or `nlb::registry=debug`.
 fn start_log() {
     let filter = EnvFilter::try_from_env("NLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let ansi = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(io::stderr).init();
 }
 
 fn multi_threaded() -> io::Result<tokio::runtime::Runtime> {

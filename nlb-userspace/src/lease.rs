@@ -3,6 +3,7 @@
 //! A heartbeat renews the lease. After a few missed ones the lease has lapsed, and the module gets no new flows until
 //! its next heartbeat; long after that it is forfeit, and the module must register again.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ const TICK: Duration = Duration::from_secs(1);
 const STANDSTILL: Duration = Duration::from_millis(200);
 
 /// Lets leases lapse when their time has come. Runs until it is dropped.
-pub async fn watch(registry: Arc<Registry>) {
+pub async fn watch(registry: Arc<Registry>) -> Infallible {
     loop {
         let wake = Instant::now() + TICK;
         time::sleep_until(wake).await;

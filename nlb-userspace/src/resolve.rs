@@ -1,5 +1,6 @@
 //! Hosts by name: turns what modules give as their address into addresses, and follows the names when they move.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -121,7 +122,7 @@ impl Resolver {
 }
 
 /// Looks the names of registered modules up again and again. Runs until it is dropped.
-pub async fn follow(registry: Arc<Registry>, resolver: Resolver, every: Duration) {
+pub async fn follow(registry: Arc<Registry>, resolver: Resolver, every: Duration) -> Infallible {
     loop {
         time::sleep(every).await;
         for named in registry.named_hosts() {

@@ -32,9 +32,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let resolver = Resolver::system();
     let (leases, names) =
-        (registry.clone(), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
-    tasks.spawn(async move { Ok(lease::watch(leases).await) });
-    tasks.spawn(async move { Ok(names.await) });
+        (lease::watch(registry.clone()), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
+    tasks.spawn(async move { match leases.await {} });
+    tasks.spawn(async move { match names.await {} });
     let control = Control {
         registry,
         applied,

@@ -94,8 +94,12 @@ impl Namespace {
     pub fn cable(&self, interface: &str, other: &Namespace, other_interface: &str) -> Result<()> {
         let peer = ["peer", "name", other_interface, "netns", &other.name];
         self.ip(&[&["link", "add", "name", interface, "type", "veth"], &peer[..]].concat())?;
-        for (host, interface) in [(self, interface), (other, other_interface)] {
+        let ends = [(self, interface), (other, other_interface)];
+        for (host, interface) in ends {
             host.behave_like_wire(interface)?;
+        }
+        // Only now: coming up, an end looks whether the other one can take in redirected packets.
+        for (host, interface) in ends {
             host.ip(&["link", "set", interface, "up"])?;
         }
         Ok(())

@@ -66,7 +66,7 @@ pub fn terminate(process: &mut Process, at_most: Duration) -> Result<()> {
 }
 
 /// A program of the workspace, beside the one that is running: cargo puts tests one directory deeper.
-fn built(name: &str) -> Result<PathBuf> {
+pub fn built(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("finding the path of this program")?;
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.with_context(|| {

@@ -17,7 +17,7 @@ const MAX_FILTERS: usize = 32;
 pub enum Value {
     Number(i64),
     Text(String),
-    /// An enum's name without its prefix.
+    /// An enum value's full name.
     Name(&'static str),
 }
 
@@ -129,10 +129,10 @@ impl Condition {
     fn holds<T: Listed>(&self, item: &T) -> bool {
         let Some(value) = item.value(&self.field) else { return false };
         match (&self.test, value) {
-            (Test::Order(holds, operand), value) => holds(compare(&value, operand)),
-            (Test::In(operands), value) => operands.iter().any(|operand| compare(&value, operand).is_eq()),
+            (Test::Order(holds, operand), value) => holds(value.cmp(operand)),
+            (Test::In(operands), value) => operands.iter().any(|operand| value.cmp(operand).is_eq()),
             (Test::Contains(part), Value::Text(text)) => text.contains(part),
-            (Test::Contains(part), Value::Name(name)) => name.contains(&part.to_ascii_uppercase()),
+            (Test::Contains(part), Value::Name(name)) => short(name).contains(&part.to_ascii_uppercase()),
             (Test::Contains(_), Value::Number(_)) => false,
         }
     }
@@ -151,15 +151,24 @@ fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
             Ok(Value::Number(number?))
         }
         Value::Text(_) => Ok(Value::Text(text.to_owned())),
-        Value::Name(_) => Ok(Value::Text(short(&text.to_ascii_uppercase()).to_owned())),
+        Value::Name(unspecified) => {
+            let name = text.to_ascii_uppercase();
+            let prefix = unspecified.strip_suffix("UNSPECIFIED").unwrap_or_default();
+            let full = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
+            match known_name(&full) {
+                Some(name) => Ok(Value::Name(name)),
+                None => Err(Fault::new("value", format!("{text:?} is not a value of this enum"))),
+            }
+        }
     }
 }
 
-fn compare(value: &Value, operand: &Value) -> Ordering {
-    match (value, operand) {
-        (Value::Name(name), Value::Text(text)) => (*name).cmp(text.as_str()),
-        (value, operand) => value.cmp(operand),
-    }
+/// An enum value's name, if one of the enums that are listed has it.
+fn known_name(full: &str) -> Option<&'static str> {
+    let module_type = ModuleType::from_str_name(full).map(|value| value.as_str_name());
+    let health = HealthStatus::from_str_name(full).map(|value| value.as_str_name());
+    let protocol = Protocol::from_str_name(full).map(|value| value.as_str_name());
+    module_type.or(health).or(protocol)
 }
 
 /// An enum value's name without the enum's own.
@@ -179,9 +188,9 @@ impl Listed for ModuleInstance {
         }
         Some(match field {
             "instance_id" => Value::Text(self.instance_id.clone()),
-            "module_type" => Value::Name(short(ModuleType::as_str_name(&self.module_type()))),
+            "module_type" => Value::Name(self.module_type().as_str_name()),
             "address" => Value::Text(self.address.clone()),
-            "health_status" => Value::Name(short(HealthStatus::as_str_name(&self.health_status()))),
+            "health_status" => Value::Name(self.health_status().as_str_name()),
             "started_at" => seconds(&self.started_at),
             "current_connections" => Value::Number(self.current_connections.into()),
             "max_connections" => Value::Number(self.max_connections.into()),
@@ -201,7 +210,7 @@ impl Listed for Route {
         }
         Some(match field {
             "route_id" => Value::Text(self.route_id.clone()),
-            "protocol" => Value::Name(short(Protocol::as_str_name(&self.protocol()))),
+            "protocol" => Value::Name(self.protocol().as_str_name()),
             "source_pattern" => Value::Text(self.source_pattern.clone()),
             "destination_pattern" => Value::Text(self.destination_pattern.clone()),
             "source_port" => Value::Number(self.source_port.into()),
@@ -217,7 +226,7 @@ impl Listed for RoutingEntry {
     fn value(&self, field: &str) -> Option<Value> {
         Some(match field {
             "target_instance_id" => Value::Text(self.target_instance_id.clone()),
-            "target_module_type" => Value::Name(short(ModuleType::as_str_name(&self.target_module_type()))),
+            "target_module_type" => Value::Name(self.target_module_type().as_str_name()),
             "current_connections" => Value::Number(self.current_connections.into()),
             "created_at" => seconds(&self.created_at),
             _ => {
@@ -293,6 +302,8 @@ mod tests {
             ("traffic_weight", "contains", "1", "operator"),
             ("module_type", "gt", "ALB", "operator"),
             ("traffic_weight", "eq", "many", "value"),
+            ("module_type", "eq", "CDN", "value"),
+            ("module_type", "in", "ALB,HEALTH_STATUS_HEALTHY", "value"),
         ] {
             let fault = filtered(field, operator, value).unwrap_err();
             assert_eq!(fault.field, format!("query.filters[0].{at}"), "{field} {operator} {value}");

@@ -64,7 +64,8 @@ impl Nlb {
             let _open = publish_hops;
             reconcile::run(desired, hops, publish_applied, limits, store).await;
         });
-        tasks.spawn(nlb::lease::watch(registry.clone()));
+        let leases = nlb::lease::watch(registry.clone());
+        tasks.spawn(async move { match leases.await {} });
 
         let control = Control {
             registry: registry.clone(),
@@ -127,10 +128,8 @@ fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
 /// Every module that the tests register is on our link.
 fn ways() -> Hops {
     let hop = |address: &str, source: &str| {
-        let hop =
-            nlb_common::abi::NextHop { dst_mac: [2, 0, 0, 0, 0, 1], src_mac: [2, 0, 0, 0, 0, 2], ifindex: 1 };
         let (address, source): (IpAddr, IpAddr) = (address.parse().unwrap(), source.parse().unwrap());
-        (address, Hop { hop, source, mtu: 1500, link_prefix: 24 })
+        (address, Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24 })
     };
     let v4 = (1..=9).map(|n| hop(&format!("10.0.0.{n}"), "10.0.0.100"));
     v4.chain([hop("fd00::1", "fd00::100")]).collect()

@@ -57,49 +57,50 @@ struct Module {
     told: Arc<Mutex<Vec<SetTrafficWeightRequest>>>,
 }
 
-macro_rules! unknown_calls {
-    ($($call:ident($request:ty) -> $response:ty;)+) => {$(
-        async fn $call(&self, _: Request<$request>) -> Result<Response<$response>, Status> {
-            Err(Status::unimplemented("not this module's"))
+/// `async_trait` must see every call written out, so the macro writes the whole impl.
+macro_rules! knows_one_call {
+    ($($call:ident($request:ty) -> $response:ty;)+) => {
+        #[tonic::async_trait]
+        impl ModuleService for Module {
+            async fn set_traffic_weight(
+                &self,
+                request: Request<SetTrafficWeightRequest>,
+            ) -> Result<Response<SetTrafficWeightResponse>, Status> {
+                self.told.lock().unwrap().push(request.into_inner());
+                (self.answer)().map(Response::new)
+            }
+
+            type StreamMetricsStream = tokio_stream::Empty<Result<StreamMetricsResponse, Status>>;
+
+            $(async fn $call(&self, _: Request<$request>) -> Result<Response<$response>, Status> {
+                Err(Status::unimplemented("not this module's"))
+            })+
         }
-    )+};
+    };
 }
 
-#[tonic::async_trait]
-impl ModuleService for Module {
-    async fn set_traffic_weight(
-        &self,
-        request: Request<SetTrafficWeightRequest>,
-    ) -> Result<Response<SetTrafficWeightResponse>, Status> {
-        self.told.lock().unwrap().push(request.into_inner());
-        (self.answer)().map(Response::new)
-    }
-
-    type StreamMetricsStream = tokio_stream::Empty<Result<StreamMetricsResponse, Status>>;
-
-    unknown_calls! {
-        get_status(GetStatusRequest) -> GetStatusResponse;
-        reload(ReloadRequest) -> ReloadResponse;
-        shutdown(ShutdownRequest) -> ShutdownResponse;
-        can_handle(CanHandleRequest) -> CanHandleResponse;
-        get_routes(GetRoutesRequest) -> GetRoutesResponse;
-        update_routes(UpdateRoutesRequest) -> UpdateRoutesResponse;
-        delete_route(DeleteRouteRequest) -> DeleteRouteResponse;
-        get_rate_limits(GetRateLimitsRequest) -> GetRateLimitsResponse;
-        set_rate_limit(SetRateLimitRequest) -> SetRateLimitResponse;
-        remove_rate_limit(RemoveRateLimitRequest) -> RemoveRateLimitResponse;
-        get_metrics(GetMetricsRequest) -> GetMetricsResponse;
-        scale(ScaleRequest) -> ScaleResponse;
-        get_instances(GetInstancesRequest) -> GetInstancesResponse;
-        get_active_version(GetActiveVersionRequest) -> GetActiveVersionResponse;
-        rollback(RollbackRequest) -> RollbackResponse;
-        promote_version(PromoteVersionRequest) -> PromoteVersionResponse;
-        health_check(HealthCheckRequest) -> HealthCheckResponse;
-        get_stats(GetStatsRequest) -> GetStatsResponse;
-        stream_metrics(StreamMetricsRequest) -> Self::StreamMetricsStream;
-        get_config(GetConfigRequest) -> GetConfigResponse;
-        update_config(UpdateConfigRequest) -> UpdateConfigResponse;
-    }
+knows_one_call! {
+    get_status(GetStatusRequest) -> GetStatusResponse;
+    reload(ReloadRequest) -> ReloadResponse;
+    shutdown(ShutdownRequest) -> ShutdownResponse;
+    can_handle(CanHandleRequest) -> CanHandleResponse;
+    get_routes(GetRoutesRequest) -> GetRoutesResponse;
+    update_routes(UpdateRoutesRequest) -> UpdateRoutesResponse;
+    delete_route(DeleteRouteRequest) -> DeleteRouteResponse;
+    get_rate_limits(GetRateLimitsRequest) -> GetRateLimitsResponse;
+    set_rate_limit(SetRateLimitRequest) -> SetRateLimitResponse;
+    remove_rate_limit(RemoveRateLimitRequest) -> RemoveRateLimitResponse;
+    get_metrics(GetMetricsRequest) -> GetMetricsResponse;
+    scale(ScaleRequest) -> ScaleResponse;
+    get_instances(GetInstancesRequest) -> GetInstancesResponse;
+    get_active_version(GetActiveVersionRequest) -> GetActiveVersionResponse;
+    rollback(RollbackRequest) -> RollbackResponse;
+    promote_version(PromoteVersionRequest) -> PromoteVersionResponse;
+    health_check(HealthCheckRequest) -> HealthCheckResponse;
+    get_stats(GetStatsRequest) -> GetStatsResponse;
+    stream_metrics(StreamMetricsRequest) -> Self::StreamMetricsStream;
+    get_config(GetConfigRequest) -> GetConfigResponse;
+    update_config(UpdateConfigRequest) -> UpdateConfigResponse;
 }
 
 /// Registers a module whose gRPC server answers like this; answers what the module is told.

@@ -1,5 +1,6 @@
 //! What the demo runs: one NLB, three modules of two versions, in a lab of their own.
 
+use std::env;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -54,20 +55,28 @@ impl Fleet {
         text
     }
 
-    pub fn print_hints(&self, grpc: SocketAddr) {
+    pub fn print_hints(&self, grpc: SocketAddr) -> Result<()> {
         let (first, victim) = &self.modules[0];
         let (drained, leaver) = &self.modules[1];
-        println!(
-            "\nA client asks {VIP4}:80 and [{VIP6}]:80, TCP and UDP, all the time. \
-             Meanwhile, from another terminal:\n\
-             \x20 nlb --server http://{grpc} weight {first} 10     change a weight\n\
-             \x20 nlb --server http://{grpc} modules               list the modules\n\
-             \x20 kill -9 {:<6}                                      kill {first}\n\
-             \x20 kill {:<6}                                         drain and end {drained}\n\
-             \x20 ls {}                     what the programs print\n",
-            victim.pid(),
-            leaver.pid(),
-            self.lab.files().display(),
-        );
+        let nlb = programs::built("nlb")?;
+        let here = env::current_dir().unwrap_or_default();
+        let nlb = nlb.strip_prefix(here).unwrap_or(&nlb).display();
+        // Processes of the lab are root's.
+        let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
+        let lines = [
+            (format!("{nlb} --server http://{grpc} weight {first} 10"), "change a weight".to_owned()),
+            (format!("{nlb} --server http://{grpc} modules"), "list the modules".to_owned()),
+            (format!("{sudo}kill -9 {}", victim.pid()), format!("kill {first}")),
+            (format!("{sudo}kill {}", leaver.pid()), format!("drain {drained}, and end it")),
+            (format!("tail {}/*.log", self.lab.files().display()), "see what the programs say".to_owned()),
+        ];
+        println!("\nA client asks {VIP4}:80 and [{VIP6}]:80, TCP and UDP, all the time.");
+        println!("Meanwhile, from another terminal:");
+        let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
+        for (command, effect) in lines {
+            println!("  {command:<width$}  {effect}");
+        }
+        println!();
+        Ok(())
     }
 }

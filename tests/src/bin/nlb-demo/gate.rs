@@ -24,6 +24,10 @@ pub async fn bind(address: SocketAddr) -> Result<Gate> {
 }
 
 impl Gate {
+    pub fn address(&self) -> Result<SocketAddr> {
+        Ok(self.0.local_addr()?)
+    }
+
     /// Forwards to the NLB's gRPC server from now on.
     pub fn open_to(self, lab: Arc<Lab>) {
         tokio::spawn(async move {

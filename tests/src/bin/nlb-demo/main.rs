@@ -48,12 +48,13 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args) -> Result<()> {
     let gate = gate::bind(args.grpc).await?;
+    let grpc = gate.address()?;
     eprintln!("Making a network of namespaces: a client, the NLB, three modules");
     let mut fleet = Fleet::start()?;
     gate.open_to(fleet.lab.clone());
-    let mut view = View::of(args.grpc)?;
+    let mut view = View::of(grpc)?;
     view.wait_for_modules(fleet.modules.len()).await.with_context(|| fleet.complaints())?;
-    fleet.print_hints(args.grpc);
+    fleet.print_hints(grpc)?;
 
     let traffic = Traffic::start(&fleet.lab)?;
     let watched = watch(args, &mut fleet, &mut view, &traffic).await;

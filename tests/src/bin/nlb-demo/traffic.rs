@@ -20,6 +20,8 @@ use tokio::time::{interval, timeout};
 const PACE: Duration = Duration::from_millis(20);
 /// Between two lines on a held connection.
 const HELD_PACE: Duration = Duration::from_millis(500);
+/// Lines on a held connection before it closes, so that a module that drains sees its last one go.
+const HELD_LINES: u64 = 30;
 const HELD_PER_FAMILY: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -132,7 +134,7 @@ async fn ask_udp(vip: SocketAddr, text: String) -> Result<()> {
     answered.map(drop).with_context(|| format!("UDP {vip}"))
 }
 
-/// Holds one connection at a time, and opens another when it breaks.
+/// Holds one connection at a time.
 async fn keep_holding(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: watch::Receiver<bool>) {
     while !*stopped.borrow() {
         let mut module = None;
@@ -147,7 +149,7 @@ async fn keep_holding(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: wa
     }
 }
 
-/// Sends lines until told to stop. All have to be answered by the module that answered the first.
+/// Sends lines, or fewer if told to stop. All have to be answered by the module that answered the first.
 async fn hold(
     vip: SocketAddr,
     module: &mut Option<String>,
@@ -158,7 +160,7 @@ async fn hold(
     let mut connection =
         BufStream::new(connected.context("connecting takes too long")?.context("connecting")?);
     let mut beat = interval(HELD_PACE);
-    for number in 0_u64.. {
+    for number in 0..HELD_LINES {
         tokio::select! {
             _ = beat.tick() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),

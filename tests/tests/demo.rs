@@ -1,0 +1,103 @@
+//! The demo as a newcomer runs it, and as an impatient one ends it.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nlb_tests::netns::output;
+
+const UP: Duration = Duration::from_secs(60);
+
+#[test]
+fn ends_by_itself_without_a_failed_request() -> Result<()> {
+    let output = demo("5s").output()?;
+    let said = said(&output);
+    ensure!(output.status.success(), "{said}");
+    ensure!(said.contains(" requests answered, 0 failed"), "{said}");
+    for module in
+        ["echo-1 v1 weight 100 healthy", "echo-2 v1 weight 100 healthy", "echo-3 v2 weight 50 healthy"]
+    {
+        ensure!(said.contains(module), "{module} is not shown:\n{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn ends_cleanly_when_interrupted() -> Result<()> {
+    let demo = demo("10m").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pid = demo.id();
+    wait_for_traffic(&demo)?;
+    kill(Pid::from_raw(pid as i32), Signal::SIGINT)?;
+    let output = demo.wait_with_output()?;
+    ensure!(output.status.success(), "{}", said(&output));
+    ensure!(left_of(pid)?.is_empty() && !files(pid).exists(), "left behind: {:?}", left_of(pid)?);
+    Ok(())
+}
+
+#[test]
+fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
+    let mut killed = demo("10m").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait_for_traffic(&killed)?;
+    let pids = inside(killed.id())?;
+    ensure!(pids.len() == 4, "the NLB and three modules, but found {pids:?}");
+    killed.kill()?;
+    killed.wait()?;
+    let started = Instant::now();
+    while pids.iter().any(|pid| Path::new("/proc").join(pid).exists()) {
+        ensure!(started.elapsed() < UP, "processes of the lab outlive it: {pids:?}");
+        sleep(Duration::from_millis(20));
+    }
+    ensure!(!left_of(killed.id())?.is_empty(), "nobody was there to take the namespaces away");
+    let next = demo("2s").output()?;
+    ensure!(next.status.success(), "{}", said(&next));
+    ensure!(left_of(killed.id())?.is_empty() && !files(killed.id()).exists(), "{:?}", left_of(killed.id())?);
+    Ok(())
+}
+
+/// On a port of its own, since several run at a time.
+fn demo(duration: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nlb-demo"));
+    command.args(["--duration", duration, "--grpc", "127.0.0.1:0"]);
+    command
+}
+
+/// Until all programs run.
+fn wait_for_traffic(demo: &Child) -> Result<()> {
+    let started = Instant::now();
+    while inside(demo.id())?.len() < 4 {
+        ensure!(started.elapsed() < UP, "the demo does not come up");
+        sleep(Duration::from_millis(50));
+    }
+    // They run, and now have to register and to be asked.
+    sleep(Duration::from_secs(3));
+    Ok(())
+}
+
+/// The processes in the namespaces of a demo.
+fn inside(pid: u32) -> Result<Vec<String>> {
+    let mut pids = Vec::new();
+    for namespace in left_of(pid)? {
+        // One that is just being made or removed has none.
+        let list = output(Command::new("ip").args(["netns", "pids", &namespace])).unwrap_or_default();
+        pids.extend(list.split_whitespace().map(String::from));
+    }
+    Ok(pids)
+}
+
+fn left_of(pid: u32) -> Result<Vec<String>> {
+    let list = output(Command::new("ip").args(["netns", "list"]))?;
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    Ok(names.filter(|name| name.starts_with(&format!("nlb-{pid}-"))).map(String::from).collect())
+}
+
+fn files(pid: u32) -> std::path::PathBuf {
+    Path::new("/run/nlb-lab").join(format!("nlb-{pid}-0"))
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}

@@ -1,0 +1,279 @@
+//! Flows: who stays where, and what happens when that backend is gone.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use nlb::compile::FlowTuple;
+use nlb::model::{ForwardMode, Health, L4};
+
+use crate::packet::{ACK, FIN, Packet, RST, Transport};
+use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, module, sizes};
+
+/// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else alone.
+fn four(sizes: &nlb::loader::Sizes) -> Result<Rig> {
+    let mut rig = Rig::sized(ForwardMode::DsrL2, sizes)?;
+    for host in 2..=5 {
+        let name = format!("m{}", host - 1);
+        let module = module(ForwardMode::DsrL2, host);
+        for (addr, source) in [
+            (module.data.v4.map(Into::into), families()[0].source),
+            (module.data.v6.map(Into::into), families()[1].source),
+        ] {
+            let addr = addr.expect("both families");
+            rig.know(addr, source);
+            let hop = rig.hops.get_mut(&addr).expect("just put there");
+            let mac = nlb_common::net::Mac::new([2, 0, 0, 0, 1, host]);
+            hop.hop = nlb_common::abi::NextHop::new(mac, hop.hop.src(), hop.hop.ifindex);
+        }
+        rig.desired.modules.insert(name, module);
+    }
+    rig.apply()?;
+    Ok(rig)
+}
+
+/// The number of the module that a packet goes to.
+fn goes_to(rig: &mut Rig, packet: &Packet) -> Result<u8> {
+    let outcome = rig.run(packet)?;
+    assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
+    Ok(outcome.frame[5] - 1)
+}
+
+fn segment(packet: &Packet, flags: u8) -> Packet {
+    packet.with(|p| p.l4 = Transport::Tcp { flags, seq: 5000 })
+}
+
+fn set_health(rig: &mut Rig, module: u8, health: Health) -> Result<()> {
+    rig.module(&format!("m{module}")).health = health;
+    rig.apply()
+}
+
+#[test]
+fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Result<()> {
+    for family in families() {
+        let mut rig = four(&sizes())?;
+        let mut seen = BTreeSet::new();
+        for sport in 10_000..10_064 {
+            let packet = family.ack().with(|p| p.sport = sport);
+            let flow = FlowTuple { client: packet.src, client_port: sport, vip: packet.dst, port: 80, l4: L4::Tcp };
+            let chosen = rig.image().choose(&flow).expect("a backend").instance_id.clone();
+            let module = goes_to(&mut rig, &packet)?;
+            assert_eq!(format!("m{module}"), chosen, "user space and the kernel must agree");
+            seen.insert(module);
+        }
+        assert_eq!(seen.len(), 4, "64 flows should meet all four modules");
+    }
+    Ok(())
+}
+
+#[test]
+fn row_13_retransmits_and_held_connections_stay() -> Result<()> {
+    for family in families() {
+        let mut rig = four(&sizes())?;
+        let syn = family.syn();
+        let module = goes_to(&mut rig, &syn)?;
+        // The table now says otherwise for most flows, but not for this one.
+        rig.module(&format!("m{module}")).weight = 0;
+        rig.apply()?;
+        assert_eq!(goes_to(&mut rig, &syn)?, module, "a retransmitted SYN");
+        assert_eq!(goes_to(&mut rig, &family.ack())?, module, "a held connection");
+        assert_ne!(goes_to(&mut rig, &syn.with(|p| p.sport += 1))?, module, "weight 0 takes no new flows");
+    }
+    Ok(())
+}
+
+#[test]
+fn row_13_a_new_connection_does_not_follow_a_closed_one() -> Result<()> {
+    for (what, ends) in [("reset", vec![RST]), ("closed from both sides", vec![FIN | ACK])] {
+        for family in families() {
+            let mut rig = four(&sizes())?;
+            let module = goes_to(&mut rig, &family.syn())?;
+            goes_to(&mut rig, &family.ack())?;
+            rig.module(&format!("m{module}")).weight = 0;
+            rig.apply()?;
+            for flags in ends.clone() {
+                assert_eq!(goes_to(&mut rig, &segment(&family.ack(), flags))?, module);
+            }
+            let again = goes_to(&mut rig, &family.syn())?;
+            if what == "reset" {
+                assert_ne!(again, module, "{what}");
+            } else {
+                // With DSR the backend's FIN is never seen: a SYN right behind may be a retransmission.
+                assert_eq!(again, module, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn row_15_a_forged_reset_does_not_move_a_living_connection() -> Result<()> {
+    for family in families() {
+        let mut rig = four(&sizes())?;
+        let module = goes_to(&mut rig, &family.syn())?;
+        goes_to(&mut rig, &family.ack())?;
+        rig.module(&format!("m{module}")).weight = 0;
+        rig.apply()?;
+        goes_to(&mut rig, &segment(&family.ack(), RST))?;
+        assert_eq!(goes_to(&mut rig, &family.ack())?, module, "data after the reset: it was not the end");
+        assert_eq!(goes_to(&mut rig, &family.syn())?, module, "so a SYN is a retransmission again");
+    }
+    Ok(())
+}
+
+#[test]
+fn row_32_udp_leaves_a_draining_module_at_once_and_tcp_stays() -> Result<()> {
+    for family in families() {
+        let mut rig = four(&sizes())?;
+        for health in [Health::Stopping, Health::Unhealthy] {
+            let (udp, tcp) = (goes_to(&mut rig, &family.udp())?, goes_to(&mut rig, &family.syn())?);
+            goes_to(&mut rig, &family.ack())?;
+            set_health(&mut rig, udp, health)?;
+            set_health(&mut rig, tcp, health)?;
+            assert_ne!(goes_to(&mut rig, &family.udp())?, udp, "{health:?}");
+            assert_eq!(goes_to(&mut rig, &family.ack())?, tcp, "{health:?}");
+            assert_ne!(goes_to(&mut rig, &family.syn())?, tcp, "{health:?}: a new connection goes elsewhere");
+            set_health(&mut rig, udp, Health::Healthy)?;
+            set_health(&mut rig, tcp, Health::Healthy)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() -> Result<()> {
+    let mut small = sizes();
+    // Few enough numbers for one to come round again soon.
+    small.limits.backends = 20;
+    for family in families() {
+        let mut rig = four(&small)?;
+        let module_number = goes_to(&mut rig, &family.syn())?;
+        goes_to(&mut rig, &family.ack())?;
+        let name = format!("m{module_number}");
+        let gone = rig.desired.modules.remove(&name).expect("registered");
+        let old_addr = if family.vip.is_ipv4() { gone.data.v4.map(|a| a.octets().into()) } else { None }
+            .map(|octets: [u8; 4]| nlb_common::net::Addr::v4(octets))
+            .or(gone.data.v6.map(|a| nlb_common::net::Addr::v6(a.octets())));
+        rig.apply()?;
+        assert_ne!(goes_to(&mut rig, &family.ack())?, module_number, "gone from the tables, gone from the flow");
+        // Others come and go until the flow's number belongs to one of them.
+        let mut rounds = 0;
+        while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr) {
+            rounds += 1;
+            assert!(rounds < 40, "the numbers never came round");
+            rig.desired.modules.insert(format!("x{rounds}"), gone.clone());
+            rig.desired.modules.remove(&format!("x{}", rounds - 1));
+            rig.apply()?;
+        }
+        let flow = FlowTuple { client: family.client, client_port: 40_000, vip: family.vip, port: 80, l4: L4::Tcp };
+        let chosen = rig.image().choose(&flow).expect("a backend").addr;
+        let module = goes_to(&mut rig, &family.ack())?;
+        assert_eq!(Some(module + 1), last_byte(chosen), "a stale flow is steered afresh");
+    }
+    Ok(())
+}
+
+fn last_byte(addr: std::net::IpAddr) -> Option<u8> {
+    match addr {
+        std::net::IpAddr::V4(v4) => v4.octets().last().copied(),
+        std::net::IpAddr::V6(v6) => v6.octets().last().copied(),
+    }
+}
+
+#[test]
+fn row_2_a_service_without_a_usable_backend() -> Result<()> {
+    for family in families() {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        set_health(&mut rig, 1, Health::Stopping)?;
+        for packet in [family.syn(), family.ack(), family.udp()] {
+            let outcome = rig.run(&packet)?;
+            assert_eq!(outcome.action, XDP_DROP);
+            assert_eq!(outcome.counted, [("drop no_backend".to_owned(), 1)].into());
+        }
+        // Unhealthy to the last: better to try than to refuse.
+        set_health(&mut rig, 1, Health::Unhealthy)?;
+        assert_eq!(rig.run(&family.syn())?.action, XDP_REDIRECT);
+        rig.desired.fail_open = false;
+        rig.apply()?;
+        assert_eq!(rig.run(&family.syn().with(|p| p.sport += 1))?.action, XDP_DROP);
+    }
+    Ok(())
+}
+
+#[test]
+fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
+    for family in families() {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        rig.hops.remove(&family.backend);
+        rig.apply()?;
+        let outcome = rig.run(&family.syn())?;
+        assert_eq!(outcome.counted, [("park next_hop".to_owned(), 1)].into());
+        assert_eq!(outcome.frame, family.syn().bytes());
+        rig.know(family.backend, family.source);
+        rig.apply()?;
+        assert_eq!(rig.run(&family.syn())?.action, XDP_REDIRECT);
+    }
+    Ok(())
+}
+
+#[test]
+fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<()> {
+    let mut small = sizes();
+    small.flows.max = 4;
+    assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
+    for family in families() {
+        let mut rig = four(&small)?;
+        let flow = |n: u16| family.syn().with(|p| p.sport = 20_000 + n);
+        let middle = |n: u16| family.ack().with(|p| p.sport = 20_000 + n);
+        for n in 0..4 {
+            goes_to(&mut rig, &flow(n))?;
+            goes_to(&mut rig, &middle(n))?;
+        }
+        for n in 4..40 {
+            let outcome = rig.run(&flow(n))?;
+            let counted = [("send forward".to_owned(), 1), ("unrecorded".to_owned(), 1)];
+            assert_eq!((outcome.action, outcome.counted), (XDP_REDIRECT, counted.into()));
+        }
+        for n in 0..4 {
+            let chosen = goes_to(&mut rig, &middle(n))?;
+            // Taken out of the tables, the module keeps the flows that are on record, and only those.
+            rig.module(&format!("m{chosen}")).weight = 0;
+            rig.apply()?;
+            assert_eq!(goes_to(&mut rig, &middle(n))?, chosen, "flow {n} was pushed out");
+            rig.module(&format!("m{chosen}")).weight = 100;
+            rig.apply()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_million_instructions_are_far_away() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let verified = rig.verified_instructions()?;
+    assert!(verified < 500_000, "the verifier went through {verified} instructions; its limit is a million");
+    Ok(())
+}
+
+#[test]
+fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
+    let [family, _]: [Family; 2] = families();
+    let mut rig = four(&sizes())?;
+    let restrict = |rig: &mut Rig, module: &str, source: &str, priority: i32| {
+        let route = rig.module(module).routes.get_mut("tcp").expect("a route");
+        (route.source, route.priority) = (Some(source.parse().expect("a prefix")), priority);
+    };
+    restrict(&mut rig, "m1", "198.51.0.0/16", 10);
+    restrict(&mut rig, "m2", "198.51.100.0/24", 0);
+    restrict(&mut rig, "m3", "203.0.113.0/24", 0);
+    rig.apply()?;
+    let from = |source: &str| family.syn().with(|p| p.src = source.parse().expect("an address"));
+    assert_eq!(goes_to(&mut rig, &from("198.51.100.7"))?, 1, "the higher priority beats the longer prefix");
+    assert_eq!(goes_to(&mut rig, &from("198.51.1.1"))?, 1);
+    assert_eq!(goes_to(&mut rig, &from("203.0.113.200"))?, 3);
+    assert_eq!(goes_to(&mut rig, &from("192.88.99.1"))?, 4, "the rest goes where any source may");
+    restrict(&mut rig, "m1", "198.51.0.0/16", 0);
+    rig.apply()?;
+    let fresh = from("198.51.100.7").with(|p| p.sport += 1);
+    assert_eq!(goes_to(&mut rig, &fresh)?, 2, "at equal priority, the longer prefix wins");
+    Ok(())
+}

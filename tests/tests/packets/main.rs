@@ -1,0 +1,11 @@
+//! What the data path does with a packet: bytes in, verdict, bytes out, counters. The rows are numbered as in
+//! docs/datapath.md.
+
+mod broken;
+mod decap;
+mod dsr;
+mod flows;
+mod nat;
+mod others;
+mod packet;
+mod rig;

@@ -1,0 +1,249 @@
+//! NAT, both ways. Expected packets are built from nothing, so every one of them checks the incremental checksums
+//! (row 20).
+
+use anyhow::Result;
+use nlb::model::{ForwardMode, Snat};
+
+use crate::packet::{ACK, FIN, Packet, SYN, Transport, UdpChecksum};
+use crate::rig::{
+    BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families, source_port,
+};
+
+/// Expects `packet` to be sent to the backend from a port of ours; the answer is that port.
+fn forwards(rig: &mut Rig, family: &Family, packet: &Packet) -> Result<u16> {
+    let outcome = rig.run(packet)?;
+    assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
+    assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into());
+    let port = port_of(&outcome, packet);
+    assert!((1024..=32_767).contains(&port), "{port} is not one of the ports for SNAT");
+    assert_eq!(outcome.frame, family.translated(packet, port).bytes(), "{packet:?}");
+    Ok(port)
+}
+
+/// The source port that a translated packet was given: found by trying, since options and tags move it about.
+fn port_of(outcome: &Outcome, packet: &Packet) -> u16 {
+    let headers = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
+    let extensions: usize = packet.extensions.iter().map(|(_, body)| body.len() + 1).sum();
+    let l4 = 14 + 4 * packet.tags.len() + headers + extensions;
+    u16::from_be_bytes([outcome.frame[l4], outcome.frame[l4 + 1]])
+}
+
+/// Expects `answer`, from the backend, to be sent to the client as if the VIP had answered `request`.
+fn returns(rig: &mut Rig, answer: &Packet, request: &Packet) -> Result<()> {
+    let outcome = rig.run(answer)?;
+    assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
+    assert_eq!(outcome.counted, [("send reply".to_owned(), 1)].into());
+    let expected = answer.with(|p| {
+        (p.dst_mac, p.src_mac) = (CLIENT_MAC, OUR_MAC);
+        (p.src, p.dst) = (request.dst, request.src);
+        (p.sport, p.dport) = (request.dport, request.sport);
+        p.ttl -= 1;
+    });
+    assert_eq!(outcome.frame, expected.bytes());
+    Ok(())
+}
+
+const SYN_ACK: Transport = Transport::Tcp { flags: SYN | ACK, seq: 9000 };
+
+#[test]
+fn a_connection_there_and_back() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        let port = forwards(&mut rig, &family, &family.syn())?;
+        let request = family.translated(&family.syn(), port);
+        returns(&mut rig, &family.answer(&request, SYN_ACK), &family.syn())?;
+        assert_eq!(forwards(&mut rig, &family, &family.ack())?, port, "the flow keeps its port");
+        let fin = family.ack().with(|p| p.l4 = Transport::Tcp { flags: FIN | ACK, seq: 1006 });
+        assert_eq!(forwards(&mut rig, &family, &fin)?, port);
+        let udp_port = forwards(&mut rig, &family, &family.udp())?;
+        let request = family.translated(&family.udp(), udp_port);
+        let answer = family.answer(&request, Transport::Udp { checksum: UdpChecksum::Computed });
+        returns(&mut rig, &answer, &family.udp())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_backends_counts_are_exact() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let family = families()[0];
+    let port = forwards(&mut rig, &family, &family.syn())?;
+    let answer = family.answer(&family.translated(&family.syn(), port), SYN_ACK);
+    returns(&mut rig, &answer, &family.syn())?;
+    forwards(&mut rig, &family, &family.ack())?;
+    let (id, _) = rig.image().backend_ids.iter().find(|(_, b)| b.addr == family.backend && b.port == 8080).unwrap();
+    let stats = rig.readings().backend(id)?;
+    assert_eq!(stats.new_flows, 1);
+    assert_eq!((stats.packets, stats.bytes), (2, family.syn().ip_len() + family.ack().ip_len()));
+    assert_eq!((stats.reply_packets, stats.reply_bytes), (1, answer.ip_len()));
+    Ok(())
+}
+
+#[test]
+fn rows_4_5_8_and_25_padding_options_tags_and_data_in_the_syn() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        let variants: &[(&str, fn(&mut Packet))] = &[
+            ("row 4: padded to 60 bytes", |p| p.padding = vec![0xee; 6]),
+            ("row 8: 802.1Q", |p| p.tags = vec![(0x8100, 42)]),
+            ("row 8: QinQ", |p| p.tags = vec![(0x88a8, 42), (0x8100, 7)]),
+            ("row 25: data in the SYN", |p| p.payload = vec![b'x'; 999]),
+            ("an odd length", |p| p.payload = vec![0xff; 33]),
+        ];
+        for (sport, (what, change)) in (41_000..).zip(variants) {
+            let packet = family.syn().with(|p| p.sport = sport).with(change);
+            forwards(&mut rig, &family, &packet).map_err(|e| e.context(*what))?;
+        }
+    }
+    let v4 = families()[0];
+    for (sport, words) in (42_000..).zip([1, 5, 10]) {
+        // No-operation options, and an end of list.
+        let packet = v4.ack().with(|p| {
+            p.sport = sport;
+            p.options = [vec![1; words * 4 - 1], vec![0]].concat();
+        });
+        forwards(&mut rig, &v4, &packet)?;
+    }
+    let v6 = families()[1];
+    let packet = v6.syn().with(|p| p.extensions = vec![(60, vec![0, 1, 4, 0, 0, 0, 0])]);
+    forwards(&mut rig, &v6, &packet)?;
+    Ok(())
+}
+
+#[test]
+fn row_16_one_client_port_two_vips_one_backend_port() -> Result<()> {
+    for snat in [Snat::Always, Snat::Never] {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        rig.module("m1").snat = snat;
+        rig.apply()?;
+        for family in families() {
+            let first = family.syn();
+            let second = first.with(|p| p.dst = family.vip2);
+            let mut ports = Vec::new();
+            for request in [&first, &second] {
+                let outcome = rig.run(request)?;
+                assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into());
+                ports.push(source_port(&outcome.frame));
+            }
+            assert_ne!(ports[0], ports[1], "{snat:?}: the backend must be able to tell them apart");
+            for (request, port) in [&first, &second].into_iter().zip(ports) {
+                let shown = family.translated(request, port).with(|p| {
+                    if snat == Snat::Never {
+                        p.src = family.client;
+                    }
+                });
+                returns(&mut rig, &family.answer(&shown, SYN_ACK), request)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_keeps_its_address_and_port_where_its_replies_come_back_to_us() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    rig.module("m1").snat = Snat::OnLink;
+    rig.apply()?;
+    for family in families() {
+        let outcome = rig.run(&family.syn())?;
+        let kept = family.translated(&family.syn(), family.syn().sport).with(|p| p.src = family.client);
+        assert_eq!(outcome.frame, kept.bytes());
+        returns(&mut rig, &family.answer(&kept, SYN_ACK), &family.syn())?;
+
+        // On the backend's own link, the reply would go to the client directly.
+        let near = if family.vip.is_ipv4() { "10.0.0.99" } else { "fd00::99" }.parse()?;
+        let packet = family.syn().with(|p| p.src = near);
+        forwards(&mut rig, &family, &packet)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn row_18_a_backend_that_calls_its_own_vip_reaches_itself() -> Result<()> {
+    for snat in [Snat::Always, Snat::OnLink, Snat::Never] {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        rig.module("m1").snat = snat;
+        rig.apply()?;
+        for family in families() {
+            let call = family.syn().with(|p| p.src = family.backend);
+            forwards(&mut rig, &family, &call)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn row_19_udp_checksums() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let [v4, v6] = families();
+    let unsummed = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
+    forwards(&mut rig, &v4, &unsummed)?;
+    // Payloads for which the sum after translation comes to zero, which is sent as all ones: every value of a free word
+    // is tried, so one of them must be it.
+    for family in [v4, v6] {
+        let base = family.udp();
+        let port = forwards(&mut rig, &family, &base)?;
+        let mut all_ones = 0;
+        for word in 0..=u16::MAX {
+            let packet = base.with(|p| p.payload = word.to_be_bytes().to_vec());
+            let translated = family.translated(&packet, port);
+            let l4 = if family.vip.is_ipv4() { 34 } else { 54 };
+            let expected = translated.bytes();
+            if expected[l4 + 6..l4 + 8] == [0xff, 0xff] {
+                all_ones += 1;
+                assert_eq!(rig.run(&packet)?.frame, expected);
+            }
+        }
+        assert!(all_ones >= 1, "no payload gave the sum in question");
+    }
+    Ok(())
+}
+
+#[test]
+fn row_21_a_packet_at_the_end_of_its_life_goes_no_further() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        for ttl in [0, 1] {
+            let outcome = rig.run(&family.syn().with(|p| p.ttl = ttl))?;
+            assert_eq!(outcome.action, XDP_DROP);
+            assert_eq!(outcome.counted, [("drop ttl_exceeded".to_owned(), 1)].into());
+        }
+        forwards(&mut rig, &family, &family.syn().with(|p| p.ttl = 2))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn replies_that_are_no_flows_pass() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        let port = forwards(&mut rig, &family, &family.syn())?;
+        let answer = family.answer(&family.translated(&family.syn(), port), SYN_ACK);
+        let others: &[(&str, fn(&mut Packet))] = &[
+            ("to another port of ours", |p| p.dport ^= 1),
+            ("from another port of the backend", |p| p.sport += 1),
+            ("of another protocol", |p| p.l4 = Transport::Udp { checksum: UdpChecksum::Computed }),
+        ];
+        for (what, change) in others {
+            let outcome = rig.run(&answer.with(change))?;
+            assert_eq!(outcome.action, XDP_PASS, "{what}");
+            assert_eq!(outcome.counted, [("pass no_flow".to_owned(), 1)].into(), "{what}");
+        }
+        returns(&mut rig, &answer, &family.syn())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    // The loopback interface, which test packets seem to come from, is what the backend is on: back by the way it came.
+    let family = families()[0];
+    let hop = rig.hops.get_mut(&family.backend).expect("known");
+    assert_eq!(hop.hop.ifindex, BACK_IFINDEX);
+    hop.hop.ifindex = 1;
+    rig.apply()?;
+    const XDP_TX: u32 = 3;
+    assert_eq!(rig.run(&family.syn())?.action, XDP_TX);
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Packets as tests see them: fields, and their bytes with every checksum computed from nothing.
+//!
+//! Built on a packet library and not on the code under test, so that an expected packet is an independent word.
+
+use std::net::IpAddr;
+
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, TcpOptions, UdpHeader,
+};
+
+pub type Mac = [u8; 6];
+
+/// A packet that carries TCP or UDP.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub dst_mac: Mac,
+    pub src_mac: Mac,
+    /// TPID and VLAN id, outermost first.
+    pub tags: Vec<(u16, u16)>,
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ttl: u8,
+    /// Type of service, or traffic class.
+    pub tos: u8,
+    /// IPv4 options, a multiple of 4 bytes.
+    pub options: Vec<u8>,
+    /// Offset in 8-byte units and whether more follow (IPv4).
+    pub fragment: (u16, bool),
+    /// IPv6 extension headers: type and body, the length byte included but not the next-header byte.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    pub l4: Transport,
+    pub sport: u16,
+    pub dport: u16,
+    pub payload: Vec<u8>,
+    /// Bytes behind the IP packet.
+    pub padding: Vec<u8>,
+    /// What an outer header in front of this packet looks like.
+    pub outer: Option<Outer>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp { flags: u8, seq: u32 },
+    Udp { checksum: UdpChecksum },
+    /// Something else, with the payload right behind the IP header.
+    Other(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpChecksum {
+    Computed,
+    /// None, as IPv4 allows.
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ttl: u8,
+    /// Of IPv6.
+    pub flow_label: u32,
+}
+
+pub const FIN: u8 = 1;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const PSH: u8 = 8;
+pub const ACK: u8 = 16;
+
+impl Packet {
+    /// A copy with some fields changed.
+    pub fn with(&self, change: impl FnOnce(&mut Packet)) -> Packet {
+        let mut packet = self.clone();
+        change(&mut packet);
+        packet
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let segment = self.segment();
+        let inner = ip(self, &segment);
+        let (v6, packet) = match self.outer {
+            None => (self.src.is_ipv6(), inner),
+            Some(outer) => (outer.dst.is_ipv6(), outer.wrap(self, &inner)),
+        };
+        let mut frame = [self.dst_mac, self.src_mac].concat();
+        for (tpid, id) in &self.tags {
+            frame.extend(tpid.to_be_bytes());
+            frame.extend(id.to_be_bytes());
+        }
+        frame.extend(if v6 { 0x86dd_u16 } else { 0x0800 }.to_be_bytes());
+        frame.extend(packet);
+        frame.extend(&self.padding);
+        frame
+    }
+
+    /// Length of the IP packet, without the Ethernet header and padding.
+    pub fn ip_len(&self) -> u64 {
+        (self.bytes().len() - 14 - 4 * self.tags.len() - self.padding.len()) as u64
+    }
+
+    fn segment(&self) -> Vec<u8> {
+        match self.l4 {
+            Transport::Tcp { flags, seq } => {
+                let mut tcp = TcpHeader::new(self.sport, self.dport, seq, 64_000);
+                (tcp.fin, tcp.syn, tcp.rst) = (flags & FIN != 0, flags & SYN != 0, flags & RST != 0);
+                (tcp.psh, tcp.ack) = (flags & PSH != 0, flags & ACK != 0);
+                tcp.options = TcpOptions::default();
+                tcp.checksum = match (self.src, self.dst) {
+                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                        tcp.calc_checksum_ipv4_raw(src.octets(), dst.octets(), &self.payload)
+                    }
+                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                        tcp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &self.payload)
+                    }
+                    _ => panic!("{self:?} mixes address families"),
+                }
+                .expect("short enough");
+                [tcp.to_bytes().as_slice(), &self.payload].concat()
+            }
+            Transport::Udp { checksum } => {
+                let udp = match (self.src, self.dst) {
+                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                        let len = (8 + self.payload.len()) as u16;
+                        let mut udp = UdpHeader {
+                            source_port: self.sport,
+                            destination_port: self.dport,
+                            length: len,
+                            checksum: 0,
+                        };
+                        if checksum == UdpChecksum::Computed {
+                            udp.checksum = udp
+                                .calc_checksum_ipv4_raw(src.octets(), dst.octets(), &self.payload)
+                                .expect("short enough");
+                        }
+                        udp
+                    }
+                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                        let ip = Ipv6Header { source: src.octets(), destination: dst.octets(), ..Default::default() };
+                        UdpHeader::with_ipv6_checksum(self.sport, self.dport, &ip, &self.payload).expect("short enough")
+                    }
+                    _ => panic!("{self:?} mixes address families"),
+                };
+                [udp.to_bytes().as_slice(), &self.payload].concat()
+            }
+            Transport::Other(_) => self.payload.clone(),
+        }
+    }
+
+    fn protocol(&self) -> u8 {
+        match self.l4 {
+            Transport::Tcp { .. } => 6,
+            Transport::Udp { .. } => 17,
+            Transport::Other(number) => number,
+        }
+    }
+}
+
+impl Outer {
+    fn wrap(&self, inner: &Packet, bytes: &[u8]) -> Vec<u8> {
+        let protocol = if inner.src.is_ipv6() { 41 } else { 4 };
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let mut ip = Ipv4Header::new(bytes.len() as u16, self.ttl, IpNumber(protocol), src.octets(), dst.octets())
+                    .expect("short enough");
+                ip.dont_fragment = true;
+                (ip.dscp, ip.ecn) = split_tos(inner.tos);
+                ip.header_checksum = ip.calc_header_checksum();
+                [ip.to_bytes().as_slice(), bytes].concat()
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let ip = Ipv6Header {
+                    traffic_class: inner.tos,
+                    flow_label: self.flow_label.try_into().expect("20 bits"),
+                    payload_length: bytes.len() as u16,
+                    next_header: IpNumber(protocol),
+                    hop_limit: self.ttl,
+                    source: src.octets(),
+                    destination: dst.octets(),
+                };
+                [ip.to_bytes().as_slice(), bytes].concat()
+            }
+            _ => panic!("{self:?} mixes address families"),
+        }
+    }
+}
+
+fn ip(packet: &Packet, segment: &[u8]) -> Vec<u8> {
+    match (packet.src, packet.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut ip = Ipv4Header::new(
+                segment.len() as u16,
+                packet.ttl,
+                IpNumber(packet.protocol()),
+                src.octets(),
+                dst.octets(),
+            )
+            .expect("short enough");
+            ip.options = Ipv4Options::try_from(packet.options.as_slice()).expect("whole words");
+            ip.total_len = (ip.header_len() + segment.len()) as u16;
+            ip.identification = 0x4242;
+            ip.dont_fragment = packet.fragment == (0, false);
+            ip.fragment_offset = IpFragOffset::try_new(packet.fragment.0).expect("13 bits");
+            ip.more_fragments = packet.fragment.1;
+            (ip.dscp, ip.ecn) = split_tos(packet.tos);
+            ip.header_checksum = ip.calc_header_checksum();
+            [ip.to_bytes().as_slice(), segment].concat()
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let kinds: Vec<u8> = packet.extensions.iter().map(|(kind, _)| *kind).chain([packet.protocol()]).collect();
+            let mut payload = Vec::new();
+            for ((_, body), next) in packet.extensions.iter().zip(&kinds[1..]) {
+                payload.push(*next);
+                payload.extend(body);
+            }
+            payload.extend(segment);
+            let ip = Ipv6Header {
+                traffic_class: packet.tos,
+                flow_label: 0x1234_u32.try_into().expect("20 bits"),
+                payload_length: payload.len() as u16,
+                next_header: IpNumber(kinds[0]),
+                hop_limit: packet.ttl,
+                source: src.octets(),
+                destination: dst.octets(),
+            };
+            [ip.to_bytes().as_slice(), &payload].concat()
+        }
+        _ => panic!("{packet:?} mixes address families"),
+    }
+}
+
+fn split_tos(tos: u8) -> (etherparse::IpDscp, etherparse::IpEcn) {
+    ((tos >> 2).try_into().expect("6 bits"), (tos & 3).try_into().expect("2 bits"))
+}

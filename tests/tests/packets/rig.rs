@@ -1,0 +1,330 @@
+//! The real program in the real kernel, run on one packet at a time by BPF_PROG_TEST_RUN.
+//!
+//! A rig has a namespace of its own with one interface towards the clients, whose routes and neighbours the program asks
+//! for replies. Backends are made known through the compiler and the map store that the daemon uses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
+use nlb::config::Flows;
+use nlb::loader::{self, Datapath, Sizes};
+use nlb::maps::bpf::{BpfMaps, Readings};
+use nlb::maps::MapStore;
+use nlb::model::{
+    DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
+};
+use nlb::plan::plan;
+use nlb_common::abi::NextHop;
+use nlb_common::net;
+use nlb_common::verdict::{COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNRECORDED_COUNTER, exit_name};
+use nlb_tests::netns::Namespace;
+
+use crate::packet::{ACK, Mac, Outer, Packet, SYN, Transport, UdpChecksum};
+
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_REDIRECT: u32 = 4;
+
+/// The client's side.
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 0xc1];
+/// Where the test's packets are addressed: the interface of ours that they come in by.
+pub const OUR_MAC: Mac = [2, 0, 0, 0, 0, 0x01];
+/// The backends' side. Frames are not really sent there, so it need not exist.
+pub const BACKEND_MAC: Mac = [2, 0, 0, 0, 0, 0xb1];
+pub const OUR_BACK_MAC: Mac = [2, 0, 0, 0, 0, 0x02];
+pub const BACK_IFINDEX: u32 = 77;
+pub const BACK_MTU: u16 = 1500;
+
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    pub client: IpAddr,
+    pub vip: IpAddr,
+    pub vip2: IpAddr,
+    pub backend: IpAddr,
+    /// Ours, towards the backends.
+    pub source: IpAddr,
+    /// Ours and nothing else.
+    pub stranger: IpAddr,
+}
+
+pub fn families() -> [Family; 2] {
+    let family = |client: &str, vip: &str, vip2: &str, backend: &str, source: &str, stranger: &str| {
+        let ip = |text: &str| text.parse().expect("an address");
+        Family {
+            client: ip(client),
+            vip: ip(vip),
+            vip2: ip(vip2),
+            backend: ip(backend),
+            source: ip(source),
+            stranger: ip(stranger),
+        }
+    };
+    [
+        family("198.51.100.7", "192.0.2.10", "192.0.2.11", "10.0.0.2", "10.0.0.1", "203.0.113.9"),
+        family("2001:db8:c::7", "2001:db8::10", "2001:db8::11", "fd00::2", "fd00::1", "2001:db8:5::9"),
+    ]
+}
+
+impl Family {
+    /// A SYN from the client to the VIP's port 80.
+    pub fn syn(&self) -> Packet {
+        Packet {
+            dst_mac: OUR_MAC,
+            src_mac: CLIENT_MAC,
+            tags: Vec::new(),
+            src: self.client,
+            dst: self.vip,
+            ttl: 64,
+            tos: 0,
+            options: Vec::new(),
+            fragment: (0, false),
+            extensions: Vec::new(),
+            l4: Transport::Tcp { flags: SYN, seq: 1000 },
+            sport: 40_000,
+            dport: 80,
+            payload: Vec::new(),
+            padding: Vec::new(),
+            outer: None,
+        }
+    }
+
+    pub fn ack(&self) -> Packet {
+        self.syn().with(|p| {
+            p.l4 = Transport::Tcp { flags: ACK, seq: 1001 };
+            p.payload = b"hello".to_vec();
+        })
+    }
+
+    pub fn udp(&self) -> Packet {
+        self.syn().with(|p| {
+            p.l4 = Transport::Udp { checksum: UdpChecksum::Computed };
+            p.dport = 53;
+            p.payload = b"question".to_vec();
+        })
+    }
+
+    /// What the backend's side of `packet` looks like in NAT, when we gave the client `port`.
+    pub fn translated(&self, packet: &Packet, port: u16) -> Packet {
+        packet.with(|p| {
+            (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
+            (p.src, p.dst) = (self.source, self.backend);
+            p.sport = port;
+            p.dport = 8080;
+            p.ttl -= 1;
+        })
+    }
+
+    /// The backend's answer to what it got.
+    pub fn answer(&self, request: &Packet, l4: Transport) -> Packet {
+        request.with(|p| {
+            (p.dst_mac, p.src_mac) = (OUR_BACK_MAC, BACKEND_MAC);
+            (p.src, p.dst) = (request.dst, request.src);
+            (p.sport, p.dport) = (request.dport, request.sport);
+            (p.ttl, p.l4, p.payload) = (60, l4, b"answer".to_vec());
+        })
+    }
+}
+
+/// What came of a packet.
+#[derive(Debug)]
+pub struct Outcome {
+    pub action: u32,
+    pub frame: Vec<u8>,
+    /// How much each counter grew, the unchanged ones left out.
+    pub counted: BTreeMap<String, u64>,
+}
+
+pub struct Rig {
+    namespace: Namespace,
+    datapath: Datapath,
+    maps: BpfMaps,
+    readings: Readings,
+    image: MapImage,
+    pub desired: Desired,
+    pub hops: Hops,
+}
+
+pub fn sizes() -> Sizes {
+    let seconds = Duration::from_secs;
+    Sizes {
+        flows: Flows {
+            max: 1 << 16,
+            opening: seconds(60),
+            established: seconds(7200),
+            closing: seconds(10),
+            udp: seconds(120),
+        },
+        limits: Limits { backends: 1000, services: 100, pools: 100, addresses: 100 },
+        snat_ports: 1024..=32_767,
+    }
+}
+
+impl Rig {
+    /// One module, "m1", in `mode`, that serves TCP 80 (on 8080 where NAT allows) and UDP 53 (likewise) of every VIP.
+    pub fn new(mode: ForwardMode) -> Result<Rig> {
+        Rig::sized(mode, &sizes())
+    }
+
+    pub fn sized(mode: ForwardMode, sizes: &Sizes) -> Result<Rig> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace::create(format!("nlb-{}-{number}-rig", std::process::id()))?;
+        namespace.ip(&["link", "add", "up0", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "up1"])?;
+        namespace.ip(&["link", "set", "up0", "up"])?;
+        namespace.ip(&["link", "set", "up1", "up"])?;
+        for (family, bits) in families().iter().zip(["24", "64"]) {
+            let ours = if bits == "24" { "198.51.100.1" } else { "2001:db8:c::1" };
+            namespace.ip(&["addr", "add", &format!("{ours}/{bits}"), "dev", "up0"])?;
+            let client = family.client.to_string();
+            namespace.ip(&["neigh", "add", &client, "lladdr", "02:00:00:00:00:c1", "dev", "up0"])?;
+        }
+        namespace.run(loader::prepare_host)??;
+
+        let mut datapath = Datapath::load(sizes)?;
+        let maps = BpfMaps::take(&mut datapath.bpf)?;
+        let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
+        let image = MapImage::empty(sizes.limits);
+        let mut rig = Rig {
+            namespace,
+            datapath,
+            maps,
+            readings,
+            image,
+            desired: Desired { fail_open: true, ..Desired::default() },
+            hops: Hops::new(),
+        };
+        for family in families() {
+            rig.desired.vips.extend([family.vip, family.vip2]);
+            rig.know(family.backend, family.source);
+        }
+        rig.desired.modules.insert("m1".to_owned(), module(mode, 2));
+        rig.apply()?;
+        Ok(rig)
+    }
+
+    /// Makes the way to an address known.
+    pub fn know(&mut self, addr: IpAddr, source: IpAddr) {
+        let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), BACK_IFINDEX);
+        let link_prefix = if addr.is_ipv4() { 24 } else { 64 };
+        self.hops.insert(addr, Hop { hop, source, mtu: BACK_MTU, link_prefix });
+    }
+
+    /// Brings the maps to what `desired` and `hops` say.
+    pub fn apply(&mut self) -> Result<()> {
+        let image = compile(&self.desired, &self.hops, &self.image)?;
+        for change in plan(&self.image.rows, &image.rows) {
+            self.maps.apply(&change)?;
+        }
+        self.image = image;
+        Ok(())
+    }
+
+    pub fn module(&mut self, name: &str) -> &mut Module {
+        self.desired.modules.get_mut(name).expect("a module of the rig")
+    }
+
+    pub fn image(&self) -> &MapImage {
+        &self.image
+    }
+
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    pub fn verified_instructions(&mut self) -> Result<u32> {
+        self.datapath.verified_instructions()
+    }
+
+    pub fn run(&mut self, packet: &Packet) -> Result<Outcome> {
+        self.run_bytes(&packet.bytes())
+    }
+
+    /// Runs the balancer on a frame as if it had come in by the loopback interface.
+    pub fn run_bytes(&mut self, frame: &[u8]) -> Result<Outcome> {
+        let before = self.readings.counters()?;
+        let program = self.datapath.balancer()?;
+        let (action, out) = self.namespace.run(|| test_run(program, frame))??;
+        let after = self.readings.counters()?;
+        Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
+    }
+}
+
+pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+    let mut out = vec![0; frame.len() + 256];
+    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let result = program.test_run(options).context("BPF_PROG_TEST_RUN")?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
+}
+
+/// The counters that grew; and a check that every packet seen has exactly one exit.
+pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
+    let mut counted = BTreeMap::new();
+    let mut exits = 0;
+    for index in 0..COUNTERS {
+        let growth = after[index as usize] - before[index as usize];
+        if let Some((verdict, reason)) = exit_name(index) {
+            exits += growth;
+            if growth > 0 {
+                counted.insert(format!("{verdict} {reason}"), growth);
+            }
+        } else if index == UNRECORDED_COUNTER && growth > 0 {
+            counted.insert("unrecorded".to_owned(), growth);
+        }
+    }
+    let seen = after[SEEN_COUNTER as usize] - before[SEEN_COUNTER as usize];
+    assert_eq!(exits, seen, "the exits must add up to the packets seen");
+    assert!(exit_name(PARK_COUNTER).is_some());
+    counted
+}
+
+/// A module at the families' backend addresses whose last byte is `host`.
+pub fn module(mode: ForwardMode, host: u8) -> Module {
+    let route = |protocol, port, listen_port| Route {
+        protocol,
+        source: None,
+        destination: Destination::EveryVip,
+        port: Some(port),
+        priority: 0,
+        listen_port: (mode == ForwardMode::Nat).then_some(listen_port),
+        targets: Targets::Implied,
+        headers: BTreeMap::new(),
+        path_pattern: String::new(),
+        metadata: BTreeMap::new(),
+    };
+    Module {
+        module_type: ModuleType::Alb,
+        version: String::new(),
+        weight: 100,
+        health: Health::Healthy,
+        data: DataAddresses {
+            v4: Some([10, 0, 0, host].into()),
+            v6: Some(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host as u16)),
+        },
+        mode,
+        snat: Snat::Always,
+        listen_port: None,
+        routes: BTreeMap::from([
+            ("tcp".to_owned(), route(Protocol::Tcp, 80, 8080)),
+            ("udp".to_owned(), route(Protocol::Udp, 53, 8080)),
+        ]),
+    }
+}
+
+/// The source port of a TCP or UDP frame without tags, options or extensions.
+pub fn source_port(frame: &[u8]) -> u16 {
+    let l4 = if frame[12..14] == [0x08, 0] { 34 } else { 54 };
+    u16::from_be_bytes([frame[l4], frame[l4 + 1]])
+}
+
+impl Outer {
+    pub fn of(family: &Family, flow_label: u32) -> Outer {
+        Outer { src: family.source, dst: family.backend, ttl: 64, flow_label }
+    }
+}
