@@ -65,7 +65,7 @@ enum Command {
 #[derive(Subcommand)]
 enum Question {
     /// Show how the NLB is
-    Status,
+    Status(status::Depth),
     /// List the registered modules
     Modules(modules::Filters),
     /// List the routes, and the modules that serve them
@@ -112,7 +112,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
 async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
     let channel = connection::open(&view.server).await?;
     let asked = match question {
-        Question::Status => status::show(channel, view.output).await,
+        Question::Status(depth) => status::show(channel, depth, view.output).await,
         Question::Modules(filters) => modules::list(channel, filters, view.output).await,
         Question::Routes(filters) => routes::list(channel, filters, view.output).await,
         Question::Weight(weight) => steer::weight(channel, weight, view.output).await,

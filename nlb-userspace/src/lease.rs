@@ -30,8 +30,18 @@ impl Default for Terms {
 }
 
 impl Terms {
+    /// What modules expect that have not been told otherwise.
+    const CUSTOMARY_INTERVAL: Duration = Duration::from_secs(10);
+
     fn lapse_after(&self) -> Duration {
         self.interval * self.missed
+    }
+
+    /// The terms for a module that has not sent a heartbeat yet: the first answer tells it our interval.
+    fn at_first(&self) -> Terms {
+        let interval = self.interval.max(Self::CUSTOMARY_INTERVAL);
+        let evict_after = self.evict_after.max(interval * (self.missed + 1));
+        Terms { interval, evict_after, ..*self }
     }
 }
 
@@ -47,15 +57,18 @@ pub enum Standing {
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
     renewed: Instant,
+    /// A heartbeat has come.
+    heard: bool,
 }
 
 impl Lease {
     pub fn new(now: Instant) -> Self {
-        Lease { renewed: now }
+        Lease { renewed: now, heard: false }
     }
 
     pub fn renew(&mut self, now: Instant) {
         self.renewed = now;
+        self.heard = true;
     }
 
     /// Adds time in which heartbeats could not have been heard.
@@ -64,6 +77,7 @@ impl Lease {
     }
 
     pub fn standing(&self, terms: &Terms, now: Instant) -> Standing {
+        let terms = if self.heard { *terms } else { terms.at_first() };
         match now.saturating_duration_since(self.renewed) {
             silence if silence >= terms.evict_after => Standing::Forfeit,
             silence if silence >= terms.lapse_after() => Standing::Lapsed,
@@ -114,6 +128,21 @@ mod tests {
         assert_eq!(after(30), Standing::Lapsed);
         assert_eq!(after(299), Standing::Lapsed);
         assert_eq!(after(300), Standing::Forfeit);
+    }
+
+    #[test]
+    fn a_short_interval_holds_once_the_module_has_heard_of_it() {
+        let terms =
+            Terms { interval: Duration::from_secs(1), missed: 3, evict_after: Duration::from_secs(20) };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut lease = Lease::new(start);
+        assert_eq!(lease.standing(&terms, at(29)), Standing::Current);
+        assert_eq!(lease.standing(&terms, at(30)), Standing::Lapsed);
+        lease.renew(at(10));
+        assert_eq!(lease.standing(&terms, at(12)), Standing::Current);
+        assert_eq!(lease.standing(&terms, at(13)), Standing::Lapsed);
+        assert_eq!(lease.standing(&terms, at(30)), Standing::Forfeit);
     }
 
     #[test]

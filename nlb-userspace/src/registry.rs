@@ -4,6 +4,7 @@
 //! leaves no trace. Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every
 //! change that matters to the data path. Time comes in as an argument.
 
+mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod record;
@@ -13,25 +14,28 @@ mod routing;
 mod state;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::compile::Limits;
 use crate::lease::{Standing, Terms};
-use crate::model::{DataAddresses, Desired, Health};
-use crate::resolve::Host;
+use crate::model::{Desired, Health};
 use crate::vips::Vips;
 
+pub use drains::Draining;
 pub use record::{Claim, Drain, Record, Registration, RegistrationId};
 pub use refusal::{Refusal, Suited};
 pub use report::Report;
 pub use routing::{Commit, Owner};
 pub use state::State;
+pub use upkeep::Named;
 
 /// What the operator configured about modules.
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ pub struct Settings {
     pub max_modules: usize,
     /// Over all modules and the operator.
     pub max_routes: usize,
+    /// What the maps have room for.
+    pub limits: Limits,
     /// Let callers leave registration_id empty.
     pub accept_empty_ids: bool,
 }
@@ -71,22 +77,6 @@ pub struct Registered {
     pub registration_id: RegistrationId,
     pub superseded: bool,
     pub revision: u64,
-}
-
-/// A drain that has begun.
-#[derive(Clone, Copy, Debug)]
-pub struct Draining {
-    pub epoch: u64,
-    pub revision: u64,
-}
-
-/// A module whose addresses come from names.
-#[derive(Debug)]
-pub struct Named {
-    pub instance_id: String,
-    pub epoch: u64,
-    pub hosts: Vec<Host>,
-    pub data: DataAddresses,
 }
 
 impl Registry {
@@ -170,43 +160,6 @@ impl Registry {
         Ok(self.publish(&state))
     }
 
-    /// Takes new flows away from a module that is leaving.
-    pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, Refusal> {
-        self.prove(&self.snapshot(), instance_id, registration_id)?;
-        self.begin_drain(instance_id, Drain::Leaving)
-    }
-
-    /// Takes new flows away from a module that stays, because an operator wants it.
-    pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, Refusal> {
-        self.begin_drain(instance_id, Drain::Maintenance)
-    }
-
-    fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, Refusal> {
-        let (epoch, revision) = self.change(Commit::Apply, |state| {
-            let record = state.record_mut(instance_id)?;
-            if record.drain != Some(Drain::Leaving) {
-                record.drain = Some(reason);
-            }
-            Ok(record.epoch)
-        })?;
-        info!(instance = instance_id, ?reason, revision, "draining");
-        Ok(Draining { epoch, revision })
-    }
-
-    /// Ends an operator's drain.
-    pub fn resume(&self, instance_id: &str) -> Result<u64, Refusal> {
-        let ((), revision) = self.change(Commit::Apply, |state| {
-            let record = state.record_mut(instance_id)?;
-            if record.drain == Some(Drain::Leaving) {
-                return Err(Refusal::Leaving(instance_id.to_owned()));
-            }
-            record.drain = None;
-            Ok(())
-        })?;
-        info!(instance = instance_id, revision, "drain ended");
-        Ok(revision)
-    }
-
     /// Forgets a module at once, at its own request.
     pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, Refusal> {
         let snapshot = self.snapshot();
@@ -223,71 +176,6 @@ impl Registry {
         let revision = self.publish(&state);
         info!(instance = instance_id, revision, "module removed");
         Some(revision)
-    }
-
-    /// Lets leases lapse, and evicts modules whose lease is forfeit.
-    pub fn expire_leases(&self, now: Instant) {
-        let terms = &self.settings.lease;
-        let mut state = self.lock();
-        let due: Vec<(String, Standing)> = state
-            .modules
-            .iter()
-            .map(|(instance_id, record)| (instance_id, record, record.lease.standing(terms, now)))
-            .filter(|(_, record, standing)| record.standing != *standing)
-            .map(|(instance_id, _, standing)| (instance_id.clone(), standing))
-            .collect();
-        if due.is_empty() {
-            return;
-        }
-        let changed = Arc::make_mut(&mut state);
-        for (instance_id, standing) in due {
-            let Ok(record) = changed.record_mut(&instance_id) else { continue };
-            record.standing = standing;
-            let silent = record.lease.age(now);
-            match standing {
-                // A drain has a deadline of its own.
-                Standing::Forfeit if record.drain != Some(Drain::Leaving) => {
-                    warn!(instance = instance_id, ?silent, "lease forfeit: module evicted");
-                    changed.modules.remove(&instance_id);
-                }
-                _ => warn!(instance = instance_id, ?silent, "heartbeats missed: module gets no new flows"),
-            }
-        }
-        self.publish(&state);
-    }
-
-    /// Gives every lease this much longer.
-    pub fn extend_leases(&self, by: Duration) {
-        let mut state = self.lock();
-        for record in Arc::make_mut(&mut state).modules.values_mut() {
-            Arc::make_mut(record).lease.extend(by);
-        }
-    }
-
-    /// The modules whose addresses can move.
-    pub fn named_hosts(&self) -> Vec<Named> {
-        let snapshot = self.snapshot();
-        let named = snapshot.modules.values().filter(|record| record.registration.has_names());
-        named
-            .map(|record| Named {
-                instance_id: record.registration.instance_id.clone(),
-                epoch: record.epoch,
-                hosts: record.registration.data_hosts.clone(),
-                data: record.registration.module.data,
-            })
-            .collect()
-    }
-
-    /// A name has moved: that very registration's traffic goes elsewhere.
-    pub fn readdress(&self, instance_id: &str, epoch: u64, data: DataAddresses) {
-        let mut state = self.lock();
-        if state.modules.get(instance_id).is_none_or(|record| record.epoch != epoch) {
-            return;
-        }
-        if let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) {
-            record.registration.module.data = data;
-        }
-        self.publish(&state);
     }
 
     /// Whether the caller is the module it says it is.

@@ -38,14 +38,17 @@ pub fn grpc(lab: &Lab) -> SocketAddr {
     SocketAddr::new(lab.nlb.v4.into(), GRPC_PORT)
 }
 
-/// Starts an echo module on a host. It serves the VIPs' port 80 unless the arguments name others.
+/// Starts an echo module on a host. It listens at `ECHO_PORT` and serves the VIPs' port 80, unless the arguments name
+/// others.
 pub fn echo(lab: &Lab, host: &Host, name: &str, args: &[&str]) -> Result<Process> {
     let mut command = host.netns.command(built("examples/echo")?);
     command
         .args(["--name", name])
         .args(["--nlb", &format!("http://{}", grpc(lab))])
-        .args(["--listen", &format!("[::]:{ECHO_PORT}")])
         .args(["--metadata", &format!("data_address={},{}", host.v4, host.v6)]);
+    if !args.contains(&"--listen") {
+        command.args(["--listen", &format!("[::]:{ECHO_PORT}")]);
+    }
     if !args.contains(&"--vip") {
         for vip in [IpAddr::from(VIP4), VIP6.into()] {
             command.args(["--vip", &SocketAddr::new(vip, 80).to_string()]);

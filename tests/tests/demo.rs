@@ -1,11 +1,12 @@
 //! The demo as a newcomer runs it, and as an impatient one ends it.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nlb_tests::netns::output;
@@ -28,9 +29,9 @@ fn ends_by_itself_without_a_failed_request() -> Result<()> {
 
 #[test]
 fn ends_cleanly_when_interrupted() -> Result<()> {
-    let demo = demo("10m").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut demo = demo("10m").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = demo.id();
-    wait_for_traffic(&demo)?;
+    wait_for_traffic(&mut demo)?;
     kill(Pid::from_raw(pid as i32), Signal::SIGINT)?;
     let output = demo.wait_with_output()?;
     ensure!(output.status.success(), "{}", said(&output));
@@ -40,8 +41,8 @@ fn ends_cleanly_when_interrupted() -> Result<()> {
 
 #[test]
 fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
-    let mut killed = demo("10m").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    wait_for_traffic(&killed)?;
+    let mut killed = demo("10m").stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    wait_for_traffic(&mut killed)?;
     let pids = inside(killed.id())?;
     ensure!(pids.len() == 4, "the NLB and three modules, but found {pids:?}");
     killed.kill()?;
@@ -65,16 +66,18 @@ fn demo(duration: &str) -> Command {
     command
 }
 
-/// Until all programs run.
-fn wait_for_traffic(demo: &Child) -> Result<()> {
-    let started = Instant::now();
-    while inside(demo.id())?.len() < 4 {
-        ensure!(started.elapsed() < UP, "the demo does not come up");
-        sleep(Duration::from_millis(50));
+/// Until it says that requests are answered. What it prints later is kept for the caller.
+fn wait_for_traffic(demo: &mut Child) -> Result<()> {
+    let mut said = BufReader::with_capacity(1, demo.stdout.take().context("stdout is piped")?);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        ensure!(said.read_line(&mut line)? > 0, "the demo ended before a request was answered");
+        if line.contains(" requests answered, ") && !line.contains("  0 requests answered, ") {
+            demo.stdout = Some(said.into_inner());
+            return Ok(());
+        }
     }
-    // They run, and now have to register and to be asked.
-    sleep(Duration::from_secs(3));
-    Ok(())
 }
 
 /// The processes in the namespaces of a demo.

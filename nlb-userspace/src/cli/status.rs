@@ -13,6 +13,13 @@ use super::Output;
 use super::connection::said;
 use super::table;
 
+#[derive(clap::Args)]
+pub struct Depth {
+    /// Show what became of packets, too
+    #[arg(long)]
+    packets: bool,
+}
+
 #[derive(Serialize)]
 struct Status {
     health: &'static str,
@@ -26,9 +33,9 @@ struct Status {
     details: BTreeMap<String, String>,
 }
 
-pub async fn show(channel: Channel, output: Output) -> anyhow::Result<String> {
+pub async fn show(channel: Channel, depth: Depth, output: Output) -> anyhow::Result<String> {
     let mut client = NlbServiceClient::new(channel);
-    let request = CheckHealthRequest { check_modules: true, ..Default::default() };
+    let request = CheckHealthRequest { check_modules: true, deep_check: depth.packets };
     let health = client.check_health(request).await.map_err(said)?.into_inner();
     let status = client.get_nlb_status(GetNlbStatusRequest::default()).await.map_err(said)?.into_inner();
     let started = status.started_at.and_then(|started| SystemTime::try_from(started).ok());
@@ -42,7 +49,7 @@ pub async fn show(channel: Channel, output: Output) -> anyhow::Result<String> {
         active_flows: status.active_connections,
         modules: status.registered_modules,
         modules_by_type: status.modules_by_type.into_iter().collect(),
-        details: status.details.into_iter().collect(),
+        details: status.details.into_iter().chain(health.checks).collect(),
     };
     match output {
         Output::Json => table::json(&status),

@@ -3,6 +3,7 @@
 //! `compile` takes what is desired, what is known of the network around, and the image before (for the numbers that
 //! things have in the maps, and for Maglev tables that need not be built again). Equal input gives an equal image.
 
+mod capacity;
 pub mod classifier;
 pub mod ids;
 pub mod maglev;
@@ -20,6 +21,8 @@ use crate::model::{Backend, Desired, ForwardMode, Health, L4, Module, Route, Sna
 use classifier::{Offer, ServiceKey};
 use ids::Ids;
 use pools::Pool;
+
+pub use capacity::fits;
 
 /// What the kernel's routes and neighbours say of the way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,7 +76,9 @@ impl Failure {
                 Refusal::ProofMissing(_) => Code::Unauthenticated,
                 Refusal::ProofWrong(_) => Code::PermissionDenied,
                 Refusal::Taken { .. } => Code::AlreadyExists,
-                Refusal::TooManyModules(_) | Refusal::TooManyRoutes { .. } => Code::ResourceExhausted,
+                Refusal::TooManyModules(_) | Refusal::TooManyRoutes { .. } | Refusal::TooMany(_) => {
+                    Code::ResourceExhausted
+                }
                 Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } => Code::InvalidArgument,
                 Refusal::Leaving(_) => Code::FailedPrecondition,
             },

@@ -57,7 +57,7 @@ impl BpfMaps {
     fn set_pool(&mut self, id: u16, table: &[u16]) -> Result<(), MapError> {
         let map =
             inner_map("nlb_pool", maglev::LINES, size_of::<maglev::Line>()).map_err(refused("POOLS"))?;
-        fill(&map, table.iter().flat_map(|id| id.to_ne_bytes())).map_err(refused("POOLS"))?;
+        memory::fill(map.fd().as_fd(), table).map_err(refused("POOLS"))?;
         self.pools.set(id as u32, &map, 0).map_err(refused("POOLS"))
     }
 
@@ -70,12 +70,7 @@ impl BpfMaps {
             layout::addresses(rows.clone()).ok_or(MapError::Full { map: MAP, entries: rows.count() })?;
         let map = inner_map("nlb_addresses", abi::ADDRESS_BUCKETS, size_of::<abi::AddressBucket>())
             .map_err(refused(MAP))?;
-        let bytes = table.iter().flatten().flat_map(|a| {
-            let head = [a.addr.hi.to_ne_bytes(), a.addr.lo.to_ne_bytes()].concat();
-            let ids = [a.id, 0, a.any_port.tcp, a.any_port.udp, 0, 0].map(u16::to_ne_bytes).concat();
-            [head, a.flags.to_ne_bytes().to_vec(), ids].concat()
-        });
-        fill(&map, bytes).map_err(refused(MAP))?;
+        memory::fill(map.fd().as_fd(), &table).map_err(refused(MAP))?;
         self.addresses.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
     }
 
@@ -85,9 +80,7 @@ impl BpfMaps {
             .ok_or(MapError::Full { map: MAP, entries: rows.len() })?;
         let map = inner_map("nlb_services", abi::SERVICE_BUCKETS, size_of::<abi::ServiceBucket>())
             .map_err(refused(MAP))?;
-        let words =
-            table.iter().flatten().flat_map(|e| [e.key, e.service as u64 | (e.overflowed as u64) << 16]);
-        fill(&map, words.flat_map(u64::to_ne_bytes)).map_err(refused(MAP))?;
+        memory::fill(map.fd().as_fd(), &table).map_err(refused(MAP))?;
         self.service_ids.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
     }
 }
@@ -133,12 +126,6 @@ fn inner_map(name: &str, entries: u32, value_size: usize) -> Result<MapData, aya
     let map =
         aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, 4, value_size as u32, entries, BPF_F_MMAPABLE);
     MapData::create(map, name, None)
-}
-
-fn fill(map: &MapData, bytes: impl Iterator<Item = u8>) -> std::io::Result<()> {
-    let bytes: Vec<u8> = bytes.collect();
-    memory::map(map.fd().as_fd(), bytes.len())?.copy_from_slice(&bytes);
-    Ok(())
 }
 
 fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {

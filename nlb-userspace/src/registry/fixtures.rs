@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::time::Instant;
 
+use crate::compile::Limits;
 use crate::lease::Terms;
 use crate::model::{
     DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
@@ -20,6 +21,7 @@ pub fn settings() -> Settings {
         lease: Terms::default(),
         max_modules: 4,
         max_routes: 8,
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
         accept_empty_ids: false,
     }
 }

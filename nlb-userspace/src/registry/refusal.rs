@@ -1,5 +1,6 @@
 //! Why a change is refused, in words that tell the caller what to do.
 
+use crate::compile::TooMany;
 use crate::model::{Destination, ForwardMode, Module, Route};
 use crate::resolve::Endpoint;
 
@@ -20,6 +21,8 @@ pub enum Refusal {
     TooManyModules(usize),
     #[error("there would be {wanted} routes and the limit is {limit}; remove some, or raise --max-routes")]
     TooManyRoutes { wanted: usize, limit: usize },
+    #[error("{0}, or remove some")]
+    TooMany(TooMany),
     #[error("route {route_id:?} does not suit {instance_id:?}: {problem}")]
     Unsuited { route_id: String, instance_id: String, problem: String },
     #[error("no registered instance has version {0:?}; register one first")]

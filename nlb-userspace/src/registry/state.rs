@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::compile;
 use crate::model::{Desired, Module, Route};
 
 use super::{Record, Refusal, Registration, Settings, Suited};
@@ -70,7 +71,7 @@ impl State {
         if wanted > settings.max_routes {
             return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
         }
-        Ok(())
+        compile::fits(&self.desired(settings), &settings.limits).map_err(Refusal::TooMany)
     }
 
     /// Whether a module can serve its own routes, and those of the operator that are for it.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::fixtures::{Fleet, at, registration, registry, route, route_to, settings};
 use super::*;
-use crate::model::{ForwardMode, Route, Targets};
+use crate::model::{DataAddresses, ForwardMode, Route, Targets};
 
 fn health(registry: &Registry, instance_id: &str) -> Option<Health> {
     registry.desired().borrow().modules.get(instance_id).map(|module| module.health)

@@ -42,6 +42,7 @@ pub fn settings() -> Settings {
         lease: Terms::default(),
         max_modules: 16,
         max_routes: 64,
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
         accept_empty_ids: false,
     }
 }
@@ -52,9 +53,9 @@ impl Nlb {
     }
 
     pub async fn with(settings: Settings) -> Nlb {
+        let limits = settings.limits;
         let registry = Arc::new(Registry::new(settings));
         let maps = FakeMaps::default();
-        let limits = Limits { backends: 64, services: 64, pools: 64, addresses: 64 };
         let (publish_applied, applied) = watch::channel(Arc::default());
         let (traffic, read_traffic) = watch::channel(Arc::default());
         let (publish_hops, hops) = watch::channel(Arc::new(ways()));

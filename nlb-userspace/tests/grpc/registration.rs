@@ -223,6 +223,20 @@ async fn the_number_of_modules_is_bounded() {
 }
 
 #[tokio::test]
+async fn what_does_not_fit_the_maps_is_refused_and_holds_nobody_up() {
+    let limits = nlb::compile::Limits { services: 2, ..settings().limits };
+    let mut nlb = Nlb::with(nlb::registry::Settings { limits, ..settings() }).await;
+    let mut greedy = registration("greedy");
+    greedy.initial_routes =
+        (1..=3).map(|port| Route { destination_port: port, ..route(&port.to_string()) }).collect();
+    let answer = nlb.modules.register_module(greedy).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::ResourceExhausted);
+    assert!(error.message.contains("--max-services"), "{}", error.message);
+    nlb.add(registration("modest")).await;
+}
+
+#[tokio::test]
 async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
     let mut nlb = Nlb::start().await;
     let mut request = registration("alb-1");

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval, sleep_until};
 
 use fleet::Fleet;
@@ -47,21 +47,28 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
+    // From here on Ctrl-C ends the demo in order, also halfway through the set-up.
+    let mut ending = Ending::new()?;
     let gate = gate::bind(args.grpc).await?;
     let grpc = gate.address()?;
     eprintln!("Making a network of namespaces: a client, the NLB, three modules");
     let mut fleet = Fleet::start()?;
     gate.open_to(fleet.lab.clone());
     let mut view = View::of(grpc)?;
-    view.wait_for_modules(fleet.modules.len()).await.with_context(|| fleet.complaints())?;
+    tokio::select! {
+        registered = view.wait_for_modules(fleet.modules.len()) => registered.with_context(|| fleet.complaints())?,
+        () = ending.asked() => bail!("interrupted while the modules were coming up"),
+    }
     fleet.print_hints(grpc)?;
 
     let traffic = Traffic::start(&fleet.lab)?;
-    let watched = watch(args, &mut fleet, &mut view, &traffic).await;
+    let watched = watch(args, &mut fleet, &mut view, &traffic, &mut ending).await;
     let tally = traffic.stop()?;
     watched?;
     println!("\n{tally}");
     if tally.failed > 0 {
+        let drops = view.drops().await.unwrap_or_default().join(", ");
+        println!("packets that the data path dropped: {}", if drops.is_empty() { "none" } else { &drops });
         bail!("{} requests failed; the last one: {}", tally.failed, tally.last_failure);
     }
     if tally.answered == 0 {
@@ -71,12 +78,16 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 /// Shows what happens until the time is over or somebody ends it.
-async fn watch(args: &Args, fleet: &mut Fleet, view: &mut View, traffic: &Traffic) -> Result<()> {
+async fn watch(
+    args: &Args,
+    fleet: &mut Fleet,
+    view: &mut View,
+    traffic: &Traffic,
+    ending: &mut Ending,
+) -> Result<()> {
     let started = Instant::now();
     let mut table = Table::new(std::io::stdout().is_terminal());
     let mut seconds = interval(Duration::from_secs(1));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let over = async {
         match args.duration {
             Some(duration) => sleep_until(started + duration).await,
@@ -92,8 +103,29 @@ async fn watch(args: &Args, fleet: &mut Fleet, view: &mut View, traffic: &Traffi
                 fleet.check_nlb()?;
             }
             () = &mut over => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            () = ending.asked() => return Ok(()),
+        }
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+struct Ending {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ending {
+    fn new() -> Result<Ending> {
+        Ok(Ending {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{GetModuleInfoRequest, HealthStatus, ListModulesRequest, ModuleInstance};
+use nlb_proto::{
+    CheckHealthRequest, CheckHealthResponse, GetModuleInfoRequest, HealthStatus, ListModulesRequest,
+    ModuleInstance,
+};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
@@ -56,25 +59,39 @@ impl View {
         Ok(View { client, modules: BTreeMap::new(), blind: None })
     }
 
-    /// Until so many are registered and healthy.
+    /// Until so many are healthy, and the data path knows them.
     pub async fn wait_for_modules(&mut self, count: usize) -> Result<()> {
-        let waited = timeout(START, async {
-            loop {
-                self.refresh().await;
-                let healthy = self.modules.values().filter(|module| {
-                    module.registered && module.instance.health_status() == HealthStatus::Healthy
-                });
-                if healthy.count() == count {
-                    return;
+        let deadline = Instant::now() + START;
+        loop {
+            let health = self.health().await;
+            if let Ok(health) = &health {
+                let checks = &health.checks;
+                let healthy = |status: &&i32| **status == i32::from(HealthStatus::Healthy);
+                let ready = health.module_health.values().filter(healthy).count();
+                if ready == count && checks.get("applied_revision") == checks.get("desired_revision") {
+                    return Ok(());
                 }
-                sleep(Duration::from_millis(100)).await;
             }
-        });
-        if waited.await.is_err() {
-            let why = self.blind.as_deref().unwrap_or("the NLB answers, but lists fewer");
-            bail!("{count} modules did not become healthy within {START:?}: {why}");
+            if Instant::now() > deadline {
+                bail!("{count} modules did not come up within {START:?}; the NLB's last answer: {health:?}");
+            }
+            sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
+    }
+
+    /// What the data path dropped and why, by its own count.
+    pub async fn drops(&mut self) -> Result<Vec<String>> {
+        let checks = self.health().await?.checks;
+        let drops = checks.iter().filter_map(|(name, count)| {
+            let reason = name.strip_prefix("packets.drop.")?;
+            (count != "0").then(|| format!("{reason} {count}"))
+        });
+        Ok(drops.collect())
+    }
+
+    async fn health(&mut self) -> Result<CheckHealthResponse> {
+        let request = CheckHealthRequest { deep_check: true, check_modules: true };
+        Ok(self.client.check_health(request).await?.into_inner())
     }
 
     /// Looks again; if that fails, what was seen before stays.

@@ -1,0 +1,70 @@
+//! Whether a desired state fits the maps: asked before it is accepted, so that one caller's excess does not hold up
+//! everybody's changes.
+
+use super::{Limits, Offers, TooMany, classifier};
+use crate::model::Desired;
+
+/// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
+/// of `limits.addresses` more.
+pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
+    let offers = Offers::collect(desired);
+    let services = classifier::services(&offers.by_vip);
+    let pools = services.iter().map(|service| service.pools.len()).sum::<usize>();
+    for (what, count, max, flag) in [
+        ("backends", offers.backends.len(), limits.backends, "--max-backends"),
+        ("services", services.len(), limits.services, "--max-services"),
+        ("pools", pools, limits.pools, "--max-pools"),
+        ("addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
+    ] {
+        if count > usize::from(max) {
+            return Err(TooMany { what, max, flag });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::{Hops, MapImage, compile};
+    use crate::registry::fixtures::{Fleet, registration, registry, route};
+    use crate::registry::{Commit, Now, Owner};
+
+    /// Two modules with two services on two VIPs, IPv4 only: two VIPs, two services, four backends.
+    fn desired() -> Desired {
+        let registry = registry();
+        for instance_id in ["alb-1", "alb-2"] {
+            let mut registration = registration(instance_id);
+            registration.module.routes.insert("tls".into(), route(443));
+            registry.admit(registration, Now::read()).unwrap();
+        }
+        let api =
+            [("api".to_owned(), crate::model::Route { source: "10.0.0.0/8".parse().ok(), ..route(80) })];
+        registry.update_routes(Owner::Operator, api.into(), false, Commit::Apply, Now::read()).unwrap();
+        registry.desired().borrow().as_ref().clone()
+    }
+
+    #[test]
+    fn agrees_with_the_compiler() {
+        let desired = desired();
+        let plenty = Limits { backends: 100, services: 100, pools: 100, addresses: 100 };
+        let refuses = |limits: &Limits| {
+            let fits = fits(&desired, limits).err();
+            let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits)).err();
+            assert_eq!(fits, compiled, "{limits:?}");
+            fits.is_some()
+        };
+        assert!(!refuses(&plenty));
+        type Narrow = fn(Limits, u16) -> Limits;
+        let narrow: [Narrow; 4] = [
+            |limits, backends| Limits { backends, ..limits },
+            |limits, services| Limits { services, ..limits },
+            |limits, pools| Limits { pools, ..limits },
+            |limits, addresses| Limits { addresses, ..limits },
+        ];
+        for narrow in narrow {
+            let least = (1..=100).find(|room| !refuses(&narrow(plenty, *room)));
+            assert!(least.is_some_and(|least| least > 1), "{least:?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Settings as given: by flag, by variable or in the file.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use super::{Config, Mode, Net, Ports, Span, XdpMode};
+
+/// As given; what is not given is left to the next source. Flags, variables and keys of the file bear the same names.
+#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// A TOML file with the settings below, such as `vip = ["192.0.2.1"]`
+    #[arg(long, env = "NLB_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Interfaces to balance on [repeat, or separate by commas]
+    #[arg(long, env = "NLB_IFACE", value_name = "NAME", value_delimiter = ',')]
+    pub iface: Option<Vec<String>>,
+
+    /// Virtual addresses that routes may claim, or CIDRs of them; none: any [repeat, or separate by commas]
+    #[arg(long, env = "NLB_VIP", value_name = "ADDRESS|CIDR", value_delimiter = ',')]
+    pub vip: Option<Vec<Net>>,
+
+    /// Where in the kernel packets are met [default: auto]
+    #[arg(long, env = "NLB_XDP_MODE", value_name = "MODE")]
+    pub xdp_mode: Option<XdpMode>,
+
+    /// Where the gRPC server listens [default: 127.0.0.1:50051]
+    #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
+    pub grpc: Option<SocketAddr>,
+
+    /// How packets reach modules that do not say [default: nat]
+    #[arg(long, env = "NLB_FORWARD_MODE", value_name = "MODE")]
+    pub forward_mode: Option<Mode>,
+
+    /// Source ports for translated connections [default: 1024-32767]
+    #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
+    pub snat_ports: Option<Ports>,
+
+    /// How often modules send heartbeats [default: 10s]
+    #[arg(long, env = "NLB_HEARTBEAT_INTERVAL", value_name = "TIME")]
+    pub heartbeat_interval: Option<Span>,
+
+    /// Missed heartbeats after which a module gets no new flows [default: 3]
+    #[arg(long, env = "NLB_MISSED_HEARTBEATS", value_name = "NUMBER")]
+    pub missed_heartbeats: Option<u32>,
+
+    /// Silence after which a module is forgotten [default: 5m]
+    #[arg(long, env = "NLB_EVICT_AFTER", value_name = "TIME")]
+    pub evict_after: Option<Span>,
+
+    /// How long connections of a leaving module may live on, if it does not say [default: 30s]
+    #[arg(long, env = "NLB_DRAIN_TIMEOUT", value_name = "TIME")]
+    pub drain_timeout: Option<Span>,
+
+    /// Use a pool of which every module is unhealthy, instead of refusing its clients [default: true]
+    #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub fail_open: Option<bool>,
+
+    /// Let modules leave registration_id empty [default: false]
+    #[arg(long, env = "NLB_ACCEPT_EMPTY_IDS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub accept_empty_ids: Option<bool>,
+
+    /// Modules that may be registered at a time [default: 1024]
+    #[arg(long, env = "NLB_MAX_MODULES", value_name = "NUMBER")]
+    pub max_modules: Option<usize>,
+
+    /// Routes of all modules and operators together [default: 8192]
+    #[arg(long, env = "NLB_MAX_ROUTES", value_name = "NUMBER")]
+    pub max_routes: Option<usize>,
+
+    /// Backends (module addresses and ports) in the kernel's table [default: 4096]
+    #[arg(long, env = "NLB_MAX_BACKENDS", value_name = "NUMBER")]
+    pub max_backends: Option<u16>,
+
+    /// Services (VIP, port and protocol) in the kernel's table [default: 4096]
+    #[arg(long, env = "NLB_MAX_SERVICES", value_name = "NUMBER")]
+    pub max_services: Option<u16>,
+
+    /// Groups of modules that share traffic; each takes 128 KiB of the kernel's memory [default: 1024]
+    #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
+    pub max_pools: Option<u16>,
+
+    /// Virtual addresses, and the NLB's own towards modules [default: 1024]
+    #[arg(long, env = "NLB_MAX_VIPS", value_name = "NUMBER")]
+    pub max_vips: Option<u16>,
+
+    /// Flows that the kernel remembers [default: 1048576]
+    #[arg(long, env = "NLB_MAX_FLOWS", value_name = "NUMBER")]
+    pub max_flows: Option<u32>,
+
+    /// Idle time after which a TCP flow may be forgotten: before its handshake is complete [default: 1m]
+    #[arg(long, env = "NLB_IDLE_OPENING", value_name = "TIME")]
+    pub idle_opening: Option<Span>,
+
+    /// ... once it is established [default: 2h]
+    #[arg(long, env = "NLB_IDLE_ESTABLISHED", value_name = "TIME")]
+    pub idle_established: Option<Span>,
+
+    /// ... after FIN or RST [default: 10s]
+    #[arg(long, env = "NLB_IDLE_CLOSING", value_name = "TIME")]
+    pub idle_closing: Option<Span>,
+
+    /// Idle time after which a UDP flow may be forgotten [default: 2m]
+    #[arg(long, env = "NLB_IDLE_UDP", value_name = "TIME")]
+    pub idle_udp: Option<Span>,
+}
+
+impl Options {
+    /// Adds what the file says, and the defaults.
+    pub fn complete(self) -> anyhow::Result<Config> {
+        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        self.or(file).check()
+    }
+
+    pub(super) fn or(self, file: Options) -> Options {
+        macro_rules! either {
+            ($($field:ident),+ $(,)?) => { Options { $($field: self.$field.or(file.$field)),+ } };
+        }
+        either!(
+            config,
+            iface,
+            vip,
+            xdp_mode,
+            grpc,
+            forward_mode,
+            snat_ports,
+            heartbeat_interval,
+            missed_heartbeats,
+            evict_after,
+            drain_timeout,
+            fail_open,
+            accept_empty_ids,
+            max_modules,
+            max_routes,
+            max_backends,
+            max_services,
+            max_pools,
+            max_vips,
+            max_flows,
+            idle_opening,
+            idle_established,
+            idle_closing,
+            idle_udp,
+        )
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Options> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the config file {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in the config file {}", path.display()))
+}

@@ -1,0 +1,131 @@
+//! Values of settings, as operators write them.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::model::ForwardMode;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver; an error where it cannot.
+    Native,
+    /// In the kernel's stack: for every interface, and slower.
+    Generic,
+}
+
+/// A forward mode as operators write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Destination rewritten; replies come back through the NLB
+    Nat,
+    /// MAC addresses rewritten; modules answer clients directly
+    DsrL2,
+    /// Wrapped in an outer IP header; modules answer clients directly
+    DsrIpip,
+}
+
+impl From<Mode> for ForwardMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Nat => ForwardMode::Nat,
+            Mode::DsrL2 => ForwardMode::DsrL2,
+            Mode::DsrIpip => ForwardMode::DsrIpip,
+        }
+    }
+}
+
+/// An address, or a CIDR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Net(pub IpNet);
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let net = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
+        let net = net.map_err(|_| format!("{text:?} is neither an address nor a CIDR"))?;
+        if net.trunc() != net {
+            return Err(format!(
+                "{text:?} has bits beyond its prefix; write {} or {}",
+                net.trunc(),
+                net.addr()
+            ));
+        }
+        match crate::vips::unusable(net.addr()) {
+            Some(kind) if net.prefix_len() == net.max_prefix_len() => {
+                Err(format!("{text:?} is {kind}: clients cannot connect to it"))
+            }
+            _ => Ok(Net(net)),
+        }
+    }
+}
+
+/// A range of ports.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Ports(pub RangeInclusive<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ends =
+            text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        match ends {
+            Some((first, last)) if first > 0 && first <= last => Ok(Ports(first..=last)),
+            _ => Err(format!("{text:?} is not a range of ports, such as 1024-32767")),
+        }
+    }
+}
+
+/// A length of time, such as `500ms`, `10s`, `5m` or `2h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => 0,
+        };
+        let span =
+            number.parse::<u32>().map(|number| Duration::from_millis(u64::from(number) * milliseconds));
+        span.ok()
+            .filter(|span| !span.is_zero())
+            .map(Span)
+            .ok_or_else(|| format!("{text:?} is not a length of time, such as 500ms, 10s, 5m or 2h"))
+    }
+}
+
+macro_rules! from_text {
+    ($($name:ident),+) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+    )+};
+}
+from_text!(Net, Ports, Span);

@@ -1,0 +1,51 @@
+//! Taking new flows away from modules that are well, and giving them back.
+
+use tracing::info;
+
+use super::{Commit, Drain, Refusal, Registry};
+
+/// A drain that has begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Draining {
+    pub epoch: u64,
+    pub revision: u64,
+}
+
+impl Registry {
+    /// Takes new flows away from a module that is leaving.
+    pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, Refusal> {
+        self.prove(&self.snapshot(), instance_id, registration_id)?;
+        self.begin_drain(instance_id, Drain::Leaving)
+    }
+
+    /// Takes new flows away from a module that stays, because an operator wants it.
+    pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, Refusal> {
+        self.begin_drain(instance_id, Drain::Maintenance)
+    }
+
+    fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, Refusal> {
+        let (epoch, revision) = self.change(Commit::Apply, |state| {
+            let record = state.record_mut(instance_id)?;
+            if record.drain != Some(Drain::Leaving) {
+                record.drain = Some(reason);
+            }
+            Ok(record.epoch)
+        })?;
+        info!(instance = instance_id, ?reason, revision, "draining");
+        Ok(Draining { epoch, revision })
+    }
+
+    /// Ends an operator's drain.
+    pub fn resume(&self, instance_id: &str) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(Commit::Apply, |state| {
+            let record = state.record_mut(instance_id)?;
+            if record.drain == Some(Drain::Leaving) {
+                return Err(Refusal::Leaving(instance_id.to_owned()));
+            }
+            record.drain = None;
+            Ok(())
+        })?;
+        info!(instance = instance_id, revision, "drain ended");
+        Ok(revision)
+    }
+}

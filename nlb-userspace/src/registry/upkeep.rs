@@ -1,0 +1,89 @@
+//! What time does to registrations: leases lapse, names move.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::lease::Standing;
+use crate::model::DataAddresses;
+use crate::resolve::Host;
+
+use super::{Drain, Registry};
+
+/// A module whose addresses come from names.
+#[derive(Debug)]
+pub struct Named {
+    pub instance_id: String,
+    pub epoch: u64,
+    pub hosts: Vec<Host>,
+    pub data: DataAddresses,
+}
+
+impl Registry {
+    /// Lets leases lapse, and evicts modules whose lease is forfeit.
+    pub fn expire_leases(&self, now: Instant) {
+        let terms = &self.settings.lease;
+        let mut state = self.lock();
+        let due: Vec<(String, Standing)> = state
+            .modules
+            .iter()
+            .map(|(instance_id, record)| (instance_id, record, record.lease.standing(terms, now)))
+            .filter(|(_, record, standing)| record.standing != *standing)
+            .map(|(instance_id, _, standing)| (instance_id.clone(), standing))
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        let changed = Arc::make_mut(&mut state);
+        for (instance_id, standing) in due {
+            let Ok(record) = changed.record_mut(&instance_id) else { continue };
+            record.standing = standing;
+            let silent = record.lease.age(now);
+            match standing {
+                // A drain has a deadline of its own.
+                Standing::Forfeit if record.drain != Some(Drain::Leaving) => {
+                    warn!(instance = instance_id, ?silent, "lease forfeit: module evicted");
+                    changed.modules.remove(&instance_id);
+                }
+                _ => warn!(instance = instance_id, ?silent, "heartbeats missed: module gets no new flows"),
+            }
+        }
+        self.publish(&state);
+    }
+
+    /// Gives every lease this much longer.
+    pub fn extend_leases(&self, by: Duration) {
+        let mut state = self.lock();
+        for record in Arc::make_mut(&mut state).modules.values_mut() {
+            Arc::make_mut(record).lease.extend(by);
+        }
+    }
+
+    /// The modules whose addresses can move.
+    pub fn named_hosts(&self) -> Vec<Named> {
+        let snapshot = self.snapshot();
+        let named = snapshot.modules.values().filter(|record| record.registration.has_names());
+        named
+            .map(|record| Named {
+                instance_id: record.registration.instance_id.clone(),
+                epoch: record.epoch,
+                hosts: record.registration.data_hosts.clone(),
+                data: record.registration.module.data,
+            })
+            .collect()
+    }
+
+    /// A name has moved: that very registration's traffic goes elsewhere.
+    pub fn readdress(&self, instance_id: &str, epoch: u64, data: DataAddresses) {
+        let mut state = self.lock();
+        if state.modules.get(instance_id).is_none_or(|record| record.epoch != epoch) {
+            return;
+        }
+        if let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) {
+            record.registration.module.data = data;
+        }
+        self.publish(&state);
+    }
+}

@@ -1,0 +1,141 @@
+//! Clients with real sockets: one connection or one UDP socket is one flow.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nlb_tests::lab::Host;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Flows in the air at a time.
+const AT_A_TIME: usize = 50;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L4 {
+    Tcp,
+    Udp,
+}
+
+/// Runs something asynchronous as a process of the host would.
+pub fn on<T: Send, F: Future<Output = Result<T>>>(host: &Host, work: impl FnOnce() -> F + Send) -> Result<T> {
+    host.netns.run(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work()))?
+}
+
+/// Opens a flow from each of `count` ports from `first` on, and counts who answered. Fixed ports make the outcome the
+/// same every time. An error if any flow failed or was answered by two modules.
+pub fn flows(host: &Host, l4: L4, to: SocketAddr, first: u16, count: u16) -> Result<BTreeMap<String, u32>> {
+    let from = if to.is_ipv4() { IpAddr::from(host.v4) } else { host.v6.into() };
+    on(host, || async move {
+        let room = Arc::new(Semaphore::new(AT_A_TIME));
+        let mut flows = JoinSet::new();
+        for port in first..first + count {
+            let room = room.clone();
+            flows.spawn(async move {
+                let _place = room.acquire_owned().await?;
+                let from = SocketAddr::new(from, port);
+                flow(l4, from, to).await.with_context(|| format!("{l4:?} from {from} to {to}"))
+            });
+        }
+        let mut answered = BTreeMap::new();
+        while let Some(name) = flows.join_next().await {
+            *answered.entry(name??).or_default() += 1;
+        }
+        Ok(answered)
+    })
+}
+
+/// One flow with three requests; the answer is who answered them all.
+async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
+    match l4 {
+        L4::Tcp => {
+            let mut connection = Connection::open_from(Some(from), to).await?;
+            let name = connection.ask().await?;
+            for _ in 0..2 {
+                let again = connection.ask().await?;
+                ensure!(again == name, "answered by {name} and by {again}");
+            }
+            Ok(name)
+        }
+        L4::Udp => {
+            let socket = UdpSocket::bind(from).await?;
+            socket.connect(to).await?;
+            let name = ask_udp(&socket).await?;
+            for _ in 0..2 {
+                let again = ask_udp(&socket).await?;
+                ensure!(again == name, "answered by {name} and by {again}");
+            }
+            Ok(name)
+        }
+    }
+}
+
+/// One datagram there and back; no second try.
+pub async fn ask_udp(socket: &UdpSocket) -> Result<String> {
+    socket.send(b"who?").await?;
+    let mut answer = [0; 256];
+    let len = tokio::time::timeout(PATIENCE, socket.recv(&mut answer)).await.context("no answer")??;
+    signer(std::str::from_utf8(&answer[..len])?, "who?")
+}
+
+/// A TCP connection to an echo module.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub async fn open(to: SocketAddr) -> Result<Self> {
+        Self::open_from(None, to).await
+    }
+
+    async fn open_from(from: Option<SocketAddr>, to: SocketAddr) -> Result<Self> {
+        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(from) = from {
+            socket.bind(from)?;
+        }
+        let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await.context("no connection")??;
+        Ok(Connection { stream: BufReader::new(stream) })
+    }
+
+    /// Sends a line and returns who answered.
+    pub async fn ask(&mut self) -> Result<String> {
+        self.stream.write_all(b"who?\n").await?;
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line);
+        if tokio::time::timeout(PATIENCE, read).await.context("no answer")?? == 0 {
+            bail!("the connection was closed");
+        }
+        signer(line.trim_end(), "who?")
+    }
+}
+
+fn signer(answer: &str, question: &str) -> Result<String> {
+    let signed = answer.strip_suffix(question).map(str::trim_end);
+    signed.map(str::to_owned).with_context(|| format!("not an answer: {answer:?}"))
+}
+
+/// Checks that counts agree with weights within three standard deviations of a binomial distribution.
+pub fn assert_shares(counts: &BTreeMap<String, u32>, weights: &[(&str, u32)]) {
+    let total: u32 = counts.values().sum();
+    let sum: u32 = weights.iter().map(|(_, weight)| weight).sum();
+    for (name, weight) in weights {
+        let share = *weight as f64 / sum as f64;
+        let expected = total as f64 * share;
+        let deviation = (expected * (1.0 - share)).sqrt();
+        let got = *counts.get(*name).unwrap_or(&0) as f64;
+        assert!(
+            (got - expected).abs() <= 3.0 * deviation,
+            "{name} took {got} of {total} flows, expected {expected:.0} +- {:.0}: {counts:?}",
+            3.0 * deviation
+        );
+    }
+    let known: u32 = weights.iter().filter_map(|(name, _)| counts.get(*name)).sum();
+    assert_eq!(known, total, "somebody else answered: {counts:?}");
+}

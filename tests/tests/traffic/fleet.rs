@@ -1,0 +1,134 @@
+//! A daemon and echo modules at work in a lab.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nlb_tests::lab::{Lab, VIP4, VIP6};
+use nlb_tests::netns::output;
+use nlb_tests::process::Process;
+use nlb_tests::programs::{self, built, grpc};
+use serde_json::Value;
+
+/// The VIPs' port for echo modules.
+pub const PORT: u16 = 80;
+
+pub fn vips() -> [SocketAddr; 2] {
+    [VIP4.into(), VIP6.into()].map(|vip: IpAddr| SocketAddr::new(vip, PORT))
+}
+
+/// How packets reach the modules of a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Nat,
+    DsrL2,
+    DsrIpip,
+}
+
+pub struct Fleet {
+    // Processes end before their namespaces go.
+    pub modules: Vec<Process>,
+    _tunnels: Vec<Process>,
+    pub nlb: Process,
+    pub lab: Lab,
+}
+
+impl Fleet {
+    /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts, with these
+    /// weights. Every module takes traffic when this returns.
+    pub fn start(lab: Lab, mode: Mode, weights: &[u32], args: &[&str]) -> Result<Fleet> {
+        let interfaces = if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
+        // A quick lease, so that tests of dead modules do not take half a minute.
+        let nlb = programs::serve(&lab, interfaces, &["--heartbeat-interval", "1s"])?;
+        let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
+        for (n, weight) in weights.iter().enumerate() {
+            if mode != Mode::Nat {
+                fleet.hold_vips(n)?;
+            }
+            if mode == Mode::DsrIpip {
+                fleet.decapsulate(n)?;
+            }
+            fleet.add(&format!("m{n}"), n, mode, *weight, args)?;
+        }
+        fleet.wait_for(weights.len())?;
+        Ok(fleet)
+    }
+
+    /// A fleet from what is already running.
+    pub fn from_parts(lab: Lab, nlb: Process, modules: Vec<Process>) -> Fleet {
+        Fleet { modules, _tunnels: Vec::new(), nlb, lab }
+    }
+
+    /// Starts one more module, on the lab's host `n`, without waiting for it.
+    pub fn add(&mut self, name: &str, n: usize, mode: Mode, weight: u32, args: &[&str]) -> Result<()> {
+        let weight = weight.to_string();
+        let listen = format!("[::]:{PORT}");
+        let mut all = vec!["--weight", &weight];
+        match mode {
+            Mode::Nat => {}
+            Mode::DsrL2 => all.extend(["--mode", "dsr-l2", "--listen", &listen]),
+            Mode::DsrIpip => all.extend(["--mode", "dsr-ipip", "--listen", &listen]),
+        }
+        all.extend(args);
+        self.modules.push(programs::echo(&self.lab, &self.lab.modules[n], name, &all)?);
+        Ok(())
+    }
+
+    fn hold_vips(&self, n: usize) -> Result<()> {
+        vips().iter().try_for_each(|vip| self.lab.modules[n].hold_quietly(vip.ip()))
+    }
+
+    fn decapsulate(&mut self, n: usize) -> Result<()> {
+        let peers = format!("{},{}", self.lab.nlb.v4, self.lab.nlb.v6);
+        let mut command = self.lab.modules[n].netns.command(built("nlb")?);
+        command.args(["decap", "--iface", "eth0", "--peer", &peers]);
+        let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
+        let log = tunnel.log().to_owned();
+        tunnel.wait_until("it decapsulates", Duration::from_secs(15), || {
+            std::fs::read_to_string(&log).is_ok_and(|said| said.contains("decapsulating"))
+        })?;
+        self._tunnels.push(tunnel);
+        Ok(())
+    }
+
+    /// Waits until this many modules are healthy, and the data path knows.
+    pub fn wait_for(&self, healthy: usize) -> Result<()> {
+        self.wait_until(&format!("{healthy} modules are healthy"), |modules| {
+            modules.values().filter(|module| module["health"] == "HEALTHY").count() == healthy
+        })
+    }
+
+    /// Whether the maps hold all that the registry wants.
+    fn is_applied(&self) -> Result<bool> {
+        let status: Value = serde_json::from_str(&self.nlb(&["status", "--output", "json"])?)?;
+        Ok(status["details"]["desired_revision"] == status["details"]["applied_revision"])
+    }
+
+    pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let modules = self.modules()?;
+            if done(&modules) && self.is_applied()? {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("waited in vain until {what}: {modules:?}\nnlb:\n{}", self.nlb.output());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What `nlb modules` says, by instance id.
+    pub fn modules(&self) -> Result<BTreeMap<String, Value>> {
+        let rows: Vec<Value> = serde_json::from_str(&self.nlb(&["modules", "--output", "json"])?)?;
+        let named = rows.into_iter().map(|row| Some((row["instance_id"].as_str()?.to_owned(), row)));
+        named.collect::<Option<_>>().context("a module without an id")
+    }
+
+    /// Asks the daemon something on the command line.
+    pub fn nlb(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.lab.nlb.netns.command(built("nlb")?);
+        output(command.args(["--server", &grpc(&self.lab).to_string()]).args(args))
+    }
+}

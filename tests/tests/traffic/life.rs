@@ -1,0 +1,150 @@
+//! Modules that die, leave and change their weights; a daemon that stands still.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use nlb_tests::lab::{Host, Lab};
+use nlb_tests::programs::terminate;
+use tokio::net::UdpSocket;
+
+use crate::clients::{Connection, L4, ask_udp, assert_shares, flows, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+/// Opens connections to both VIPs until each module has some.
+async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
+    let mut held = Vec::new();
+    for n in 0..count {
+        let mut connection = Connection::open(vips()[n % 2]).await?;
+        held.push((connection.ask().await?, connection));
+    }
+    Ok(held)
+}
+
+/// How many held connections each module has.
+fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
+    let mut spread = BTreeMap::new();
+    for (name, _) in held {
+        *spread.entry(name.clone()).or_default() += 1;
+    }
+    spread
+}
+
+#[test]
+fn a_killed_module_gets_no_new_flow_and_nobody_else_is_disturbed() -> Result<()> {
+    let mut fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &["--heartbeat", "1"])?;
+    let client = &fleet.lab.clients[0];
+    on(client, || async {
+        let mut held = hold(30).await?;
+        ensure!(spread(&held).len() == 3, "30 connections should meet all modules: {:?}", spread(&held));
+        fleet.modules[1].signal(Signal::SIGKILL)?;
+        fleet.wait_for(2)?;
+        for (name, connection) in held.iter_mut().filter(|(name, _)| name != "m1") {
+            let answered = connection.ask().await?;
+            ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+        }
+        Ok(())
+    })?;
+    for vip in vips() {
+        for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {
+            assert_shares(&flows(client, l4, vip, first, 200)?, &[("m0", 100), ("m2", 100)]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_of_a_leaving_module_live_until_they_close() -> Result<()> {
+    let mut fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let lab = &fleet.lab;
+    let mut leaving = fleet.modules.remove(0);
+    on(&lab.clients[0], || async {
+        let mut held = hold(20).await?;
+        ensure!(spread(&held).len() == 2, "{:?}", spread(&held));
+        leaving.signal(Signal::SIGTERM)?;
+        let draining = |modules: &BTreeMap<String, serde_json::Value>| modules["m0"]["health"] == "STOPPING";
+        fleet.wait_until("m0 drains", draining)?;
+        for (name, connection) in &mut held {
+            ensure!(connection.ask().await? == *name);
+        }
+        let fresh = hold(20).await?;
+        ensure!(spread(&fresh).keys().eq(["m1"]), "a draining module got new flows: {:?}", spread(&fresh));
+        Ok(())
+    })?;
+    // The clients have closed their connections: it may go.
+    let status = leaving.wait(Duration::from_secs(20))?;
+    ensure!(status.success(), "{status}: {}", leaving.output());
+    fleet.wait_for(1)?;
+    ensure!(!fleet.modules()?.contains_key("m0"), "it has unregistered");
+    Ok(())
+}
+
+#[test]
+fn a_weight_changes_new_flows_and_held_ones_stay() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let client = &fleet.lab.clients[0];
+    on(client, || async {
+        let mut held = hold(20).await?;
+        let socket = UdpSocket::bind("0.0.0.0:0").await?;
+        socket.connect(vips()[0]).await?;
+        let udp = ask_udp(&socket).await?;
+        fleet.nlb(&["weight", "m0", "5"])?;
+        fleet.nlb(&["weight", "m1", "95"])?;
+        for (name, connection) in &mut held {
+            ensure!(connection.ask().await? == *name, "a weight moved a held connection");
+        }
+        ensure!(ask_udp(&socket).await? == udp, "a weight moved a held UDP flow");
+        Ok(())
+    })?;
+    for vip in vips() {
+        for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {
+            assert_shares(&flows(client, l4, vip, first, 1000)?, &[("m0", 5), ("m1", 95)]);
+        }
+    }
+    fleet.nlb(&["weight", "m0", "0"])?;
+    assert_shares(&flows(client, L4::Tcp, vips()[0], 40_000, 100)?, &[("m0", 0), ("m1", 1)]);
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_stands_still_costs_no_connection() -> Result<()> {
+    const STILL: Duration = Duration::from_secs(10);
+    let fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &[])?;
+    let client = &fleet.lab.clients[0];
+    on(client, || async {
+        let mut held = hold(12).await?;
+        fleet.nlb.signal(Signal::SIGSTOP)?;
+        let start = Instant::now();
+        let mut opened = 0;
+        while start.elapsed() < STILL {
+            for (name, connection) in &mut held {
+                ensure!(connection.ask().await? == *name);
+            }
+            opened += hold(10).await?.len();
+        }
+        fleet.nlb.signal(Signal::SIGCONT)?;
+        ensure!(opened > 100, "only {opened} connections were opened meanwhile");
+        Ok(())
+    })?;
+    fleet.wait_for(3)
+}
+
+#[test]
+fn a_module_registers_again_after_the_daemon_was_restarted() -> Result<()> {
+    let Fleet { modules, nlb, lab, .. } = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
+    let mut nlb = nlb;
+    terminate(&mut nlb, Duration::from_secs(10))?;
+    let again = nlb_tests::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
+    let fleet = Fleet::from_parts(lab, again, modules);
+    fleet.wait_for(2)?;
+    answers(&fleet.lab.clients[0])
+}
+
+fn answers(client: &Host) -> Result<()> {
+    for vip in vips() {
+        flows(client, L4::Tcp, vip, 20_000, 50)?;
+        flows(client, L4::Udp, vip, 30_000, 50)?;
+    }
+    Ok(())
+}

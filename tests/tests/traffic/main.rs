@@ -1,0 +1,8 @@
+//! Real clients, the real daemon and real modules, in namespaces of their own: what users see.
+
+mod bulk;
+mod clients;
+mod fleet;
+mod life;
+mod replies;
+mod shares;

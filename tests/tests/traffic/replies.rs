@@ -1,0 +1,83 @@
+//! The way back: through us if the module's routes lead here, and through us all the same if they do not.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use nlb_tests::lab::{DefaultRoute, Lab, VIP4};
+use nlb_tests::netns::output;
+
+use crate::clients::{L4, assert_shares, flows};
+use crate::fleet::{Fleet, Mode, vips};
+
+fn serves_all(fleet: &Fleet) -> Result<()> {
+    for vip in vips() {
+        for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {
+            assert_shares(&flows(&fleet.lab.clients[0], l4, vip, first, 200)?, &[("m0", 1), ("m1", 1)]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_module_behind_its_own_gateway_is_answered_through_us() -> Result<()> {
+    let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
+    serves_all(&Fleet::start(lab, Mode::Nat, &[100, 100], &[])?)
+}
+
+#[test]
+fn a_module_whose_default_route_is_us_sees_its_clients_addresses() -> Result<()> {
+    let lab = Lab::two_arm(1, 2, DefaultRoute::Nlb)?;
+    let fleet = Fleet::start(lab, Mode::Nat, &[100, 100], &["--metadata", "reply_path=nlb"])?;
+    serves_all(&fleet)?;
+    // Held connections show in the modules' own socket tables.
+    let client = fleet.lab.clients[0].v4.to_string();
+    let seen: String = fleet.lab.modules.iter().map(|m| sockets(m)).collect::<Result<_>>()?;
+    ensure!(seen.contains(&client), "no module has seen {client}:\n{seen}");
+    ensure!(!seen.contains(&format!("{}:", fleet.lab.nlb.v4)) || seen.contains("50051"), "{seen}");
+    Ok(())
+}
+
+/// The TCP sockets of a host, those that linger after their connections included.
+fn sockets(host: &nlb_tests::lab::Host) -> Result<String> {
+    output(host.netns.command("ss").args(["-tanH"]))
+}
+
+#[test]
+fn direct_server_return_works_across_segments() -> Result<()> {
+    let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
+    serves_all(&Fleet::start(lab, Mode::DsrL2, &[100, 100], &[])?)?;
+    let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
+    serves_all(&Fleet::start(lab, Mode::DsrIpip, &[100, 100], &[])?)
+}
+
+#[test]
+fn a_module_reaches_its_own_vip() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 1)?, Mode::Nat, &[100], &[])?;
+    for vip in vips() {
+        flows(&fleet.lab.modules[0], L4::Tcp, vip, 20_000, 20)?;
+        flows(&fleet.lab.modules[0], L4::Udp, vip, 30_000, 20)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn other_traffic_is_unharmed_meanwhile() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(2, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let (client, other) = (&fleet.lab.clients[0], &fleet.lab.clients[1]);
+    std::thread::scope(|scope| -> Result<()> {
+        let balanced = scope.spawn(|| serves_all(&fleet));
+        // The daemon's own gRPC, the modules reached directly, and pings, of the NLB's host, a module and a VIP.
+        while !balanced.is_finished() {
+            fleet.nlb(&["status"])?;
+            let direct = SocketAddr::new(fleet.lab.modules[0].v4.into(), 8080);
+            flows(other, L4::Tcp, direct, 20_000, 20)?;
+            flows(other, L4::Udp, direct, 30_000, 20)?;
+            for address in [fleet.lab.nlb.v4, fleet.lab.modules[1].v4, VIP4] {
+                output(other.netns.command("ping").args(["-c", "3", "-i", "0.01", "-W", "2", &address.to_string()]))?;
+            }
+        }
+        balanced.join().expect("the thread does not panic")
+    })?;
+    ensure!(client.v4 != other.v4);
+    Ok(())
+}
