@@ -254,7 +254,8 @@ pub struct Settings {
     /// First source port of SNAT, and how many there are.
     pub snat_first: u16,
     pub snat_count: u16,
-    pub _pad: u32,
+    /// 1 to send packets back out of the interface they came in by with XDP_TX, 0 to redirect them there.
+    pub use_tx: u32,
 }
 
 macro_rules! sizes {

@@ -77,7 +77,7 @@ static SETTINGS: Settings = Settings {
     udp: 120,
     snat_first: 1024,
     snat_count: 31_744,
-    _pad: 0,
+    use_tx: 1,
 };
 
 #[inline(always)]

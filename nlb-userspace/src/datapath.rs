@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::loader::{self, Datapath, Sizes};
 use crate::maps::bpf::{self, BpfMaps, Readings};
 use crate::model::Desired;
+use crate::netlink::Netlink;
 use crate::reconcile::{self, Applied};
 use crate::stats::{self, Traffic};
 use crate::{nexthop, park};
@@ -30,9 +31,14 @@ pub struct Running {
 const OPEN_QUESTIONS: usize = 1024;
 
 /// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
-pub fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
+pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
     loader::prepare_host()?;
-    let sizes = Sizes { flows: config.flows, limits: config.limits, snat_ports: config.snat_ports.clone() };
+    let sizes = Sizes {
+        flows: config.flows,
+        limits: config.limits,
+        snat_ports: config.snat_ports.clone(),
+        use_tx: !any_veth(&config.interfaces).await?,
+    };
     let mut datapath = Datapath::load(&sizes)?;
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
     let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
@@ -64,4 +70,11 @@ pub fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow:
         Ok(())
     });
     Ok(Running { applied, traffic, details, tasks })
+}
+
+async fn any_veth(interfaces: &[String]) -> anyhow::Result<bool> {
+    let (netlink, _) = Netlink::open()?;
+    let links = netlink.links().await?;
+    let indexes = interfaces.iter().filter_map(|name| nix::net::if_::if_nametoindex(name.as_str()).ok());
+    Ok(indexes.filter_map(|index| links.get(&index)).any(|link| link.is_veth))
 }

@@ -25,6 +25,9 @@ pub struct Sizes {
     pub flows: Flows,
     pub limits: Limits,
     pub snat_ports: RangeInclusive<u16>,
+    /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
+    /// program sits at its other end; a redirect, which is a little slower, arrives there.
+    pub use_tx: bool,
 }
 
 impl Sizes {
@@ -173,7 +176,7 @@ fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
         udp: idle.udp,
         snat_first: *sizes.snat_ports.start(),
         snat_count: sizes.snat_ports.end() - sizes.snat_ports.start() + 1,
-        _pad: 0,
+        use_tx: sizes.use_tx as u32,
     }
 }
 

@@ -29,6 +29,19 @@ pub struct Desired {
     pub version_weights: BTreeMap<String, u32>,
 }
 
+impl Desired {
+    /// Every VIP: the configured ones, and those that a route names by address.
+    pub fn all_vips(&self) -> BTreeSet<IpAddr> {
+        let modules = self.modules.values().flat_map(|module| module.routes.values());
+        let named =
+            modules.chain(self.operator_routes.values()).filter_map(|route| match route.destination {
+                Destination::Address(addr) => Some(addr),
+                _ => None,
+            });
+        self.vips.iter().copied().chain(named).collect()
+    }
+}
+
 /// The weight of an instance or version for which none was given.
 pub const DEFAULT_WEIGHT: u32 = 100;
 

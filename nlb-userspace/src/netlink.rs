@@ -9,7 +9,7 @@ use futures_util::stream::StreamExt as _;
 use ipnet::IpNet;
 use nlb_common::net::Mac;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -26,6 +26,7 @@ pub struct Netlink {
 pub struct Link {
     pub mac: Mac,
     pub mtu: u32,
+    pub is_veth: bool,
 }
 
 /// The way to an address.
@@ -67,16 +68,19 @@ impl Netlink {
         let mut links = HashMap::new();
         let mut answers = self.handle.link().get().execute();
         while let Some(message) = answers.try_next().await.context("listing links")? {
-            let (mut mac, mut mtu) = (None, 0);
+            let (mut mac, mut mtu, mut is_veth) = (None, 0, false);
             for attribute in message.attributes {
                 match attribute {
                     LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new),
                     LinkAttribute::Mtu(value) => mtu = value,
+                    LinkAttribute::LinkInfo(infos) => {
+                        is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth))
+                    }
                     _ => {}
                 }
             }
             if let Some(mac) = mac {
-                links.insert(message.header.index, Link { mac, mtu });
+                links.insert(message.header.index, Link { mac, mtu, is_veth });
             }
         }
         Ok(links)

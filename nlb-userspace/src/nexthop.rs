@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nlb_common::abi::NextHop;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -49,9 +50,12 @@ pub async fn run(
             _ = confirm.tick() => confirm_all = true,
         }
         temporary.retain(|_, until| *until > Instant::now());
-        let mut wanted = data_addresses(&desired.borrow_and_update());
+        let (mut wanted, vips) = {
+            let desired = desired.borrow_and_update();
+            (data_addresses(&desired), desired.all_vips())
+        };
         wanted.extend(temporary.keys().copied());
-        match survey(&netlink, &wanted, |addr| confirm_all || fresh == Some(addr)).await {
+        match survey(&netlink, &wanted, &vips, |addr| confirm_all || fresh == Some(addr)).await {
             Ok(found) => {
                 hops.send_if_modified(|old| {
                     let changed = **old != found;
@@ -77,6 +81,7 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
 async fn survey(
     netlink: &Netlink,
     wanted: &BTreeSet<IpAddr>,
+    vips: &BTreeSet<IpAddr>,
     confirm: impl Fn(IpAddr) -> bool,
 ) -> anyhow::Result<Hops> {
     let mut hops = Hops::new();
@@ -97,16 +102,35 @@ async fn survey(
                 debug!("{error:#}");
             }
         }
-        let (Some(mac), Some(source)) = (mac, route.source) else { continue };
+        let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
+        let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let whole = if addr.is_ipv4() { 32 } else { 128 };
         let on_link =
             addresses.iter().filter(|(ifindex, net)| *ifindex == route.ifindex && net.contains(addr));
         let link_prefix = match route.gateway {
             Some(_) => whole,
-            None => on_link.map(|(_, net)| net.prefix_len()).max().unwrap_or(whole),
+            None => {
+                ours().filter(|net| net.contains(addr)).map(|net| net.prefix_len()).max().unwrap_or(whole)
+            }
         };
         let hop = NextHop::new(*mac, link.mac, route.ifindex);
         hops.insert(*addr, Hop { hop, source, mtu: link.mtu.min(u16::MAX as u32) as u16, link_prefix });
     }
     Ok(hops)
+}
+
+/// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may prefer one
+/// as a source, but backends know us by our own address: they list it as a tunnel's peer, and their packets to a VIP are
+/// a client's.
+fn source(
+    ours: impl Iterator<Item = IpNet>,
+    next: IpAddr,
+    chosen: Option<IpAddr>,
+    vips: &BTreeSet<IpAddr>,
+) -> Option<IpAddr> {
+    if chosen.is_none_or(|source| !vips.contains(&source)) {
+        return chosen;
+    }
+    let near = ours.filter(|net| net.contains(&next) && !vips.contains(&net.addr()));
+    near.max_by_key(IpNet::prefix_len).map(|net| net.addr()).or(chosen)
 }

@@ -26,7 +26,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
     }
     let registry = Arc::new(Registry::new(config.registry.clone()));
-    let running = datapath::start(&config, registry.desired())?;
+    let running = datapath::start(&config, registry.desired()).await?;
     let datapath::Running { applied, traffic, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 

@@ -133,8 +133,13 @@ pub fn remove_leftovers(family: &str) -> Result<()> {
     for entry in Path::new(NAMED).read_dir().into_iter().flatten() {
         let name = entry.context("listing namespaces")?.file_name();
         let Some(name) = name.to_str() else { continue };
-        if owner(name, family).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            remove(name)?;
+        let orphaned = owner(name, family).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        // Another run may be at the same: what matters is that it is gone.
+        if orphaned
+            && let Err(error) = remove(name)
+            && Path::new(NAMED).join(name).exists()
+        {
+            return Err(error);
         }
     }
     Ok(())

@@ -39,7 +39,13 @@ pub struct Drain {
 struct Weighed {
     message: String,
     /// Shares of the two main versions, if there are several.
-    versions: Option<[(String, i32); 2]>,
+    versions: Vec<Share>,
+}
+
+#[derive(Serialize)]
+struct Share {
+    version: String,
+    weight: i32,
 }
 
 #[derive(Serialize)]
@@ -56,12 +62,20 @@ pub async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow:
     let response =
         ModuleServiceClient::new(channel).set_traffic_weight(request).await.map_err(said)?.into_inner();
     let message = accepted(response.success, response.message, response.error)?;
-    let versions = response
-        .current_config
-        .map(|split| [(split.blue_version, split.blue_weight), (split.green_version, split.green_weight)]);
+    let versions = response.current_config.map_or_else(Vec::new, |split| {
+        let blue = Share { version: split.blue_version, weight: split.blue_weight };
+        vec![blue, Share { version: split.green_version, weight: split.green_weight }]
+    });
     match output {
         Output::Json => table::json(&Weighed { message, versions }),
-        Output::Text => Ok(message + "\n"),
+        Output::Text => {
+            let shares: Vec<String> = versions
+                .iter()
+                .map(|share| format!("version {} has {}", share.version, share.weight))
+                .collect();
+            let shares = if shares.is_empty() { String::new() } else { format!(" ({})", shares.join(", ")) };
+            Ok(format!("{message}{shares}\n"))
+        }
     }
 }
 

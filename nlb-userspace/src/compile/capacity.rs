@@ -14,7 +14,7 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
         ("backends", offers.backends.len(), limits.backends, "--max-backends"),
         ("services", services.len(), limits.services, "--max-services"),
         ("pools", pools, limits.pools, "--max-pools"),
-        ("addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
+        ("VIPs and source addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
     ] {
         if count > usize::from(max) {
             return Err(TooMany { what, max, flag });
@@ -27,21 +27,23 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
 mod tests {
     use super::*;
     use crate::compile::{Hops, MapImage, compile};
-    use crate::registry::fixtures::{Fleet, registration, registry, route};
-    use crate::registry::{Commit, Now, Owner};
+    use crate::model::Route;
+    use crate::registry::fixtures::{registration, route};
 
-    /// Two modules with two services on two VIPs, IPv4 only: two VIPs, two services, four backends.
+    /// Two modules with two services on two VIPs, and a third for some of the clients of one.
     fn desired() -> Desired {
-        let registry = registry();
+        let mut desired = Desired {
+            vips: ["192.0.2.1", "192.0.2.2"].map(|vip| vip.parse().unwrap()).into(),
+            ..Desired::default()
+        };
         for instance_id in ["alb-1", "alb-2"] {
-            let mut registration = registration(instance_id);
-            registration.module.routes.insert("tls".into(), route(443));
-            registry.admit(registration, Now::read()).unwrap();
+            let mut module = registration(instance_id).module;
+            module.routes.insert("tls".into(), route(443));
+            desired.modules.insert(instance_id.into(), module);
         }
-        let api =
-            [("api".to_owned(), crate::model::Route { source: "10.0.0.0/8".parse().ok(), ..route(80) })];
-        registry.update_routes(Owner::Operator, api.into(), false, Commit::Apply, Now::read()).unwrap();
-        registry.desired().borrow().as_ref().clone()
+        let internal = Route { source: "10.0.0.0/8".parse().ok(), ..route(80) };
+        desired.operator_routes.insert("internal".into(), internal);
+        desired
     }
 
     #[test]

@@ -164,16 +164,8 @@ struct Offers<'a> {
 
 impl<'a> Offers<'a> {
     fn collect(desired: &'a Desired) -> Self {
-        let mut vips = desired.vips.clone();
-        let routes = || {
-            desired.modules.values().flat_map(|m| m.routes.values()).chain(desired.operator_routes.values())
-        };
-        vips.extend(routes().filter_map(|route| match route.destination {
-            crate::model::Destination::Address(addr) => Some(addr),
-            _ => None,
-        }));
         let mut offers = Offers {
-            by_vip: vips.iter().map(|vip| (*vip, Vec::new())).collect(),
+            by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
             backends: BTreeMap::new(),
             unserved: Vec::new(),
         };

@@ -80,3 +80,91 @@ fn merge(
     current.append(&mut routes);
     removed + written
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Fleet, registration, registry, route, route_to};
+    use super::*;
+    use crate::model::{ForwardMode, Targets};
+
+    fn routes(named: &[(&str, Route)]) -> BTreeMap<String, Route> {
+        named.iter().map(|(id, route)| (id.to_string(), route.clone())).collect()
+    }
+
+    #[test]
+    fn routes_are_merged_or_replaced_per_owner() {
+        let registry = registry();
+        let id = registry.add("alb-1");
+        let id = id.as_str();
+        let module = Owner::Module { instance_id: "alb-1", registration_id: id };
+        let update = |owner, named: &[(&str, Route)], replace_all| {
+            registry.update_routes(owner, routes(named), replace_all, Commit::Apply, Now::read()).unwrap().0
+        };
+        assert_eq!(update(module, &[("api", route(8080))], false), 1);
+        assert_eq!(update(module, &[("api", route(8080))], false), 0, "nothing new");
+        assert_eq!(update(module, &[("api", route(9090))], false), 1);
+        assert_eq!(update(Owner::Operator, &[("api", route(443))], true), 1);
+        let of_module = |registry: &Registry| -> Vec<String> {
+            registry.desired().borrow().modules["alb-1"].routes.keys().cloned().collect()
+        };
+        assert_eq!(of_module(&registry), ["api", "web"], "the operator's routes are apart");
+        assert_eq!(update(module, &[("new", route(1))], true), 3, "one added, two removed");
+        assert_eq!(of_module(&registry), ["new"]);
+        assert_eq!(update(Owner::Operator, &[], true), 1);
+        assert!(registry.desired().borrow().operator_routes.is_empty());
+    }
+
+    #[test]
+    fn a_dry_run_answers_as_the_call_would_and_changes_nothing() {
+        let registry = registry();
+        let id = registry.add("alb-1");
+        let module = Owner::Module { instance_id: "alb-1", registration_id: &id };
+        let before = registry.desired().borrow().clone();
+        let dry = |named: &[(&str, Route)]| {
+            registry
+                .update_routes(module, routes(named), true, Commit::DryRun, Now::read())
+                .map(|(changed, _)| changed)
+        };
+        assert_eq!(dry(&[("api", route(8080))]), Ok(2));
+        assert!(matches!(dry(&[("six", route_to("2001:db8::1", 80))]), Err(Refusal::Unsuited { .. })));
+        assert_eq!(*registry.desired().borrow(), before);
+    }
+
+    #[test]
+    fn routes_must_suit_the_modules_that_serve_them() {
+        let registry = registry();
+        let mut dsr = registration("alb-1");
+        dsr.module.mode = ForwardMode::DsrL2;
+        dsr.module.listen_port = Some(8080);
+        let refused = registry.admit(dsr.clone(), Now::read()).unwrap_err().to_string();
+        assert!(
+            refused.contains("\"web\"") && refused.contains("8080") && refused.contains("dsr-l2"),
+            "{refused}"
+        );
+        dsr.module.listen_port = Some(80);
+        registry.admit(dsr, Now::read()).unwrap();
+
+        let elsewhere =
+            Route { listen_port: Some(1), targets: Targets::Instances(["alb-1".into()].into()), ..route(2) };
+        let operators = routes(&[("moved", elsewhere)]);
+        let refused = registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read());
+        assert!(matches!(refused, Err(Refusal::Unsuited { .. })));
+
+        let mut six = registration("alb-2");
+        six.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
+        let refused = registry.admit(six.clone(), Now::read()).unwrap_err().to_string();
+        assert!(refused.contains("IPv6") && refused.contains("data_address"), "{refused}");
+        six.module.data.v6 = Some("2001:db8::a".parse().unwrap());
+        registry.admit(six, Now::read()).unwrap();
+    }
+
+    #[test]
+    fn direct_server_return_carries_either_family() {
+        let registry = registry();
+        let mut tunnel = registration("alb-1");
+        tunnel.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
+        assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(Refusal::Unsuited { .. })));
+        tunnel.module.mode = ForwardMode::DsrIpip;
+        registry.admit(tunnel, Now::read()).unwrap();
+    }
+}

@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::fixtures::{Fleet, at, registration, registry, route, route_to, settings};
+use super::fixtures::{Fleet, at, registration, registry, route, settings};
 use super::*;
-use crate::model::{DataAddresses, ForwardMode, Route, Targets};
+use crate::model::DataAddresses;
+use crate::resolve::{self, Resolver};
 
 fn health(registry: &Registry, instance_id: &str) -> Option<Health> {
     registry.desired().borrow().modules.get(instance_id).map(|module| module.health)
-}
-
-fn routes(named: &[(&str, Route)]) -> BTreeMap<String, Route> {
-    named.iter().map(|(id, route)| (id.to_string(), route.clone())).collect()
 }
 
 #[test]
@@ -255,115 +252,6 @@ fn the_number_of_modules_and_routes_is_bounded() {
 }
 
 #[test]
-fn routes_are_merged_or_replaced_per_owner() {
-    let registry = registry();
-    let id = registry.add("alb-1");
-    let id = id.as_str();
-    let module = Owner::Module { instance_id: "alb-1", registration_id: id };
-    let update = |owner, named: &[(&str, Route)], replace_all| {
-        registry.update_routes(owner, routes(named), replace_all, Commit::Apply, Now::read()).unwrap().0
-    };
-    assert_eq!(update(module, &[("api", route(8080))], false), 1);
-    assert_eq!(update(module, &[("api", route(8080))], false), 0, "nothing new");
-    assert_eq!(update(module, &[("api", route(9090))], false), 1);
-    assert_eq!(update(Owner::Operator, &[("api", route(443))], true), 1);
-    let of_module = |registry: &Registry| -> Vec<String> {
-        registry.desired().borrow().modules["alb-1"].routes.keys().cloned().collect()
-    };
-    assert_eq!(of_module(&registry), ["api", "web"], "the operator's routes are apart");
-    assert_eq!(update(module, &[("new", route(1))], true), 3, "one added, two removed");
-    assert_eq!(of_module(&registry), ["new"]);
-    assert_eq!(update(Owner::Operator, &[], true), 1);
-    assert!(registry.desired().borrow().operator_routes.is_empty());
-}
-
-#[test]
-fn a_dry_run_answers_as_the_call_would_and_changes_nothing() {
-    let registry = registry();
-    let id = registry.add("alb-1");
-    let module = Owner::Module { instance_id: "alb-1", registration_id: &id };
-    let before = registry.desired().borrow().clone();
-    let dry = |named: &[(&str, Route)]| {
-        registry
-            .update_routes(module, routes(named), true, Commit::DryRun, Now::read())
-            .map(|(changed, _)| changed)
-    };
-    assert_eq!(dry(&[("api", route(8080))]), Ok(2));
-    assert!(matches!(dry(&[("six", route_to("2001:db8::1", 80))]), Err(Refusal::Unsuited { .. })));
-    assert_eq!(*registry.desired().borrow(), before);
-}
-
-#[test]
-fn routes_must_suit_the_modules_that_serve_them() {
-    let registry = registry();
-    let mut dsr = registration("alb-1");
-    dsr.module.mode = ForwardMode::DsrL2;
-    dsr.module.listen_port = Some(8080);
-    let refused = registry.admit(dsr.clone(), Now::read()).unwrap_err().to_string();
-    assert!(
-        refused.contains("\"web\"") && refused.contains("8080") && refused.contains("dsr-l2"),
-        "{refused}"
-    );
-    dsr.module.listen_port = Some(80);
-    registry.admit(dsr, Now::read()).unwrap();
-
-    let elsewhere =
-        Route { listen_port: Some(1), targets: Targets::Instances(["alb-1".into()].into()), ..route(2) };
-    let operators = routes(&[("moved", elsewhere)]);
-    let refused = registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read());
-    assert!(matches!(refused, Err(Refusal::Unsuited { .. })));
-
-    let mut six = registration("alb-2");
-    six.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
-    let refused = registry.admit(six.clone(), Now::read()).unwrap_err().to_string();
-    assert!(refused.contains("IPv6") && refused.contains("data_address"), "{refused}");
-    six.module.data.v6 = Some("2001:db8::a".parse().unwrap());
-    registry.admit(six, Now::read()).unwrap();
-}
-
-#[test]
-fn direct_server_return_carries_either_family() {
-    let registry = registry();
-    let mut tunnel = registration("alb-1");
-    tunnel.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
-    assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(Refusal::Unsuited { .. })));
-    tunnel.module.mode = ForwardMode::DsrIpip;
-    registry.admit(tunnel, Now::read()).unwrap();
-}
-
-#[test]
-fn instance_weights_are_set_and_zero_means_none() {
-    let registry = registry();
-    registry.add("alb-1");
-    registry.set_instance_weight("alb-1", "", 0, Commit::Apply).unwrap();
-    assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 0);
-    registry.set_instance_weight("alb-1", "v1", 30, Commit::Apply).unwrap();
-    assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 30);
-    let mismatch = registry.set_instance_weight("alb-1", "v2", 1, Commit::Apply).unwrap_err().to_string();
-    assert!(mismatch.contains("\"v2\"") && mismatch.contains("\"v1\""), "{mismatch}");
-    assert!(registry.set_instance_weight("ghost", "", 1, Commit::Apply).is_err());
-}
-
-#[test]
-fn versions_count_from_the_moment_one_is_weighed() {
-    let registry = registry();
-    registry.add("alb-1");
-    let mut canary = registration("alb-2");
-    canary.module.version = "v2".into();
-    canary.module.weight = 40;
-    registry.admit(canary, Now::read()).unwrap();
-    let shares = || registry.snapshot().version_shares();
-    assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 40)].into(), "the sums of instance weights");
-    assert!(registry.desired().borrow().version_weights.is_empty());
-
-    registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
-    assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 5)].into());
-    assert_eq!(registry.desired().borrow().version_weights, [("v2".into(), 5)].into());
-    let unknown = registry.set_version_weight("v3", 5, Commit::Apply, Now::read());
-    assert_eq!(unknown, Err(Refusal::UnknownVersion("v3".into())));
-}
-
-#[test]
 fn a_moved_name_changes_its_own_registration_only() {
     let registry = registry();
     let mut named = registration("alb-1");
@@ -383,4 +271,38 @@ fn modules_without_names_are_not_looked_up() {
     let registry = registry();
     registry.add("alb-1");
     assert!(registry.named_hosts().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_looked_up_again_and_followed() {
+    let registry = Arc::new(registry());
+    let mut named = registration("alb-1");
+    named.data_hosts = vec!["alb-1.example".parse().unwrap()];
+    registry.admit(named, Now::read()).unwrap();
+    let moved_after = Instant::now() + Duration::from_secs(45);
+    let resolver = Resolver::with(move |_| async move {
+        let address = if Instant::now() < moved_after { "10.0.0.1" } else { "10.0.0.7" };
+        Ok(vec![address.parse().unwrap()])
+    });
+    let follow = tokio::spawn(resolve::follow(registry.clone(), resolver, Duration::from_secs(30)));
+    let address = || registry.desired().borrow().modules["alb-1"].data.v4.map(|address| address.to_string());
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(address().as_deref(), Some("10.0.0.1"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(address().as_deref(), Some("10.0.0.7"));
+    follow.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_no_longer_resolves_keeps_its_last_address() {
+    let registry = Arc::new(registry());
+    let mut named = registration("alb-1");
+    named.data_hosts = vec!["alb-1.example".parse().unwrap()];
+    registry.admit(named, Now::read()).unwrap();
+    let before = registry.desired().borrow().clone();
+    let resolver = Resolver::with(|_| async { Err(std::io::Error::other("no such host")) });
+    let follow = tokio::spawn(resolve::follow(registry.clone(), resolver, Duration::from_secs(30)));
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(*registry.desired().borrow(), before);
+    follow.abort();
 }

@@ -80,3 +80,41 @@ impl State {
         shares
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Fleet, registration, registry};
+    use super::*;
+
+    #[test]
+    fn instance_weights_are_set_and_zero_means_none() {
+        let registry = registry();
+        registry.add("alb-1");
+        registry.set_instance_weight("alb-1", "", 0, Commit::Apply).unwrap();
+        assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 0);
+        registry.set_instance_weight("alb-1", "v1", 30, Commit::Apply).unwrap();
+        assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 30);
+        let mismatch = registry.set_instance_weight("alb-1", "v2", 1, Commit::Apply).unwrap_err().to_string();
+        assert!(mismatch.contains("\"v2\"") && mismatch.contains("\"v1\""), "{mismatch}");
+        assert!(registry.set_instance_weight("ghost", "", 1, Commit::Apply).is_err());
+    }
+
+    #[test]
+    fn versions_count_from_the_moment_one_is_weighed() {
+        let registry = registry();
+        registry.add("alb-1");
+        let mut canary = registration("alb-2");
+        canary.module.version = "v2".into();
+        canary.module.weight = 40;
+        registry.admit(canary, Now::read()).unwrap();
+        let shares = || registry.snapshot().version_shares();
+        assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 40)].into(), "the sums of instance weights");
+        assert!(registry.desired().borrow().version_weights.is_empty());
+
+        registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
+        assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 5)].into());
+        assert_eq!(registry.desired().borrow().version_weights, [("v2".into(), 5)].into());
+        let unknown = registry.set_version_weight("v3", 5, Commit::Apply, Now::read());
+        assert_eq!(unknown, Err(Refusal::UnknownVersion("v3".into())));
+    }
+}

@@ -1,5 +1,6 @@
 //! The control plane as its clients see it: a real server on loopback, real clients, and maps in memory.
 
+mod commands;
 mod fleet;
 mod leaving;
 mod malformed;

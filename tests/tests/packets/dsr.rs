@@ -66,7 +66,11 @@ fn dsr_ipip_wraps_across_families() -> Result<()> {
     for (vip_family, backend_family) in [(v4, v6), (v6, v4)] {
         let mut rig = Rig::new(ForwardMode::DsrIpip)?;
         let mut only = module(ForwardMode::DsrIpip, 2);
-        if backend_family.vip.is_ipv4() { only.data.v6 = None } else { only.data.v4 = None }
+        if backend_family.vip.is_ipv4() {
+            only.data.v6 = None
+        } else {
+            only.data.v4 = None
+        }
         rig.desired.modules.insert("m1".to_owned(), only);
         rig.apply()?;
         for packet in samples(&vip_family) {

@@ -54,7 +54,8 @@ fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Resu
         let mut seen = BTreeSet::new();
         for sport in 10_000..10_064 {
             let packet = family.ack().with(|p| p.sport = sport);
-            let flow = FlowTuple { client: packet.src, client_port: sport, vip: packet.dst, port: 80, l4: L4::Tcp };
+            let flow =
+                FlowTuple { client: packet.src, client_port: sport, vip: packet.dst, port: 80, l4: L4::Tcp };
             let chosen = rig.image().choose(&flow).expect("a backend").instance_id.clone();
             let module = goes_to(&mut rig, &packet)?;
             assert_eq!(format!("m{module}"), chosen, "user space and the kernel must agree");
@@ -154,17 +155,23 @@ fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() ->
             .map(|octets: [u8; 4]| nlb_common::net::Addr::v4(octets))
             .or(gone.data.v6.map(|a| nlb_common::net::Addr::v6(a.octets())));
         rig.apply()?;
-        assert_ne!(goes_to(&mut rig, &family.ack())?, module_number, "gone from the tables, gone from the flow");
+        assert_ne!(
+            goes_to(&mut rig, &family.ack())?,
+            module_number,
+            "gone from the tables, gone from the flow"
+        );
         // Others come and go until the flow's number belongs to one of them.
         let mut rounds = 0;
-        while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr) {
+        while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr)
+        {
             rounds += 1;
             assert!(rounds < 40, "the numbers never came round");
             rig.desired.modules.insert(format!("x{rounds}"), gone.clone());
             rig.desired.modules.remove(&format!("x{}", rounds - 1));
             rig.apply()?;
         }
-        let flow = FlowTuple { client: family.client, client_port: 40_000, vip: family.vip, port: 80, l4: L4::Tcp };
+        let flow =
+            FlowTuple { client: family.client, client_port: 40_000, vip: family.vip, port: 80, l4: L4::Tcp };
         let chosen = rig.image().choose(&flow).expect("a backend").addr;
         let module = goes_to(&mut rig, &family.ack())?;
         assert_eq!(Some(module + 1), last_byte(chosen), "a stale flow is steered afresh");

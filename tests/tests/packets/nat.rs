@@ -6,7 +6,8 @@ use nlb::model::{ForwardMode, Snat};
 
 use crate::packet::{ACK, FIN, Packet, SYN, Transport, UdpChecksum};
 use crate::rig::{
-    BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families, source_port,
+    BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families,
+    source_port,
 };
 
 /// Expects `packet` to be sent to the backend from a port of ours; the answer is that port.
@@ -71,7 +72,8 @@ fn the_backends_counts_are_exact() -> Result<()> {
     let answer = family.answer(&family.translated(&family.syn(), port), SYN_ACK);
     returns(&mut rig, &answer, &family.syn())?;
     forwards(&mut rig, &family, &family.ack())?;
-    let (id, _) = rig.image().backend_ids.iter().find(|(_, b)| b.addr == family.backend && b.port == 8080).unwrap();
+    let (id, _) =
+        rig.image().backend_ids.iter().find(|(_, b)| b.addr == family.backend && b.port == 8080).unwrap();
     let stats = rig.readings().backend(id)?;
     assert_eq!(stats.new_flows, 1);
     assert_eq!((stats.packets, stats.bytes), (2, family.syn().ip_len() + family.ack().ip_len()));

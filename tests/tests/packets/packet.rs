@@ -40,8 +40,13 @@ pub struct Packet {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    Tcp { flags: u8, seq: u32 },
-    Udp { checksum: UdpChecksum },
+    Tcp {
+        flags: u8,
+        seq: u32,
+    },
+    Udp {
+        checksum: UdpChecksum,
+    },
     /// Something else, with the payload right behind the IP header.
     Other(u8),
 }
@@ -136,8 +141,13 @@ impl Packet {
                         udp
                     }
                     (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                        let ip = Ipv6Header { source: src.octets(), destination: dst.octets(), ..Default::default() };
-                        UdpHeader::with_ipv6_checksum(self.sport, self.dport, &ip, &self.payload).expect("short enough")
+                        let ip = Ipv6Header {
+                            source: src.octets(),
+                            destination: dst.octets(),
+                            ..Default::default()
+                        };
+                        UdpHeader::with_ipv6_checksum(self.sport, self.dport, &ip, &self.payload)
+                            .expect("short enough")
                     }
                     _ => panic!("{self:?} mixes address families"),
                 };
@@ -161,8 +171,14 @@ impl Outer {
         let protocol = if inner.src.is_ipv6() { 41 } else { 4 };
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let mut ip = Ipv4Header::new(bytes.len() as u16, self.ttl, IpNumber(protocol), src.octets(), dst.octets())
-                    .expect("short enough");
+                let mut ip = Ipv4Header::new(
+                    bytes.len() as u16,
+                    self.ttl,
+                    IpNumber(protocol),
+                    src.octets(),
+                    dst.octets(),
+                )
+                .expect("short enough");
                 ip.dont_fragment = true;
                 (ip.dscp, ip.ecn) = split_tos(inner.tos);
                 ip.header_checksum = ip.calc_header_checksum();
@@ -207,7 +223,8 @@ fn ip(packet: &Packet, segment: &[u8]) -> Vec<u8> {
             [ip.to_bytes().as_slice(), segment].concat()
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let kinds: Vec<u8> = packet.extensions.iter().map(|(kind, _)| *kind).chain([packet.protocol()]).collect();
+            let kinds: Vec<u8> =
+                packet.extensions.iter().map(|(kind, _)| *kind).chain([packet.protocol()]).collect();
             let mut payload = Vec::new();
             for ((_, body), next) in packet.extensions.iter().zip(&kinds[1..]) {
                 payload.push(*next);

@@ -13,10 +13,11 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
 use nlb::config::Flows;
 use nlb::loader::{self, Datapath, Sizes};
-use nlb::maps::bpf::{BpfMaps, Readings};
 use nlb::maps::MapStore;
+use nlb::maps::bpf::{BpfMaps, Readings};
 use nlb::model::{
-    DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
+    DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat,
+    Targets,
 };
 use nlb::plan::plan;
 use nlb_common::abi::NextHop;
@@ -162,6 +163,7 @@ pub fn sizes() -> Sizes {
         },
         limits: Limits { backends: 1000, services: 100, pools: 100, addresses: 100 },
         snat_ports: 1024..=32_767,
+        use_tx: true,
     }
 }
 
@@ -175,7 +177,18 @@ impl Rig {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace::create(format!("nlb-{}-{number}-rig", std::process::id()))?;
-        namespace.ip(&["link", "add", "up0", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "up1"])?;
+        namespace.ip(&[
+            "link",
+            "add",
+            "up0",
+            "address",
+            "02:00:00:00:00:01",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "up1",
+        ])?;
         namespace.ip(&["link", "set", "up0", "up"])?;
         namespace.ip(&["link", "set", "up1", "up"])?;
         for (family, bits) in families().iter().zip(["24", "64"]) {

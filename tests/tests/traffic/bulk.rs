@@ -27,7 +27,8 @@ fn front_for(mode: Mode, port: u16) -> Result<Fleet> {
 fn wait_for_port(fleet: &Fleet, server: &mut Process, port: u16) -> Result<()> {
     let module = &fleet.lab.modules[0];
     server.wait_until("it listens", std::time::Duration::from_secs(10), || {
-        output(module.netns.command("ss").args(["-tlnH"])).is_ok_and(|ports| ports.contains(&format!(":{port} ")))
+        output(module.netns.command("ss").args(["-tlnH"]))
+            .is_ok_and(|ports| ports.contains(&format!(":{port} ")))
     })
 }
 
@@ -64,7 +65,10 @@ fn a_hundred_megabytes_from_nginx_arrive_whole() -> Result<()> {
             let url = format!("http://{host}:8000/blob");
             let mut curl = fleet.lab.clients[0].netns.command("curl");
             output(curl.args(["-sS", "--fail", "--max-time", "120", "-g", "-o"]).arg(&fetched).arg(&url))?;
-            ensure!(sha256(&fetched)? == sha256(&root.join("blob"))?, "{mode:?} {url}: what arrived is not what was sent");
+            ensure!(
+                sha256(&fetched)? == sha256(&root.join("blob"))?,
+                "{mode:?} {url}: what arrived is not what was sent"
+            );
         }
     }
     Ok(())
@@ -92,7 +96,8 @@ fn iperf3_both_ways() -> Result<()> {
         let mut client = fleet.lab.clients[0].netns.command("iperf3");
         client.args(["--client", &vip, "--port", "5201", "--time", "2", "--json"]).args(extra);
         let report: serde_json::Value = serde_json::from_str(&output(&mut client)?)?;
-        let received = report["end"]["sum_received"]["bytes"].as_f64().or(report["end"]["sum"]["bytes"].as_f64());
+        let received =
+            report["end"]["sum_received"]["bytes"].as_f64().or(report["end"]["sum"]["bytes"].as_f64());
         ensure!(received.is_some_and(|bytes| bytes > 1e6), "{vip} {extra:?}: {report}");
     }
     Ok(())

@@ -45,10 +45,20 @@ pub fn flows(host: &Host, l4: L4, to: SocketAddr, first: u16, count: u16) -> Res
             });
         }
         let mut answered = BTreeMap::new();
+        let mut failed = Vec::new();
         while let Some(name) = flows.join_next().await {
-            *answered.entry(name??).or_default() += 1;
+            match name? {
+                Ok(name) => *answered.entry(name).or_default() += 1,
+                Err(error) => failed.push(error),
+            }
         }
-        Ok(answered)
+        let (number, first) = (failed.len(), failed.into_iter().next());
+        match first {
+            None => Ok(answered),
+            Some(first) => {
+                Err(first.context(format!("{number} of {count} flows failed; {answered:?} others did not")))
+            }
+        }
     })
 }
 

@@ -38,7 +38,8 @@ impl Fleet {
     /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts, with these
     /// weights. Every module takes traffic when this returns.
     pub fn start(lab: Lab, mode: Mode, weights: &[u32], args: &[&str]) -> Result<Fleet> {
-        let interfaces = if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
+        let interfaces =
+            if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
         // A quick lease, so that tests of dead modules do not take half a minute.
         let nlb = programs::serve(&lab, interfaces, &["--heartbeat-interval", "1s"])?;
         let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };

@@ -132,7 +132,8 @@ fn a_daemon_that_stands_still_costs_no_connection() -> Result<()> {
 
 #[test]
 fn a_module_registers_again_after_the_daemon_was_restarted() -> Result<()> {
-    let Fleet { modules, nlb, lab, .. } = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
+    let Fleet { modules, nlb, lab, .. } =
+        Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
     let mut nlb = nlb;
     terminate(&mut nlb, Duration::from_secs(10))?;
     let again = nlb_tests::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;

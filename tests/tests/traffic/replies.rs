@@ -73,7 +73,15 @@ fn other_traffic_is_unharmed_meanwhile() -> Result<()> {
             flows(other, L4::Tcp, direct, 20_000, 20)?;
             flows(other, L4::Udp, direct, 30_000, 20)?;
             for address in [fleet.lab.nlb.v4, fleet.lab.modules[1].v4, VIP4] {
-                output(other.netns.command("ping").args(["-c", "3", "-i", "0.01", "-W", "2", &address.to_string()]))?;
+                output(other.netns.command("ping").args([
+                    "-c",
+                    "3",
+                    "-i",
+                    "0.01",
+                    "-W",
+                    "2",
+                    &address.to_string(),
+                ]))?;
             }
         }
         balanced.join().expect("the thread does not panic")
