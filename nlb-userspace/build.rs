@@ -37,7 +37,7 @@ fn build() -> Result<(), String> {
     let linker = bpf_toolchain::find_linker(workspace).map_err(missing)?;
     watch(workspace, &compiler, &linker);
 
-    let target_dir = workspace.join("target/bpf");
+    let target_dir = workspace.join("target/ebpf");
     let status = cargo(workspace, &target_dir, &compiler, &linker)?
         .status()
         .map_err(|error| format!("cargo does not start: {error}"))?;

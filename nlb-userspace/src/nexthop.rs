@@ -105,8 +105,6 @@ async fn survey(
         let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
         let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let whole = if addr.is_ipv4() { 32 } else { 128 };
-        let on_link =
-            addresses.iter().filter(|(ifindex, net)| *ifindex == route.ifindex && net.contains(addr));
         let link_prefix = match route.gateway {
             Some(_) => whole,
             None => {

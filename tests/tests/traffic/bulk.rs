@@ -1,7 +1,6 @@
 //! Programs that people use, and a lot of data.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -12,17 +11,6 @@ use nlb_tests::process::Process;
 use crate::fleet::{Fleet, Mode};
 
 const DOWNLOAD_BYTES: usize = 100 << 20;
-
-/// A fleet of one, whose module registers the VIPs' port for a server that is not its own.
-fn front_for(mode: Mode, port: u16) -> Result<Fleet> {
-    let args: Vec<String> = [VIP4.into(), VIP6.into()]
-        .map(|vip: IpAddr| ["--vip".to_owned(), SocketAddr::new(vip, port).to_string()])
-        .concat();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    // The metadata's listen_port is the echo server's own; routes to another port are made by the operator.
-    let fleet = Fleet::start(Lab::one_arm(1, 1)?, mode, &[100], &args)?;
-    Ok(fleet)
-}
 
 fn wait_for_port(fleet: &Fleet, server: &mut Process, port: u16) -> Result<()> {
     let module = &fleet.lab.modules[0];
@@ -35,7 +23,8 @@ fn wait_for_port(fleet: &Fleet, server: &mut Process, port: u16) -> Result<()> {
 #[test]
 fn a_hundred_megabytes_from_nginx_arrive_whole() -> Result<()> {
     for mode in [Mode::Nat, Mode::DsrIpip] {
-        let fleet = front_for(mode, 8000)?;
+        let listen = if mode == Mode::Nat { 8080 } else { 8000 };
+        let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, mode, 8000, listen)?;
         let files = fleet.lab.files();
         let root = files.join("root");
         fs::create_dir_all(&root)?;
@@ -44,7 +33,6 @@ fn a_hundred_megabytes_from_nginx_arrive_whole() -> Result<()> {
             .flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
             .collect();
         fs::write(root.join("blob"), &data)?;
-        let listen = if mode == Mode::Nat { 8080 } else { 8000 };
         let configuration = format!(
             "daemon off; pid {0}/nginx.pid; error_log {0}/nginx-error.log; user root;\n\
              events {{}}\n\
@@ -81,7 +69,7 @@ fn sha256(file: &std::path::Path) -> Result<String> {
 
 #[test]
 fn iperf3_both_ways() -> Result<()> {
-    let fleet = front_for(Mode::Nat, 5201)?;
+    let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::Nat, 5201, 8080)?;
     let mut command = fleet.lab.modules[0].netns.command("iperf3");
     command.args(["--server", "--port", "8080"]);
     let mut server = fleet.lab.start("iperf3", &mut command)?;

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
 use nlb_tests::lab::{Lab, VIP4, VIP6};
 use nlb_tests::netns::output;
 use nlb_tests::process::Process;
 use nlb_tests::programs::{self, built, grpc};
 use serde_json::Value;
+
+use crate::clients::on;
 
 /// The VIPs' port for echo modules.
 pub const PORT: u16 = 80;
@@ -24,6 +28,16 @@ pub enum Mode {
     Nat,
     DsrL2,
     DsrIpip,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Nat => "nat",
+            Mode::DsrL2 => "dsr-l2",
+            Mode::DsrIpip => "dsr-ipip",
+        }
+    }
 }
 
 pub struct Fleet {
@@ -56,6 +70,50 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs' `port`. What
+    /// listens at `listen_port` there, which DSR wants to be the same, is up to the test.
+    pub fn with_foreign_module(lab: Lab, mode: Mode, port: u16, listen_port: u16) -> Result<Fleet> {
+        // Nobody sends heartbeats, so the lease has to outlast the test.
+        let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
+        let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
+        if mode != Mode::Nat {
+            fleet.hold_vips(0)?;
+        }
+        if mode == Mode::DsrIpip {
+            fleet.decapsulate(0)?;
+        }
+        let host = &fleet.lab.modules[0];
+        let metadata = [
+            ("data_address".to_owned(), format!("{},{}", host.v4, host.v6)),
+            ("forward_mode".to_owned(), mode.name().to_owned()),
+        ];
+        let routes = [Protocol::Tcp, Protocol::Udp].map(|protocol| Route {
+            route_id: protocol.as_str_name().to_owned(),
+            protocol: protocol.into(),
+            destination_port: port.into(),
+            metadata: [("listen_port".to_owned(), listen_port.to_string())].into(),
+            ..Route::default()
+        });
+        let request = RegisterModuleRequest {
+            instance: Some(ModuleInstance {
+                instance_id: "foreign".to_owned(),
+                module_type: ModuleType::Alb.into(),
+                address: format!("{}:50052", host.v4),
+                health_status: HealthStatus::Healthy.into(),
+                metadata: metadata.into(),
+                ..ModuleInstance::default()
+            }),
+            initial_routes: routes.into(),
+            ..RegisterModuleRequest::default()
+        };
+        let server = format!("http://{}", grpc(&fleet.lab));
+        let response = on(&fleet.lab.nlb, || async move {
+            Ok(NlbServiceClient::connect(server).await?.register_module(request).await?.into_inner())
+        })?;
+        ensure!(response.success, "{response:?}");
+        Ok(fleet)
+    }
+
     /// A fleet from what is already running.
     pub fn from_parts(lab: Lab, nlb: Process, modules: Vec<Process>) -> Fleet {
         Fleet { modules, _tunnels: Vec::new(), nlb, lab }
@@ -66,10 +124,8 @@ impl Fleet {
         let weight = weight.to_string();
         let listen = format!("[::]:{PORT}");
         let mut all = vec!["--weight", &weight];
-        match mode {
-            Mode::Nat => {}
-            Mode::DsrL2 => all.extend(["--mode", "dsr-l2", "--listen", &listen]),
-            Mode::DsrIpip => all.extend(["--mode", "dsr-ipip", "--listen", &listen]),
+        if mode != Mode::Nat {
+            all.extend(["--mode", mode.name(), "--listen", &listen]);
         }
         all.extend(args);
         self.modules.push(programs::echo(&self.lab, &self.lab.modules[n], name, &all)?);
@@ -81,9 +137,9 @@ impl Fleet {
     }
 
     fn decapsulate(&mut self, n: usize) -> Result<()> {
-        let peers = format!("{},{}", self.lab.nlb.v4, self.lab.nlb.v6);
         let mut command = self.lab.modules[n].netns.command(built("nlb")?);
-        command.args(["decap", "--iface", "eth0", "--peer", &peers]);
+        // The NLB's addresses on both sides of a two-arm lab.
+        command.args(["decap", "--iface", "eth0", "--peer", "10.77.0.0/16,fd77::/16"]);
         let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
         let log = tunnel.log().to_owned();
         tunnel.wait_until("it decapsulates", Duration::from_secs(15), || {
@@ -107,7 +163,7 @@ impl Fleet {
     }
 
     pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(45);
         loop {
             let modules = self.modules()?;
             if done(&modules) && self.is_applied()? {

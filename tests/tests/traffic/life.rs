@@ -33,7 +33,7 @@ fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
 
 #[test]
 fn a_killed_module_gets_no_new_flow_and_nobody_else_is_disturbed() -> Result<()> {
-    let mut fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &["--heartbeat", "1"])?;
+    let fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &["--heartbeat", "1"])?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
         let mut held = hold(30).await?;
