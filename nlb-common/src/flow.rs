@@ -408,7 +408,7 @@ impl Entry {
         const FREE_RANK: u32 = u32::MAX;
         const DEAD_RANK: u32 = u32::MAX - 1;
         const OPENING_RANK: u32 = 1 << 17;
-        const MIN_OPENING_TICKS: u16 = 2;
+        const MIN_TICKS: u16 = 2;
 
         let word = self.state.load();
         if word == FREE {
@@ -419,14 +419,15 @@ impl Entry {
         }
         let state = State(word);
         let age = now.wrapping_sub(state.seen());
-        if state.is_expired(now, idle) {
+        // The next packet of a living flow takes a forged reset back, so a closed flow must have been silent to count.
+        if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
             return DEAD_RANK;
         }
         let key = Key([0, 0, self.key[2].load()]);
         if is_stale(&key, state) {
             return DEAD_RANK;
         }
-        if state.phase() & (phase::ESTABLISHED | phase::UDP) == 0 && age >= MIN_OPENING_TICKS {
+        if state.phase() & (phase::ESTABLISHED | phase::UDP) == 0 && age >= MIN_TICKS {
             return OPENING_RANK + age as u32;
         }
         if must { 1 + age as u32 } else { 0 }

@@ -17,5 +17,6 @@ pub mod hash;
 pub mod maglev;
 pub mod net;
 pub mod parse;
+pub mod refusal;
 pub mod rewrite;
 pub mod verdict;

@@ -137,7 +137,7 @@ pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, oute
     let protocol = if ip.v6 { IPPROTO_IPV6 } else { IPPROTO_IPIP };
     let inner_len = ip.end - ip.l3;
 
-    LinkHeader::read(frame, grown, ip.l3)?.write(frame, 0, v6)?;
+    move_link_header(frame, ip.l3, grown, v6)?;
     if v6 {
         let vcf = 6 << 28 | (traffic_class as u32) << 20 | outer.flow_label & 0xf_ffff;
         frame.write(
@@ -186,6 +186,17 @@ pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, oute
 #[inline(always)]
 pub fn unwrap<F: Frame + ?Sized>(frame: &mut F, outer: &Ip, by: usize, inner_v6: bool) -> Option<()> {
     LinkHeader::read(frame, 0, outer.l3)?.write(frame, by, inner_v6)
+}
+
+/// Moves the Ethernet header and its tags, `len` bytes in all, from `from` to the front of the frame.
+#[inline(always)]
+pub(crate) fn move_link_header<F: Frame + ?Sized>(
+    frame: &mut F,
+    len: usize,
+    from: usize,
+    v6: bool,
+) -> Option<()> {
+    LinkHeader::read(frame, from, len)?.write(frame, 0, v6)
 }
 
 /// An Ethernet header with up to two VLAN tags, on its way to another place. In memory words, so that it stays in

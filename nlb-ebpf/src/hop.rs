@@ -1,6 +1,9 @@
 //! Where a packet goes next, and what to do when that is not known yet.
 
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams};
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibParams, xdp_md,
+};
 use aya_ebpf::helpers::bpf_fib_lookup;
 use nlb_common::abi::{NextHop, PARKED_BYTES, Parked};
 use nlb_common::frame::Frame;
@@ -17,30 +20,53 @@ const AF_INET6: u8 = 10;
 /// the packet one of our own, and lets us leave the real interfaces' settings alone. User space makes `lo` forward.
 const LOOPBACK: u32 = 1;
 
+/// A question for the kernel and its answer.
+#[repr(C)]
+struct Query {
+    src: Addr,
+    dst: Addr,
+    hop: NextHop,
+}
+
 /// The next hop towards `dst`, from the kernel's own routes and neighbours.
 #[inline(always)]
 pub fn towards(packet: &Packet, src: Addr, dst: Addr) -> Result<NextHop, Verdict> {
+    let mut query = Query { src, dst, hop: NextHop::default() };
+    match nlb_next_hop(packet.ctx(), &mut query) {
+        BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
+        _ => Err(Verdict::Drop(DropReason::NoRoute)),
+    }
+}
+
+/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`. Out of line, because the kernel's struct takes much of the
+/// stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query) -> u32 {
+    if query.is_null() {
+        return BPF_FIB_LKUP_RET_NOT_FWDED;
+    }
+    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
+    let query = unsafe { &mut *query };
     // SAFETY: all of the struct's fields are integers or unions of them, for which zero is valid.
     let mut params: Aligned<FibParams> = unsafe { core::mem::zeroed() };
     let params = &mut params.0;
     params.ifindex = LOOPBACK;
-    if dst.is_v4() {
+    if query.dst.is_v4() {
         params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = src.words()[3];
-        params.__bindgen_anon_4.ipv4_dst = dst.words()[3];
+        params.__bindgen_anon_3.ipv4_src = query.src.words()[3];
+        params.__bindgen_anon_4.ipv4_dst = query.dst.words()[3];
     } else {
         params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = src.words();
-        params.__bindgen_anon_4.ipv6_dst = dst.words();
+        params.__bindgen_anon_3.ipv6_src = query.src.words();
+        params.__bindgen_anon_4.ipv6_dst = query.dst.words();
     }
     // SAFETY: valid context, and `params` is as long as we say.
-    let answer =
-        unsafe { bpf_fib_lookup(packet.ctx().cast(), params, size_of::<FibParams>() as i32, 0) } as u32;
-    match answer {
-        BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex)),
-        BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
-        _ => Err(Verdict::Drop(DropReason::NoRoute)),
-    }
+    let answer = unsafe { bpf_fib_lookup(ctx.cast(), params, size_of::<FibParams>() as i32, 0) } as u32;
+    // On success the kernel has filled in both MAC addresses.
+    query.hop = NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex);
+    answer
 }
 
 /// A MAC address on the stack. Volatile, word by word: the compiler would use wider loads, which packets may be read with

@@ -8,6 +8,7 @@ mod extensions;
 mod hop;
 mod packet;
 mod record;
+mod reject;
 
 mod steer;
 mod tables;

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use nlb_common::frame::{Frame, Wire};
 
@@ -41,6 +41,18 @@ impl Packet {
     pub fn move_front(&mut self, delta: i32) -> Option<()> {
         // SAFETY: valid context. Pointers into the frame die here, and none is ever kept: each access takes its own.
         (unsafe { bpf_xdp_adjust_head(self.ctx, delta) } == 0).then_some(())
+    }
+
+    /// Cuts the end of the frame off, down to `len` bytes. `None` if it is shorter.
+    #[inline(always)]
+    pub fn cut_to(&mut self, len: usize) -> Option<()> {
+        // The kernel's own word for it: from `len()`, the compiler would make arithmetic on pointers that the verifier
+        // refuses.
+        // SAFETY: valid context.
+        let now = unsafe { bpf_xdp_get_buff_len(self.ctx) };
+        let surplus = (now as usize).checked_sub(len)?;
+        // SAFETY: valid context; no pointer into the frame is kept.
+        (unsafe { bpf_xdp_adjust_tail(self.ctx, -(surplus as i32)) } == 0).then_some(())
     }
 
     /// Copies the whole frame, which must have from 1 to `N` bytes, `N` being a power of two.

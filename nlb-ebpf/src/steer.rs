@@ -11,7 +11,7 @@ use nlb_common::{hash, maglev};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
 use crate::tables::{self, Known};
-use crate::{extensions, hop};
+use crate::{extensions, hop, reject};
 
 const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
@@ -52,8 +52,18 @@ fn to_vip(packet: &mut Packet, ip: &Ip, vip: &Known) -> Result<Verdict, Verdict>
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    let way = flow_of(packet, ip, &segment, vip.id, service)?;
-    send_to_backend(packet, ip, &segment, &way)
+    match flow_of(packet, ip, &segment, vip.id, service) {
+        Ok(way) => send_to_backend(packet, ip, &segment, &way),
+        Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
+            Ok(reject::reject(packet, segment.l4))
+        }
+        Err(verdict) => Ok(verdict),
+    }
+}
+
+#[inline(always)]
+fn rejects(service: u16) -> bool {
+    tables::service(service).is_some_and(|service| service.flags & Service::REJECT != 0)
 }
 
 /// Where a flow goes.
@@ -135,6 +145,10 @@ fn choose(service_id: u16, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
     } else {
         service.pool
     };
+    if pool == 0 {
+        // Its routes are for other sources, so to this client there is no service.
+        return Err(Verdict::Pass(PassReason::ClosedPort));
+    }
     match tables::maglev(pool, maglev::slot(hash)) {
         0 => Err(Verdict::Drop(DropReason::NoBackend)),
         backend => Ok(backend),

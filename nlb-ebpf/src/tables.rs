@@ -57,6 +57,10 @@ static BACKEND_STATS: PerCpuArray<BackendStats, 64> = PerCpuArray::new();
 #[btf_map]
 static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
 
+/// One word a CPU: the tick in its high half, ICMP errors sent during that tick in its low half.
+#[btf_map]
+static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
 static PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
@@ -99,6 +103,22 @@ pub fn count(counter: u32) {
 pub fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     // SAFETY: as in `count`.
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
+}
+
+/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, a thousand a second, which is what Linux sends at most by
+/// default.
+#[inline(always)]
+pub fn may_send_icmp_error() -> bool {
+    const PER_TICK: u64 = 500;
+    let tick = (now(&settings()) as u64) << 32;
+    let Some(sent) = ICMP_ERRORS.get_ptr_mut(0) else { return false };
+    // SAFETY: as in `count`.
+    let sent = unsafe { &mut *sent };
+    if *sent & !0xffff_ffff != tick {
+        *sent = tick;
+    }
+    *sent += 1;
+    *sent & 0xffff_ffff <= PER_TICK
 }
 
 /// Time in ticks of about half a second.

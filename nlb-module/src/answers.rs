@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use nlb_proto::*;
 use tonic::Status;
 
+use crate::control::Origin;
 use crate::nlb::Failure;
 use crate::state::{State, Stop};
 
@@ -89,7 +90,11 @@ impl State {
     }
 
     /// Changes the routes at the NLB first: what it refuses, the instance does not have either.
-    pub async fn update_routes(&self, request: UpdateRoutesRequest) -> Answer<UpdateRoutesResponse> {
+    pub async fn update_routes(
+        &self,
+        request: UpdateRoutesRequest,
+        origin: Origin,
+    ) -> Answer<UpdateRoutesResponse> {
         let mut routes = if request.replace_all { BTreeMap::new() } else { self.routes() };
         for route in request.routes {
             if route.route_id.is_empty() {
@@ -97,23 +102,31 @@ impl State {
             }
             routes.insert(route.route_id.clone(), route);
         }
-        let changed = self.change_routes(routes).await;
+        let changed = self.change_routes(routes, origin).await;
         let (success, message, error) = outcome(&changed);
         Ok(UpdateRoutesResponse { success, message, routes_updated: changed.unwrap_or_default(), error })
     }
 
-    pub async fn delete_route(&self, request: DeleteRouteRequest) -> Answer<DeleteRouteResponse> {
+    pub async fn delete_route(
+        &self,
+        request: DeleteRouteRequest,
+        origin: Origin,
+    ) -> Answer<DeleteRouteResponse> {
         let mut routes = self.routes();
         let changed = match routes.remove(&request.route_id) {
-            Some(_) => self.change_routes(routes).await,
+            Some(_) => self.change_routes(routes, origin).await,
             None => Err(Failure::NotFound(format!("there is no route `{}` here", request.route_id))),
         };
         let (success, message, error) = outcome(&changed);
         Ok(DeleteRouteResponse { success, message, error })
     }
 
-    async fn change_routes(&self, routes: BTreeMap<String, Route>) -> Result<i32, Failure> {
-        let updated = self.nlb.set_routes(self, routes.values().cloned().collect()).await?;
+    /// Answers how many routes were added, changed or removed.
+    async fn change_routes(&self, routes: BTreeMap<String, Route>, origin: Origin) -> Result<i32, Failure> {
+        let updated = match origin {
+            Origin::Direct => self.nlb.set_routes(self, routes.values().cloned().collect()).await?,
+            Origin::Nlb => differences(&self.routes(), &routes),
+        };
         self.set_routes(routes);
         Ok(updated)
     }
@@ -126,10 +139,12 @@ impl State {
         Ok(GetInstancesResponse { total_instances: instances.len() as i32, instances })
     }
 
-    /// The NLB passes on what was asked of it, so it is told only what it cannot know yet.
+    /// A call that names no instance but a version is about that version's share among the others, which the NLB keeps:
+    /// this instance's own weight within it stays as it is.
     pub async fn set_traffic_weight(
         &self,
         request: SetTrafficWeightRequest,
+        origin: Origin,
     ) -> Answer<SetTrafficWeightResponse> {
         self.check_version(&request.version)?;
         let weight = match request.weight {
@@ -140,17 +155,25 @@ impl State {
                 )));
             }
         };
-        let before = self.weight();
-        let mut changed = Ok(0);
-        if weight != before {
-            self.set_weight(weight);
-            changed = self.nlb.set_weight(self, weight).await.map(|()| 1);
-            if changed.is_err() {
-                self.set_weight(before);
-            }
-        }
+        let of_version = request.instance_id.is_empty() && !request.version.is_empty();
+        let changed = if of_version { Ok(0) } else { self.change_weight(weight, origin).await };
         let (success, message, error) = outcome(&changed);
         Ok(SetTrafficWeightResponse { success, message, current_config: None, error })
+    }
+
+    async fn change_weight(&self, weight: u32, origin: Origin) -> Result<i32, Failure> {
+        let before = self.weight();
+        if weight == before {
+            return Ok(0);
+        }
+        self.set_weight(weight);
+        if origin == Origin::Direct
+            && let Err(refusal) = self.nlb.set_weight(self, weight).await
+        {
+            self.set_weight(before);
+            return Err(refusal);
+        }
+        Ok(1)
     }
 
     pub fn get_active_version(&self, _: GetActiveVersionRequest) -> Answer<GetActiveVersionResponse> {
@@ -254,10 +277,17 @@ fn network(pattern: &str) -> Option<IpNet> {
     pattern.parse().ok().or_else(|| Some(IpNet::from(pattern.parse::<std::net::IpAddr>().ok()?)))
 }
 
+/// Entries that are in one only, or not the same in both.
+fn differences(before: &BTreeMap<String, Route>, after: &BTreeMap<String, Route>) -> i32 {
+    let written = after.iter().filter(|(id, route)| before.get(*id) != Some(route)).count();
+    let removed = before.keys().filter(|id| !after.contains_key(*id)).count();
+    (written + removed) as i32
+}
+
 fn outcome(changed: &Result<i32, Failure>) -> (bool, String, Option<Error>) {
     let (code, why) = match changed {
         Ok(0) => return (true, "nothing to change".to_owned(), None),
-        Ok(changes) => return (true, format!("the NLB has applied {changes} changes"), None),
+        Ok(changes) => return (true, format!("{changes} changes made"), None),
         Err(Failure::Passing(why)) => (StatusCode::Unavailable, why),
         Err(Failure::NotFound(why)) => (StatusCode::NotFound, why),
         Err(Failure::Refused(why)) => (StatusCode::InvalidArgument, why),

@@ -1,7 +1,7 @@
 //! The control side of a module: the calls of `ModuleService`, each with a default that its author can replace.
 
 use nlb_proto::*;
-use tonic::{Status, async_trait};
+use tonic::{Request, Status, async_trait};
 
 use crate::State;
 use crate::answers::not_for_one_process;
@@ -47,16 +47,18 @@ pub trait Control: Send + Sync + 'static {
         &self,
         state: &State,
         request: UpdateRoutesRequest,
+        origin: Origin,
     ) -> Result<UpdateRoutesResponse, Status> {
-        state.update_routes(request).await
+        state.update_routes(request, origin).await
     }
 
     async fn delete_route(
         &self,
         state: &State,
         request: DeleteRouteRequest,
+        origin: Origin,
     ) -> Result<DeleteRouteResponse, Status> {
-        state.delete_route(request).await
+        state.delete_route(request, origin).await
     }
 
     async fn get_rate_limits(
@@ -107,8 +109,9 @@ pub trait Control: Send + Sync + 'static {
         &self,
         state: &State,
         request: SetTrafficWeightRequest,
+        origin: Origin,
     ) -> Result<SetTrafficWeightResponse, Status> {
-        state.set_traffic_weight(request).await
+        state.set_traffic_weight(request, origin).await
     }
 
     async fn get_active_version(
@@ -149,6 +152,24 @@ pub trait Control: Send + Sync + 'static {
 
     async fn update_config(&self, _: &State, _: UpdateConfigRequest) -> Result<UpdateConfigResponse, Status> {
         not_for_one_process("this module has no configuration that can be changed while it runs")
+    }
+}
+
+/// Who asks for a change of what both the instance and the NLB hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The NLB passes on what it does itself; telling it would only send the change back to where it comes from.
+    Nlb,
+    /// Anybody else. The NLB is told first, and what it refuses is not done.
+    Direct,
+}
+
+impl Origin {
+    /// The metadata key of calls that the NLB passes on.
+    const PASSED_ON: &str = "nlb-passed-on";
+
+    pub(crate) fn of<T>(request: &Request<T>) -> Origin {
+        if request.metadata().contains_key(Self::PASSED_ON) { Origin::Nlb } else { Origin::Direct }
     }
 }
 

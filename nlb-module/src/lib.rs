@@ -40,7 +40,7 @@ mod udp;
 mod usage;
 
 pub use connection::Connection;
-pub use control::Control;
+pub use control::{Control, Origin};
 pub use instance::{Error, Instance};
 pub use nlb_proto::{HealthStatus, ModuleType, Protocol, Route};
 pub use serve::Serve;

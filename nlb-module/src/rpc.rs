@@ -11,6 +11,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
+use crate::control::Origin;
 use crate::{Control, State};
 
 #[derive(Clone)]
@@ -76,16 +77,18 @@ impl ModuleService for Rpc {
         &self,
         request: Request<UpdateRoutesRequest>,
     ) -> Result<Response<UpdateRoutesResponse>, Status> {
+        let origin = Origin::of(&request);
         let request = self.mine(request, |request| &request.instance_id)?;
-        self.control.update_routes(&self.state, request).await.map(Response::new)
+        self.control.update_routes(&self.state, request, origin).await.map(Response::new)
     }
 
     async fn delete_route(
         &self,
         request: Request<DeleteRouteRequest>,
     ) -> Result<Response<DeleteRouteResponse>, Status> {
+        let origin = Origin::of(&request);
         let request = self.mine(request, |request| &request.instance_id)?;
-        self.control.delete_route(&self.state, request).await.map(Response::new)
+        self.control.delete_route(&self.state, request, origin).await.map(Response::new)
     }
 
     async fn get_rate_limits(
@@ -137,8 +140,9 @@ impl ModuleService for Rpc {
         &self,
         request: Request<SetTrafficWeightRequest>,
     ) -> Result<Response<SetTrafficWeightResponse>, Status> {
+        let origin = Origin::of(&request);
         let request = self.mine(request, |request| &request.instance_id)?;
-        self.control.set_traffic_weight(&self.state, request).await.map(Response::new)
+        self.control.set_traffic_weight(&self.state, request, origin).await.map(Response::new)
     }
 
     async fn get_active_version(

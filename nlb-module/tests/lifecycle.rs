@@ -14,8 +14,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Request};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -295,9 +295,59 @@ async fn changes_routes_and_weight_only_as_the_nlb_does() {
     assert!(module.set_traffic_weight(weight.clone()).await.expect("an answer").into_inner().success);
     assert_eq!(active_weight(&mut module).await, 0);
     let told = nlb.see(|seen| seen.weights.len());
-    // As when the NLB passes on what it has applied: it need not be told.
     assert!(module.set_traffic_weight(weight).await.expect("an answer").into_inner().success);
-    assert_eq!(nlb.see(|seen| seen.weights.len()), told);
+    assert_eq!(nlb.see(|seen| seen.weights.len()), told, "it knows that already");
+}
+
+#[tokio::test]
+async fn does_not_call_back_about_what_the_nlb_passes_on() {
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    let weight = SetTrafficWeightRequest { instance_id: "mirror-1".into(), weight: 7, ..Default::default() };
+    assert!(module.set_traffic_weight(passed_on(weight)).await.expect("an answer").into_inner().success);
+    assert_eq!(active_weight(&mut module).await, 7);
+
+    let add = UpdateRoutesRequest { routes: vec![route("more", 81)], ..Default::default() };
+    let added = module.update_routes(passed_on(add)).await.expect("an answer").into_inner();
+    assert_eq!((added.success, added.routes_updated), (true, 1), "{added:?}");
+    let delete = DeleteRouteRequest { route_id: "web".into(), ..Default::default() };
+    assert!(module.delete_route(passed_on(delete)).await.expect("an answer").into_inner().success);
+    let routes = module.get_routes(GetRoutesRequest::default()).await.expect("an answer").into_inner();
+    assert_eq!(routes.routes, [route("more", 81)]);
+
+    assert_eq!(nlb.see(|seen| (seen.weights.len(), seen.routings.len())), (0, 0), "calls back");
+}
+
+#[tokio::test]
+async fn the_weight_of_its_version_is_not_its_own() {
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance.weight(40));
+    let mut module = control(&nlb).await;
+    let of_version = SetTrafficWeightRequest { version: "v1".into(), weight: 5, ..Default::default() };
+    for call in [passed_on(of_version.clone()), Request::new(of_version)] {
+        let answer = module.set_traffic_weight(call).await.expect("an answer").into_inner();
+        assert!(answer.success, "{answer:?}");
+        assert_eq!(active_weight(&mut module).await, 40);
+    }
+    let of_another = SetTrafficWeightRequest { version: "v2".into(), weight: 5, ..Default::default() };
+    assert_eq!(
+        module.set_traffic_weight(of_another).await.expect_err("refused").code(),
+        Code::InvalidArgument
+    );
+
+    let of_instance =
+        SetTrafficWeightRequest { instance_id: "mirror-1".into(), version: "v1".into(), weight: 5 };
+    assert!(module.set_traffic_weight(of_instance).await.expect("an answer").into_inner().success);
+    assert_eq!(active_weight(&mut module).await, 5);
+    assert_eq!(nlb.see(|seen| seen.weights.len()), 1, "only what is about the instance");
+}
+
+/// A call as the NLB makes it.
+fn passed_on<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("nlb-passed-on", "1".parse().expect("ASCII"));
+    request
 }
 
 async fn active_weight(module: &mut ModuleServiceClient<Channel>) -> i32 {

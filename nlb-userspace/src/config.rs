@@ -97,6 +97,8 @@ impl Options {
             registry: registry::Settings {
                 vips: self.vip.unwrap_or_default().into_iter().map(|net| net.0).collect(),
                 fail_open: self.fail_open.unwrap_or(true),
+                reject: self.reject.unwrap_or(false),
+                drop_closed_ports: self.drop_closed_ports.unwrap_or(false),
                 lease,
                 max_modules: self.max_modules.unwrap_or(1024),
                 max_routes: self.max_routes.unwrap_or(8192),

@@ -20,6 +20,10 @@ pub struct Desired {
     pub vips: BTreeSet<IpAddr>,
     /// What to do with a pool of which every backend is unhealthy: use them all (true) or none.
     pub fail_open: bool,
+    /// Whether a client that no backend can serve is told so, by a TCP RST or an ICMP unreachable, or ignored.
+    pub reject: bool,
+    /// Whether packets to a VIP's ports without a service are dropped, or left to the kernel.
+    pub drop_closed_ports: bool,
     /// By instance id.
     pub modules: BTreeMap<String, Module>,
     /// The operator's own routes, by route id; their `targets` name the modules.

@@ -42,6 +42,8 @@ pub use upkeep::Named;
 pub struct Settings {
     pub vips: Vips,
     pub fail_open: bool,
+    pub reject: bool,
+    pub drop_closed_ports: bool,
     pub lease: Terms,
     pub max_modules: usize,
     /// Over all modules and the operator.

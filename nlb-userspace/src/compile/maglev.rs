@@ -45,7 +45,7 @@ pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
 pub fn fill(members: &[Member]) -> Box<[u16]> {
     let mut table = vec![0_u16; SLOTS as usize].into_boxed_slice();
     let mut walkers: Vec<Walker> = members.iter().filter(|m| m.slots > 0).map(Walker::new).collect();
-    walkers.sort_by(|a, b| a.name.cmp(&b.name));
+    walkers.sort_by_key(|walker| walker.name);
     let Some(most) = walkers.iter().map(|w| w.wanted).max() else { return table };
     // In `most` rounds a walker that wants `n` slots has n turns, spread evenly.
     for _ in 0..most {

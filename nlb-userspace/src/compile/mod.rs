@@ -151,7 +151,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         image.add_service(service, desired, before);
     }
     image.add_backends(desired, &offers, hops);
-    image.add_addresses(&offers, &services, &sources);
+    image.add_addresses(desired, &offers, &services, &sources);
     Ok(image)
 }
 
@@ -318,6 +318,9 @@ impl MapImage {
         if by_source {
             row.flags |= abi::Service::BY_SOURCE;
         }
+        if desired.reject {
+            row.flags |= abi::Service::REJECT;
+        }
         self.rows.services.insert(id, row);
     }
 
@@ -340,16 +343,22 @@ impl MapImage {
 
     fn add_addresses(
         &mut self,
+        desired: &Desired,
         offers: &Offers,
         services: &[classifier::Service],
         sources: &BTreeSet<IpAddr>,
     ) {
+        let vip_flags = if desired.drop_closed_ports {
+            abi::Address::VIP | abi::Address::DROP_CLOSED
+        } else {
+            abi::Address::VIP
+        };
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
         let marks = offers
             .by_vip
             .iter()
             .filter(|(_, offers)| !offers.is_empty())
-            .map(|(vip, _)| (*vip, abi::Address::VIP))
+            .map(|(vip, _)| (*vip, vip_flags))
             .chain(sources.iter().map(|source| (*source, abi::Address::SOURCE)))
             .chain(
                 offers.backends.keys().filter(|b| is_transparent(b)).map(|b| (b.addr, abi::Address::BACKEND)),

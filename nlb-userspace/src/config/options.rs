@@ -62,6 +62,14 @@ pub struct Options {
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
 
+    /// Tell clients that no module can serve them, by TCP RST or ICMP unreachable, instead of ignoring them [default: false]
+    #[arg(long, env = "NLB_REJECT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub reject: Option<bool>,
+
+    /// Drop packets to ports of a VIP that have no service, instead of leaving them to the kernel [default: false]
+    #[arg(long, env = "NLB_DROP_CLOSED_PORTS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub drop_closed_ports: Option<bool>,
+
     /// Let modules leave registration_id empty [default: false]
     #[arg(long, env = "NLB_ACCEPT_EMPTY_IDS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub accept_empty_ids: Option<bool>,
@@ -135,6 +143,8 @@ impl Options {
             evict_after,
             drain_timeout,
             fail_open,
+            reject,
+            drop_closed_ports,
             accept_empty_ids,
             max_modules,
             max_routes,

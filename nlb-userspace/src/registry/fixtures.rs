@@ -18,6 +18,8 @@ pub fn settings() -> Settings {
     Settings {
         vips: ["192.0.2.1/32", "2001:db8::1/128"].iter().map(|net| net.parse::<IpNet>().unwrap()).collect(),
         fail_open: true,
+        reject: false,
+        drop_closed_ports: false,
         lease: Terms::default(),
         max_modules: 4,
         max_routes: 8,

@@ -45,6 +45,8 @@ impl State {
             revision: 0,
             vips: settings.vips.addresses().clone(),
             fail_open: settings.fail_open,
+            reject: settings.reject,
+            drop_closed_ports: settings.drop_closed_ports,
             modules: self.modules.iter().map(|(id, record)| (id.clone(), module(record))).collect(),
             operator_routes: self.operator_routes.clone(),
             version_weights: self.version_weights.clone(),

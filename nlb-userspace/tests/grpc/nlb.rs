@@ -39,6 +39,8 @@ pub fn settings() -> Settings {
             .map(|vip| vip.parse::<ipnet::IpNet>().unwrap())
             .collect(),
         fail_open: true,
+        reject: false,
+        drop_closed_ports: false,
         lease: Terms::default(),
         max_modules: 16,
         max_routes: 64,

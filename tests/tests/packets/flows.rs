@@ -1,10 +1,12 @@
 //! Flows: who stays where, and what happens when that backend is gone.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use nlb::compile::FlowTuple;
 use nlb::model::{ForwardMode, Health, L4};
+use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
 use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, module, sizes};
@@ -151,9 +153,10 @@ fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() ->
         goes_to(&mut rig, &family.ack())?;
         let name = format!("m{module_number}");
         let gone = rig.desired.modules.remove(&name).expect("registered");
-        let old_addr = if family.vip.is_ipv4() { gone.data.v4.map(|a| a.octets().into()) } else { None }
-            .map(|octets: [u8; 4]| nlb_common::net::Addr::v4(octets))
-            .or(gone.data.v6.map(|a| nlb_common::net::Addr::v6(a.octets())));
+        let old_addr = match family.vip {
+            IpAddr::V4(_) => gone.data.v4.map(|addr| Addr::v4(addr.octets())),
+            IpAddr::V6(_) => gone.data.v6.map(|addr| Addr::v6(addr.octets())),
+        };
         rig.apply()?;
         assert_ne!(
             goes_to(&mut rig, &family.ack())?,
@@ -179,10 +182,10 @@ fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() ->
     Ok(())
 }
 
-fn last_byte(addr: std::net::IpAddr) -> Option<u8> {
+fn last_byte(addr: IpAddr) -> Option<u8> {
     match addr {
-        std::net::IpAddr::V4(v4) => v4.octets().last().copied(),
-        std::net::IpAddr::V6(v6) => v6.octets().last().copied(),
+        IpAddr::V4(v4) => v4.octets().last().copied(),
+        IpAddr::V6(v6) => v6.octets().last().copied(),
     }
 }
 

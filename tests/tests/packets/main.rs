@@ -8,4 +8,5 @@ mod flows;
 mod nat;
 mod others;
 mod packet;
+mod refusals;
 mod rig;

@@ -44,6 +44,9 @@ fn returns(rig: &mut Rig, answer: &Packet, request: &Packet) -> Result<()> {
     Ok(())
 }
 
+/// What a packet is called, and how it comes about.
+type Variant = (&'static str, fn(&mut Packet));
+
 const SYN_ACK: Transport = Transport::Tcp { flags: SYN | ACK, seq: 9000 };
 
 #[test]
@@ -85,7 +88,7 @@ fn the_backends_counts_are_exact() -> Result<()> {
 fn rows_4_5_8_and_25_padding_options_tags_and_data_in_the_syn() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
-        let variants: &[(&str, fn(&mut Packet))] = &[
+        let variants: &[Variant] = &[
             ("row 4: padded to 60 bytes", |p| p.padding = vec![0xee; 6]),
             ("row 8: 802.1Q", |p| p.tags = vec![(0x8100, 42)]),
             ("row 8: QinQ", |p| p.tags = vec![(0x88a8, 42), (0x8100, 7)]),
@@ -221,7 +224,7 @@ fn replies_that_are_no_flows_pass() -> Result<()> {
     for family in families() {
         let port = forwards(&mut rig, &family, &family.syn())?;
         let answer = family.answer(&family.translated(&family.syn(), port), SYN_ACK);
-        let others: &[(&str, fn(&mut Packet))] = &[
+        let others: &[Variant] = &[
             ("to another port of ours", |p| p.dport ^= 1),
             ("from another port of the backend", |p| p.sport += 1),
             ("of another protocol", |p| p.l4 = Transport::Udp { checksum: UdpChecksum::Computed }),

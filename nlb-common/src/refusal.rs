@@ -1,0 +1,162 @@
+//! Answers that refuse: a TCP reset, an ICMP port unreachable.
+//!
+//! Both are built over the packet that they answer, with addresses and ports turned round. Options and extension headers are
+//! left out of what is sent, so that its length is known beforehand, as the verifier likes it.
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::checksum::Delta;
+use crate::frame::Frame;
+use crate::net::{Be16, Mac};
+use crate::parse::{Ip, Segment, TcpFlags};
+use crate::rewrite::{ethernet, source_mac};
+
+const TTL: u8 = 64;
+const TCP_LEN: usize = 20;
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_ICMPV6: u8 = 58;
+
+/// The checksum field of a header whose sum is all in the delta: ones' complement of a sum of nothing.
+const EMPTY: Be16 = Be16::new(0xffff);
+
+/// Turns a TCP segment into the reset that answers it (RFC 9293 section 3.10.7.1). The answer is the length that the
+/// frame should have; `None` if it must not be answered, since a reset never is.
+#[inline(always)]
+pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Option<usize> {
+    if segment.flags.has(TcpFlags::RST) {
+        return None;
+    }
+    let h: [u32; 4] = [
+        frame.read(segment.offset)?,
+        frame.read(segment.offset + 4)?,
+        frame.read(segment.offset + 8)?,
+        frame.read(segment.offset + 12)?,
+    ];
+    let data_offset = ((u32::from_be(h[3]) >> 28) * 4) as usize;
+    let (seq, ack, flags) = if segment.flags.has(TcpFlags::ACK) {
+        (h[2], 0, TcpFlags::RST)
+    } else {
+        // SYN and FIN take a number each.
+        let marks = segment.flags.has(TcpFlags::SYN) as u32 + segment.flags.has(TcpFlags::FIN) as u32;
+        let taken = (ip.end - segment.offset).wrapping_sub(data_offset) as u32 + marks;
+        (0, u32::from_be(h[1]).wrapping_add(taken).to_be(), TcpFlags::RST | TcpFlags::ACK)
+    };
+    // Data offset 5, the flags, window 0.
+    let tail = ((5_u32 << 28) | (flags as u32) << 16).to_be();
+    let ports = segment.dport.word() as u32 | (segment.sport.word() as u32) << 16;
+    let sum = pseudo_header(ip, TCP_LEN, PROTOCOL_TCP)
+        .word32(0, ports)
+        .word32(0, seq)
+        .word32(0, ack)
+        .word32(0, tail);
+
+    turn_link(frame, 0)?;
+    let l4 = write_ip(frame, ip, ip.l3, TCP_LEN, PROTOCOL_TCP)?;
+    frame.write(l4, ports)?;
+    frame.write(l4 + 4, seq)?;
+    frame.write(l4 + 8, ack)?;
+    frame.write(l4 + 12, tail)?;
+    frame.write(l4 + 16, sum.apply(EMPTY).word())?;
+    frame.write(l4 + 18, 0_u16)?;
+    Some(l4 + TCP_LEN)
+}
+
+/// By how much a frame grows at its front for an ICMP error, for IPv4 and IPv6: an IP header and 8 bytes of ICMP.
+pub const ICMP_GROWTH: [usize; 2] = [28, 48];
+
+/// How much of the offending packet an ICMP error carries: its IP header and 8 bytes more (RFC 792), for IPv4 without
+/// options and IPv6 without extension headers.
+const QUOTED: [usize; 2] = [28, 48];
+
+/// Turns a UDP packet into the ICMP error that says so (RFC 792; RFC 4443 section 3.1). The frame has just grown by
+/// `grown` bytes at its front; `ip` is as it was parsed before. The answer is the length that the frame should have.
+#[inline(always)]
+pub fn port_unreachable<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize) -> Option<usize> {
+    let quoted = QUOTED[ip.v6 as usize];
+    let (kind, protocol): (u8, u8) = if ip.v6 { (1, PROTOCOL_ICMPV6) } else { (3, PROTOCOL_ICMP) };
+    let code = if ip.v6 { 4 } else { 3 };
+    let head = u16::from_ne_bytes([kind, code]);
+    let icmp_len = 8 + quoted;
+    let sum = if ip.v6 { pseudo_header(ip, icmp_len, protocol) } else { Delta::new() }.word16(0, head);
+    // Word by word: the verifier does not follow the arithmetic that a loop over the packet is compiled to.
+    let at = ip.l3 + grown;
+    let sum = add(frame, add(frame, add(frame, sum, at)?, at + 8)?, at + 16)?;
+    let sum = if ip.v6 {
+        add(frame, add(frame, add(frame, sum, at + 24)?, at + 32)?, at + 40)?
+    } else {
+        sum.word32(0, frame.read(at + 24)?)
+    };
+    crate::rewrite::move_link_header(frame, ip.l3, grown, ip.v6)?;
+    turn_link(frame, 0)?;
+    let icmp = write_ip(frame, ip, ip.l3, icmp_len, protocol)?;
+    frame.write(icmp, head)?;
+    frame.write(icmp + 2, sum.apply(EMPTY).word())?;
+    frame.write(icmp + 4, 0_u32)?;
+    Some(icmp + icmp_len)
+}
+
+/// Adds 8 bytes of the frame to a sum.
+#[inline(always)]
+fn add<F: Frame + ?Sized>(frame: &F, sum: Delta, at: usize) -> Option<Delta> {
+    let word: u64 = frame.read(at)?;
+    Some(sum.word32(0, word as u32).word32(0, (word >> 32) as u32))
+}
+
+/// Back to where it came from.
+#[inline(always)]
+fn turn_link<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
+    let us = Mac { first: frame.read(at)?, last: frame.read(at + 4)? };
+    let them = source_mac(frame)?;
+    ethernet(frame, them, us)
+}
+
+/// Writes an IP header at `l3`, from the destination of `ip` to its source, in front of `len` bytes of `protocol`. The
+/// answer is where those start.
+#[inline(always)]
+fn write_ip<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, l3: usize, len: usize, protocol: u8) -> Option<usize> {
+    if ip.v6 {
+        let header = Ipv6Hdr {
+            vcf: [0x60, 0, 0, 0],
+            payload_len: (len as u16).to_be_bytes(),
+            next_hdr: protocol,
+            hop_limit: TTL,
+            src_addr: ip.dst.v6_bytes(),
+            dst_addr: ip.src.v6_bytes(),
+        };
+        frame.write(l3, header)?;
+        return Some(l3 + size_of::<Ipv6Hdr>());
+    }
+    let total = ((size_of::<Ipv4Hdr>() + len) as u16).to_be_bytes();
+    let sum = Delta::new()
+        .word16(0, u16::from_ne_bytes([0x45, 0]))
+        .word16(0, u16::from_ne_bytes(total))
+        .word16(0, u16::from_ne_bytes([TTL, protocol]))
+        .addr(crate::net::Addr::UNSPECIFIED, ip.src)
+        .addr(crate::net::Addr::UNSPECIFIED, ip.dst);
+    let header = Ipv4Hdr {
+        vihl: 0x45,
+        tos: 0,
+        tot_len: total,
+        id: [0, 0],
+        frags: [0, 0],
+        ttl: TTL,
+        proto: protocol,
+        check: sum.apply(EMPTY).bytes(),
+        src_addr: ip.dst.v4_bytes(),
+        dst_addr: ip.src.v4_bytes(),
+    };
+    frame.write(l3, header)?;
+    Some(l3 + size_of::<Ipv4Hdr>())
+}
+
+/// What the pseudo header adds to a checksum (RFC 9293 section 3.1, RFC 8200 section 8.1). Turning the addresses round
+/// does not change a sum; the marks of two v4-mapped addresses add up to a multiple of 0xffff, which is nothing.
+#[inline(always)]
+fn pseudo_header(ip: &Ip, len: usize, protocol: u8) -> Delta {
+    Delta::new()
+        .addr(crate::net::Addr::UNSPECIFIED, ip.src)
+        .addr(crate::net::Addr::UNSPECIFIED, ip.dst)
+        .word16(0, (len as u16).to_be())
+        .word16(0, (protocol as u16).to_be())
+}

@@ -1,0 +1,167 @@
+//! Clients that cannot be served, where the operator wants them told.
+
+use anyhow::Result;
+use nlb::model::{ForwardMode, Health};
+
+use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport};
+use crate::rig::{CLIENT_MAC, Family, OUR_MAC, Rig, XDP_DROP, families};
+
+const XDP_TX: u32 = 3;
+
+/// A rig whose only module takes nothing, and says so.
+fn refusing() -> Result<Rig> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    rig.desired.reject = true;
+    rig.module("m1").health = Health::Stopping;
+    rig.apply()?;
+    Ok(rig)
+}
+
+fn turned_round(packet: &Packet, l4: Transport) -> Packet {
+    packet.with(|p| {
+        (p.dst_mac, p.src_mac) = (CLIENT_MAC, OUR_MAC);
+        (p.src, p.dst) = (packet.dst, packet.src);
+        (p.sport, p.dport) = (packet.dport, packet.sport);
+        (p.ttl, p.l4, p.payload, p.options, p.padding) = (64, l4, Vec::new(), Vec::new(), Vec::new());
+    })
+}
+
+fn segment(family: &Family, flags: u8, payload: usize) -> Packet {
+    family.syn().with(|p| {
+        p.l4 = Transport::Tcp { flags, seq: 5000 };
+        p.payload = vec![7; payload];
+    })
+}
+
+/// The fields of a reset that the packet builder leaves at other values.
+fn as_reset(frame: &[u8], v6: bool, ack: u32) -> Vec<u8> {
+    let l4 = if v6 { 54 } else { 34 };
+    let mut frame = frame.to_vec();
+    if !v6 {
+        // No identification, no flags: nothing will cut it up.
+        frame[18..22].fill(0);
+        frame[24..26].fill(0);
+        let sum = internet_checksum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum);
+    } else {
+        frame[15..18].fill(0);
+    }
+    frame[l4 + 8..l4 + 12].copy_from_slice(&ack.to_be_bytes());
+    frame[l4 + 14..l4 + 18].fill(0);
+    let mut pseudo = if v6 { frame[22..54].to_vec() } else { frame[26..34].to_vec() };
+    pseudo.extend([0, 6, 0, 20]);
+    pseudo.extend(&frame[l4..l4 + 20]);
+    let sum = internet_checksum(&pseudo);
+    frame[l4 + 16..l4 + 18].copy_from_slice(&sum);
+    frame
+}
+
+fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+#[test]
+fn row_2_tcp_is_answered_by_a_reset() -> Result<()> {
+    let mut rig = refusing()?;
+    for family in families() {
+        let v6 = family.vip.is_ipv6();
+        // Without an ACK, the reset acknowledges all that came; with one, it takes its sequence number from there.
+        for (flags, payload, seq, ack, answer) in [
+            (SYN, 0, 0, 5001, RST | ACK),
+            (SYN, 10, 0, 5011, RST | ACK),
+            (SYN | FIN, 1, 0, 5003, RST | ACK),
+            (ACK, 100, 0, 0, RST),
+        ] {
+            let packet = segment(&family, flags, payload);
+            let outcome = rig.run(&packet)?;
+            assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send reject".to_owned(), 1)].into()));
+            let expected = turned_round(&packet, Transport::Tcp { flags: answer, seq }).bytes();
+            assert_eq!(outcome.frame, as_reset(&expected, v6, ack), "{flags:#x} with {payload} bytes");
+        }
+        let tagged = segment(&family, SYN, 0).with(|p| p.tags = vec![(0x8100, 42)]);
+        let outcome = rig.run(&tagged)?;
+        assert_eq!((outcome.action, &outcome.frame[12..16]), (XDP_TX, &[0x81, 0, 0, 42][..]));
+        let reset = rig.run(&segment(&family, RST, 0))?;
+        assert_eq!(reset.action, XDP_DROP, "a reset is never answered");
+        assert_eq!(reset.counted, [("drop no_backend".to_owned(), 1)].into());
+    }
+    Ok(())
+}
+
+#[test]
+fn row_2_udp_is_answered_by_port_unreachable() -> Result<()> {
+    let mut rig = refusing()?;
+    for family in families() {
+        let v6 = family.vip.is_ipv6();
+        for payload in [0, 1, 8, 600] {
+            let packet = family.udp().with(|p| p.payload = vec![9; payload]);
+            let outcome = rig.run(&packet)?;
+            assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send reject".to_owned(), 1)].into()));
+            let (ip, quoted) = if v6 { (40, 48) } else { (20, 28) };
+            let frame = outcome.frame;
+            assert_eq!(frame.len(), 14 + ip + 8 + quoted);
+            assert_eq!((&frame[..6], &frame[6..12]), (&CLIENT_MAC[..], &OUR_MAC[..]));
+            let icmp = 14 + ip;
+            assert_eq!(&frame[icmp..icmp + 2], if v6 { &[1, 4] } else { &[3, 3] }, "port unreachable");
+            assert_eq!(frame[icmp + 8..], packet.bytes()[14..14 + quoted], "what could not be delivered");
+            // A sum over everything, the checksum included, is zero.
+            let mut summed = Vec::new();
+            if v6 {
+                assert_eq!(
+                    (frame[20], &frame[22..38], &frame[38..54]),
+                    (58, &octets(packet.dst)[..], &octets(packet.src)[..])
+                );
+                summed.extend(&frame[22..54]);
+                summed.extend([0, 0, 0, (8 + quoted) as u8, 0, 0, 0, 58]);
+            } else {
+                assert_eq!(
+                    (frame[23], &frame[26..30], &frame[30..34]),
+                    (1, &octets(packet.dst)[..], &octets(packet.src)[..])
+                );
+                assert_eq!(internet_checksum(&frame[14..34]), [0, 0]);
+            }
+            summed.extend(&frame[icmp..]);
+            assert_eq!(internet_checksum(&summed), [0, 0]);
+        }
+    }
+    Ok(())
+}
+
+fn octets(addr: std::net::IpAddr) -> Vec<u8> {
+    match addr {
+        std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+        std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+#[test]
+fn icmp_errors_are_limited_in_rate() -> Result<()> {
+    let mut rig = refusing()?;
+    let family = families()[0];
+    let mut dropped = 0;
+    for _ in 0..20_000 {
+        dropped += u32::from(rig.run(&family.udp())?.action == XDP_DROP);
+    }
+    assert!(dropped > 0, "20,000 packets in a row were all answered");
+    Ok(())
+}
+
+#[test]
+fn row_1_closed_ports_are_dropped_where_the_operator_says_so() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    rig.desired.drop_closed_ports = true;
+    rig.apply()?;
+    for family in families() {
+        let outcome = rig.run(&family.syn().with(|p| p.dport = 81))?;
+        assert_eq!(
+            (outcome.action, outcome.counted),
+            (XDP_DROP, [("drop closed_port".to_owned(), 1)].into())
+        );
+    }
+    Ok(())
+}
