@@ -290,7 +290,7 @@ impl Bucket {
     }
 
     /// Records a flow in the entry that can best be spared: a free one; else one whose idle time is over, that is closed or
-    /// whose owner `is_stale`; else, an opening one that is older than a second. An established flow gives way only if
+    /// whose owner `is_stale`; else an opening one that is older than a second. An established flow gives way only if
     /// `must` says so (a NAT flow cannot live without an entry), and then the one that is idle longest.
     ///
     /// `None` if there is nothing to spare, or another CPU was faster.
@@ -407,7 +407,9 @@ impl Entry {
     ) -> u32 {
         const FREE_RANK: u32 = u32::MAX;
         const DEAD_RANK: u32 = u32::MAX - 1;
-        const OPENING_RANK: u32 = 1 << 17;
+        // Above any age of an established flow, and with room for an age of its own.
+        const FRESH_RANK: u32 = 1 << 17;
+        const OPENING_RANK: u32 = 1 << 18;
         const MIN_TICKS: u16 = 2;
 
         let word = self.state.load();
@@ -427,9 +429,14 @@ impl Entry {
         if is_stale(&key, state) {
             return DEAD_RANK;
         }
-        if state.phase() & (phase::ESTABLISHED | phase::UDP) == 0 && age >= MIN_TICKS {
+        let opening = state.phase() & phase::ESTABLISHED == 0;
+        if opening && age >= MIN_TICKS {
             return OPENING_RANK + age as u32;
         }
-        if must { 1 + age as u32 } else { 0 }
+        match (must, opening) {
+            (false, _) => 0,
+            (true, true) => FRESH_RANK + age as u32,
+            (true, false) => 1 + age as u32,
+        }
     }
 }

@@ -41,7 +41,11 @@ pub struct Tuple {
 /// Gives a packet new addresses and ports and takes one off its TTL.
 #[inline(always)]
 pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, to: &Tuple) -> Option<()> {
-    let addresses = Delta::new().addr(ip.src, to.src).addr(ip.dst, to.dst);
+    let addresses = if ip.v6 {
+        Delta::new().addr(ip.src, to.src).addr(ip.dst, to.dst)
+    } else {
+        Delta::new().word32(ip.src.words()[3], to.src.words()[3]).word32(ip.dst.words()[3], to.dst.words()[3])
+    };
     let l4 = addresses.port(segment.sport, to.sport).port(segment.dport, to.dport);
 
     let checksum_at = segment.offset

@@ -1,39 +1,56 @@
 //! What separates the maps as they are from the maps as they should be: an ordered list of changes.
 //!
-//! Make before break: the addresses that replies will come from and to are known before any backend is used, backends
-//! come before the tables that name them, tables before the services that use them, services before the VIPs that lead to
-//! them; removals go the other way round. Stopping after any change leaves maps that work, if with a mixture of old and new.
+//! Make before break, in three parts. First comes what is new and what leads new flows to it; then what stays and changes;
+//! then what leads flows away from what is gone, and its removal. In each part, backends come before the tables that name
+//! them, tables before the services that use them, services before the VIPs that lead to them, and removals go the other way
+//! round. The addresses that replies come from and to are known from the first step to the last.
+//!
+//! So stopping after any change leaves maps that work: a new flow goes where it would have gone before, or where it will go
+//! after.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use nlb_common::abi::{Address, AnyPort};
+use nlb_common::abi::{Address, AnyPort, Service};
 
 use crate::compile::Rows;
 use crate::maps::Change;
 
 pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     let mut changes = Vec::new();
-    let bridge = addresses_of_both(&current.addresses, &wanted.addresses);
-    if current.addresses != bridge {
-        changes.push(Change::ReplaceAddresses(bridge.clone()));
-    }
+    let addresses = |from, to: &Addresses| (from != to).then(|| Change::ReplaceAddresses(to.clone()));
+    let replies = replies_of_both(&current.addresses, &wanted.addresses);
+    let old_vips = with_replies(&current.addresses, &replies);
+    let new_vips = with_replies(&wanted.addresses, &replies);
+    let service_ids = |from, to: &ServiceIds| (from != to).then(|| Change::ReplaceServiceIds(to.clone()));
+    let all_service_ids = all_of_both(&current.service_ids, &wanted.service_ids);
+
+    // A client may go over from everybody's pool to that of its prefix, or back.
+    let (leaving_sources, other_services): (Vec<_>, Vec<_>) = new_rows(&current.services, &wanted.services)
+        .partition(|(id, row)| by_source(current.services.get(id)) && !by_source(Some(row)));
+    let (changed_pools, new_pools): (Vec<_>, Vec<_>) =
+        new_rows(&current.pools, &wanted.pools).partition(|(id, _)| current.pools.contains_key(id));
+    let set_pool = |(id, table): (&u16, &Arc<[u16]>)| Change::SetPool(*id, table.clone());
+    let set_service = |(id, row): (&u16, &Service)| Change::SetService(*id, *row);
+
+    changes.extend(addresses(&current.addresses, &old_vips));
     changes
         .extend(new_rows(&current.backends, &wanted.backends).map(|(id, row)| Change::SetBackend(*id, *row)));
     changes.extend(new_rows(&current.vips, &wanted.vips).map(|(id, addr)| Change::SetVip(*id, *addr)));
-    changes.extend(
-        new_rows(&current.pools, &wanted.pools).map(|(id, table)| Change::SetPool(*id, table.clone())),
-    );
+    changes.extend(new_pools.into_iter().map(set_pool));
     let sources = new_rows(&current.sources, &wanted.sources);
     changes.extend(sources.map(|((service, prefix), pool)| Change::SetSource(*service, *prefix, *pool)));
-    changes
-        .extend(new_rows(&current.services, &wanted.services).map(|(id, row)| Change::SetService(*id, *row)));
-    if current.service_ids != wanted.service_ids {
-        changes.push(Change::ReplaceServiceIds(wanted.service_ids.clone()));
-    }
-    if bridge != wanted.addresses {
-        changes.push(Change::ReplaceAddresses(wanted.addresses.clone()));
-    }
+    changes.extend(other_services.into_iter().map(set_service));
+    changes.extend(service_ids(&current.service_ids, &all_service_ids));
+
+    changes.extend(changed_pools.into_iter().map(set_pool));
+
+    changes.extend(leaving_sources.into_iter().map(set_service));
+    // A port may go over from a service of its own to its VIP's service for every port, which is found by the address.
+    changes.extend(addresses(&old_vips, &new_vips));
+    changes.extend(service_ids(&all_service_ids, &wanted.service_ids));
+    changes.extend(addresses(&new_vips, &wanted.addresses));
     changes.extend(gone(&current.services, &wanted.services).map(|id| Change::ClearService(*id)));
     let sources = gone(&current.sources, &wanted.sources);
     changes.extend(sources.map(|(service, prefix)| Change::ClearSource(*service, *prefix)));
@@ -42,27 +59,37 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     changes
 }
 
-/// The addresses that are known now, and those that replies will come from or to: all but the new VIPs, whose services are
-/// not there yet.
-fn addresses_of_both(
-    current: &BTreeMap<IpAddr, Address>,
-    wanted: &BTreeMap<IpAddr, Address>,
-) -> BTreeMap<IpAddr, Address> {
-    let mut both = current.clone();
-    for (ip, row) in wanted {
-        let replies = row.flags & (Address::SOURCE | Address::BACKEND);
-        match both.get_mut(ip) {
-            Some(known) => {
-                known.flags |= replies;
-                known.id = if known.id == 0 { row.id } else { known.id };
-            }
-            None if replies == 0 => {}
-            None => {
-                both.insert(*ip, Address { flags: replies, any_port: AnyPort::default(), ..*row });
-            }
+fn by_source(service: Option<&Service>) -> bool {
+    service.is_some_and(|service| service.flags & Service::BY_SOURCE != 0)
+}
+
+type Addresses = BTreeMap<IpAddr, Address>;
+type ServiceIds = BTreeMap<u64, u16>;
+
+/// The addresses that replies come from and to, as wanted where they differ.
+fn replies_of_both(current: &Addresses, wanted: &Addresses) -> Addresses {
+    let rows = current.iter().chain(wanted).map(|(ip, row)| {
+        let flags = row.flags & (Address::SOURCE | Address::BACKEND);
+        (*ip, Address { flags, any_port: AnyPort::default(), ..*row })
+    });
+    rows.filter(|(_, row)| row.flags != 0).collect()
+}
+
+/// These VIPs and those addresses.
+fn with_replies(vips: &Addresses, replies: &Addresses) -> Addresses {
+    let mut both = vips.clone();
+    for (ip, row) in replies {
+        match both.get_mut(ip).filter(|known| known.flags & Address::VIP != 0) {
+            Some(vip) => vip.flags |= row.flags,
+            None => drop(both.insert(*ip, *row)),
         }
     }
     both
+}
+
+/// The rows of either, as wanted where they differ.
+fn all_of_both(current: &ServiceIds, wanted: &ServiceIds) -> ServiceIds {
+    current.iter().chain(wanted).map(|(key, id)| (*key, *id)).collect()
 }
 
 /// Rows that are missing or different.

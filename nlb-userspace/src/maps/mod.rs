@@ -22,6 +22,7 @@ use crate::compile::{Addr128, Rows};
 pub enum Change {
     SetBackend(u16, abi::Backend),
     ClearBackend(u16),
+    /// Never cleared: nothing looks up a number that no address has, and the next VIP of that number writes over it.
     SetVip(u16, Addr),
     /// Swaps a pool's Maglev table for another, whole.
     SetPool(u16, Arc<[u16]>),
@@ -62,13 +63,7 @@ impl Change {
             Change::SetService(id, row) => drop(rows.services.insert(*id, *row)),
             Change::ClearService(id) => drop(rows.services.remove(id)),
             Change::ReplaceServiceIds(ids) => rows.service_ids = ids.clone(),
-            Change::ReplaceAddresses(addresses) => {
-                rows.addresses = addresses.clone();
-                // Ids that no address has any more are not looked up again.
-                rows.vips.retain(|id, _| {
-                    addresses.values().any(|a| a.id == *id && a.flags & abi::Address::VIP != 0)
-                });
-            }
+            Change::ReplaceAddresses(addresses) => rows.addresses = addresses.clone(),
         }
     }
 }

@@ -52,10 +52,19 @@ impl Fleet {
     /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts, with these
     /// weights. Every module takes traffic when this returns.
     pub fn start(lab: Lab, mode: Mode, weights: &[u32], args: &[&str]) -> Result<Fleet> {
+        Self::start_with(lab, mode, weights, args, &[])
+    }
+
+    /// NAT by an XDP program in the kernel's stack instead of the driver.
+    pub fn start_generic(lab: Lab, weights: &[u32]) -> Result<Fleet> {
+        Self::start_with(lab, Mode::Nat, weights, &[], &["--xdp-mode", "generic"])
+    }
+
+    fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
         let interfaces =
             if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
         // A quick lease, so that tests of dead modules do not take half a minute.
-        let nlb = programs::serve(&lab, interfaces, &["--heartbeat-interval", "1s"])?;
+        let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "1s"], serve].concat())?;
         let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
         for (n, weight) in weights.iter().enumerate() {
             if mode != Mode::Nat {

@@ -4,5 +4,6 @@ mod bulk;
 mod clients;
 mod fleet;
 mod life;
+mod neighbours;
 mod replies;
 mod shares;

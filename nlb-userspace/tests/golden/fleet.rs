@@ -1,0 +1,239 @@
+//! The control plane of a scenario, and its calls as protobuf messages.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nlb::compile::{Hop, Hops, Limits};
+use nlb::grpc::Control;
+use nlb::lease::Terms;
+use nlb::maps::Change;
+use nlb::maps::fake::FakeMaps;
+use nlb::model::ForwardMode;
+use nlb::reconcile;
+use nlb::registry::{Registry, Settings};
+use nlb::resolve::Resolver;
+use nlb_common::hash;
+use nlb_proto::module_service_server::ModuleService as _;
+use nlb_proto::nlb_service_server::NlbService as _;
+use nlb_proto::operator_service_server::OperatorService as _;
+use nlb_proto::*;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::{Request, Response, Status};
+
+/// What the operator configured.
+pub fn settings() -> Settings {
+    Settings {
+        vips: Default::default(),
+        fail_open: true,
+        reject: false,
+        drop_closed_ports: false,
+        lease: Terms::default(),
+        max_modules: 16,
+        max_routes: 64,
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
+        accept_empty_ids: false,
+    }
+}
+
+pub struct Fleet {
+    control: Control,
+    maps: FakeMaps,
+    hops: watch::Sender<Arc<Hops>>,
+    registration_ids: BTreeMap<String, String>,
+    /// Changes that `changes` has told already.
+    told: usize,
+    _tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    pub fn start(settings: Settings) -> Fleet {
+        let limits = settings.limits;
+        let registry = Arc::new(Registry::new(settings));
+        let maps = FakeMaps::default();
+        let (publish_applied, applied) = watch::channel(Arc::default());
+        let (hops, read_hops) = watch::channel(Arc::default());
+        let mut tasks = JoinSet::new();
+        let store = Box::new(maps.clone());
+        tasks.spawn(reconcile::run(registry.desired(), read_hops, publish_applied, limits, store));
+        let leases = nlb::lease::watch(registry.clone());
+        tasks.spawn(async move { match leases.await {} });
+        let control = Control {
+            registry,
+            applied,
+            // Nobody counts: drains last until their deadline.
+            traffic: watch::channel(Arc::default()).1,
+            resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
+            started_at: SystemTime::now(),
+            forward_mode: ForwardMode::Nat,
+            drain_timeout: Duration::from_secs(30),
+            details: Vec::new(),
+        };
+        Fleet { control, maps, hops, registration_ids: BTreeMap::new(), told: 0, _tasks: tasks }
+    }
+
+    pub async fn register(&mut self, instance: ModuleInstance, routes: Vec<Route>) -> String {
+        let id = instance.instance_id.clone();
+        let request =
+            RegisterModuleRequest { instance: Some(instance), initial_routes: routes, ..Default::default() };
+        let answer = self.control.register_module(Request::new(request)).await;
+        if let Ok(answer) = &answer
+            && answer.get_ref().success
+        {
+            self.registration_ids.insert(id, answer.get_ref().registration_id.clone());
+        }
+        told(answer, |answer| (answer.success, answer.message))
+    }
+
+    /// With a time: gracefully.
+    pub async fn unregister(&mut self, id: &str, drain_timeout_seconds: Option<i32>) -> String {
+        let request = UnregisterModuleRequest {
+            instance_id: id.to_owned(),
+            registration_id: self.registration_id(id),
+            graceful: drain_timeout_seconds.is_some(),
+            drain_timeout_seconds: drain_timeout_seconds.unwrap_or_default(),
+        };
+        told(self.control.unregister_module(Request::new(request)).await, |a| (a.success, a.message))
+    }
+
+    pub async fn heartbeat(&mut self, id: &str, status: HealthStatus) -> String {
+        let request = HeartbeatRequest {
+            instance_id: id.to_owned(),
+            registration_id: self.registration_id(id),
+            status: status.into(),
+            ..Default::default()
+        };
+        let answer =
+            nlb_proto::nlb_service_server::NlbService::heartbeat(&self.control, Request::new(request));
+        told(answer.await, |answer| (answer.acknowledged, answer.message))
+    }
+
+    /// As when a module passes it on: then nobody is called back, for there are no modules behind their addresses.
+    pub async fn weigh(&mut self, instance_id: &str, version: &str, weight: i32) -> String {
+        let mut request = Request::new(SetTrafficWeightRequest {
+            instance_id: instance_id.to_owned(),
+            version: version.to_owned(),
+            weight,
+        });
+        request.metadata_mut().insert("nlb-passed-on", "1".parse().expect("ASCII"));
+        told(self.control.set_traffic_weight(request).await, |answer| (answer.success, answer.message))
+    }
+
+    /// Without a source: the operator's own routes.
+    pub async fn update_routing(&mut self, source: &str, routes: Vec<Route>, replace_all: bool) -> String {
+        let request = UpdateRoutingRequest {
+            routes,
+            replace_all,
+            source_instance_id: source.to_owned(),
+            registration_id: self.registration_id(source),
+            validate_only: false,
+        };
+        let answer =
+            nlb_proto::nlb_service_server::NlbService::update_routing(&self.control, Request::new(request));
+        told(answer.await, |answer| {
+            let errors = answer.validation_errors.iter().map(|error| format!("; {error}"));
+            (answer.success, format!("{}{}", answer.message, errors.collect::<String>()))
+        })
+    }
+
+    pub async fn drain(&mut self, id: &str, timeout_seconds: i32) -> String {
+        let request = DrainModuleRequest { instance_id: id.to_owned(), timeout_seconds };
+        told(self.control.drain_module(Request::new(request)).await, |a| (a.success, a.message))
+    }
+
+    pub async fn resume(&mut self, id: &str) -> String {
+        let request = ResumeModuleRequest { instance_id: id.to_owned() };
+        told(self.control.resume_module(Request::new(request)).await, |a| (a.success, a.message))
+    }
+
+    /// The kernel has learnt the way to an address, or forgotten it.
+    pub fn hop(&mut self, address: IpAddr, source: Option<IpAddr>) {
+        self.hops.send_modify(|hops| {
+            let hops = Arc::make_mut(hops);
+            match source {
+                Some(source) => {
+                    let hop = Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24 };
+                    hops.insert(address, hop);
+                }
+                None => drop(hops.remove(&address)),
+            }
+        });
+    }
+
+    pub fn fail_after(&mut self, successes: usize, failures: usize) {
+        self.maps.fail_after(successes, failures);
+    }
+
+    pub fn dump(&self) -> String {
+        self.maps.dump()
+    }
+
+    /// What is wrong with the maps, if anything is.
+    pub fn error(&self) -> String {
+        let applied = self.control.applied.borrow();
+        match &applied.error {
+            None => format!("revision {}: applied\n", applied.revision),
+            Some(error) => format!("revision {}: {error}\n", applied.revision),
+        }
+    }
+
+    /// What was done to the maps since last asked.
+    pub fn changes(&mut self) -> String {
+        let applied = self.maps.applied();
+        let new = applied[self.told..].iter().map(|change| match change {
+            Change::SetBackend(id, _) => format!("set backend {id}\n"),
+            Change::ClearBackend(id) => format!("clear backend {id}\n"),
+            Change::SetVip(id, _) => format!("set vip {id}\n"),
+            Change::SetPool(id, _) => format!("set pool {id}\n"),
+            Change::ClearPool(id) => format!("clear pool {id}\n"),
+            Change::SetSource(service, _, pool) => format!("set source of service {service}: pool {pool}\n"),
+            Change::ClearSource(service, _) => format!("clear source of service {service}\n"),
+            Change::SetService(id, _) => format!("set service {id}\n"),
+            Change::ClearService(id) => format!("clear service {id}\n"),
+            Change::ReplaceServiceIds(ids) => format!("replace service ids: {} in all\n", ids.len()),
+            Change::ReplaceAddresses(addresses) => format!("replace addresses: {} in all\n", addresses.len()),
+        });
+        let new: String = new.collect();
+        self.told = applied.len();
+        if new.is_empty() { "none\n".to_owned() } else { new }
+    }
+
+    /// The pools by what they hold instead of by number: each backend's share, and a digest of who has which slot.
+    pub fn owners(&self) -> String {
+        let rows = self.maps.rows();
+        let name = |id: u16| match rows.backends.get(&id) {
+            Some(backend) => format!("{:?}:{:?}", backend.addr, backend.port),
+            None => "nobody".to_owned(),
+        };
+        let mut lines: Vec<String> = Vec::new();
+        for table in rows.pools.values() {
+            let owners: Vec<String> = table.iter().map(|id| name(*id)).collect();
+            let mut shares = BTreeMap::<&str, u32>::new();
+            let mut digest = 0;
+            for owner in &owners {
+                *shares.entry(owner).or_default() += 1;
+                digest = owner.bytes().fold(digest, |digest, byte| hash::word(digest ^ u64::from(byte)));
+            }
+            let shares: String =
+                shares.iter().map(|(owner, slots)| format!(" {owner} has {slots}")).collect();
+            lines.push(format!("table {digest:016x}:{shares}\n"));
+        }
+        lines.sort();
+        lines.concat()
+    }
+
+    fn registration_id(&self, instance_id: &str) -> String {
+        self.registration_ids.get(instance_id).cloned().unwrap_or_default()
+    }
+}
+
+/// An answer in a line.
+fn told<T>(answer: Result<Response<T>, Status>, read: impl FnOnce(T) -> (bool, String)) -> String {
+    match answer.map(|answer| read(answer.into_inner())) {
+        Ok((true, message)) => format!("ok: {message}\n"),
+        Ok((false, message)) => format!("refused: {message}\n"),
+        Err(status) => format!("{:?}: {}\n", status.code(), status.message()),
+    }
+}

@@ -1,0 +1,65 @@
+//! Golden control tests: calls in, sorted map dump out.
+//!
+//! Each `.txt` file beside this one is a scenario. A line that starts with `$ ` is a call (see `script.rs`); the lines
+//! after it are what came of it, down to the next call or blank line. Everything between the wire and the kernel's maps is
+//! real: messages are parsed, the registry decides, the reconciler compiles, plans and applies. Only the maps are in memory,
+//! and time passes as fast as it can.
+//!
+//! After a change that is meant: `BLESS=1 cargo test -p nlb --test golden` writes what came out into the files, and
+//! `git diff` shows whether it is what was meant.
+
+mod fleet;
+mod script;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[test]
+fn scenarios_give_what_their_files_say() {
+    let bless = env::var_os("BLESS").is_some();
+    let files = scenarios();
+    assert!(!files.is_empty(), "no scenarios were found");
+    let mut differing = Vec::new();
+    for file in files {
+        let expected = fs::read_to_string(&file).expect("a readable file");
+        let actual = script::run(&file, &expected);
+        if actual == expected {
+            continue;
+        }
+        if bless {
+            fs::write(&file, actual).expect("a writable file");
+        } else {
+            differing.push(format!("{}:\n{}", file.display(), difference(&expected, &actual)));
+        }
+    }
+    assert!(
+        differing.is_empty(),
+        "{}\nIf that is meant: BLESS=1 cargo test -p nlb --test golden",
+        differing.join("\n")
+    );
+}
+
+fn scenarios() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let entries = fs::read_dir(directory).expect("the directory of this file");
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("a readable directory").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Where the two part and where they meet again.
+fn difference(expected: &str, actual: &str) -> String {
+    let same = expected.lines().zip(actual.lines()).take_while(|(e, a)| e == a).count();
+    let mut expected: Vec<&str> = expected.lines().skip(same).collect();
+    let mut actual: Vec<&str> = actual.lines().skip(same).collect();
+    while expected.last().is_some() && expected.last() == actual.last() {
+        expected.pop();
+        actual.pop();
+    }
+    let lines =
+        |sign: char, lines: &[&str]| lines.iter().map(|l| format!("  {sign} {l}\n")).collect::<String>();
+    format!("  from line {}:\n{}{}", same + 1, lines('-', &expected), lines('+', &actual))
+}

@@ -1,0 +1,137 @@
+//! Desired states and networks around, drawn from few enough addresses, ports and names that they overlap in every way.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use nlb::compile::{Hop, Hops, Limits};
+use nlb::model::*;
+use nlb_common::maglev::SLOTS;
+use proptest::collection::{btree_map, vec};
+use proptest::option::weighted;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::invariants::Flow;
+
+pub const LIMITS: Limits = Limits { backends: 1000, services: 1000, pools: 1000, addresses: 1000 };
+
+/// The first two are configured.
+const VIPS: [&str; 3] = ["192.0.2.1", "2001:db8::1", "192.0.2.9"];
+const PORTS: [u16; 3] = [53, 80, 443];
+const SOURCES: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "2001:db8:c::/48"];
+const CLIENTS: [&str; 4] = ["10.1.0.1", "10.9.0.1", "198.51.100.1", "2001:db8:c::1"];
+
+/// Everything that the maps follow from.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub desired: Desired,
+    pub hops: Hops,
+}
+
+pub fn world() -> impl Strategy<Value = World> {
+    let desired = (
+        btree_map("[ab]-[12]", module(), 0..4),
+        btree_map("op-[12]", route(), 0..2),
+        btree_map("v[12]", select(vec![0_u32, 5, 95]), 0..2),
+        any::<bool>(),
+    );
+    (desired, hops()).prop_map(|((modules, operator_routes, version_weights, fail_open), hops)| World {
+        desired: Desired {
+            vips: VIPS[..2].iter().copied().map(address).collect(),
+            fail_open,
+            modules,
+            operator_routes,
+            version_weights,
+            ..Desired::default()
+        },
+        hops,
+    })
+}
+
+fn module() -> impl Strategy<Value = Module> {
+    use ForwardMode::*;
+    use Health::*;
+    let part = (
+        select(vec![ModuleType::Alb, ModuleType::Dblb]),
+        "v[12]",
+        select(vec![0_u32, 1, 100]),
+        select(vec![Healthy, Healthy, Healthy, Degraded, Starting, Unhealthy, Stopping]),
+    );
+    let way = (
+        weighted(0.9, 1..4_u8),
+        weighted(0.5, 1..4_u8),
+        select(vec![Nat, Nat, DsrL2, DsrIpip]),
+        select(vec![Snat::Always, Snat::OnLink, Snat::Never]),
+    );
+    (part, way, btree_map("r[12]", route(), 0..3)).prop_map(|(part, way, routes)| {
+        let (module_type, version, weight, health) = part;
+        let (v4, v6, mode, snat) = way;
+        let data = DataAddresses {
+            v4: v4.map(|host| [10, 0, 0, host].into()),
+            v6: v6.map(|host| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
+        };
+        Module { module_type, version, weight, health, data, mode, snat, listen_port: None, routes }
+    })
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    let destination = prop_oneof![
+        Just(Destination::EveryVip),
+        select(&VIPS[..]).prop_map(|vip| Destination::Address(address(vip))),
+        Just(Destination::Prefix("192.0.2.0/24".parse().expect("a prefix"))),
+    ];
+    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Mysql]);
+    let source = weighted(0.4, select(&SOURCES[..]).prop_map(|net| net.parse().expect("a prefix")));
+    (protocol, source, destination, weighted(0.7, select(&PORTS[..])), 0..2_i32).prop_map(
+        |(protocol, source, destination, port, priority)| Route {
+            protocol,
+            source,
+            destination,
+            port,
+            priority,
+            listen_port: None,
+            targets: Targets::Implied,
+            headers: BTreeMap::new(),
+            path_pattern: String::new(),
+            metadata: BTreeMap::new(),
+        },
+    )
+}
+
+/// Ways to some of the modules, from one of two addresses of ours each.
+fn hops() -> impl Strategy<Value = Hops> {
+    let hosts: Vec<IpAddr> =
+        ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3"].map(address).to_vec();
+    let known = subsequence(hosts, 0..=6);
+    (known, vec(any::<bool>(), 6)).prop_map(|(known, others)| {
+        let way = |(host, other): (IpAddr, bool)| {
+            let source = match (host.is_ipv4(), other) {
+                (true, false) => "10.0.0.100",
+                (true, true) => "10.0.0.101",
+                (false, false) => "fd00::100",
+                (false, true) => "fd00::101",
+            };
+            (host, Hop { hop: Default::default(), source: address(source), mtu: 1500, link_prefix: 120 })
+        };
+        known.into_iter().zip(others).map(way).collect()
+    })
+}
+
+/// One flow of each kind that the states above tell apart, at slots all over the tables.
+pub fn flows() -> impl Iterator<Item = Flow> {
+    let slots = (0..SLOTS as usize).step_by(SLOTS as usize / 5);
+    let kinds = CLIENTS.iter().flat_map(|client| VIPS.iter().map(move |vip| (address(client), address(vip))));
+    kinds.filter(|(client, vip)| client.is_ipv4() == vip.is_ipv4()).flat_map(move |(client, vip)| {
+        let slots = slots.clone();
+        [53, 80, 443, 3306, 9999].into_iter().flat_map(move |port| {
+            let slots = slots.clone();
+            [L4::Tcp, L4::Udp]
+                .into_iter()
+                .flat_map(move |l4| slots.clone().map(move |slot| Flow { client, vip, port, l4, slot }))
+        })
+    })
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}

@@ -1,0 +1,138 @@
+//! What must hold of the maps at any moment, as a packet would find them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use nlb::compile::Rows;
+use nlb::maps::Change;
+use nlb::model::L4;
+use nlb_common::abi::{Address, Backend, Service, ServiceEntry};
+use nlb_common::net::{Addr, Be16};
+
+/// What would fail a packet that meets these rows: numbers that lead nowhere.
+pub fn broken(rows: &Rows) -> Vec<String> {
+    let mut broken = Vec::new();
+    let mut expect = |holds: bool, what: String| {
+        if !holds {
+            broken.push(what);
+        }
+    };
+    let any_ports = rows.addresses.values().flat_map(|a| [a.any_port.tcp, a.any_port.udp]);
+    for id in rows.service_ids.values().copied().chain(any_ports.filter(|id| *id != 0)) {
+        expect(rows.services.contains_key(&id), format!("service {id} is looked up and not there"));
+    }
+    for (id, service) in &rows.services {
+        let pool = service.pool;
+        expect(pool == 0 || rows.pools.contains_key(&pool), format!("service {id} has no pool {pool}"));
+        let by_source = rows.sources.keys().any(|(service, _)| service == id);
+        expect(service.flags & Service::BY_SOURCE == 0 || by_source, format!("service {id} has no sources"));
+    }
+    for ((service, _), pool) in &rows.sources {
+        expect(rows.pools.contains_key(pool), format!("a source of service {service} has no pool {pool}"));
+    }
+    for (ip, address) in &rows.addresses {
+        let is_vip = address.flags & Address::VIP != 0;
+        let listed = rows.vips.get(&address.id) == Some(&Addr::from(*ip));
+        expect(!is_vip || listed, format!("VIP {ip} is not the VIP of its number {}", address.id));
+    }
+    let in_use = pools_in_use(rows);
+    for (pool, table) in &rows.pools {
+        for id in table.iter().collect::<BTreeSet<_>>().into_iter().filter(|id| **id != 0) {
+            match rows.backends.get(id).filter(|backend| backend.has(Backend::PRESENT)) {
+                None => expect(false, format!("pool {pool} names backend {id}, which is not there")),
+                Some(backend) => expect(
+                    !in_use.contains(pool) || replies_are_known(rows, backend),
+                    format!("backend {id} gets new flows, and its replies are not known"),
+                ),
+            }
+        }
+    }
+    broken
+}
+
+/// The rows without the numbers of VIPs that are gone, which stay until they are used again.
+pub fn looked_up(mut rows: Rows) -> Rows {
+    let vips = rows.addresses.values().filter(|address| address.flags & Address::VIP != 0);
+    let numbers: BTreeSet<u16> = vips.map(|vip| vip.id).collect();
+    rows.vips.retain(|id, _| numbers.contains(id));
+    rows
+}
+
+/// The pools that some packet to a VIP leads to.
+fn pools_in_use(rows: &Rows) -> BTreeSet<u16> {
+    let vips = || rows.addresses.values().filter(|address| address.flags & Address::VIP != 0);
+    let numbers: BTreeSet<u16> = vips().map(|vip| vip.id).collect();
+    let own = rows.service_ids.iter().filter(|(key, _)| numbers.contains(&(**key as u16))).map(|(_, id)| *id);
+    let services: BTreeSet<u16> =
+        vips().flat_map(|vip| [vip.any_port.tcp, vip.any_port.udp]).chain(own).collect();
+    let defaults = services.iter().filter_map(|id| rows.services.get(id)).map(|service| service.pool);
+    let by_source = rows.sources.iter().filter(|((id, _), _)| services.contains(id)).map(|(_, pool)| *pool);
+    defaults.chain(by_source).collect()
+}
+
+/// Whether what a NAT backend sends back would be taken for a reply.
+fn replies_are_known(rows: &Rows, backend: &Backend) -> bool {
+    if backend.mode != Backend::NAT || !backend.has(Backend::RESOLVED) {
+        return true;
+    }
+    let has = |addr: Addr, flag: u32| {
+        rows.addresses.get(&IpAddr::from(addr)).filter(|address| address.flags & flag != 0)
+    };
+    let ours = has(backend.source, Address::SOURCE).is_some_and(|address| address.id == backend.source_id);
+    ours && (backend.has(Backend::SNAT_ALWAYS) || has(backend.addr, Address::BACKEND).is_some())
+}
+
+/// A change in a word: tables of 65,537 slots are not for reading.
+pub fn name(change: &Change) -> String {
+    match change {
+        Change::SetPool(id, _) => format!("SetPool({id})"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Where a new flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not ours: no such VIP, or no service on that port.
+    Passed,
+    NoBackend,
+    To(IpAddr, u16, u8),
+}
+
+/// A flow as it is classified.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    pub client: IpAddr,
+    pub vip: IpAddr,
+    pub port: u16,
+    pub l4: L4,
+    /// In place of the flow's hash.
+    pub slot: usize,
+}
+
+/// What the data path makes of a new flow by these rows.
+pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
+    let vip = rows.addresses.get(&flow.vip).filter(|address| address.flags & Address::VIP != 0);
+    let Some(vip) = vip else { return Outcome::Passed };
+    let own = rows.service_ids.get(&ServiceEntry::key(vip.id, Be16::new(flow.port), flow.l4));
+    let any_port = match flow.l4 {
+        L4::Tcp => vip.any_port.tcp,
+        L4::Udp => vip.any_port.udp,
+    };
+    let id = own.copied().unwrap_or(any_port);
+    let Some(service) = rows.services.get(&id) else { return Outcome::Passed };
+    let pool = if service.flags & Service::BY_SOURCE == 0 {
+        service.pool
+    } else {
+        let client = Addr::from(flow.client);
+        let covering = rows.sources.iter().filter(|((of, prefix), _)| {
+            *of == id && Addr::v6(prefix.addr).shares_prefix(client, prefix.bits)
+        });
+        covering.max_by_key(|((_, prefix), _)| prefix.bits).map_or(0, |(_, pool)| *pool)
+    };
+    let backend = rows.pools.get(&pool).map_or(0, |table| table[flow.slot]);
+    match rows.backends.get(&backend) {
+        Some(backend) => Outcome::To(backend.addr.into(), backend.port.get(), backend.mode),
+        None => Outcome::NoBackend,
+    }
+}

@@ -1,0 +1,84 @@
+//! Neighbours that are not known, and modules that come while traffic flows: nobody's packet is lost.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use nlb_tests::lab::{DefaultRoute, Lab};
+use tokio::net::UdpSocket;
+
+use crate::clients::{L4, ask_udp, flows, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+async fn one_datagram(to: SocketAddr) -> Result<String> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(to).await?;
+    ask_udp(&socket).await
+}
+
+#[test]
+fn row_22_the_first_packet_to_an_unknown_neighbour_is_not_lost() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    on(&fleet.lab.clients[0], || async {
+        for round in 0..10 {
+            // Forgets modules and clients alike. A datagram has no second try.
+            nlb.ip(&["neigh", "flush", "all"])?;
+            for vip in vips() {
+                one_datagram(vip).await.with_context(|| format!("round {round}, {vip}"))?;
+            }
+        }
+        Ok(())
+    })?;
+    let packets = fleet.nlb(&["status", "--packets", "--output", "json"])?;
+    ensure!(packets.contains("park"), "no packet had to wait, so nothing was tested: {packets}");
+    Ok(())
+}
+
+#[test]
+fn modules_join_while_clients_ask_and_no_request_is_lost() -> Result<()> {
+    // Replies are found by their source address here, the harder way.
+    let lab = Lab::two_arm(1, 3, DefaultRoute::Nlb)?;
+    let args = ["--metadata", "reply_path=nlb"];
+    let mut fleet = Fleet::start(lab, Mode::Nat, &[100], &args)?;
+    let done = AtomicBool::new(false);
+    let client = fleet.lab.clients.remove(0);
+    std::thread::scope(|scope| -> Result<()> {
+        let asking = scope.spawn(|| {
+            on(&client, || async {
+                let mut asked = 0;
+                while !done.load(Ordering::Relaxed) {
+                    for vip in vips() {
+                        one_datagram(vip).await.with_context(|| format!("after {asked} requests"))?;
+                        asked += 1;
+                    }
+                }
+                Ok(asked)
+            })
+        });
+        let joined = (|| {
+            for n in 1..3 {
+                fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &args)?;
+                fleet.wait_for(n + 1)?;
+            }
+            Ok(())
+        })();
+        done.store(true, Ordering::Relaxed);
+        let asked = asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        ensure!(asked > 20, "only {asked} requests were made meanwhile");
+        joined
+    })
+}
+
+#[test]
+fn generic_xdp_serves_as_well() -> Result<()> {
+    let fleet = Fleet::start_generic(Lab::one_arm(1, 2)?, &[100, 100])?;
+    for vip in vips() {
+        for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {
+            let counts = flows(&fleet.lab.clients[0], l4, vip, first, 200)?;
+            ensure!(counts.len() == 2, "{counts:?}");
+        }
+    }
+    Ok(())
+}
