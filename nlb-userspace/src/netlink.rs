@@ -102,12 +102,12 @@ impl Netlink {
         Ok(nets)
     }
 
-    /// The MACs of neighbours that can be used, by link and address.
-    pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Mac>> {
+    /// What is known of neighbours, by link and address. `None` if one was asked for and did not answer.
+    pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
         let mut macs = HashMap::new();
         let mut answers = self.handle.neighbours().get().execute();
         while let Some(message) = answers.try_next().await.context("listing neighbours")? {
-            if let Some((addr, mac)) = usable(&message) {
+            if let Some((addr, mac)) = parse_neighbour(&message) {
                 macs.insert((message.header.ifindex, addr), mac);
             }
         }
@@ -146,10 +146,11 @@ impl Netlink {
     }
 }
 
-fn usable(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+/// `None` for one that is still being asked.
+fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> {
     use NeighbourState as S;
     let state = message.header.state;
-    if !matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp) {
+    if !matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp | S::Failed) {
         return None;
     }
     let (mut addr, mut mac) = (None, None);
@@ -163,7 +164,10 @@ fn usable(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
             _ => {}
         }
     }
-    addr.zip(mac)
+    match state {
+        S::Failed => Some((addr?, None)),
+        _ => Some((addr?, Some(mac?))),
+    }
 }
 
 fn parse_route(message: &RouteMessage) -> Option<RouteTo> {

@@ -2,7 +2,8 @@
 //!
 //! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only we use, and
 //! would not notice that one has moved. Addresses of interest are therefore confirmed again every few seconds, as the
-//! kernel does for those that it uses itself.
+//! kernel does for those that it uses itself. What the kernel has merely forgotten stays in use while it is asked for again;
+//! only a neighbour that does not answer is given up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -50,12 +51,15 @@ pub async fn run(
             _ = confirm.tick() => confirm_all = true,
         }
         temporary.retain(|_, until| *until > Instant::now());
-        let (mut wanted, vips) = {
+        let (backends, vips) = {
             let desired = desired.borrow_and_update();
             (data_addresses(&desired), desired.all_vips())
         };
-        wanted.extend(temporary.keys().copied());
-        match survey(&netlink, &wanted, &vips, |addr| confirm_all || fresh == Some(addr)).await {
+        let wanted = backends.iter().chain(temporary.keys()).copied().collect();
+        let old = hops.borrow().clone();
+        let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
+        let confirm = |addr| confirm_all || fresh == Some(addr);
+        match survey(&netlink, &wanted, &vips, remembered, confirm).await {
             Ok(found) => {
                 hops.send_if_modified(|old| {
                     let changed = **old != found;
@@ -76,12 +80,13 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
 }
 
-/// The ways to `wanted`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
+/// The ways to `wanted`; for what the kernel has forgotten, by what is `remembered`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
 /// arrive as changes.
-async fn survey(
+async fn survey<'a>(
     netlink: &Netlink,
     wanted: &BTreeSet<IpAddr>,
     vips: &BTreeSet<IpAddr>,
+    remembered: impl Fn(IpAddr) -> Option<&'a Hop>,
     confirm: impl Fn(IpAddr) -> bool,
 ) -> anyhow::Result<Hops> {
     let mut hops = Hops::new();
@@ -95,14 +100,18 @@ async fn survey(
         let Some(route) = netlink.route(*addr).await? else { continue };
         let Some(link) = links.get(&route.ifindex) else { continue };
         let next = route.gateway.unwrap_or(*addr);
-        let mac = neighbours.get(&(route.ifindex, next));
-        if mac.is_none() || confirm(*addr) {
+        let neighbour = neighbours.get(&(route.ifindex, next)).copied();
+        if neighbour.flatten().is_none() || confirm(*addr) {
             // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
             if let Err(error) = netlink.resolve(route.ifindex, next).await {
                 debug!("{error:#}");
             }
         }
         let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
+        let mac = match neighbour {
+            Some(known) => known,
+            None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
+        };
         let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let whole = if addr.is_ipv4() { 32 } else { 128 };
         let link_prefix = match route.gateway {
@@ -111,7 +120,7 @@ async fn survey(
                 ours().filter(|net| net.contains(addr)).map(|net| net.prefix_len()).max().unwrap_or(whole)
             }
         };
-        let hop = NextHop::new(*mac, link.mac, route.ifindex);
+        let hop = NextHop::new(mac, link.mac, route.ifindex);
         hops.insert(*addr, Hop { hop, source, mtu: link.mtu.min(u16::MAX as u32) as u16, link_prefix });
     }
     Ok(hops)

@@ -3,7 +3,7 @@
 //! Without this, the first packet to a new neighbour would be lost, and its sender would wait a second for TCP's
 //! retransmission, or for ever with UDP.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +27,23 @@ const CAPACITY: usize = 1024;
 /// How long a packet waits: as long as Linux probes a silent neighbour before it fails.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The first pause between two attempts to send on what waits for one address; it doubles with each. A packet comes back
+/// if the kernel does not know the neighbour after all, and must not go round and round.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// A packet that waits.
 struct Frame {
     towards: IpAddr,
     ifindex: u32,
     bytes: Vec<u8>,
+}
+
+/// How the attempts stand for one address.
+struct Turn {
     since: Instant,
+    next: Instant,
+    pause: Duration,
 }
 
 /// Takes parked packets from the kernel, asks for their next hops, and sends them on, until the reconciler goes away.
@@ -45,8 +56,9 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the `AsyncFd`.
     let mut ring = unsafe { AsyncFd::register(ring) }.context("waiting for parked packets")?;
-    let mut waiting: VecDeque<Frame> = VecDeque::new();
+    let mut lot = Lot::default();
     loop {
+        let alarm = lot.turns.values().map(|turn| turn.next).min();
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready.context("waiting for parked packets")?;
@@ -55,27 +67,73 @@ pub async fn run(
                     if ask.try_send(frame.towards).is_err() {
                         debug!("many packets wait for next hops; {} is asked for later", frame.towards);
                     }
-                    waiting.push_back(frame);
-                    if waiting.len() > CAPACITY {
-                        waiting.pop_front();
-                    }
+                    lot.take(frame);
                 }
                 ready.clear_ready();
             }
             changed = hops.changed() => if changed.is_err() { return Ok(()) },
             changed = applied.changed() => if changed.is_err() { return Ok(()) },
-            () = tokio::time::sleep(PATIENCE), if !waiting.is_empty() => {}
+            () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
-        waiting.retain(|frame| {
-            if can_go(frame.towards, &hops, &applied) {
-                if let Err(error) = datapath.inject(&frame.bytes, frame.ifindex) {
-                    warn!("a packet that waited for {} could not be sent on: {error}", frame.towards);
-                }
-                return false;
+        for frame in lot.let_go(|towards| can_go(towards, &hops, &applied)) {
+            if let Err(error) = datapath.inject(&frame.bytes, frame.ifindex) {
+                warn!("a packet that waited for {} could not be sent on: {error}", frame.towards);
             }
-            frame.since.elapsed() < PATIENCE
+        }
+    }
+}
+
+/// What waits, and whose turn it is.
+#[derive(Default)]
+struct Lot {
+    frames: VecDeque<Frame>,
+    turns: BTreeMap<IpAddr, Turn>,
+}
+
+impl Lot {
+    fn take(&mut self, frame: Frame) {
+        let now = Instant::now();
+        self.turns.entry(frame.towards).or_insert(Turn {
+            since: now,
+            next: now + FIRST_PAUSE,
+            pause: FIRST_PAUSE,
         });
+        self.frames.push_back(frame);
+        if self.frames.len() > CAPACITY {
+            self.frames.pop_front();
+        }
+    }
+
+    /// The packets whose turn it is and that can go. Those that have waited too long are given up.
+    fn let_go(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
+        let now = Instant::now();
+        let due: BTreeMap<IpAddr, bool> = self
+            .turns
+            .iter()
+            .filter(|(_, turn)| turn.next <= now)
+            .map(|(towards, turn)| (*towards, turn.since + PATIENCE > now))
+            .collect();
+        let mut gone = Vec::new();
+        for frame in std::mem::take(&mut self.frames) {
+            match due.get(&frame.towards) {
+                Some(true) if can_go(frame.towards) => gone.push(frame),
+                Some(false) => debug!("a packet waited in vain for {}", frame.towards),
+                _ => self.frames.push_back(frame),
+            }
+        }
+        for (towards, turn) in &mut self.turns {
+            if due.contains_key(towards) {
+                turn.pause = (turn.pause * 2).min(LONGEST_PAUSE);
+                turn.next = now + turn.pause;
+            }
+        }
+        // A packet that comes back does so at once; an address nothing comes back for starts afresh next time.
+        let frames = &self.frames;
+        self.turns.retain(|towards, turn| {
+            frames.iter().any(|frame| frame.towards == *towards) || turn.since + PATIENCE > now
+        });
+        gone
     }
 }
 
@@ -100,6 +158,5 @@ fn parse(record: &[u8]) -> Option<Frame> {
         towards: Addr::v6(*towards).into(),
         ifindex: u32::from_ne_bytes(*ifindex),
         bytes: bytes.get(..len)?.to_vec(),
-        since: Instant::now(),
     })
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use nlb_common::abi::{Address, AnyPort, Service};
 
-use crate::compile::Rows;
+use crate::compile::{Addr128, Rows};
 use crate::maps::Change;
 
 pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
@@ -26,41 +26,56 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     let service_ids = |from, to: &ServiceIds| (from != to).then(|| Change::ReplaceServiceIds(to.clone()));
     let all_service_ids = all_of_both(&current.service_ids, &wanted.service_ids);
 
-    // A client may go over from everybody's pool to that of its prefix, or back.
-    let (leaving_sources, other_services): (Vec<_>, Vec<_>) = new_rows(&current.services, &wanted.services)
-        .partition(|(id, row)| by_source(current.services.get(id)) && !by_source(Some(row)));
-    let (changed_pools, new_pools): (Vec<_>, Vec<_>) =
+    let known = |id: &u16| current.services.contains_key(id);
+    let stays = |id: &u16| known(id) && wanted.services.contains_key(id);
+    let (old_services, new_services): (Vec<_>, Vec<_>) =
+        new_rows(&current.services, &wanted.services).partition(|(id, _)| known(id));
+    let (leave_sources, other_services): (Vec<_>, Vec<_>) =
+        old_services.into_iter().partition(|(id, row)| by_source(&current.services[*id]) && !by_source(row));
+    let (old_sources, new_sources): (Vec<_>, Vec<_>) =
+        new_rows(&current.sources, &wanted.sources).partition(|((service, _), _)| known(service));
+    let (sources_of_old, sources_of_gone): (Vec<_>, Vec<_>) =
+        gone(&current.sources, &wanted.sources).partition(|(service, _)| stays(service));
+    let (old_pools, new_pools): (Vec<_>, Vec<_>) =
         new_rows(&current.pools, &wanted.pools).partition(|(id, _)| current.pools.contains_key(id));
+
     let set_pool = |(id, table): (&u16, &Arc<[u16]>)| Change::SetPool(*id, table.clone());
     let set_service = |(id, row): (&u16, &Service)| Change::SetService(*id, *row);
+    let set_source =
+        |((service, prefix), pool): (&(u16, Addr128), &u16)| Change::SetSource(*service, *prefix, *pool);
+    let clear_source = |(service, prefix): &(u16, Addr128)| Change::ClearSource(*service, *prefix);
 
+    // What is new, and the ports that go over to it.
     changes.extend(addresses(&current.addresses, &old_vips));
     changes
         .extend(new_rows(&current.backends, &wanted.backends).map(|(id, row)| Change::SetBackend(*id, *row)));
     changes.extend(new_rows(&current.vips, &wanted.vips).map(|(id, addr)| Change::SetVip(*id, *addr)));
     changes.extend(new_pools.into_iter().map(set_pool));
-    let sources = new_rows(&current.sources, &wanted.sources);
-    changes.extend(sources.map(|((service, prefix), pool)| Change::SetSource(*service, *prefix, *pool)));
-    changes.extend(other_services.into_iter().map(set_service));
+    changes.extend(new_sources.into_iter().map(set_source));
+    changes.extend(new_services.into_iter().map(set_service));
     changes.extend(service_ids(&current.service_ids, &all_service_ids));
 
-    changes.extend(changed_pools.into_iter().map(set_pool));
+    // What stays: clients that go over to the pools of new prefixes, pools that change, clients that come from prefixes
+    // which are gone.
+    changes.extend(old_sources.into_iter().map(set_source));
+    changes.extend(other_services.into_iter().map(set_service));
+    changes.extend(old_pools.into_iter().map(set_pool));
+    changes.extend(leave_sources.into_iter().map(set_service));
+    changes.extend(sources_of_old.into_iter().map(clear_source));
 
-    changes.extend(leaving_sources.into_iter().map(set_service));
-    // A port may go over from a service of its own to its VIP's service for every port, which is found by the address.
+    // VIPs come and go, and with them their services for every port, which ports come over to whose own service is gone.
     changes.extend(addresses(&old_vips, &new_vips));
     changes.extend(service_ids(&all_service_ids, &wanted.service_ids));
     changes.extend(addresses(&new_vips, &wanted.addresses));
     changes.extend(gone(&current.services, &wanted.services).map(|id| Change::ClearService(*id)));
-    let sources = gone(&current.sources, &wanted.sources);
-    changes.extend(sources.map(|(service, prefix)| Change::ClearSource(*service, *prefix)));
+    changes.extend(sources_of_gone.into_iter().map(clear_source));
     changes.extend(gone(&current.pools, &wanted.pools).map(|id| Change::ClearPool(*id)));
     changes.extend(gone(&current.backends, &wanted.backends).map(|id| Change::ClearBackend(*id)));
     changes
 }
 
-fn by_source(service: Option<&Service>) -> bool {
-    service.is_some_and(|service| service.flags & Service::BY_SOURCE != 0)
+fn by_source(service: &Service) -> bool {
+    service.flags & Service::BY_SOURCE != 0
 }
 
 type Addresses = BTreeMap<IpAddr, Address>;

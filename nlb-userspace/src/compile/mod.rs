@@ -57,6 +57,9 @@ pub struct MapImage {
     service_ids: Ids<ServiceKey>,
     pool_ids: Ids<PoolKey>,
     pub address_ids: Ids<IpAddr>,
+    /// Our address towards each NAT backend, the last that was known: replies to it are expected for as long as there are
+    /// flows, even while the way there is unknown.
+    sources: BTreeMap<IpAddr, IpAddr>,
     /// What the pools' tables were built from.
     pools: BTreeMap<u16, Pool>,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
@@ -133,8 +136,8 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .map_err(too_many("services", "--max-services"))?;
     let pool_keys = services.iter().flat_map(|s| s.pools.keys().map(|source| (s.key, *source)));
     let pool_ids = before.pool_ids.renew(pool_keys).map_err(too_many("pools", "--max-pools"))?;
-    let sources = offers.nat_sources(hops);
-    let addresses: BTreeSet<IpAddr> = offers.by_vip.keys().copied().chain(sources.iter().copied()).collect();
+    let sources = offers.nat_sources(hops, &before.sources);
+    let addresses: BTreeSet<IpAddr> = offers.by_vip.keys().chain(sources.values()).copied().collect();
     let address_ids =
         before.address_ids.renew(addresses).map_err(too_many("VIPs and source addresses", "--max-vips"))?;
 
@@ -144,6 +147,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         service_ids,
         pool_ids,
         address_ids,
+        sources,
         pools: BTreeMap::new(),
         unserved: offers.unserved.clone(),
     };
@@ -151,7 +155,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         image.add_service(service, desired, before);
     }
     image.add_backends(desired, &offers, hops);
-    image.add_addresses(desired, &offers, &services, &sources);
+    image.add_addresses(desired, &offers, &services);
     Ok(image)
 }
 
@@ -208,10 +212,11 @@ impl<'a> Offers<'a> {
         }
     }
 
-    /// Our own addresses that NAT backends answer to.
-    fn nat_sources(&self, hops: &Hops) -> BTreeSet<IpAddr> {
+    /// Our own address towards each NAT backend, which it answers to: as it is now, or else as it was.
+    fn nat_sources(&self, hops: &Hops, before: &BTreeMap<IpAddr, IpAddr>) -> BTreeMap<IpAddr, IpAddr> {
         let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
-        nat.filter_map(|backend| hops.get(&backend.addr)).map(|hop| hop.source).collect()
+        let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
+        nat.filter_map(|backend| Some((backend.addr, source(backend.addr)?))).collect()
     }
 }
 
@@ -256,6 +261,7 @@ impl MapImage {
             service_ids: Ids::new(limits.services),
             pool_ids: Ids::new(limits.pools),
             address_ids: Ids::new(limits.addresses),
+            sources: BTreeMap::new(),
             pools: BTreeMap::new(),
             unserved: Vec::new(),
         }
@@ -341,13 +347,7 @@ impl MapImage {
         }
     }
 
-    fn add_addresses(
-        &mut self,
-        desired: &Desired,
-        offers: &Offers,
-        services: &[classifier::Service],
-        sources: &BTreeSet<IpAddr>,
-    ) {
+    fn add_addresses(&mut self, desired: &Desired, offers: &Offers, services: &[classifier::Service]) {
         let vip_flags = if desired.drop_closed_ports {
             abi::Address::VIP | abi::Address::DROP_CLOSED
         } else {
@@ -359,7 +359,7 @@ impl MapImage {
             .iter()
             .filter(|(_, offers)| !offers.is_empty())
             .map(|(vip, _)| (*vip, vip_flags))
-            .chain(sources.iter().map(|source| (*source, abi::Address::SOURCE)))
+            .chain(self.sources.values().map(|source| (*source, abi::Address::SOURCE)))
             .chain(
                 offers.backends.keys().filter(|b| is_transparent(b)).map(|b| (b.addr, abi::Address::BACKEND)),
             );

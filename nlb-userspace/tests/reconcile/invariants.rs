@@ -76,10 +76,23 @@ fn replies_are_known(rows: &Rows, backend: &Backend) -> bool {
         return true;
     }
     let has = |addr: Addr, flag: u32| {
-        rows.addresses.get(&IpAddr::from(addr)).filter(|address| address.flags & flag != 0)
+        rows.addresses.get(&IpAddr::from(addr)).is_some_and(|address| address.flags & flag != 0)
     };
-    let ours = has(backend.source, Address::SOURCE).is_some_and(|address| address.id == backend.source_id);
-    ours && (backend.has(Backend::SNAT_ALWAYS) || has(backend.addr, Address::BACKEND).is_some())
+    has(backend.source, Address::SOURCE)
+        && (backend.has(Backend::SNAT_ALWAYS) || has(backend.addr, Address::BACKEND))
+}
+
+/// Backends whose replies are looked up by another number of our address than they are recorded by. After a fault that can
+/// be so until the next try: an address that was given up and taken back meanwhile has a new number, and the old one is
+/// still in the maps.
+pub fn misnumbered(rows: &Rows) -> Vec<u16> {
+    let by_number = |backend: &Backend| {
+        let source = rows.addresses.get(&IpAddr::from(backend.source));
+        source.is_none_or(|source| source.id == backend.source_id)
+    };
+    let resolved = rows.backends.iter().filter(|(_, backend)| backend.has(Backend::RESOLVED));
+    let nat = resolved.filter(|(_, backend)| backend.mode == Backend::NAT);
+    nat.filter(|(_, backend)| !by_number(backend)).map(|(id, _)| *id).collect()
 }
 
 /// A change in a word: tables of 65,537 slots are not for reading.

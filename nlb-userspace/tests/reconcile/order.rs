@@ -6,7 +6,7 @@ use nlb::plan::plan;
 use proptest::prelude::*;
 
 use super::generated::{LIMITS, flows, world};
-use super::invariants::{broken, looked_up, name, outcome};
+use super::invariants::{broken, looked_up, misnumbered, name, outcome};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -22,6 +22,7 @@ proptest! {
         for change in plan(&before.rows, &after.rows) {
             change.apply_to(&mut rows);
             prop_assert_eq!(broken(&rows), Vec::<String>::new(), "after {}", name(&change));
+            prop_assert_eq!(misnumbered(&rows), Vec::<u16>::new(), "after {}", name(&change));
             for flow in flows() {
                 let now = outcome(&rows, &flow);
                 let (old, new) = (outcome(&before.rows, &flow), outcome(&after.rows, &flow));

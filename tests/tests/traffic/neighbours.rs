@@ -26,7 +26,13 @@ fn row_22_the_first_packet_to_an_unknown_neighbour_is_not_lost() -> Result<()> {
             // Forgets modules and clients alike. A datagram has no second try.
             nlb.ip(&["neigh", "flush", "all"])?;
             for vip in vips() {
-                one_datagram(vip).await.with_context(|| format!("round {round}, {vip}"))?;
+                one_datagram(vip).await.with_context(|| {
+                    format!(
+                        "round {round}, {vip}\n{}\n{}",
+                        fleet.nlb(&["status", "--packets"]).unwrap_or_default(),
+                        fleet.nlb.output()
+                    )
+                })?;
             }
         }
         Ok(())
