@@ -6,7 +6,7 @@ use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
 use nlb_common::net::{Addr, Be16, L4};
 
 const THREADS: u64 = 4;
-const ROUNDS: u64 = 100_000;
+const ROUNDS: u64 = 2_000_000;
 
 /// More flows than the bucket has entries, so that they push each other out all the time.
 const FLOWS: u64 = 11;

@@ -42,8 +42,10 @@ enum Standing {
     Expired,
     Closed,
     Stale,
-    /// Opening, and this many ticks old.
+    /// A SYN was seen this many ticks ago, and nothing since.
     Opening(u16),
+    /// So was a single datagram.
+    Datagram(u16),
     /// Established, and idle for this many ticks.
     Established(u16),
     Udp(u16),
@@ -51,19 +53,28 @@ enum Standing {
     Closing,
 }
 
-/// How willingly it gives way: the larger number first. 0 is only for those who must have a place.
+/// How willingly it gives way: the larger number first. Below [`WILLING`], only for those who must have a place.
 fn spared(standing: Standing) -> u32 {
     match standing {
-        Standing::Free => 3,
-        Standing::Expired | Standing::Closed | Standing::Stale => 2,
-        Standing::Opening(age) if age >= 2 => 1,
-        Standing::Opening(_) | Standing::Established(_) | Standing::Udp(_) | Standing::Closing => 0,
+        Standing::Free => 4,
+        Standing::Expired | Standing::Closed | Standing::Stale => 3,
+        Standing::Opening(age) | Standing::Datagram(age) if age >= 2 => 2,
+        Standing::Opening(_) | Standing::Datagram(_) => 1,
+        Standing::Established(_) | Standing::Udp(_) | Standing::Closing => 0,
     }
 }
 
+const WILLING: u32 = 2;
+
+/// Those above give way in any order; among the others, the one that is idle longest is first.
+const BY_AGE: u32 = 2;
+
 fn age(standing: Standing) -> u16 {
     match standing {
-        Standing::Opening(age) | Standing::Established(age) | Standing::Udp(age) => age,
+        Standing::Opening(age)
+        | Standing::Datagram(age)
+        | Standing::Established(age)
+        | Standing::Udp(age) => age,
         Standing::Closed => 2,
         Standing::Expired => IDLE.established + 1,
         Standing::Free | Standing::Stale | Standing::Closing => 0,
@@ -78,6 +89,7 @@ fn standing() -> impl Strategy<Value = Standing> {
         Just(Standing::Stale),
         (0..=IDLE.opening).prop_map(Standing::Opening),
         (0..4_u16).prop_map(Standing::Opening),
+        (0..4_u16).prop_map(Standing::Datagram),
         (0..=IDLE.established).prop_map(Standing::Established),
         (0..=IDLE.udp).prop_map(Standing::Udp),
         Just(Standing::Closing),
@@ -88,7 +100,8 @@ fn entry(id: u64, standing: Standing, now: u16) -> State {
     let seen = now.wrapping_sub(age(standing));
     match standing {
         Standing::Opening(_) => state(id, 0, seen),
-        Standing::Udp(_) => state(id, UDP, seen),
+        Standing::Datagram(_) => state(id, UDP, seen),
+        Standing::Udp(_) => state(id, UDP | ESTABLISHED, seen),
         Standing::Closed | Standing::Closing => state(id, ESTABLISHED | CLIENT_FIN | BACKEND_FIN, seen),
         Standing::Stale => State::forward(id as u16, Be16::new(0), STALE, ESTABLISHED, seen),
         Standing::Free | Standing::Expired | Standing::Established(_) => state(id, ESTABLISHED, seen),
@@ -126,13 +139,12 @@ proptest! {
 
         let best = standings.iter().copied().map(spared).max().expect("four");
         match taken {
-            None => prop_assert!(best == 0 && !must, "{standings:?}"),
+            None => prop_assert!(best < WILLING && !must, "{standings:?}"),
             Some(way) => {
                 let gone = standings[way];
                 prop_assert_eq!(spared(gone), best, "{:?} of {:?}", gone, standings);
-                prop_assert!(best > 0 || must);
-                // Among those of one kind, the one that is idle longest.
-                if best < 2 {
+                prop_assert!(best >= WILLING || must);
+                if best <= BY_AGE {
                     let rivals = standings.iter().copied().filter(|other| spared(*other) == best);
                     prop_assert_eq!(Some(age(gone)), rivals.map(age).max(), "{:?}", standings);
                 }
@@ -153,7 +165,7 @@ proptest! {
     ) {
         let bucket = Bucket::default();
         insert(&bucket, &key(0), state(0, ESTABLISHED, 0), 0, false);
-        insert(&bucket, &key(1), state(1, UDP, 0), 0, false);
+        insert(&bucket, &key(1), state(1, UDP | ESTABLISHED, 0), 0, false);
         let mut now = 0;
         for (id, pause) in floods {
             now = (now + pause).min(IDLE.udp);

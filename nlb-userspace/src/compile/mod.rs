@@ -7,20 +7,24 @@ mod capacity;
 pub mod classifier;
 pub mod ids;
 pub mod maglev;
+mod offers;
 mod pools;
+mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use nlb_common::abi;
 use nlb_common::net::{Addr, Be16};
 
-use crate::model::{Backend, Desired, ForwardMode, Health, L4, Module, Route, Snat};
-use classifier::{Offer, ServiceKey};
+use crate::model::{Backend, Desired, Health, L4};
+use classifier::ServiceKey;
 use ids::Ids;
+use offers::Offers;
 use pools::Pool;
+pub use rows::{Addr128, Rows};
+use rows::{backend_row, is_transparent};
 
 pub use capacity::fits;
 
@@ -68,38 +72,6 @@ pub struct MapImage {
 
 /// A pool serves the clients of a service that one source prefix covers; `None` covers all.
 type PoolKey = (ServiceKey, Option<IpNet>);
-
-/// The rows of the maps.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rows {
-    pub backends: BTreeMap<u16, abi::Backend>,
-    pub vips: BTreeMap<u16, Addr>,
-    pub pools: BTreeMap<u16, Arc<[u16]>>,
-    /// Service id and source prefix (in v4-mapped bits) to pool.
-    pub sources: BTreeMap<(u16, Addr128), u16>,
-    pub services: BTreeMap<u16, abi::Service>,
-    pub service_ids: BTreeMap<u64, u16>,
-    pub addresses: BTreeMap<IpAddr, abi::Address>,
-}
-
-/// A prefix in v4-mapped bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Addr128 {
-    pub addr: [u8; 16],
-    pub bits: u8,
-}
-
-impl From<Option<IpNet>> for Addr128 {
-    fn from(net: Option<IpNet>) -> Self {
-        match net {
-            None => Addr128 { addr: [0; 16], bits: 0 },
-            Some(IpNet::V4(net)) => {
-                Addr128 { addr: net.network().to_ipv6_mapped().octets(), bits: 96 + net.prefix_len() }
-            }
-            Some(IpNet::V6(net)) => Addr128 { addr: net.network().octets(), bits: net.prefix_len() },
-        }
-    }
-}
 
 /// A flow to be steered, as [`MapImage::choose`] asks for it.
 #[derive(Clone, Copy, Debug)]
@@ -157,100 +129,6 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
     image.add_backends(desired, &offers, hops);
     image.add_addresses(desired, &offers, &services);
     Ok(image)
-}
-
-/// Who offers to serve what.
-struct Offers<'a> {
-    by_vip: BTreeMap<IpAddr, Vec<Offer<'a>>>,
-    backends: BTreeMap<Backend, &'a Module>,
-    unserved: Vec<String>,
-}
-
-impl<'a> Offers<'a> {
-    fn collect(desired: &'a Desired) -> Self {
-        let mut offers = Offers {
-            by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
-            backends: BTreeMap::new(),
-            unserved: Vec::new(),
-        };
-        for (instance_id, module) in &desired.modules {
-            for (route_id, route) in &module.routes {
-                offers.add(instance_id, module, route_id, route);
-            }
-            for (route_id, route) in &desired.operator_routes {
-                if route.targets.include(route.protocol, instance_id, module.module_type) {
-                    offers.add(instance_id, module, route_id, route);
-                }
-            }
-        }
-        offers
-    }
-
-    fn add(&mut self, instance_id: &str, module: &'a Module, route_id: &'a str, route: &'a Route) {
-        let mut served = false;
-        let mut refused = None;
-        for (vip, offers) in &mut self.by_vip {
-            let Some(destination_bits) = destination_bits(route, *vip) else { continue };
-            if route.source.is_some_and(|source| source.addr().is_ipv4() != vip.is_ipv4()) {
-                continue;
-            }
-            match backend_for(instance_id, module, route, *vip) {
-                Ok(backend) => {
-                    served = true;
-                    self.backends.insert(backend.clone(), module);
-                    offers.push(Offer { route_id, route, destination_bits, backend, module });
-                }
-                Err(reason) => refused = Some((*vip, reason)),
-            }
-        }
-        if !served {
-            let why = match refused {
-                Some((vip, reason)) => format!("{reason} for VIP {vip}"),
-                None => "no VIP matches its destination and source".to_owned(),
-            };
-            self.unserved.push(format!("{instance_id}/{route_id}: {why}"));
-        }
-    }
-
-    /// Our own address towards each NAT backend, which it answers to: as it is now, or else as it was.
-    fn nat_sources(&self, hops: &Hops, before: &BTreeMap<IpAddr, IpAddr>) -> BTreeMap<IpAddr, IpAddr> {
-        let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
-        let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
-        nat.filter_map(|backend| Some((backend.addr, source(backend.addr)?))).collect()
-    }
-}
-
-/// How exactly a route's destination names this VIP, in bits; `None` if it does not.
-fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
-    use crate::model::Destination::*;
-    match route.destination {
-        EveryVip => Some(0),
-        Address(addr) => (addr == vip).then_some(if vip.is_ipv4() { 32 } else { 128 }),
-        Prefix(net) => net.contains(&vip).then_some(net.prefix_len()),
-    }
-}
-
-/// Where a module takes a route's packets to this VIP.
-fn backend_for(
-    instance_id: &str,
-    module: &Module,
-    route: &Route,
-    vip: IpAddr,
-) -> Result<Backend, &'static str> {
-    let (v4, v6) = (module.data.v4.map(IpAddr::from), module.data.v6.map(IpAddr::from));
-    let (same, other) = if vip.is_ipv4() { (v4, v6) } else { (v6, v4) };
-    let addr = match module.mode {
-        // NAT does not translate between the families.
-        ForwardMode::Nat => same,
-        ForwardMode::DsrL2 | ForwardMode::DsrIpip => same.or(other),
-    };
-    let addr = addr.ok_or("the module has no data address of the right family")?;
-    let port = match module.mode {
-        ForwardMode::Nat => route.listen_port.or(module.listen_port).or(route.port).unwrap_or(0),
-        // DSR leaves the port alone.
-        ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port.unwrap_or(0),
-    };
-    Ok(Backend { instance_id: instance_id.to_owned(), addr, port, mode: module.mode, snat: module.snat })
 }
 
 impl MapImage {
@@ -386,55 +264,6 @@ impl MapImage {
             }
         }
     }
-}
-
-/// Whether a backend may answer clients by their own addresses.
-fn is_transparent(backend: &Backend) -> bool {
-    backend.mode == ForwardMode::Nat && backend.snat != Snat::Always
-}
-
-fn backend_row(
-    backend: &Backend,
-    generation: u8,
-    leaving: bool,
-    hop: Option<&Hop>,
-    source_id: u16,
-) -> abi::Backend {
-    let mut flags = abi::Backend::PRESENT;
-    if leaving {
-        flags |= abi::Backend::DRAINING;
-    }
-    if hop.is_some() {
-        flags |= abi::Backend::RESOLVED;
-    }
-    flags |= match backend.snat {
-        Snat::Always => abi::Backend::SNAT_ALWAYS,
-        Snat::OnLink => abi::Backend::SNAT_ON_LINK,
-        Snat::Never => 0,
-    };
-    let mode = match backend.mode {
-        ForwardMode::Nat => abi::Backend::NAT,
-        ForwardMode::DsrL2 => abi::Backend::DSR_L2,
-        ForwardMode::DsrIpip => abi::Backend::DSR_IPIP,
-    };
-    let mapped = if backend.addr.is_ipv4() { 96 } else { 0 };
-    abi::Backend {
-        addr: backend.addr.into(),
-        source: hop.map_or(Addr::UNSPECIFIED, |h| h.source.into()),
-        hop: hop.map_or_else(Default::default, |h| h.hop),
-        port: Be16::new(backend.port),
-        generation,
-        mode,
-        flags,
-        link_prefix: mapped + hop.map_or(backend_bits(backend), |h| h.link_prefix),
-        source_id,
-        mtu: hop.map_or(0, |h| h.mtu),
-        _pad: [0; 6],
-    }
-}
-
-fn backend_bits(backend: &Backend) -> u8 {
-    if backend.addr.is_ipv4() { 32 } else { 128 }
 }
 
 impl Default for MapImage {

@@ -7,38 +7,13 @@
 //! A *forward* entry is keyed by client and VIP and holds the backend. A *reply* entry, which only NAT needs, is keyed
 //! by what the backend's packets look like and holds the place of the forward entry, where the rest is looked up; it
 //! counts only while that entry still points back at it.
-//!
-//! # Concurrency
-//!
-//! Every entry is three key words and one state word. A writer takes an entry by exchanging its state word for
-//! [`LOCKED`], which only one writer can do, writes the key, and publishes by storing the new state word. A reader
-//! loads the state word, compares the key, and loads the state word again: if the owner changed in between, what it
-//! compared may have been a mixture, and it reports a miss. What is left is an entry that was replaced, within those
-//! few instructions, by another with the same backend and SNAT port: the mixture then names a backend that one of the
-//! two flows really has. Changes to a published entry exchange the whole state word, so that they never touch an
-//! entry that has changed hands.
 
-use crate::atomic::{Word, fence};
+mod table;
+
 use crate::net::{Addr, Be16, L4};
 use crate::parse::TcpFlags;
 
-pub const WAYS: usize = 4;
-
-/// Buckets are aligned to two cache lines, which the CPU's adjacent-line prefetch fetches together.
-#[repr(C, align(128))]
-#[derive(Default)]
-pub struct Bucket {
-    pub entries: [Entry; WAYS],
-}
-
-#[repr(C)]
-#[derive(Default)]
-pub struct Entry {
-    key: [Word; 3],
-    state: Word,
-}
-
-const _: () = assert!(size_of::<Entry>() == 32 && size_of::<Bucket>() == 128);
+pub use table::{Bucket, Entry, WAYS};
 
 /// What a flow is looked up by.
 #[repr(transparent)]
@@ -116,10 +91,6 @@ impl Key {
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(u64);
-
-/// An entry that a writer is at work on. Its phase has no `LIVE`, so no reader takes it for a flow.
-const LOCKED: u64 = u32::MAX as u64;
-const FREE: u64 = 0;
 
 /// Phase bits. `LIVE` is set in every published entry.
 pub mod phase {
@@ -273,170 +244,4 @@ pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
         next |= phase::ESTABLISHED;
     }
     next
-}
-
-impl Bucket {
-    /// The entry of a flow, and its state.
-    #[inline(always)]
-    pub fn find(&self, key: &Key) -> Option<(usize, State)> {
-        let mut way = 0;
-        while way < WAYS {
-            if let Some(state) = self.entries[way].matches(key) {
-                return Some((way, state));
-            }
-            way += 1;
-        }
-        None
-    }
-
-    /// Records a flow in the entry that can best be spared: a free one; else one whose idle time is over, that is closed or
-    /// whose owner `is_stale`; else an opening one that is older than a second. An established flow gives way only if
-    /// `must` says so (a NAT flow cannot live without an entry), and then the one that is idle longest.
-    ///
-    /// `None` if there is nothing to spare, or another CPU was faster.
-    #[inline(always)]
-    pub fn insert(
-        &self,
-        key: &Key,
-        state: State,
-        now: u16,
-        idle: &IdleTimes,
-        must: bool,
-        is_stale: impl Fn(&Key, State) -> bool,
-    ) -> Option<usize> {
-        let mut best = 0;
-        let mut best_rank = 0;
-        let mut way = 0;
-        while way < WAYS {
-            let rank = self.entries[way].expendability(now, idle, must, &is_stale);
-            if rank > best_rank {
-                best_rank = rank;
-                best = way;
-            }
-            way += 1;
-        }
-        if best_rank == 0 {
-            return None;
-        }
-        // A constant index for each way keeps the bounds plain to the verifier.
-        match best {
-            0 => self.entries[0].claim(key, state),
-            1 => self.entries[1].claim(key, state),
-            2 => self.entries[2].claim(key, state),
-            _ => self.entries[3].claim(key, state),
-        }
-        .then_some(best)
-    }
-}
-
-impl Entry {
-    /// The state of this entry if it is the flow's.
-    #[inline(always)]
-    pub fn matches(&self, key: &Key) -> Option<State> {
-        let state = State(self.state.load());
-        fence();
-        if self.key[2].load() != key.0[2]
-            || self.key[1].load() != key.0[1]
-            || self.key[0].load() != key.0[0]
-            || !state.is_live()
-        {
-            return None;
-        }
-        fence();
-        let again = State(self.state.load());
-        (again.is_live() && again.owner() == state.owner()).then_some(again)
-    }
-
-    /// Key and state, for readers that walk the table; `None` if it is free or changing.
-    #[inline(always)]
-    pub fn snapshot(&self) -> Option<(Key, State)> {
-        let state = State(self.state.load());
-        fence();
-        let key = Key([self.key[0].load(), self.key[1].load(), self.key[2].load()]);
-        fence();
-        let again = State(self.state.load());
-        (again.is_live() && again.owner() == state.owner()).then_some((key, again))
-    }
-
-    /// Notes that a packet was seen, if that changes anything.
-    #[inline(always)]
-    pub fn touch(&self, state: State, phase: u8, now: u16) {
-        let next = state.at(phase, now);
-        if next != state {
-            // If another CPU was faster, its note is as good as ours.
-            let _ = self.state.exchange(state.0, next.0);
-        }
-    }
-
-    /// Forgets the flow.
-    #[inline(always)]
-    pub fn remove(&self, state: State) {
-        let _ = self.state.exchange(state.0, FREE);
-    }
-
-    /// Replaces what the entry says about its own flow. `false` if another CPU was faster.
-    #[inline(always)]
-    pub fn replace(&self, state: State, next: State) -> bool {
-        self.state.exchange(state.0, next.0)
-    }
-
-    /// Takes the entry over for another flow. `false` if another CPU was faster.
-    #[inline(always)]
-    fn claim(&self, key: &Key, state: State) -> bool {
-        let old = self.state.load();
-        if old == LOCKED || !self.state.exchange(old, LOCKED) {
-            return false;
-        }
-        fence();
-        self.key[0].store(key.0[0]);
-        self.key[1].store(key.0[1]);
-        self.key[2].store(key.0[2]);
-        fence();
-        self.state.store(state.0);
-        true
-    }
-
-    /// How well the entry can be spared; 0 is not at all.
-    #[inline(always)]
-    fn expendability(
-        &self,
-        now: u16,
-        idle: &IdleTimes,
-        must: bool,
-        is_stale: &impl Fn(&Key, State) -> bool,
-    ) -> u32 {
-        const FREE_RANK: u32 = u32::MAX;
-        const DEAD_RANK: u32 = u32::MAX - 1;
-        // Above any age of an established flow, and with room for an age of its own.
-        const FRESH_RANK: u32 = 1 << 17;
-        const OPENING_RANK: u32 = 1 << 18;
-        const MIN_TICKS: u16 = 2;
-
-        let word = self.state.load();
-        if word == FREE {
-            return FREE_RANK;
-        }
-        if word == LOCKED {
-            return 0;
-        }
-        let state = State(word);
-        let age = now.wrapping_sub(state.seen());
-        // The next packet of a living flow takes a forged reset back, so a closed flow must have been silent to count.
-        if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
-            return DEAD_RANK;
-        }
-        let key = Key([0, 0, self.key[2].load()]);
-        if is_stale(&key, state) {
-            return DEAD_RANK;
-        }
-        let opening = state.phase() & phase::ESTABLISHED == 0;
-        if opening && age >= MIN_TICKS {
-            return OPENING_RANK + age as u32;
-        }
-        match (must, opening) {
-            (false, _) => 0,
-            (true, true) => FRESH_RANK + age as u32,
-            (true, false) => 1 + age as u32,
-        }
-    }
 }

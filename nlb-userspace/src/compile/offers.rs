@@ -1,0 +1,103 @@
+//! Who offers to serve which VIP: every module's routes, and the operator's, brought to the addresses that they mean.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::Hops;
+use super::classifier::Offer;
+use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route};
+
+/// Who offers to serve what.
+pub struct Offers<'a> {
+    pub by_vip: BTreeMap<IpAddr, Vec<Offer<'a>>>,
+    pub backends: BTreeMap<Backend, &'a Module>,
+    /// Why some route of some module gets no traffic: `instance/route: reason`.
+    pub unserved: Vec<String>,
+}
+
+impl<'a> Offers<'a> {
+    pub fn collect(desired: &'a Desired) -> Self {
+        let mut offers = Offers {
+            by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
+            backends: BTreeMap::new(),
+            unserved: Vec::new(),
+        };
+        for (instance_id, module) in &desired.modules {
+            for (route_id, route) in &module.routes {
+                offers.add(instance_id, module, route_id, route);
+            }
+            for (route_id, route) in &desired.operator_routes {
+                if route.targets.include(route.protocol, instance_id, module.module_type) {
+                    offers.add(instance_id, module, route_id, route);
+                }
+            }
+        }
+        offers
+    }
+
+    fn add(&mut self, instance_id: &str, module: &'a Module, route_id: &'a str, route: &'a Route) {
+        let mut served = false;
+        let mut refused = None;
+        for (vip, offers) in &mut self.by_vip {
+            let Some(destination_bits) = destination_bits(route, *vip) else { continue };
+            if route.source.is_some_and(|source| source.addr().is_ipv4() != vip.is_ipv4()) {
+                continue;
+            }
+            match backend_for(instance_id, module, route, *vip) {
+                Ok(backend) => {
+                    served = true;
+                    self.backends.insert(backend.clone(), module);
+                    offers.push(Offer { route_id, route, destination_bits, backend, module });
+                }
+                Err(reason) => refused = Some((*vip, reason)),
+            }
+        }
+        if !served {
+            let why = match refused {
+                Some((vip, reason)) => format!("{reason} for VIP {vip}"),
+                None => "no VIP matches its destination and source".to_owned(),
+            };
+            self.unserved.push(format!("{instance_id}/{route_id}: {why}"));
+        }
+    }
+
+    /// Our own address towards each NAT backend, which it answers to: as it is now, or else as it was.
+    pub fn nat_sources(&self, hops: &Hops, before: &BTreeMap<IpAddr, IpAddr>) -> BTreeMap<IpAddr, IpAddr> {
+        let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
+        let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
+        nat.filter_map(|backend| Some((backend.addr, source(backend.addr)?))).collect()
+    }
+}
+
+/// How exactly a route's destination names this VIP, in bits; `None` if it does not.
+fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
+    use Destination::*;
+    match route.destination {
+        EveryVip => Some(0),
+        Address(addr) => (addr == vip).then_some(if vip.is_ipv4() { 32 } else { 128 }),
+        Prefix(net) => net.contains(&vip).then_some(net.prefix_len()),
+    }
+}
+
+/// Where a module takes a route's packets to this VIP.
+fn backend_for(
+    instance_id: &str,
+    module: &Module,
+    route: &Route,
+    vip: IpAddr,
+) -> Result<Backend, &'static str> {
+    let (v4, v6) = (module.data.v4.map(IpAddr::from), module.data.v6.map(IpAddr::from));
+    let (same, other) = if vip.is_ipv4() { (v4, v6) } else { (v6, v4) };
+    let addr = match module.mode {
+        // NAT does not translate between the families.
+        ForwardMode::Nat => same,
+        ForwardMode::DsrL2 | ForwardMode::DsrIpip => same.or(other),
+    };
+    let addr = addr.ok_or("the module has no data address of the right family")?;
+    let port = match module.mode {
+        ForwardMode::Nat => route.listen_port.or(module.listen_port).or(route.port).unwrap_or(0),
+        // DSR leaves the port alone.
+        ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port.unwrap_or(0),
+    };
+    Ok(Backend { instance_id: instance_id.to_owned(), addr, port, mode: module.mode, snat: module.snat })
+}

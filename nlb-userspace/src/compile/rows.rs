@@ -1,0 +1,94 @@
+//! The rows of the maps, as the compiler makes them and the map stores take them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use nlb_common::abi;
+use nlb_common::net::{Addr, Be16};
+
+use super::Hop;
+use crate::model::{Backend, ForwardMode, Snat};
+
+/// The rows of the maps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    pub backends: BTreeMap<u16, abi::Backend>,
+    pub vips: BTreeMap<u16, Addr>,
+    pub pools: BTreeMap<u16, Arc<[u16]>>,
+    /// Service id and source prefix (in v4-mapped bits) to pool.
+    pub sources: BTreeMap<(u16, Addr128), u16>,
+    pub services: BTreeMap<u16, abi::Service>,
+    pub service_ids: BTreeMap<u64, u16>,
+    pub addresses: BTreeMap<IpAddr, abi::Address>,
+}
+
+/// A prefix in v4-mapped bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Addr128 {
+    pub addr: [u8; 16],
+    pub bits: u8,
+}
+
+impl From<Option<IpNet>> for Addr128 {
+    fn from(net: Option<IpNet>) -> Self {
+        match net {
+            None => Addr128 { addr: [0; 16], bits: 0 },
+            Some(IpNet::V4(net)) => {
+                Addr128 { addr: net.network().to_ipv6_mapped().octets(), bits: 96 + net.prefix_len() }
+            }
+            Some(IpNet::V6(net)) => Addr128 { addr: net.network().octets(), bits: net.prefix_len() },
+        }
+    }
+}
+
+/// The row of a backend.
+pub fn backend_row(
+    backend: &Backend,
+    generation: u8,
+    leaving: bool,
+    hop: Option<&Hop>,
+    source_id: u16,
+) -> abi::Backend {
+    let mut flags = abi::Backend::PRESENT;
+    if leaving {
+        flags |= abi::Backend::DRAINING;
+    }
+    if hop.is_some() {
+        flags |= abi::Backend::RESOLVED;
+    }
+    flags |= match backend.snat {
+        Snat::Always => abi::Backend::SNAT_ALWAYS,
+        Snat::OnLink => abi::Backend::SNAT_ON_LINK,
+        Snat::Never => 0,
+    };
+    let mode = match backend.mode {
+        ForwardMode::Nat => abi::Backend::NAT,
+        ForwardMode::DsrL2 => abi::Backend::DSR_L2,
+        ForwardMode::DsrIpip => abi::Backend::DSR_IPIP,
+    };
+    let mapped = if backend.addr.is_ipv4() { 96 } else { 0 };
+    abi::Backend {
+        addr: backend.addr.into(),
+        source: hop.map_or(Addr::UNSPECIFIED, |h| h.source.into()),
+        hop: hop.map_or_else(Default::default, |h| h.hop),
+        port: Be16::new(backend.port),
+        generation,
+        mode,
+        flags,
+        link_prefix: mapped + hop.map_or(backend_bits(backend), |h| h.link_prefix),
+        source_id,
+        mtu: hop.map_or(0, |h| h.mtu),
+        _pad: [0; 6],
+    }
+}
+
+fn backend_bits(backend: &Backend) -> u8 {
+    if backend.addr.is_ipv4() { 32 } else { 128 }
+}
+
+/// Whether a backend may answer clients by their own addresses.
+pub fn is_transparent(backend: &Backend) -> bool {
+    backend.mode == ForwardMode::Nat && backend.snat != Snat::Always
+}
