@@ -3,7 +3,7 @@
 use nlb_common::frame::Frame;
 use nlb_common::net::{Addr, L4};
 use nlb_common::parse::{self, Ip, Segment};
-use nlb_common::verdict::Verdict;
+use nlb_common::verdict::{DropReason, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -81,6 +81,50 @@ proptest! {
         let frame = spec.frame();
         let end = frame.len() - spec.padding.len();
         prop_assert!(headers(&frame[..cut.index(end)]).is_err());
+    }
+
+    #[test]
+    fn lengths_that_contradict_each_other_are_refused(spec in spec(), too_much in 1..100_u16, too_few in 0..5_u8) {
+        let sound = spec.frame();
+        let l3 = 14 + 4 * spec.tags.len();
+        let l4 = l3 + spec.ip_packet().len() - l4_len(&spec);
+        let packet = sound.len() - l3;
+        let refused = |what: &str, reason: DropReason, damage: &dyn Fn(&mut [u8])| {
+            let mut frame = sound.clone();
+            damage(&mut frame);
+            let verdict = headers(&frame).err();
+            prop_assert_eq!(verdict, Some(Verdict::Drop(reason)), "{}", what);
+            Ok(())
+        };
+        let set = |at: usize, value: usize| {
+            move |frame: &mut [u8]| frame[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes())
+        };
+        if spec.is_v6() {
+            let beyond = packet - 40 + usize::from(too_much);
+            refused("payload length beyond the frame", DropReason::IpHeader, &set(l3 + 4, beyond))?;
+            refused("a version of 4", DropReason::IpHeader, &|frame| frame[l3] = 0x45)?;
+        } else {
+            let beyond = packet + usize::from(too_much);
+            refused("total length beyond the frame", DropReason::IpHeader, &set(l3 + 2, beyond))?;
+            refused("total length below the header's", DropReason::IpHeader, &set(l3 + 2, 19))?;
+            refused("IHL below 5", DropReason::IpHeader, &|frame| frame[l3] = 0x40 | too_few)?;
+            refused("a version of 6", DropReason::IpHeader, &|frame| frame[l3] = 0x65)?;
+        }
+        let l4_len = l4_len(&spec);
+        match spec.l4 {
+            L4::Udp => {
+                let beyond = l4_len + usize::from(too_much);
+                refused("UDP length beyond the packet", DropReason::L4Header, &set(l4 + 4, beyond))?;
+                refused("UDP length below 8", DropReason::L4Header, &set(l4 + 4, usize::from(too_few)))?;
+            }
+            L4::Tcp => {
+                refused("data offset below 5", DropReason::L4Header, &|frame| frame[l4 + 12] = too_few << 4)?;
+                if l4_len < 60 {
+                    let beyond = |frame: &mut [u8]| frame[l4 + 12] = 0xf0;
+                    refused("data offset beyond the packet", DropReason::L4Header, &beyond)?;
+                }
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use nlb::compile::FlowTuple;
-use nlb::model::{ForwardMode, Health, L4};
+use nlb::model::{Destination, ForwardMode, Health, L4, Route};
 use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
@@ -285,5 +285,38 @@ fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
     rig.apply()?;
     let fresh = from("198.51.100.7").with(|p| p.sport += 1);
     assert_eq!(goes_to(&mut rig, &fresh)?, 2, "at equal priority, the longer prefix wins");
+    Ok(())
+}
+
+#[test]
+fn row_33_protocols_ports_and_vips_are_never_mixed_up() -> Result<()> {
+    for family in families() {
+        let mut rig = four(&sizes())?;
+        let route = rig.module("m1").routes["tcp"].clone();
+        let udp = rig.module("m1").routes["udp"].clone();
+        let with = |change: &dyn Fn(&mut Route)| {
+            let mut route = route.clone();
+            change(&mut route);
+            route
+        };
+        // One port: TCP to m1, UDP to m2. Many ports of the VIP: to m3. The same port of another VIP: to m4.
+        rig.module("m1").routes =
+            [("a".to_owned(), with(&|r| r.destination = Destination::Address(family.vip)))].into();
+        rig.module("m2").routes = [("b".to_owned(), Route { port: Some(80), ..udp })].into();
+        rig.module("m3").routes =
+            (8000..8008).map(|port| (port.to_string(), with(&|r| r.port = Some(port)))).collect();
+        rig.module("m4").routes =
+            [("d".to_owned(), with(&|r| r.destination = Destination::Address(family.vip2)))].into();
+        rig.apply()?;
+        for sport in 30_000..30_050 {
+            let tcp = family.syn().with(|p| p.sport = sport);
+            let udp = family.udp().with(|p| (p.sport, p.dport) = (sport, 80));
+            let port = 8000 + sport % 8;
+            assert_eq!(goes_to(&mut rig, &tcp)?, 1);
+            assert_eq!(goes_to(&mut rig, &udp)?, 2);
+            assert_eq!(goes_to(&mut rig, &tcp.with(|p| p.dport = port))?, 3);
+            assert_eq!(goes_to(&mut rig, &tcp.with(|p| p.dst = family.vip2))?, 4);
+        }
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@ use nlb::model::{ForwardMode, Snat};
 use crate::packet::{ACK, FIN, Packet, SYN, Transport, UdpChecksum};
 use crate::rig::{
     BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families,
-    source_port,
+    sizes, source_port,
 };
 
 /// Expects `packet` to be sent to the backend from a port of ours; the answer is that port.
@@ -250,5 +250,33 @@ fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
     rig.apply()?;
     const XDP_TX: u32 = 3;
     assert_eq!(rig.run(&family.syn())?.action, XDP_TX);
+    Ok(())
+}
+
+#[test]
+fn rows_24_and_30_a_flood_of_syns_does_not_push_an_established_connection_out() -> Result<()> {
+    let mut small = sizes();
+    small.flows.max = 4;
+    assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four, and each takes two entries");
+    for family in families() {
+        let mut rig = Rig::sized(ForwardMode::Nat, &small)?;
+        let held = family.syn().with(|p| p.sport = 50_000);
+        let data = family.ack().with(|p| p.sport = 50_000);
+        let port = forwards(&mut rig, &family, &held)?;
+        let answer = family.answer(&family.translated(&held, port), SYN_ACK);
+        returns(&mut rig, &answer, &held)?;
+        forwards(&mut rig, &family, &data)?;
+        returns(
+            &mut rig,
+            &family.answer(&family.translated(&data, port), Transport::Tcp { flags: ACK, seq: 9001 }),
+            &data,
+        )?;
+        for sport in 20_000..20_200 {
+            let outcome = rig.run(&family.syn().with(|p| p.sport = sport))?;
+            assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into());
+        }
+        assert_eq!(forwards(&mut rig, &family, &data)?, port, "the connection kept its port");
+        returns(&mut rig, &answer, &held)?;
+    }
     Ok(())
 }
