@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::fleet::{registration, registration_at};
+use super::fleet::{deaf, registration, registration_at};
 use super::nlb::Nlb;
 
 impl Nlb {
@@ -53,8 +53,8 @@ async fn modules_and_routes_are_listed_for_people_and_for_programs() {
 #[tokio::test]
 async fn weights_are_set_by_instance_and_by_version() {
     let mut nlb = Nlb::start().await;
-    nlb.add(registration_at("alb-1", 1, "v1")).await;
-    nlb.add(registration_at("alb-2", 2, "v2")).await;
+    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(deaf(registration_at("alb-2", 2, "v2"))).await;
     nlb.prints("weight alb-1 7").await;
     assert_eq!(nlb.listed("alb-1").await.unwrap().traffic_weight, 7);
     let weighed = nlb.json("weight v2 25 --version").await;

@@ -41,6 +41,15 @@ pub fn registration_at(instance_id: &str, host: u8, version: &str) -> RegisterMo
     RegisterModuleRequest { instance: Some(instance), ..registration(instance_id) }
 }
 
+/// The same module with its gRPC server on loopback, where nobody listens: what is passed on to it stays on this machine.
+pub fn deaf(mut request: RegisterModuleRequest) -> RegisterModuleRequest {
+    let instance = request.instance.as_mut().expect("a registration names an instance");
+    let (host, _) = instance.address.rsplit_once(':').expect("addresses have a port");
+    instance.metadata.insert("data_address".to_owned(), host.to_owned());
+    instance.address = "127.0.0.1:9".to_owned();
+    request
+}
+
 pub fn with_metadata(mut instance: ModuleInstance, entries: &[(&str, &str)]) -> ModuleInstance {
     instance.metadata.extend(entries.iter().map(|(key, value)| (key.to_string(), value.to_string())));
     instance

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::fleet::{instance, registration, registration_at, with_metadata};
+use super::fleet::{deaf, instance, registration, registration_at, with_metadata};
 use super::nlb::Nlb;
 
 fn weigh(instance_id: &str, version: &str, weight: i32) -> SetTrafficWeightRequest {
@@ -18,8 +18,8 @@ fn weigh(instance_id: &str, version: &str, weight: i32) -> SetTrafficWeightReque
 #[tokio::test]
 async fn an_instance_is_weighed() {
     let mut nlb = Nlb::start().await;
-    nlb.add(registration_at("a", 1, "v1")).await;
-    nlb.add(registration_at("b", 2, "v1")).await;
+    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    nlb.add(deaf(registration_at("b", 2, "v1"))).await;
     let answer = nlb.front.set_traffic_weight(weigh("a", "", 0)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     assert!(answer.current_config.is_none(), "one version is no split");
@@ -37,8 +37,8 @@ async fn an_instance_is_weighed() {
 #[tokio::test]
 async fn a_version_is_weighed_against_the_others() {
     let mut nlb = Nlb::start().await;
-    nlb.add(registration_at("a", 1, "v1")).await;
-    nlb.add(registration_at("b", 2, "v2")).await;
+    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    nlb.add(deaf(registration_at("b", 2, "v2"))).await;
     let answer = nlb.front.set_traffic_weight(weigh("", "v2", 25)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     let split = answer.current_config.unwrap();
