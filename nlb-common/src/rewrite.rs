@@ -13,7 +13,6 @@ use crate::parse::{Ip, Segment};
 const IPV4_TTL: usize = 8;
 const IPV4_CHECKSUM: usize = 10;
 const IPV4_SRC: usize = 12;
-const IPV4_DST: usize = 16;
 const IPV6_HOP_LIMIT: usize = 7;
 const IPV6_SRC: usize = 8;
 const IPV6_DST: usize = 24;
@@ -64,16 +63,14 @@ pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, t
         }
     };
     frame.write(checksum_at, new.bytes())?;
-    frame.write(segment.offset, to.sport.bytes())?;
-    frame.write(segment.offset + 2, to.dport.bytes())?;
+    frame.write(segment.offset, to.sport.word() as u32 | (to.dport.word() as u32) << 16)?;
 
     if ip.v6 {
         frame.write(ip.l3 + IPV6_SRC, to.src.v6_bytes())?;
         frame.write(ip.l3 + IPV6_DST, to.dst.v6_bytes())?;
         decrement_ttl(frame, ip)
     } else {
-        frame.write(ip.l3 + IPV4_SRC, to.src.v4_bytes())?;
-        frame.write(ip.l3 + IPV4_DST, to.dst.v4_bytes())?;
+        frame.write(ip.l3 + IPV4_SRC, to.src.words()[3] as u64 | (to.dst.words()[3] as u64) << 32)?;
         ipv4_ttl(frame, ip, addresses)
     }
 }
@@ -96,10 +93,9 @@ fn ipv4_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, addresses: Delta) -> Opti
 /// Addresses the frame to the next hop.
 #[inline(always)]
 pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<()> {
-    frame.write(0, dst.first)?;
-    frame.write(4, dst.last)?;
-    frame.write(6, src.first)?;
-    frame.write(10, src.last)
+    let front = dst.first as u64 | (dst.last as u64) << 32 | (src.first as u64) << 48;
+    frame.write(0, front)?;
+    frame.write(8, src.first >> 16 | (src.last as u32) << 16)
 }
 
 /// Who sent the frame.
