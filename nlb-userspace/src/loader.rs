@@ -247,7 +247,8 @@ fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
     anyhow!("cannot attach to {interface}: {text}{remedy}")
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes, which aya keeps apart.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -15,6 +15,7 @@ use nlb_common::verdict::COUNTERS;
 use super::memory::{self, Flows};
 use super::{Change, MapError, MapStore, layout};
 use crate::compile::Addr128;
+use crate::loader::chain;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -129,15 +130,7 @@ fn inner_map(name: &str, entries: u32, value_size: usize) -> Result<MapData, aya
 }
 
 fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
-    move |error| {
-        let mut reason = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            reason += &format!(": {inner}");
-            cause = inner.source();
-        }
-        MapError::Kernel { map, reason }
-    }
+    move |error| MapError::Kernel { map, reason: chain(&error) }
 }
 
 fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {
