@@ -2,8 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Command, id};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -89,25 +88,6 @@ fn leaves_nothing_behind() -> Result<()> {
     assert_eq!(namespaces(&name)?, 0);
     assert!(!files.exists());
     sleeper.wait(Duration::from_secs(3)).map(drop)
-}
-
-#[test]
-fn removes_what_a_killed_process_left_behind() -> Result<()> {
-    let mut gone = Command::new("true").spawn()?;
-    gone.wait()?;
-    let leftover = format!("nlb-{}-0-client", gone.id());
-    output(Command::new("ip").args(["netns", "add", &leftover]))?;
-    let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
-    // Until it has entered, it is not there to be found.
-    while !output(Command::new("ip").args(["netns", "pids", &leftover]))?.contains(&inside.id().to_string()) {
-        thread::sleep(Duration::from_millis(10));
-    }
-    let lab = Lab::one_arm(0, 0)?;
-    assert!(!Path::new("/run/netns").join(&leftover).exists());
-    assert!(!inside.wait()?.success());
-    assert_eq!(namespaces(lab.name())?, 2);
-    assert!(lab.name().contains(&id().to_string()));
-    Ok(())
 }
 
 fn ping(from: &Host, to: IpAddr) -> Result<()> {

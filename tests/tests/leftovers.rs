@@ -1,0 +1,35 @@
+//! What a killed process leaves behind. In a test program of its own, since every lab that is built meanwhile would remove
+//! it too, and cargo runs test programs one after another.
+
+use std::path::Path;
+use std::process::{Command, id};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use nlb_tests::lab::Lab;
+use nlb_tests::netns::output;
+
+#[test]
+fn removes_what_a_killed_process_left_behind() -> Result<()> {
+    let mut gone = Command::new("true").spawn()?;
+    gone.wait()?;
+    let leftover = format!("nlb-{}-0-client", gone.id());
+    output(Command::new("ip").args(["netns", "add", &leftover]))?;
+    let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
+    // Until it has entered, it is not there to be found.
+    while !output(Command::new("ip").args(["netns", "pids", &leftover]))?.contains(&inside.id().to_string()) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let lab = Lab::one_arm(0, 0)?;
+    assert!(!Path::new("/run/netns").join(&leftover).exists());
+    assert!(!inside.wait()?.success());
+    assert_eq!(namespaces(lab.name())?, 2);
+    assert!(lab.name().contains(&id().to_string()));
+    Ok(())
+}
+
+fn namespaces(lab: &str) -> Result<usize> {
+    let list = output(Command::new("ip").args(["netns", "list"]))?;
+    Ok(list.lines().filter(|line| line.starts_with(&format!("{lab}-"))).count())
+}
