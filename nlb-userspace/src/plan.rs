@@ -3,7 +3,8 @@
 //! Make before break, in three parts. First comes what is new and what leads new flows to it; then what stays and changes;
 //! then what leads flows away from what is gone, and its removal. In each part, backends come before the tables that name
 //! them, tables before the services that use them, services before the VIPs that lead to them, and removals go the other way
-//! round. The addresses that replies come from and to are known from the first step to the last.
+//! round. The addresses that replies come from and to are known from the first step to the last. Before all that go rows
+//! which a failed attempt left behind, that no packet reads yet and that new rows would bring to life.
 //!
 //! So stopping after any change leaves maps that work: a new flow goes where it would have gone before, or where it will go
 //! after.
@@ -34,8 +35,11 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
         old_services.into_iter().partition(|(id, row)| by_source(&current.services[*id]) && !by_source(row));
     let (old_sources, new_sources): (Vec<_>, Vec<_>) =
         new_rows(&current.sources, &wanted.sources).partition(|((service, _), _)| known(service));
-    let (sources_of_old, sources_of_gone): (Vec<_>, Vec<_>) =
-        gone(&current.sources, &wanted.sources).partition(|(service, _)| stays(service));
+    let is_read = |id: &u16| current.services.get(id).is_some_and(by_source);
+    let (read_sources, unread_sources): (Vec<&_>, Vec<&_>) =
+        gone(&current.sources, &wanted.sources).partition(|(service, _)| is_read(service));
+    let (sources_of_old, sources_of_gone): (Vec<&_>, Vec<&_>) =
+        read_sources.into_iter().partition(|(service, _)| stays(service));
     let (old_pools, new_pools): (Vec<_>, Vec<_>) =
         new_rows(&current.pools, &wanted.pools).partition(|(id, _)| current.pools.contains_key(id));
 
@@ -44,6 +48,9 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     let set_source =
         |((service, prefix), pool): (&(u16, Addr128), &u16)| Change::SetSource(*service, *prefix, *pool);
     let clear_source = |(service, prefix): &(u16, Addr128)| Change::ClearSource(*service, *prefix);
+
+    // What an attempt that failed left behind, and no packet reads yet.
+    changes.extend(unread_sources.into_iter().map(clear_source));
 
     // What is new, and the ports that go over to it.
     changes.extend(addresses(&current.addresses, &old_vips));

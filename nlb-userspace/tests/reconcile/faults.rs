@@ -11,14 +11,13 @@ use nlb::reconcile::{self, Applied};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use proptest::test_runner::RngSeed;
 use proptest::test_runner::{TestCaseError, TestRunner};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::generated::{LIMITS, World, flows, world};
-use super::invariants::{broken, looked_up, name, outcome};
+use super::invariants::{Outcome, broken, looked_up, name, outcome};
 
 /// A reconciler at work.
 struct Loop {
@@ -178,9 +177,7 @@ fn pauses_between_tries_grow_and_a_success_makes_them_short_again() {
 }
 
 proptest! {
-    // The same histories in every run. About one in a thousand others ends, for a step, with new flows at a backend whose
-    // replies are not known: when a fault and a change of mind meet a next hop that changes. That is still to be mended.
-    #![proptest_config(ProptestConfig { cases: 32, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// States come faster than the maps take them, with faults between: every moment works, and the end is right.
     #[test]
@@ -201,15 +198,24 @@ proptest! {
             let applied = reconciler.applied();
             prop_assert_eq!((applied.revision, &applied.error), (history.len() as u64, &None));
             prop_assert_eq!(looked_up(reconciler.maps.rows()), applied.image.rows.clone());
+            let wholes: Vec<Rows> = history
+                .iter()
+                .map(|(world, _)| compile(&world.desired, &world.hops, &MapImage::empty(LIMITS)))
+                .map(|image| image.expect("room for it").rows)
+                .collect();
             let mut rows = Rows::default();
             for change in reconciler.maps.applied() {
                 change.apply_to(&mut rows);
                 prop_assert_eq!(broken(&rows), Vec::<String>::new(), "after {}", name(&change));
+                for flow in flows() {
+                    let now = outcome(&rows, &flow);
+                    let wanted = wholes.iter().any(|whole| outcome(whole, &flow) == now);
+                    prop_assert!(wanted || now == Outcome::Passed, "{:?} of {:?} after {}", now, flow, name(&change));
+                }
             }
-            let (last, _) = history.last().expect("at least one");
-            let afresh = compile(&last.desired, &last.hops, &MapImage::empty(LIMITS)).expect("room for it");
+            let last = wholes.last().expect("at least one");
             for flow in flows() {
-                prop_assert_eq!(outcome(&rows, &flow), outcome(&afresh.rows, &flow), "{:?}", flow);
+                prop_assert_eq!(outcome(&rows, &flow), outcome(last, &flow), "{:?}", flow);
             }
             Ok::<(), TestCaseError>(())
         })?;

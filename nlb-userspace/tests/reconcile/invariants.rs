@@ -66,7 +66,13 @@ fn pools_in_use(rows: &Rows) -> BTreeSet<u16> {
     let services: BTreeSet<u16> =
         vips().flat_map(|vip| [vip.any_port.tcp, vip.any_port.udp]).chain(own).collect();
     let defaults = services.iter().filter_map(|id| rows.services.get(id)).map(|service| service.pool);
-    let by_source = rows.sources.iter().filter(|((id, _), _)| services.contains(id)).map(|(_, pool)| *pool);
+    let reads_sources =
+        |id: &u16| rows.services.get(id).is_some_and(|service| service.flags & Service::BY_SOURCE != 0);
+    let by_source = rows
+        .sources
+        .iter()
+        .filter(|((id, _), _)| services.contains(id) && reads_sources(id))
+        .map(|(_, pool)| *pool);
     defaults.chain(by_source).collect()
 }
 
