@@ -27,6 +27,8 @@ unsafe impl Wire for u32 {}
 unsafe impl Wire for u64 {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: as above.
+unsafe impl Wire for [[u8; 6]; 2] {}
 
 macro_rules! wire {
     ($($header:ty: $len:literal),+ $(,)?) => {$(
@@ -37,6 +39,22 @@ macro_rules! wire {
     )+};
 }
 wire!(EthHdr: 14, Ipv4Hdr: 20, Ipv6Hdr: 40, TcpHdr: 20, UdpHdr: 8);
+
+/// Headers that may lie at any address, so that a reference into a frame is sound.
+///
+/// # Safety
+///
+/// The alignment must be 1.
+pub unsafe trait Header: Wire {}
+
+macro_rules! header {
+    ($($header:ty),+ $(,)?) => {$(
+        // SAFETY: the assertion shows it.
+        unsafe impl Header for $header {}
+        const _: () = assert!(align_of::<$header>() == 1);
+    )+};
+}
+header!([[u8; 6]; 2], Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr);
 
 /// Bytes of a packet, from the first byte of the Ethernet header.
 pub trait Frame {
@@ -49,6 +67,9 @@ pub trait Frame {
     /// Overwrites the bytes at `offset`; `None`, and nothing is written, where `value` would reach beyond the end.
     #[must_use]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    /// The `T` at `offset`, to be edited in place: one bounds check for all of its fields.
+    fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T>;
 
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -72,5 +93,11 @@ impl Frame for [u8] {
         // SAFETY: `bytes` is as long as a `T`, and `Wire` promises that a `T` has no padding to leak.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
         Some(())
+    }
+
+    fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
+        let bytes = self.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` is as long as a `T`, which needs no alignment (`Header`) and may have any bytes (`Wire`).
+        Some(unsafe { &mut *bytes.as_mut_ptr().cast::<T>() })
     }
 }

@@ -4,20 +4,13 @@
 //! anyway are what the verifier asks for. Each edit returns `None` where one fails, and the caller drops the packet.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
 
 use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::net::{Addr, Be16, L4, Mac};
 use crate::parse::{Ip, Segment};
-
-const IPV4_TTL: usize = 8;
-const IPV4_CHECKSUM: usize = 10;
-const IPV4_SRC: usize = 12;
-const IPV6_HOP_LIMIT: usize = 7;
-const IPV6_SRC: usize = 8;
-const IPV6_DST: usize = 24;
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
 
 /// Length of an Ethernet header without tags.
 const ETH_LEN: usize = 14;
@@ -47,55 +40,61 @@ pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, t
     };
     let l4 = addresses.port(segment.sport, to.sport).port(segment.dport, to.dport);
 
-    let checksum_at = segment.offset
-        + match segment.l4 {
-            L4::Tcp => TCP_CHECKSUM,
-            L4::Udp => UDP_CHECKSUM,
-        };
-    let old = Be16::from_bytes(frame.read(checksum_at)?);
-    let new = match segment.l4 {
-        L4::Tcp => l4.apply(old),
-        // RFC 768: 0 says that the sender computed none, and a computed 0 is sent as all ones.
-        L4::Udp if old.is_zero() && !ip.v6 => old,
-        L4::Udp => {
-            let new = l4.apply(old);
-            if new.is_zero() { Be16::new(0xffff) } else { new }
+    match segment.l4 {
+        L4::Tcp => {
+            let tcp: &mut TcpHdr = frame.edit(segment.offset)?;
+            tcp.check = l4.apply(Be16::from_bytes(tcp.check)).bytes();
+            (tcp.source, tcp.dest) = (to.sport.bytes(), to.dport.bytes());
         }
-    };
-    frame.write(checksum_at, new.bytes())?;
-    frame.write(segment.offset, to.sport.word() as u32 | (to.dport.word() as u32) << 16)?;
+        L4::Udp => {
+            let udp: &mut UdpHdr = frame.edit(segment.offset)?;
+            let old = Be16::from_bytes(udp.check);
+            // RFC 768: 0 says that the sender computed none, and a computed 0 is sent as all ones.
+            if ip.v6 || !old.is_zero() {
+                let new = l4.apply(old);
+                udp.check = if new.is_zero() { [0xff; 2] } else { new.bytes() };
+            }
+            (udp.src, udp.dst) = (to.sport.bytes(), to.dport.bytes());
+        }
+    }
 
     if ip.v6 {
-        frame.write(ip.l3 + IPV6_SRC, to.src.v6_bytes())?;
-        frame.write(ip.l3 + IPV6_DST, to.dst.v6_bytes())?;
-        decrement_ttl(frame, ip)
+        let header: &mut Ipv6Hdr = frame.edit(ip.l3)?;
+        (header.src_addr, header.dst_addr) = (to.src.v6_bytes(), to.dst.v6_bytes());
+        header.hop_limit = ip.ttl - 1;
     } else {
-        frame.write(ip.l3 + IPV4_SRC, to.src.words()[3] as u64 | (to.dst.words()[3] as u64) << 32)?;
-        ipv4_ttl(frame, ip, addresses)
+        let header: &mut Ipv4Hdr = frame.edit(ip.l3)?;
+        (header.src_addr, header.dst_addr) = (to.src.v4_bytes(), to.dst.v4_bytes());
+        ipv4_ttl(header, ip, addresses);
     }
+    Some(())
 }
 
 /// Takes one off the TTL or hop limit, which the caller has seen to be above 1.
 #[inline(always)]
 pub fn decrement_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip) -> Option<()> {
-    if ip.v6 { frame.write(ip.l3 + IPV6_HOP_LIMIT, ip.ttl - 1) } else { ipv4_ttl(frame, ip, Delta::new()) }
+    if ip.v6 {
+        frame.edit::<Ipv6Hdr>(ip.l3)?.hop_limit = ip.ttl - 1;
+    } else {
+        ipv4_ttl(frame.edit(ip.l3)?, ip, Delta::new());
+    }
+    Some(())
 }
 
 #[inline(always)]
-fn ipv4_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, addresses: Delta) -> Option<()> {
+fn ipv4_ttl(header: &mut Ipv4Hdr, ip: &Ip, addresses: Delta) {
     let word = |ttl: u8| u16::from_ne_bytes([ttl, ip.protocol]);
     let delta = addresses.word16(word(ip.ttl), word(ip.ttl - 1));
-    let old = Be16::from_bytes(frame.read(ip.l3 + IPV4_CHECKSUM)?);
-    frame.write(ip.l3 + IPV4_TTL, ip.ttl - 1)?;
-    frame.write(ip.l3 + IPV4_CHECKSUM, delta.apply(old).bytes())
+    header.check = delta.apply(Be16::from_bytes(header.check)).bytes();
+    header.ttl = ip.ttl - 1;
 }
 
 /// Addresses the frame to the next hop.
 #[inline(always)]
 pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<()> {
-    let front = dst.first as u64 | (dst.last as u64) << 32 | (src.first as u64) << 48;
-    frame.write(0, front)?;
-    frame.write(8, src.first >> 16 | (src.last as u32) << 16)
+    let macs: &mut [[u8; 6]; 2] = frame.edit(0)?;
+    *macs = [dst.bytes(), src.bytes()];
+    Some(())
 }
 
 /// Who sent the frame.

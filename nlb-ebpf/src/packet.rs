@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
-use nlb_common::frame::{Frame, Wire};
+use nlb_common::frame::{Frame, Header, Wire};
 
 pub struct Packet {
     ctx: *mut xdp_md,
@@ -96,6 +96,13 @@ impl Frame for Packet {
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: `at` checked the bounds, and nothing else points into the frame.
         self.at::<T>(offset).map(|p| unsafe { p.write_unaligned(value) })
+    }
+
+    #[inline(always)]
+    fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: `at` checked the bounds, a `Header` may have any bytes and lie anywhere, and the borrow of `self` keeps
+        // the frame from being moved or accessed otherwise meanwhile.
+        self.at::<T>(offset).map(|p| unsafe { &mut *p })
     }
 }
 
