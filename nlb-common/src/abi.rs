@@ -4,6 +4,7 @@
 //! services, Maglev tables) are inner maps: a new one is filled beside the old and put in its place by one update of
 //! the outer map, so that no packet ever meets a half-written table.
 
+use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
 use crate::{hash, maglev};
 
@@ -100,7 +101,7 @@ pub struct Service {
     /// The Maglev table of clients that no source prefix singles out; 0 is none.
     pub pool: u16,
     pub flags: u16,
-    pub _pad: u32,
+    pub limits: Limits,
 }
 
 impl Service {
@@ -141,7 +142,9 @@ pub struct Backend {
     pub source_id: u16,
     /// The largest IP packet, outer header included, that goes towards it.
     pub mtu: u16,
-    pub _pad: [u8; 6],
+    /// Of the route that the backend serves.
+    pub limits: Limits,
+    pub _pad: [u8; 2],
 }
 
 impl Backend {
@@ -222,6 +225,72 @@ pub struct BackendStats {
     pub resets: u64,
 }
 
+/// The rate limits of something: ids of the first of those that new flows have to pass, and of the first that every packet
+/// has to. The others follow by [`Limit::next`]; 0 is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub flows: u16,
+    pub packets: u16,
+}
+
+impl Limits {
+    pub const NONE: Limits = Limits { flows: 0, packets: 0 };
+
+    /// As the value of a map.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.flows as u32 | (self.packets as u32) << 16
+    }
+
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Limits { flows: word as u16, packets: (word >> 16) as u16 }
+    }
+}
+
+/// The rate limits that all services have in common.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommonLimits {
+    pub all: Limits,
+    /// Which kinds of limits some source prefix has: 0 or 1 each.
+    pub by_source: Limits,
+}
+
+/// A rate limit, by limit id. Each of its windows has to admit a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    pub windows: [Window; LIMIT_WINDOWS],
+    /// What it counts.
+    pub unit: u16,
+    /// The id of the next limit that the same packets have to pass.
+    pub next: u16,
+    pub _pad: u32,
+}
+
+/// A second, a minute and an hour.
+pub const LIMIT_WINDOWS: usize = 3;
+
+/// Limits of one kind that a packet can meet for one reason: of all services, of its service, of its route, or of its source
+/// with all prefixes that cover it.
+pub const LIMIT_CHAIN: usize = 16;
+
+impl Limit {
+    pub const FLOWS: u16 = 0;
+    pub const PACKETS: u16 = 1;
+    pub const BYTES: u16 = 2;
+}
+
+/// Per-CPU counts of one rate limit, in the units that it counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitStats {
+    pub passed: u64,
+    pub refused: u64,
+}
+
 /// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -256,6 +325,8 @@ pub struct Settings {
     pub snat_count: u16,
     /// 1 to send packets back out of the interface they came in by with XDP_TX, 0 to redirect them there.
     pub use_tx: u32,
+    /// Nanoseconds from one jiffy to the next.
+    pub jiffy: u32,
 }
 
 macro_rules! sizes {
@@ -269,8 +340,12 @@ sizes!(
     Backend = 64,
     NextHop = 16,
     BackendStats = 48,
+    Limits = 4,
+    CommonLimits = 8,
+    Limit = 104,
+    LimitStats = 16,
     Parked = 24,
-    Settings = 24,
+    Settings = 28,
 );
 
 #[cfg(feature = "user")]
@@ -284,7 +359,18 @@ mod user {
             unsafe impl aya::Pod for $type {}
         )+};
     }
-    pod!(Address, ServiceEntry, Service, SourceKey, Backend, BackendStats, Settings);
+    pod!(
+        Address,
+        ServiceEntry,
+        Service,
+        SourceKey,
+        Backend,
+        BackendStats,
+        CommonLimits,
+        Limit,
+        LimitStats,
+        Settings
+    );
 }
 
 /// The number of slots must fit the elements that hold them.

@@ -14,6 +14,7 @@ pub mod checksum;
 pub mod flow;
 pub mod frame;
 pub mod hash;
+pub mod limit;
 pub mod maglev;
 pub mod net;
 pub mod parse;

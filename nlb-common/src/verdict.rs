@@ -112,6 +112,8 @@ reasons! {
         Headroom = "headroom",
         /// A tunnel packet whose inner packet is broken (`nlb decap`).
         InnerHeader = "inner_header",
+        /// Over a rate limit, which counts it too.
+        RateLimit = "rate_limit",
         /// A map lookup failed that cannot fail; a fault of ours.
         Internal = "internal",
     }

@@ -6,10 +6,10 @@
 mod decap;
 mod extensions;
 mod hop;
+mod limit;
 mod packet;
 mod record;
 mod reject;
-
 mod steer;
 mod tables;
 

@@ -29,7 +29,6 @@ pub struct Facing {
     pub backend: Addr,
     /// The address that the backend sees: ours, or the client's own.
     pub addr: Addr,
-    pub backend_id: u16,
     pub backend_port: Be16,
     /// Last part of the reply key: the id of our address, or a hash of the client's.
     pub local: u16,
@@ -37,21 +36,14 @@ pub struct Facing {
     pub hidden: u16,
     pub client_port: Be16,
     pub protocol: u16,
+    pub _pad: u16,
     /// Where the search for a port starts.
     pub seed: u32,
 }
 
 impl Facing {
     #[inline(always)]
-    pub fn new(
-        backend: &Backend,
-        backend_id: u16,
-        client: Addr,
-        sport: Be16,
-        dport: Be16,
-        l4: L4,
-        seed: u64,
-    ) -> Self {
+    pub fn new(backend: &Backend, client: Addr, sport: Be16, dport: Be16, l4: L4, seed: u64) -> Self {
         // A backend that calls its own VIP and is picked itself would answer itself directly.
         let hidden = backend.has(Backend::SNAT_ALWAYS)
             || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
@@ -59,12 +51,12 @@ impl Facing {
         Facing {
             backend: backend.addr,
             addr: if hidden { backend.source } else { client },
-            backend_id,
             backend_port: if backend.port.is_zero() { dport } else { backend.port },
             local: if hidden { backend.source_id } else { transparent_local(client) },
             hidden: hidden as u16,
             client_port: sport,
             protocol: l4 as u16,
+            _pad: 0,
             seed: (seed >> 20) as u32,
         }
     }
@@ -161,5 +153,13 @@ fn is_free(facing: &Facing, port: Be16, flow_mask: u32) -> bool {
     let Some((flow, state)) = tables::flow_at(reply.place()).and_then(|entry| entry.snapshot()) else {
         return true;
     };
-    !(flow.is_forward() && state.backend() == facing.backend_id && state.shown_port(&flow) == port)
+    !(flow.is_forward() && is_at(facing, &flow, state) && state.shown_port(&flow) == port)
+}
+
+/// Whether a flow goes to the same address and port, be it under another backend's number.
+#[inline(always)]
+fn is_at(facing: &Facing, flow: &Key, state: State) -> bool {
+    let Some(backend) = tables::backend(state.backend()) else { return false };
+    let port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
+    backend.generation == state.generation() && backend.addr == facing.backend && port == facing.backend_port
 }

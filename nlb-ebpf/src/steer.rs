@@ -11,7 +11,7 @@ use nlb_common::{hash, maglev};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
 use crate::tables::{self, Known};
-use crate::{extensions, hop, reject};
+use crate::{extensions, hop, limit, reject};
 
 const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
@@ -92,9 +92,10 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
         if !backend.has(Backend::RESOLVED) {
             return Err(hop::park(packet, backend.addr));
         }
+        limit::pass(tables::service(service).ok_or(INTERNAL)?, backend, ip.src, bytes(ip), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
-            let facing = facing(backend, state.backend(), ip, segment, hash);
+            let facing = facing(backend, ip, segment, hash);
             record_reply(
                 &facing,
                 state.shown_port(&key),
@@ -108,17 +109,26 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
         return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
     }
 
-    let backend_id = choose(service, ip, hash)?;
+    let service_id = service;
+    let service = tables::service(service_id).ok_or(INTERNAL)?;
+    let backend_id = choose(service_id, service, ip, hash)?;
     let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     if !backend.has(Backend::RESOLVED) {
         return Err(hop::park(packet, backend.addr));
     }
+    limit::pass(service, backend, ip.src, bytes(ip), true)?;
     let new = NewFlow { backend, backend_id, key, bucket: index, hash, now, flow_mask: settings.flow_mask };
     let snat_port = new.record(ip, segment)?;
     if let Some(stats) = tables::backend_stats(backend_id) {
         stats.new_flows += 1;
     }
     Ok(Way { backend_id, backend, snat_port, hash })
+}
+
+/// Length of the IP packet.
+#[inline(always)]
+fn bytes(ip: &Ip) -> u32 {
+    (ip.end - ip.l3) as u32
 }
 
 /// Whether a flow on record stays with its backend.
@@ -138,8 +148,7 @@ fn keeps(backend: &Backend, state: State, segment: &Segment) -> bool {
 /// The backend for a new flow, or for the middle of one that we have no record of: by hash, so that every node and
 /// every life of this one choose alike.
 #[inline(always)]
-fn choose(service_id: u16, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
-    let service = tables::service(service_id).ok_or(INTERNAL)?;
+fn choose(service_id: u16, service: &Service, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
     let pool = if service.flags & Service::BY_SOURCE != 0 {
         tables::pool_by_source(service_id, ip.src)
     } else {
@@ -177,7 +186,7 @@ impl NewFlow {
             }
             return Ok(Be16::new(0));
         }
-        let facing = facing(self.backend, self.backend_id, ip, segment, self.hash);
+        let facing = facing(self.backend, ip, segment, self.hash);
         let found = nlb_find_port(&facing);
         if found == NO_PORT {
             return Err(Verdict::Drop(DropReason::SnatPorts));
@@ -204,8 +213,8 @@ impl NewFlow {
 }
 
 #[inline(always)]
-fn facing(backend: &Backend, id: u16, ip: &Ip, segment: &Segment, hash: u64) -> Facing {
-    Facing::new(backend, id, ip.src, segment.sport, segment.dport, segment.l4, hash)
+fn facing(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Facing {
+    Facing::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
 }
 
 /// Records where a backend's packets to `port` lead. `false` if there is no entry to spare.
@@ -224,11 +233,11 @@ fn send_to_backend(packet: &mut Packet, ip: &Ip, segment: &Segment, way: &Way) -
     }
     if let Some(stats) = tables::backend_stats(way.backend_id) {
         stats.packets += 1;
-        stats.bytes += (ip.end - ip.l3) as u64;
+        stats.bytes += bytes(ip) as u64;
     }
     match backend.mode {
         Backend::NAT => {
-            let facing = facing(backend, way.backend_id, ip, segment, way.hash);
+            let facing = facing(backend, ip, segment, way.hash);
             let sport = if way.snat_port.is_zero() { segment.sport } else { way.snat_port };
             let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
             rewrite::translate(packet, ip, segment, &to).ok_or(INTERNAL)?;
@@ -279,7 +288,7 @@ fn from_backend(packet: &mut Packet, ip: &Ip, local: u16, direction: Direction) 
     note_reply(&bucket.entries[way & 3], reply, entry, state, &segment, &settings);
     if let Some(stats) = tables::backend_stats(state.backend()) {
         stats.reply_packets += 1;
-        stats.reply_bytes += (ip.end - ip.l3) as u64;
+        stats.reply_bytes += bytes(ip) as u64;
         stats.resets += segment.flags.has(TcpFlags::RST) as u64;
     }
     let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };

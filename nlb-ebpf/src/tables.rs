@@ -6,9 +6,11 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
-    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, Parked, SERVICE_BUCKETS,
-    Service, ServiceBucket, ServiceEntry, Settings, SourceKey,
+    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, CommonLimits,
+    LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked, SERVICE_BUCKETS, Service, ServiceBucket, ServiceEntry,
+    Settings, SourceKey,
 };
+use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
@@ -55,6 +57,23 @@ static EXITS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 static BACKEND_STATS: PerCpuArray<BackendStats, 64> = PerCpuArray::new();
 
 #[btf_map]
+static COMMON_LIMITS: Array<CommonLimits, 1> = Array::new();
+
+#[btf_map]
+static LIMITS: Array<Limit, 64> = Array::new();
+
+/// When the windows of each limit are due. Apart from the limits themselves, which user space rewrites.
+#[btf_map]
+static LIMIT_CLOCKS: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
+
+#[btf_map]
+static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
+
+/// Limits by source prefix: the longest that covers an address leads on to the others.
+#[btf_map]
+static LIMITED_SOURCES: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
+
+#[btf_map]
 static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
 
 /// One word a CPU: the tick in its high half, ICMP errors sent during that tick in its low half.
@@ -82,6 +101,7 @@ static SETTINGS: Settings = Settings {
     snat_first: 1024,
     snat_count: 31_744,
     use_tx: 1,
+    jiffy: 4_000_000,
 };
 
 #[inline(always)]
@@ -126,6 +146,13 @@ pub fn may_send_icmp_error() -> bool {
 pub fn now(settings: &Settings) -> u16 {
     // SAFETY: the helper takes no arguments.
     (unsafe { bpf_jiffies64() } >> settings.tick_shift) as u16
+}
+
+/// Time in nanoseconds, from jiffy to jiffy.
+#[inline(always)]
+pub fn nanoseconds(settings: &Settings) -> u64 {
+    // SAFETY: the helper takes no arguments.
+    unsafe { bpf_jiffies64() }.wrapping_mul(settings.jiffy as u64)
 }
 
 #[inline(always)]
@@ -239,6 +266,31 @@ pub fn flow_at(place: u32) -> Option<&'static Entry> {
 #[inline(always)]
 pub fn place(bucket: u32, way: usize) -> u32 {
     bucket * WAYS as u32 + way as u32
+}
+
+#[inline(always)]
+pub fn common_limits() -> CommonLimits {
+    COMMON_LIMITS.get(0).copied().unwrap_or_default()
+}
+
+#[inline(always)]
+pub fn source_limits(client: Addr) -> Limits {
+    let [a, b, c, d] = client.words();
+    on_stack([128, a, b, c, d], |key: &Key<[u8; 16]>| {
+        LIMITED_SOURCES.get(key).map_or(Limits::NONE, |limits| Limits::from_word(*limits))
+    })
+}
+
+/// A limit and when its windows are due.
+#[inline(always)]
+pub fn limit(id: u16) -> Option<(&'static Limit, &'static [Word; LIMIT_WINDOWS])> {
+    Some((LIMITS.get(id as u32)?, LIMIT_CLOCKS.get(id as u32)?))
+}
+
+#[inline(always)]
+pub fn limit_stats(id: u16) -> Option<&'static mut LimitStats> {
+    // SAFETY: as in `count`.
+    LIMIT_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
 
 #[inline(always)]

@@ -71,11 +71,13 @@ impl Options {
             services: self.max_services.unwrap_or(4096),
             pools: self.max_pools.unwrap_or(1024),
             addresses: self.max_vips.unwrap_or(1024),
+            rate_limits: self.max_rate_limits.unwrap_or(16_384),
         };
-        let least = [limits.backends, limits.services, limits.pools, limits.addresses].into_iter().min();
+        let Limits { backends, services, pools, addresses, rate_limits } = limits;
+        let least = [backends, services, pools, addresses, rate_limits].into_iter().min();
         ensure!(
             least != Some(0),
-            "--max-backends, --max-services, --max-pools and --max-vips must be at least 1"
+            "--max-backends, --max-services, --max-pools, --max-vips and --max-rate-limits must be at least 1"
         );
         let max_flows = self.max_flows.unwrap_or(1 << 20);
         ensure!((1024..=1 << 26).contains(&max_flows), "--max-flows must be 1024 to {}", 1 << 26);

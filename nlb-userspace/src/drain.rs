@@ -61,13 +61,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Backend, ForwardMode, Snat};
+    use crate::model::{Backend, ForwardMode, RouteKey, Snat};
     use crate::registry::fixtures::{Fleet, registry};
     use crate::stats::Counts;
 
     fn with_flows(tcp: u64) -> Arc<Traffic> {
         let backend = Backend {
             instance_id: "alb-1".into(),
+            route: RouteKey { id: "web".into(), operators: false },
             addr: "10.0.0.1".parse().unwrap(),
             port: 80,
             mode: ForwardMode::Nat,

@@ -4,6 +4,7 @@ mod failure;
 mod fault;
 mod health;
 mod instance;
+mod limits;
 mod listed;
 mod module;
 mod modules;

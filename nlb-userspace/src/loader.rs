@@ -66,6 +66,10 @@ impl Datapath {
             .map_max_entries("POOLS", sizes.limits.pools as u32 + 1)
             .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
             .map_max_entries("SOURCES", 1 << 20)
+            .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
+            .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
+            .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
+            .map_max_entries("LIMITED_SOURCES", sizes.limits.rate_limits as u32 + 1)
             .load(OBJECT)
             .map_err(explain_load)?;
         program(&mut bpf, BALANCER)?.load().map_err(explain_load)?;
@@ -177,6 +181,7 @@ fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
         snat_first: *sizes.snat_ports.start(),
         snat_count: sizes.snat_ports.end() - sizes.snat_ports.start() + 1,
         use_tx: sizes.use_tx as u32,
+        jiffy: 1_000_000_000 / clock.hertz,
     }
 }
 

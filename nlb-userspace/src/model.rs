@@ -31,6 +31,8 @@ pub struct Desired {
     /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
     /// counts [`DEFAULT_WEIGHT`].
     pub version_weights: BTreeMap<String, u32>,
+    /// By limit id.
+    pub rate_limits: BTreeMap<String, RateLimit>,
 }
 
 impl Desired {
@@ -233,14 +235,58 @@ impl Targets {
     }
 }
 
+/// Which of an instance's routes: its own, or one of the operator's that it serves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    pub id: String,
+    pub operators: bool,
+}
+
 /// One place that packets are sent to: an instance's data address and port. An instance with several routes or both
-/// address families has several.
+/// address families has several, so that each route can be counted and limited.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     pub instance_id: String,
+    pub route: RouteKey,
     pub addr: IpAddr,
     /// 0 with a route for every port: the client's destination port is kept.
     pub port: u16,
     pub mode: ForwardMode,
     pub snat: Snat,
+}
+
+/// How much of something may pass. Every window that is given has to admit a packet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RateLimit {
+    pub target: LimitTarget,
+    pub unit: LimitUnit,
+    /// Units in each window; 0 is no limit.
+    pub per_second: u64,
+    pub per_minute: u64,
+    pub per_hour: u64,
+    /// Units that may come at once; 0 is one second's worth of the highest of the rates.
+    pub burst: u64,
+    pub enabled: bool,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What a rate limit is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LimitTarget {
+    /// All services together.
+    All,
+    /// All clients from this prefix together.
+    Source(IpNet),
+    /// All routes of this id together, whoever has them.
+    Route(String),
+    Service(IpAddr, u16, L4),
+}
+
+/// What a rate limit counts, from clients to modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LimitUnit {
+    NewFlows,
+    Packets,
+    /// Of IP packets.
+    Bytes,
 }

@@ -52,6 +52,22 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     // What an attempt that failed left behind, and no packet reads yet.
     changes.extend(unread_sources.into_iter().map(clear_source));
 
+    // Rate limits, before what they are for.
+    for (id, row) in new_rows(&current.limits, &wanted.limits) {
+        let known = current.limits.get(id);
+        changes.push(Change::SetLimit(*id, *row));
+        if known.is_none_or(|known| (known.windows, known.unit) != (row.windows, row.unit)) {
+            changes.push(Change::RestartLimit(*id));
+        }
+    }
+    changes.extend(
+        new_rows(&current.limited_sources, &wanted.limited_sources)
+            .map(|(prefix, limits)| Change::SetLimitedSource(*prefix, *limits)),
+    );
+    if current.common_limits != wanted.common_limits {
+        changes.push(Change::SetCommonLimits(wanted.common_limits));
+    }
+
     // What is new, and the ports that go over to it.
     changes.extend(addresses(&current.addresses, &old_vips));
     changes
@@ -78,6 +94,11 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     changes.extend(sources_of_gone.into_iter().map(clear_source));
     changes.extend(gone(&current.pools, &wanted.pools).map(|id| Change::ClearPool(*id)));
     changes.extend(gone(&current.backends, &wanted.backends).map(|id| Change::ClearBackend(*id)));
+    changes.extend(
+        gone(&current.limited_sources, &wanted.limited_sources)
+            .map(|prefix| Change::ClearLimitedSource(*prefix)),
+    );
+    changes.extend(gone(&current.limits, &wanted.limits).map(|id| Change::ClearLimit(*id)));
     changes
 }
 

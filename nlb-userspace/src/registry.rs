@@ -7,6 +7,7 @@
 mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod rate_limits;
 mod record;
 mod refusal;
 mod report;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nlb_common::abi::BackendStats;
+use nlb_common::abi::{BackendStats, LimitStats};
 use nlb_common::flow::IdleTimes;
 use nlb_common::verdict;
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ pub struct Traffic {
     pub backends: BTreeMap<Backend, Counts>,
     /// Gauge: flows by service.
     pub service_flows: BTreeMap<(IpAddr, u16, L4), u64>,
+    /// By limit id, since the limit was set.
+    pub limits: BTreeMap<String, LimitCounts>,
     /// Packets by exit: (verdict, reason), as in `nlb_common::verdict`.
     pub exits: BTreeMap<(&'static str, &'static str), u64>,
     pub packets_seen: u64,
@@ -45,6 +47,13 @@ pub struct Counts {
     pub reply_packets: u64,
     pub reply_bytes: u64,
     pub resets: u64,
+}
+
+/// Counts of one rate limit, in the units that it counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitCounts {
+    pub passed: u64,
+    pub refused: u64,
 }
 
 impl Traffic {
@@ -83,7 +92,8 @@ pub async fn run(
 ) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut collector = Collector { readings, datapath, idle, offsets: BTreeMap::new() };
+    let mut collector =
+        Collector { readings, datapath, idle, offsets: BTreeMap::new(), limit_offsets: BTreeMap::new() };
     while applied.has_changed().is_ok() {
         seconds.tick().await;
         let image = applied.borrow().image.clone();
@@ -101,6 +111,8 @@ struct Collector {
     idle: IdleTimes,
     /// What a backend's counters stood at when it got its id, by id and generation: counts of the id's former owners.
     offsets: BTreeMap<u16, (u8, BackendStats)>,
+    /// The same for rate limits.
+    limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
 }
 
 impl Collector {
@@ -121,6 +133,10 @@ impl Collector {
                 flows.by_backend.get(&id).copied().unwrap_or_default();
             traffic.backends.insert(backend.clone(), counts);
         }
+        for (id, name) in image.limit_ids.iter() {
+            let counts = self.limit_counts(id, image.limit_ids.generation(id))?;
+            traffic.limits.insert(name.clone(), counts);
+        }
         traffic.service_flows = flows.by_service;
         Ok(traffic)
     }
@@ -128,11 +144,7 @@ impl Collector {
     /// What a backend counted since it got its id.
     fn counts(&mut self, id: u16, generation: u8) -> anyhow::Result<Counts> {
         let now = self.readings.backend(id)?;
-        let fresh = if generation == 0 { BackendStats::default() } else { now };
-        let (since, offset) = self.offsets.entry(id).or_insert((generation, fresh));
-        if *since != generation {
-            (*since, *offset) = (generation, now);
-        }
+        let offset = offset(&mut self.offsets, id, generation, now);
         Ok(Counts {
             new_flows: now.new_flows - offset.new_flows,
             active_flows: 0,
@@ -143,6 +155,13 @@ impl Collector {
             reply_bytes: now.reply_bytes - offset.reply_bytes,
             resets: now.resets - offset.resets,
         })
+    }
+
+    /// What a rate limit counted since it got its id.
+    fn limit_counts(&mut self, id: u16, generation: u8) -> anyhow::Result<LimitCounts> {
+        let now = self.readings.limit(id)?;
+        let offset = offset(&mut self.limit_offsets, id, generation, now);
+        Ok(LimitCounts { passed: now.passed - offset.passed, refused: now.refused - offset.refused })
     }
 
     fn count_flows(&self, image: &MapImage) -> anyhow::Result<Flows> {
@@ -167,6 +186,16 @@ impl Collector {
         }
         Ok(flows)
     }
+}
+
+/// What counters stood at when their present owner got the id: they are never reset.
+fn offset<T: Copy + Default>(offsets: &mut BTreeMap<u16, (u8, T)>, id: u16, generation: u8, now: T) -> T {
+    let fresh = if generation == 0 { T::default() } else { now };
+    let (since, offset) = offsets.entry(id).or_insert((generation, fresh));
+    if *since != generation {
+        (*since, *offset) = (generation, now);
+    }
+    *offset
 }
 
 #[derive(Default)]

@@ -5,6 +5,7 @@
 mod checksum;
 mod contention;
 mod flow;
+mod limit;
 mod packet;
 mod parse;
 mod rewrite;

@@ -8,13 +8,14 @@ use crate::model::Desired;
 /// of `limits.addresses` more.
 pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
     let offers = Offers::collect(desired);
-    let services = classifier::services(&offers.by_vip);
+    let services = classifier::services(&offers.by_vip, desired);
     let pools = services.iter().map(|service| service.pools.len()).sum::<usize>();
     for (what, count, max, flag) in [
         ("backends", offers.backends.len(), limits.backends, "--max-backends"),
         ("services", services.len(), limits.services, "--max-services"),
         ("pools", pools, limits.pools, "--max-pools"),
         ("VIPs and source addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
+        ("rate limits", super::limits::enabled(desired).count(), limits.rate_limits, "--max-rate-limits"),
     ] {
         if count > usize::from(max) {
             return Err(TooMany { what, max, flag });
@@ -49,7 +50,7 @@ mod tests {
     #[test]
     fn agrees_with_the_compiler() {
         let desired = desired();
-        let plenty = Limits { backends: 100, services: 100, pools: 100, addresses: 100 };
+        let plenty = Limits { backends: 100, services: 100, pools: 100, addresses: 100, rate_limits: 100 };
         let refuses = |limits: &Limits| {
             let fits = fits(&desired, limits).err();
             let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits)).err();

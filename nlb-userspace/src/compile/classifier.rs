@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{Backend, L4, Module, Route};
+use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route};
 
 /// An instance that serves a route on one VIP.
 #[derive(Clone, Debug)]
@@ -38,12 +38,21 @@ pub struct Service<'a> {
     pub pools: BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>>,
 }
 
-/// The services of all VIPs, in the order of their keys.
-pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>) -> Vec<Service<'a>> {
+/// The services of all VIPs, in the order of their keys. A port with a rate limit of its own is a service of its own.
+pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desired) -> Vec<Service<'a>> {
+    let limited: BTreeSet<(IpAddr, u16, L4)> = super::limits::enabled(desired)
+        .filter_map(|(_, limit)| match limit.target {
+            LimitTarget::Service(vip, port, l4) => Some((vip, port, l4)),
+            _ => None,
+        })
+        .collect();
     let mut services = Vec::new();
     for (vip, offers) in by_vip {
-        let ports: BTreeSet<(Option<u16>, L4)> =
+        let mut ports: BTreeSet<(Option<u16>, L4)> =
             offers.iter().map(|o| (o.route.port, o.route.protocol.l4())).collect();
+        let of_vip = limited.range((*vip, 0, L4::Tcp)..=(*vip, u16::MAX, L4::Udp));
+        let of_wildcards = of_vip.filter(|(_, _, l4)| ports.contains(&(None, *l4)));
+        ports.extend(of_wildcards.map(|(_, port, l4)| (Some(*port), *l4)).collect::<Vec<_>>());
         for (port, l4) in ports {
             let candidates: Vec<&Offer> = offers
                 .iter()

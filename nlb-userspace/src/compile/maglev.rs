@@ -97,7 +97,7 @@ impl Walker {
     }
 }
 
-/// Hashes of what names a backend everywhere: the same on every node and in every life of this one.
+/// Hashes of what names a backend everywhere: the same on every node and in every life of this one, and for every route.
 fn name_hashes(backend: &Backend) -> (u64, u64) {
     let addr = nlb_common::net::Addr::from(backend.addr);
     let start = hash::addr(addr) ^ backend.port as u64;
@@ -108,12 +108,13 @@ fn name_hashes(backend: &Backend) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ForwardMode, Snat};
+    use crate::model::{ForwardMode, RouteKey, Snat};
     use proptest::prelude::*;
 
     fn backend(n: usize) -> Backend {
         Backend {
             instance_id: format!("alb-{n:03}"),
+            route: RouteKey { id: "web".into(), operators: false },
             addr: std::net::Ipv4Addr::from(0x0a00_0000 + n as u32).into(),
             port: 8080,
             mode: ForwardMode::Nat,

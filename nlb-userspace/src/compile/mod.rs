@@ -6,6 +6,7 @@
 mod capacity;
 pub mod classifier;
 pub mod ids;
+mod limits;
 pub mod maglev;
 mod offers;
 mod pools;
@@ -21,12 +22,14 @@ use nlb_common::net::{Addr, Be16};
 use crate::model::{Backend, Desired, Health, L4};
 use classifier::ServiceKey;
 use ids::Ids;
+use limits::Limited;
 use offers::Offers;
 use pools::Pool;
 pub use rows::{Addr128, Rows};
 use rows::{backend_row, is_transparent};
 
 pub use capacity::fits;
+pub use limits::longest_chain;
 
 /// What the kernel's routes and neighbours say of the way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,7 @@ pub struct Limits {
     pub services: u16,
     pub pools: u16,
     pub addresses: u16,
+    pub rate_limits: u16,
 }
 
 /// Everything that the maps should hold, row by row.
@@ -61,6 +65,8 @@ pub struct MapImage {
     service_ids: Ids<ServiceKey>,
     pool_ids: Ids<PoolKey>,
     pub address_ids: Ids<IpAddr>,
+    /// Of those that are enabled.
+    pub limit_ids: Ids<String>,
     /// Our address towards each NAT backend, the last that was known: replies to it are expected for as long as there are
     /// flows, even while the way there is unknown.
     sources: BTreeMap<IpAddr, IpAddr>,
@@ -97,7 +103,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
     let offers = Offers::collect(desired);
     let too_many = |what, flag| move |max| TooMany { what, max, flag };
 
-    let services = classifier::services(&offers.by_vip);
+    let services = classifier::services(&offers.by_vip, desired);
     let backend_ids = before
         .backend_ids
         .renew(offers.backends.keys().cloned())
@@ -112,6 +118,11 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
     let addresses: BTreeSet<IpAddr> = offers.by_vip.keys().chain(sources.values()).copied().collect();
     let address_ids =
         before.address_ids.renew(addresses).map_err(too_many("VIPs and source addresses", "--max-vips"))?;
+    let limit_ids = before
+        .limit_ids
+        .renew(limits::enabled(desired).map(|(id, _)| id.clone()))
+        .map_err(too_many("rate limits", "--max-rate-limits"))?;
+    let limited = Limited::new(desired, &limit_ids);
 
     let mut image = MapImage {
         rows: Rows::default(),
@@ -119,15 +130,17 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         service_ids,
         pool_ids,
         address_ids,
+        limit_ids,
         sources,
         pools: BTreeMap::new(),
         unserved: offers.unserved.clone(),
     };
     for service in &services {
-        image.add_service(service, desired, before);
+        image.add_service(service, desired, &limited, before);
     }
-    image.add_backends(desired, &offers, hops);
+    image.add_backends(desired, &offers, &limited, hops);
     image.add_addresses(desired, &offers, &services);
+    limited.add_rows(&mut image.rows);
     Ok(image)
 }
 
@@ -139,6 +152,7 @@ impl MapImage {
             service_ids: Ids::new(limits.services),
             pool_ids: Ids::new(limits.pools),
             address_ids: Ids::new(limits.addresses),
+            limit_ids: Ids::new(limits.rate_limits),
             sources: BTreeMap::new(),
             pools: BTreeMap::new(),
             unserved: Vec::new(),
@@ -171,6 +185,12 @@ impl MapImage {
         self.backend_ids.key(id)
     }
 
+    /// Whether packets to this port find a service, be it one for every port.
+    pub fn serves(&self, vip: IpAddr, port: u16, l4: L4) -> bool {
+        let of = |port| self.service_ids.get(&ServiceKey { vip, port, l4 }).is_some();
+        of(Some(port)) || of(None)
+    }
+
     fn pool_by_source(&self, service: u16, client: Addr) -> u16 {
         let all = Addr128 { addr: [0; 16], bits: 0 };
         let rows = self.rows.sources.range((service, all)..).take_while(|((id, _), _)| *id == service);
@@ -179,10 +199,16 @@ impl MapImage {
             .map_or(0, |(_, pool)| *pool)
     }
 
-    fn add_service(&mut self, service: &classifier::Service, desired: &Desired, before: &MapImage) {
+    fn add_service(
+        &mut self,
+        service: &classifier::Service,
+        desired: &Desired,
+        limited: &Limited,
+        before: &MapImage,
+    ) {
         let Some(id) = self.service_ids.get(&service.key) else { return };
         let by_source = service.pools.keys().any(Option::is_some);
-        let mut row = abi::Service::default();
+        let mut row = abi::Service { limits: limited.service(&service.key), ..Default::default() };
         for (source, winners) in &service.pools {
             let Some(pool_id) = self.pool_ids.get(&(service.key, *source)) else { continue };
             let pool = Pool::new(winners, desired, |backend| self.backend_ids.get(backend).unwrap_or(0));
@@ -208,7 +234,7 @@ impl MapImage {
         self.rows.services.insert(id, row);
     }
 
-    fn add_backends(&mut self, desired: &Desired, offers: &Offers, hops: &Hops) {
+    fn add_backends(&mut self, desired: &Desired, offers: &Offers, limited: &Limited, hops: &Hops) {
         let in_use: BTreeSet<u16> = self.pools.values().flat_map(Pool::members_in_use).collect();
         for (id, backend) in self.backend_ids.iter() {
             let Some(module) = offers.backends.get(backend) else { continue };
@@ -220,7 +246,8 @@ impl MapImage {
             };
             let hop = hops.get(&backend.addr);
             let source_id = hop.and_then(|h| self.address_ids.get(&h.source)).unwrap_or(0);
-            let row = backend_row(backend, self.backend_ids.generation(id), leaving, hop, source_id);
+            let limits = limited.route(&backend.route.id);
+            let row = backend_row(backend, self.backend_ids.generation(id), leaving, hop, source_id, limits);
             self.rows.backends.insert(id, row);
         }
     }
@@ -269,6 +296,6 @@ impl MapImage {
 impl Default for MapImage {
     /// An image with room for nothing, which stands for maps that are not there.
     fn default() -> Self {
-        MapImage::empty(Limits { backends: 0, services: 0, pools: 0, addresses: 0 })
+        MapImage::empty(Limits { backends: 0, services: 0, pools: 0, addresses: 0, rate_limits: 0 })
     }
 }

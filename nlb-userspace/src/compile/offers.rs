@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::Hops;
 use super::classifier::Offer;
-use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route};
+use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// Who offers to serve what.
 pub struct Offers<'a> {
@@ -24,18 +24,26 @@ impl<'a> Offers<'a> {
         };
         for (instance_id, module) in &desired.modules {
             for (route_id, route) in &module.routes {
-                offers.add(instance_id, module, route_id, route);
+                offers.add(instance_id, module, route_id, route, false);
             }
             for (route_id, route) in &desired.operator_routes {
                 if route.targets.include(route.protocol, instance_id, module.module_type) {
-                    offers.add(instance_id, module, route_id, route);
+                    offers.add(instance_id, module, route_id, route, true);
                 }
             }
         }
         offers
     }
 
-    fn add(&mut self, instance_id: &str, module: &'a Module, route_id: &'a str, route: &'a Route) {
+    fn add(
+        &mut self,
+        instance_id: &str,
+        module: &'a Module,
+        route_id: &'a str,
+        route: &'a Route,
+        operators: bool,
+    ) {
+        let key = RouteKey { id: route_id.to_owned(), operators };
         let mut served = false;
         let mut refused = None;
         for (vip, offers) in &mut self.by_vip {
@@ -43,7 +51,7 @@ impl<'a> Offers<'a> {
             if route.source.is_some_and(|source| source.addr().is_ipv4() != vip.is_ipv4()) {
                 continue;
             }
-            match backend_for(instance_id, module, route, *vip) {
+            match backend_for(instance_id, module, &key, route, *vip) {
                 Ok(backend) => {
                     served = true;
                     self.backends.insert(backend.clone(), module);
@@ -83,6 +91,7 @@ fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
 fn backend_for(
     instance_id: &str,
     module: &Module,
+    key: &RouteKey,
     route: &Route,
     vip: IpAddr,
 ) -> Result<Backend, &'static str> {
@@ -99,5 +108,12 @@ fn backend_for(
         // DSR leaves the port alone.
         ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port.unwrap_or(0),
     };
-    Ok(Backend { instance_id: instance_id.to_owned(), addr, port, mode: module.mode, snat: module.snat })
+    Ok(Backend {
+        instance_id: instance_id.to_owned(),
+        route: key.clone(),
+        addr,
+        port,
+        mode: module.mode,
+        snat: module.snat,
+    })
 }

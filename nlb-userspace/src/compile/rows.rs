@@ -22,6 +22,9 @@ pub struct Rows {
     pub services: BTreeMap<u16, abi::Service>,
     pub service_ids: BTreeMap<u64, u16>,
     pub addresses: BTreeMap<IpAddr, abi::Address>,
+    pub limits: BTreeMap<u16, abi::Limit>,
+    pub limited_sources: BTreeMap<Addr128, abi::Limits>,
+    pub common_limits: abi::CommonLimits,
 }
 
 /// A prefix in v4-mapped bits.
@@ -50,6 +53,7 @@ pub fn backend_row(
     leaving: bool,
     hop: Option<&Hop>,
     source_id: u16,
+    limits: abi::Limits,
 ) -> abi::Backend {
     let mut flags = abi::Backend::PRESENT;
     if leaving {
@@ -80,7 +84,8 @@ pub fn backend_row(
         link_prefix: mapped + hop.map_or(backend_bits(backend), |h| h.link_prefix),
         source_id,
         mtu: hop.map_or(0, |h| h.mtu),
-        _pad: [0; 6],
+        limits,
+        _pad: [0; 2],
     }
 }
 

@@ -94,6 +94,10 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
+    /// Room for rate limits [default: 16384]
+    #[arg(long, env = "NLB_MAX_RATE_LIMITS", value_name = "NUMBER")]
+    pub max_rate_limits: Option<u16>,
+
     /// Virtual addresses, and the NLB's own towards modules [default: 1024]
     #[arg(long, env = "NLB_MAX_VIPS", value_name = "NUMBER")]
     pub max_vips: Option<u16>,
@@ -151,6 +155,7 @@ impl Options {
             max_backends,
             max_services,
             max_pools,
+            max_rate_limits,
             max_vips,
             max_flows,
             idle_opening,

@@ -72,13 +72,16 @@ impl Failure {
             Failure::NotApplied { .. } => Code::Internal,
             Failure::Modules(_) => Code::Aborted,
             Failure::Refused(refusal) => match refusal {
-                Refusal::UnknownInstance(_) | Refusal::UnknownVersion(_) => Code::NotFound,
+                Refusal::UnknownInstance(_) | Refusal::UnknownVersion(_) | Refusal::UnknownLimit(_) => {
+                    Code::NotFound
+                }
                 Refusal::ProofMissing(_) => Code::Unauthenticated,
                 Refusal::ProofWrong(_) => Code::PermissionDenied,
                 Refusal::Taken { .. } => Code::AlreadyExists,
-                Refusal::TooManyModules(_) | Refusal::TooManyRoutes { .. } | Refusal::TooMany(_) => {
-                    Code::ResourceExhausted
-                }
+                Refusal::TooManyModules(_)
+                | Refusal::TooManyRoutes { .. }
+                | Refusal::TooManyLimitsMet { .. }
+                | Refusal::TooMany(_) => Code::ResourceExhausted,
                 Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } => Code::InvalidArgument,
                 Refusal::Leaving(_) => Code::FailedPrecondition,
             },

@@ -111,16 +111,29 @@ impl ModuleService for Control {
         Err(not_in_this_build("ModuleService.DeleteRoute"))
     }
 
-    async fn get_rate_limits(&self, _: Request<GetRateLimitsRequest>) -> Answer<GetRateLimitsResponse> {
-        Err(not_in_this_build("ModuleService.GetRateLimits"))
+    async fn get_rate_limits(&self, request: Request<GetRateLimitsRequest>) -> Answer<GetRateLimitsResponse> {
+        Ok(Response::new(self.rate_limits(request.into_inner())?))
     }
 
-    async fn set_rate_limit(&self, _: Request<SetRateLimitRequest>) -> Answer<SetRateLimitResponse> {
-        Err(not_in_this_build("ModuleService.SetRateLimit"))
+    async fn set_rate_limit(&self, request: Request<SetRateLimitRequest>) -> Answer<SetRateLimitResponse> {
+        let outcome = Control::set_rate_limit(self, request.into_inner()).await;
+        answer(outcome, |error| SetRateLimitResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
     }
 
-    async fn remove_rate_limit(&self, _: Request<RemoveRateLimitRequest>) -> Answer<RemoveRateLimitResponse> {
-        Err(not_in_this_build("ModuleService.RemoveRateLimit"))
+    async fn remove_rate_limit(
+        &self,
+        request: Request<RemoveRateLimitRequest>,
+    ) -> Answer<RemoveRateLimitResponse> {
+        let outcome = Control::remove_rate_limit(self, request.into_inner()).await;
+        answer(outcome, |error| RemoveRateLimitResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
     }
 
     async fn get_metrics(&self, _: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {

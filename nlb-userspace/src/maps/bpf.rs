@@ -7,7 +7,9 @@ use anyhow::{Context, anyhow};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, PerCpuArray, RingBuf};
-use nlb_common::abi::{self, Address, Backend, BackendStats, Service, SourceKey};
+use nlb_common::abi::{
+    self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Service, SourceKey,
+};
 use nlb_common::maglev;
 use nlb_common::net::Addr;
 use nlb_common::verdict::COUNTERS;
@@ -31,6 +33,10 @@ pub struct BpfMaps {
     services: Array<MapData, Service>,
     service_ids: ArrayOfMaps<MapData>,
     addresses: ArrayOfMaps<MapData>,
+    limits: Array<MapData, Limit>,
+    limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
+    limited_sources: LpmTrie<MapData, [u8; 16], u32>,
+    common_limits: Array<MapData, CommonLimits>,
 }
 
 /// An address as a map value; `Addr` itself belongs to a crate that need not know aya.
@@ -48,6 +54,10 @@ impl BpfMaps {
             services: take(bpf, "SERVICES")?.try_into()?,
             service_ids: take(bpf, "SERVICE_IDS")?.try_into()?,
             addresses: take(bpf, "ADDRESSES")?.try_into()?,
+            limits: take(bpf, "LIMITS")?.try_into()?,
+            limit_clocks: take(bpf, "LIMIT_CLOCKS")?.try_into()?,
+            limited_sources: take(bpf, "LIMITED_SOURCES")?.try_into()?,
+            common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
         };
         // The program needs tables to look into, even if they are empty.
         maps.apply(&Change::ReplaceServiceIds(BTreeMap::new()))?;
@@ -111,6 +121,23 @@ impl MapStore for BpfMaps {
             }
             Change::ReplaceServiceIds(rows) => self.replace_service_ids(rows),
             Change::ReplaceAddresses(rows) => self.replace_addresses(rows.values()),
+            Change::SetLimit(id, row) => self.limits.set(*id as u32, row, 0).map_err(refused("LIMITS")),
+            Change::RestartLimit(id) => {
+                self.limit_clocks.set(*id as u32, [0; LIMIT_WINDOWS], 0).map_err(refused("LIMIT_CLOCKS"))
+            }
+            Change::ClearLimit(id) => {
+                self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("LIMITS"))
+            }
+            Change::SetLimitedSource(prefix, limits) => self
+                .limited_sources
+                .insert(&prefix_key(prefix), limits.word(), 0)
+                .map_err(refused("LIMITED_SOURCES")),
+            Change::ClearLimitedSource(prefix) => {
+                self.limited_sources.remove(&prefix_key(prefix)).map_err(refused("LIMITED_SOURCES"))
+            }
+            Change::SetCommonLimits(limits) => {
+                self.common_limits.set(0, limits, 0).map_err(refused("COMMON_LIMITS"))
+            }
         }
     }
 }
@@ -120,6 +147,10 @@ fn source_key(service: u16, prefix: &Addr128) -> Key<SourceKey> {
         abi::SOURCE_KEY_SERVICE_BITS + prefix.bits as u32,
         SourceKey { service: (service as u32).to_be_bytes(), addr: prefix.addr },
     )
+}
+
+fn prefix_key(prefix: &Addr128) -> Key<[u8; 16]> {
+    Key::new(prefix.bits as u32, prefix.addr)
 }
 
 /// An array that can take the place of an inner map, filled with zeros.
@@ -141,6 +172,7 @@ fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {
 pub struct Readings {
     pub exits: PerCpuArray<MapData, u64>,
     pub backends: PerCpuArray<MapData, BackendStats>,
+    pub limits: PerCpuArray<MapData, LimitStats>,
     pub flows: Flows,
 }
 
@@ -150,6 +182,7 @@ impl Readings {
         Ok(Readings {
             exits: take(bpf, "EXITS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,
+            limits: take(bpf, "LIMIT_STATS")?.try_into()?,
             flows: Flows::new(flows.fd().as_fd(), flow_buckets as usize)
                 .context("mapping FLOWS into memory")?,
         })
@@ -170,6 +203,17 @@ impl Readings {
             reply_packets: sum.reply_packets + cpu.reply_packets,
             reply_bytes: sum.reply_bytes + cpu.reply_bytes,
             resets: sum.resets + cpu.resets,
+        }))
+    }
+}
+
+impl Readings {
+    /// A rate limit's counts, added up over the CPUs.
+    pub fn limit(&self, id: u16) -> anyhow::Result<LimitStats> {
+        let per_cpu = self.limits.get(&(id as u32), 0)?;
+        Ok(per_cpu.iter().fold(LimitStats::default(), |sum, cpu| LimitStats {
+            passed: sum.passed + cpu.passed,
+            refused: sum.refused + cpu.refused,
         }))
     }
 }

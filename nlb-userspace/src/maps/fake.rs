@@ -94,7 +94,7 @@ fn dump(rows: &Rows) -> String {
     }
     for (id, service) in &rows.services {
         let by_source = if service.flags & abi::Service::BY_SOURCE != 0 { " by-source" } else { "" };
-        let _ = writeln!(out, "service {id} pool {}{by_source}", service.pool);
+        let _ = writeln!(out, "service {id} pool {}{by_source}{}", service.pool, chains(service.limits));
     }
     for ((service, prefix), pool) in &rows.sources {
         let addr = IpAddr::from(nlb_common::net::Addr::v6(prefix.addr));
@@ -120,7 +120,32 @@ fn dump(rows: &Rows) -> String {
         for (_, name) in names.iter().filter(|(flag, _)| b.has(*flag)) {
             let _ = write!(out, " {name}");
         }
-        out.push('\n');
+        let _ = writeln!(out, "{}", chains(b.limits));
+    }
+    if rows.common_limits.all != abi::Limits::NONE {
+        let _ = writeln!(out, "all services{}", chains(rows.common_limits.all));
+    }
+    for (prefix, limits) in &rows.limited_sources {
+        let addr = IpAddr::from(nlb_common::net::Addr::v6(prefix.addr));
+        let _ = writeln!(out, "clients {addr} bits {}{}", prefix.bits, chains(*limits));
+    }
+    for (id, limit) in &rows.limits {
+        let unit = ["flows", "packets", "bytes"][limit.unit as usize];
+        let _ = write!(out, "limit {id} {unit}");
+        for (window, name) in limit.windows.iter().zip(["second", "minute", "hour"]) {
+            if window.cost != 0 {
+                let nanoseconds = |time: u64| time >> window.shift;
+                let (each, early) = (nanoseconds(window.cost), nanoseconds(window.tolerance));
+                let _ = write!(out, ", by the {name} one in {each} ns and up to {early} ns early");
+            }
+        }
+        let next = if limit.next != 0 { format!(", then {}", limit.next) } else { String::new() };
+        let _ = writeln!(out, "{next}");
     }
     out
+}
+
+fn chains(limits: abi::Limits) -> String {
+    let chain = |name, head| if head != 0 { format!(" {name}-limits {head}") } else { String::new() };
+    chain("flow", limits.flows) + &chain("packet", limits.packets)
 }

@@ -35,6 +35,13 @@ pub enum Change {
     ReplaceServiceIds(BTreeMap<u64, u16>),
     /// Swaps the table of addresses, whole.
     ReplaceAddresses(BTreeMap<IpAddr, abi::Address>),
+    SetLimit(u16, abi::Limit),
+    /// Forgets what a limit has let through, which counts by its former rates.
+    RestartLimit(u16),
+    ClearLimit(u16),
+    SetLimitedSource(Addr128, abi::Limits),
+    ClearLimitedSource(Addr128),
+    SetCommonLimits(abi::CommonLimits),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +71,12 @@ impl Change {
             Change::ClearService(id) => drop(rows.services.remove(id)),
             Change::ReplaceServiceIds(ids) => rows.service_ids = ids.clone(),
             Change::ReplaceAddresses(addresses) => rows.addresses = addresses.clone(),
+            Change::SetLimit(id, row) => drop(rows.limits.insert(*id, *row)),
+            Change::RestartLimit(_) => {}
+            Change::ClearLimit(id) => drop(rows.limits.remove(id)),
+            Change::SetLimitedSource(prefix, limits) => drop(rows.limited_sources.insert(*prefix, *limits)),
+            Change::ClearLimitedSource(prefix) => drop(rows.limited_sources.remove(prefix)),
+            Change::SetCommonLimits(limits) => rows.common_limits = *limits,
         }
     }
 }

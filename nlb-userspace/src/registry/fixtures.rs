@@ -23,7 +23,7 @@ pub fn settings() -> Settings {
         lease: Terms::default(),
         max_modules: 4,
         max_routes: 8,
-        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
     }
 }

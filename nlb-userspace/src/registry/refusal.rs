@@ -29,6 +29,13 @@ pub enum Refusal {
     UnknownVersion(String),
     #[error("version {asked:?} is not that of {instance_id:?}, which is {actual:?}")]
     VersionMismatch { instance_id: String, asked: String, actual: String },
+    #[error("no rate limit has the id {0:?}; GetRateLimits lists them")]
+    UnknownLimit(String),
+    #[error(
+        "one packet would meet {met} rate limits of one kind on the same target or on nested source prefixes, and the data \
+         path asks {limit}; remove some"
+    )]
+    TooManyLimitsMet { met: usize, limit: usize },
     #[error("{0:?} is unregistering; it has to register again to take flows")]
     Leaving(String),
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nlb_common::abi::LIMIT_CHAIN;
+
 use crate::compile;
-use crate::model::{Desired, Module, Route};
+use crate::model::{Desired, Module, RateLimit, Route};
 
 use super::{Record, Refusal, Registration, Settings, Suited};
 
@@ -19,6 +21,8 @@ pub struct State {
     pub operator_routes_since: BTreeMap<String, SystemTime>,
     /// As set; see [`State::version_shares`] for what they mean.
     pub version_weights: BTreeMap<String, u32>,
+    /// By limit id.
+    pub rate_limits: BTreeMap<String, RateLimit>,
     /// When the first version weight was set.
     pub split_since: Option<SystemTime>,
     last_epoch: u64,
@@ -50,6 +54,7 @@ impl State {
             modules: self.modules.iter().map(|(id, record)| (id.clone(), module(record))).collect(),
             operator_routes: self.operator_routes.clone(),
             version_weights: self.version_weights.clone(),
+            rate_limits: self.rate_limits.clone(),
         }
     }
 
@@ -73,7 +78,12 @@ impl State {
         if wanted > settings.max_routes {
             return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
         }
-        compile::fits(&self.desired(settings), &settings.limits).map_err(Refusal::TooMany)
+        let desired = self.desired(settings);
+        let met = compile::longest_chain(&desired);
+        if met > LIMIT_CHAIN {
+            return Err(Refusal::TooManyLimitsMet { met, limit: LIMIT_CHAIN });
+        }
+        compile::fits(&desired, &settings.limits).map_err(Refusal::TooMany)
     }
 
     /// Whether a module can serve its own routes, and those of the operator that are for it.

@@ -33,7 +33,7 @@ pub fn settings() -> Settings {
         lease: Terms::default(),
         max_modules: 16,
         max_routes: 64,
-        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
     }
 }
@@ -138,6 +138,26 @@ impl Fleet {
         })
     }
 
+    pub async fn limit(&mut self, limit: RateLimit) -> String {
+        let request = SetRateLimitRequest { instance_id: String::new(), limit: Some(limit) };
+        let answer = nlb_proto::module_service_server::ModuleService::set_rate_limit(
+            &self.control,
+            Request::new(request),
+        )
+        .await;
+        told(answer, |a| (a.success, a.message))
+    }
+
+    pub async fn unlimit(&mut self, id: &str) -> String {
+        let request = RemoveRateLimitRequest { instance_id: String::new(), limit_id: id.to_owned() };
+        let answer = nlb_proto::module_service_server::ModuleService::remove_rate_limit(
+            &self.control,
+            Request::new(request),
+        )
+        .await;
+        told(answer, |a| (a.success, a.message))
+    }
+
     pub async fn drain(&mut self, id: &str, timeout_seconds: i32) -> String {
         let request = DrainModuleRequest { instance_id: id.to_owned(), timeout_seconds };
         told(self.control.drain_module(Request::new(request)).await, |a| (a.success, a.message))
@@ -194,6 +214,12 @@ impl Fleet {
             Change::ClearService(id) => format!("clear service {id}\n"),
             Change::ReplaceServiceIds(ids) => format!("replace service ids: {} in all\n", ids.len()),
             Change::ReplaceAddresses(addresses) => format!("replace addresses: {} in all\n", addresses.len()),
+            Change::SetLimit(id, _) => format!("set limit {id}\n"),
+            Change::RestartLimit(id) => format!("restart limit {id}\n"),
+            Change::ClearLimit(id) => format!("clear limit {id}\n"),
+            Change::SetLimitedSource(_, limits) => format!("set limited source: {limits:?}\n"),
+            Change::ClearLimitedSource(_) => "clear limited source\n".to_owned(),
+            Change::SetCommonLimits(limits) => format!("set common limits: {:?}\n", limits.all),
         });
         let new: String = new.collect();
         self.told = applied.len();

@@ -9,6 +9,7 @@
 //! $ heartbeat alb-1 status=degraded
 //! $ weigh alb-1 5  |  $ weigh version v2 5
 //! $ unregister alb-1  |  $ unregister alb-1 gracefully 10
+//! $ limit few on=route:web second=100 minute=1000 hour=5000 burst=50 unit=packets off  |  $ unlimit few
 //! $ drain alb-1 10  |  $ resume alb-1
 //! $ hop 10.0.0.1 from 10.0.0.100  |  $ hop 10.0.0.1 unknown
 //! $ wait 30                                                  (seconds; who is silent loses its lease)
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use nlb::registry::Settings;
-use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, Route};
+use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, Route};
 
 use super::fleet::{Fleet, settings};
 
@@ -101,6 +102,14 @@ impl Scenario {
                 ["unregister", id, "gracefully", seconds] => {
                     fleet.unregister(id, Some(number(seconds)?)).await
                 }
+                ["limit", id, rest @ ..] => {
+                    let (enabled, rest) = match rest {
+                        [rest @ .., "off"] => (false, rest),
+                        rest => (true, rest),
+                    };
+                    fleet.limit(limit(id, enabled, Pairs::of(rest)?)?).await
+                }
+                ["unlimit", id] => fleet.unlimit(id).await,
                 ["drain", id, seconds] => fleet.drain(id, number(seconds)?).await,
                 ["resume", id] => fleet.resume(id).await,
                 ["hop", address, "from", source] => {
@@ -146,6 +155,20 @@ fn configure(mut pairs: Pairs) -> Result<Settings, String> {
     }
     pairs.done()?;
     Ok(settings)
+}
+
+fn limit(id: &str, enabled: bool, mut pairs: Pairs) -> Result<RateLimit, String> {
+    let mut count = |name: &str| number(&pairs.take(name).unwrap_or_else(|| "0".to_owned()));
+    Ok(RateLimit {
+        limit_id: id.to_owned(),
+        requests_per_second: count("second")?,
+        requests_per_minute: count("minute")?,
+        requests_per_hour: count("hour")?,
+        burst_size: count("burst")?,
+        enabled,
+        target: pairs.take("on").unwrap_or_default(),
+        metadata: pairs.0.into_iter().collect(),
+    })
 }
 
 fn route(name: &str, protocol: &str, mut pairs: Pairs) -> Result<Route, String> {

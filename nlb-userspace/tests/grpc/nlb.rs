@@ -8,7 +8,7 @@ use nlb::compile::{Hop, Hops, Limits};
 use nlb::grpc::{self, Control};
 use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
-use nlb::model::{Backend, ForwardMode};
+use nlb::model::{Backend, ForwardMode, RouteKey};
 use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
 use nlb::resolve::Resolver;
@@ -44,7 +44,7 @@ pub fn settings() -> Settings {
         lease: Terms::default(),
         max_modules: 16,
         max_routes: 64,
-        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64 },
+        limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
     }
 }
@@ -119,6 +119,7 @@ impl Nlb {
 fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
     let backend = Backend {
         instance_id: instance_id.to_owned(),
+        route: RouteKey { id: "web".to_owned(), operators: false },
         addr: "10.0.0.1".parse().unwrap(),
         port: 80,
         mode: ForwardMode::Nat,

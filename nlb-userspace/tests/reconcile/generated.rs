@@ -13,7 +13,8 @@ use proptest::sample::{select, subsequence};
 
 use super::invariants::Flow;
 
-pub const LIMITS: Limits = Limits { backends: 1000, services: 1000, pools: 1000, addresses: 1000 };
+pub const LIMITS: Limits =
+    Limits { backends: 1000, services: 1000, pools: 1000, addresses: 1000, rate_limits: 1000 };
 
 /// The first two are configured.
 const VIPS: [&str; 3] = ["192.0.2.1", "2001:db8::1", "192.0.2.9"];

@@ -5,6 +5,7 @@ mod broken;
 mod decap;
 mod dsr;
 mod flows;
+mod limits;
 mod nat;
 mod others;
 mod packet;

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
 use nlb::config::Flows;
 use nlb::loader::{self, Datapath, Sizes};
@@ -161,7 +163,7 @@ pub fn sizes() -> Sizes {
             closing: seconds(10),
             udp: seconds(120),
         },
-        limits: Limits { backends: 1000, services: 100, pools: 100, addresses: 100 },
+        limits: Limits { backends: 1000, services: 100, pools: 100, addresses: 100, rate_limits: 100 },
         snat_ports: 1024..=32_767,
         use_tx: true,
     }
@@ -265,6 +267,29 @@ impl Rig {
         let (action, out) = self.namespace.run(|| test_run(program, frame))??;
         let after = self.readings.counters()?;
         Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
+    }
+}
+
+impl Rig {
+    /// Does this on every CPU at the same time.
+    pub fn on_each_cpu<T: Send>(&mut self, work: impl Fn(&Xdp) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let program: &Xdp = self.datapath.balancer()?;
+        let here = sched_getaffinity(Pid::from_raw(0))?;
+        let cpus = (0..CpuSet::count()).filter(|cpu| here.is_set(*cpu).unwrap_or(false));
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = cpus
+                .map(|cpu| {
+                    let work = &work;
+                    scope.spawn(move || {
+                        let mut set = CpuSet::new();
+                        set.set(cpu)?;
+                        sched_setaffinity(Pid::from_raw(0), &set)?;
+                        work(program)
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|worker| worker.join().expect("the work does not panic")).collect()
+        })
     }
 }
 

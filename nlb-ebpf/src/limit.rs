@@ -1,0 +1,130 @@
+//! Rate limits, out of line for the reasons that `record` gives.
+//!
+//! A packet meets the limits of all services, of its service, of its route (by way of the backend) and of its source.
+//! All of them are asked before any is charged, so that what one refuses does not use up another.
+
+use nlb_common::abi::{Backend, LIMIT_CHAIN, LIMIT_WINDOWS, Limit, Limits, Service};
+use nlb_common::atomic::Word;
+use nlb_common::net::Addr;
+use nlb_common::verdict::{DropReason, Verdict};
+
+use crate::tables;
+
+/// Lets a packet pass the limits that apply to it, and if it opens a flow those on new flows too; or says that one of them
+/// refuses it.
+#[inline(always)]
+pub fn pass(
+    service: &Service,
+    backend: &Backend,
+    client: Addr,
+    bytes: u32,
+    new: bool,
+) -> Result<(), Verdict> {
+    let common = tables::common_limits();
+    let mut met = [common.all, service.limits, backend.limits, Limits::NONE];
+    if common.by_source.packets != 0 || new && common.by_source.flows != 0 {
+        met[3] = Limits::from_word(nlb_source_limits(client.hi, client.lo));
+    }
+    let [a, b, c, d] = met;
+    let packets = heads(a.packets, b.packets, c.packets, d.packets);
+    let flows = if new { heads(a.flows, b.flows, c.flows, d.flows) } else { 0 };
+    if packets | flows != 0 && nlb_pass(packets, flows, bytes) == 0 {
+        return Err(Verdict::Drop(DropReason::RateLimit));
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn heads(a: u16, b: u16, c: u16, d: u16) -> u64 {
+    a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_source_limits(hi: u64, lo: u64) -> u32 {
+    tables::source_limits(Addr { hi, lo }).word()
+}
+
+/// 1 if every limit of the chains that start at these ids admits the packet; then it has been counted by all of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_pass(packets: u64, flows: u64, bytes: u32) -> u32 {
+    each(packets, flows, |first| nlb_admits(first as u32, bytes))
+        .and_then(|()| each(packets, flows, |first| nlb_charge(first as u32, bytes)))
+        .is_some() as u32
+}
+
+/// Calls for the first id of each chain, until the answer is 0.
+#[inline(always)]
+fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
+    let mut chain = 0;
+    while chain < 8 {
+        let heads = if chain < 4 { packets } else { flows };
+        let first = (heads >> (16 * (chain & 3))) as u16;
+        if first != 0 && call(first) == 0 {
+            return None;
+        }
+        chain += 1;
+    }
+    Some(())
+}
+
+/// 1 if all limits of a chain admit the packet; else the one that does not has counted it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
+    let settings = tables::settings();
+    let now = tables::nanoseconds(&settings);
+    walk(first, |id, limit, due| {
+        let units = units(limit, bytes);
+        let admits = |i: usize| limit.windows[i].admits(&due[i], now, settings.jiffy as u64, units);
+        if admits(0) && admits(1) && admits(2) {
+            return true;
+        }
+        if let Some(stats) = tables::limit_stats(id) {
+            stats.refused += units;
+        }
+        false
+    })
+}
+
+/// Counts the packet with all limits of a chain.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
+    let now = tables::nanoseconds(&tables::settings());
+    walk(first, |id, limit, due| {
+        let units = units(limit, bytes);
+        limit.windows[0].charge(&due[0], now, units);
+        limit.windows[1].charge(&due[1], now, units);
+        limit.windows[2].charge(&due[2], now, units);
+        if let Some(stats) = tables::limit_stats(id) {
+            stats.passed += units;
+        }
+        true
+    })
+}
+
+/// 1 if all of a chain's limits say so.
+#[inline(always)]
+fn walk(first: u32, each: impl Fn(u16, &Limit, &[Word; LIMIT_WINDOWS]) -> bool) -> u32 {
+    let mut id = first as u16;
+    let mut met = 0;
+    while met < LIMIT_CHAIN {
+        if id == 0 {
+            break;
+        }
+        let Some((limit, due)) = tables::limit(id) else { break };
+        if !each(id, limit, due) {
+            return 0;
+        }
+        id = limit.next;
+        met += 1;
+    }
+    1
+}
+
+#[inline(always)]
+fn units(limit: &Limit, bytes: u32) -> u64 {
+    if limit.unit == Limit::BYTES { bytes as u64 } else { 1 }
+}
