@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Options;
+use crate::config::{Configuration, Options};
 use crate::serve;
 
 /// The MarchProxy NLB: an L4 load balancer in the kernel, steered over gRPC
@@ -91,9 +91,9 @@ pub fn run() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let question = match cli.command {
         Command::Serve(options) => {
-            let config = options.complete()?;
+            let (config, configuration) = Configuration::start(*options)?;
             start_log();
-            return multi_threaded()?.block_on(serve::run(config));
+            return multi_threaded()?.block_on(serve::run(config, configuration));
         }
         Command::Decap(settings) => {
             start_log();

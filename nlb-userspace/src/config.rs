@@ -1,5 +1,6 @@
-//! What an operator can set: by flag, by `NLB_` environment variable, or in a TOML file, in that order.
+//! What an operator can set: by flag, by `NLB_` environment variable, over gRPC, or in a TOML file, in that order.
 
+mod live;
 mod options;
 #[cfg(test)]
 mod tests;
@@ -13,9 +14,9 @@ use anyhow::{bail, ensure};
 
 use crate::compile::Limits;
 use crate::lease::Terms;
-use crate::model::ForwardMode;
 use crate::registry;
 
+pub use live::{Configuration, Proposal, Rejected};
 pub use options::Options;
 pub use values::{Mode, Net, Ports, Span, XdpMode};
 
@@ -25,10 +26,7 @@ pub struct Config {
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub grpc: SocketAddr,
-    /// Of modules that name none.
-    pub forward_mode: ForwardMode,
     pub snat_ports: RangeInclusive<u16>,
-    pub drain_timeout: Duration,
     pub flows: Flows,
     pub limits: Limits,
     pub registry: registry::Settings,
@@ -48,7 +46,7 @@ pub struct Flows {
 
 impl Options {
     /// The settings with their defaults, if they are consistent.
-    fn check(self) -> anyhow::Result<Config> {
+    pub(super) fn check(self) -> anyhow::Result<Config> {
         let interfaces = self.iface.unwrap_or_default();
         ensure!(!interfaces.is_empty(), "no interface to balance on; name one with --iface");
         if let Some(name) = interfaces.iter().find(|name| !is_interface_name(name)) {
@@ -85,9 +83,7 @@ impl Options {
             interfaces,
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
-            forward_mode: self.forward_mode.unwrap_or(Mode::Nat).into(),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
-            drain_timeout: span(self.drain_timeout, 30),
             flows: Flows {
                 max: max_flows,
                 opening: span(self.idle_opening, 60),
@@ -106,6 +102,8 @@ impl Options {
                 max_routes: self.max_routes.unwrap_or(8192),
                 limits,
                 accept_empty_ids: self.accept_empty_ids.unwrap_or(false),
+                forward_mode: self.forward_mode.unwrap_or(Mode::Nat).into(),
+                drain_timeout: span(self.drain_timeout, 30),
             },
         })
     }

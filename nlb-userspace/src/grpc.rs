@@ -1,5 +1,6 @@
 //! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
 
+mod config;
 mod failure;
 mod fault;
 mod health;
@@ -31,7 +32,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
-use crate::model::ForwardMode;
+use crate::config::Configuration;
 use crate::reconcile::Applied;
 use crate::registry::Registry;
 use crate::resolve::Resolver;
@@ -46,10 +47,7 @@ pub struct Control {
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub resolver: Resolver,
     pub started_at: SystemTime,
-    /// Of modules that name none.
-    pub forward_mode: ForwardMode,
-    /// Of callers that name none.
-    pub drain_timeout: Duration,
+    pub configuration: Arc<Configuration>,
     /// How this daemon is set up, for GetNLBStatus.
     pub details: Vec<(String, String)>,
 }

@@ -19,7 +19,7 @@ mod upkeep;
 mod weights;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use tracing::info;
 
 use crate::compile::Limits;
 use crate::lease::{Standing, Terms};
-use crate::model::{Desired, Health};
+use crate::model::{Desired, ForwardMode, Health};
 use crate::vips::Vips;
 
 pub use drains::Draining;
@@ -39,7 +39,7 @@ pub use state::State;
 pub use upkeep::Named;
 
 /// What the operator configured about modules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub vips: Vips,
     pub fail_open: bool,
@@ -53,6 +53,10 @@ pub struct Settings {
     pub limits: Limits,
     /// Let callers leave registration_id empty.
     pub accept_empty_ids: bool,
+    /// Of modules that name none.
+    pub forward_mode: ForwardMode,
+    /// Of callers that name none.
+    pub drain_timeout: Duration,
 }
 
 /// Both clocks, read once per call: one for deadlines, one for people.
@@ -69,7 +73,6 @@ impl Now {
 }
 
 pub struct Registry {
-    settings: Settings,
     state: Mutex<Arc<State>>,
     desired: watch::Sender<Arc<Desired>>,
 }
@@ -84,9 +87,9 @@ pub struct Registered {
 
 impl Registry {
     pub fn new(settings: Settings) -> Self {
-        let state = State::default();
-        let desired = watch::Sender::new(Arc::new(state.desired(&settings)));
-        Registry { settings, state: Mutex::new(Arc::new(state)), desired }
+        let state = State::new(settings);
+        let desired = watch::Sender::new(Arc::new(state.desired()));
+        Registry { state: Mutex::new(Arc::new(state)), desired }
     }
 
     /// What the data path should do; the receiver wakes with every new revision.
@@ -99,12 +102,20 @@ impl Registry {
         self.lock().clone()
     }
 
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    pub fn settings(&self) -> Arc<Settings> {
+        self.lock().settings.clone()
     }
 
-    pub fn lease_terms(&self) -> &Terms {
-        &self.settings.lease
+    /// Puts other settings in force; those that what is registered does not fit are refused.
+    pub fn configure(&self, settings: Settings, commit: Commit) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(commit, |state| {
+            state.settings = Arc::new(settings);
+            state.check_vips()
+        })?;
+        if commit == Commit::Apply {
+            info!(revision, "settings changed");
+        }
+        Ok(revision)
     }
 
     /// Takes a module in. One that has the id already is superseded, if the newcomer may do that.
@@ -117,7 +128,7 @@ impl Registry {
         let instance_id = registration.instance_id.clone();
         let ((registration_id, superseded), revision) = self.change(Commit::Apply, |state| {
             if let Some(old) = state.modules.get(&instance_id) {
-                let lives = old.lease.standing(&self.settings.lease, now.at) == Standing::Current;
+                let lives = old.lease.standing(&state.settings.lease, now.at) == Standing::Current;
                 let elsewhere = old.registration.address != registration.address;
                 if lives && elsewhere && !claim.overrides(old) {
                     return Err(Refusal::Taken {
@@ -185,7 +196,7 @@ impl Registry {
     fn prove(&self, state: &State, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
         let record = state.record(instance_id)?;
         match registration_id {
-            "" if self.settings.accept_empty_ids => Ok(()),
+            "" if state.settings.accept_empty_ids => Ok(()),
             "" => Err(Refusal::ProofMissing(instance_id.to_owned())),
             id if record.registration_id.is(id) => Ok(()),
             _ => Err(Refusal::ProofWrong(instance_id.to_owned())),
@@ -200,7 +211,7 @@ impl Registry {
         let mut current = self.lock();
         let mut candidate = State::clone(&current);
         let answer = edit(&mut candidate)?;
-        candidate.check_limits(&self.settings)?;
+        candidate.check_limits()?;
         if commit == Commit::DryRun {
             return Ok((answer, self.desired.borrow().revision));
         }
@@ -212,7 +223,7 @@ impl Registry {
     /// lock, so revisions come out in order.
     fn publish(&self, state: &State) -> u64 {
         let last = self.desired.borrow().clone();
-        let mut next = state.desired(&self.settings);
+        let mut next = state.desired();
         next.revision = last.revision;
         if next != *last {
             next.revision += 1;

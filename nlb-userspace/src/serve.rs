@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Configuration};
 use crate::grpc::{self, Control};
 use crate::registry::Registry;
 use crate::resolve::{self, Resolver};
@@ -18,7 +18,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 /// How long calls that wait for something may hold up the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.grpc).await;
     let listener =
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
@@ -41,8 +41,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         traffic,
         resolver,
         started_at: SystemTime::now(),
-        forward_mode: config.forward_mode,
-        drain_timeout: config.drain_timeout,
+        configuration: Arc::new(configuration),
         details,
     };
     info!("serving on {}, gRPC at {}", config.interfaces.join(", "), listener.local_addr()?);

@@ -20,6 +20,11 @@ impl Vips {
         &self.addresses
     }
 
+    /// All of them, as they were given.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.addresses.iter().map(|address| IpNet::from(*address)).chain(self.prefixes.iter().copied())
+    }
+
     /// Whether a route may have this destination; if not, why.
     pub fn admit(&self, destination: &Destination) -> Result<(), String> {
         match destination {

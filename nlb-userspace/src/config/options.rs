@@ -5,18 +5,23 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Config, Mode, Net, Ports, Span, XdpMode};
 
 /// As given; what is not given is left to the next source. Flags, variables and keys of the file bear the same names.
-#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// A TOML file with the settings below, such as `vip = ["192.0.2.1"]`
     #[arg(long, env = "NLB_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+
+    /// Where settings made over gRPC are kept [default: /var/lib/nlb]
+    #[arg(long, env = "NLB_STATE_DIR", value_name = "DIRECTORY")]
+    #[serde(skip)]
+    pub state_dir: Option<PathBuf>,
 
     /// Interfaces to balance on [repeat, or separate by commas]
     #[arg(long, env = "NLB_IFACE", value_name = "NAME", value_delimiter = ',')]
@@ -124,10 +129,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Adds what the file says, and the defaults.
-    pub fn complete(self) -> anyhow::Result<Config> {
-        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        self.or(file).check()
+    /// What the config file says, if one is named.
+    pub(super) fn file(&self) -> anyhow::Result<Options> {
+        Ok(self.config.as_deref().map(read).transpose()?.unwrap_or_default())
     }
 
     pub(super) fn or(self, file: Options) -> Options {
@@ -136,6 +140,7 @@ impl Options {
         }
         either!(
             config,
+            state_dir,
             iface,
             vip,
             xdp_mode,
@@ -163,6 +168,43 @@ impl Options {
             idle_closing,
             idle_udp,
         )
+    }
+}
+
+impl From<&Config> for Options {
+    /// Every setting, as somebody would write it who leaves nothing to the defaults.
+    fn from(config: &Config) -> Options {
+        let (registry, limits, flows) = (&config.registry, &config.limits, &config.flows);
+        Options {
+            config: None,
+            state_dir: None,
+            iface: Some(config.interfaces.clone()),
+            vip: Some(registry.vips.nets().map(Net).collect()),
+            xdp_mode: Some(config.xdp_mode),
+            grpc: Some(config.grpc),
+            forward_mode: Some(registry.forward_mode.into()),
+            snat_ports: Some(Ports(config.snat_ports.clone())),
+            heartbeat_interval: Some(Span(registry.lease.interval)),
+            missed_heartbeats: Some(registry.lease.missed),
+            evict_after: Some(Span(registry.lease.evict_after)),
+            drain_timeout: Some(Span(registry.drain_timeout)),
+            fail_open: Some(registry.fail_open),
+            reject: Some(registry.reject),
+            drop_closed_ports: Some(registry.drop_closed_ports),
+            accept_empty_ids: Some(registry.accept_empty_ids),
+            max_modules: Some(registry.max_modules),
+            max_routes: Some(registry.max_routes),
+            max_backends: Some(limits.backends),
+            max_services: Some(limits.services),
+            max_pools: Some(limits.pools),
+            max_rate_limits: Some(limits.rate_limits),
+            max_vips: Some(limits.addresses),
+            max_flows: Some(flows.max),
+            idle_opening: Some(Span(flows.opening)),
+            idle_established: Some(Span(flows.established)),
+            idle_closing: Some(Span(flows.closing)),
+            idle_udp: Some(Span(flows.udp)),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::model::ForwardMode;
 
 #[derive(Parser)]
 struct Line {
@@ -15,7 +16,9 @@ fn flags(line: &str) -> Result<Options, clap::Error> {
 }
 
 fn complete(line: &str) -> anyhow::Result<Config> {
-    flags(line)?.complete()
+    let options = flags(line)?;
+    let file = options.file()?;
+    options.or(file).check()
 }
 
 #[test]
@@ -25,7 +28,7 @@ fn an_interface_is_all_it_takes() {
     assert_eq!(config.grpc, "127.0.0.1:50051".parse().unwrap());
     assert_eq!(config.snat_ports, 1024..=32_767);
     assert_eq!(config.registry.lease, Terms::default());
-    assert_eq!(config.forward_mode, ForwardMode::Nat);
+    assert_eq!(config.registry.forward_mode, ForwardMode::Nat);
     assert!(config.registry.fail_open && !config.registry.accept_empty_ids);
     assert!(complete("").unwrap_err().to_string().contains("--iface"));
 }
@@ -51,8 +54,8 @@ fn flags_come_before_the_file_and_the_file_before_defaults() {
     assert_eq!(config.grpc, "10.0.0.1:1".parse().unwrap());
     assert_eq!(config.snat_ports, 2000..=3000);
     assert_eq!(config.registry.lease.interval, Duration::from_secs(2));
-    assert_eq!(config.forward_mode, ForwardMode::DsrL2);
-    assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.registry.forward_mode, ForwardMode::DsrL2);
+    assert_eq!(config.registry.drain_timeout, Duration::from_secs(30));
 }
 
 #[test]

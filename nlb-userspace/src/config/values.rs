@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::ForwardMode;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
     /// Native where the driver can, else generic.
@@ -24,7 +24,7 @@ pub enum XdpMode {
 }
 
 /// A forward mode as operators write it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Destination rewritten; replies come back through the NLB
@@ -33,6 +33,16 @@ pub enum Mode {
     DsrL2,
     /// Wrapped in an outer IP header; modules answer clients directly
     DsrIpip,
+}
+
+impl From<ForwardMode> for Mode {
+    fn from(mode: ForwardMode) -> Self {
+        match mode {
+            ForwardMode::Nat => Mode::Nat,
+            ForwardMode::DsrL2 => Mode::DsrL2,
+            ForwardMode::DsrIpip => Mode::DsrIpip,
+        }
+    }
 }
 
 impl From<Mode> for ForwardMode {
@@ -46,8 +56,8 @@ impl From<Mode> for ForwardMode {
 }
 
 /// An address, or a CIDR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Net(pub IpNet);
 
 impl FromStr for Net {
@@ -73,8 +83,8 @@ impl FromStr for Net {
 }
 
 /// A range of ports.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Ports(pub RangeInclusive<u16>);
 
 impl FromStr for Ports {
@@ -91,8 +101,8 @@ impl FromStr for Ports {
 }
 
 /// A length of time, such as `500ms`, `10s`, `5m` or `2h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
@@ -129,3 +139,28 @@ macro_rules! from_text {
     )+};
 }
 from_text!(Net, Ports, Span);
+
+impl From<Net> for String {
+    fn from(net: Net) -> String {
+        match net.0 {
+            net if net.prefix_len() == net.max_prefix_len() => net.addr().to_string(),
+            net => net.to_string(),
+        }
+    }
+}
+
+impl From<Ports> for String {
+    fn from(ports: Ports) -> String {
+        format!("{}-{}", ports.0.start(), ports.0.end())
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        let milliseconds = span.0.as_millis();
+        let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+        let (length, unit) =
+            units.into_iter().find(|(length, _)| milliseconds.is_multiple_of(*length)).unwrap_or((1, "ms"));
+        format!("{}{unit}", milliseconds / length)
+    }
+}

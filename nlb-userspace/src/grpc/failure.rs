@@ -26,6 +26,13 @@ pub enum Failure {
     Late {
         revision: u64,
     },
+    /// The settings could not be kept.
+    NotKept(String),
+    /// An update of a configuration that has changed meanwhile.
+    Outdated {
+        given: String,
+        current: String,
+    },
     /// Modules that were told refused: instance id and reason.
     Modules(Vec<(String, String)>),
 }
@@ -44,9 +51,16 @@ pub fn answer<T>(
 impl Failure {
     /// The contract's Error; or a status for what must not be answered with one.
     fn into_error(self) -> Result<Error, Status> {
+        match self.code() {
+            Code::InvalidArgument if matches!(self, Failure::Malformed(_)) => Err(self.into()),
+            Code::Unauthenticated | Code::PermissionDenied => Err(self.into()),
+            _ => Ok(self.told()),
+        }
+    }
+
+    /// The contract's Error.
+    pub fn told(&self) -> Error {
         let code = match self.code() {
-            Code::InvalidArgument if matches!(self, Failure::Malformed(_)) => return Err(self.into()),
-            Code::Unauthenticated | Code::PermissionDenied => return Err(self.into()),
             Code::InvalidArgument => StatusCode::InvalidArgument,
             Code::NotFound => StatusCode::NotFound,
             Code::AlreadyExists => StatusCode::AlreadyExists,
@@ -54,7 +68,7 @@ impl Failure {
             Code::Unavailable => StatusCode::Unavailable,
             _ => StatusCode::Error,
         };
-        let details = match &self {
+        let details = match self {
             Failure::Modules(refusals) => refusals.iter().cloned().collect(),
             Failure::NotApplied { revision, .. } | Failure::Late { revision } => {
                 [("revision".to_owned(), revision.to_string())].into()
@@ -62,14 +76,15 @@ impl Failure {
             _ => Default::default(),
         };
         let occurred_at = Some(SystemTime::now().into());
-        Ok(Error { code: code.into(), message: self.to_string(), details, occurred_at })
+        Error { code: code.into(), message: self.to_string(), details, occurred_at }
     }
 
     fn code(&self) -> Code {
         match self {
             Failure::Malformed(_) => Code::InvalidArgument,
             Failure::Unresolved(_) | Failure::Late { .. } => Code::Unavailable,
-            Failure::NotApplied { .. } => Code::Internal,
+            Failure::NotApplied { .. } | Failure::NotKept(_) => Code::Internal,
+            Failure::Outdated { .. } => Code::AlreadyExists,
             Failure::Modules(_) => Code::Aborted,
             Failure::Refused(refusal) => match refusal {
                 Refusal::UnknownInstance(_) | Refusal::UnknownVersion(_) | Refusal::UnknownLimit(_) => {
@@ -82,7 +97,9 @@ impl Failure {
                 | Refusal::TooManyRoutes { .. }
                 | Refusal::TooManyLimitsMet { .. }
                 | Refusal::TooMany(_) => Code::ResourceExhausted,
-                Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } => Code::InvalidArgument,
+                Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } | Refusal::NotVip { .. } => {
+                    Code::InvalidArgument
+                }
                 Refusal::Leaving(_) => Code::FailedPrecondition,
             },
         }
@@ -106,6 +123,12 @@ impl std::fmt::Display for Failure {
                     "accepted as revision {revision}, but the data path does not hold it yet; ask GetNLBStatus"
                 )
             }
+            Failure::NotKept(reason) => write!(f, "nothing was changed: {reason}"),
+            Failure::Outdated { given, current } => write!(
+                f,
+                "the configuration is {current:?} by now, and the update is for {given:?}; read it again, or leave \
+                 config_id empty"
+            ),
             Failure::Modules(refusals) => {
                 let refusals: Vec<String> =
                     refusals.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();

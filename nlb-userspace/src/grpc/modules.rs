@@ -23,12 +23,12 @@ const LONGEST_DRAIN_SECONDS: i32 = 3600;
 
 impl Control {
     pub async fn register(&self, request: RegisterModuleRequest) -> Result<RegisterModuleResponse, Failure> {
-        let vips = &self.registry.settings().vips;
+        let settings = self.registry.settings();
         let message = request.instance.ok_or_else(|| Fault::new("instance", "is missing"))?;
-        let parsed = instance::parse(message, self.forward_mode);
+        let parsed = instance::parse(message, settings.forward_mode);
         let (mut registration, claim) = parsed.map_err(|fault| fault.within("instance"))?;
         registration.module.routes =
-            route::parse_all("initial_routes", request.initial_routes, Author::Module, vips)?;
+            route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
         registration.capabilities = fault::text_map("capabilities", request.capabilities)?;
         registration.module.data = self.resolve(&registration).await?;
 
@@ -100,7 +100,7 @@ impl Control {
                 ..Default::default()
             });
         }
-        let deadline = Instant::now() + timeout.unwrap_or(self.drain_timeout);
+        let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
         let draining = self.registry.begin_leaving(&id, &request.registration_id)?;
         let control = self.clone();
         // A task of its own: the drain goes on when the caller hangs up.

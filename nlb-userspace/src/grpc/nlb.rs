@@ -107,12 +107,20 @@ impl NlbService for Control {
         Err(not_in_this_build("GetModuleMetrics"))
     }
 
-    async fn update_nlb_config(&self, _: Request<UpdateNlbConfigRequest>) -> Answer<UpdateNlbConfigResponse> {
-        Err(not_in_this_build("UpdateNLBConfig"))
+    async fn update_nlb_config(
+        &self,
+        request: Request<UpdateNlbConfigRequest>,
+    ) -> Answer<UpdateNlbConfigResponse> {
+        let outcome = Control::update_nlb_config(self, request.into_inner()).await;
+        answer(outcome, |error| UpdateNlbConfigResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
     }
 
-    async fn get_nlb_config(&self, _: Request<GetNlbConfigRequest>) -> Answer<GetNlbConfigResponse> {
-        Err(not_in_this_build("GetNLBConfig"))
+    async fn get_nlb_config(&self, request: Request<GetNlbConfigRequest>) -> Answer<GetNlbConfigResponse> {
+        Ok(Response::new(self.nlb_config(request.into_inner()).await?))
     }
 
     async fn rebalance_load(&self, _: Request<RebalanceLoadRequest>) -> Answer<RebalanceLoadResponse> {

@@ -42,7 +42,7 @@ impl Control {
     async fn drain(&self, request: DrainModuleRequest) -> Result<DrainModuleResponse, Failure> {
         let id = fault::id("instance_id", &request.instance_id)?;
         let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
-        let deadline = Instant::now() + timeout.unwrap_or(self.drain_timeout);
+        let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
         let draining = self.registry.begin_maintenance(&id)?;
         self.applied(draining.revision).await?;
         let drained = drain::wait(&self.registry, &id, draining.epoch, self.traffic.clone(), deadline).await;

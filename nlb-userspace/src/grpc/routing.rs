@@ -34,7 +34,8 @@ impl Control {
             Some(instance_id) => Owner::Module { instance_id, registration_id: &request.registration_id },
             None => Owner::Operator,
         };
-        let vips = &self.registry.settings().vips;
+        let settings = self.registry.settings();
+        let vips = &settings.vips;
         let routes = match route::parse_all("routes", request.routes, author, vips) {
             Ok(routes) => routes,
             Err(faults) if request.validate_only => {
@@ -132,7 +133,8 @@ impl Control {
 
     pub fn validate_route(&self, request: ValidateRouteRequest) -> Result<ValidateRouteResponse, Failure> {
         let message = request.route.ok_or_else(|| Fault::new("route", "is missing"))?;
-        let vips = &self.registry.settings().vips;
+        let settings = self.registry.settings();
+        let vips = &settings.vips;
         let (_, route) = match route::parse(message, Author::Operator, vips) {
             Ok(parsed) => parsed,
             Err(fault) => {
@@ -203,7 +205,8 @@ impl Control {
     ) -> Result<FlowTuple, Fault> {
         let within = |fault: Fault| fault.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
-        let vips = self.registry.settings().vips.addresses();
+        let settings = self.registry.settings();
+        let vips = settings.vips.addresses();
         let vip = match route::destination(&message.destination_pattern).map_err(within)? {
             Destination::Address(address) => address,
             Destination::EveryVip if vips.len() == 1 => *vips.iter().next().expect("one"),

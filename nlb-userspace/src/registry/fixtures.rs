@@ -25,6 +25,8 @@ pub fn settings() -> Settings {
         max_routes: 8,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
+        forward_mode: ForwardMode::Nat,
+        drain_timeout: Duration::from_secs(30),
     }
 }
 

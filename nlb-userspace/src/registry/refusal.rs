@@ -29,6 +29,8 @@ pub enum Refusal {
     UnknownVersion(String),
     #[error("version {asked:?} is not that of {instance_id:?}, which is {actual:?}")]
     VersionMismatch { instance_id: String, asked: String, actual: String },
+    #[error("the destination of route {route_id:?} {problem}")]
+    NotVip { route_id: String, problem: String },
     #[error("no rate limit has the id {0:?}; GetRateLimits lists them")]
     UnknownLimit(String),
     #[error(

@@ -11,8 +11,9 @@ use crate::model::{Desired, Module, RateLimit, Route};
 
 use super::{Record, Refusal, Registration, Settings, Suited};
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct State {
+    pub settings: Arc<Settings>,
     /// By instance id.
     pub modules: BTreeMap<String, Arc<Record>>,
     /// By route id.
@@ -29,6 +30,19 @@ pub struct State {
 }
 
 impl State {
+    pub fn new(settings: Settings) -> Self {
+        State {
+            settings: Arc::new(settings),
+            modules: BTreeMap::new(),
+            operator_routes: BTreeMap::new(),
+            operator_routes_since: BTreeMap::new(),
+            version_weights: BTreeMap::new(),
+            rate_limits: BTreeMap::new(),
+            split_since: None,
+            last_epoch: 0,
+        }
+    }
+
     pub fn record(&self, instance_id: &str) -> Result<&Record, Refusal> {
         let record = self.modules.get(instance_id).map(Arc::as_ref);
         record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
@@ -42,7 +56,8 @@ impl State {
     }
 
     /// What it all means for the data path; the revision is the publisher's.
-    pub fn desired(&self, settings: &Settings) -> Desired {
+    pub fn desired(&self) -> Desired {
+        let settings = &self.settings;
         let module =
             |record: &Record| Module { health: record.health(), ..record.registration.module.clone() };
         Desired {
@@ -68,7 +83,8 @@ impl State {
         self.last_epoch
     }
 
-    pub(super) fn check_limits(&self, settings: &Settings) -> Result<(), Refusal> {
+    pub(super) fn check_limits(&self) -> Result<(), Refusal> {
+        let settings = &self.settings;
         if self.modules.len() > settings.max_modules {
             return Err(Refusal::TooManyModules(settings.max_modules));
         }
@@ -78,12 +94,22 @@ impl State {
         if wanted > settings.max_routes {
             return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
         }
-        let desired = self.desired(settings);
+        let desired = self.desired();
         let met = compile::longest_chain(&desired);
         if met > LIMIT_CHAIN {
             return Err(Refusal::TooManyLimitsMet { met, limit: LIMIT_CHAIN });
         }
         compile::fits(&desired, &settings.limits).map_err(Refusal::TooMany)
+    }
+
+    /// Whether every route's destination may be a VIP.
+    pub(super) fn check_vips(&self) -> Result<(), Refusal> {
+        let of_modules = self.modules.values().flat_map(|record| &record.registration.module.routes);
+        for (route_id, route) in of_modules.chain(&self.operator_routes) {
+            let admitted = self.settings.vips.admit(&route.destination);
+            admitted.map_err(|problem| Refusal::NotVip { route_id: route_id.clone(), problem })?;
+        }
+        Ok(())
     }
 
     /// Whether a module can serve its own routes, and those of the operator that are for it.

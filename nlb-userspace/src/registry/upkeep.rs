@@ -24,8 +24,8 @@ pub struct Named {
 impl Registry {
     /// Lets leases lapse, and evicts modules whose lease is forfeit.
     pub fn expire_leases(&self, now: Instant) {
-        let terms = &self.settings.lease;
         let mut state = self.lock();
+        let terms = &state.settings.lease.clone();
         let due: Vec<(String, Standing)> = state
             .modules
             .iter()

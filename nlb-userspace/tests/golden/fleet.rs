@@ -35,6 +35,8 @@ pub fn settings() -> Settings {
         max_routes: 64,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
+        forward_mode: ForwardMode::Nat,
+        drain_timeout: Duration::from_secs(30),
     }
 }
 
@@ -67,8 +69,7 @@ impl Fleet {
             traffic: watch::channel(Arc::default()).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
             started_at: SystemTime::now(),
-            forward_mode: ForwardMode::Nat,
-            drain_timeout: Duration::from_secs(30),
+            configuration: Default::default(),
             details: Vec::new(),
         };
         Fleet { control, maps, hops, registration_ids: BTreeMap::new(), told: 0, _tasks: tasks }

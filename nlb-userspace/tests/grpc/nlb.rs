@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nlb::compile::{Hop, Hops, Limits};
+use nlb::config::Configuration;
 use nlb::grpc::{self, Control};
 use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
@@ -46,6 +47,8 @@ pub fn settings() -> Settings {
         max_routes: 64,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
         accept_empty_ids: false,
+        forward_mode: ForwardMode::Nat,
+        drain_timeout: Duration::from_secs(30),
     }
 }
 
@@ -55,6 +58,10 @@ impl Nlb {
     }
 
     pub async fn with(settings: Settings) -> Nlb {
+        Nlb::configured(settings, Configuration::default()).await
+    }
+
+    pub async fn configured(settings: Settings, configuration: Configuration) -> Nlb {
         let limits = settings.limits;
         let registry = Arc::new(Registry::new(settings));
         let maps = FakeMaps::default();
@@ -81,8 +88,7 @@ impl Nlb {
                 }
             }),
             started_at: SystemTime::now(),
-            forward_mode: ForwardMode::Nat,
-            drain_timeout: Duration::from_secs(30),
+            configuration: Arc::new(configuration),
             details: vec![("interfaces".into(), "none".into())],
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");

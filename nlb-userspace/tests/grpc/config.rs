@@ -1,0 +1,213 @@
+//! UpdateNLBConfig and GetNLBConfig: what changes at once, what waits for a restart, and what is refused.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nlb::config::{Configuration, Options};
+use nlb_proto::*;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tonic::Code;
+
+use super::fleet::{registration, route};
+use super::nlb::Nlb;
+
+/// A directory of the test's own, removed with it.
+struct StateDir(PathBuf);
+
+impl StateDir {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        StateDir(std::env::temp_dir().join(format!("nlb-config-{}-{number}", std::process::id())))
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        // It is not there if nothing was kept.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn options(state_dir: &Path) -> Options {
+    Options {
+        iface: Some(vec!["eth0".into()]),
+        vip: Some(vec!["192.0.2.1".parse().unwrap()]),
+        max_routes: Some(3),
+        state_dir: Some(state_dir.to_owned()),
+        ..Options::default()
+    }
+}
+
+async fn start(state_dir: &StateDir) -> Nlb {
+    let (config, configuration) = Configuration::start(options(&state_dir.0)).expect("sound options");
+    Nlb::configured(config.registry, configuration).await
+}
+
+fn checked(config_data: Vec<u8>) -> ConfigUpdate {
+    let checksum = Sha256::digest(&config_data).iter().map(|byte| format!("{byte:02x}")).collect();
+    ConfigUpdate { config_type: "nlb".into(), config_data, checksum, ..ConfigUpdate::default() }
+}
+
+fn update(settings: Value) -> UpdateNlbConfigRequest {
+    let config = Some(checked(settings.to_string().into_bytes()));
+    UpdateNlbConfigRequest { config, validate_only: false, restart_required: false }
+}
+
+async fn current(nlb: &mut Nlb) -> (ConfigUpdate, Value) {
+    let answer = nlb.modules.get_nlb_config(GetNlbConfigRequest::default()).await.unwrap().into_inner();
+    let [config] = <[_; 1]>::try_from(answer.configs).expect("one type of configuration");
+    assert_eq!(config.updated_at, answer.last_updated);
+    let settings = serde_json::from_slice(&config.config_data).expect("JSON");
+    (config, settings)
+}
+
+#[tokio::test]
+async fn a_setting_takes_effect_at_once_and_is_kept_for_the_next_start() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let (before, settings) = current(&mut nlb).await;
+    assert_eq!((before.config_id.as_str(), &settings["fail_open"]), ("nlb-0", &json!(true)));
+    assert_eq!(settings["heartbeat_interval"], json!("10s"));
+
+    let request =
+        update(json!({ "fail_open": false, "heartbeat_interval": "2s", "drop_closed_ports": true }));
+    let answer = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
+    assert!(answer.success && answer.validation_passed && !answer.requires_restart, "{answer:?}");
+    assert!(!nlb.registry.desired().borrow().fail_open);
+    assert!(nlb.registry.desired().borrow().drop_closed_ports);
+    assert_eq!(nlb.registry.settings().lease.interval.as_secs(), 2);
+
+    let (after, settings) = current(&mut nlb).await;
+    assert_eq!((after.config_id.as_str(), &settings["fail_open"]), ("nlb-1", &json!(false)));
+    assert_eq!(after.checksum, checked(after.config_data.clone()).checksum);
+
+    drop(nlb);
+    let mut again = start(&state_dir).await;
+    let (kept, settings) = current(&mut again).await;
+    assert_eq!((kept.config_id.as_str(), &settings["fail_open"]), ("nlb-1", &json!(false)));
+    assert!(!again.registry.settings().fail_open);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_restart_says_so_and_is_taken_only_knowingly() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let request = update(json!({ "max_pools": 2048, "reject": true }));
+    let answer = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
+    assert!(!answer.success && answer.requires_restart, "{answer:?}");
+    assert!(answer.message.contains("max_pools would wait") && answer.message.contains("restart_required"));
+    assert!(!nlb.registry.settings().reject, "nothing of it was done");
+
+    let knowing = UpdateNlbConfigRequest { restart_required: true, ..request };
+    let answer = nlb.modules.update_nlb_config(knowing).await.unwrap().into_inner();
+    assert!(answer.success && answer.requires_restart, "{answer:?}");
+    assert!(nlb.registry.settings().reject, "what is live is in force");
+    let (config, settings) = current(&mut nlb).await;
+    assert_eq!(
+        (&config.metadata["waiting_for_restart"], &settings["max_pools"]),
+        (&"max_pools".into(), &json!(2048))
+    );
+
+    drop(nlb);
+    let mut again = start(&state_dir).await;
+    let (config, settings) = current(&mut again).await;
+    assert_eq!((config.metadata["waiting_for_restart"].as_str(), &settings["max_pools"]), ("", &json!(2048)));
+}
+
+#[tokio::test]
+async fn a_flag_wins_at_the_next_start_and_the_answer_says_so() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let answer =
+        nlb.modules.update_nlb_config(update(json!({ "max_routes": 5 }))).await.unwrap().into_inner();
+    assert!(answer.success && answer.message.contains("max_routes is given by flag"), "{answer:?}");
+    assert_eq!(nlb.registry.settings().max_routes, 5);
+    drop(nlb);
+    assert_eq!(start(&state_dir).await.registry.settings().max_routes, 3);
+}
+
+#[tokio::test]
+async fn validate_only_changes_nothing() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let request = UpdateNlbConfigRequest { validate_only: true, ..update(json!({ "fail_open": false })) };
+    let answer = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
+    assert!(answer.success && answer.validation_passed, "{answer:?}");
+    assert!(nlb.registry.settings().fail_open && !state_dir.0.exists());
+    assert_eq!(current(&mut nlb).await.0.config_id, "nlb-0");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_whole() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let initial_routes = vec![route("web"), Route { destination_port: 81, ..route("other") }];
+    nlb.add(RegisterModuleRequest { initial_routes, ..registration("alb-1") }).await;
+    for (settings, reason) in [
+        (json!({ "fail_opne": false }), "unknown field `fail_opne`"),
+        (json!({ "fail_open": "perhaps" }), "expected a boolean"),
+        (json!({ "heartbeat_interval": "soon" }), "not a length of time"),
+        (json!({ "missed_heartbeats": 0 }), "--missed-heartbeats must be at least 1"),
+        (json!({ "max_routes": 1 }), "the limit is 1"),
+        (json!({ "vip": ["192.0.2.7"] }), "192.0.2.1 is not among the configured VIPs"),
+        (json!({ "state_dir": "/tmp" }), "unknown field `state_dir`"),
+        (json!(["fail_open"]), "invalid type: sequence"),
+        (json!({ "fail_open": false, "max_modules": -1 }), "invalid value: integer `-1`"),
+    ] {
+        let answer = nlb.modules.update_nlb_config(update(settings)).await.unwrap().into_inner();
+        assert!(!answer.success && !answer.validation_passed, "{answer:?}");
+        assert!(answer.validation_errors[0].contains(reason), "{reason}: {answer:?}");
+        assert_eq!(answer.error.expect("an error").code(), StatusCode::InvalidArgument);
+    }
+    assert!(nlb.registry.settings().fail_open && !state_dir.0.exists());
+}
+
+#[tokio::test]
+async fn malformed_updates_get_a_status_that_names_the_field() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let sound = checked(b"{}".to_vec());
+    for (config, field) in [
+        (None, "config:"),
+        (Some(ConfigUpdate { config_type: String::new(), ..sound.clone() }), "config.config_type:"),
+        (Some(ConfigUpdate { config_type: "alb".into(), ..sound.clone() }), "config.config_type:"),
+        (Some(ConfigUpdate { checksum: String::new(), ..sound.clone() }), "config.checksum:"),
+        (Some(ConfigUpdate { checksum: "0".repeat(64), ..sound.clone() }), "config.checksum:"),
+        (Some(checked(vec![b' '; 70_000])), "config.config_data:"),
+        (Some(ConfigUpdate { config_id: "nlb\0".into(), ..sound.clone() }), "config.config_id:"),
+    ] {
+        let request = UpdateNlbConfigRequest { config, ..UpdateNlbConfigRequest::default() };
+        let status = nlb.modules.update_nlb_config(request).await.expect_err(field);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().starts_with(field), "{field} {status:?}");
+    }
+    let unknown = GetNlbConfigRequest { config_type: "alb".into() };
+    assert_eq!(nlb.modules.get_nlb_config(unknown).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn an_update_of_an_older_configuration_is_refused() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let (read, _) = current(&mut nlb).await;
+    let mut request = update(json!({ "reject": true }));
+    request.config.as_mut().unwrap().config_id = read.config_id;
+    let first = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
+    assert!(first.success, "{first:?}");
+    let second = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
+    assert_eq!(second.error.expect("refused").code(), StatusCode::AlreadyExists);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_kept_are_not_put_in_force() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    std::fs::write(&state_dir.0, "a file where the directory should be").unwrap();
+    let answer =
+        nlb.modules.update_nlb_config(update(json!({ "fail_open": false }))).await.unwrap().into_inner();
+    assert!(!answer.success && answer.message.contains("--state-dir"), "{answer:?}");
+    assert!(nlb.registry.settings().fail_open);
+    std::fs::remove_file(&state_dir.0).unwrap();
+}
