@@ -14,6 +14,7 @@ use anyhow::{bail, ensure};
 
 use crate::compile::Limits;
 use crate::lease::Terms;
+use crate::promotion;
 use crate::registry;
 
 pub use live::{Configuration, Proposal, Rejected};
@@ -64,6 +65,11 @@ impl Options {
             lease.interval.checked_mul(lease.missed).is_some_and(|lapse| lapse < lease.evict_after),
             "--evict-after must be longer than --missed-heartbeats times --heartbeat-interval"
         );
+        let promotion = promotion::Terms {
+            step: span(self.promotion_step, 30),
+            max_error_percent: self.promotion_max_error_percent.unwrap_or(5),
+        };
+        ensure!(promotion.max_error_percent <= 100, "--promotion-max-error-percent must be 0 to 100");
         let limits = Limits {
             backends: self.max_backends.unwrap_or(4096),
             services: self.max_services.unwrap_or(4096),
@@ -98,6 +104,7 @@ impl Options {
                 reject: self.reject.unwrap_or(false),
                 drop_closed_ports: self.drop_closed_ports.unwrap_or(false),
                 lease,
+                promotion,
                 max_modules: self.max_modules.unwrap_or(1024),
                 max_routes: self.max_routes.unwrap_or(8192),
                 limits,

@@ -3,8 +3,11 @@
 mod config;
 mod failure;
 mod fault;
+mod figures;
+mod fleet;
 mod health;
 mod instance;
+mod lifecycle;
 mod limits;
 mod listed;
 mod module;
@@ -12,13 +15,16 @@ mod modules;
 mod names;
 mod nlb;
 mod operator;
+mod own_routes;
 mod peers;
 mod query;
+mod relay;
 mod report;
 mod route;
 mod routing;
 mod split;
 mod status;
+mod versions;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -38,6 +44,7 @@ use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::stats::Traffic;
 use failure::Failure;
+pub use peers::Peers;
 
 /// What the services work with: they ask the registry for changes, and see what became of them.
 #[derive(Clone)]
@@ -46,6 +53,8 @@ pub struct Control {
     pub applied: watch::Receiver<Arc<Applied>>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub resolver: Resolver,
+    /// Where calls are passed on.
+    pub peers: Peers,
     pub started_at: SystemTime,
     pub configuration: Arc<Configuration>,
     /// How this daemon is set up, for GetNLBStatus.
@@ -71,7 +80,8 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let undecodable = "the descriptors were encoded by the build";
-    Server::builder()
+    let (peers, desired) = (control.peers.clone(), control.registry.desired());
+    let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(health::service(control.applied.clone()))
@@ -80,8 +90,11 @@ pub async fn serve(
         .add_service(NlbServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ModuleServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(OperatorServiceServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
-        .await
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
+    tokio::select! {
+        served = server => served,
+        never = peers.follow(desired) => match never {},
+    }
 }
 
 impl Control {

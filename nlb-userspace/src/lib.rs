@@ -18,6 +18,7 @@ pub mod netlink;
 pub mod nexthop;
 pub mod park;
 pub mod plan;
+pub mod promotion;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;

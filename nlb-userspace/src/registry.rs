@@ -7,6 +7,7 @@
 mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod promotion;
 mod rate_limits;
 mod record;
 mod refusal;
@@ -28,9 +29,11 @@ use tracing::info;
 use crate::compile::Limits;
 use crate::lease::{Standing, Terms};
 use crate::model::{Desired, ForwardMode, Health};
+use crate::promotion::Terms as PromotionTerms;
 use crate::vips::Vips;
 
 pub use drains::Draining;
+pub use promotion::{Promoted, RolledBack, Split};
 pub use record::{Claim, Drain, Record, Registration, RegistrationId};
 pub use refusal::{Refusal, Suited};
 pub use report::Report;
@@ -46,6 +49,7 @@ pub struct Settings {
     pub reject: bool,
     pub drop_closed_ports: bool,
     pub lease: Terms,
+    pub promotion: PromotionTerms,
     pub max_modules: usize,
     /// Over all modules and the operator.
     pub max_routes: usize,

@@ -8,10 +8,10 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, Configuration};
-use crate::grpc::{self, Control};
+use crate::grpc::{self, Control, Peers};
 use crate::registry::Registry;
 use crate::resolve::{self, Resolver};
-use crate::{datapath, lease, shutdown};
+use crate::{datapath, lease, promotion, shutdown};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -33,13 +33,16 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let resolver = Resolver::system();
     let (leases, names) =
         (lease::watch(registry.clone()), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
+    let promotions = promotion::watch(registry.clone(), traffic.clone());
     tasks.spawn(async move { match leases.await {} });
+    tasks.spawn(async move { match promotions.await {} });
     tasks.spawn(async move { match names.await {} });
     let control = Control {
         registry,
         applied,
         traffic,
         resolver,
+        peers: Peers::default(),
         started_at: SystemTime::now(),
         configuration: Arc::new(configuration),
         details,

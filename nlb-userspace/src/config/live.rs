@@ -21,13 +21,15 @@ const STATE_DIR: &str = "/var/lib/nlb";
 const FILE: &str = "config.json";
 
 /// Settings that take effect without a restart.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 14] = [
     "vip",
     "forward_mode",
     "heartbeat_interval",
     "missed_heartbeats",
     "evict_after",
     "drain_timeout",
+    "promotion_step",
+    "promotion_max_error_percent",
     "fail_open",
     "reject",
     "drop_closed_ports",

@@ -63,6 +63,14 @@ pub struct Options {
     #[arg(long, env = "NLB_DRAIN_TIMEOUT", value_name = "TIME")]
     pub drain_timeout: Option<Span>,
 
+    /// Time between the steps of a version's promotion, and after the last one [default: 30s]
+    #[arg(long, env = "NLB_PROMOTION_STEP", value_name = "TIME")]
+    pub promotion_step: Option<Span>,
+
+    /// Failed requests or reset flows, in percent, beyond which a promotion is rolled back [default: 5]
+    #[arg(long, env = "NLB_PROMOTION_MAX_ERROR_PERCENT", value_name = "NUMBER")]
+    pub promotion_max_error_percent: Option<u32>,
+
     /// Use a pool of which every module is unhealthy, instead of refusing its clients [default: true]
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
@@ -151,6 +159,8 @@ impl Options {
             missed_heartbeats,
             evict_after,
             drain_timeout,
+            promotion_step,
+            promotion_max_error_percent,
             fail_open,
             reject,
             drop_closed_ports,
@@ -188,6 +198,8 @@ impl From<&Config> for Options {
             missed_heartbeats: Some(registry.lease.missed),
             evict_after: Some(Span(registry.lease.evict_after)),
             drain_timeout: Some(Span(registry.drain_timeout)),
+            promotion_step: Some(Span(registry.promotion.step)),
+            promotion_max_error_percent: Some(registry.promotion.max_error_percent),
             fail_open: Some(registry.fail_open),
             reject: Some(registry.reject),
             drop_closed_ports: Some(registry.drop_closed_ports),

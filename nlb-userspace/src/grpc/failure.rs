@@ -33,8 +33,21 @@ pub enum Failure {
         given: String,
         current: String,
     },
-    /// Modules that were told refused: instance id and reason.
-    Modules(Vec<(String, String)>),
+    /// Modules that were told refused.
+    Modules {
+        /// Instance id and reason.
+        refusals: Vec<(String, String)>,
+        /// Instances that had agreed and could not be told the former value again, and why.
+        astray: Vec<(String, String)>,
+    },
+    /// A call was passed on, and not done by all of the instances it is for.
+    PassedOn {
+        /// Instance id and what became of the call.
+        problems: Vec<(String, String)>,
+        /// Of so many instances.
+        of: usize,
+        code: Code,
+    },
 }
 
 /// The response to a call whose response has room for an Error; `refused` puts it there.
@@ -65,11 +78,12 @@ impl Failure {
             Code::NotFound => StatusCode::NotFound,
             Code::AlreadyExists => StatusCode::AlreadyExists,
             Code::ResourceExhausted => StatusCode::ResourceExhausted,
-            Code::Unavailable => StatusCode::Unavailable,
+            Code::Unavailable | Code::DeadlineExceeded => StatusCode::Unavailable,
             _ => StatusCode::Error,
         };
         let details = match self {
-            Failure::Modules(refusals) => refusals.iter().cloned().collect(),
+            Failure::Modules { refusals, astray } => refusals.iter().chain(astray).cloned().collect(),
+            Failure::PassedOn { problems, .. } => problems.iter().cloned().collect(),
             Failure::NotApplied { revision, .. } | Failure::Late { revision } => {
                 [("revision".to_owned(), revision.to_string())].into()
             }
@@ -85,11 +99,17 @@ impl Failure {
             Failure::Unresolved(_) | Failure::Late { .. } => Code::Unavailable,
             Failure::NotApplied { .. } | Failure::NotKept(_) => Code::Internal,
             Failure::Outdated { .. } => Code::AlreadyExists,
-            Failure::Modules(_) => Code::Aborted,
+            Failure::Modules { .. } => Code::Aborted,
+            Failure::PassedOn { code, .. } => *code,
             Failure::Refused(refusal) => match refusal {
-                Refusal::UnknownInstance(_) | Refusal::UnknownVersion(_) | Refusal::UnknownLimit(_) => {
-                    Code::NotFound
-                }
+                Refusal::UnknownInstance(_)
+                | Refusal::UnknownVersion(_)
+                | Refusal::UnknownRoute(_)
+                | Refusal::UnknownLimit(_)
+                | Refusal::NoFormerSplit
+                | Refusal::NeverActive(_)
+                | Refusal::EmptySplit => Code::NotFound,
+                Refusal::Promoting { .. } => Code::FailedPrecondition,
                 Refusal::ProofMissing(_) => Code::Unauthenticated,
                 Refusal::ProofWrong(_) => Code::PermissionDenied,
                 Refusal::Taken { .. } => Code::AlreadyExists,
@@ -129,13 +149,27 @@ impl std::fmt::Display for Failure {
                 "the configuration is {current:?} by now, and the update is for {given:?}; read it again, or leave \
                  config_id empty"
             ),
-            Failure::Modules(refusals) => {
-                let refusals: Vec<String> =
-                    refusals.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
-                write!(f, "nothing was changed, because modules refused: {}", refusals.join("; "))
+            Failure::Modules { refusals, astray } => {
+                write!(f, "nothing was changed, because of refusals: {}", by_instance(refusals))?;
+                match astray.is_empty() {
+                    true => Ok(()),
+                    false => write!(f, "; told of the change and not of its end: {}", by_instance(astray)),
+                }
+            }
+            Failure::PassedOn { problems, of, .. } => {
+                write!(f, "not done by {} of {of} instances: {}", problems.len(), by_instance(problems))
             }
         }
     }
+}
+
+/// As many as a sentence bears.
+pub fn by_instance(said: &[(String, String)]) -> String {
+    const SHOWN: usize = 10;
+    let shown = said.iter().take(SHOWN).map(|(id, what)| format!("{id}: {what}"));
+    let rest = said.len().saturating_sub(SHOWN);
+    let rest = (rest > 0).then(|| format!("and {rest} more"));
+    shown.chain(rest).collect::<Vec<_>>().join("; ")
 }
 
 impl From<Failure> for Status {

@@ -1,114 +1,63 @@
-//! ModuleService as the NLB serves it: the front of the fleet.
-
-use std::pin::Pin;
+//! ModuleService as the NLB serves it: the front of the fleet. What each call does is in the files it is passed to.
 
 use nlb_proto::module_service_server::ModuleService;
 use nlb_proto::*;
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use super::Control;
 use super::failure::{Failure, answer};
-use super::fault::{self, Fault};
+use super::figures::Samples;
+use super::fleet::to_the_end;
 use super::nlb::not_in_this_build;
-use super::{Control, peers, split};
-use crate::lease::Standing;
-use crate::registry::{Commit, Now, Refusal, State};
-use crate::resolve::Endpoint;
+use super::peers::is_passed_on;
 
 type Answer<T> = Result<Response<T>, Status>;
 
-impl Control {
-    /// An instance's weight, or a version's. Modules are asked first, so that a refusal leaves everything as it was.
-    async fn set_weight(
-        &self,
-        request: SetTrafficWeightRequest,
-        passed_on: bool,
-    ) -> Result<SetTrafficWeightResponse, Failure> {
-        let weight = fault::weight("weight", request.weight)?;
-        let version = fault::version("version", &request.version)?;
-        let of_version = request.instance_id.is_empty();
-        if of_version && version.is_empty() {
-            return Err(Fault::new(
-                "instance_id",
-                "and version are both empty; name an instance or a version",
-            )
-            .into());
-        }
-        let snapshot = self.registry.snapshot();
-        let told = if of_version {
-            snapshot.instances_of(&version).map(str::to_owned).collect()
-        } else {
-            vec![fault::id("instance_id", &request.instance_id)?]
-        };
-        let set = |commit| match of_version {
-            true => self.registry.set_version_weight(&version, weight, commit, Now::read()),
-            false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
-        };
-        set(Commit::DryRun)?;
-        if !passed_on {
-            let refusals = peers::tell_weight(living(&snapshot, &told)?, &request).await;
-            if !refusals.is_empty() {
-                return Err(Failure::Modules(refusals));
-            }
-        }
-        self.applied(set(Commit::Apply)?).await?;
-        Ok(SetTrafficWeightResponse {
-            success: true,
-            message: "new flows follow it; flows that have begun stay where they are".to_owned(),
-            current_config: split::render(&self.registry.snapshot()),
-            error: None,
-        })
-    }
-}
-
-/// Where those of the instances listen whose lease is current: the others would only be waited for.
-fn living(state: &State, instances: &[String]) -> Result<Vec<(String, Endpoint)>, Refusal> {
-    let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
-    let living = records.into_iter().filter(|record| record.standing == Standing::Current);
-    Ok(living.map(|r| (r.registration.instance_id.clone(), r.registration.address.clone())).collect())
+/// The answer to a refused change: its response says so, and why.
+macro_rules! refused {
+    ($response:ident) => {
+        |error: Error| $response { message: error.message.clone(), error: Some(error), ..Default::default() }
+    };
 }
 
 #[tonic::async_trait]
 impl ModuleService for Control {
-    async fn set_traffic_weight(
-        &self,
-        request: Request<SetTrafficWeightRequest>,
-    ) -> Answer<SetTrafficWeightResponse> {
-        let passed_on = peers::is_passed_on(&request);
-        let outcome = self.set_weight(request.into_inner(), passed_on).await;
-        answer(outcome, |error| SetTrafficWeightResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
+        let passed_on = is_passed_on(&request);
+        told(self.status(request.into_inner(), passed_on).await)
     }
 
-    async fn get_status(&self, _: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
-        Err(not_in_this_build("ModuleService.GetStatus"))
+    async fn reload(&self, request: Request<ReloadRequest>) -> Answer<ReloadResponse> {
+        let passed_on = is_passed_on(&request);
+        let reloaded = self.clone().reload_modules(request.into_inner(), passed_on);
+        answer(to_the_end(reloaded).await, refused!(ReloadResponse))
     }
 
-    async fn reload(&self, _: Request<ReloadRequest>) -> Answer<ReloadResponse> {
-        Err(not_in_this_build("ModuleService.Reload"))
+    async fn shutdown(&self, request: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
+        let passed_on = is_passed_on(&request);
+        let shut_down = self.clone().shut_down(request.into_inner(), passed_on);
+        answer(to_the_end(shut_down).await, refused!(ShutdownResponse))
     }
 
-    async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
-        Err(not_in_this_build("ModuleService.Shutdown"))
+    async fn can_handle(&self, request: Request<CanHandleRequest>) -> Answer<CanHandleResponse> {
+        let passed_on = is_passed_on(&request);
+        told(Control::can_handle(self, request.into_inner(), passed_on).await)
     }
 
-    async fn can_handle(&self, _: Request<CanHandleRequest>) -> Answer<CanHandleResponse> {
-        Err(not_in_this_build("ModuleService.CanHandle"))
+    async fn get_routes(&self, request: Request<GetRoutesRequest>) -> Answer<GetRoutesResponse> {
+        told(self.routes(request.into_inner()))
     }
 
-    async fn get_routes(&self, _: Request<GetRoutesRequest>) -> Answer<GetRoutesResponse> {
-        Err(not_in_this_build("ModuleService.GetRoutes"))
+    async fn update_routes(&self, request: Request<UpdateRoutesRequest>) -> Answer<UpdateRoutesResponse> {
+        let passed_on = is_passed_on(&request);
+        let updated = Control::update_routes(self.clone(), request.into_inner(), passed_on);
+        answer(to_the_end(updated).await, refused!(UpdateRoutesResponse))
     }
 
-    async fn update_routes(&self, _: Request<UpdateRoutesRequest>) -> Answer<UpdateRoutesResponse> {
-        Err(not_in_this_build("ModuleService.UpdateRoutes"))
-    }
-
-    async fn delete_route(&self, _: Request<DeleteRouteRequest>) -> Answer<DeleteRouteResponse> {
-        Err(not_in_this_build("ModuleService.DeleteRoute"))
+    async fn delete_route(&self, request: Request<DeleteRouteRequest>) -> Answer<DeleteRouteResponse> {
+        let passed_on = is_passed_on(&request);
+        let deleted = Control::delete_route(self.clone(), request.into_inner(), passed_on);
+        answer(to_the_end(deleted).await, refused!(DeleteRouteResponse))
     }
 
     async fn get_rate_limits(&self, request: Request<GetRateLimitsRequest>) -> Answer<GetRateLimitsResponse> {
@@ -136,52 +85,99 @@ impl ModuleService for Control {
         })
     }
 
-    async fn get_metrics(&self, _: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {
-        Err(not_in_this_build("ModuleService.GetMetrics"))
+    async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {
+        let passed_on = is_passed_on(&request);
+        told(self.metrics(request.into_inner(), passed_on).await)
     }
 
-    async fn scale(&self, _: Request<ScaleRequest>) -> Answer<ScaleResponse> {
-        Err(not_in_this_build("ModuleService.Scale"))
+    async fn scale(&self, request: Request<ScaleRequest>) -> Answer<ScaleResponse> {
+        let passed_on = is_passed_on(&request);
+        let request = request.into_inner();
+        let alike = self.peers_of(&request.instance_id);
+        let scaled = self.clone().scale_module(request, passed_on);
+        answer(to_the_end(scaled).await, |error| ScaleResponse {
+            current_instances: alike,
+            desired_instances: alike,
+            ..refused!(ScaleResponse)(error)
+        })
     }
 
-    async fn get_instances(&self, _: Request<GetInstancesRequest>) -> Answer<GetInstancesResponse> {
-        Err(not_in_this_build("ModuleService.GetInstances"))
+    async fn get_instances(&self, request: Request<GetInstancesRequest>) -> Answer<GetInstancesResponse> {
+        told(self.instances_of_type(request.into_inner()))
+    }
+
+    async fn set_traffic_weight(
+        &self,
+        request: Request<SetTrafficWeightRequest>,
+    ) -> Answer<SetTrafficWeightResponse> {
+        let passed_on = is_passed_on(&request);
+        let weighed = self.clone().set_weight(request.into_inner(), passed_on);
+        answer(to_the_end(weighed).await, refused!(SetTrafficWeightResponse))
     }
 
     async fn get_active_version(
         &self,
-        _: Request<GetActiveVersionRequest>,
+        request: Request<GetActiveVersionRequest>,
     ) -> Answer<GetActiveVersionResponse> {
-        Err(not_in_this_build("ModuleService.GetActiveVersion"))
+        told(self.active_version(request.into_inner()))
     }
 
-    async fn rollback(&self, _: Request<RollbackRequest>) -> Answer<RollbackResponse> {
-        Err(not_in_this_build("ModuleService.Rollback"))
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Answer<RollbackResponse> {
+        let passed_on = is_passed_on(&request);
+        let rolled_back = self.clone().roll_back(request.into_inner(), passed_on);
+        answer(to_the_end(rolled_back).await, refused!(RollbackResponse))
     }
 
-    async fn promote_version(&self, _: Request<PromoteVersionRequest>) -> Answer<PromoteVersionResponse> {
-        Err(not_in_this_build("ModuleService.PromoteVersion"))
+    async fn promote_version(
+        &self,
+        request: Request<PromoteVersionRequest>,
+    ) -> Answer<PromoteVersionResponse> {
+        let passed_on = is_passed_on(&request);
+        let promoted = self.clone().promote(request.into_inner(), passed_on);
+        answer(to_the_end(promoted).await, refused!(PromoteVersionResponse))
     }
 
-    async fn health_check(&self, _: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
-        Err(not_in_this_build("ModuleService.HealthCheck"))
+    async fn health_check(&self, request: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
+        let passed_on = is_passed_on(&request);
+        told(self.health(request.into_inner(), passed_on).await)
     }
 
-    async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
-        Err(not_in_this_build("ModuleService.GetStats"))
+    async fn get_stats(&self, request: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
+        let passed_on = is_passed_on(&request);
+        told(self.stats(request.into_inner(), passed_on).await)
     }
 
-    async fn get_config(&self, _: Request<GetConfigRequest>) -> Answer<GetConfigResponse> {
-        Err(not_in_this_build("ModuleService.GetConfig"))
+    async fn get_config(&self, request: Request<GetConfigRequest>) -> Answer<GetConfigResponse> {
+        let passed_on = is_passed_on(&request);
+        let request = request.into_inner();
+        if request.instance_id.is_empty() {
+            return Err(not_in_this_build("ModuleService.GetConfig of the NLB itself"));
+        }
+        told(self.config_of(request, passed_on).await)
     }
 
-    async fn update_config(&self, _: Request<UpdateConfigRequest>) -> Answer<UpdateConfigResponse> {
-        Err(not_in_this_build("ModuleService.UpdateConfig"))
+    async fn update_config(&self, request: Request<UpdateConfigRequest>) -> Answer<UpdateConfigResponse> {
+        let passed_on = is_passed_on(&request);
+        let request = request.into_inner();
+        if request.instance_id.is_empty() {
+            return Err(not_in_this_build("ModuleService.UpdateConfig of the NLB itself"));
+        }
+        let updated = self.clone().update_config_of(request, passed_on);
+        answer(to_the_end(updated).await, refused!(UpdateConfigResponse))
     }
 
-    type StreamMetricsStream = Pin<Box<dyn Stream<Item = Result<StreamMetricsResponse, Status>> + Send>>;
+    type StreamMetricsStream = Samples;
 
-    async fn stream_metrics(&self, _: Request<StreamMetricsRequest>) -> Answer<Self::StreamMetricsStream> {
-        Err(not_in_this_build("ModuleService.StreamMetrics"))
+    async fn stream_metrics(
+        &self,
+        request: Request<StreamMetricsRequest>,
+    ) -> Answer<Self::StreamMetricsStream> {
+        let passed_on = is_passed_on(&request);
+        told(self.metrics_stream(request.into_inner(), passed_on))
     }
+}
+
+/// The response to a question.
+fn told<T>(outcome: Result<T, Failure>) -> Answer<T> {
+    Ok(Response::new(outcome?))
 }

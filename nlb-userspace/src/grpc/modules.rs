@@ -227,7 +227,7 @@ pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Dura
     }
 }
 
-fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
+pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
     let Registration { module, capabilities, .. } = &record.registration;
     let addresses = [module.data.v4.map(|a| a.to_string()), module.data.v6.map(|a| a.to_string())];
     let lease = match record.standing {

@@ -1,71 +1,134 @@
-//! Calls that are passed on to modules.
+//! Calls to modules: over connections that are kept, to many at once, each with its own outcome.
 
+mod call;
+mod codec;
+mod outcome;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nlb_proto::SetTrafficWeightRequest;
-use nlb_proto::module_service_client::ModuleServiceClient;
-use tonic::transport::Endpoint;
-use tonic::{Code, Request, Status};
-use tracing::warn;
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{self, Channel};
+use tonic::{Request, Status};
+use tracing::debug;
 
-use crate::resolve;
+use crate::model::Desired;
+use crate::resolve::Endpoint;
+
+pub use call::Call;
+pub use outcome::Outcome;
 
 /// Marks a call as passed on. A front that is registered as a module somewhere must not pass it on again: it would go
 /// round and round.
 const PASSED_ON: &str = "nlb-passed-on";
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a module may take over a call that sets no time of its own.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Calls in the air at a time, on behalf of one caller.
+const AT_A_TIME: usize = 64;
+
+/// A silent connection is asked for a sign of life this often, so that a vanished host does not cost each caller its
+/// patience.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 pub fn is_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
 }
 
-/// Tells instances of a weight, all at once. Answers who refused it, and why.
-///
-/// The weight is ours to enforce, so a module that does not know the call has nothing against it; nor has one that
-/// cannot be reached, which is when an operator most needs to take its flows away.
-pub async fn tell_weight(
-    instances: Vec<(String, resolve::Endpoint)>,
-    call: &SetTrafficWeightRequest,
-) -> Vec<(String, String)> {
-    let mut calls = tokio::task::JoinSet::new();
-    for (instance_id, address) in instances {
-        let call = call.clone();
-        calls.spawn(async move {
-            let outcome = set_weight(&address, call).await;
-            (instance_id, address, outcome)
-        });
-    }
-    let mut refusals = Vec::new();
-    while let Some(call) = calls.join_next().await {
-        let (instance_id, address, outcome) = call.expect("the call does not panic");
-        match outcome {
-            Ok(()) => {}
-            Err(status) if status.code() == Code::Unimplemented => {}
-            Err(status)
-                if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) =>
-            {
-                warn!(instance = instance_id, %address, %status, "not told of its weight");
-            }
-            Err(status) => refusals.push((instance_id, status.message().to_owned())),
-        }
-    }
-    refusals.sort();
-    refusals
+/// An instance, and where its gRPC server listens.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub instance_id: String,
+    pub address: Endpoint,
 }
 
-async fn set_weight(address: &resolve::Endpoint, call: SetTrafficWeightRequest) -> Result<(), Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"));
-    let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT_PATIENCE).timeout(ANSWER_PATIENCE).connect().await;
-    let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-    let mut request = Request::new(call);
-    request.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
-    let answer = ModuleServiceClient::new(channel).set_traffic_weight(request).await?.into_inner();
-    if answer.success {
-        return Ok(());
+/// The connections to modules, by instance id. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    channels: Arc<Mutex<BTreeMap<String, (Endpoint, Channel)>>>,
+    /// Held while modules and data path are changed together.
+    pub(super) changes: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Peers {
+    /// Makes these calls all at once. Outcomes come in the order of the calls.
+    pub async fn ask_all<C: Call>(
+        &self,
+        calls: Vec<(Peer, C)>,
+        patience: Duration,
+    ) -> Vec<(String, Outcome<C::Answer>)> {
+        let asked = calls.into_iter().map(|(peer, call)| async move {
+            let outcome = self.ask(&peer, call, patience).await;
+            (peer.instance_id, outcome)
+        });
+        futures_util::stream::iter(asked).buffered(AT_A_TIME).collect().await
     }
-    let reason = answer.error.map(|error| error.message).filter(|reason| !reason.is_empty());
-    Err(Status::aborted(reason.unwrap_or(answer.message)))
+
+    pub async fn ask<C: Call>(&self, peer: &Peer, call: C, patience: Duration) -> Outcome<C::Answer> {
+        let outcome = match tokio::time::timeout(patience, self.exchange(peer, call)).await {
+            Ok(Ok(Ok(answer))) => match C::refusal(&answer) {
+                None => Outcome::Done(answer),
+                Some(reason) => Outcome::Refused(reason),
+            },
+            Ok(Ok(Err(undecodable))) => Outcome::Undecodable(undecodable.to_string()),
+            Ok(Err(status)) => Outcome::of(&status),
+            Err(_) => Outcome::Slow(patience),
+        };
+        debug!(instance = peer.instance_id, address = %peer.address, path = C::PATH, %outcome, "asked");
+        outcome
+    }
+
+    async fn exchange<C: Call>(
+        &self,
+        peer: &Peer,
+        call: C,
+    ) -> Result<Result<C::Answer, prost::DecodeError>, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel(peer)?);
+        let ready = client.ready().await;
+        ready.map_err(|error| Status::from_error(error.into()))?;
+        let mut request = Request::new(call);
+        request.metadata_mut().insert(PASSED_ON, MetadataValue::from_static("1"));
+        let codec = codec::Lenient::<C, C::Answer>::default();
+        Ok(client.unary(request, PathAndQuery::from_static(C::PATH), codec).await?.into_inner())
+    }
+
+    /// Connects when first used, and again whenever the connection is lost.
+    fn channel(&self, peer: &Peer) -> Result<Channel, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        match channels.get(&peer.instance_id) {
+            Some((address, channel)) if *address == peer.address => return Ok(channel.clone()),
+            _ => {}
+        }
+        let endpoint = transport::Endpoint::from_shared(format!("http://{}", peer.address));
+        let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_PATIENCE)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(ANSWER_PATIENCE)
+            .connect_lazy();
+        channels.insert(peer.instance_id.clone(), (peer.address.clone(), channel.clone()));
+        Ok(channel)
+    }
+
+    /// Drops the connections to modules that are gone. Runs until it is dropped.
+    pub async fn follow(&self, mut desired: watch::Receiver<Arc<Desired>>) -> Infallible {
+        loop {
+            let there = desired.borrow_and_update().clone();
+            {
+                let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+                channels.retain(|instance_id, _| there.modules.contains_key(instance_id));
+            }
+            if desired.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }

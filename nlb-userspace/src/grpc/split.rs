@@ -4,25 +4,32 @@ use nlb_proto::BlueGreenConfig;
 
 use crate::registry::State;
 
-/// `None` while fewer than two versions are known. Of more than two, the two with the greatest shares are shown.
+/// `None` while fewer than two versions are known. Of more than two, the one with the greatest share is shown with the one
+/// that is being promoted, or else with the second greatest.
 pub fn render(state: &State) -> Option<BlueGreenConfig> {
     let shares = state.version_shares();
-    let mut by_share: Vec<(&String, u32)> = shares.iter().map(|(version, share)| (version, *share)).collect();
-    by_share.sort_by_key(|(_, share)| std::cmp::Reverse(*share));
-    let [first, second, ..] = by_share[..] else { return None };
-    let mut shown = [first, second];
-    shown.sort();
-    let [blue, green] = shown;
+    let promoted = state.promotion.as_ref().map(|promotion| promotion.version());
+    let mut ranked: Vec<(&str, u32)> =
+        shares.iter().map(|(version, share)| (version.as_str(), *share)).collect();
+    ranked.sort_by_key(|(_, share)| std::cmp::Reverse(*share));
+    let [first, second, ..] = ranked[..] else { return None };
+    let newcomer = ranked.iter().copied().find(|(version, _)| Some(*version) == promoted);
+    let (blue, green) = match newcomer {
+        Some(green) => (if green == first { second } else { first }, green),
+        None => (first.min(second), first.max(second)),
+    };
+    // What is on trial: the version that is being promoted, else the lesser one.
+    let canary = if newcomer.is_some() { green.1 } else { second.1 };
+    let whole: u64 = shares.values().map(|share| u64::from(*share)).sum();
+    let percent = u64::from(canary) * 100 / whole.max(1);
     let signed = |share: u32| i32::try_from(share).unwrap_or(i32::MAX);
-    let both = first.1 > 0 && second.1 > 0;
-    let percent = u64::from(second.1) * 100 / (u64::from(first.1) + u64::from(second.1)).max(1);
     Some(BlueGreenConfig {
-        blue_version: blue.0.clone(),
-        green_version: green.0.clone(),
+        blue_version: blue.0.to_owned(),
+        green_version: green.0.to_owned(),
         blue_weight: signed(blue.1),
         green_weight: signed(green.1),
-        active_version: first.0.clone(),
-        canary_enabled: both,
+        active_version: first.0.to_owned(),
+        canary_enabled: newcomer.is_some() || (first.1 > 0 && second.1 > 0),
         canary_percent: percent.try_into().unwrap_or_default(),
         deployment_started: state.split_since.map(Into::into),
     })

@@ -90,6 +90,11 @@ impl Control {
             (!unserved.is_empty()).then(|| ("routes_without_traffic".to_owned(), unserved.join(", "))),
         );
         seen.extend(applied.error.clone().map(|reason| ("apply_error".to_owned(), reason)));
+        let snapshot = self.registry.snapshot();
+        let under_way = snapshot.promotion.as_ref();
+        let promotion = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
+        let promotion = promotion.or_else(|| snapshot.last_promotion.clone());
+        seen.extend(promotion.map(|said| ("promotion".to_owned(), said)));
         seen
     }
 }

@@ -21,6 +21,7 @@ pub fn settings() -> Settings {
         reject: false,
         drop_closed_ports: false,
         lease: Terms::default(),
+        promotion: Default::default(),
         max_modules: 4,
         max_routes: 8,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },

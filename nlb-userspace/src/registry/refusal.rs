@@ -27,6 +27,19 @@ pub enum Refusal {
     Unsuited { route_id: String, instance_id: String, problem: String },
     #[error("no registered instance has version {0:?}; register one first")]
     UnknownVersion(String),
+    #[error(
+        "version {version:?} is being promoted and has {percent} % of new flows; wait until it has all of them, or roll it \
+         back first"
+    )]
+    Promoting { version: String, percent: u32 },
+    #[error("the split was not changed yet, so there is none to roll back to")]
+    NoFormerSplit,
+    #[error("version {0:?} did not have the greatest share in any former split; promote it instead")]
+    NeverActive(String),
+    #[error("no version of the former split has an instance that is registered; nobody would serve")]
+    EmptySplit,
+    #[error("there is no route {0:?}")]
+    UnknownRoute(String),
     #[error("version {asked:?} is not that of {instance_id:?}, which is {actual:?}")]
     VersionMismatch { instance_id: String, asked: String, actual: String },
     #[error("the destination of route {route_id:?} {problem}")]

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::model::Route;
 
-use super::{Now, Refusal, Registry};
+use super::{Now, Refusal, Registry, State};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
@@ -16,11 +16,22 @@ pub enum Commit {
     DryRun,
 }
 
+/// By route id.
+type Routes = BTreeMap<String, Route>;
+type Since = BTreeMap<String, SystemTime>;
+
 /// Whose routes are changed.
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'a> {
     Operator,
-    Module { instance_id: &'a str, registration_id: &'a str },
+    Module {
+        instance_id: &'a str,
+        registration_id: &'a str,
+    },
+    /// A module's, changed by an operator.
+    OnBehalf {
+        instance_id: &'a str,
+    },
 }
 
 impl Registry {
@@ -34,28 +45,60 @@ impl Registry {
         commit: Commit,
         now: Now,
     ) -> Result<(usize, u64), Refusal> {
-        let (changed, revision) = self.change(commit, |state| match owner {
-            Owner::Operator => {
-                let (current, since) = (&mut state.operator_routes, &mut state.operator_routes_since);
-                let changed = merge(current, since, routes, replace_all, now.wall);
-                for record in state.modules.values() {
-                    state.check_suited(&record.registration)?;
-                }
-                Ok(changed)
-            }
-            Owner::Module { instance_id, registration_id } => {
-                self.prove(state, instance_id, registration_id)?;
-                let record = state.record_mut(instance_id)?;
-                let (current, since) = (&mut record.registration.module.routes, &mut record.routes_since);
-                let changed = merge(current, since, routes, replace_all, now.wall);
-                state.check_suited(&state.record(instance_id)?.registration)?;
-                Ok(changed)
-            }
+        let (changed, revision) = self.change(commit, |state| {
+            let (current, since) = self.routes_of(state, owner)?;
+            let changed = merge(current, since, routes, replace_all, now.wall);
+            check_owner(state, owner)?;
+            Ok(changed)
         })?;
         if commit == Commit::Apply && changed > 0 {
             info!(?owner, changed, revision, "routes changed");
         }
         Ok((changed, revision))
+    }
+
+    /// Removes one route.
+    pub fn delete_route(&self, owner: Owner<'_>, route_id: &str, commit: Commit) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(commit, |state| {
+            let (current, since) = self.routes_of(state, owner)?;
+            current.remove(route_id).ok_or_else(|| Refusal::UnknownRoute(route_id.to_owned()))?;
+            since.remove(route_id);
+            Ok(())
+        })?;
+        if commit == Commit::Apply {
+            info!(?owner, route_id, revision, "route deleted");
+        }
+        Ok(revision)
+    }
+
+    /// The owner's routes and when each came, if the caller may change them.
+    fn routes_of<'s>(
+        &self,
+        state: &'s mut State,
+        owner: Owner<'_>,
+    ) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
+        let instance_id = match owner {
+            Owner::Operator => return Ok((&mut state.operator_routes, &mut state.operator_routes_since)),
+            Owner::Module { instance_id, registration_id } => {
+                self.prove(state, instance_id, registration_id)?;
+                instance_id
+            }
+            Owner::OnBehalf { instance_id } => instance_id,
+        };
+        let record = state.record_mut(instance_id)?;
+        Ok((&mut record.registration.module.routes, &mut record.routes_since))
+    }
+}
+
+/// Whether those who serve the owner's routes can.
+fn check_owner(state: &State, owner: Owner<'_>) -> Result<(), Refusal> {
+    match owner {
+        Owner::Operator => {
+            state.modules.values().try_for_each(|record| state.check_suited(&record.registration))
+        }
+        Owner::Module { instance_id, .. } | Owner::OnBehalf { instance_id } => {
+            state.check_suited(&state.record(instance_id)?.registration)
+        }
     }
 }
 

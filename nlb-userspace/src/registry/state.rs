@@ -8,8 +8,9 @@ use nlb_common::abi::LIMIT_CHAIN;
 
 use crate::compile;
 use crate::model::{Desired, Module, RateLimit, Route};
+use crate::promotion::Promotion;
 
-use super::{Record, Refusal, Registration, Settings, Suited};
+use super::{Record, Refusal, Registration, Settings, Split, Suited};
 
 #[derive(Clone, Debug)]
 pub struct State {
@@ -24,8 +25,13 @@ pub struct State {
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
     pub rate_limits: BTreeMap<String, RateLimit>,
-    /// When the first version weight was set.
+    /// When the first version weight was set, or the last promotion began.
     pub split_since: Option<SystemTime>,
+    /// Oldest first.
+    pub former_splits: Vec<Split>,
+    pub promotion: Option<Promotion>,
+    /// How the last promotion ended, for people.
+    pub last_promotion: Option<String>,
     last_epoch: u64,
 }
 
@@ -39,6 +45,9 @@ impl State {
             version_weights: BTreeMap::new(),
             rate_limits: BTreeMap::new(),
             split_since: None,
+            former_splits: Vec::new(),
+            promotion: None,
+            last_promotion: None,
             last_epoch: 0,
         }
     }

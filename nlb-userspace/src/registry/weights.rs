@@ -46,6 +46,8 @@ impl Registry {
             if state.instances_of(version).next().is_none() {
                 return Err(Refusal::UnknownVersion(version.to_owned()));
             }
+            state.remember_split();
+            state.promotion = None;
             state.version_weights.insert(version.to_owned(), weight);
             state.split_since.get_or_insert(now.wall);
             Ok(())
@@ -67,13 +69,19 @@ impl State {
     /// The versions there are, and how new flows are shared among them. While no version's weight is set, that follows
     /// from the weights of the instances.
     pub fn version_shares(&self) -> BTreeMap<String, u32> {
-        let mut shares = BTreeMap::<String, u32>::new();
+        let shares = self.shares_under(&self.version_weights);
+        shares.into_iter().map(|(version, share)| (version.to_owned(), share)).collect()
+    }
+
+    /// The shares if these were the versions' weights.
+    pub(super) fn shares_under(&self, weights: &BTreeMap<String, u32>) -> BTreeMap<&str, u32> {
+        let mut shares = BTreeMap::<&str, u32>::new();
         for record in self.modules.values() {
             let module = &record.registration.module;
-            let share = shares.entry(module.version.clone()).or_default();
-            *share = match self.version_weights.get(&module.version) {
+            let share = shares.entry(&module.version).or_default();
+            *share = match weights.get(&module.version) {
                 Some(weight) => *weight,
-                None if self.version_weights.is_empty() => share.saturating_add(module.weight),
+                None if weights.is_empty() => share.saturating_add(module.weight),
                 None => DEFAULT_WEIGHT,
             };
         }

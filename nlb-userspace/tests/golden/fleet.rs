@@ -31,6 +31,7 @@ pub fn settings() -> Settings {
         reject: false,
         drop_closed_ports: false,
         lease: Terms::default(),
+        promotion: Default::default(),
         max_modules: 16,
         max_routes: 64,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
@@ -68,6 +69,7 @@ impl Fleet {
             // Nobody counts: drains last until their deadline.
             traffic: watch::channel(Arc::default()).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
+            peers: Default::default(),
             started_at: SystemTime::now(),
             configuration: Default::default(),
             details: Vec::new(),

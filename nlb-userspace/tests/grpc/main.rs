@@ -1,10 +1,14 @@
 //! The control plane as its clients see it: a real server on loopback, real clients, and maps in memory.
 
+mod broken_modules;
 mod commands;
 mod config;
+mod fake_module;
 mod fleet;
+mod front;
 mod leaving;
 mod malformed;
+mod malformed_front;
 mod nlb;
 mod registration;
 mod routing;

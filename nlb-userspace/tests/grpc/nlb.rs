@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use nlb::compile::{Hop, Hops, Limits};
 use nlb::config::Configuration;
-use nlb::grpc::{self, Control};
+use nlb::grpc::{self, Control, Peers};
 use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
 use nlb::model::{Backend, ForwardMode, RouteKey};
@@ -43,6 +43,7 @@ pub fn settings() -> Settings {
         reject: false,
         drop_closed_ports: false,
         lease: Terms::default(),
+        promotion: Default::default(),
         max_modules: 16,
         max_routes: 64,
         limits: Limits { backends: 64, services: 64, pools: 64, addresses: 64, rate_limits: 64 },
@@ -87,6 +88,7 @@ impl Nlb {
                     _ => Err(std::io::Error::other("no such host")),
                 }
             }),
+            peers: Peers::default(),
             started_at: SystemTime::now(),
             configuration: Arc::new(configuration),
             details: vec![("interfaces".into(), "none".into())],

@@ -173,9 +173,6 @@ async fn a_call_does_not_go_round_in_circles() {
 #[tokio::test]
 async fn calls_of_later_builds_say_so() {
     let mut nlb = Nlb::start().await;
-    let status = nlb.front.rollback(RollbackRequest::default()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("ModuleService.Rollback"), "{}", status.message());
     let status = nlb.modules.trigger_scaling(TriggerScalingRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
 }

@@ -1,0 +1,175 @@
+//! What the front of the fleet does with modules: it passes calls on to them, and changes nothing that they refuse.
+//!
+//! What the data path holds as well is ours to enforce, so a module that cannot be reached, or does not know the call,
+//! has nothing against it: that is when an operator most needs to take flows away from it. It is named in the answer.
+
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tonic::Code;
+use tracing::warn;
+
+use super::Control;
+use super::failure::{Failure, by_instance};
+use super::peers::{ANSWER_PATIENCE, Call, Outcome, Peer, Peers};
+use crate::lease::Standing;
+use crate::registry::{Record, Refusal, State};
+
+/// What a module is told of a change, and what would take it back.
+pub struct Told<C, U> {
+    pub peer: Peer,
+    pub call: C,
+    pub undo: U,
+}
+
+/// Who does not know of a change, and why: instance id and reason.
+pub type Untold = Vec<(String, String)>;
+
+/// No module has anything against a change.
+pub struct Agreement<U> {
+    peers: Peers,
+    undo: Vec<(Peer, U)>,
+    untold: Untold,
+}
+
+impl Control {
+    /// One change of modules and data path together at a time: else two callers' changes could reach them in different
+    /// orders, and leave them apart. What another NLB passed on has its turn there.
+    pub async fn turn(&self, passed_on: bool) -> Option<OwnedMutexGuard<()>> {
+        match passed_on {
+            true => None,
+            false => Some(self.peers.changes.clone().lock_owned().await),
+        }
+    }
+
+    /// Tells modules of a change, all at once. If one of them refuses, the others are told the former value again.
+    pub async fn agree<C: Call, U: Call>(
+        &self,
+        told: Vec<Told<C, U>>,
+        mut untold: Untold,
+    ) -> Result<Agreement<U>, Failure> {
+        let (calls, undo): (Vec<_>, Vec<_>) =
+            told.into_iter().map(|told| ((told.peer.clone(), told.call), (told.peer, told.undo))).unzip();
+        let outcomes = self.peers.ask_all(calls, ANSWER_PATIENCE).await;
+        let mut agreed = Vec::new();
+        let mut refusals = Vec::new();
+        for ((instance_id, outcome), undo) in outcomes.into_iter().zip(undo) {
+            if outcome.may_be_done() {
+                agreed.push(undo);
+            }
+            match outcome {
+                Outcome::Done(_) => {}
+                Outcome::Refused(reason) => refusals.push((instance_id, reason)),
+                outcome => {
+                    warn!(instance = instance_id, %outcome, "not told of a change, or not sure");
+                    untold.push((instance_id, outcome.to_string()));
+                }
+            }
+        }
+        let agreement = Agreement { peers: self.peers.clone(), undo: agreed, untold };
+        if refusals.is_empty() {
+            return Ok(agreement);
+        }
+        Err(Failure::Modules { refusals, astray: agreement.withdraw().await })
+    }
+
+    /// Passes a call on whose effect is the module's own.
+    pub async fn pass_on<C: Call>(
+        &self,
+        peers: Vec<Peer>,
+        call: impl Fn(&Peer) -> C,
+        patience: Duration,
+        passed_on: bool,
+    ) -> Vec<(String, Outcome<C::Answer>)> {
+        if passed_on {
+            let refusal =
+                || Outcome::Refused("another NLB passed the call on; it goes no further".to_owned());
+            return peers.into_iter().map(|peer| (peer.instance_id, refusal())).collect();
+        }
+        let calls = peers.into_iter().map(|peer| (peer.clone(), call(&peer))).collect();
+        self.peers.ask_all(calls, patience).await
+    }
+
+    /// Asks one module.
+    pub async fn ask<C: Call>(&self, peer: Peer, call: C, passed_on: bool) -> Outcome<C::Answer> {
+        let asked = self.pass_on(vec![peer], |_| call.clone(), ANSWER_PATIENCE, passed_on).await;
+        asked.into_iter().map(|(_, outcome)| outcome).next().expect("one call has one outcome")
+    }
+}
+
+impl<U: Call> Agreement<U> {
+    /// Makes the change here. If the registry refuses it after all, modules are told the former value again.
+    pub async fn commit<T>(
+        self,
+        change: impl FnOnce() -> Result<T, Refusal>,
+    ) -> Result<(T, Option<String>), Failure> {
+        let refusal = match change() {
+            Ok(made) => return Ok((made, self.note())),
+            Err(refusal) => refusal,
+        };
+        let astray = self.withdraw().await;
+        if astray.is_empty() {
+            return Err(refusal.into());
+        }
+        Err(Failure::Modules { refusals: vec![("nlb".to_owned(), refusal.to_string())], astray })
+    }
+
+    /// Who does not know of the change, as a sentence.
+    fn note(&self) -> Option<String> {
+        (!self.untold.is_empty()).then(|| format!("not told: {}", by_instance(&self.untold)))
+    }
+
+    /// Answers who could not be told, and why.
+    async fn withdraw(self) -> Untold {
+        let outcomes = self.peers.ask_all(self.undo, ANSWER_PATIENCE).await;
+        let astray = outcomes.into_iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Done(_)));
+        astray.map(|(instance_id, outcome)| (instance_id, outcome.to_string())).collect()
+    }
+}
+
+/// The answers of all, or what became of the call where it was not done.
+pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, Failure> {
+    let of = outcomes.len();
+    let mut code = None;
+    let mut problems = Vec::new();
+    let mut answers = Vec::new();
+    for (instance_id, outcome) in outcomes {
+        let (its_code, said) = (outcome.code(), outcome.to_string());
+        match outcome.done() {
+            Some(answer) => answers.push((instance_id, answer)),
+            None => {
+                code = Some(if code.is_none_or(|code| code == its_code) { its_code } else { Code::Aborted });
+                problems.push((instance_id, said));
+            }
+        }
+    }
+    match code {
+        None => Ok(answers),
+        Some(code) => Err(Failure::PassedOn { problems, of, code }),
+    }
+}
+
+pub fn peer(record: &Record) -> Peer {
+    let registration = &record.registration;
+    Peer { instance_id: registration.instance_id.clone(), address: registration.address.clone() }
+}
+
+/// Those of the instances whose lease is current, and as untold the others, which would only be waited for.
+pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Untold), Refusal> {
+    let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
+    let (living, silent): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| record.standing == Standing::Current);
+    let silent = silent.into_iter().map(|r| (r.registration.instance_id.clone(), "lease lapsed".to_owned()));
+    Ok((living.into_iter().map(peer).collect(), silent.collect()))
+}
+
+/// What was done and what there is to add, in one message.
+pub fn message(done: impl Into<String>, notes: impl IntoIterator<Item = Option<String>>) -> String {
+    let notes = notes.into_iter().flatten();
+    [done.into()].into_iter().chain(notes).collect::<Vec<_>>().join("; ")
+}
+
+/// Runs to its end even if the caller hangs up: half a change would leave modules and data path apart.
+pub async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(work).await.expect("the call does not panic")
+}

@@ -1,0 +1,204 @@
+//! Routes on the front of the fleet: of one instance, or the operator's own.
+
+use std::collections::BTreeMap;
+
+use nlb_proto::{
+    CanHandleRequest, CanHandleResponse, DeleteRouteRequest, DeleteRouteResponse, GetRoutesRequest,
+    GetRoutesResponse, UpdateRoutesRequest, UpdateRoutesResponse,
+};
+
+use super::failure::Failure;
+use super::fault::{self, Fault};
+use super::fleet::{Told, Untold, living, message, peer};
+use super::peers::{ANSWER_PATIENCE, Outcome};
+use super::route::{self, Author};
+use super::{Control, query};
+use crate::lease::Standing;
+use crate::model::{Health, Route};
+use crate::registry::{Commit, Now, Owner, Suited};
+
+/// Who can handle a route: the best of them, in this order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Able {
+    priority: i32,
+    /// Of equals the first by name.
+    instance_id: std::cmp::Reverse<String>,
+}
+
+impl Control {
+    /// The best answer of all modules that could serve the route.
+    pub async fn can_handle(
+        &self,
+        mut request: CanHandleRequest,
+        passed_on: bool,
+    ) -> Result<CanHandleResponse, Failure> {
+        let asked = request.route.as_mut().ok_or_else(|| Fault::new("route", "is missing"))?;
+        if asked.route_id.is_empty() {
+            // A question about traffic needs no name.
+            asked.route_id = "asked".to_owned();
+        }
+        let settings = self.registry.settings();
+        let parsed = route::parse(asked.clone(), Author::Operator, &settings.vips);
+        let (_, route) = parsed.map_err(|fault| fault.within("route"))?;
+        fault::text_map("context", request.context.clone())?;
+        let snapshot = self.registry.snapshot();
+        let candidates = snapshot.targets(&route).filter(|(_, record)| {
+            let module = &record.registration.module;
+            record.standing == Standing::Current
+                && matches!(record.health(), Health::Healthy | Health::Degraded)
+                && route.suits_ports(module).is_ok()
+                && route.suits_family(module).is_ok()
+        });
+        let candidates = candidates.map(|(_, record)| peer(record)).collect();
+        let outcomes = self.pass_on(candidates, |_| request.clone(), ANSWER_PATIENCE, passed_on).await;
+
+        let mut best: Option<(Able, String)> = None;
+        let mut metadata = BTreeMap::new();
+        for (instance_id, outcome) in outcomes {
+            let (able, said) = match outcome {
+                Outcome::Done(answer) if answer.can_handle => {
+                    (Some(answer.priority), format!("priority {}: {}", answer.priority, answer.reason))
+                }
+                Outcome::Done(answer) => (None, format!("cannot: {}", answer.reason)),
+                Outcome::Unimplemented => (Some(0), "priority 0: does not say".to_owned()),
+                outcome => (None, outcome.to_string()),
+            };
+            metadata.insert(instance_id.clone(), said.clone());
+            let Some(priority) = able else { continue };
+            let able = Able { priority, instance_id: std::cmp::Reverse(instance_id) };
+            if best.as_ref().is_none_or(|(best, _)| able > *best) {
+                best = Some((able, said));
+            }
+        }
+        let metadata = metadata.into_iter().collect();
+        Ok(match best {
+            Some((Able { priority, instance_id }, said)) => CanHandleResponse {
+                can_handle: true,
+                priority,
+                reason: format!("{}: {said}", instance_id.0),
+                metadata,
+            },
+            None => CanHandleResponse {
+                can_handle: false,
+                priority: 0,
+                reason: "no module can handle it now".to_owned(),
+                metadata,
+            },
+        })
+    }
+
+    /// With an empty id every route that there is; replicas' equal routes are listed once.
+    pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, Failure> {
+        let snapshot = self.registry.snapshot();
+        let mut found: Vec<(&String, &Route)> = Vec::new();
+        if request.instance_id.is_empty() {
+            found.extend(&snapshot.operator_routes);
+            found.extend(snapshot.modules.values().flat_map(|record| &record.registration.module.routes));
+            found.sort_by_key(|(route_id, _)| *route_id);
+            found = distinct(found);
+        } else {
+            let instance_id = fault::id("instance_id", &request.instance_id)?;
+            found.extend(&snapshot.record(&instance_id)?.registration.module.routes);
+        }
+        let routes = found.into_iter().map(|(route_id, route)| route::render(route_id, route)).collect();
+        let (routes, pagination) = query::run(request.query, routes)?;
+        Ok(GetRoutesResponse { routes, total_routes: pagination.total_items, pagination: Some(pagination) })
+    }
+
+    pub async fn update_routes(
+        self,
+        request: UpdateRoutesRequest,
+        passed_on: bool,
+    ) -> Result<UpdateRoutesResponse, Failure> {
+        let (instance_id, author) = match request.instance_id.as_str() {
+            "" => (None, Author::Operator),
+            id => (Some(fault::id("instance_id", id)?), Author::Module),
+        };
+        let settings = self.registry.settings();
+        let routes = route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
+        let unenforced = route::unenforced(&routes);
+        let _turn = self.turn(passed_on).await;
+        let owner = owner(&instance_id);
+        let update = |commit| {
+            self.registry.update_routes(owner, routes.clone(), request.replace_all, commit, Now::read())
+        };
+        update(Commit::DryRun)?;
+        let told = match &instance_id {
+            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+            _ => Default::default(),
+        };
+        let agreement = self.agree(told.0, told.1).await?;
+        let ((changed, revision), note) = agreement.commit(|| update(Commit::Apply)).await?;
+        self.applied(revision).await?;
+        Ok(UpdateRoutesResponse {
+            success: true,
+            message: message("applied", [unenforced, note]),
+            routes_updated: changed.try_into().unwrap_or(i32::MAX),
+            error: None,
+        })
+    }
+
+    pub async fn delete_route(
+        self,
+        request: DeleteRouteRequest,
+        passed_on: bool,
+    ) -> Result<DeleteRouteResponse, Failure> {
+        let route_id = fault::id("route_id", &request.route_id)?;
+        let instance_id = match request.instance_id.as_str() {
+            "" => None,
+            id => Some(fault::id("instance_id", id)?),
+        };
+        let _turn = self.turn(passed_on).await;
+        let owner = owner(&instance_id);
+        let delete = |commit| self.registry.delete_route(owner, &route_id, commit);
+        delete(Commit::DryRun)?;
+        let told = match &instance_id {
+            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+            _ => Default::default(),
+        };
+        let agreement = self.agree(told.0, told.1).await?;
+        let (revision, note) = agreement.commit(|| delete(Commit::Apply)).await?;
+        self.applied(revision).await?;
+        Ok(DeleteRouteResponse { success: true, message: message("deleted", [note]), error: None })
+    }
+
+    /// An instance is told of a change of its routes; the routes it has take that back.
+    fn told_of_routes<C: Clone>(
+        &self,
+        instance_id: &str,
+        call: C,
+    ) -> Result<(Vec<Told<C, UpdateRoutesRequest>>, Untold), Failure> {
+        let snapshot = self.registry.snapshot();
+        let former = &snapshot.record(instance_id)?.registration.module.routes;
+        let undo = UpdateRoutesRequest {
+            instance_id: instance_id.to_owned(),
+            routes: former.iter().map(|(route_id, route)| route::render(route_id, route)).collect(),
+            replace_all: true,
+        };
+        let (peers, untold) = living(&snapshot, &[instance_id.to_owned()])?;
+        Ok((
+            peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() }).collect(),
+            untold,
+        ))
+    }
+}
+
+/// Of routes that are sorted by id.
+fn distinct<'a>(routes: Vec<(&'a String, &'a Route)>) -> Vec<(&'a String, &'a Route)> {
+    let mut distinct: Vec<(&String, &Route)> = Vec::new();
+    for (route_id, route) in routes {
+        let mut same_id = distinct.iter().rev().take_while(|(other, _)| *other == route_id);
+        if !same_id.any(|(_, other)| *other == route) {
+            distinct.push((route_id, route));
+        }
+    }
+    distinct
+}
+
+/// Nobody proves to be the module here: whoever reaches the front may speak for any instance, as an operator does.
+fn owner(instance_id: &Option<String>) -> Owner<'_> {
+    match instance_id {
+        Some(instance_id) => Owner::OnBehalf { instance_id },
+        None => Owner::Operator,
+    }
+}

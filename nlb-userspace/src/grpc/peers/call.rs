@@ -1,0 +1,76 @@
+//! The calls that modules answer: which message belongs to which path and answer.
+
+use nlb_proto::*;
+
+pub trait Call: prost::Message + Clone + 'static {
+    type Answer: prost::Message + Default + 'static;
+    const PATH: &'static str;
+
+    /// Why the answer says that the call was not done.
+    fn refusal(answer: &Self::Answer) -> Option<String>;
+}
+
+macro_rules! call {
+    ($name:literal, $request:ident, $answer:ident, $refusal:expr) => {
+        impl Call for $request {
+            type Answer = $answer;
+            const PATH: &'static str = concat!("/marchproxy.ModuleService/", $name);
+
+            fn refusal(answer: &$answer) -> Option<String> {
+                let refusal: fn(&$answer) -> Option<String> = $refusal;
+                refusal(answer)
+            }
+        }
+    };
+}
+
+/// Their answers say whether they were done.
+macro_rules! changes {
+    ($($name:literal: $request:ident -> $answer:ident;)+) => {$(
+        call!($name, $request, $answer, |answer| (!answer.success)
+            .then(|| reason(&answer.message, answer.error.as_ref())));
+    )+};
+}
+
+macro_rules! questions {
+    ($($name:literal: $request:ident -> $answer:ident;)+) => {$(
+        call!($name, $request, $answer, |_| None);
+    )+};
+}
+
+changes! {
+    "Reload": ReloadRequest -> ReloadResponse;
+    "Shutdown": ShutdownRequest -> ShutdownResponse;
+    "UpdateRoutes": UpdateRoutesRequest -> UpdateRoutesResponse;
+    "DeleteRoute": DeleteRouteRequest -> DeleteRouteResponse;
+    "SetRateLimit": SetRateLimitRequest -> SetRateLimitResponse;
+    "RemoveRateLimit": RemoveRateLimitRequest -> RemoveRateLimitResponse;
+    "Scale": ScaleRequest -> ScaleResponse;
+    "SetTrafficWeight": SetTrafficWeightRequest -> SetTrafficWeightResponse;
+    "Rollback": RollbackRequest -> RollbackResponse;
+    "PromoteVersion": PromoteVersionRequest -> PromoteVersionResponse;
+}
+
+questions! {
+    "GetStatus": GetStatusRequest -> GetStatusResponse;
+    "CanHandle": CanHandleRequest -> CanHandleResponse;
+    "GetRateLimits": GetRateLimitsRequest -> GetRateLimitsResponse;
+    "GetMetrics": GetMetricsRequest -> GetMetricsResponse;
+    "HealthCheck": HealthCheckRequest -> HealthCheckResponse;
+    "GetStats": GetStatsRequest -> GetStatsResponse;
+    "GetConfig": GetConfigRequest -> GetConfigResponse;
+}
+
+// A configuration that was not accepted comes with its own list of faults, which the caller wants to see.
+call!("UpdateConfig", UpdateConfigRequest, UpdateConfigResponse, |answer| {
+    let refused = !answer.success && answer.validation_errors.is_empty() && !answer.validation_passed;
+    refused.then(|| reason(&answer.message, answer.error.as_ref()))
+});
+
+fn reason(message: &str, error: Option<&Error>) -> String {
+    let told = error.map(|error| error.message.as_str()).filter(|told| !told.is_empty());
+    match told.unwrap_or(message) {
+        "" => "refused without a reason".to_owned(),
+        reason => reason.to_owned(),
+    }
+}

@@ -1,0 +1,118 @@
+//! Calls whose effect is the module's own: they are passed on, and its answer comes back.
+
+use nlb_proto::{
+    ConfigUpdate, GetConfigRequest, GetConfigResponse, GetInstancesRequest, GetInstancesResponse,
+    HealthStatus, ModuleType, ScaleRequest, ScaleResponse, ScalingConfig, UpdateConfigRequest,
+    UpdateConfigResponse,
+};
+
+use super::Control;
+use super::failure::Failure;
+use super::fault::{self, Fault};
+use super::fleet::{all_done, peer};
+use super::peers::{Call, Outcome};
+
+impl Control {
+    /// The answer counts the instances that the module says there are and should be.
+    pub async fn scale_module(
+        self,
+        request: ScaleRequest,
+        passed_on: bool,
+    ) -> Result<ScaleResponse, Failure> {
+        let id = named(&request.instance_id)?;
+        check_scaling(request.config.as_ref()).map_err(|fault| fault.within("config"))?;
+        self.relay(&id, request, passed_on).await
+    }
+
+    /// How many instances of this one's type there are.
+    pub fn peers_of(&self, instance_id: &str) -> i32 {
+        let snapshot = self.registry.snapshot();
+        let Ok(record) = snapshot.record(instance_id) else { return 0 };
+        let module_type = record.registration.module.module_type;
+        let alike = snapshot.modules.values().filter(|r| r.registration.module.module_type == module_type);
+        alike.count().try_into().unwrap_or(i32::MAX)
+    }
+
+    pub fn instances_of_type(&self, request: GetInstancesRequest) -> Result<GetInstancesResponse, Failure> {
+        let module_type = fault::known::<ModuleType>("module_type", request.module_type)?;
+        let status = fault::known::<HealthStatus>("status_filter", request.status_filter)?;
+        let mut instances = self.instances();
+        instances.retain(|instance| {
+            (module_type == ModuleType::Unspecified || instance.module_type() == module_type)
+                && (status == HealthStatus::Unspecified || instance.health_status() == status)
+        });
+        let total_instances = instances.len().try_into().unwrap_or(i32::MAX);
+        Ok(GetInstancesResponse { instances, total_instances })
+    }
+
+    pub async fn config_of(
+        &self,
+        request: GetConfigRequest,
+        passed_on: bool,
+    ) -> Result<GetConfigResponse, Failure> {
+        let id = fault::id("instance_id", &request.instance_id)?;
+        fault::text("config_type", &request.config_type, fault::TEXT_LENGTH)?;
+        self.relay(&id, request, passed_on).await
+    }
+
+    pub async fn update_config_of(
+        self,
+        request: UpdateConfigRequest,
+        passed_on: bool,
+    ) -> Result<UpdateConfigResponse, Failure> {
+        let id = fault::id("instance_id", &request.instance_id)?;
+        let config = request.config.as_ref().ok_or_else(|| Fault::new("config", "is missing"))?;
+        check_config(config).map_err(|fault| fault.within("config"))?;
+        self.relay(&id, request, passed_on).await
+    }
+
+    async fn relay<C: Call>(&self, id: &str, call: C, passed_on: bool) -> Result<C::Answer, Failure> {
+        let module = peer(self.registry.snapshot().record(id)?);
+        let outcome: Outcome<C::Answer> = self.ask(module, call, passed_on).await;
+        let answers = all_done(vec![(id.to_owned(), outcome)])?;
+        Ok(answers.into_iter().map(|(_, answer)| answer).next().expect("one call that was done"))
+    }
+}
+
+fn named(instance_id: &str) -> Result<String, Fault> {
+    if instance_id.is_empty() {
+        return Err(Fault::new("instance_id", "is empty; name an instance of the type to scale"));
+    }
+    fault::id("instance_id", instance_id)
+}
+
+fn check_scaling(config: Option<&ScalingConfig>) -> Result<(), Fault> {
+    let Some(config) = config else { return Ok(()) };
+    let (min, max) = (config.min_instances, config.max_instances);
+    for (field, number) in [
+        ("min_instances", min),
+        ("max_instances", max),
+        ("target_connections", config.target_connections),
+        ("scale_up_threshold", config.scale_up_threshold),
+        ("scale_down_threshold", config.scale_down_threshold),
+        ("cooldown_seconds", config.cooldown_seconds),
+    ] {
+        fault::unsigned_32(field, number)?;
+    }
+    for (field, percent) in [
+        ("target_cpu_percent", config.target_cpu_percent),
+        ("target_memory_percent", config.target_memory_percent),
+    ] {
+        if !(0..=100).contains(&percent) {
+            return Err(Fault::new(field, format!("{percent} is not a percentage; give 0 to 100")));
+        }
+    }
+    if max != 0 && min > max {
+        return Err(Fault::new("min_instances", format!("{min} is above max_instances, which is {max}")));
+    }
+    Ok(())
+}
+
+fn check_config(config: &ConfigUpdate) -> Result<(), Fault> {
+    fault::text("config_id", &config.config_id, fault::TEXT_LENGTH)?;
+    fault::text("config_type", &config.config_type, fault::TEXT_LENGTH)?;
+    fault::text("checksum", &config.checksum, fault::TEXT_LENGTH)?;
+    fault::time("updated_at", config.updated_at)?;
+    fault::text_map("metadata", config.metadata.clone())?;
+    Ok(())
+}

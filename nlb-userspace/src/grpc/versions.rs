@@ -1,0 +1,201 @@
+//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback on the front of the fleet.
+
+use nlb_proto::{
+    GetActiveVersionRequest, GetActiveVersionResponse, PromoteVersionRequest, PromoteVersionResponse,
+    RollbackRequest, RollbackResponse, SetTrafficWeightRequest, SetTrafficWeightResponse,
+};
+
+use super::failure::Failure;
+use super::fault::{self, Fault};
+use super::fleet::{Told, living, message};
+use super::{Control, split};
+use crate::model::DEFAULT_WEIGHT;
+use crate::promotion::{Pace, WHOLE};
+use crate::registry::{Commit, Now, Refusal, State};
+
+const NEW_FLOWS_ONLY: &str = "new flows follow it; flows that have begun stay where they are";
+
+impl Control {
+    /// An instance's weight, or a version's.
+    pub async fn set_weight(
+        self,
+        request: SetTrafficWeightRequest,
+        passed_on: bool,
+    ) -> Result<SetTrafficWeightResponse, Failure> {
+        let weight = fault::weight("weight", request.weight)?;
+        let version = fault::version("version", &request.version)?;
+        let of_version = request.instance_id.is_empty();
+        if of_version && version.is_empty() {
+            return Err(Fault::new(
+                "instance_id",
+                "and version are both empty; name an instance or a version",
+            )
+            .into());
+        }
+        let _turn = self.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let (told, former) = if of_version {
+            let told = snapshot.instances_of(&version).map(str::to_owned).collect();
+            (told, snapshot.version_weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT))
+        } else {
+            let instance_id = fault::id("instance_id", &request.instance_id)?;
+            let former = snapshot.record(&instance_id)?.registration.module.weight;
+            (vec![instance_id], former)
+        };
+        let set = |commit| match of_version {
+            true => self.registry.set_version_weight(&version, weight, commit, Now::read()),
+            false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
+        };
+        set(Commit::DryRun)?;
+        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let undo = SetTrafficWeightRequest { weight: signed(former), ..request.clone() };
+        let told = peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone() });
+        let agreement = self.agree(told.collect(), untold).await?;
+        let (revision, note) = agreement.commit(|| set(Commit::Apply)).await?;
+        self.applied(revision).await?;
+        Ok(SetTrafficWeightResponse {
+            success: true,
+            message: message(NEW_FLOWS_ONLY, [note]),
+            current_config: split::render(&self.registry.snapshot()),
+            error: None,
+        })
+    }
+
+    /// The split is the fleet's, whichever of its instances is named.
+    pub fn active_version(
+        &self,
+        request: GetActiveVersionRequest,
+    ) -> Result<GetActiveVersionResponse, Failure> {
+        let snapshot = self.registry.snapshot();
+        if !request.instance_id.is_empty() {
+            snapshot.record(&fault::id("instance_id", &request.instance_id)?)?;
+        }
+        let shares = snapshot.version_shares().into_iter();
+        Ok(GetActiveVersionResponse {
+            active_version: snapshot.active_version().unwrap_or_default().to_owned(),
+            config: split::render(&snapshot),
+            version_weights: shares.map(|(version, share)| (version, signed(share))).collect(),
+        })
+    }
+
+    pub async fn promote(
+        self,
+        request: PromoteVersionRequest,
+        passed_on: bool,
+    ) -> Result<PromoteVersionResponse, Failure> {
+        let pace = pace(&request)?;
+        let asked = fault::version("version", &request.version)?;
+        let _turn = self.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let (version, told) = promoted(&snapshot, &request.instance_id, asked)?;
+        let promote = |commit| {
+            let traffic = self.traffic.borrow().clone();
+            self.registry.promote(&version, pace, &traffic, commit, Now::read())
+        };
+        promote(Commit::DryRun)?;
+        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let call = PromoteVersionRequest { version: version.clone(), ..request.clone() };
+        let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
+        let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
+        let agreement = self.agree(told.collect(), untold).await?;
+        let (promoted, note) = agreement.commit(|| promote(Commit::Apply)).await?;
+        self.applied(promoted.revision).await?;
+        let step = self.registry.settings().promotion.step;
+        let done = match (pace, promoted.percent) {
+            (_, WHOLE) => format!("{version} has all new flows, and is watched for {step:?}"),
+            (Pace::AtOnce, percent) => format!("{version} has {percent} % of new flows"),
+            (Pace::Steps(more), percent) => {
+                format!("{version} has {percent} % of new flows, and {more} % more every {step:?}")
+            }
+        };
+        Ok(PromoteVersionResponse {
+            success: true,
+            message: message(done, [note]),
+            promoted_version: version,
+            error: None,
+        })
+    }
+
+    pub async fn roll_back(
+        self,
+        request: RollbackRequest,
+        passed_on: bool,
+    ) -> Result<RollbackResponse, Failure> {
+        let target = fault::version("target_version", &request.target_version)?;
+        let _turn = self.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let back = |commit| self.registry.roll_back(&target, commit);
+        let told = match request.instance_id.as_str() {
+            "" => None,
+            id => {
+                let instance_id = fault::id("instance_id", id)?;
+                snapshot.record(&instance_id)?;
+                Some(vec![instance_id])
+            }
+        };
+        let planned = back(Commit::DryRun)?;
+        // Who loses flows, and who gets them back.
+        let told = told.unwrap_or_else(|| {
+            let versions = [planned.previous.as_str(), planned.current.as_str()];
+            let mut told: Vec<String> = versions
+                .iter()
+                .flat_map(|version| snapshot.instances_of(version))
+                .map(str::to_owned)
+                .collect();
+            told.sort();
+            told.dedup();
+            told
+        });
+        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
+        let undo = PromoteVersionRequest {
+            instance_id: request.instance_id.clone(),
+            version: planned.previous,
+            immediate: true,
+            ..Default::default()
+        };
+        let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
+        let agreement = self.agree(told.collect(), untold).await?;
+        let (rolled, note) = agreement.commit(|| back(Commit::Apply)).await?;
+        self.applied(rolled.revision).await?;
+        Ok(RollbackResponse {
+            success: true,
+            message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [note]),
+            previous_version: rolled.previous,
+            current_version: rolled.current,
+            error: None,
+        })
+    }
+}
+
+fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {
+    if request.immediate {
+        return Ok(Pace::AtOnce);
+    }
+    let rate = u32::try_from(request.promotion_rate).ok().filter(|rate| (1..=WHOLE).contains(rate));
+    rate.map(Pace::Steps).ok_or_else(|| {
+        let problem = format!("{} is not 1 to {WHOLE} percent of new flows a step", request.promotion_rate);
+        Fault::new("promotion_rate", problem)
+    })
+}
+
+/// The version that is meant, and who is told. An instance stands for its version; alone it is told.
+fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), Failure> {
+    if instance_id.is_empty() {
+        if version.is_empty() {
+            return Err(Fault::new("version", "and instance_id are both empty; name a version").into());
+        }
+        let told = state.instances_of(&version).map(str::to_owned).collect();
+        return Ok((version, told));
+    }
+    let instance_id = fault::id("instance_id", instance_id)?;
+    let actual = state.record(&instance_id)?.registration.module.version.clone();
+    if !version.is_empty() && version != actual {
+        return Err(Refusal::VersionMismatch { instance_id, asked: version, actual }.into());
+    }
+    Ok((actual, vec![instance_id]))
+}
+
+fn signed(weight: u32) -> i32 {
+    weight.try_into().unwrap_or(i32::MAX)
+}

@@ -1,0 +1,193 @@
+//! Promoting a version: its share of new flows grows in steps while it proves itself, and is taken back if it errs.
+//!
+//! [`Promotion`] is the state machine, which knows neither the registry nor the data path: it is shown counters and the
+//! time, and says what is to be done. [`watch`] is the task that shows them to it.
+
+mod errors;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::{self, Instant};
+
+use crate::compile::maglev;
+use crate::registry::{Now, Registry};
+use crate::stats::Traffic;
+use errors::Errors;
+pub use errors::{Counters, Rate};
+
+/// All new flows, in the unit of a promotion's steps.
+pub const WHOLE: u32 = 100;
+
+/// The configured pace and patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Between steps, and how long the version is watched after the last one.
+    pub step: Duration,
+    /// Of requests that fail, or of new flows that are reset: beyond it the promotion is taken back.
+    pub max_error_percent: u32,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms { step: Duration::from_secs(30), max_error_percent: 5 }
+    }
+}
+
+/// How fast a version is promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    AtOnce,
+    /// This many percent of new flows more with each step; 1 to 100.
+    Steps(u32),
+}
+
+/// A promotion under way.
+#[derive(Clone, Debug)]
+pub struct Promotion {
+    version: String,
+    percent: u32,
+    per_step: u32,
+    /// When the next step is due; with all flows, when the version has proved itself.
+    due: Instant,
+    started_at: SystemTime,
+    /// The other versions' shares at the beginning, by which they divide what is left.
+    others: BTreeMap<String, u32>,
+    errors: Errors,
+}
+
+/// What is to be done about a promotion.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    Wait,
+    /// The version's share has grown; [`Promotion::weights`] has the new split.
+    Step,
+    /// It has all new flows and has proved itself.
+    Complete,
+    /// It errs: the former split has to come back.
+    TakeBack(Failing),
+}
+
+/// Why a promotion is taken back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Failing {
+    /// By the heartbeats of its instances.
+    Requests(Rate),
+    /// TCP resets from its backends, by new flows.
+    Resets(Rate),
+    /// None of its instances takes new flows.
+    Absent,
+}
+
+impl Promotion {
+    /// Begins with the first step, from the shares that the versions have. `counters` are those of the version's
+    /// instances, which count from here on.
+    pub fn begin(
+        version: &str,
+        pace: Pace,
+        mut shares: BTreeMap<String, u32>,
+        counters: BTreeMap<String, Counters>,
+        terms: &Terms,
+        now: Now,
+    ) -> Self {
+        let own = shares.remove(version).unwrap_or(0);
+        let total = u64::from(own) + shares.values().map(|share| u64::from(*share)).sum::<u64>();
+        let before = match total {
+            0 => 0,
+            // Below the whole, so it fits.
+            _ => (u64::from(own) * u64::from(WHOLE) / total) as u32,
+        };
+        let per_step = match pace {
+            Pace::AtOnce => WHOLE,
+            Pace::Steps(percent) => percent,
+        };
+        Promotion {
+            version: version.to_owned(),
+            percent: (before + per_step).min(WHOLE),
+            per_step,
+            due: now.at + terms.step,
+            started_at: now.wall,
+            others: shares,
+            errors: Errors::since(counters),
+        }
+    }
+
+    /// Goes on at another pace, from the share that the version has, with the first step now.
+    pub fn change_pace(&mut self, pace: Pace, terms: &Terms, now: Now) {
+        self.per_step = match pace {
+            Pace::AtOnce => WHOLE,
+            Pace::Steps(percent) => percent,
+        };
+        self.percent = (self.percent + self.per_step).min(WHOLE);
+        self.due = now.at + terms.step;
+    }
+
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The version's share of new flows.
+    pub fn percent(&self) -> u32 {
+        self.percent
+    }
+
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
+    }
+
+    /// The split as it is to be now, in percent.
+    pub fn weights(&self) -> BTreeMap<String, u32> {
+        let shares: Vec<u64> = self.others.values().map(|share| u64::from(*share)).collect();
+        let divided = maglev::divide(WHOLE - self.percent, &shares);
+        let others = self.others.keys().cloned().zip(divided);
+        others.chain([(self.version.clone(), self.percent)]).collect()
+    }
+
+    /// Looks at the version's counters, by instance; only instances that take new flows are listed.
+    pub fn look(&mut self, counters: BTreeMap<String, Counters>, terms: &Terms, now: Instant) -> Next {
+        if counters.is_empty() {
+            return Next::TakeBack(Failing::Absent);
+        }
+        self.errors.add(counters);
+        if let Some(failing) = self.errors.beyond(terms.max_error_percent) {
+            return Next::TakeBack(failing);
+        }
+        if now < self.due {
+            return Next::Wait;
+        }
+        if self.percent == WHOLE {
+            return Next::Complete;
+        }
+        self.percent = (self.percent + self.per_step).min(WHOLE);
+        self.due = now + terms.step;
+        Next::Step
+    }
+}
+
+impl fmt::Display for Failing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failing::Requests(rate) => write!(f, "{} of {} requests failed", rate.bad, rate.all),
+            Failing::Resets(rate) => write!(f, "{} TCP resets in {} new flows", rate.bad, rate.all),
+            Failing::Absent => f.write_str("no instance of it takes new flows"),
+        }
+    }
+}
+
+/// As often as the data path's counters are read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Takes promotions forward, or back. Runs until it is dropped.
+pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
+    loop {
+        time::sleep(LOOK_EVERY).await;
+        let traffic = traffic.borrow().clone();
+        registry.follow_promotion(&traffic, Now::read());
+    }
+}

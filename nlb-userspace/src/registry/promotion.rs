@@ -1,0 +1,219 @@
+//! The split of new flows among versions, as promotions and rollbacks change it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+
+use super::{Commit, Now, Refusal, Registry, State};
+use crate::model::Health;
+use crate::promotion::{Counters, Next, Pace, Promotion};
+use crate::stats::Traffic;
+
+/// Former splits that can be gone back to.
+const REMEMBERED: usize = 16;
+
+/// Versions' weights as they were set, so that they can be put back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Split {
+    pub weights: BTreeMap<String, u32>,
+    pub since: Option<SystemTime>,
+}
+
+/// What a promotion has come to.
+#[derive(Debug, PartialEq)]
+pub struct Promoted {
+    pub percent: u32,
+    pub revision: u64,
+}
+
+/// Which versions took most new flows, before and after.
+#[derive(Debug, PartialEq)]
+pub struct RolledBack {
+    pub previous: String,
+    pub current: String,
+    pub revision: u64,
+}
+
+impl Registry {
+    /// Gives a version more new flows, all of them in the end. While that goes on, the version's own promotion can
+    /// change its pace; another version's has to wait.
+    pub fn promote(
+        &self,
+        version: &str,
+        pace: Pace,
+        traffic: &Traffic,
+        commit: Commit,
+        now: Now,
+    ) -> Result<Promoted, Refusal> {
+        let (percent, revision) = self.change(commit, |state| {
+            let terms = state.settings.promotion;
+            if state.instances_of(version).next().is_none() {
+                return Err(Refusal::UnknownVersion(version.to_owned()));
+            }
+            let promotion = match state.promotion.take() {
+                Some(running) if running.version() != version => {
+                    return Err(Refusal::Promoting {
+                        version: running.version().to_owned(),
+                        percent: running.percent(),
+                    });
+                }
+                Some(mut running) => {
+                    running.change_pace(pace, &terms, now);
+                    running
+                }
+                None => {
+                    let counters = state.counters(version, traffic);
+                    let shares = state.version_shares();
+                    state.remember_split();
+                    state.split_since = Some(now.wall);
+                    Promotion::begin(version, pace, shares, counters, &terms, now)
+                }
+            };
+            let percent = promotion.percent();
+            state.version_weights = promotion.weights();
+            state.promotion = Some(promotion);
+            state.last_promotion = None;
+            Ok(percent)
+        })?;
+        if commit == Commit::Apply {
+            info!(version, percent, revision, "version promoted");
+        }
+        Ok(Promoted { percent, revision })
+    }
+
+    /// Puts a former split back: the one before the last change, or the last one in which `target` took most new flows.
+    /// A promotion that is under way ends. The changes are undone, not made the other way round: going back twice goes
+    /// further back, and never to the version that one has just fled.
+    pub fn roll_back(&self, target: &str, commit: Commit) -> Result<RolledBack, Refusal> {
+        let ((previous, current), revision) = self.change(commit, |state| {
+            let index = match target {
+                "" => state.former_splits.len().checked_sub(1).ok_or(Refusal::NoFormerSplit)?,
+                target if state.instances_of(target).next().is_none() => {
+                    return Err(Refusal::UnknownVersion(target.to_owned()));
+                }
+                target => {
+                    let was_active = |split: &Split| state.active_under(&split.weights) == Some(target);
+                    let former = state.former_splits.iter().rposition(was_active);
+                    former.ok_or_else(|| Refusal::NeverActive(target.to_owned()))?
+                }
+            };
+            let former = &state.former_splits[index].weights;
+            let current = state.active_under(former).ok_or(Refusal::EmptySplit)?.to_owned();
+            let previous = state.active_version().unwrap_or_default().to_owned();
+            state.restore(index);
+            Ok((previous, current))
+        })?;
+        if commit == Commit::Apply {
+            info!(previous, current, revision, "rolled back");
+        }
+        Ok(RolledBack { previous, current, revision })
+    }
+
+    /// Takes a promotion that is under way forward, or back, by what its version's instances have counted.
+    pub fn follow_promotion(&self, traffic: &Traffic, now: Now) {
+        let mut state = self.lock();
+        let terms = &state.settings.promotion.clone();
+        let Some(mut promotion) = state.promotion.clone() else { return };
+        let version = promotion.version().to_owned();
+        let next = promotion.look(state.counters(&version, traffic), terms, now.at);
+        let percent = promotion.percent();
+        let changed = Arc::make_mut(&mut state);
+        match next {
+            Next::Wait => {
+                changed.promotion = Some(promotion);
+                return;
+            }
+            Next::Step => {
+                changed.version_weights = promotion.weights();
+                changed.promotion = Some(promotion);
+                info!(version, percent, "version promoted");
+            }
+            Next::Complete => {
+                changed.promotion = None;
+                changed.last_promotion = Some(format!("{version} has all new flows"));
+                info!(version, "promotion complete");
+            }
+            Next::TakeBack(why) => {
+                changed.take_back(&version, &why.to_string());
+                warn!(version, percent, %why, "promotion ended");
+            }
+        }
+        self.publish(&state);
+    }
+}
+
+impl State {
+    /// The version with the greatest share of new flows, of equals the first by name; `None` if none has any.
+    pub fn active_version(&self) -> Option<&str> {
+        self.active_under(&self.version_weights)
+    }
+
+    /// Before a change of weights that a rollback may have to undo.
+    pub(super) fn remember_split(&mut self) {
+        if self.former_splits.len() == REMEMBERED {
+            self.former_splits.remove(0);
+        }
+        self.former_splits.push(Split { weights: self.version_weights.clone(), since: self.split_since });
+    }
+
+    /// Undoes the changes since this one of the former splits.
+    fn restore(&mut self, index: usize) {
+        let Some(split) = self.former_splits.drain(index..).next() else { return };
+        self.version_weights = split.weights;
+        self.split_since = split.since;
+        self.promotion = None;
+    }
+
+    /// Ends a promotion that failed, and puts the split from before back unless nobody could serve then.
+    fn take_back(&mut self, version: &str, why: &str) {
+        let former = self.former_splits.last().and_then(|split| self.active_under(&split.weights));
+        let outcome = if former.is_some_and(|active| self.serving(active).next().is_some()) {
+            self.restore(self.former_splits.len() - 1);
+            "rolled back"
+        } else {
+            self.promotion = None;
+            "stopped, since no version of the former split takes new flows"
+        };
+        self.last_promotion = Some(format!("{version} was {outcome}: {why}"));
+    }
+
+    fn active_under(&self, weights: &BTreeMap<String, u32>) -> Option<&str> {
+        let shares = self.shares_under(weights);
+        // Of equals `max_by_key` takes the last, which is the first by name from the end.
+        let (active, _) = shares.into_iter().rev().filter(|(_, share)| *share > 0).max_by_key(|(_, s)| *s)?;
+        Some(active)
+    }
+
+    /// The instances of a version that take new flows.
+    fn serving<'a>(&'a self, version: &'a str) -> impl Iterator<Item = &'a str> {
+        self.instances_of(version).filter(|instance_id| {
+            self.record(instance_id).is_ok_and(|r| matches!(r.health(), Health::Healthy | Health::Degraded))
+        })
+    }
+
+    /// What the instances of a version that take new flows have counted, by their word and by the data path.
+    fn counters(&self, version: &str, traffic: &Traffic) -> BTreeMap<String, Counters> {
+        let serving: BTreeSet<&str> = self.serving(version).collect();
+        let mut counters: BTreeMap<String, Counters> = serving
+            .iter()
+            .map(|instance_id| {
+                let report = self.record(instance_id).ok().and_then(|record| record.report.as_ref());
+                let told = report.map_or_else(Counters::default, |report| Counters {
+                    requests: report.total_requests,
+                    failed_requests: report.failed_requests,
+                    ..Counters::default()
+                });
+                (instance_id.to_string(), told)
+            })
+            .collect();
+        for (backend, counts) in &traffic.backends {
+            if let Some(counters) = counters.get_mut(&backend.instance_id) {
+                counters.new_flows += counts.new_flows;
+                counters.resets += counts.resets;
+            }
+        }
+        counters
+    }
+}

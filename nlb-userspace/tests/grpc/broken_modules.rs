@@ -1,0 +1,256 @@
+//! Modules that refuse, cannot be reached, never answer, answer nonsense or do not know a call: each call of the front
+//! reports them per instance, and data path and modules agree afterwards.
+
+use nlb_proto::*;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::fake_module::{Fake, Told};
+use super::fleet::route;
+use super::nlb::Nlb;
+
+const BROKEN: [(&str, Fake, Code); 5] = [
+    ("busy", Fake::REFUSES, Code::Aborted),
+    ("unreachable", Fake::Unreachable, Code::Unavailable),
+    ("slow", Fake::Silent, Code::DeadlineExceeded),
+    ("undecodable", Fake::GARBLED, Code::Internal),
+    ("unimplemented", Fake::UNIMPLEMENTED, Code::Unimplemented),
+];
+
+async fn with_module(fake: Fake) -> (Nlb, Told) {
+    let mut nlb = Nlb::start().await;
+    let told = nlb.add_fake("a", 1, "v1", fake).await;
+    (nlb, told)
+}
+
+fn revision(nlb: &Nlb) -> u64 {
+    nlb.registry.desired().borrow().revision
+}
+
+/// The change that an RPC asks for, for the module "a" of version v1.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Weight,
+    Update,
+    Delete,
+    Promote,
+    Rollback,
+}
+
+impl Change {
+    const ALL: [Change; 5] =
+        [Change::Weight, Change::Update, Change::Delete, Change::Promote, Change::Rollback];
+
+    async fn make(self, nlb: &mut Nlb) -> (bool, String, Option<Error>) {
+        macro_rules! answer {
+            ($call:ident, $request:expr) => {{
+                let answer = nlb.front.$call($request).await.expect("well formed").into_inner();
+                (answer.success, answer.message, answer.error)
+            }};
+        }
+        let instance_id = || "a".to_owned();
+        match self {
+            Change::Weight => answer!(
+                set_traffic_weight,
+                SetTrafficWeightRequest { instance_id: instance_id(), weight: 7, ..Default::default() }
+            ),
+            Change::Update => {
+                let more = Route { destination_port: 81, ..route("more") };
+                let request = UpdateRoutesRequest {
+                    instance_id: instance_id(),
+                    routes: vec![more],
+                    ..Default::default()
+                };
+                answer!(update_routes, request)
+            }
+            Change::Delete => answer!(
+                delete_route,
+                DeleteRouteRequest { instance_id: instance_id(), route_id: "web".into() }
+            ),
+            Change::Promote => answer!(
+                promote_version,
+                PromoteVersionRequest { version: "v1".into(), immediate: true, ..Default::default() }
+            ),
+            Change::Rollback => {
+                answer!(rollback, RollbackRequest { instance_id: instance_id(), ..Default::default() })
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_changes_nothing_and_others_do_not_stand_in_the_way() {
+    for (word, fake, code) in BROKEN {
+        for change in Change::ALL {
+            let (mut nlb, _) = with_module(fake).await;
+            if matches!(change, Change::Rollback) {
+                // Something to go back from, behind the module's back.
+                let commit = nlb::registry::Commit::Apply;
+                nlb.registry.set_version_weight("v1", 5, commit, nlb::registry::Now::read()).unwrap();
+            }
+            let before = revision(&nlb);
+            let (success, message, error) = change.make(&mut nlb).await;
+            assert!(message.contains(word) && message.contains("a: "), "{change:?}, {word}: {message}");
+            if code == Code::Aborted {
+                let error = error.expect("a reason");
+                assert_eq!(error.details["a"], "busy", "{change:?}");
+                assert!(!success && revision(&nlb) == before, "{change:?} was made all the same");
+            } else {
+                assert!(success && revision(&nlb) > before, "{change:?}, {word}: {message}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn those_that_agreed_are_told_the_former_weight_again() {
+    let mut nlb = Nlb::start().await;
+    let agrees = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let garbled = nlb.add_fake("b", 2, "v1", Fake::GARBLED).await;
+    nlb.add_fake("c", 3, "v1", Fake::REFUSES).await;
+    let call = SetTrafficWeightRequest { version: "v1".into(), weight: 7, ..Default::default() };
+    let answer = nlb.front.set_traffic_weight(call.clone()).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.details["c"], "busy");
+    assert!(error.details["b"].contains("undecodable"), "it could not be told either: {:?}", error.details);
+    assert!(!error.details.contains_key("a"));
+    let back = SetTrafficWeightRequest { weight: 100, ..call };
+    assert_eq!(agrees.last("SetTrafficWeight"), Some(back.clone()));
+    assert_eq!(garbled.last("SetTrafficWeight"), Some(back));
+    assert!(nlb.registry.desired().borrow().version_weights.is_empty());
+}
+
+#[tokio::test]
+async fn calls_that_are_the_modules_own_fail_with_its_reason() {
+    for (word, fake, code) in BROKEN {
+        let (mut nlb, _) = with_module(fake).await;
+        let before = revision(&nlb);
+        let instance_id = "a".to_owned();
+        let expected = if matches!(code, Code::Unavailable | Code::DeadlineExceeded) {
+            StatusCode::Unavailable
+        } else {
+            StatusCode::Error
+        };
+        let check = |call: &str, success: bool, error: Option<Error>| {
+            let error = error.unwrap_or_else(|| panic!("{call}, {word}: a reason"));
+            assert!(!success && error.details["a"].contains(word), "{call}, {word}: {error:?}");
+            assert_eq!(error.code(), expected, "{call}, {word}");
+        };
+        let request =
+            ReloadRequest { instance_id: instance_id.clone(), timeout_seconds: 1, ..Default::default() };
+        let answer = nlb.front.reload(request).await.unwrap().into_inner();
+        check("Reload", answer.success, answer.error);
+        let request = ScaleRequest { instance_id: instance_id.clone(), ..Default::default() };
+        let answer = nlb.front.scale(request).await.unwrap().into_inner();
+        assert_eq!((answer.current_instances, answer.desired_instances), (1, 1));
+        check("Scale", answer.success, answer.error);
+        let config = Some(ConfigUpdate { config_type: "x".into(), ..Default::default() });
+        let request = UpdateConfigRequest { instance_id: instance_id.clone(), config, validate_only: true };
+        let answer = nlb.front.update_config(request).await.unwrap().into_inner();
+        check("UpdateConfig", answer.success, answer.error);
+        let request = ShutdownRequest { instance_id: instance_id.clone(), ..Default::default() };
+        let answer = nlb.front.shutdown(request).await.unwrap().into_inner();
+        check("Shutdown", answer.success, answer.error);
+
+        let request = GetConfigRequest { instance_id: instance_id.clone(), ..Default::default() };
+        let status = nlb.front.get_config(request).await.unwrap_err();
+        assert!(status.code() == code && status.message().contains(word), "{status}");
+        let request = GetStatsRequest { instance_id: instance_id.clone(), reset_counters: true };
+        let status = nlb.front.get_stats(request).await.unwrap_err();
+        assert!(status.code() == code && status.message().contains(word), "{status}");
+        assert_eq!(revision(&nlb), before);
+    }
+}
+
+#[tokio::test]
+async fn questions_are_answered_with_what_is_known_and_what_is_not() {
+    for (word, fake, _) in BROKEN {
+        let (mut nlb, _) = with_module(fake).await;
+        let instance_id = "a".to_owned();
+        let request = GetStatusRequest { instance_id: instance_id.clone() };
+        let status = nlb.front.get_status(request).await.unwrap().into_inner();
+        assert_eq!(status.instance.as_ref().unwrap().instance_id, "a");
+        assert_eq!(status.status(), HealthStatus::Healthy, "by its lease");
+        assert!(status.message.contains(word) && status.details["module"].contains(word), "{status:?}");
+
+        let request = HealthCheckRequest { instance_id: instance_id.clone(), deep_check: true };
+        let health = nlb.front.health_check(request).await.unwrap().into_inner();
+        let expected = if word == "unimplemented" { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+        assert_eq!(health.status(), expected, "{word}");
+        assert!(health.checks["module"].contains(word), "{health:?}");
+        let shallow = HealthCheckRequest { instance_id: instance_id.clone(), deep_check: false };
+        let health = nlb.front.health_check(shallow).await.unwrap().into_inner();
+        assert_eq!((health.status(), health.checks["lease"].as_str()), (HealthStatus::Healthy, "current"));
+
+        let request = GetStatsRequest { instance_id: instance_id.clone(), reset_counters: false };
+        let stats = nlb.front.get_stats(request).await.unwrap().into_inner().stats.unwrap();
+        assert!(stats.custom_stats["source"].contains(word), "{stats:?}");
+
+        let request = GetMetricsRequest { instance_id, ..Default::default() };
+        let metrics = nlb.front.get_metrics(request).await.unwrap().into_inner().metrics.unwrap();
+        let answered = metrics.metrics.iter().find(|point| point.name == "nlb_module_answered").unwrap();
+        assert!(answered.value == 0.0 && answered.labels["outcome"].contains(word), "{answered:?}");
+        assert!(metrics.metrics.iter().any(|point| point.name == "nlb_flows_new_total"));
+    }
+}
+
+#[tokio::test]
+async fn can_handle_takes_the_best_answer_and_names_the_others() {
+    let mut nlb = Nlb::start().await;
+    let able =
+        |priority| CanHandleResponse { can_handle: true, priority, ..Default::default() }.encode_to_vec();
+    assert_eq!(able(7)[..2], [0x08, 0x01]);
+    nlb.add_fake("a", 1, "v1", Fake::UNIMPLEMENTED).await;
+    let request = || CanHandleRequest { route: Some(route("")), ..Default::default() };
+    let answer = nlb.front.can_handle(request()).await.unwrap().into_inner();
+    assert!(answer.can_handle && answer.priority == 0 && answer.reason.starts_with("a: "), "{answer:?}");
+
+    nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(vec![0x08, 0x01, 0x10, 7]))).await;
+    nlb.add_fake("c", 3, "v1", Fake::Answers(|_| Ok(Vec::new()))).await;
+    nlb.add_fake("d", 4, "v1", Fake::GARBLED).await;
+    nlb.add_fake("e", 5, "v1", Fake::Silent).await;
+    nlb.add_fake("f", 6, "v1", Fake::Unreachable).await;
+    nlb.add_fake("g", 7, "v1", Fake::Answers(|_| Err(Status::internal("oops")))).await;
+    let answer = nlb.front.can_handle(request()).await.unwrap().into_inner();
+    assert!(answer.can_handle && answer.priority == 7 && answer.reason.starts_with("b: "), "{answer:?}");
+    for (id, word) in
+        [("c", "cannot"), ("d", "undecodable"), ("e", "slow"), ("f", "unreachable"), ("g", "oops")]
+    {
+        assert!(answer.metadata[id].contains(word), "{id}: {:?}", answer.metadata);
+    }
+}
+
+#[tokio::test]
+async fn one_call_for_the_whole_fleet_names_those_that_failed() {
+    let mut nlb = Nlb::start().await;
+    for (n, (word, fake, _)) in BROKEN.into_iter().enumerate() {
+        nlb.add_fake(word, n as u8 + 1, "v1", fake).await;
+    }
+    let told = nlb.add_fake("well", 6, "v1", Fake::OBEYS).await;
+    let request = ReloadRequest { timeout_seconds: 1, ..Default::default() };
+    let answer = nlb.front.reload(request).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert!(error.message.starts_with("not done by 5 of 6 instances"), "{}", error.message);
+    for (word, ..) in BROKEN {
+        assert!(error.details[word].contains(word), "{error:?}");
+    }
+    assert_eq!(told.last::<ReloadRequest>("Reload").unwrap().instance_id, "well");
+
+    let request = HealthCheckRequest { deep_check: true, ..Default::default() };
+    let health = nlb.front.health_check(request).await.unwrap().into_inner();
+    for (word, ..) in BROKEN {
+        assert!(health.checks[&format!("module.{word}")].contains(word), "{health:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_module_that_does_not_shut_down_gets_its_flows_back() {
+    for (_, fake, _) in BROKEN {
+        let (mut nlb, _) = with_module(fake).await;
+        nlb.count_flows("a", &[0]);
+        let request = ShutdownRequest { instance_id: "a".into(), graceful: true, timeout_seconds: 1 };
+        let answer = nlb.front.shutdown(request).await.unwrap().into_inner();
+        assert!(!answer.success && answer.error.unwrap().details.contains_key("a"));
+        assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Healthy);
+    }
+}

@@ -1,0 +1,175 @@
+//! Modules that answer whatever a test wants, down to bytes that are no message.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use nlb_proto::*;
+use prost::bytes::{Buf, BufMut};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status};
+
+use super::fleet::{deaf, registration_at, with_metadata};
+use super::nlb::Nlb;
+
+/// What a module answers to a call, by the call's name.
+pub type Answers = fn(call: &str) -> Result<Vec<u8>, Status>;
+
+#[derive(Clone, Copy)]
+pub enum Fake {
+    Answers(Answers),
+    Silent,
+    /// Nobody listens at its address.
+    Unreachable,
+}
+
+impl Fake {
+    pub const REFUSES: Fake = Fake::Answers(|_| Err(Status::failed_precondition("busy")));
+    pub const UNIMPLEMENTED: Fake =
+        Fake::Answers(|call| Err(Status::unimplemented(format!("no {call} here"))));
+    pub const GARBLED: Fake = Fake::Answers(|_| Ok(vec![0xff; 9]));
+    /// Does everything that it is told, and has nothing to say.
+    pub const OBEYS: Fake = Fake::Answers(|call| {
+        Ok(match call {
+            "GetStatus" | "HealthCheck" | "GetStats" | "GetMetrics" | "GetConfig" => Vec::new(),
+            // `success`, or `can_handle`.
+            _ => vec![0x08, 0x01],
+        })
+    });
+}
+
+/// What a module was told.
+#[derive(Clone, Default)]
+pub struct Told(Arc<Mutex<Vec<Message>>>);
+
+/// A call's name, and its message.
+type Message = (String, Vec<u8>);
+
+impl Told {
+    pub fn calls(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+    }
+
+    /// The last message, if it was of this call.
+    pub fn last<M: prost::Message + Default>(&self, call: &str) -> Option<M> {
+        let told = self.0.lock().unwrap();
+        let (last, message) = told.last()?;
+        (last == call).then(|| M::decode(&message[..]).expect("the NLB sends whole messages"))
+    }
+}
+
+impl Nlb {
+    /// Registers an instance of this version at 10.0.0.`host`, whose control side is a fake.
+    pub async fn add_fake(&mut self, instance_id: &str, host: u8, version: &str, fake: Fake) -> Told {
+        let told = Told::default();
+        let mut request = registration_at(instance_id, host, version);
+        if matches!(fake, Fake::Unreachable) {
+            self.add(deaf(request)).await;
+            return told;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let instance = request.instance.take().expect("a registration names an instance");
+        let mut instance = with_metadata(instance, &[("data_address", &format!("10.0.0.{host}"))]);
+        instance.address = listener.local_addr().unwrap().to_string();
+        let server = tonic::transport::Server::builder().add_service(Server { fake, told: told.clone() });
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        self.add(RegisterModuleRequest { instance: Some(instance), ..request }).await;
+        told
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    fake: Fake,
+    told: Told,
+}
+
+impl NamedService for Server {
+    const NAME: &'static str = "marchproxy.ModuleService";
+}
+
+type Answer<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
+impl Service<http::Request<Body>> for Server {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let call = Call { name, server: self.clone() };
+        Box::pin(async move { Ok(tonic::server::Grpc::new(Bytes).unary(call, request).await) })
+    }
+}
+
+struct Call {
+    name: String,
+    server: Server,
+}
+
+impl Service<Request<Vec<u8>>> for Call {
+    type Response = Response<Vec<u8>>;
+    type Error = Status;
+    type Future = Answer<Self::Response, Status>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
+        assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on say so");
+        let Call { name, server } = self;
+        server.told.0.lock().unwrap().push((name.clone(), request.into_inner()));
+        match server.fake {
+            Fake::Answers(answers) => Box::pin(std::future::ready(answers(name).map(Response::new))),
+            Fake::Silent | Fake::Unreachable => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+/// Messages as they are.
+struct Bytes;
+
+impl Codec for Bytes {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Bytes;
+    type Decoder = Bytes;
+
+    fn encoder(&mut self) -> Bytes {
+        Bytes
+    }
+
+    fn decoder(&mut self) -> Bytes {
+        Bytes
+    }
+}
+
+impl Encoder for Bytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&message);
+        Ok(())
+    }
+}
+
+impl Decoder for Bytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining()).to_vec()))
+    }
+}
