@@ -3,12 +3,12 @@
 //! Every line of a TCP connection and every datagram comes back with the instance id before it; an HTTP GET is
 //! answered with the instance id. All three share one port.
 
-use std::io::{IsTerminal, Result, stdout};
+use std::io::{Error, IsTerminal, Result, stdout};
 use std::net::SocketAddr;
 
 use clap::Parser;
 use nlb_module::{Connection, Instance, ModuleType, Protocol, Route, Serve};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// A module of the MarchProxy NLB that answers with its name
 #[derive(Parser)]
@@ -42,6 +42,9 @@ struct Args {
     /// Seconds between heartbeats, in place of what the NLB asks for
     #[arg(long, value_name = "SECONDS")]
     heartbeat: Option<u64>,
+    /// Break off every TCP connection instead of answering, as a bad release would: to see a promotion rolled back
+    #[arg(long)]
+    broken: bool,
     /// Seconds that open connections may take to finish after SIGTERM
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     drain: u64,
@@ -71,16 +74,22 @@ async fn main() -> anyhow::Result<()> {
     if let Some(seconds) = args.heartbeat {
         instance = instance.heartbeat_interval(std::time::Duration::from_secs(seconds));
     }
-    instance.run(Echo { name: args.name }).await?;
+    instance.run(Echo { name: args.name, broken: args.broken }).await?;
     Ok(())
 }
 
 struct Echo {
     name: String,
+    broken: bool,
 }
 
 impl Serve for Echo {
-    async fn connection(&self, connection: Connection) -> Result<()> {
+    async fn connection(&self, mut connection: Connection) -> Result<()> {
+        if self.broken {
+            // What stays unread makes the kernel reset the connection.
+            connection.read_u8().await?;
+            return Err(Error::other("told to break off"));
+        }
         let mut stream = BufReader::new(connection);
         let mut line = Vec::new();
         while stream.read_until(b'\n', &mut line).await? > 0 {

@@ -39,6 +39,15 @@ impl State {
         })
     }
 
+    /// A module without a configuration has always loaded it.
+    pub fn reload(&self, request: ReloadRequest) -> Answer<ReloadResponse> {
+        if request.timeout_seconds < 0 {
+            return Err(Status::invalid_argument("timeout_seconds is negative"));
+        }
+        let message = "this module has no configuration that could be loaded again".to_owned();
+        Ok(ReloadResponse { success: true, message, error: None })
+    }
+
     /// Answers at once; the process ends when it has drained.
     pub fn shutdown(&self, request: ShutdownRequest) -> Answer<ShutdownResponse> {
         let timeout = match u64::try_from(request.timeout_seconds) {
@@ -174,6 +183,56 @@ impl State {
             return Err(refusal);
         }
         Ok(1)
+    }
+
+    /// How new flows are shared among versions is the NLB's to decide. What it passes on concerns an instance only if that
+    /// wants to prepare for its share.
+    pub async fn promote_version(
+        &self,
+        request: PromoteVersionRequest,
+        origin: Origin,
+    ) -> Answer<PromoteVersionResponse> {
+        self.check_version(&request.version)?;
+        let promoted = match origin {
+            Origin::Nlb => Ok(0),
+            Origin::Direct => {
+                let (instance_id, version) = (self.instance_id().to_owned(), self.version().to_owned());
+                self.nlb.promote(PromoteVersionRequest { instance_id, version, ..request }).await.map(|()| 1)
+            }
+        };
+        let (success, message, error) = outcome(&promoted);
+        let promoted_version = if success { self.version().to_owned() } else { String::new() };
+        Ok(PromoteVersionResponse { success, message, promoted_version, error })
+    }
+
+    /// As [`State::promote_version`].
+    pub async fn rollback(&self, request: RollbackRequest, origin: Origin) -> Answer<RollbackResponse> {
+        let rolled_back = match origin {
+            Origin::Nlb => {
+                let current_version = request.target_version;
+                Ok(RollbackResponse { success: true, current_version, ..RollbackResponse::default() })
+            }
+            Origin::Direct => {
+                let instance_id = self.instance_id().to_owned();
+                self.nlb.roll_back(RollbackRequest { instance_id, ..request }).await
+            }
+        };
+        rolled_back.or_else(|failure| {
+            let (success, message, error) = outcome(&Err(failure));
+            Ok(RollbackResponse { success, message, error, ..RollbackResponse::default() })
+        })
+    }
+
+    /// None of any type.
+    pub fn get_config(&self, _: GetConfigRequest) -> Answer<GetConfigResponse> {
+        Ok(GetConfigResponse { configs: Vec::new(), last_updated: None })
+    }
+
+    pub fn update_config(&self, request: UpdateConfigRequest) -> Answer<UpdateConfigResponse> {
+        let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
+        let why = format!("this module has no configuration of type `{}`", config.config_type);
+        let (success, message, error) = outcome(&Err(Failure::NotFound(why)));
+        Ok(UpdateConfigResponse { success, message, error, ..UpdateConfigResponse::default() })
     }
 
     pub fn get_active_version(&self, _: GetActiveVersionRequest) -> Answer<GetActiveVersionResponse> {

@@ -19,8 +19,8 @@ pub trait Control: Send + Sync + 'static {
         state.get_status(request)
     }
 
-    async fn reload(&self, _: &State, _: ReloadRequest) -> Result<ReloadResponse, Status> {
-        not_for_one_process("this module has no configuration that could be loaded again")
+    async fn reload(&self, state: &State, request: ReloadRequest) -> Result<ReloadResponse, Status> {
+        state.reload(request)
     }
 
     async fn shutdown(&self, state: &State, request: ShutdownRequest) -> Result<ShutdownResponse, Status> {
@@ -122,16 +122,22 @@ pub trait Control: Send + Sync + 'static {
         state.get_active_version(request)
     }
 
-    async fn rollback(&self, _: &State, _: RollbackRequest) -> Result<RollbackResponse, Status> {
-        not_for_one_process("one process has one version; roll back on the NLB")
+    async fn rollback(
+        &self,
+        state: &State,
+        request: RollbackRequest,
+        origin: Origin,
+    ) -> Result<RollbackResponse, Status> {
+        state.rollback(request, origin).await
     }
 
     async fn promote_version(
         &self,
-        _: &State,
-        _: PromoteVersionRequest,
+        state: &State,
+        request: PromoteVersionRequest,
+        origin: Origin,
     ) -> Result<PromoteVersionResponse, Status> {
-        not_for_one_process("one process has one version; promote versions on the NLB")
+        state.promote_version(request, origin).await
     }
 
     async fn health_check(
@@ -146,12 +152,20 @@ pub trait Control: Send + Sync + 'static {
         state.get_stats(request)
     }
 
-    async fn get_config(&self, _: &State, _: GetConfigRequest) -> Result<GetConfigResponse, Status> {
-        not_for_one_process("this module has no configuration that can be asked for")
+    async fn get_config(
+        &self,
+        state: &State,
+        request: GetConfigRequest,
+    ) -> Result<GetConfigResponse, Status> {
+        state.get_config(request)
     }
 
-    async fn update_config(&self, _: &State, _: UpdateConfigRequest) -> Result<UpdateConfigResponse, Status> {
-        not_for_one_process("this module has no configuration that can be changed while it runs")
+    async fn update_config(
+        &self,
+        state: &State,
+        request: UpdateConfigRequest,
+    ) -> Result<UpdateConfigResponse, Status> {
+        state.update_config(request)
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{
-    Error as Refusal, HeartbeatRequest, HeartbeatResponse, RegisterModuleRequest, Route,
-    SetTrafficWeightRequest, StatusCode, UnregisterModuleRequest, UpdateRoutingRequest,
+    Error as Refusal, HeartbeatRequest, HeartbeatResponse, PromoteVersionRequest, RegisterModuleRequest,
+    RollbackRequest, RollbackResponse, Route, SetTrafficWeightRequest, StatusCode, UnregisterModuleRequest,
+    UpdateRoutingRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -117,6 +118,20 @@ impl Nlb {
         let mut front = ModuleServiceClient::new(self.channel.clone());
         let answer = front.set_traffic_weight(within(ANSWER, request)).await?.into_inner();
         accepted(answer.success, answer.message, answer.error)
+    }
+
+    /// More new flows for this instance's version.
+    pub(crate) async fn promote(&self, request: PromoteVersionRequest) -> Result<(), Failure> {
+        let mut front = ModuleServiceClient::new(self.channel.clone());
+        let answer = front.promote_version(within(ANSWER, request)).await?.into_inner();
+        accepted(answer.success, answer.message, answer.error)
+    }
+
+    pub(crate) async fn roll_back(&self, request: RollbackRequest) -> Result<RollbackResponse, Failure> {
+        let mut front = ModuleServiceClient::new(self.channel.clone());
+        let answer = front.rollback(within(ANSWER, request)).await?.into_inner();
+        accepted(answer.success, answer.message.clone(), answer.error.clone())?;
+        Ok(answer)
     }
 
     pub(crate) fn is_registered(&self) -> bool {

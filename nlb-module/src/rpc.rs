@@ -157,16 +157,18 @@ impl ModuleService for Rpc {
         &self,
         request: Request<RollbackRequest>,
     ) -> Result<Response<RollbackResponse>, Status> {
+        let origin = Origin::of(&request);
         let request = self.mine(request, |request| &request.instance_id)?;
-        self.control.rollback(&self.state, request).await.map(Response::new)
+        self.control.rollback(&self.state, request, origin).await.map(Response::new)
     }
 
     async fn promote_version(
         &self,
         request: Request<PromoteVersionRequest>,
     ) -> Result<Response<PromoteVersionResponse>, Status> {
+        let origin = Origin::of(&request);
         let request = self.mine(request, |request| &request.instance_id)?;
-        self.control.promote_version(&self.state, request).await.map(Response::new)
+        self.control.promote_version(&self.state, request, origin).await.map(Response::new)
     }
 
     async fn health_check(

@@ -343,6 +343,55 @@ async fn the_weight_of_its_version_is_not_its_own() {
     assert_eq!(nlb.see(|seen| seen.weights.len()), 1, "only what is about the instance");
 }
 
+#[tokio::test]
+async fn versions_are_promoted_and_rolled_back_by_the_nlb() {
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    let promote = PromoteVersionRequest { promotion_rate: 10, ..Default::default() };
+    let back = RollbackRequest { target_version: "v0".into(), ..Default::default() };
+    let answer = module.promote_version(passed_on(promote.clone())).await.expect("an answer").into_inner();
+    assert_eq!((answer.success, answer.promoted_version.as_str()), (true, "v1"));
+    let answer = module.rollback(passed_on(back.clone())).await.expect("an answer").into_inner();
+    assert_eq!((answer.success, answer.current_version.as_str()), (true, "v0"));
+    assert_eq!(nlb.see(|seen| (seen.promotions.len(), seen.rollbacks.len())), (0, 0), "calls back");
+
+    assert!(module.promote_version(promote).await.expect("an answer").into_inner().success);
+    let told = nlb.see(|seen| seen.promotions[0].clone());
+    assert_eq!(
+        (told.instance_id.as_str(), told.version.as_str(), told.promotion_rate),
+        ("mirror-1", "v1", 10)
+    );
+    let answer = module.rollback(back.clone()).await.expect("an answer").into_inner();
+    assert_eq!((answer.success, answer.current_version.as_str()), (true, "v0"));
+    assert_eq!(nlb.see(|seen| seen.rollbacks[0].target_version.clone()), "v0");
+
+    let other = PromoteVersionRequest { version: "v2".into(), immediate: true, ..Default::default() };
+    let refused = module.promote_version(other).await.expect_err("another version");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    nlb.see(|seen| seen.refuses = Some((StatusCode::NotFound, "no former split")));
+    let answer = module.rollback(back).await.expect("an answer").into_inner();
+    assert_eq!((answer.success, answer.error.expect("why").code()), (false, StatusCode::NotFound));
+}
+
+#[tokio::test]
+async fn has_no_configuration_and_says_so() {
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    assert!(module.reload(ReloadRequest::default()).await.expect("an answer").into_inner().success);
+    let negative = ReloadRequest { timeout_seconds: -1, ..Default::default() };
+    assert_eq!(module.reload(negative).await.expect_err("refused").code(), Code::InvalidArgument);
+    let configs = module.get_config(GetConfigRequest::default()).await.expect("an answer").into_inner();
+    assert!(configs.configs.is_empty());
+    let config = Some(ConfigUpdate { config_type: "cache".into(), ..Default::default() });
+    let update = UpdateConfigRequest { config, ..Default::default() };
+    let answer = module.update_config(update).await.expect("an answer").into_inner();
+    assert_eq!((answer.success, answer.error.expect("why").code()), (false, StatusCode::NotFound));
+    let missing = module.update_config(UpdateConfigRequest::default()).await.expect_err("refused");
+    assert_eq!(missing.code(), Code::InvalidArgument);
+}
+
 /// A call as the NLB makes it.
 fn passed_on<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);

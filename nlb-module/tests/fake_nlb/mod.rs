@@ -31,6 +31,8 @@ pub struct Seen {
     pub unregistrations: Vec<UnregisterModuleRequest>,
     pub routings: Vec<UpdateRoutingRequest>,
     pub weights: Vec<SetTrafficWeightRequest>,
+    pub promotions: Vec<PromoteVersionRequest>,
+    pub rollbacks: Vec<RollbackRequest>,
     /// Registration ids it takes heartbeats from.
     pub known: BTreeSet<String>,
     /// Why registrations and changes are refused, if they are.
@@ -217,8 +219,6 @@ service! { ModuleService, StreamMetricsStream = StreamMetricsResponse;
     scale(ScaleRequest) -> ScaleResponse;
     get_instances(GetInstancesRequest) -> GetInstancesResponse;
     get_active_version(GetActiveVersionRequest) -> GetActiveVersionResponse;
-    rollback(RollbackRequest) -> RollbackResponse;
-    promote_version(PromoteVersionRequest) -> PromoteVersionResponse;
     health_check(HealthCheckRequest) -> HealthCheckResponse;
     get_stats(GetStatsRequest) -> GetStatsResponse;
     stream_metrics(StreamMetricsRequest) -> Self::StreamMetricsStream;
@@ -233,6 +233,27 @@ service! { ModuleService, StreamMetricsStream = StreamMetricsResponse;
             seen.weights.push(request.into_inner());
             let (success, error) = seen.verdict();
             Ok(Response::new(SetTrafficWeightResponse { success, error, ..Default::default() }))
+        }
+
+        async fn promote_version(
+            &self,
+            request: Request<PromoteVersionRequest>,
+        ) -> Result<Response<PromoteVersionResponse>, Status> {
+            let mut seen = self.seen();
+            seen.promotions.push(request.into_inner());
+            let (success, error) = seen.verdict();
+            Ok(Response::new(PromoteVersionResponse { success, error, ..Default::default() }))
+        }
+
+        async fn rollback(
+            &self,
+            request: Request<RollbackRequest>,
+        ) -> Result<Response<RollbackResponse>, Status> {
+            let mut seen = self.seen();
+            seen.rollbacks.push(request.into_inner());
+            let (success, error) = seen.verdict();
+            let current_version = "v0".to_owned();
+            Ok(Response::new(RollbackResponse { success, error, current_version, ..Default::default() }))
         }
     }
 }
