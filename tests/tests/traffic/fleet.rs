@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
 use nlb_tests::lab::{Lab, VIP4, VIP6};
@@ -12,6 +13,7 @@ use nlb_tests::netns::output;
 use nlb_tests::process::Process;
 use nlb_tests::programs::{self, built, grpc};
 use serde_json::Value;
+use tonic::transport::Channel;
 
 use crate::clients::on;
 
@@ -60,7 +62,8 @@ impl Fleet {
         Self::start_with(lab, Mode::Nat, weights, &[], &["--xdp-mode", "generic"])
     }
 
-    fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
+    /// With arguments for the daemon, too.
+    pub fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
         let interfaces =
             if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
         // A quick lease, so that tests of dead modules do not take half a minute.
@@ -190,6 +193,15 @@ impl Fleet {
         let rows: Vec<Value> = serde_json::from_str(&self.nlb(&["modules", "--output", "json"])?)?;
         let named = rows.into_iter().map(|row| Some((row["instance_id"].as_str()?.to_owned(), row)));
         named.collect::<Option<_>>().context("a module without an id")
+    }
+
+    /// Calls the front of the fleet, from the NLB's own host.
+    pub fn front<T: Send, F>(&self, call: impl FnOnce(ModuleServiceClient<Channel>) -> F + Send) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let server = format!("http://{}", grpc(&self.lab));
+        on(&self.lab.nlb, || async move { call(ModuleServiceClient::connect(server).await?).await })
     }
 
     /// Asks the daemon something on the command line.

@@ -3,7 +3,9 @@
 mod bulk;
 mod clients;
 mod fleet;
+mod front;
 mod life;
 mod neighbours;
+mod promotion;
 mod replies;
 mod shares;

@@ -1,0 +1,181 @@
+//! Blue and green: how new flows move from one version to the next, and back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nlb_proto::{
+    GetActiveVersionRequest, GetStatsRequest, GetStatusRequest, ModuleStats, PromoteVersionRequest,
+    RollbackRequest, RollbackResponse, SetTrafficWeightRequest,
+};
+use nlb_tests::lab::Lab;
+
+use crate::clients::{Connection, L4, assert_shares, flows, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+/// m0 of version v1 has all new flows, m1 of version v2 none yet.
+fn blue_and_green(step: &str, green: &[&str]) -> Result<Fleet> {
+    let serve = ["--promotion-step", step];
+    let blue = ["--version", "v1", "--heartbeat", "1"];
+    let mut fleet = Fleet::start_with(Lab::one_arm(1, 2)?, Mode::Nat, &[100], &blue, &serve)?;
+    let green = [&["--version", "v2", "--heartbeat", "1"], green].concat();
+    fleet.add("m1", 1, Mode::Nat, 100, &green)?;
+    fleet.wait_for(2)?;
+    fleet.weigh("v2", 0)?;
+    Ok(fleet)
+}
+
+impl Fleet {
+    fn weigh(&self, version: &str, weight: i32) -> Result<()> {
+        let request = SetTrafficWeightRequest { version: version.into(), weight, ..Default::default() };
+        let answer =
+            self.front(|mut front| async move { Ok(front.set_traffic_weight(request).await?.into_inner()) })?;
+        ensure!(answer.success, "{}", answer.message);
+        Ok(())
+    }
+
+    fn promote(&self, request: PromoteVersionRequest) -> Result<()> {
+        let request = PromoteVersionRequest { version: "v2".into(), ..request };
+        let answer =
+            self.front(|mut front| async move { Ok(front.promote_version(request).await?.into_inner()) })?;
+        ensure!(answer.success, "{}", answer.message);
+        Ok(())
+    }
+
+    fn roll_back(&self) -> Result<RollbackResponse> {
+        let answer = self.front(|mut front| async move {
+            Ok(front.rollback(RollbackRequest::default()).await?.into_inner())
+        })?;
+        ensure!(answer.success, "{}", answer.message);
+        Ok(answer)
+    }
+
+    fn weights(&self) -> Result<(i32, i32)> {
+        let request = GetActiveVersionRequest::default();
+        let answer =
+            self.front(|mut front| async move { Ok(front.get_active_version(request).await?.into_inner()) })?;
+        Ok((answer.version_weights["v1"], answer.version_weights["v2"]))
+    }
+
+    fn stats(&self, instance_id: &str) -> Result<ModuleStats> {
+        let request = GetStatsRequest { instance_id: instance_id.into(), reset_counters: false };
+        let answer =
+            self.front(|mut front| async move { Ok(front.get_stats(request).await?.into_inner()) })?;
+        answer.stats.context("stats")
+    }
+
+    /// The NLB's own details, such as what became of a promotion.
+    fn detail(&self, key: &str) -> Result<String> {
+        let request = GetStatusRequest::default();
+        let answer =
+            self.front(|mut front| async move { Ok(front.get_status(request).await?.into_inner()) })?;
+        Ok(answer.details.get(key).cloned().unwrap_or_default())
+    }
+}
+
+/// Connections with who answers them.
+async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
+    let mut held = Vec::new();
+    for n in 0..count {
+        let mut connection = Connection::open(vips()[n % 2]).await?;
+        held.push((connection.ask().await?, connection));
+    }
+    Ok(held)
+}
+
+async fn assert_held(held: &mut [(String, Connection)]) -> Result<()> {
+    for (name, connection) in held {
+        let answered = connection.ask().await?;
+        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+    }
+    Ok(())
+}
+
+#[test]
+fn five_percent_of_ten_thousand_flows() -> Result<()> {
+    let fleet = blue_and_green("30s", &[])?;
+    fleet.weigh("v1", 95)?;
+    fleet.weigh("v2", 5)?;
+    let counts = flows(&fleet.lab.clients[0], L4::Tcp, vips()[0], 10_000, 10_000)?;
+    assert_shares(&counts, &[("m0", 95), ("m1", 5)]);
+    Ok(())
+}
+
+#[test]
+fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
+    let fleet = blue_and_green("3s", &[])?;
+    on(&fleet.lab.clients[0], || async {
+        let mut held = hold(10).await?;
+        ensure!(held.iter().all(|(name, _)| name == "m0"), "v2 has no new flows yet");
+        fleet.promote(PromoteVersionRequest { promotion_rate: 40, ..Default::default() })?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut steps = Vec::new();
+        while !fleet.detail("promotion")?.ends_with("all new flows") {
+            ensure!(Instant::now() < deadline, "not complete: {}", fleet.detail("promotion")?);
+            let weights = fleet.weights()?;
+            if steps.last() != Some(&weights) {
+                steps.push(weights);
+                held.extend(hold(10).await?);
+            }
+            assert_held(&mut held).await?;
+        }
+        ensure!(steps == [(60, 40), (20, 80), (0, 100)], "{steps:?}");
+        let fresh = hold(20).await?;
+        ensure!(fresh.iter().all(|(name, _)| name == "m1"), "v1 still gets new flows");
+        assert_held(&mut held).await
+    })
+}
+
+#[test]
+fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
+    let fleet = blue_and_green("30s", &["--broken"])?;
+    on(&fleet.lab.clients[0], || async {
+        let mut held = hold(10).await?;
+        fleet.promote(PromoteVersionRequest { promotion_rate: 50, ..Default::default() })?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut broken = 0;
+        while fleet.weights()? != (100, 0) {
+            ensure!(Instant::now() < deadline, "not rolled back: {}", fleet.detail("promotion")?);
+            for vip in vips() {
+                let mut connection = Connection::open(vip).await?;
+                broken += u32::from(connection.ask().await.is_err());
+            }
+        }
+        ensure!(broken > 0, "the broken module got no flow");
+        let outcome = fleet.detail("promotion")?;
+        ensure!(outcome.starts_with("v2 was rolled back: "), "{outcome}");
+        // The counters are read once a second.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let resets: u64 = fleet.stats("m1")?.custom_stats["nlb_resets_total"].parse()?;
+        ensure!(resets == u64::from(broken), "{resets} resets seen of {broken}");
+        let fresh = hold(40).await?;
+        ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
+        assert_held(&mut held).await
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_rollback_is_one_change_and_open_connections_stay() -> Result<()> {
+    let fleet = blue_and_green("30s", &[])?;
+    on(&fleet.lab.clients[0], || async {
+        let mut held = hold(20).await?;
+        fleet.promote(PromoteVersionRequest { immediate: true, ..Default::default() })?;
+        held.extend(hold(20).await?);
+        let mut spread = BTreeMap::<&str, usize>::new();
+        for (name, _) in &held {
+            *spread.entry(name.as_str()).or_default() += 1;
+        }
+        ensure!(spread == [("m0", 20), ("m1", 20)].into(), "{spread:?}");
+        let before: u64 = fleet.detail("applied_revision")?.parse()?;
+        let answer = fleet.roll_back()?;
+        ensure!((answer.previous_version.as_str(), answer.current_version.as_str()) == ("v2", "v1"));
+        let after: u64 = fleet.detail("applied_revision")?.parse()?;
+        ensure!(after == before + 1, "{} revisions", after - before);
+        assert_held(&mut held).await?;
+        let fresh = hold(40).await?;
+        ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
+        ensure!(fleet.weights()? == (100, 0), "{:?}", fleet.weights()?);
+        assert_held(&mut held).await
+    })
+}
