@@ -161,7 +161,8 @@ impl Control {
             "" => snapshot.modules.values().map(|record| peer(record)).collect(),
             id => vec![peer(snapshot.record(&fault::id("instance_id", id)?)?)],
         };
-        let patience = Duration::from_secs(seconds);
+        // It may take all the time it has, and then answers.
+        let patience = Duration::from_secs(seconds) + ANSWER_PATIENCE;
         let call = |peer: &super::peers::Peer| ReloadRequest {
             instance_id: peer.instance_id.clone(),
             ..request.clone()

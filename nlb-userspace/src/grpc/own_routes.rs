@@ -117,7 +117,7 @@ impl Control {
         let settings = self.registry.settings();
         let routes = route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
         let unenforced = route::unenforced(&routes);
-        let _turn = self.turn(passed_on).await;
+        let turn = self.turn(passed_on).await;
         let owner = owner(&instance_id);
         let update = |commit| {
             self.registry.update_routes(owner, routes.clone(), request.replace_all, commit, Now::read())
@@ -129,6 +129,7 @@ impl Control {
         };
         let agreement = self.agree(told.0, told.1).await?;
         let ((changed, revision), note) = agreement.commit(|| update(Commit::Apply)).await?;
+        drop(turn);
         self.applied(revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
@@ -148,7 +149,7 @@ impl Control {
             "" => None,
             id => Some(fault::id("instance_id", id)?),
         };
-        let _turn = self.turn(passed_on).await;
+        let turn = self.turn(passed_on).await;
         let owner = owner(&instance_id);
         let delete = |commit| self.registry.delete_route(owner, &route_id, commit);
         delete(Commit::DryRun)?;
@@ -158,6 +159,7 @@ impl Control {
         };
         let agreement = self.agree(told.0, told.1).await?;
         let (revision, note) = agreement.commit(|| delete(Commit::Apply)).await?;
+        drop(turn);
         self.applied(revision).await?;
         Ok(DeleteRouteResponse { success: true, message: message("deleted", [note]), error: None })
     }

@@ -32,7 +32,7 @@ impl Control {
             )
             .into());
         }
-        let _turn = self.turn(passed_on).await;
+        let turn = self.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
         let (told, former) = if of_version {
             let told = snapshot.instances_of(&version).map(str::to_owned).collect();
@@ -52,6 +52,7 @@ impl Control {
         let told = peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone() });
         let agreement = self.agree(told.collect(), untold).await?;
         let (revision, note) = agreement.commit(|| set(Commit::Apply)).await?;
+        drop(turn);
         self.applied(revision).await?;
         Ok(SetTrafficWeightResponse {
             success: true,
@@ -85,7 +86,7 @@ impl Control {
     ) -> Result<PromoteVersionResponse, Failure> {
         let pace = pace(&request)?;
         let asked = fault::version("version", &request.version)?;
-        let _turn = self.turn(passed_on).await;
+        let turn = self.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
         let (version, told) = promoted(&snapshot, &request.instance_id, asked)?;
         let promote = |commit| {
@@ -99,6 +100,7 @@ impl Control {
         let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
         let agreement = self.agree(told.collect(), untold).await?;
         let (promoted, note) = agreement.commit(|| promote(Commit::Apply)).await?;
+        drop(turn);
         self.applied(promoted.revision).await?;
         let step = self.registry.settings().promotion.step;
         let done = match (pace, promoted.percent) {
@@ -122,7 +124,7 @@ impl Control {
         passed_on: bool,
     ) -> Result<RollbackResponse, Failure> {
         let target = fault::version("target_version", &request.target_version)?;
-        let _turn = self.turn(passed_on).await;
+        let turn = self.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
         let back = |commit| self.registry.roll_back(&target, commit);
         let told = match request.instance_id.as_str() {
@@ -157,6 +159,7 @@ impl Control {
         let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
         let agreement = self.agree(told.collect(), untold).await?;
         let (rolled, note) = agreement.commit(|| back(Commit::Apply)).await?;
+        drop(turn);
         self.applied(rolled.revision).await?;
         Ok(RollbackResponse {
             success: true,

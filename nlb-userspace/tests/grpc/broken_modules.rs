@@ -1,21 +1,37 @@
 //! Modules that refuse, cannot be reached, never answer, answer nonsense or do not know a call: each call of the front
 //! reports them per instance, and data path and modules agree afterwards.
 
+use std::time::Duration;
+
 use nlb_proto::*;
 use prost::Message as _;
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::fake_module::{Fake, Told};
 use super::fleet::route;
 use super::nlb::Nlb;
 
-const BROKEN: [(&str, Fake, Code); 5] = [
+const BROKEN: [(&str, Fake, Code); 6] = [
     ("busy", Fake::REFUSES, Code::Aborted),
     ("unreachable", Fake::Unreachable, Code::Unavailable),
+    ("unreachable: ", Fake::NotGrpc, Code::Unavailable),
     ("slow", Fake::Silent, Code::DeadlineExceeded),
     ("undecodable", Fake::GARBLED, Code::Internal),
     ("unimplemented", Fake::UNIMPLEMENTED, Code::Unimplemented),
 ];
+
+/// Every case has an NLB of its own, and most of them wait.
+async fn at_once<T, F>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut checks = tokio::task::JoinSet::new();
+    for case in cases {
+        checks.spawn(check(case));
+    }
+    checks.join_all().await;
+}
 
 async fn with_module(fake: Fake) -> (Nlb, Told) {
     let mut nlb = Nlb::start().await;
@@ -80,26 +96,26 @@ impl Change {
 
 #[tokio::test]
 async fn a_refusal_changes_nothing_and_others_do_not_stand_in_the_way() {
-    for (word, fake, code) in BROKEN {
-        for change in Change::ALL {
-            let (mut nlb, _) = with_module(fake).await;
-            if matches!(change, Change::Rollback) {
-                // Something to go back from, behind the module's back.
-                let commit = nlb::registry::Commit::Apply;
-                nlb.registry.set_version_weight("v1", 5, commit, nlb::registry::Now::read()).unwrap();
-            }
-            let before = revision(&nlb);
-            let (success, message, error) = change.make(&mut nlb).await;
-            assert!(message.contains(word) && message.contains("a: "), "{change:?}, {word}: {message}");
-            if code == Code::Aborted {
-                let error = error.expect("a reason");
-                assert_eq!(error.details["a"], "busy", "{change:?}");
-                assert!(!success && revision(&nlb) == before, "{change:?} was made all the same");
-            } else {
-                assert!(success && revision(&nlb) > before, "{change:?}, {word}: {message}");
-            }
+    let cases = BROKEN.into_iter().flat_map(|broken| Change::ALL.map(|change| (broken, change)));
+    at_once(cases, |((word, fake, code), change)| async move {
+        let (mut nlb, _) = with_module(fake).await;
+        if matches!(change, Change::Rollback) {
+            // Something to go back from, behind the module's back.
+            let commit = nlb::registry::Commit::Apply;
+            nlb.registry.set_version_weight("v1", 5, commit, nlb::registry::Now::read()).unwrap();
         }
-    }
+        let before = revision(&nlb);
+        let (success, message, error) = change.make(&mut nlb).await;
+        assert!(message.contains(word) && message.contains("a: "), "{change:?}, {word}: {message}");
+        if code == Code::Aborted {
+            let error = error.expect("a reason");
+            assert_eq!(error.details["a"], "busy", "{change:?}");
+            assert!(!success && revision(&nlb) == before, "{change:?} was made all the same");
+        } else {
+            assert!(success && revision(&nlb) > before, "{change:?}, {word}: {message}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -122,7 +138,7 @@ async fn those_that_agreed_are_told_the_former_weight_again() {
 
 #[tokio::test]
 async fn calls_that_are_the_modules_own_fail_with_its_reason() {
-    for (word, fake, code) in BROKEN {
+    at_once(BROKEN, |(word, fake, code)| async move {
         let (mut nlb, _) = with_module(fake).await;
         let before = revision(&nlb);
         let instance_id = "a".to_owned();
@@ -159,12 +175,13 @@ async fn calls_that_are_the_modules_own_fail_with_its_reason() {
         let status = nlb.front.get_stats(request).await.unwrap_err();
         assert!(status.code() == code && status.message().contains(word), "{status}");
         assert_eq!(revision(&nlb), before);
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn questions_are_answered_with_what_is_known_and_what_is_not() {
-    for (word, fake, _) in BROKEN {
+    at_once(BROKEN, |(word, fake, _)| async move {
         let (mut nlb, _) = with_module(fake).await;
         let instance_id = "a".to_owned();
         let request = GetStatusRequest { instance_id: instance_id.clone() };
@@ -191,7 +208,8 @@ async fn questions_are_answered_with_what_is_known_and_what_is_not() {
         let answered = metrics.metrics.iter().find(|point| point.name == "nlb_module_answered").unwrap();
         assert!(answered.value == 0.0 && answered.labels["outcome"].contains(word), "{answered:?}");
         assert!(metrics.metrics.iter().any(|point| point.name == "nlb_flows_new_total"));
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -223,34 +241,68 @@ async fn can_handle_takes_the_best_answer_and_names_the_others() {
 #[tokio::test]
 async fn one_call_for_the_whole_fleet_names_those_that_failed() {
     let mut nlb = Nlb::start().await;
-    for (n, (word, fake, _)) in BROKEN.into_iter().enumerate() {
-        nlb.add_fake(word, n as u8 + 1, "v1", fake).await;
+    for (n, (_, fake, _)) in BROKEN.into_iter().enumerate() {
+        nlb.add_fake(&format!("m{n}"), n as u8 + 1, "v1", fake).await;
     }
-    let told = nlb.add_fake("well", 6, "v1", Fake::OBEYS).await;
+    let told = nlb.add_fake("well", 7, "v1", Fake::OBEYS).await;
     let request = ReloadRequest { timeout_seconds: 1, ..Default::default() };
     let answer = nlb.front.reload(request).await.unwrap().into_inner();
     let error = answer.error.unwrap();
-    assert!(error.message.starts_with("not done by 5 of 6 instances"), "{}", error.message);
-    for (word, ..) in BROKEN {
-        assert!(error.details[word].contains(word), "{error:?}");
+    assert!(error.message.starts_with("not done by 6 of 7 instances"), "{}", error.message);
+    for (n, (word, ..)) in BROKEN.into_iter().enumerate() {
+        assert!(error.details[&format!("m{n}")].contains(word), "{error:?}");
     }
     assert_eq!(told.last::<ReloadRequest>("Reload").unwrap().instance_id, "well");
 
     let request = HealthCheckRequest { deep_check: true, ..Default::default() };
     let health = nlb.front.health_check(request).await.unwrap().into_inner();
-    for (word, ..) in BROKEN {
-        assert!(health.checks[&format!("module.{word}")].contains(word), "{health:?}");
+    for (n, (word, ..)) in BROKEN.into_iter().enumerate() {
+        assert!(health.checks[&format!("module.m{n}")].contains(word), "{health:?}");
     }
 }
 
 #[tokio::test]
 async fn a_module_that_does_not_shut_down_gets_its_flows_back() {
-    for (_, fake, _) in BROKEN {
+    at_once(BROKEN, |(_, fake, _)| async move {
         let (mut nlb, _) = with_module(fake).await;
         nlb.count_flows("a", &[0]);
         let request = ShutdownRequest { instance_id: "a".into(), graceful: true, timeout_seconds: 1 };
         let answer = nlb.front.shutdown(request).await.unwrap().into_inner();
         assert!(!answer.success && answer.error.unwrap().details.contains_key("a"));
         assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Healthy);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_goes_on_when_the_caller_hangs_up() {
+    let (mut nlb, told) = with_module(Fake::Silent).await;
+    let request = SetTrafficWeightRequest { instance_id: "a".into(), weight: 7, ..Default::default() };
+    let mut front = nlb.front.clone();
+    let call = tokio::spawn(async move { front.set_traffic_weight(request).await });
+    while told.calls().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    call.abort();
+    let changed = async {
+        while nlb.listed("a").await.unwrap().traffic_weight != 7 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), changed).await.expect("the module was told, so the weight is set");
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_while_the_module_is_there() {
+    let (mut nlb, told) = with_module(Fake::OBEYS).await;
+    for _ in 0..5 {
+        nlb.front.get_status(GetStatusRequest { instance_id: "a".into() }).await.unwrap();
+    }
+    assert_eq!(told.calls().len(), 5);
+    assert_eq!(*told.open.borrow(), (1, 1), "one connection for all calls");
+    let epoch = nlb.registry.snapshot().record("a").unwrap().epoch;
+    nlb.registry.remove("a", epoch);
+    let mut open = told.open.subscribe();
+    let closed = timeout(Duration::from_secs(20), open.wait_for(|(_, open)| *open == 0)).await;
+    closed.expect("the connection goes with the module").unwrap();
 }

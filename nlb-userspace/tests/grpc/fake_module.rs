@@ -1,18 +1,23 @@
 //! Modules that answer whatever a test wants, down to bytes that are no message.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use nlb_proto::*;
 use prost::bytes::{Buf, BufMut};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use super::fleet::{deaf, registration_at, with_metadata};
@@ -27,6 +32,8 @@ pub enum Fake {
     Silent,
     /// Nobody listens at its address.
     Unreachable,
+    /// Something else listens there.
+    NotGrpc,
 }
 
 impl Fake {
@@ -46,19 +53,23 @@ impl Fake {
 
 /// What a module was told.
 #[derive(Clone, Default)]
-pub struct Told(Arc<Mutex<Vec<Message>>>);
+pub struct Told {
+    messages: Arc<Mutex<Vec<Message>>>,
+    /// Connections: how many there were, and how many of them are open.
+    pub open: watch::Sender<(u32, u32)>,
+}
 
 /// A call's name, and its message.
 type Message = (String, Vec<u8>);
 
 impl Told {
     pub fn calls(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+        self.messages.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
     }
 
     /// The last message, if it was of this call.
     pub fn last<M: prost::Message + Default>(&self, call: &str) -> Option<M> {
-        let told = self.0.lock().unwrap();
+        let told = self.messages.lock().unwrap();
         let (last, message) = told.last()?;
         (last == call).then(|| M::decode(&message[..]).expect("the NLB sends whole messages"))
     }
@@ -77,10 +88,72 @@ impl Nlb {
         let instance = request.instance.take().expect("a registration names an instance");
         let mut instance = with_metadata(instance, &[("data_address", &format!("10.0.0.{host}"))]);
         instance.address = listener.local_addr().unwrap().to_string();
-        let server = tonic::transport::Server::builder().add_service(Server { fake, told: told.clone() });
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        tokio::spawn(serve(listener, fake, told.clone()));
         self.add(RegisterModuleRequest { instance: Some(instance), ..request }).await;
         told
+    }
+}
+
+async fn serve(listener: TcpListener, fake: Fake, told: Told) {
+    if matches!(fake, Fake::NotGrpc) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // The caller may have hung up already.
+            let _ = stream.write_all(b"220 mail.example.com ESMTP\r\n").await;
+        }
+    }
+    let open = told.open.clone();
+    let connections = TcpListenerStream::new(listener).map(move |stream| {
+        open.send_modify(|(all, now)| (*all, *now) = (*all + 1, *now + 1));
+        stream.map(|stream| Connection { stream, open: open.clone() })
+    });
+    let server = tonic::transport::Server::builder().add_service(Server { fake, told });
+    server.serve_with_incoming(connections).await.expect("the server runs");
+}
+
+/// Counts itself as open while it lives.
+struct Connection {
+    stream: TcpStream,
+    open: watch::Sender<(u32, u32)>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.send_modify(|(_, now)| *now -= 1);
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -129,10 +202,10 @@ impl Service<Request<Vec<u8>>> for Call {
     fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
         assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on say so");
         let Call { name, server } = self;
-        server.told.0.lock().unwrap().push((name.clone(), request.into_inner()));
+        server.told.messages.lock().unwrap().push((name.clone(), request.into_inner()));
         match server.fake {
             Fake::Answers(answers) => Box::pin(std::future::ready(answers(name).map(Response::new))),
-            Fake::Silent | Fake::Unreachable => Box::pin(std::future::pending()),
+            Fake::Silent | Fake::Unreachable | Fake::NotGrpc => Box::pin(std::future::pending()),
         }
     }
 }
