@@ -8,7 +8,6 @@ use super::Control;
 use super::failure::{Failure, answer};
 use super::figures::Samples;
 use super::fleet::to_the_end;
-use super::nlb::not_in_this_build;
 use super::peers::is_passed_on;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -149,20 +148,12 @@ impl ModuleService for Control {
 
     async fn get_config(&self, request: Request<GetConfigRequest>) -> Answer<GetConfigResponse> {
         let passed_on = is_passed_on(&request);
-        let request = request.into_inner();
-        if request.instance_id.is_empty() {
-            return Err(not_in_this_build("ModuleService.GetConfig of the NLB itself"));
-        }
-        told(self.config_of(request, passed_on).await)
+        told(self.config_of(request.into_inner(), passed_on).await)
     }
 
     async fn update_config(&self, request: Request<UpdateConfigRequest>) -> Answer<UpdateConfigResponse> {
         let passed_on = is_passed_on(&request);
-        let request = request.into_inner();
-        if request.instance_id.is_empty() {
-            return Err(not_in_this_build("ModuleService.UpdateConfig of the NLB itself"));
-        }
-        let updated = self.clone().update_config_of(request, passed_on);
+        let updated = self.clone().update_config_of(request.into_inner(), passed_on);
         answer(to_the_end(updated).await, refused!(UpdateConfigResponse))
     }
 

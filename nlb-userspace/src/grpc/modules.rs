@@ -171,11 +171,7 @@ impl Control {
     pub fn list_modules(&self, request: ListModulesRequest) -> Result<ListModulesResponse, Failure> {
         let module_type = fault::known::<ModuleType>("module_type_filter", request.module_type_filter)?;
         let status = fault::known::<HealthStatus>("status_filter", request.status_filter)?;
-        let mut modules = self.instances();
-        modules.retain(|instance| {
-            (module_type == ModuleType::Unspecified || instance.module_type() == module_type)
-                && (status == HealthStatus::Unspecified || instance.health_status() == status)
-        });
+        let modules = self.instances_like(module_type, status);
         let (modules, pagination) = query::run(request.query, modules)?;
         Ok(ListModulesResponse {
             modules,
@@ -196,6 +192,16 @@ impl Control {
             deployment_config: split::render(&snapshot),
             details: details(record, counts).into_iter().collect(),
         })
+    }
+
+    /// Registered instances of this type and status; unspecified is any.
+    pub fn instances_like(&self, module_type: ModuleType, status: HealthStatus) -> Vec<ModuleInstance> {
+        let mut instances = self.instances();
+        instances.retain(|instance| {
+            (module_type == ModuleType::Unspecified || instance.module_type() == module_type)
+                && (status == HealthStatus::Unspecified || instance.health_status() == status)
+        });
+        instances
     }
 
     /// Every registered instance, by id.

@@ -1,15 +1,16 @@
-//! Calls whose effect is the module's own: they are passed on, and its answer comes back.
+//! Calls whose effect is the module's own: they are passed on, and its answer comes back. Configuration without an
+//! instance is the NLB's.
 
 use nlb_proto::{
     ConfigUpdate, GetConfigRequest, GetConfigResponse, GetInstancesRequest, GetInstancesResponse,
-    HealthStatus, ModuleType, ScaleRequest, ScaleResponse, ScalingConfig, UpdateConfigRequest,
-    UpdateConfigResponse,
+    GetNlbConfigRequest, GetNlbConfigResponse, HealthStatus, ModuleType, ScaleRequest, ScaleResponse,
+    ScalingConfig, UpdateConfigRequest, UpdateConfigResponse, UpdateNlbConfigRequest,
 };
 
 use super::Control;
 use super::failure::Failure;
 use super::fault::{self, Fault};
-use super::fleet::{all_done, peer};
+use super::fleet::{all_done, message, peer};
 use super::peers::{Call, Outcome};
 
 impl Control {
@@ -36,11 +37,7 @@ impl Control {
     pub fn instances_of_type(&self, request: GetInstancesRequest) -> Result<GetInstancesResponse, Failure> {
         let module_type = fault::known::<ModuleType>("module_type", request.module_type)?;
         let status = fault::known::<HealthStatus>("status_filter", request.status_filter)?;
-        let mut instances = self.instances();
-        instances.retain(|instance| {
-            (module_type == ModuleType::Unspecified || instance.module_type() == module_type)
-                && (status == HealthStatus::Unspecified || instance.health_status() == status)
-        });
+        let instances = self.instances_like(module_type, status);
         let total_instances = instances.len().try_into().unwrap_or(i32::MAX);
         Ok(GetInstancesResponse { instances, total_instances })
     }
@@ -50,6 +47,11 @@ impl Control {
         request: GetConfigRequest,
         passed_on: bool,
     ) -> Result<GetConfigResponse, Failure> {
+        if request.instance_id.is_empty() {
+            let own = GetNlbConfigRequest { config_type: request.config_type };
+            let GetNlbConfigResponse { configs, last_updated } = self.nlb_config(own).await?;
+            return Ok(GetConfigResponse { configs, last_updated });
+        }
         let id = fault::id("instance_id", &request.instance_id)?;
         fault::text("config_type", &request.config_type, fault::TEXT_LENGTH)?;
         self.relay(&id, request, passed_on).await
@@ -60,6 +62,20 @@ impl Control {
         request: UpdateConfigRequest,
         passed_on: bool,
     ) -> Result<UpdateConfigResponse, Failure> {
+        if request.instance_id.is_empty() {
+            // The call has no way to accept that a setting waits for a restart: such an update is refused.
+            let (config, validate_only) = (request.config, request.validate_only);
+            let own = UpdateNlbConfigRequest { config, validate_only, restart_required: false };
+            let answer = self.update_nlb_config(own).await?;
+            let elsewhere = answer.requires_restart.then(|| "NLBService.UpdateNLBConfig has it".to_owned());
+            return Ok(UpdateConfigResponse {
+                success: answer.success,
+                message: message(answer.message, [elsewhere]),
+                validation_passed: answer.validation_passed,
+                validation_errors: answer.validation_errors,
+                error: answer.error,
+            });
+        }
         let id = fault::id("instance_id", &request.instance_id)?;
         let config = request.config.as_ref().ok_or_else(|| Fault::new("config", "is missing"))?;
         check_config(config).map_err(|fault| fault.within("config"))?;

@@ -211,3 +211,39 @@ async fn settings_that_cannot_be_kept_are_not_put_in_force() {
     assert!(nlb.registry.settings().fail_open);
     std::fs::remove_file(&state_dir.0).unwrap();
 }
+
+#[tokio::test]
+async fn the_front_answers_for_the_nlb_when_no_instance_is_named() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let change = |settings: Value, validate_only| UpdateConfigRequest {
+        config: Some(checked(settings.to_string().into_bytes())),
+        validate_only,
+        ..Default::default()
+    };
+    let answer = nlb.front.update_config(change(json!({ "reject": true }), true)).await.unwrap().into_inner();
+    assert!(answer.success && answer.validation_passed && !nlb.registry.settings().reject, "{answer:?}");
+    let answer =
+        nlb.front.update_config(change(json!({ "reject": true }), false)).await.unwrap().into_inner();
+    assert!(answer.success && nlb.registry.settings().reject, "{answer:?}");
+    let answer = nlb.front.get_config(GetConfigRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.configs, [current(&mut nlb).await.0]);
+
+    let answer =
+        nlb.front.update_config(change(json!({ "max_pools": 2048 }), false)).await.unwrap().into_inner();
+    assert!(!answer.success && answer.message.contains("UpdateNLBConfig"), "{answer:?}");
+    let answer = nlb.front.update_config(change(json!({ "rejct": true }), false)).await.unwrap().into_inner();
+    assert!(!answer.success && answer.validation_errors[0].contains("rejct"), "{answer:?}");
+    let status = nlb.front.update_config(UpdateConfigRequest::default()).await.unwrap_err();
+    assert!(status.code() == Code::InvalidArgument && status.message().starts_with("config:"), "{status}");
+}
+
+#[tokio::test]
+async fn the_pace_of_promotions_changes_at_once() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    let request = update(json!({ "promotion_step": "2s", "promotion_max_error_percent": 9 }));
+    assert!(nlb.modules.update_nlb_config(request).await.unwrap().into_inner().success);
+    let promotion = nlb.registry.settings().promotion;
+    assert_eq!((promotion.step.as_secs(), promotion.max_error_percent), (2, 9));
+}
