@@ -38,6 +38,7 @@ mod state;
 mod tcp;
 mod udp;
 mod usage;
+mod versions;
 
 pub use connection::Connection;
 pub use control::{Control, Origin};
