@@ -197,17 +197,27 @@ impl Control {
             let record = snapshot.record(&id)?;
             (peer(record), record.drain.is_some())
         };
+        let drains = request.graceful && !passed_on;
         let mut drained = None;
-        if request.graceful && !passed_on {
+        let mut shut_down = Ok(());
+        if drains {
             let draining = self.registry.begin_maintenance(&id)?;
-            self.applied(draining.revision).await?;
-            let (traffic, deadline) = (self.traffic.clone(), Instant::now() + timeout);
-            drained = Some(drain::wait(&self.registry, &id, draining.epoch, traffic, deadline).await);
+            shut_down = self.applied(draining.revision).await;
+            if shut_down.is_ok() {
+                let (traffic, deadline) = (self.traffic.clone(), Instant::now() + timeout);
+                drained = Some(drain::wait(&self.registry, &id, draining.epoch, traffic, deadline).await);
+            }
         }
-        let outcome = self.ask(module, request, passed_on).await;
-        if let Err(failure) = all_done(vec![(id.clone(), outcome)]) {
-            if drained.is_some() && !drained_before {
-                let revision = self.registry.resume(&id)?;
+        if shut_down.is_ok() {
+            let outcome = self.ask(module, request, passed_on).await;
+            shut_down = all_done(vec![(id.clone(), outcome)]).map(drop);
+        }
+        if let Err(failure) = shut_down {
+            // Unless it is gone by now, or has begun to leave by itself.
+            if drains
+                && !drained_before
+                && let Ok(revision) = self.registry.resume(&id)
+            {
                 self.applied(revision).await?;
             }
             return Err(failure);
