@@ -29,6 +29,8 @@ pub struct Config {
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
     pub flows: Flows,
+    /// What the record of the last hour may take.
+    pub metrics_history_bytes: usize,
     pub limits: Limits,
     pub registry: registry::Settings,
 }
@@ -85,6 +87,8 @@ impl Options {
         );
         let max_flows = self.max_flows.unwrap_or(1 << 20);
         ensure!((1024..=1 << 26).contains(&max_flows), "--max-flows must be 1024 to {}", 1 << 26);
+        let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
+        ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
         Ok(Config {
             interfaces,
             xdp_mode: self.xdp_mode.unwrap_or_default(),
@@ -97,6 +101,7 @@ impl Options {
                 closing: span(self.idle_closing, 10),
                 udp: span(self.idle_udp, 120),
             },
+            metrics_history_bytes,
             limits,
             registry: registry::Settings {
                 vips: self.vip.unwrap_or_default().into_iter().map(|net| net.0).collect(),

@@ -10,6 +10,8 @@ mod instance;
 mod lifecycle;
 mod limits;
 mod listed;
+mod load;
+mod metrics;
 mod module;
 mod modules;
 mod names;
@@ -19,12 +21,15 @@ mod own_routes;
 mod peers;
 mod query;
 mod relay;
+mod rebalance;
 mod report;
+mod reporting;
 mod route;
 mod routing;
 mod split;
 mod status;
 mod versions;
+mod subscription;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,6 +44,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Configuration;
+use crate::metrics::Metrics;
 use crate::reconcile::Applied;
 use crate::registry::Registry;
 use crate::resolve::Resolver;
@@ -52,6 +58,7 @@ pub struct Control {
     pub registry: Arc<Registry>,
     pub applied: watch::Receiver<Arc<Applied>>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
+    pub metrics: Metrics,
     pub resolver: Resolver,
     /// Where calls are passed on.
     pub peers: Peers,
@@ -78,6 +85,11 @@ pub async fn serve(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(nlb_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let metrics = control.metrics.clone();
+    let shutdown = async move {
+        shutdown.await;
+        metrics.close();
     };
     let undecodable = "the descriptors were encoded by the build";
     let (peers, desired) = (control.peers.clone(), control.registry.desired());

@@ -22,6 +22,8 @@ pub struct Applied {
     pub revision: u64,
     /// Why that revision could not be applied, if so; `image` is then the last one that was applied whole.
     pub error: Option<String>,
+    /// Attempts that failed since the start.
+    pub failures: u64,
     pub image: Arc<MapImage>,
 }
 
@@ -38,6 +40,7 @@ pub async fn run(
 ) {
     let mut reconciler = Reconciler::new(limits, maps);
     let mut retry = FIRST_RETRY;
+    let mut failures = 0;
     loop {
         let wanted = desired.borrow_and_update().clone();
         let around = hops.borrow_and_update().clone();
@@ -49,8 +52,9 @@ pub async fn run(
             }
         }
         let failed = error.is_some();
+        failures += u64::from(failed);
         let image = reconciler.whole.clone();
-        applied.send_replace(Arc::new(Applied { revision: wanted.revision, error, image }));
+        applied.send_replace(Arc::new(Applied { revision: wanted.revision, error, failures, image }));
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
             changed = hops.changed() => if changed.is_err() { return },

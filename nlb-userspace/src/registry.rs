@@ -9,6 +9,7 @@ mod drains;
 pub(crate) mod fixtures;
 mod promotion;
 mod rate_limits;
+mod rebalance;
 mod record;
 mod refusal;
 mod report;

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Configuration};
 use crate::grpc::{self, Control, Peers};
+use crate::metrics::{Recorder, Sources};
 use crate::registry::Registry;
 use crate::resolve::{self, Resolver};
 use crate::{datapath, lease, promotion, shutdown};
@@ -30,6 +31,15 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let datapath::Running { applied, traffic, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 
+    let started_at = SystemTime::now();
+    let sources = Sources {
+        registry: registry.clone(),
+        applied: applied.clone(),
+        traffic: traffic.clone(),
+        started_at,
+    };
+    let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
+    tasks.spawn(async move { match recorder.run().await {} });
     let resolver = Resolver::system();
     let (leases, names) =
         (lease::watch(registry.clone()), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
@@ -41,9 +51,10 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         registry,
         applied,
         traffic,
+        metrics,
         resolver,
         peers: Peers::default(),
-        started_at: SystemTime::now(),
+        started_at,
         configuration: Arc::new(configuration),
         details,
     };

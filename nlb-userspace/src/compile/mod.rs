@@ -191,6 +191,15 @@ impl MapImage {
         of(Some(port)) || of(None)
     }
 
+    /// Slots by instance, over all pools alike.
+    pub fn slots(&self) -> BTreeMap<&str, u64> {
+        let mut slots = BTreeMap::new();
+        for (backend, share) in self.pools.values().flat_map(Pool::members) {
+            *slots.entry(backend.instance_id.as_str()).or_default() += u64::from(share);
+        }
+        slots
+    }
+
     fn pool_by_source(&self, service: u16, client: Addr) -> u16 {
         let all = Addr128 { addr: [0; 16], bits: 0 };
         let rows = self.rows.sources.range((service, all)..).take_while(|((id, _), _)| *id == service);

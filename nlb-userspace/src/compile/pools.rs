@@ -39,6 +39,11 @@ impl Pool {
         maglev::fill(&members).into()
     }
 
+    /// Every backend that could get new flows, and its slots of the table.
+    pub fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
+        self.members.iter().map(|(backend, _, slots)| (backend, *slots))
+    }
+
     /// The ids of the backends that get new flows.
     pub fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
         self.members.iter().filter(|(_, _, slots)| *slots > 0).map(|(_, id, _)| *id)

@@ -119,6 +119,10 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_FLOWS", value_name = "NUMBER")]
     pub max_flows: Option<u32>,
 
+    /// Memory for the metrics of the last hour; what does not fit is forgotten, the oldest first [default: 67108864]
+    #[arg(long, env = "NLB_METRICS_HISTORY_BYTES", value_name = "NUMBER")]
+    pub metrics_history_bytes: Option<usize>,
+
     /// Idle time after which a TCP flow may be forgotten: before its handshake is complete [default: 1m]
     #[arg(long, env = "NLB_IDLE_OPENING", value_name = "TIME")]
     pub idle_opening: Option<Span>,
@@ -173,6 +177,7 @@ impl Options {
             max_rate_limits,
             max_vips,
             max_flows,
+            metrics_history_bytes,
             idle_opening,
             idle_established,
             idle_closing,

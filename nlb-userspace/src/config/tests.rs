@@ -94,6 +94,7 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --max-backends 65536", "--max-backends"),
         ("--iface a --max-pools 0", "--max-pools"),
         ("--iface a --max-flows 1", "--max-flows"),
+        ("--iface a --metrics-history-bytes 1000", "--metrics-history-bytes"),
         ("--iface a --xdp-mode fast", "--xdp-mode"),
         ("--iface a --config /nowhere/nlb.toml", "/nowhere/nlb.toml"),
     ] {

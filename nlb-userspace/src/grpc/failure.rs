@@ -48,6 +48,8 @@ pub enum Failure {
         of: usize,
         code: Code,
     },
+    /// More than one answer should hold.
+    TooMuch(String),
 }
 
 /// The response to a call whose response has room for an Error; `refused` puts it there.
@@ -101,6 +103,7 @@ impl Failure {
             Failure::Outdated { .. } => Code::AlreadyExists,
             Failure::Modules { .. } => Code::Aborted,
             Failure::PassedOn { code, .. } => *code,
+            Failure::TooMuch(_) => Code::ResourceExhausted,
             Failure::Refused(refusal) => match refusal {
                 Refusal::UnknownInstance(_)
                 | Refusal::UnknownVersion(_)
@@ -134,6 +137,7 @@ impl std::fmt::Display for Failure {
             }
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::Unresolved(why) => why.fmt(f),
+            Failure::TooMuch(why) => f.write_str(why),
             Failure::NotApplied { revision, reason } => {
                 write!(f, "accepted as revision {revision}, but the data path does not hold it: {reason}")
             }

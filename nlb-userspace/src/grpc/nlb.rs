@@ -1,14 +1,12 @@
 //! NLBService, the way in for modules.
 
-use std::pin::Pin;
-
 use nlb_proto::nlb_service_server::NlbService;
 use nlb_proto::*;
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Control;
 use super::failure::answer;
+use super::subscription::Subscription;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -82,29 +80,28 @@ impl NlbService for Control {
         Ok(Response::new(self.nlb_status(request.into_inner())))
     }
 
-    type StreamNLBMetricsStream =
-        Pin<Box<dyn Stream<Item = Result<StreamNlbMetricsResponse, Status>> + Send>>;
+    type StreamNLBMetricsStream = Subscription<StreamNlbMetricsResponse>;
 
     async fn stream_nlb_metrics(
         &self,
-        _: Request<StreamNlbMetricsRequest>,
+        request: Request<StreamNlbMetricsRequest>,
     ) -> Answer<Self::StreamNLBMetricsStream> {
-        Err(not_in_this_build("StreamNLBMetrics"))
+        Ok(Response::new(self.subscribe(request.into_inner())?))
     }
 
-    async fn report_metrics(&self, _: Request<ReportMetricsRequest>) -> Answer<ReportMetricsResponse> {
-        Err(not_in_this_build("ReportMetrics"))
+    async fn report_metrics(&self, request: Request<ReportMetricsRequest>) -> Answer<ReportMetricsResponse> {
+        Ok(Response::new(Control::report_metrics(self, request.into_inner())?))
     }
 
-    async fn get_nlb_metrics(&self, _: Request<GetNlbMetricsRequest>) -> Answer<GetNlbMetricsResponse> {
-        Err(not_in_this_build("GetNLBMetrics"))
+    async fn get_nlb_metrics(&self, request: Request<GetNlbMetricsRequest>) -> Answer<GetNlbMetricsResponse> {
+        Ok(Response::new(self.nlb_metrics(request.into_inner()).await?))
     }
 
     async fn get_module_metrics(
         &self,
-        _: Request<GetModuleMetricsRequest>,
+        request: Request<GetModuleMetricsRequest>,
     ) -> Answer<GetModuleMetricsResponse> {
-        Err(not_in_this_build("GetModuleMetrics"))
+        Ok(Response::new(self.metrics_of_module(request.into_inner()).await?))
     }
 
     async fn update_nlb_config(
@@ -123,15 +120,20 @@ impl NlbService for Control {
         Ok(Response::new(self.nlb_config(request.into_inner()).await?))
     }
 
-    async fn rebalance_load(&self, _: Request<RebalanceLoadRequest>) -> Answer<RebalanceLoadResponse> {
-        Err(not_in_this_build("RebalanceLoad"))
+    async fn rebalance_load(&self, request: Request<RebalanceLoadRequest>) -> Answer<RebalanceLoadResponse> {
+        let outcome = Control::rebalance_load(self, request.into_inner()).await;
+        answer(outcome, |error| RebalanceLoadResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
     }
 
     async fn get_load_distribution(
         &self,
-        _: Request<GetLoadDistributionRequest>,
+        request: Request<GetLoadDistributionRequest>,
     ) -> Answer<GetLoadDistributionResponse> {
-        Err(not_in_this_build("GetLoadDistribution"))
+        Ok(Response::new(self.load_distribution(request.into_inner())?))
     }
 
     async fn trigger_scaling(&self, _: Request<TriggerScalingRequest>) -> Answer<TriggerScalingResponse> {

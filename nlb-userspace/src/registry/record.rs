@@ -45,6 +45,8 @@ pub struct Record {
     pub standing: Standing,
     pub drain: Option<Drain>,
     pub report: Option<Report>,
+    /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
+    pub asked_weight: u32,
     /// When each route came, by route id.
     pub routes_since: BTreeMap<String, SystemTime>,
 }
@@ -62,6 +64,7 @@ impl Record {
     pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
         let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
         Record {
+            asked_weight: registration.module.weight,
             registration,
             registration_id: RegistrationId::new(),
             epoch,

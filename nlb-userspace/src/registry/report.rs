@@ -22,3 +22,10 @@ pub struct Report {
     pub since: Option<SystemTime>,
     pub custom: BTreeMap<String, String>,
 }
+
+impl Report {
+    /// Requests that wait, where the module tells: the contract has no field of its own for them.
+    pub fn queue_depth(&self) -> u64 {
+        self.custom.get("queue_depth").and_then(|depth| depth.parse().ok()).unwrap_or_default()
+    }
+}

@@ -18,7 +18,8 @@ impl Registry {
         commit: Commit,
     ) -> Result<u64, Refusal> {
         let ((), revision) = self.change(commit, |state| {
-            let module = &mut state.record_mut(instance_id)?.registration.module;
+            let record = state.record_mut(instance_id)?;
+            let module = &mut record.registration.module;
             if !version.is_empty() && module.version != version {
                 return Err(Refusal::VersionMismatch {
                     instance_id: instance_id.to_owned(),
@@ -27,6 +28,7 @@ impl Registry {
                 });
             }
             module.weight = weight;
+            record.asked_weight = weight;
             Ok(())
         })?;
         if commit == Commit::Apply {

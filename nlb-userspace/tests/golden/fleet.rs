@@ -10,6 +10,7 @@ use nlb::grpc::Control;
 use nlb::lease::Terms;
 use nlb::maps::Change;
 use nlb::maps::fake::FakeMaps;
+use nlb::metrics::{Recorder, Sources};
 use nlb::model::ForwardMode;
 use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
@@ -63,11 +64,19 @@ impl Fleet {
         tasks.spawn(reconcile::run(registry.desired(), read_hops, publish_applied, limits, store));
         let leases = nlb::lease::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
+        let traffic = watch::channel(Arc::default()).1;
+        let sources = Sources {
+            registry: registry.clone(),
+            applied: applied.clone(),
+            traffic: traffic.clone(),
+            started_at: SystemTime::now(),
+        };
         let control = Control {
             registry,
             applied,
             // Nobody counts: drains last until their deadline.
-            traffic: watch::channel(Arc::default()).1,
+            traffic,
+            metrics: Recorder::new(sources, 1 << 20).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
             peers: Default::default(),
             started_at: SystemTime::now(),

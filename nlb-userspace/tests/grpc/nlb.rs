@@ -10,6 +10,7 @@ use nlb::grpc::{self, Control, Peers};
 use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
 use nlb::model::{Backend, ForwardMode, RouteKey};
+use nlb::metrics::{Recorder, Sources};
 use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
 use nlb::resolve::Resolver;
@@ -78,10 +79,19 @@ impl Nlb {
         let leases = nlb::lease::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
 
+        let sources = Sources {
+            registry: registry.clone(),
+            applied: applied.clone(),
+            traffic: read_traffic.clone(),
+            started_at: SystemTime::now(),
+        };
+        let (recorder, metrics) = Recorder::new(sources, 1 << 20);
+        tasks.spawn(async move { match recorder.run().await {} });
         let control = Control {
             registry: registry.clone(),
             applied,
             traffic: read_traffic,
+            metrics,
             resolver: Resolver::with(|name| async move {
                 match name.as_str() {
                     "alb-001" => Ok(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),

@@ -1,0 +1,289 @@
+//! Metrics as points on the wire: the NLB's own, and what modules reported.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::time::SystemTime;
+
+use nlb_proto::{
+    GetModuleMetricsRequest, GetModuleMetricsResponse, GetNlbMetricsRequest, GetNlbMetricsResponse,
+    MetricDataPoint, ModuleMetrics, ModuleType, StreamNlbMetricsRequest, StreamNlbMetricsResponse,
+};
+use prost_types::Timestamp;
+
+use super::failure::Failure;
+use super::fault::{self, Fault};
+use super::subscription::Subscription;
+use super::{Control, names};
+use crate::metrics::catalogue::{self, Metric};
+use crate::metrics::reported::{Key, Ledger};
+use crate::metrics::{Selection, Subject, UnknownName, View, history, reported};
+use crate::registry::State;
+
+/// Points of one answer: some 25 MB. More are refused rather than left out in silence.
+const MAX_POINTS: usize = 250_000;
+const MAX_NAMES: usize = 64;
+const NAME_LENGTH: usize = 128;
+
+/// Which points of a series are asked for.
+#[derive(Clone, Debug)]
+enum Extent {
+    Latest,
+    Within(RangeInclusive<SystemTime>),
+    /// One point, for all of the time.
+    Over(RangeInclusive<SystemTime>),
+}
+
+/// Points on their way into an answer.
+struct Points<'a> {
+    selection: &'a Selection,
+    extent: &'a Extent,
+    left: usize,
+}
+
+impl Control {
+    pub async fn nlb_metrics(&self, request: GetNlbMetricsRequest) -> Result<GetNlbMetricsResponse, Failure> {
+        let view = self.metrics.view();
+        let times = (request.start_time, request.end_time);
+        let extent = extent(times, request.aggregate, &view)?;
+        let ledgers = self.metrics.reported.all();
+        let selection = select(&request.metric_names, ledgers.values().flat_map(|ledger| ledger.names()))?;
+        let state = self.registry.snapshot();
+        on_the_side(move || {
+            let mut points = Points::new(&selection, &extent);
+            let metrics = points.own(&view, |_| true)?;
+            let modules = ledgers.iter().map(|(id, ledger)| {
+                Ok((id.clone(), module_metrics(&state, id, ledger, points.reported(ledger)?)))
+            });
+            let module_metrics = modules.collect::<Result<HashMap<_, _>, Failure>>()?;
+            let collected_at = Some(view.latest.at.into());
+            let history_since = view.history.since().map(Into::into);
+            Ok(GetNlbMetricsResponse { metrics, module_metrics, collected_at, history_since })
+        })
+        .await
+    }
+
+    pub async fn metrics_of_module(
+        &self,
+        request: GetModuleMetricsRequest,
+    ) -> Result<GetModuleMetricsResponse, Failure> {
+        let instance_id = fault::id("instance_id", &request.instance_id)?;
+        let view = self.metrics.view();
+        let extent = extent((request.start_time, request.end_time), false, &view)?;
+        let state = self.registry.snapshot();
+        let module_type = state.record(&instance_id)?.registration.module.module_type;
+        let ledger = self.metrics.reported.of(&instance_id);
+        let selection = select(&request.metric_names, ledger.iter().flat_map(|ledger| ledger.names()))?;
+        on_the_side(move || {
+            let mut points = Points::new(&selection, &extent);
+            let mut metrics = points.own(&view, |subject| subject.instance_id() == Some(&instance_id))?;
+            if let Some(ledger) = ledger {
+                metrics.extend(points.reported(&ledger)?);
+            }
+            let collected_at: Option<Timestamp> = Some(view.latest.at.into());
+            let metrics = ModuleMetrics {
+                instance_id,
+                module_type: names::module_type_to_wire(module_type).into(),
+                metrics,
+                collected_at,
+            };
+            let history_since = view.history.since().map(Into::into);
+            Ok(GetModuleMetricsResponse { metrics: Some(metrics), collected_at, history_since })
+        })
+        .await
+    }
+
+    pub fn subscribe(
+        &self,
+        request: StreamNlbMetricsRequest,
+    ) -> Result<Subscription<StreamNlbMetricsResponse>, Failure> {
+        let interval = fault::unsigned_32("interval_seconds", request.interval_seconds)?.max(1);
+        let ledgers = self.metrics.reported.all();
+        let selection = select(&request.metric_names, ledgers.values().flat_map(|ledger| ledger.names()))?;
+        let (registry, reported) = (self.registry.clone(), self.metrics.reported.clone());
+        let include_modules = request.include_modules;
+        Ok(Subscription::start(self.metrics.clone(), interval.into(), move |view| {
+            // There are no more points than series here, which the limits of the tables bound.
+            let mut points = Points { selection: &selection, extent: &Extent::Latest, left: usize::MAX };
+            let mut response = StreamNlbMetricsResponse {
+                metrics: points.own(view, |_| true).unwrap_or_default(),
+                timestamp: Some(view.latest.at.into()),
+                ..Default::default()
+            };
+            if include_modules {
+                let state = registry.snapshot();
+                let modules = reported.all().into_iter().filter_map(|(id, ledger)| {
+                    let own = module_metrics(&state, &id, &ledger, points.reported(&ledger).ok()?);
+                    Some((id, own))
+                });
+                response.module_metrics = modules.collect();
+            }
+            response
+        }))
+    }
+}
+
+/// What takes long with many modules must not hold up other calls.
+async fn on_the_side<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.expect("reading metrics does not panic")
+}
+
+fn extent(
+    (start, end): (Option<Timestamp>, Option<Timestamp>),
+    aggregate: bool,
+    view: &View,
+) -> Result<Extent, Fault> {
+    let (start, end) = (fault::time("start_time", start)?, fault::time("end_time", end)?);
+    if start.zip(end).is_some_and(|(start, end)| start > end) {
+        return Err(Fault::new("start_time", "is after end_time"));
+    }
+    let given = start.is_some() || end.is_some();
+    let oldest = view.history.since().unwrap_or(view.latest.at);
+    // Reported points may be older than the NLB's own record, or newer than its last second.
+    let start = start.unwrap_or(if given { SystemTime::UNIX_EPOCH } else { oldest });
+    let time = start..=end.unwrap_or_else(|| view.latest.at.max(SystemTime::now()).max(start));
+    Ok(match (given, aggregate) {
+        (_, true) => Extent::Over(time),
+        (true, false) => Extent::Within(time),
+        (false, false) => Extent::Latest,
+    })
+}
+
+fn select<'a>(asked: &[String], reported: impl Iterator<Item = &'a str>) -> Result<Selection, Fault> {
+    if asked.len() > MAX_NAMES {
+        return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}; use a trailing *")));
+    }
+    for (index, name) in asked.iter().enumerate() {
+        fault::text(&format!("metric_names[{index}]"), name, NAME_LENGTH)?;
+    }
+    let mut known: Vec<&str> = reported.chain(catalogue::metrics().map(|metric| metric.name)).collect();
+    known.sort_unstable();
+    known.dedup();
+    Selection::parse(asked, known.into_iter()).map_err(|UnknownName { index, similar }| {
+        let problem = format!("no metric is called {:?}; there are {}", asked[index], similar.join(", "));
+        Fault::new(format!("metric_names[{index}]"), problem)
+    })
+}
+
+fn module_metrics(
+    state: &State,
+    instance_id: &str,
+    ledger: &Ledger,
+    metrics: Vec<MetricDataPoint>,
+) -> ModuleMetrics {
+    let module_type = state.record(instance_id).map(|record| record.registration.module.module_type);
+    let module_type = module_type.map_or(ModuleType::Unspecified, names::module_type_to_wire).into();
+    let collected_at = Some(ledger.collected_at.into());
+    ModuleMetrics { instance_id: instance_id.to_owned(), module_type, metrics, collected_at }
+}
+
+impl<'a> Points<'a> {
+    fn new(selection: &'a Selection, extent: &'a Extent) -> Self {
+        Points { selection, extent, left: MAX_POINTS }
+    }
+
+    /// The NLB's own, of the subjects that are wanted.
+    fn own(
+        &mut self,
+        view: &View,
+        wanted: impl Fn(&Subject) -> bool,
+    ) -> Result<Vec<MetricDataPoint>, Failure> {
+        let mut points = Vec::new();
+        let subjects: Vec<&Subject> = match self.extent {
+            Extent::Latest => view.latest.rows.keys().collect(),
+            Extent::Within(time) | Extent::Over(time) => view.history.subjects(time).into_iter().collect(),
+        };
+        for subject in subjects.into_iter().filter(|subject| wanted(subject)) {
+            let columns: Vec<(usize, &Metric)> = subject
+                .family()
+                .iter()
+                .enumerate()
+                .filter(|(_, metric)| self.selection.takes(metric.name))
+                .collect();
+            if columns.is_empty() {
+                continue;
+            }
+            let labels: HashMap<String, String> =
+                subject.labels().into_iter().map(|(label, value)| (label.to_owned(), value)).collect();
+            let point = |metric: &Metric, held: f64, at: SystemTime| MetricDataPoint {
+                name: metric.name.to_owned(),
+                value: metric.value(held),
+                labels: labels.clone(),
+                timestamp: Some(at.into()),
+            };
+            match self.extent {
+                Extent::Latest => {
+                    self.take(columns.len())?;
+                    let row = &view.latest.rows[subject];
+                    points.extend(columns.iter().map(|(i, m)| point(m, row[*i] as f64, view.latest.at)));
+                }
+                Extent::Within(time) => {
+                    let moments = view.history.moments(subject, time);
+                    self.take(columns.len() * moments.len())?;
+                    for (i, metric) in columns {
+                        points.extend(moments.iter().map(|m| point(metric, m.row[i] as f64, m.at)));
+                    }
+                }
+                Extent::Over(time) => {
+                    let moments = view.history.moments(subject, time);
+                    let Some(last) = moments.last() else { continue };
+                    self.take(columns.len())?;
+                    let aggregate = |(i, metric): &(usize, &Metric)| {
+                        Some(point(metric, history::aggregate(metric.kind, *i, &moments)?, last.at))
+                    };
+                    points.extend(columns.iter().filter_map(aggregate));
+                }
+            }
+        }
+        Ok(points)
+    }
+
+    /// What one instance reported.
+    fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, Failure> {
+        let point = |key: &Key, at: SystemTime, value: f64| MetricDataPoint {
+            name: key.name.clone(),
+            value,
+            labels: key.labels.clone().into_iter().collect(),
+            timestamp: Some(at.into()),
+        };
+        let wanted = |key: &Key| self.selection.takes(&key.name);
+        let points: Vec<MetricDataPoint> = match self.extent {
+            Extent::Latest => {
+                let latest = ledger.latest().filter(|(key, ..)| wanted(key));
+                latest.map(|(key, at, value)| point(key, at, value)).collect()
+            }
+            Extent::Within(time) => {
+                let series = ledger.within(time).filter(|(key, _)| wanted(key));
+                series
+                    .flat_map(|(key, points)| {
+                        points.into_iter().map(move |(at, value)| point(key, at, value)).collect::<Vec<_>>()
+                    })
+                    .collect()
+            }
+            Extent::Over(time) => {
+                let series = ledger.within(time).filter(|(key, _)| wanted(key));
+                let aggregate = |(key, points): (&Key, Vec<(SystemTime, f64)>)| {
+                    let (at, _) = *points.last()?;
+                    Some(point(key, at, reported::aggregate(&key.name, &points)))
+                };
+                series.filter_map(aggregate).collect()
+            }
+        };
+        self.take(points.len())?;
+        Ok(points)
+    }
+
+    fn take(&mut self, points: usize) -> Result<(), Failure> {
+        match self.left.checked_sub(points) {
+            Some(left) => self.left = left,
+            None => {
+                let why = format!(
+                    "more than {MAX_POINTS} points; name fewer metrics, ask for a shorter time, or aggregate"
+                );
+                return Err(Failure::TooMuch(why));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! How evenly instances are loaded, and the weights that would even it out. Pure.
+//!
+//! Instances are compared with those that new flows could go to instead: of the same type, and of the same version where
+//! versions have weights of their own. What an instance should carry follows from the weight that was asked for, not from
+//! the one that a rebalancing gave it.
+
+use std::collections::BTreeMap;
+
+use crate::compile::maglev;
+use crate::model::ModuleType;
+
+/// One instance's load.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    pub instance_id: String,
+    pub group: Group,
+    /// As asked for; half of it in a DEGRADED instance. 0 where it should take no flows.
+    pub capacity: f64,
+    pub active_flows: f64,
+    pub new_flows_per_second: f64,
+    /// From its heartbeat, if it sent any figures.
+    pub vitals: Option<Vitals>,
+}
+
+/// Those whose weights count against each other.
+pub type Group = Option<(ModuleType, String)>;
+
+/// What an instance's heartbeat says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Vitals {
+    pub cpu_percent: f64,
+    pub memory_mb: f64,
+    pub latency_ms: f64,
+    pub queue_depth: f64,
+}
+
+/// Each instance's load in relation to its group: 1 is the group's mean, 2 twice that.
+///
+/// The mean of up to four ratios: flows for its weight, CPU, latency and queue, each over the group's mean. A ratio that
+/// makes no sense for the group (no flows yet, or no figures in heartbeats) is left out; with none left the score is 1.
+pub fn scores(loads: &[Load]) -> Vec<f64> {
+    let measures: [fn(&Load) -> Option<f64>; 4] = [
+        |load| (load.capacity > 0.0).then(|| load.active_flows / load.capacity),
+        |load| load.vitals.map(|vitals| vitals.cpu_percent),
+        |load| load.vitals.map(|vitals| vitals.latency_ms),
+        |load| load.vitals.map(|vitals| vitals.queue_depth),
+    ];
+    let mut ratios: Vec<Vec<f64>> = vec![Vec::new(); loads.len()];
+    for members in groups(loads).values() {
+        for measure in measures {
+            let found = members.iter().filter_map(|i| Some((*i, measure(&loads[*i])?)));
+            let found: Vec<(usize, f64)> = found.collect();
+            let mean = found.iter().map(|(_, value)| value).sum::<f64>() / found.len() as f64;
+            if mean > 0.0 {
+                found.into_iter().for_each(|(i, value)| ratios[i].push(value / mean));
+            }
+        }
+    }
+    ratios.iter().map(|r| if r.is_empty() { 1.0 } else { r.iter().sum::<f64>() / r.len() as f64 }).collect()
+}
+
+/// How evenly flows are spread in relation to weights: 1 where every instance carries its share, 0 where one carries all.
+///
+/// For n instances with x flows per weight each it is Jain's fairness index, J = (sum x)^2 / (n sum x^2), brought from
+/// 1/n..1 to 0..1 by (n J - 1) / (n - 1). R. Jain, D. Chiu, W. Hawe, "A Quantitative Measure of Fairness and
+/// Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984. Of several groups it is the
+/// mean, weighted by their flows.
+pub fn balance(loads: &[Load]) -> f64 {
+    let mut flows = 0.0;
+    let mut sum = 0.0;
+    for members in groups(loads).values() {
+        let members: Vec<&Load> = members.iter().map(|i| &loads[*i]).filter(|l| l.capacity > 0.0).collect();
+        let of_group: f64 = members.iter().map(|load| load.active_flows).sum();
+        flows += of_group;
+        sum += of_group * fairness(members.iter().map(|load| load.active_flows / load.capacity));
+    }
+    if flows > 0.0 { sum / flows } else { 1.0 }
+}
+
+fn fairness(shares: impl Iterator<Item = f64> + Clone) -> f64 {
+    let n = shares.clone().count() as f64;
+    let sum: f64 = shares.clone().sum();
+    let squares: f64 = shares.map(|share| share * share).sum();
+    if n < 2.0 || squares == 0.0 {
+        return 1.0;
+    }
+    ((sum * sum / squares - 1.0) / (n - 1.0)).clamp(0.0, 1.0)
+}
+
+/// How new flows are to be shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// To those that have fewer flows than their share, until all have theirs.
+    #[default]
+    LeastConnections,
+    /// As was asked for.
+    Weight,
+    /// All alike.
+    Equal,
+    /// Less to those with a higher score.
+    Load,
+}
+
+impl Strategy {
+    pub const ALL: [(&'static str, Strategy); 4] = [
+        ("least_connections", Strategy::LeastConnections),
+        ("weight", Strategy::Weight),
+        ("equal", Strategy::Equal),
+        ("load", Strategy::Load),
+    ];
+
+    /// The weight of each instance that should take flows. Within a group they add up to what was asked for, as far as
+    /// whole numbers allow, so that the others' shares stay. Nobody is left with none: it would not recover by itself.
+    pub fn weights(self, loads: &[Load], asked: impl Fn(&str) -> u32) -> BTreeMap<String, u32> {
+        let scores = scores(loads);
+        let mut weights = BTreeMap::new();
+        for members in groups(loads).into_values() {
+            let members: Vec<usize> = members.into_iter().filter(|i| loads[*i].capacity > 0.0).collect();
+            let id = |i: usize| loads[i].instance_id.clone();
+            if self == Strategy::Weight {
+                weights.extend(members.iter().map(|i| (id(*i), asked(&loads[*i].instance_id))));
+                continue;
+            }
+            let flows: f64 = members.iter().map(|i| loads[*i].active_flows).sum();
+            let capacity: f64 = members.iter().map(|i| loads[*i].capacity).sum();
+            let wanted = members.iter().map(|i| {
+                let Load { instance_id, capacity: own, active_flows, .. } = &loads[*i];
+                match self {
+                    // As many new flows as there are flows now would make it even.
+                    Strategy::LeastConnections if flows > 0.0 => {
+                        (2.0 * flows * own / capacity - active_flows).max(0.0)
+                    }
+                    Strategy::LeastConnections | Strategy::Weight => f64::from(asked(instance_id)),
+                    Strategy::Equal => 1.0,
+                    Strategy::Load => f64::from(asked(instance_id)) / scores[*i].clamp(0.1, 10.0),
+                }
+            });
+            let sum = members.iter().map(|i| asked(&loads[*i].instance_id)).sum();
+            let shares = share_out(sum, &wanted.collect::<Vec<_>>());
+            weights.extend(members.iter().map(|i| id(*i)).zip(shares));
+        }
+        weights
+    }
+}
+
+const MAX_WEIGHT: u32 = 10_000;
+
+/// Whole weights in proportion to what is wanted, at least 1 each.
+fn share_out(sum: u32, wanted: &[f64]) -> Vec<u32> {
+    let most = wanted.iter().copied().fold(0.0, f64::max);
+    // Fractions of the greatest, fine enough for any weight.
+    let parts: Vec<u64> = wanted.iter().map(|wanted| (wanted / most * 1e9) as u64).collect();
+    let shares = maglev::divide(sum, &parts);
+    shares.into_iter().map(|share| share.clamp(1, MAX_WEIGHT)).collect()
+}
+
+fn groups(loads: &[Load]) -> BTreeMap<&Group, Vec<usize>> {
+    let mut groups: BTreeMap<&Group, Vec<usize>> = BTreeMap::new();
+    for (i, load) in loads.iter().enumerate() {
+        groups.entry(&load.group).or_default().push(i);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loads(of: &[(f64, f64)]) -> Vec<Load> {
+        let load = |(n, (capacity, active_flows)): (usize, &(f64, f64))| Load {
+            instance_id: format!("m{n}"),
+            capacity: *capacity,
+            active_flows: *active_flows,
+            ..Load::default()
+        };
+        of.iter().enumerate().map(load).collect()
+    }
+
+    fn weights(strategy: Strategy, loads: &[Load]) -> Vec<u32> {
+        strategy.weights(loads, |_| 100).into_values().collect()
+    }
+
+    #[test]
+    fn balance_is_one_where_flows_follow_weights_and_zero_where_one_has_all() {
+        assert_eq!(balance(&[]), 1.0);
+        assert_eq!(balance(&loads(&[(100.0, 0.0), (100.0, 0.0)])), 1.0);
+        assert_eq!(balance(&loads(&[(100.0, 50.0), (300.0, 150.0)])), 1.0);
+        assert_eq!(balance(&loads(&[(100.0, 90.0), (100.0, 0.0), (100.0, 0.0)])), 0.0);
+        assert_eq!(balance(&loads(&[(100.0, 90.0), (0.0, 10.0)])), 1.0, "weight 0 should carry none");
+        // J = (3 + 1)^2 / (2 (9 + 1)) = 0.8; 2 J - 1 = 0.6.
+        let uneven = balance(&loads(&[(100.0, 300.0), (100.0, 100.0)]));
+        assert!((uneven - 0.6).abs() < 1e-12, "{uneven}");
+    }
+
+    #[test]
+    fn groups_are_not_compared_with_each_other() {
+        let mut fleet = loads(&[(100.0, 10.0), (100.0, 10.0), (100.0, 1000.0)]);
+        fleet[2].group = Some((ModuleType::Dblb, String::new()));
+        assert_eq!(balance(&fleet), 1.0);
+        assert_eq!(scores(&fleet), [1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn scores_are_means_of_what_is_known() {
+        let mut fleet = loads(&[(100.0, 30.0), (100.0, 10.0)]);
+        let near = |fleet: &[Load], expected: [f64; 2]| {
+            let scores = scores(fleet);
+            assert!(scores.iter().zip(expected).all(|(got, wanted)| (got - wanted).abs() < 1e-12), "{scores:?}");
+        };
+        near(&fleet, [1.5, 0.5]);
+        for (load, cpu_percent) in fleet.iter_mut().zip([20.0, 60.0]) {
+            load.vitals = Some(Vitals { cpu_percent, ..Vitals::default() });
+        }
+        // 1.5 and 0.5 in flows, 0.5 and 1.5 in CPU.
+        near(&fleet, [1.0, 1.0]);
+        assert_eq!(scores(&loads(&[(100.0, 0.0)])), [1.0]);
+    }
+
+    #[test]
+    fn least_connections_makes_up_for_what_some_have_too_few() {
+        use Strategy::LeastConnections;
+        assert_eq!(weights(LeastConnections, &loads(&[(100.0, 30.0), (100.0, 10.0)])), [50, 150]);
+        assert_eq!(weights(LeastConnections, &loads(&[(100.0, 40.0), (100.0, 0.0)])), [1, 200]);
+        assert_eq!(weights(LeastConnections, &loads(&[(100.0, 0.0), (100.0, 0.0)])), [100, 100]);
+        assert_eq!(weights(LeastConnections, &loads(&[(100.0, 9.0), (0.0, 9.0)])), [100], "0 stays 0");
+    }
+
+    #[test]
+    fn the_other_strategies_do_what_they_say() {
+        let mut fleet = loads(&[(100.0, 30.0), (100.0, 10.0), (200.0, 0.0)]);
+        fleet.pop();
+        assert_eq!(weights(Strategy::Load, &fleet), [50, 150]);
+        let asked = |id: &str| if id == "m0" { 30 } else { 70 };
+        assert_eq!(Strategy::Equal.weights(&fleet, asked).into_values().collect::<Vec<_>>(), [50, 50]);
+        assert_eq!(Strategy::Weight.weights(&fleet, asked).into_values().collect::<Vec<_>>(), [30, 70]);
+    }
+
+    #[test]
+    fn weights_stay_within_their_bounds() {
+        let fleet = loads(&[(1.0, 1e9), (1e4, 0.0), (1e4, 0.0)]);
+        for (_, strategy) in Strategy::ALL {
+            let weights = strategy.weights(&fleet, |_| 10_000);
+            assert!(
+                weights.values().all(|weight| (1..=10_000).contains(weight)),
+                "{strategy:?}: {weights:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Which metrics a reader wants: names, or the beginnings of names.
+
+/// How many similar names a refusal lists.
+const SIMILAR: usize = 3;
+
+/// Empty: all.
+#[derive(Clone, Debug, Default)]
+pub struct Selection(Vec<Pattern>);
+
+#[derive(Clone, Debug)]
+enum Pattern {
+    Name(String),
+    /// Written with a trailing `*`.
+    Beginning(String),
+}
+
+/// A name that no metric has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    /// Its place among those asked for.
+    pub index: usize,
+    /// Names that are written alike.
+    pub similar: Vec<String>,
+}
+
+impl Selection {
+    pub fn parse<'a>(
+        asked: &[String],
+        known: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<Self, UnknownName> {
+        let parse = |(index, text): (usize, &String)| {
+            let pattern = match text.strip_suffix('*') {
+                Some(beginning) => Pattern::Beginning(beginning.to_owned()),
+                None => Pattern::Name(text.clone()),
+            };
+            if known.clone().any(|name| pattern.fits(name)) {
+                return Ok(pattern);
+            }
+            Err(UnknownName { index, similar: similar(text.trim_end_matches('*'), known.clone()) })
+        };
+        asked.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Selection)
+    }
+
+    pub fn takes(&self, name: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| pattern.fits(name))
+    }
+}
+
+impl Pattern {
+    fn fits(&self, name: &str) -> bool {
+        match self {
+            Pattern::Name(wanted) => wanted == name,
+            Pattern::Beginning(beginning) => name.starts_with(beginning.as_str()),
+        }
+    }
+}
+
+fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut known: Vec<&str> = known.collect();
+    known.sort_unstable();
+    known.dedup();
+    let likeness = |name: &&str| strsim::normalized_damerau_levenshtein(text, name);
+    known.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
+    known.into_iter().take(SIMILAR).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: [&str; 4] = ["nlb_modules", "nlb_packets_total", "nlb_packets_seen_total", "queue"];
+
+    fn parse(asked: &[&str]) -> Result<Selection, UnknownName> {
+        let asked: Vec<String> = asked.iter().map(|name| name.to_string()).collect();
+        Selection::parse(&asked, KNOWN.iter().copied())
+    }
+
+    fn taken(asked: &[&str]) -> Vec<&'static str> {
+        let selection = parse(asked).unwrap();
+        KNOWN.into_iter().filter(|name| selection.takes(name)).collect()
+    }
+
+    #[test]
+    fn takes_names_and_beginnings() {
+        assert_eq!(taken(&[]), KNOWN);
+        assert_eq!(taken(&["*"]), KNOWN);
+        assert_eq!(taken(&["queue", "nlb_packets_*"]), &KNOWN[1..]);
+        assert_eq!(taken(&["nlb_packets_total"]), ["nlb_packets_total"]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_similar_ones() {
+        let unknown = parse(&["queue", "nlb_paket_total"]).unwrap_err();
+        assert_eq!((unknown.index, unknown.similar[0].as_str()), (1, "nlb_packets_total"));
+        assert_eq!(unknown.similar.len(), SIMILAR);
+        assert_eq!(parse(&["nlb_modul_*"]).unwrap_err().similar[0], "nlb_modules");
+        assert!(parse(&["nlb_packet"]).is_err(), "a beginning has a star");
+    }
+}

@@ -1,0 +1,73 @@
+//! Rebalancing: other weights than those asked for, for many instances in one change.
+
+use std::collections::BTreeMap;
+
+use tracing::info;
+
+use super::{Commit, Refusal, Registry};
+
+impl Registry {
+    /// Sets the weights by which new flows are shared; those that were asked for stay on record.
+    pub fn rebalance(&self, weights: &BTreeMap<String, u32>) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(Commit::Apply, |state| {
+            for (instance_id, weight) in weights {
+                state.record_mut(instance_id)?.registration.module.weight = *weight;
+            }
+            Ok(())
+        })?;
+        info!(instances = weights.len(), revision, "load rebalanced");
+        Ok(revision)
+    }
+
+    /// Whether the instance is registered, and the proof right if one is given: for calls of modules that may be too old
+    /// to give one, and that change nothing but what is known of that module.
+    pub fn recognise(&self, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
+        let state = self.snapshot();
+        let record = state.record(instance_id)?;
+        if registration_id.is_empty() || record.registration_id.is(registration_id) {
+            return Ok(());
+        }
+        Err(Refusal::ProofWrong(instance_id.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Fleet, registry};
+    use super::*;
+
+    #[test]
+    fn all_weights_change_in_one_revision_and_what_was_asked_for_stays() {
+        let registry = registry();
+        registry.add("alb-1");
+        registry.add("alb-2");
+        let weights = BTreeMap::from([("alb-1".to_owned(), 30), ("alb-2".to_owned(), 170)]);
+        assert_eq!(registry.rebalance(&weights), Ok(3));
+        let state = registry.snapshot();
+        for (id, weight) in &weights {
+            let record = state.record(id).unwrap();
+            assert_eq!((record.registration.module.weight, record.asked_weight), (*weight, 100));
+        }
+        registry.set_instance_weight("alb-1", "", 7, Commit::Apply).unwrap();
+        assert_eq!(registry.snapshot().record("alb-1").unwrap().asked_weight, 7);
+    }
+
+    #[test]
+    fn an_unknown_instance_leaves_all_weights() {
+        let registry = registry();
+        registry.add("alb-1");
+        let weights = BTreeMap::from([("alb-1".to_owned(), 30), ("ghost".to_owned(), 170)]);
+        assert_eq!(registry.rebalance(&weights), Err(Refusal::UnknownInstance("ghost".into())));
+        assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 100);
+    }
+
+    #[test]
+    fn a_proof_may_be_left_out_but_not_be_wrong() {
+        let registry = registry();
+        let id = registry.add("alb-1");
+        assert_eq!(registry.recognise("alb-1", ""), Ok(()));
+        assert_eq!(registry.recognise("alb-1", &id), Ok(()));
+        assert_eq!(registry.recognise("alb-1", "guess"), Err(Refusal::ProofWrong("alb-1".into())));
+        assert_eq!(registry.recognise("ghost", ""), Err(Refusal::UnknownInstance("ghost".into())));
+    }
+}
