@@ -205,7 +205,10 @@ mod tests {
         let mut fleet = loads(&[(100.0, 30.0), (100.0, 10.0)]);
         let near = |fleet: &[Load], expected: [f64; 2]| {
             let scores = scores(fleet);
-            assert!(scores.iter().zip(expected).all(|(got, wanted)| (got - wanted).abs() < 1e-12), "{scores:?}");
+            assert!(
+                scores.iter().zip(expected).all(|(got, wanted)| (got - wanted).abs() < 1e-12),
+                "{scores:?}"
+            );
         };
         near(&fleet, [1.5, 0.5]);
         for (load, cpu_percent) in fleet.iter_mut().zip([20.0, 60.0]) {

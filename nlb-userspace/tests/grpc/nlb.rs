@@ -19,7 +19,7 @@ use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::operator_service_client::OperatorServiceClient;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
 /// Dropping it ends the server and its tasks.
@@ -31,6 +31,8 @@ pub struct Nlb {
     pub registry: Arc<Registry>,
     pub traffic: watch::Sender<Arc<Traffic>>,
     pub address: SocketAddr,
+    /// Tells the server to stop.
+    pub stop: Arc<Notify>,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -105,8 +107,12 @@ impl Nlb {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
         let address = listener.local_addr().unwrap();
+        let stop = Arc::new(Notify::new());
+        let stopped = stop.clone();
         tasks.spawn(async move {
-            grpc::serve(listener, control, std::future::pending()).await.expect("the server runs");
+            grpc::serve(listener, control, async move { stopped.notified().await })
+                .await
+                .expect("the server runs");
         });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Nlb {
@@ -117,6 +123,7 @@ impl Nlb {
             registry,
             traffic,
             address,
+            stop,
             tasks,
         }
     }

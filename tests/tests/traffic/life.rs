@@ -13,7 +13,7 @@ use crate::clients::{Connection, L4, ask_udp, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 
 /// Opens connections to both VIPs until each module has some.
-async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
+pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
     let mut held = Vec::new();
     for n in 0..count {
         let mut connection = Connection::open(vips()[n % 2]).await?;
@@ -23,7 +23,7 @@ async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
 }
 
 /// How many held connections each module has.
-fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
+pub fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
     let mut spread = BTreeMap::new();
     for (name, _) in held {
         *spread.entry(name.clone()).or_default() += 1;

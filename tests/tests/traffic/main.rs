@@ -5,6 +5,7 @@ mod clients;
 mod fleet;
 mod front;
 mod life;
+mod metrics;
 mod neighbours;
 mod promotion;
 mod replies;

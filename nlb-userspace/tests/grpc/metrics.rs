@@ -1,0 +1,470 @@
+//! The NLB's metrics, now and in the last hour, and what modules report of themselves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nlb::metrics::catalogue;
+use nlb::model::{Backend, ForwardMode, L4};
+use nlb::stats::{Counts, Traffic};
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::*;
+use prost_types::Timestamp;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::fleet::{registration, registration_at};
+use super::nlb::Nlb;
+
+pub fn backend(instance_id: &str, port: u16) -> Backend {
+    let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
+    Backend { instance_id: instance_id.into(), addr, port, mode, snat: Default::default() }
+}
+
+/// Numbers that differ, so that no two metrics can be confused.
+fn counted(times: u64) -> Traffic {
+    let counts = Counts {
+        new_flows: 11 * times,
+        active_flows: 7,
+        active_tcp_flows: 5,
+        packets: 101 * times,
+        bytes: 1009 * times,
+        reply_packets: 103 * times,
+        reply_bytes: 1013 * times,
+        resets: 3 * times,
+    };
+    Traffic {
+        backends: [(backend("alb-1", 80), counts), (backend("alb-1", 81), counts)].into(),
+        service_flows: [(("192.0.2.1".parse().unwrap(), 80, L4::Tcp), 7)].into(),
+        exits: [(("send", "forward"), 200 * times), (("drop", "loop"), times)].into(),
+        packets_seen: 201 * times,
+        unrecorded: 2 * times,
+    }
+}
+
+fn ask(names: &[&str]) -> GetNlbMetricsRequest {
+    let metric_names = names.iter().map(|name| name.to_string()).collect();
+    GetNlbMetricsRequest { metric_names, ..Default::default() }
+}
+
+fn after(seconds: i64) -> Option<Timestamp> {
+    let now: Timestamp = SystemTime::now().into();
+    Some(Timestamp { seconds: now.seconds + seconds, nanos: 0 })
+}
+
+/// By name and labels, these as `key=value`.
+fn values(points: &[MetricDataPoint]) -> HashMap<String, f64> {
+    let key = |point: &MetricDataPoint| {
+        let mut labels: Vec<String> = point.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        labels.sort();
+        format!("{}{{{}}}", point.name, labels.join(","))
+    };
+    let values: HashMap<String, f64> = points.iter().map(|point| (key(point), point.value)).collect();
+    assert_eq!(values.len(), points.len(), "one point for each series");
+    values
+}
+
+impl Nlb {
+    async fn metrics(&mut self, names: &[&str]) -> HashMap<String, f64> {
+        values(&self.modules.get_nlb_metrics(ask(names)).await.unwrap().into_inner().metrics)
+    }
+
+    /// Publishes the numbers, and waits until they are sampled.
+    async fn sampled(&mut self, traffic: Traffic) {
+        let seen = traffic.packets_seen as f64;
+        self.traffic.send_replace(Arc::new(traffic));
+        while self.metrics(&["nlb_packets_seen_total"]).await["nlb_packets_seen_total{}"] != seen {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_whole_catalogue_is_answered_with_what_was_counted() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    let stats = ModuleStats {
+        cpu_usage_percent: 12.5,
+        memory_usage_mb: 2.0,
+        avg_latency_ms: 1.5,
+        custom_stats: [("queue_depth".into(), "9".into())].into(),
+        ..Default::default()
+    };
+    let beat = HeartbeatRequest {
+        instance_id: "alb-1".into(),
+        registration_id: id,
+        current_stats: Some(stats),
+        ..Default::default()
+    };
+    nlb.modules.heartbeat(beat).await.unwrap();
+    nlb.sampled(counted(1)).await;
+    let answer = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner();
+    let found = values(&answer.metrics);
+    for (series, value) in [
+        ("nlb_packets_total{reason=forward,verdict=send}", 200.0),
+        ("nlb_packets_total{reason=loop,verdict=drop}", 1.0),
+        ("nlb_unrecorded_flows_total{}", 2.0),
+        ("nlb_desired_revision_number{}", 1.0),
+        ("nlb_applied_revision_number{}", 1.0),
+        ("nlb_apply_failures_total{}", 0.0),
+        ("nlb_service_active_flows{port=80,protocol=tcp,vip=192.0.2.1}", 7.0),
+        ("nlb_modules{health=healthy,module_type=alb}", 1.0),
+        ("nlb_modules{health=unhealthy,module_type=alb}", 0.0),
+        ("nlb_forwarded_new_flows_total{}", 22.0),
+        ("nlb_instance_new_flows_total{instance_id=alb-1}", 22.0),
+        ("nlb_instance_active_flows{instance_id=alb-1}", 14.0),
+        ("nlb_instance_active_tcp_flows{instance_id=alb-1}", 10.0),
+        ("nlb_instance_packets_total{instance_id=alb-1}", 202.0),
+        ("nlb_instance_bytes_total{instance_id=alb-1}", 2018.0),
+        ("nlb_instance_reply_packets_total{instance_id=alb-1}", 206.0),
+        ("nlb_instance_reply_bytes_total{instance_id=alb-1}", 2026.0),
+        ("nlb_instance_resets_total{instance_id=alb-1}", 6.0),
+        ("nlb_version_packets_total{version=v1}", 202.0),
+        ("nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1}", 101.0),
+        ("nlb_backend_reply_bytes_total{backend=10.0.0.1:81,instance_id=alb-1}", 1013.0),
+        ("nlb_instance_cpu_usage_ratio{instance_id=alb-1}", 0.125),
+        ("nlb_instance_memory_usage_bytes{instance_id=alb-1}", 2097152.0),
+        ("nlb_instance_latency_seconds{instance_id=alb-1}", 0.0015),
+        ("nlb_instance_queued_requests{instance_id=alb-1}", 9.0),
+    ] {
+        assert_eq!(found.get(series), Some(&value), "{series}");
+    }
+    for metric in catalogue::metrics() {
+        assert!(answer.metrics.iter().any(|point| point.name == metric.name), "{} is missing", metric.name);
+    }
+    let collected_at = answer.collected_at.unwrap();
+    assert!(answer.metrics.iter().all(|point| point.timestamp == Some(collected_at)));
+}
+
+#[tokio::test]
+async fn failures_to_apply_are_counted() {
+    let mut nlb = Nlb::start().await;
+    nlb.maps.fail_after(0, 1);
+    nlb.modules.register_module(registration("alb-1")).await.unwrap();
+    let series = "nlb_apply_failures_total{}";
+    while nlb.metrics(&["nlb_apply_*"]).await[series] != 1.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn names_and_beginnings_select() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    nlb.sampled(counted(1)).await;
+    let some = nlb.metrics(&["nlb_version_bytes_total", "nlb_packets_*"]).await;
+    let mut names: Vec<&str> = some.keys().map(|series| series.split('{').next().unwrap()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names, ["nlb_packets_seen_total", "nlb_packets_total", "nlb_version_bytes_total"]);
+}
+
+#[tokio::test]
+async fn times_select_seconds_and_aggregates_sum_them_up() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    nlb.sampled(counted(1)).await;
+    nlb.sampled(counted(3)).await;
+    let within = |start: i64, end: i64, aggregate| GetNlbMetricsRequest {
+        start_time: after(start),
+        end_time: after(end),
+        aggregate,
+        ..ask(&["nlb_instance_packets_total", "nlb_instance_active_flows"])
+    };
+    let answer = nlb.modules.get_nlb_metrics(within(-60, 60, false)).await.unwrap().into_inner();
+    let packets = answer.metrics.iter().filter(|point| point.name == "nlb_instance_packets_total");
+    let packets: Vec<(i64, f64)> =
+        packets.map(|point| (point.timestamp.unwrap().seconds, point.value)).collect();
+    assert!(packets.is_sorted(), "oldest first: {packets:?}");
+    let found = |value: f64| packets.iter().any(|(_, found)| *found == value);
+    assert!(found(202.0) && found(606.0), "{packets:?}");
+    assert!(answer.history_since.is_some());
+
+    let sum = nlb.modules.get_nlb_metrics(within(-60, 60, true)).await.unwrap().into_inner();
+    let sum = values(&sum.metrics);
+    assert_eq!(sum["nlb_instance_packets_total{instance_id=alb-1}"], 606.0, "all of it, from 0");
+    let mean = sum["nlb_instance_active_flows{instance_id=alb-1}"];
+    assert!(mean > 0.0 && mean <= 14.0, "{mean}");
+    let all = GetNlbMetricsRequest { aggregate: true, ..ask(&["nlb_instance_packets_total"]) };
+    let all = nlb.modules.get_nlb_metrics(all).await.unwrap().into_inner();
+    assert_eq!(all.metrics[0].value, 606.0, "without times over all that is on record");
+
+    for (start, end) in [(-7200, -3700), (60, 120)] {
+        let outside = nlb.modules.get_nlb_metrics(within(start, end, false)).await.unwrap().into_inner();
+        assert!(outside.metrics.is_empty(), "{:?}", outside.metrics);
+    }
+    let open = GetNlbMetricsRequest { end_time: None, ..within(-60, 0, false) };
+    assert!(!nlb.modules.get_nlb_metrics(open).await.unwrap().into_inner().metrics.is_empty());
+}
+
+#[tokio::test]
+async fn an_instance_is_told_apart() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    nlb.add(registration_at("alb-2", 2, "v2")).await;
+    nlb.sampled(counted(1)).await;
+    report(&mut nlb, |_| {}).await.unwrap();
+    let request = GetModuleMetricsRequest { instance_id: "alb-1".into(), ..Default::default() };
+    let answer = nlb.modules.get_module_metrics(request.clone()).await.unwrap().into_inner();
+    let metrics = answer.metrics.unwrap();
+    assert_eq!((metrics.instance_id.as_str(), metrics.module_type()), ("alb-1", ModuleType::Alb));
+    let found = values(&metrics.metrics);
+    assert_eq!(found["nlb_instance_packets_total{instance_id=alb-1}"], 202.0);
+    assert_eq!(found["nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1}"], 101.0);
+    assert_eq!(found["requests_total{path=/}"], 40.0);
+    assert!(found.keys().all(|series| !series.contains("alb-2") && !series.contains("nlb_packets")));
+    let within = GetModuleMetricsRequest {
+        metric_names: vec!["requests_total".into()],
+        start_time: after(-60),
+        ..request
+    };
+    let within = nlb.modules.get_module_metrics(within).await.unwrap().into_inner().metrics.unwrap().metrics;
+    assert_eq!(within.iter().map(|point| point.value).collect::<Vec<_>>(), [30.0, 40.0]);
+    let ghost = GetModuleMetricsRequest { instance_id: "ghost".into(), ..Default::default() };
+    assert_eq!(nlb.modules.get_module_metrics(ghost).await.unwrap_err().code(), Code::NotFound);
+}
+
+/// Two points of one series, ten seconds apart, after `spoil`.
+async fn report(
+    nlb: &mut Nlb,
+    spoil: impl FnOnce(&mut ReportMetricsRequest),
+) -> Result<ReportMetricsResponse, Status> {
+    let point = |value, timestamp| MetricDataPoint {
+        name: "requests_total".into(),
+        value,
+        labels: [("path".into(), "/".into())].into(),
+        timestamp,
+    };
+    let metrics =
+        ModuleMetrics { metrics: vec![point(30.0, after(-10)), point(40.0, after(0))], ..Default::default() };
+    let mut request =
+        ReportMetricsRequest { instance_id: "alb-1".into(), metrics: Some(metrics), ..Default::default() };
+    spoil(&mut request);
+    nlb.modules.report_metrics(request).await.map(|answer| answer.into_inner())
+}
+
+fn first(request: &mut ReportMetricsRequest) -> &mut MetricDataPoint {
+    &mut metrics(request).metrics[0]
+}
+
+fn metrics(request: &mut ReportMetricsRequest) -> &mut ModuleMetrics {
+    request.metrics.as_mut().unwrap()
+}
+
+#[tokio::test]
+async fn reports_are_kept_by_instance_and_shown_with_the_rest() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    let answer = report(&mut nlb, |request| request.registration_id = id).await.unwrap();
+    assert!(answer.acknowledged && answer.processed_at.is_some(), "{}", answer.message);
+    let answer = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner();
+    let own = &answer.module_metrics["alb-1"];
+    assert_eq!((own.instance_id.as_str(), own.module_type()), ("alb-1", ModuleType::Alb));
+    assert_eq!(values(&own.metrics)["requests_total{path=/}"], 40.0);
+
+    let aggregate = GetNlbMetricsRequest { aggregate: true, start_time: after(-60), ..ask(&["requests_*"]) };
+    let answer = nlb.modules.get_nlb_metrics(aggregate).await.unwrap().into_inner();
+    assert!(answer.metrics.is_empty());
+    assert_eq!(answer.module_metrics["alb-1"].metrics[0].value, 10.0, "the increase");
+
+    let old = report(&mut nlb, |request| first(request).timestamp = after(-7200)).await.unwrap();
+    assert!(old.message.contains("1 are older than an hour"), "{}", old.message);
+}
+
+#[tokio::test]
+async fn a_report_needs_a_registered_instance_and_no_wrong_proof() {
+    let mut nlb = Nlb::start().await;
+    assert_eq!(report(&mut nlb, |_| {}).await.unwrap_err().code(), Code::NotFound);
+    nlb.add(registration("alb-1")).await;
+    let wrong = report(&mut nlb, |request| request.registration_id = "guess".into()).await.unwrap_err();
+    assert_eq!(wrong.code(), Code::PermissionDenied, "{wrong}");
+    assert!(nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics.is_empty());
+}
+
+/// What is spoilt in a report that is otherwise good, and the field that the refusal must name.
+type Case = (fn(&mut ReportMetricsRequest), &'static str);
+
+const CASES: &[Case] = &[
+    (|r| r.instance_id.clear(), "instance_id"),
+    (|r| r.instance_id = "a\0b".into(), "instance_id"),
+    (|r| r.metrics = None, "metrics"),
+    (|r| r.reported_at = Some(Timestamp { seconds: -1, nanos: 0 }), "reported_at"),
+    (|r| r.reported_at = after(3600), "reported_at"),
+    (|r| metrics(r).instance_id = "alb-2".into(), "metrics.instance_id"),
+    (|r| metrics(r).module_type = 99, "metrics.module_type"),
+    (|r| metrics(r).module_type = ModuleType::Dblb.into(), "metrics.module_type"),
+    (|r| metrics(r).collected_at = Some(Timestamp { seconds: 1, nanos: -1 }), "metrics.collected_at"),
+    (|r| metrics(r).collected_at = after(3600), "metrics.collected_at"),
+    (|r| metrics(r).metrics = vec![MetricDataPoint::default(); 1001], "metrics.metrics"),
+    (|r| first(r).name.clear(), "metrics.metrics[0].name"),
+    (|r| first(r).name = "a b".into(), "metrics.metrics[0].name"),
+    (|r| first(r).name = "a*".into(), "metrics.metrics[0].name"),
+    (|r| first(r).name = "a\0".into(), "metrics.metrics[0].name"),
+    (|r| first(r).name = "a".repeat(129), "metrics.metrics[0].name"),
+    (|r| first(r).name = "nlb_packets_total".into(), "metrics.metrics[0].name"),
+    (|r| first(r).value = f64::NAN, "metrics.metrics[0].value"),
+    (|r| first(r).value = f64::NEG_INFINITY, "metrics.metrics[0].value"),
+    (|r| drop(first(r).labels.insert("k".into(), "v\n".into())), "metrics.metrics[0].labels.k"),
+    (|r| drop(first(r).labels.insert(String::new(), "v".into())), "metrics.metrics[0].labels"),
+    (
+        |r| first(r).labels = (0..65).map(|n| (n.to_string(), "v".into())).collect(),
+        "metrics.metrics[0].labels",
+    ),
+    (|r| first(r).timestamp = after(3600), "metrics.metrics[0].timestamp"),
+    (
+        |r| first(r).timestamp = Some(Timestamp { seconds: i64::MAX, nanos: 0 }),
+        "metrics.metrics[0].timestamp",
+    ),
+    (
+        |r| {
+            let point = |n: usize| MetricDataPoint { name: format!("series_{n}"), ..Default::default() };
+            metrics(r).metrics = (0..900).map(point).collect();
+        },
+        "metrics.metrics",
+    ),
+];
+
+#[tokio::test]
+async fn every_malformed_report_is_refused_by_its_field() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    for (case, (spoil, field)) in CASES.iter().enumerate() {
+        let status = report(&mut nlb, spoil).await.expect_err(&format!("case {case}: {field}"));
+        assert_eq!(status.code(), Code::InvalidArgument, "case {case}: {status}");
+        let named = status.message().split(": ").next().unwrap();
+        assert_eq!(named, *field, "case {case}: {}", status.message());
+    }
+    let kept = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics;
+    assert!(kept.is_empty(), "nothing was kept");
+}
+
+#[tokio::test]
+async fn malformed_questions_are_refused_by_their_field() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    let names = |names: &[&str]| -> Vec<String> { names.iter().map(|name| name.to_string()).collect() };
+    let bad_time = Some(Timestamp { seconds: 0, nanos: -1 });
+    let many = vec!["*".to_owned(); 65];
+    let long = "n".repeat(129);
+    let mut refusals = Vec::new();
+    for (metric_names, field) in [
+        (names(&["nlb_modules", "nlb_moduls"]), "metric_names[1]"),
+        (names(&["nlb_module"]), "metric_names[0]"),
+        (names(&["nlb_moduls*"]), "metric_names[0]"),
+        (names(&[""]), "metric_names[0]"),
+        (names(&["nlb_modules\0"]), "metric_names[0]"),
+        (names(&[&long]), "metric_names[0]"),
+        (many, "metric_names"),
+    ] {
+        let ask = GetNlbMetricsRequest { metric_names: metric_names.clone(), ..Default::default() };
+        refusals.push((nlb.modules.get_nlb_metrics(ask).await.unwrap_err(), field));
+        let request = GetModuleMetricsRequest { metric_names: metric_names.clone(), ..of_module(None, None) };
+        refusals.push((nlb.modules.get_module_metrics(request).await.unwrap_err(), field));
+        let request = StreamNlbMetricsRequest { metric_names, ..Default::default() };
+        refusals.push((nlb.modules.stream_nlb_metrics(request).await.unwrap_err(), field));
+    }
+    for (start_time, end_time, field) in [
+        (after(0), after(-1), "start_time"),
+        (bad_time, None, "start_time"),
+        (None, bad_time, "end_time"),
+        (None, Some(Timestamp { seconds: i64::MAX, nanos: 0 }), "end_time"),
+    ] {
+        let request = GetNlbMetricsRequest { start_time, end_time, ..ask(&[]) };
+        refusals.push((nlb.modules.get_nlb_metrics(request).await.unwrap_err(), field));
+        let request = of_module(start_time, end_time);
+        refusals.push((nlb.modules.get_module_metrics(request).await.unwrap_err(), field));
+    }
+    for instance_id in ["", "a b", "a\0"] {
+        let request = GetModuleMetricsRequest { instance_id: instance_id.into(), ..Default::default() };
+        refusals.push((nlb.modules.get_module_metrics(request).await.unwrap_err(), "instance_id"));
+    }
+    let negative = StreamNlbMetricsRequest { interval_seconds: -1, ..Default::default() };
+    refusals.push((nlb.modules.stream_nlb_metrics(negative).await.unwrap_err(), "interval_seconds"));
+    for (status, field) in &refusals {
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
+        assert!(
+            status.message().starts_with(&format!("{field}: "))
+                || status.message().starts_with(&format!("{field} ")),
+            "{field}: {}",
+            status.message()
+        );
+    }
+    let similar = refusals[0].0.message();
+    assert!(similar.contains("nlb_modules"), "{similar}");
+}
+
+fn of_module(start_time: Option<Timestamp>, end_time: Option<Timestamp>) -> GetModuleMetricsRequest {
+    GetModuleMetricsRequest { instance_id: "alb-1".into(), start_time, end_time, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_stream_begins_at_once_and_goes_on() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    report(&mut nlb, |_| {}).await.unwrap();
+    let request = |include_modules| StreamNlbMetricsRequest {
+        metric_names: vec!["nlb_packets_seen_total".into(), "requests_total".into()],
+        include_modules,
+        ..Default::default()
+    };
+    let mut stream = nlb.modules.stream_nlb_metrics(request(true)).await.unwrap().into_inner();
+    let mut before = None;
+    for _ in 0..3 {
+        let message = stream.message().await.unwrap().unwrap();
+        let names: Vec<&str> = message.metrics.iter().map(|point| point.name.as_str()).collect();
+        assert_eq!(names, ["nlb_packets_seen_total"]);
+        assert_eq!(message.module_metrics["alb-1"].metrics[0].name, "requests_total");
+        let at = message.timestamp.map(|at| (at.seconds, at.nanos));
+        assert!(at > before, "{at:?} after {before:?}");
+        before = at;
+    }
+    let mut brief = nlb.modules.stream_nlb_metrics(request(false)).await.unwrap().into_inner();
+    assert!(brief.message().await.unwrap().unwrap().module_metrics.is_empty());
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_is_dropped() {
+    let mut nlb = Nlb::start().await;
+    for (n, host) in (1..=5).enumerate() {
+        let instance_id = format!("alb-{n}");
+        nlb.add(registration_at(&instance_id, host, "v1")).await;
+        report(&mut nlb, |request| {
+            request.instance_id = instance_id;
+            let point =
+                |n: usize| MetricDataPoint { name: format!("{n:0>100}"), value: 1.0, ..Default::default() };
+            metrics(request).metrics = (0..200).map(point).collect();
+        })
+        .await
+        .unwrap();
+    }
+    let request = StreamNlbMetricsRequest { include_modules: true, ..Default::default() };
+    // One message fills what this client takes without reading.
+    let channel = Channel::from_shared(format!("http://{}", nlb.address)).unwrap();
+    let channel = channel.initial_stream_window_size(1 << 16).connect().await.unwrap();
+    let mut slow = NlbServiceClient::new(channel);
+    let mut stream = slow.stream_nlb_metrics(request).await.unwrap().into_inner();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    for _ in 0..4 {
+        if let Err(status) = stream.message().await {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+            return;
+        }
+    }
+    panic!("messages were kept for who did not read them");
+}
+
+#[tokio::test]
+async fn streams_end_when_the_server_stops() {
+    let mut nlb = Nlb::start().await;
+    let mut stream =
+        nlb.modules.stream_nlb_metrics(StreamNlbMetricsRequest::default()).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    nlb.stop.notify_one();
+    let status = loop {
+        match stream.message().await {
+            Ok(message) => assert!(message.is_some(), "it should end with a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+}
