@@ -2,6 +2,8 @@
 
 mod connection;
 mod decap;
+mod load;
+mod metrics;
 mod modules;
 mod routes;
 mod status;
@@ -74,6 +76,12 @@ enum Question {
     Weight(steer::Weight),
     /// Take new flows away from a module, and wait until its connections have closed
     Drain(steer::Drain),
+    /// Show what the NLB measures
+    Metrics(metrics::Wanted),
+    /// Show what each module carries, and how even that is
+    Load(load::Span),
+    /// Share new flows so that load evens out; flows that have begun stay where they are
+    Rebalance(load::Rebalance),
 }
 
 /// Runs the command that the process was started with.
@@ -116,6 +124,9 @@ async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
         Question::Modules(filters) => modules::list(channel, filters, view.output).await,
         Question::Routes(filters) => routes::list(channel, filters, view.output).await,
         Question::Weight(weight) => steer::weight(channel, weight, view.output).await,
+        Question::Metrics(wanted) => metrics::list(channel, wanted, view.output).await,
+        Question::Load(span) => load::show(channel, span, view.output).await,
+        Question::Rebalance(wish) => load::rebalance(channel, wish, view.output).await,
         Question::Drain(drain) => steer::drain(channel, drain, view.output).await,
     };
     asked.with_context(|| format!("the NLB at {}", view.server))

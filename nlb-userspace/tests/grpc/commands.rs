@@ -86,6 +86,35 @@ async fn status_shows_how_it_is() {
 }
 
 #[tokio::test]
+async fn metrics_are_listed_by_name_and_by_module() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    let seen = nlb.json("metrics nlb_packets_seen_total").await;
+    assert_eq!((&seen[0]["value"], seen.as_array().map(Vec::len)), (&0.0.into(), Some(1)));
+    assert!(nlb.prints("metrics nlb_modules").await.contains("health=healthy,module_type=alb"));
+    while !nlb.prints("metrics --instance alb-1").await.contains("nlb_instance_bytes_total") {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(nlb.complains("metrics nlb_moduls").await.contains("nlb_modules"));
+}
+
+#[tokio::test]
+async fn load_is_shown_and_rebalanced() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration_at("alb-1", 1, "v1")).await;
+    nlb.add(registration_at("alb-2", 2, "v1")).await;
+    nlb.count_flows("alb-1", &[4]);
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let load = nlb.json("load").await;
+    assert_eq!((&load["balance_score"], &load["instances"][0]["active_flows"]), (&0.0.into(), &4.into()));
+    assert!(nlb.prints("load --hour").await.contains("balance score"));
+    assert!(nlb.prints("rebalance").await.contains("alb-2: 50 % of new flows before, 100 % now"));
+    let back = nlb.json("rebalance --strategy weight --force").await;
+    assert_eq!((&back["before"]["alb-1"], &back["after"]["alb-1"]), (&0.into(), &50.into()));
+    assert!(nlb.complains("rebalance --strategy luck").await.contains("least_connections"));
+}
+
+#[tokio::test]
 async fn an_nlb_that_does_not_answer_is_named() {
     let nlb = Nlb::start().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
