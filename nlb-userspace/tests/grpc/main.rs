@@ -13,6 +13,8 @@ mod malformed_front;
 mod metrics;
 mod nlb;
 mod registration;
+mod reports;
 mod routing;
 mod service;
+mod streams;
 mod weights;

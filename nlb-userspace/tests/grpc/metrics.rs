@@ -1,4 +1,4 @@
-//! The NLB's metrics, now and in the last hour, and what modules report of themselves.
+//! The NLB's metrics, now and in the last hour.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,14 +7,13 @@ use std::time::{Duration, SystemTime};
 use nlb::metrics::catalogue;
 use nlb::model::{Backend, ForwardMode, L4};
 use nlb::stats::{Counts, Traffic};
-use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::*;
 use prost_types::Timestamp;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::fleet::{registration, registration_at};
 use super::nlb::Nlb;
+use super::reports::report;
 
 pub fn backend(instance_id: &str, port: u16) -> Backend {
     let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
@@ -42,18 +41,18 @@ fn counted(times: u64) -> Traffic {
     }
 }
 
-fn ask(names: &[&str]) -> GetNlbMetricsRequest {
+pub fn ask(names: &[&str]) -> GetNlbMetricsRequest {
     let metric_names = names.iter().map(|name| name.to_string()).collect();
     GetNlbMetricsRequest { metric_names, ..Default::default() }
 }
 
-fn after(seconds: i64) -> Option<Timestamp> {
+pub fn after(seconds: i64) -> Option<Timestamp> {
     let now: Timestamp = SystemTime::now().into();
     Some(Timestamp { seconds: now.seconds + seconds, nanos: 0 })
 }
 
 /// By name and labels, these as `key=value`.
-fn values(points: &[MetricDataPoint]) -> HashMap<String, f64> {
+pub fn values(points: &[MetricDataPoint]) -> HashMap<String, f64> {
     let key = |point: &MetricDataPoint| {
         let mut labels: Vec<String> = point.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
         labels.sort();
@@ -224,120 +223,6 @@ async fn an_instance_is_told_apart() {
     assert_eq!(nlb.modules.get_module_metrics(ghost).await.unwrap_err().code(), Code::NotFound);
 }
 
-/// Two points of one series, ten seconds apart, after `spoil`.
-async fn report(
-    nlb: &mut Nlb,
-    spoil: impl FnOnce(&mut ReportMetricsRequest),
-) -> Result<ReportMetricsResponse, Status> {
-    let point = |value, timestamp| MetricDataPoint {
-        name: "requests_total".into(),
-        value,
-        labels: [("path".into(), "/".into())].into(),
-        timestamp,
-    };
-    let metrics =
-        ModuleMetrics { metrics: vec![point(30.0, after(-10)), point(40.0, after(0))], ..Default::default() };
-    let mut request =
-        ReportMetricsRequest { instance_id: "alb-1".into(), metrics: Some(metrics), ..Default::default() };
-    spoil(&mut request);
-    nlb.modules.report_metrics(request).await.map(|answer| answer.into_inner())
-}
-
-fn first(request: &mut ReportMetricsRequest) -> &mut MetricDataPoint {
-    &mut metrics(request).metrics[0]
-}
-
-fn metrics(request: &mut ReportMetricsRequest) -> &mut ModuleMetrics {
-    request.metrics.as_mut().unwrap()
-}
-
-#[tokio::test]
-async fn reports_are_kept_by_instance_and_shown_with_the_rest() {
-    let mut nlb = Nlb::start().await;
-    let id = nlb.add(registration("alb-1")).await;
-    let answer = report(&mut nlb, |request| request.registration_id = id).await.unwrap();
-    assert!(answer.acknowledged && answer.processed_at.is_some(), "{}", answer.message);
-    let answer = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner();
-    let own = &answer.module_metrics["alb-1"];
-    assert_eq!((own.instance_id.as_str(), own.module_type()), ("alb-1", ModuleType::Alb));
-    assert_eq!(values(&own.metrics)["requests_total{path=/}"], 40.0);
-
-    let aggregate = GetNlbMetricsRequest { aggregate: true, start_time: after(-60), ..ask(&["requests_*"]) };
-    let answer = nlb.modules.get_nlb_metrics(aggregate).await.unwrap().into_inner();
-    assert!(answer.metrics.is_empty());
-    assert_eq!(answer.module_metrics["alb-1"].metrics[0].value, 10.0, "the increase");
-
-    let old = report(&mut nlb, |request| first(request).timestamp = after(-7200)).await.unwrap();
-    assert!(old.message.contains("1 are older than an hour"), "{}", old.message);
-}
-
-#[tokio::test]
-async fn a_report_needs_a_registered_instance_and_no_wrong_proof() {
-    let mut nlb = Nlb::start().await;
-    assert_eq!(report(&mut nlb, |_| {}).await.unwrap_err().code(), Code::NotFound);
-    nlb.add(registration("alb-1")).await;
-    let wrong = report(&mut nlb, |request| request.registration_id = "guess".into()).await.unwrap_err();
-    assert_eq!(wrong.code(), Code::PermissionDenied, "{wrong}");
-    assert!(nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics.is_empty());
-}
-
-/// What is spoilt in a report that is otherwise good, and the field that the refusal must name.
-type Case = (fn(&mut ReportMetricsRequest), &'static str);
-
-const CASES: &[Case] = &[
-    (|r| r.instance_id.clear(), "instance_id"),
-    (|r| r.instance_id = "a\0b".into(), "instance_id"),
-    (|r| r.metrics = None, "metrics"),
-    (|r| r.reported_at = Some(Timestamp { seconds: -1, nanos: 0 }), "reported_at"),
-    (|r| r.reported_at = after(3600), "reported_at"),
-    (|r| metrics(r).instance_id = "alb-2".into(), "metrics.instance_id"),
-    (|r| metrics(r).module_type = 99, "metrics.module_type"),
-    (|r| metrics(r).module_type = ModuleType::Dblb.into(), "metrics.module_type"),
-    (|r| metrics(r).collected_at = Some(Timestamp { seconds: 1, nanos: -1 }), "metrics.collected_at"),
-    (|r| metrics(r).collected_at = after(3600), "metrics.collected_at"),
-    (|r| metrics(r).metrics = vec![MetricDataPoint::default(); 1001], "metrics.metrics"),
-    (|r| first(r).name.clear(), "metrics.metrics[0].name"),
-    (|r| first(r).name = "a b".into(), "metrics.metrics[0].name"),
-    (|r| first(r).name = "a*".into(), "metrics.metrics[0].name"),
-    (|r| first(r).name = "a\0".into(), "metrics.metrics[0].name"),
-    (|r| first(r).name = "a".repeat(129), "metrics.metrics[0].name"),
-    (|r| first(r).name = "nlb_packets_total".into(), "metrics.metrics[0].name"),
-    (|r| first(r).value = f64::NAN, "metrics.metrics[0].value"),
-    (|r| first(r).value = f64::NEG_INFINITY, "metrics.metrics[0].value"),
-    (|r| drop(first(r).labels.insert("k".into(), "v\n".into())), "metrics.metrics[0].labels.k"),
-    (|r| drop(first(r).labels.insert(String::new(), "v".into())), "metrics.metrics[0].labels"),
-    (
-        |r| first(r).labels = (0..65).map(|n| (n.to_string(), "v".into())).collect(),
-        "metrics.metrics[0].labels",
-    ),
-    (|r| first(r).timestamp = after(3600), "metrics.metrics[0].timestamp"),
-    (
-        |r| first(r).timestamp = Some(Timestamp { seconds: i64::MAX, nanos: 0 }),
-        "metrics.metrics[0].timestamp",
-    ),
-    (
-        |r| {
-            let point = |n: usize| MetricDataPoint { name: format!("series_{n}"), ..Default::default() };
-            metrics(r).metrics = (0..900).map(point).collect();
-        },
-        "metrics.metrics",
-    ),
-];
-
-#[tokio::test]
-async fn every_malformed_report_is_refused_by_its_field() {
-    let mut nlb = Nlb::start().await;
-    nlb.add(registration("alb-1")).await;
-    for (case, (spoil, field)) in CASES.iter().enumerate() {
-        let status = report(&mut nlb, spoil).await.expect_err(&format!("case {case}: {field}"));
-        assert_eq!(status.code(), Code::InvalidArgument, "case {case}: {status}");
-        let named = status.message().split(": ").next().unwrap();
-        assert_eq!(named, *field, "case {case}: {}", status.message());
-    }
-    let kept = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics;
-    assert!(kept.is_empty(), "nothing was kept");
-}
-
 #[tokio::test]
 async fn malformed_questions_are_refused_by_their_field() {
     let mut nlb = Nlb::start().await;
@@ -395,76 +280,4 @@ async fn malformed_questions_are_refused_by_their_field() {
 
 fn of_module(start_time: Option<Timestamp>, end_time: Option<Timestamp>) -> GetModuleMetricsRequest {
     GetModuleMetricsRequest { instance_id: "alb-1".into(), start_time, end_time, ..Default::default() }
-}
-
-#[tokio::test]
-async fn a_stream_begins_at_once_and_goes_on() {
-    let mut nlb = Nlb::start().await;
-    nlb.add(registration("alb-1")).await;
-    report(&mut nlb, |_| {}).await.unwrap();
-    let request = |include_modules| StreamNlbMetricsRequest {
-        metric_names: vec!["nlb_packets_seen_total".into(), "requests_total".into()],
-        include_modules,
-        ..Default::default()
-    };
-    let mut stream = nlb.modules.stream_nlb_metrics(request(true)).await.unwrap().into_inner();
-    let mut before = None;
-    for _ in 0..3 {
-        let message = stream.message().await.unwrap().unwrap();
-        let names: Vec<&str> = message.metrics.iter().map(|point| point.name.as_str()).collect();
-        assert_eq!(names, ["nlb_packets_seen_total"]);
-        assert_eq!(message.module_metrics["alb-1"].metrics[0].name, "requests_total");
-        let at = message.timestamp.map(|at| (at.seconds, at.nanos));
-        assert!(at > before, "{at:?} after {before:?}");
-        before = at;
-    }
-    let mut brief = nlb.modules.stream_nlb_metrics(request(false)).await.unwrap().into_inner();
-    assert!(brief.message().await.unwrap().unwrap().module_metrics.is_empty());
-}
-
-#[tokio::test]
-async fn a_subscriber_that_does_not_read_is_dropped() {
-    let mut nlb = Nlb::start().await;
-    for (n, host) in (1..=5).enumerate() {
-        let instance_id = format!("alb-{n}");
-        nlb.add(registration_at(&instance_id, host, "v1")).await;
-        report(&mut nlb, |request| {
-            request.instance_id = instance_id;
-            let point =
-                |n: usize| MetricDataPoint { name: format!("{n:0>100}"), value: 1.0, ..Default::default() };
-            metrics(request).metrics = (0..200).map(point).collect();
-        })
-        .await
-        .unwrap();
-    }
-    let request = StreamNlbMetricsRequest { include_modules: true, ..Default::default() };
-    // One message fills what this client takes without reading.
-    let channel = Channel::from_shared(format!("http://{}", nlb.address)).unwrap();
-    let channel = channel.initial_stream_window_size(1 << 16).connect().await.unwrap();
-    let mut slow = NlbServiceClient::new(channel);
-    let mut stream = slow.stream_nlb_metrics(request).await.unwrap().into_inner();
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    for _ in 0..4 {
-        if let Err(status) = stream.message().await {
-            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-            return;
-        }
-    }
-    panic!("messages were kept for who did not read them");
-}
-
-#[tokio::test]
-async fn streams_end_when_the_server_stops() {
-    let mut nlb = Nlb::start().await;
-    let mut stream =
-        nlb.modules.stream_nlb_metrics(StreamNlbMetricsRequest::default()).await.unwrap().into_inner();
-    assert!(stream.message().await.unwrap().is_some());
-    nlb.stop.notify_one();
-    let status = loop {
-        match stream.message().await {
-            Ok(message) => assert!(message.is_some(), "it should end with a status"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(status.code(), Code::Unavailable, "{status}");
 }
