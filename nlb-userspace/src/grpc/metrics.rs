@@ -287,3 +287,38 @@ impl<'a> Points<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+    use tonic::{Code, Status};
+
+    use super::*;
+    use crate::metrics::{Recorder, Sources};
+    use crate::registry::fixtures::registry;
+
+    #[tokio::test]
+    async fn more_points_than_an_answer_holds_are_refused() {
+        let sources = Sources {
+            registry: Arc::new(registry()),
+            applied: watch::channel(Arc::default()).1,
+            traffic: watch::channel(Arc::default()).1,
+            started_at: SystemTime::now(),
+        };
+        let (_recorder, metrics) = Recorder::new(sources, 1 << 20);
+        let view = metrics.view();
+        let selection = Selection::default();
+        let all = SystemTime::UNIX_EPOCH..=SystemTime::now();
+        for extent in [Extent::Latest, Extent::Within(all.clone()), Extent::Over(all.clone())] {
+            let mut points = Points::new(&selection, &extent);
+            let fits = points.own(&view, |_| true).unwrap().len();
+            let mut exact = Points { left: fits, ..Points::new(&selection, &extent) };
+            assert_eq!(exact.own(&view, |_| true).unwrap().len(), fits);
+            let mut short = Points { left: fits - 1, ..Points::new(&selection, &extent) };
+            let status = Status::from(short.own(&view, |_| true).unwrap_err());
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        }
+    }
+}
