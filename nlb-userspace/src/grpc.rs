@@ -20,16 +20,16 @@ mod operator;
 mod own_routes;
 mod peers;
 mod query;
-mod relay;
 mod rebalance;
+mod relay;
 mod report;
 mod reporting;
 mod route;
 mod routing;
 mod split;
 mod status;
-mod versions;
 mod subscription;
+mod versions;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -221,6 +221,7 @@ impl From<&Config> for Options {
             idle_established: Some(Span(flows.established)),
             idle_closing: Some(Span(flows.closing)),
             idle_udp: Some(Span(flows.udp)),
+            metrics_history_bytes: Some(config.metrics_history_bytes),
         }
     }
 }

@@ -118,7 +118,20 @@ pub static ALL: Family = flows!("forwarded_", &[], ", over all modules");
 pub static INSTANCES: Family = flows!("instance_", &["instance_id"], ", by instance");
 pub static VERSIONS: Family = flows!("version_", &["version"], ", by version of module");
 pub static BACKENDS: Family =
-    flows!("backend_", &["instance_id", "backend"], ", by address and port of an instance");
+    flows!("backend_", &["instance_id", "route_id", "backend"], ", by instance, route, and address and port");
+
+pub static RATE_LIMITS: Family = &[
+    counter(
+        "nlb_rate_limit_passed_total",
+        &["limit_id"],
+        "What the rate limit let through, in its own unit, since it was enabled.",
+    ),
+    counter(
+        "nlb_rate_limit_refused_total",
+        &["limit_id"],
+        "What the rate limit refused, in its own unit, since it was enabled.",
+    ),
+];
 
 pub static EXITS: Family = &[counter(
     "nlb_packets_total",
@@ -197,7 +210,7 @@ pub static NLB: Family = &[
 ];
 
 pub static FAMILIES: &[&Family] =
-    &[&NLB, &EXITS, &ALL, &SERVICES, &MODULES, &INSTANCES, &REPORTS, &BACKENDS, &VERSIONS];
+    &[&NLB, &EXITS, &ALL, &SERVICES, &MODULES, &INSTANCES, &REPORTS, &BACKENDS, &RATE_LIMITS, &VERSIONS];
 
 pub fn metrics() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|family| family.iter())

@@ -14,7 +14,7 @@ use super::{History, Metrics, Reported, Sample, Subject, View, catalogue};
 use crate::model::{Health, ModuleType};
 use crate::reconcile::Applied;
 use crate::registry::{Now, Registry, State};
-use crate::stats::Traffic;
+use crate::stats::{Counts, Traffic};
 
 /// Where the values come from.
 pub struct Sources {
@@ -117,10 +117,21 @@ impl Sources {
         rows.extend(totals.versions.iter().map(|(version, counts)| {
             (Subject::Version { version: version.clone() }, catalogue::counts(counts))
         }));
-        rows.extend(traffic.backends.iter().map(|(backend, counts)| {
-            let addr = SocketAddr::new(backend.addr, backend.port);
-            let subject = Subject::Backend { instance_id: backend.instance_id.clone(), addr };
-            (subject, catalogue::counts(counts))
+        // A route of an instance's own and one of the operator's may have the same id.
+        let mut backends = BTreeMap::<Subject, Counts>::new();
+        for (backend, counts) in &traffic.backends {
+            let subject = Subject::Backend {
+                instance_id: backend.instance_id.clone(),
+                route_id: backend.route.id.clone(),
+                addr: SocketAddr::new(backend.addr, backend.port),
+            };
+            let sum = backends.entry(subject).or_default();
+            *sum = [*sum, *counts].into_iter().sum();
+        }
+        rows.extend(backends.into_iter().map(|(subject, counts)| (subject, catalogue::counts(&counts))));
+        rows.extend(traffic.limits.iter().map(|(limit_id, counts)| {
+            let row = Box::new([counts.passed, counts.refused]) as Box<[u64]>;
+            (Subject::RateLimit { limit_id: limit_id.clone() }, row)
         }));
         rows.extend(state.modules.iter().filter_map(|(instance_id, record)| {
             let row = catalogue::reported(record.report.as_ref()?);

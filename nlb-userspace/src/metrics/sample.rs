@@ -37,7 +37,11 @@ pub enum Subject {
     },
     Backend {
         instance_id: String,
+        route_id: String,
         addr: SocketAddr,
+    },
+    RateLimit {
+        limit_id: String,
     },
     Version {
         version: String,
@@ -55,6 +59,7 @@ impl Subject {
             Subject::Instance { .. } => catalogue::INSTANCES,
             Subject::Report { .. } => catalogue::REPORTS,
             Subject::Backend { .. } => catalogue::BACKENDS,
+            Subject::RateLimit { .. } => catalogue::RATE_LIMITS,
             Subject::Version { .. } => catalogue::VERSIONS,
         }
     }
@@ -74,9 +79,12 @@ impl Subject {
             Subject::Instance { instance_id } | Subject::Report { instance_id } => {
                 vec![("instance_id", instance_id.clone())]
             }
-            Subject::Backend { instance_id, addr } => {
-                vec![("instance_id", instance_id.clone()), ("backend", addr.to_string())]
-            }
+            Subject::Backend { instance_id, route_id, addr } => vec![
+                ("instance_id", instance_id.clone()),
+                ("route_id", route_id.clone()),
+                ("backend", addr.to_string()),
+            ],
+            Subject::RateLimit { limit_id } => vec![("limit_id", limit_id.clone())],
             Subject::Version { version } => vec![("version", version.clone())],
         }
     }
@@ -95,9 +103,9 @@ impl Subject {
     pub fn heap_bytes(&self) -> usize {
         match self {
             Subject::Version { version } => version.capacity(),
-            Subject::Instance { instance_id }
-            | Subject::Report { instance_id }
-            | Subject::Backend { instance_id, .. } => instance_id.capacity(),
+            Subject::Instance { instance_id } | Subject::Report { instance_id } => instance_id.capacity(),
+            Subject::Backend { instance_id, route_id, .. } => instance_id.capacity() + route_id.capacity(),
+            Subject::RateLimit { limit_id } => limit_id.capacity(),
             _ => 0,
         }
     }
@@ -132,7 +140,12 @@ mod tests {
             Subject::Modules { module_type: ModuleType::Alb, health: Health::Healthy },
             Subject::Instance { instance_id: instance_id() },
             Subject::Report { instance_id: instance_id() },
-            Subject::Backend { instance_id: instance_id(), addr: "[fd00::1]:80".parse().unwrap() },
+            Subject::Backend {
+                instance_id: instance_id(),
+                route_id: "web".into(),
+                addr: "[fd00::1]:80".parse().unwrap(),
+            },
+            Subject::RateLimit { limit_id: "few".into() },
             Subject::Version { version: "v1".into() },
         ] {
             let labels: Vec<&str> = subject.labels().into_iter().map(|(label, _)| label).collect();

@@ -71,12 +71,13 @@ fn since(now: &Counts, before: &Counts) -> Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ForwardMode, Snat};
+    use crate::model::{ForwardMode, RouteKey, Snat};
 
     fn traffic(counts: &[(&str, u16, u64)]) -> Traffic {
         let backend = |(instance_id, port, packets): &(&str, u16, u64)| {
             let backend = Backend {
                 instance_id: instance_id.to_string(),
+                route: RouteKey { id: "web".into(), operators: false },
                 addr: "10.0.0.1".parse().unwrap(),
                 port: *port,
                 mode: ForwardMode::Nat,

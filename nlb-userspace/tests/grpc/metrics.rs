@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nlb::metrics::catalogue;
-use nlb::model::{Backend, ForwardMode, L4};
-use nlb::stats::{Counts, Traffic};
+use nlb::model::{Backend, ForwardMode, L4, RouteKey};
+use nlb::stats::{Counts, LimitCounts, Traffic};
 use nlb_proto::*;
 use prost_types::Timestamp;
 use tonic::Code;
@@ -17,7 +17,8 @@ use super::reports::report;
 
 pub fn backend(instance_id: &str, port: u16) -> Backend {
     let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
-    Backend { instance_id: instance_id.into(), addr, port, mode, snat: Default::default() }
+    let route = RouteKey { id: "web".into(), operators: false };
+    Backend { instance_id: instance_id.into(), route, addr, port, mode, snat: Default::default() }
 }
 
 /// Numbers that differ, so that no two metrics can be confused.
@@ -34,6 +35,7 @@ fn counted(times: u64) -> Traffic {
     };
     Traffic {
         backends: [(backend("alb-1", 80), counts), (backend("alb-1", 81), counts)].into(),
+        limits: [("few".to_owned(), LimitCounts { passed: 31 * times, refused: 37 * times })].into(),
         service_flows: [(("192.0.2.1".parse().unwrap(), 80, L4::Tcp), 7)].into(),
         exits: [(("send", "forward"), 200 * times), (("drop", "loop"), times)].into(),
         packets_seen: 201 * times,
@@ -119,8 +121,10 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
         ("nlb_instance_reply_bytes_total{instance_id=alb-1}", 2026.0),
         ("nlb_instance_resets_total{instance_id=alb-1}", 6.0),
         ("nlb_version_packets_total{version=v1}", 202.0),
-        ("nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1}", 101.0),
-        ("nlb_backend_reply_bytes_total{backend=10.0.0.1:81,instance_id=alb-1}", 1013.0),
+        ("nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1,route_id=web}", 101.0),
+        ("nlb_backend_reply_bytes_total{backend=10.0.0.1:81,instance_id=alb-1,route_id=web}", 1013.0),
+        ("nlb_rate_limit_passed_total{limit_id=few}", 31.0),
+        ("nlb_rate_limit_refused_total{limit_id=few}", 37.0),
         ("nlb_instance_cpu_usage_ratio{instance_id=alb-1}", 0.125),
         ("nlb_instance_memory_usage_bytes{instance_id=alb-1}", 2097152.0),
         ("nlb_instance_latency_seconds{instance_id=alb-1}", 0.0015),
@@ -209,7 +213,7 @@ async fn an_instance_is_told_apart() {
     assert_eq!((metrics.instance_id.as_str(), metrics.module_type()), ("alb-1", ModuleType::Alb));
     let found = values(&metrics.metrics);
     assert_eq!(found["nlb_instance_packets_total{instance_id=alb-1}"], 202.0);
-    assert_eq!(found["nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1}"], 101.0);
+    assert_eq!(found["nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1,route_id=web}"], 101.0);
     assert_eq!(found["requests_total{path=/}"], 40.0);
     assert!(found.keys().all(|series| !series.contains("alb-2") && !series.contains("nlb_packets")));
     let within = GetModuleMetricsRequest {
