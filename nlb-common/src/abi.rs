@@ -1,8 +1,8 @@
 //! The layout of every map, shared byte for byte by the kernel program and user space.
 //!
-//! Ids are 16 bits wide and 0 means unset, in every map that ids index. Tables that user space replaces (addresses,
-//! services, Maglev tables) are inner maps: a new one is filled beside the old and put in its place by one update of
-//! the outer map, so that no packet ever meets a half-written table.
+//! Ids are 16 bits wide and 0 means unset, in every map that ids index. Of tables that user space replaces (addresses,
+//! services, Maglev tables) there are several copies: a new one is filled beside the old, and one store of a word makes
+//! packets look there, so that none ever meets a half-written table.
 
 use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
@@ -16,8 +16,19 @@ pub const SERVICE_BUCKETS: u32 = 16_384;
 pub const ADDRESS_WAYS: usize = 4;
 pub const SERVICE_WAYS: usize = 4;
 
-/// The only index of the outer maps of the address and service tables.
-pub const CURRENT: u32 = 0;
+/// Copies of the address and service tables. Packets look into one; the others are filled when it is their turn.
+pub const TABLE_COPIES: u32 = 8;
+
+/// Indexes of the words that say where the current copies begin, in buckets.
+pub const CURRENT_ADDRESSES: u32 = 0;
+pub const CURRENT_SERVICES: u32 = 1;
+pub const CURRENT_WORDS: u32 = 2;
+
+/// Maglev tables that lie in one map, one after the other.
+pub const SLAB_TABLES: u32 = 16;
+
+/// The Maglev table of pools that are not there: no backend in any slot.
+pub const EMPTY_TABLE: u32 = 0;
 
 /// Addresses that mean something to us: VIPs, our source addresses, NAT backends whose replies cross us.
 pub type AddressBucket = [Address; ADDRESS_WAYS];

@@ -6,9 +6,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
-    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT, CommonLimits,
-    LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked, SERVICE_BUCKETS, Service, ServiceBucket, ServiceEntry,
-    Settings, SourceKey,
+    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
+    CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked,
+    SERVICE_BUCKETS, SLAB_TABLES, Service, ServiceBucket, ServiceEntry, Settings, SourceKey, TABLE_COPIES,
 };
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
@@ -24,12 +24,16 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 // Lengths that depend on configuration are set when the object is loaded; these are the smallest that make sense.
 
 #[btf_map]
-static ADDRESSES: ArrayOfMaps<Array<AddressBucket, { ADDRESS_BUCKETS as usize }, MMAPABLE>, 1> =
-    ArrayOfMaps::new();
+static ADDRESSES: Array<AddressBucket, { (TABLE_COPIES * ADDRESS_BUCKETS) as usize }, MMAPABLE> =
+    Array::new();
 
 #[btf_map]
-static SERVICE_IDS: ArrayOfMaps<Array<ServiceBucket, { SERVICE_BUCKETS as usize }, MMAPABLE>, 1> =
-    ArrayOfMaps::new();
+static SERVICE_IDS: Array<ServiceBucket, { (TABLE_COPIES * SERVICE_BUCKETS) as usize }, MMAPABLE> =
+    Array::new();
+
+/// Where the current copies of the two begin.
+#[btf_map]
+static CURRENT: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static SERVICES: Array<Service, 64> = Array::new();
@@ -37,8 +41,15 @@ static SERVICES: Array<Service, 64> = Array::new();
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, u32, 1024> = LpmTrie::new();
 
+/// The number of each pool's Maglev table.
 #[btf_map]
-static POOLS: ArrayOfMaps<Array<maglev::Line, { maglev::LINES as usize }, MMAPABLE>, 64> = ArrayOfMaps::new();
+static POOLS: Array<u64, 64, MMAPABLE> = Array::new();
+
+#[btf_map]
+static MAGLEV_TABLES: ArrayOfMaps<
+    Array<maglev::Line, { (SLAB_TABLES * maglev::LINES) as usize }, MMAPABLE>,
+    64,
+> = ArrayOfMaps::new();
 
 #[btf_map]
 static BACKENDS: Array<Backend, 64> = Array::new();
@@ -163,8 +174,8 @@ pub fn idle_times(s: &Settings) -> IdleTimes {
 /// What an address is to us, and whether there are backends whose replies are found by their source address.
 #[inline(always)]
 pub fn address(addr: Addr) -> (Option<Known>, bool) {
-    let index = Address::bucket(addr);
-    let Some(bucket) = ADDRESSES.get_value(CURRENT, &index) else { return (None, false) };
+    let (index, table) = (Address::bucket(addr), current(CURRENT_ADDRESSES));
+    let Some(bucket) = ADDRESSES.get(table + index) else { return (None, false) };
     let transparent = bucket[0].flags & Address::TRANSPARENT != 0;
     if let Some(found) = find_address(bucket, addr) {
         return (Some(found), transparent);
@@ -173,7 +184,13 @@ pub fn address(addr: Addr) -> (Option<Known>, bool) {
         return (None, transparent);
     }
     let next = (index + 1) & (ADDRESS_BUCKETS - 1);
-    (ADDRESSES.get_value(CURRENT, &next).and_then(|bucket| find_address(bucket, addr)), transparent)
+    (ADDRESSES.get(table + next).and_then(|bucket| find_address(bucket, addr)), transparent)
+}
+
+/// Where the current copy of a table begins.
+#[inline(always)]
+fn current(table: u32) -> u32 {
+    CURRENT.get(table).map_or(0, |first| *first as u32)
 }
 
 #[inline(always)]
@@ -200,8 +217,8 @@ pub fn service_id(vip: &Known, port: Be16, l4: L4) -> u16 {
         L4::Udp => vip.any_udp,
     };
     let key = ServiceEntry::key(vip.id, port, l4);
-    let index = ServiceEntry::bucket(key);
-    let Some(bucket) = SERVICE_IDS.get_value(CURRENT, &index) else { return any_port };
+    let (index, table) = (ServiceEntry::bucket(key), current(CURRENT_SERVICES));
+    let Some(bucket) = SERVICE_IDS.get(table + index) else { return any_port };
     if let Some(entry) = bucket.iter().find(|entry| entry.key == key) {
         return entry.service;
     }
@@ -210,7 +227,7 @@ pub fn service_id(vip: &Known, port: Be16, l4: L4) -> u16 {
     }
     let next = (index + 1) & (SERVICE_BUCKETS - 1);
     SERVICE_IDS
-        .get_value(CURRENT, &next)
+        .get(table + next)
         .and_then(|bucket| bucket.iter().find(|entry| entry.key == key))
         .map_or(any_port, |entry| entry.service)
 }
@@ -234,7 +251,9 @@ pub fn pool_by_source(service: u16, client: Addr) -> u16 {
 #[inline(always)]
 pub fn maglev(pool: u16, slot: u32) -> u16 {
     let (line, place) = maglev::place(slot);
-    match POOLS.get_value(pool as u32, &line) {
+    let table = POOLS.get(pool as u32).map_or(abi::EMPTY_TABLE, |table| *table as u32);
+    let (slab, line) = (table / SLAB_TABLES, table % SLAB_TABLES * maglev::LINES + line);
+    match MAGLEV_TABLES.get_value(slab, &line) {
         Some(line) => line[place & 3],
         None => 0,
     }

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::compile::Limits;
 use crate::config::{Flows, XdpMode};
+use crate::maps::swap;
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
@@ -64,6 +65,7 @@ impl Datapath {
             .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
             .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
             .map_max_entries("POOLS", sizes.limits.pools as u32 + 1)
+            .map_max_entries("MAGLEV_TABLES", swap::slabs(sizes.limits.pools.into()))
             .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
             .map_max_entries("SOURCES", 1 << 20)
             .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)

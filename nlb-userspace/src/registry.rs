@@ -165,6 +165,7 @@ impl Registry {
         let mut state = self.lock();
         self.prove(&state, instance_id, registration_id)?;
         let record = Arc::make_mut(&mut state).record_mut(instance_id)?;
+        let before = record.health();
         record.lease.renew(now.at);
         if record.standing != Standing::Current {
             info!(instance = instance_id, "module is back");
@@ -176,7 +177,9 @@ impl Registry {
         if report.is_some() {
             record.report = report;
         }
-        Ok(self.publish(&state))
+        // Most heartbeats say nothing new, and there are many.
+        let news = record.health() != before;
+        Ok(if news { self.publish(&state) } else { self.desired.borrow().revision })
     }
 
     /// Forgets a module at once, at its own request.

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod bpf_toolchain;
 mod command;
 mod run;
@@ -39,6 +40,8 @@ enum Task {
         override_usage = "cargo xtask run [--duration <TIME>]\n       cargo xtask run -- serve --iface eth0 ..."
     )]
     Run(run::Args),
+    /// Set up, build with optimisation, and measure: `cargo xtask bench control`
+    Bench(bench::Args),
     /// Set up, then check and test everything; the first failure ends it
     Test,
     /// Check the rules of the house that a program can check
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::setup(),
         Task::Build { release } => build(release),
         Task::Run(args) => run::run(&args),
+        Task::Bench(args) => bench::bench(&args),
         Task::Test => test::test(),
         Task::Tidy => tidy::tidy(),
     };

@@ -21,3 +21,8 @@ pub fn debug_dir() -> Result<PathBuf> {
     let xtask = env::current_exe().context("finding the path of xtask itself")?;
     Ok(xtask.parent().context("xtask lies in no directory")?.to_owned())
 }
+
+/// Where cargo puts optimised builds.
+pub fn release_dir() -> Result<PathBuf> {
+    Ok(debug_dir()?.parent().context("xtask lies in no profile's directory")?.join("release"))
+}

@@ -14,7 +14,8 @@ use nlb_common::maglev;
 use nlb_common::net::Addr;
 use nlb_common::verdict::COUNTERS;
 
-use super::memory::{self, Flows};
+use super::memory::{Elements, Flows, Words};
+use super::swap::{Copies, Kernel, Places};
 use super::{Change, MapError, MapStore, layout};
 use crate::compile::Addr128;
 use crate::loader::chain;
@@ -26,13 +27,14 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 pub struct BpfMaps {
     backends: Array<MapData, Backend>,
     vips: Array<MapData, AddrRow>,
-    pools: ArrayOfMaps<MapData>,
-    /// What an unused pool's place holds: no backend in any slot.
-    no_pool: MapData,
+    pools: Places,
+    maglev_tables: MaglevTables,
     sources: LpmTrie<MapData, SourceKey, u32>,
     services: Array<MapData, Service>,
-    service_ids: ArrayOfMaps<MapData>,
-    addresses: ArrayOfMaps<MapData>,
+    service_ids: Copies<abi::ServiceBucket>,
+    addresses: Copies<abi::AddressBucket>,
+    /// Where packets find the current copies of the two.
+    current: Words,
     limits: Array<MapData, Limit>,
     limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
     limited_sources: LpmTrie<MapData, [u8; 16], u32>,
@@ -45,54 +47,102 @@ type AddrRow = [u64; 2];
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let mut maps = BpfMaps {
+        let mut maglev_tables = MaglevTables { slabs: take(bpf, "MAGLEV_TABLES")?.try_into()?, first: None };
+        let pools = array(bpf, "POOLS")?;
+        let words = pools.info()?.max_entries();
+        let pool_words = Words::new(pools.fd().as_fd(), words)?;
+        let current = array(bpf, "CURRENT")?;
+        Ok(BpfMaps {
             backends: take(bpf, "BACKENDS")?.try_into()?,
             vips: take(bpf, "VIPS")?.try_into()?,
-            pools: take(bpf, "POOLS")?.try_into()?,
-            no_pool: inner_map("nlb_no_pool", maglev::LINES, size_of::<maglev::Line>())?,
+            pools: Places::new(words - 1, pool_words, &mut maglev_tables)?,
+            maglev_tables,
             sources: take(bpf, "SOURCES")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
-            service_ids: take(bpf, "SERVICE_IDS")?.try_into()?,
-            addresses: take(bpf, "ADDRESSES")?.try_into()?,
+            service_ids: Copies::new(
+                Elements::new(
+                    array(bpf, "SERVICE_IDS")?.fd().as_fd(),
+                    abi::TABLE_COPIES * abi::SERVICE_BUCKETS,
+                )?,
+                abi::SERVICE_BUCKETS,
+            ),
+            addresses: Copies::new(
+                Elements::new(
+                    array(bpf, "ADDRESSES")?.fd().as_fd(),
+                    abi::TABLE_COPIES * abi::ADDRESS_BUCKETS,
+                )?,
+                abi::ADDRESS_BUCKETS,
+            ),
+            current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
             limits: take(bpf, "LIMITS")?.try_into()?,
             limit_clocks: take(bpf, "LIMIT_CLOCKS")?.try_into()?,
             limited_sources: take(bpf, "LIMITED_SOURCES")?.try_into()?,
             common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
-        };
-        // The program needs tables to look into, even if they are empty.
-        maps.apply(&Change::ReplaceServiceIds(BTreeMap::new()))?;
-        maps.apply(&Change::ReplaceAddresses(BTreeMap::new()))?;
-        Ok(maps)
+        })
     }
 
     fn set_pool(&mut self, id: u16, table: &[u16]) -> Result<(), MapError> {
-        let map =
-            inner_map("nlb_pool", maglev::LINES, size_of::<maglev::Line>()).map_err(refused("POOLS"))?;
-        memory::fill(map.fd().as_fd(), table).map_err(refused("POOLS"))?;
-        self.pools.set(id as u32, &map, 0).map_err(refused("POOLS"))
+        let mut lines = vec![maglev::Line::default(); maglev::LINES as usize];
+        for (line, slots) in lines.iter_mut().zip(table.chunks(maglev::SLOTS_PER_LINE as usize)) {
+            line[..slots.len()].copy_from_slice(slots);
+        }
+        self.pools.set(id, &lines, &mut self.maglev_tables)
     }
 
     fn replace_addresses<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a Address> + Clone,
     ) -> Result<(), MapError> {
-        const MAP: &str = "ADDRESSES";
-        let table =
-            layout::addresses(rows.clone()).ok_or(MapError::Full { map: MAP, entries: rows.count() })?;
-        let map = inner_map("nlb_addresses", abi::ADDRESS_BUCKETS, size_of::<abi::AddressBucket>())
-            .map_err(refused(MAP))?;
-        memory::fill(map.fd().as_fd(), &table).map_err(refused(MAP))?;
-        self.addresses.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
+        let full = || MapError::Full { map: "ADDRESSES", entries: rows.clone().count() };
+        let table = layout::addresses(rows.clone()).ok_or_else(full)?;
+        let first = self.addresses.write(&table, || self.maglev_tables.grace())?;
+        self.current.store(abi::CURRENT_ADDRESSES, first);
+        Ok(())
     }
 
     fn replace_service_ids(&mut self, rows: &BTreeMap<u64, u16>) -> Result<(), MapError> {
-        const MAP: &str = "SERVICE_IDS";
         let table = layout::services(rows.iter().map(|(key, id)| (*key, *id)))
-            .ok_or(MapError::Full { map: MAP, entries: rows.len() })?;
-        let map = inner_map("nlb_services", abi::SERVICE_BUCKETS, size_of::<abi::ServiceBucket>())
-            .map_err(refused(MAP))?;
-        memory::fill(map.fd().as_fd(), &table).map_err(refused(MAP))?;
-        self.service_ids.set(abi::CURRENT, &map, 0).map_err(refused(MAP))
+            .ok_or(MapError::Full { map: "SERVICE_IDS", entries: rows.len() })?;
+        let first = self.service_ids.write(&table, || self.maglev_tables.grace())?;
+        self.current.store(abi::CURRENT_SERVICES, first);
+        Ok(())
+    }
+}
+
+/// The map of maps that Maglev tables lie in. The kernel ends every update of such a map with a grace period.
+struct MaglevTables {
+    slabs: ArrayOfMaps<MapData>,
+    first: Option<MapData>,
+}
+
+impl Kernel for MaglevTables {
+    type Error = MapError;
+
+    fn grace(&mut self) -> Result<(), MapError> {
+        match &self.first {
+            Some(first) => self.slabs.set(0, first, 0).map_err(refused("MAGLEV_TABLES")),
+            None => Ok(()),
+        }
+    }
+
+    fn add_slab(&mut self, number: u32) -> Result<Elements<maglev::Line>, MapError> {
+        const MAP: &str = "MAGLEV_TABLES";
+        let lines = abi::SLAB_TABLES * maglev::LINES;
+        let size = size_of::<maglev::Line>() as u32;
+        let map = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, 4, size, lines, BPF_F_MMAPABLE);
+        let map = MapData::create(map, "nlb_maglev", None).map_err(refused(MAP))?;
+        let memory = Elements::new(map.fd().as_fd(), lines).map_err(refused(MAP))?;
+        self.slabs.set(number, &map, 0).map_err(refused(MAP))?;
+        self.first.get_or_insert(map);
+        Ok(memory)
+    }
+}
+
+/// An array that is accessed through memory.
+fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
+    match take(bpf, name)? {
+        Map::Array(map) => Ok(map),
+        _ => Err(anyhow!("{name} is not an array")),
     }
 }
 
@@ -107,7 +157,10 @@ impl MapStore for BpfMaps {
                 self.vips.set(*id as u32, [*hi, *lo], 0).map_err(refused("VIPS"))
             }
             Change::SetPool(id, table) => self.set_pool(*id, table),
-            Change::ClearPool(id) => self.pools.set(*id as u32, &self.no_pool, 0).map_err(refused("POOLS")),
+            Change::ClearPool(id) => {
+                self.pools.clear(*id);
+                Ok(())
+            }
             Change::SetSource(service, prefix, pool) => self
                 .sources
                 .insert(&source_key(*service, prefix), *pool as u32, 0)
@@ -153,13 +206,6 @@ fn prefix_key(prefix: &Addr128) -> Key<[u8; 16]> {
     Key::new(prefix.bits as u32, prefix.addr)
 }
 
-/// An array that can take the place of an inner map, filled with zeros.
-fn inner_map(name: &str, entries: u32, value_size: usize) -> Result<MapData, aya::maps::MapError> {
-    let map =
-        aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, 4, value_size as u32, entries, BPF_F_MMAPABLE);
-    MapData::create(map, name, None)
-}
-
 fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
     move |error| MapError::Kernel { map, reason: chain(&error) }
 }
@@ -178,7 +224,7 @@ pub struct Readings {
 
 impl Readings {
     pub fn take(bpf: &mut Ebpf, flow_buckets: u32) -> anyhow::Result<Self> {
-        let Map::Array(flows) = take(bpf, "FLOWS")? else { return Err(anyhow!("FLOWS is not an array")) };
+        let flows = array(bpf, "FLOWS")?;
         Ok(Readings {
             exits: take(bpf, "EXITS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,

@@ -1,25 +1,60 @@
 //! A map's contents as memory of our own: filling a Maglev table takes 50 microseconds this way and 100 milliseconds by
 //! one system call an entry.
 
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::Pod;
 use memmap2::{MmapMut, MmapOptions};
 
-/// Fills an array map that was made with `BPF_F_MMAPABLE`, from its first element on.
-pub fn fill<T: Pod>(fd: BorrowedFd<'_>, elements: &[T]) -> std::io::Result<()> {
-    // SAFETY: `Pod` promises that a value is its bytes, without padding.
-    let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
-    map(fd, bytes.len())?.copy_from_slice(bytes);
-    Ok(())
-}
-
 /// The first `bytes` bytes of an array map that was made with `BPF_F_MMAPABLE`.
 fn map(fd: BorrowedFd<'_>, bytes: usize) -> std::io::Result<MmapMut> {
     // SAFETY: the kernel keeps a map's memory in place for as long as it is mapped, and no file can be truncated under it.
-    // The XDP program writes flows at any time, so `Flows` shows them as atomics only; other maps are filled before the
-    // program can see them.
+    // The XDP program reads and writes it at any time: words and flows are shown as atomics only, and other elements are
+    // written while no packet looks at them and never read.
     unsafe { MmapOptions::new().len(bytes).map_mut(fd.as_raw_fd()) }
+}
+
+/// Elements that are written while no packet looks at them.
+pub struct Elements<T> {
+    memory: MmapMut,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> Elements<T> {
+    /// `count` of them, from a map that has that many.
+    pub fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8), "the kernel rounds elements up to 8 bytes") }
+        Ok(Elements { memory: map(fd, count as usize * size_of::<T>())?, kind: PhantomData })
+    }
+
+    /// Writes elements from the one at `first` on.
+    pub fn fill(&mut self, first: u32, elements: &[T]) {
+        // SAFETY: `Pod` promises that a value is its bytes, without padding.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
+        let start = first as usize * size_of::<T>();
+        self.memory[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// 64-bit words that packets read at any time.
+pub struct Words(MmapMut);
+
+impl Words {
+    pub fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
+        map(fd, count as usize * size_of::<u64>()).map(Words)
+    }
+
+    /// Packets that read it from now on see what was written before.
+    pub fn store(&self, index: u32, value: u32) {
+        // SAFETY: the memory starts on a page and consists of words, which nobody accesses but atomically.
+        let words = unsafe {
+            std::slice::from_raw_parts(self.0.as_ptr().cast::<AtomicU64>(), self.0.len() / size_of::<u64>())
+        };
+        words[index as usize].store(value.into(), Ordering::Release);
+    }
 }
 
 /// A flow table in shared memory.

@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod fake;
 pub mod layout;
 mod memory;
+pub mod swap;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,0 +1,28 @@
+//! What the NLB costs, measured. Started by `cargo xtask bench`, as root, and built with optimisation.
+//!
+//! Figures are for comparison within one run on one machine: nothing here passes or fails by a clock.
+
+mod control;
+mod figures;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "nlb-bench")]
+struct Cli {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// The control plane: registrations, heartbeats, many routes, many services
+    Control(control::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().part {
+        Part::Control(args) => control::run(&args),
+    }
+}
