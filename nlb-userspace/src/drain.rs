@@ -68,7 +68,7 @@ mod tests {
     fn with_flows(tcp: u64) -> Arc<Traffic> {
         let backend = Backend {
             instance_id: "alb-1".into(),
-            route: RouteKey { id: "web".into(), operators: false },
+            route: Some(RouteKey { id: "web".into(), operators: false }),
             addr: "10.0.0.1".parse().unwrap(),
             port: 80,
             mode: ForwardMode::Nat,

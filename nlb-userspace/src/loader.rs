@@ -58,14 +58,16 @@ impl Datapath {
     pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let settings = settings(sizes, &clock);
+        // As many numbers as the compiler has for them.
+        let pools = sizes.limits.pools.saturating_mul(2).into();
         let mut bpf = EbpfLoader::new()
             .override_global("SETTINGS", &settings, true)
             .map_max_entries("FLOWS", sizes.flow_buckets())
             .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
             .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
             .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
-            .map_max_entries("POOLS", sizes.limits.pools as u32 + 1)
-            .map_max_entries("MAGLEV_TABLES", swap::slabs(sizes.limits.pools.into()))
+            .map_max_entries("POOLS", pools + 1)
+            .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
             .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
             .map_max_entries("SOURCES", 1 << 20)
             .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)

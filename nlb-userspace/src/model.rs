@@ -243,11 +243,13 @@ pub struct RouteKey {
 }
 
 /// One place that packets are sent to: an instance's data address and port. An instance with several routes or both
-/// address families has several, so that each route can be counted and limited.
+/// address families has several, so that each route can be counted and
+/// limited.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     pub instance_id: String,
-    pub route: RouteKey,
+    /// `None` for routes that are not counted and limited one by one, because there are too many.
+    pub route: Option<RouteKey>,
     pub addr: IpAddr,
     /// 0 with a route for every port: the client's destination port is kept.
     pub port: u16,

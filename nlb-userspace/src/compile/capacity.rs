@@ -1,19 +1,28 @@
 //! Whether a desired state fits the maps: asked before it is accepted, so that one caller's excess does not hold up
 //! everybody's changes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::counted::Counted;
+use super::pools::Pool;
 use super::{Limits, Offers, TooMany, classifier};
-use crate::model::Desired;
+use crate::model::{Backend, Desired};
 
 /// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
 /// of `limits.addresses` more.
 pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
-    let offers = Offers::collect(desired);
+    let offers = Offers::collect(desired, &Counted::default().renew(desired));
     let services = classifier::services(&offers.by_vip, desired);
-    let pools = services.iter().map(|service| service.pools.len()).sum::<usize>();
+    // Those that do not fit below share a number here.
+    let numbers: BTreeMap<&Backend, u16> =
+        offers.backends.keys().zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX))).collect();
+    let pool = |winners: &Vec<_>| Pool::new(winners, desired, |backend| numbers[backend]);
+    let pools: BTreeSet<Pool> =
+        services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
     for (what, count, max, flag) in [
         ("backends", offers.backends.len(), limits.backends, "--max-backends"),
         ("services", services.len(), limits.services, "--max-services"),
-        ("pools", pools, limits.pools, "--max-pools"),
+        ("pools", pools.len(), limits.pools, "--max-pools"),
         ("VIPs and source addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
         ("rate limits", super::limits::enabled(desired).count(), limits.rate_limits, "--max-rate-limits"),
     ] {

@@ -48,25 +48,43 @@ pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desi
         .collect();
     let mut services = Vec::new();
     for (vip, offers) in by_vip {
-        let mut ports: BTreeSet<(Option<u16>, L4)> =
-            offers.iter().map(|o| (o.route.port, o.route.protocol.l4())).collect();
-        let of_vip = limited.range((*vip, 0, L4::Tcp)..=(*vip, u16::MAX, L4::Udp));
-        let of_wildcards = of_vip.filter(|(_, _, l4)| ports.contains(&(None, *l4)));
-        ports.extend(of_wildcards.map(|(_, port, l4)| (Some(*port), *l4)).collect::<Vec<_>>());
-        for (port, l4) in ports {
-            let candidates: Vec<&Offer> = offers
-                .iter()
-                .filter(|o| o.route.protocol.l4() == l4 && (o.route.port == port || o.route.port.is_none()))
-                .collect();
-            services.push(Service { key: ServiceKey { vip: *vip, port, l4 }, pools: pools(&candidates) });
+        let mut by_port: BTreeMap<(Option<u16>, L4), Vec<&Offer>> = BTreeMap::new();
+        for offer in offers {
+            by_port.entry((offer.route.port, offer.route.protocol.l4())).or_default().push(offer);
+        }
+        for (_, port, l4) in limited.range((*vip, 0, L4::Tcp)..=(*vip, u16::MAX, L4::Udp)) {
+            if by_port.contains_key(&(None, *l4)) {
+                by_port.entry((Some(*port), *l4)).or_default();
+            }
+        }
+        for ((port, l4), own) in &by_port {
+            let for_every_port = by_port.get(&(None, *l4)).filter(|_| port.is_some());
+            let candidates = own.iter().chain(for_every_port.into_iter().flatten()).copied();
+            services.push(Service {
+                key: ServiceKey { vip: *vip, port: *port, l4: *l4 },
+                pools: pools(candidates),
+            });
         }
     }
     services
 }
 
-fn pools<'a>(candidates: &[&'a Offer<'a>]) -> BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>> {
-    let prefixes: BTreeSet<Option<IpNet>> = candidates.iter().map(|o| whole(o.route.source)).collect();
-    prefixes.into_iter().map(|prefix| (prefix, winners(candidates, prefix))).collect()
+/// The winners for every source prefix that some candidate names. What wins for a prefix is among the candidates of that
+/// prefix and of those around it.
+fn pools<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>> {
+    let mut by_source: BTreeMap<Option<IpNet>, Vec<&Offer>> = BTreeMap::new();
+    for offer in candidates {
+        by_source.entry(whole(offer.route.source)).or_default().push(offer);
+    }
+    let lengths: BTreeSet<u8> = by_source.keys().flatten().map(IpNet::prefix_len).collect();
+    let covering = |prefix: &Option<IpNet>| -> Vec<&'a Offer<'a>> {
+        let around = prefix.iter().flat_map(|net| {
+            let lengths = lengths.range(..=net.prefix_len());
+            lengths.filter_map(|bits| IpNet::new(net.addr(), *bits).ok().map(|net| Some(net.trunc())))
+        });
+        around.chain([None]).filter_map(|source| by_source.get(&source)).flatten().copied().collect()
+    };
+    by_source.keys().map(|prefix| (*prefix, winners(&covering(prefix)))).collect()
 }
 
 /// The prefix of length 0 is any source.
@@ -74,22 +92,16 @@ fn whole(source: Option<IpNet>) -> Option<IpNet> {
     source.filter(|net| net.prefix_len() > 0).map(|net| net.trunc())
 }
 
-/// The offers that win for clients whose longest matching prefix is `prefix`: those of the best match. An instance counts
-/// once, by its smallest route id.
-fn winners<'a>(candidates: &[&'a Offer<'a>], prefix: Option<IpNet>) -> Vec<&'a Offer<'a>> {
-    let covers = |o: &&&Offer| match (whole(o.route.source), prefix) {
-        (None, _) => true,
-        (Some(source), Some(prefix)) => source.contains(&prefix),
-        (Some(_), None) => false,
-    };
+/// Of the offers for clients whose longest matching prefix is the same, those of the best match. An instance counts once, by
+/// its smallest route id.
+fn winners<'a>(covering: &[&'a Offer<'a>]) -> Vec<&'a Offer<'a>> {
     let rank = |o: &Offer| {
         let source_bits = whole(o.route.source).map_or(0, |net| net.prefix_len());
         (o.route.priority, source_bits, o.destination_bits, o.route.port.is_some())
     };
-    let covering: Vec<&&Offer> = candidates.iter().filter(covers).collect();
     let best = covering.iter().map(|o| rank(o)).max();
     let mut by_instance: BTreeMap<&str, &Offer> = BTreeMap::new();
-    for offer in covering.into_iter().filter(|o| Some(rank(o)) == best) {
+    for offer in covering.iter().copied().filter(|o| Some(rank(o)) == best) {
         by_instance
             .entry(&offer.backend.instance_id)
             .and_modify(|first| {

@@ -3,7 +3,7 @@
 //! A number that was given up is not used again until all others have been, so that flows which still carry it have long
 //! been forgotten; the generation, which grows with every reuse, catches the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbers from 1 to `max` for keys of type `K`; 0 means unset everywhere.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,24 +13,37 @@ pub struct Ids<K: Ord> {
     /// How often each id was taken up before.
     generations: BTreeMap<u16, u8>,
     last: u16,
+    /// The highest number.
+    highest: u16,
+    /// How many may be in use at a time.
     max: u16,
 }
 
 impl<K: Ord + Clone> Ids<K> {
     pub fn new(max: u16) -> Self {
-        Ids { by_key: BTreeMap::new(), by_id: BTreeMap::new(), generations: BTreeMap::new(), last: 0, max }
+        Self::up_to(max, max)
+    }
+
+    /// Twice as many numbers as may be in use, so that all keys can change at once without reuse of a number.
+    pub fn with_spare(max: u16) -> Self {
+        Self::up_to(max.saturating_mul(2), max)
+    }
+
+    fn up_to(highest: u16, max: u16) -> Self {
+        let (by_key, by_id, generations) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ids { by_key, by_id, generations, last: 0, highest, max }
     }
 
     /// Gives up the ids of keys that are not wanted any more and numbers the new ones, in their order. The error says how
     /// many can be numbered.
     pub fn renew(&self, wanted: impl IntoIterator<Item = K>) -> Result<Self, u16> {
-        let wanted: std::collections::BTreeSet<K> = wanted.into_iter().collect();
+        let wanted: BTreeSet<K> = wanted.into_iter().collect();
         let mut ids = self.clone();
         ids.by_key.retain(|key, _| wanted.contains(key));
         ids.by_id.retain(|_, key| wanted.contains(key));
         for key in wanted {
             if !ids.by_key.contains_key(&key) {
-                ids.take(key)?;
+                ids.take(key, self)?;
             }
         }
         Ok(ids)
@@ -52,17 +65,15 @@ impl<K: Ord + Clone> Ids<K> {
         self.by_id.iter().map(|(id, key)| (*id, key))
     }
 
-    fn take(&mut self, key: K) -> Result<(), u16> {
+    /// Numbers that were in use before are the last choice: the maps may still lead there.
+    fn take(&mut self, key: K, before: &Self) -> Result<(), u16> {
         if self.by_id.len() >= self.max as usize {
             return Err(self.max);
         }
-        let mut id = self.last;
-        loop {
-            id = if id >= self.max { 1 } else { id + 1 };
-            if !self.by_id.contains_key(&id) {
-                break;
-            }
-        }
+        let after_last = (self.last + 1..=self.highest).chain(1..=self.last);
+        let mut free = after_last.filter(|id| !self.by_id.contains_key(id));
+        let rested = free.clone().find(|id| !before.by_id.contains_key(id));
+        let id = rested.or_else(|| free.next()).ok_or(self.max)?;
         self.last = id;
         self.generations.entry(id).and_modify(|g| *g = g.wrapping_add(1)).or_insert(0);
         self.by_key.insert(key.clone(), id);

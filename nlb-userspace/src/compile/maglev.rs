@@ -114,7 +114,7 @@ mod tests {
     fn backend(n: usize) -> Backend {
         Backend {
             instance_id: format!("alb-{n:03}"),
-            route: RouteKey { id: "web".into(), operators: false },
+            route: Some(RouteKey { id: "web".into(), operators: false }),
             addr: std::net::Ipv4Addr::from(0x0a00_0000 + n as u32).into(),
             port: 8080,
             mode: ForwardMode::Nat,

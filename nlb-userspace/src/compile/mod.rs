@@ -5,6 +5,7 @@
 
 mod capacity;
 pub mod classifier;
+mod counted;
 pub mod ids;
 mod limits;
 pub mod maglev;
@@ -21,6 +22,7 @@ use nlb_common::net::{Addr, Be16};
 
 use crate::model::{Backend, Desired, Health, L4};
 use classifier::ServiceKey;
+use counted::Counted;
 use ids::Ids;
 use limits::Limited;
 use offers::Offers;
@@ -63,21 +65,18 @@ pub struct MapImage {
     /// What the ids in the rows stand for.
     pub backend_ids: Ids<Backend>,
     service_ids: Ids<ServiceKey>,
-    pool_ids: Ids<PoolKey>,
+    /// By content: services with the same backends in the same shares have one table, and a table never changes.
+    pool_ids: Ids<Pool>,
     pub address_ids: Ids<IpAddr>,
     /// Of those that are enabled.
     pub limit_ids: Ids<String>,
     /// Our address towards each NAT backend, the last that was known: replies to it are expected for as long as there are
     /// flows, even while the way there is unknown.
     sources: BTreeMap<IpAddr, IpAddr>,
-    /// What the pools' tables were built from.
-    pools: BTreeMap<u16, Pool>,
+    counted: Counted,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
-
-/// A pool serves the clients of a service that one source prefix covers; `None` covers all.
-type PoolKey = (ServiceKey, Option<IpNet>);
 
 /// A flow to be steered, as [`MapImage::choose`] asks for it.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +99,8 @@ pub struct TooMany {
 
 /// The contents of the maps for `desired`, with the numbers of `before`.
 pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapImage, TooMany> {
-    let offers = Offers::collect(desired);
+    let counted = before.counted.renew(desired);
+    let offers = Offers::collect(desired, &counted);
     let too_many = |what, flag| move |max| TooMany { what, max, flag };
 
     let services = classifier::services(&offers.by_vip, desired);
@@ -112,8 +112,18 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .service_ids
         .renew(services.iter().map(|s| s.key))
         .map_err(too_many("services", "--max-services"))?;
-    let pool_keys = services.iter().flat_map(|s| s.pools.keys().map(|source| (s.key, *source)));
-    let pool_ids = before.pool_ids.renew(pool_keys).map_err(too_many("pools", "--max-pools"))?;
+    let pools: Vec<BTreeMap<Option<IpNet>, Pool>> = services
+        .iter()
+        .map(|service| {
+            let id = |backend: &Backend| backend_ids.get(backend).unwrap_or(0);
+            let pool = |winners: &Vec<_>| Pool::new(winners, desired, id);
+            service.pools.iter().map(|(source, winners)| (*source, pool(winners))).collect()
+        })
+        .collect();
+    let pool_ids = before
+        .pool_ids
+        .renew(pools.iter().flat_map(BTreeMap::values).cloned())
+        .map_err(too_many("pools", "--max-pools"))?;
     let sources = offers.nat_sources(hops, &before.sources);
     let addresses: BTreeSet<IpAddr> = offers.by_vip.keys().chain(sources.values()).copied().collect();
     let address_ids =
@@ -132,11 +142,12 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         address_ids,
         limit_ids,
         sources,
-        pools: BTreeMap::new(),
+        counted,
         unserved: offers.unserved.clone(),
     };
-    for service in &services {
-        image.add_service(service, desired, &limited, before);
+    image.add_pools(before);
+    for (service, pools) in services.iter().zip(&pools) {
+        image.add_service(service.key, pools, desired, &limited);
     }
     image.add_backends(desired, &offers, &limited, hops);
     image.add_addresses(desired, &offers, &services);
@@ -150,11 +161,11 @@ impl MapImage {
             rows: Rows::default(),
             backend_ids: Ids::new(limits.backends),
             service_ids: Ids::new(limits.services),
-            pool_ids: Ids::new(limits.pools),
+            pool_ids: Ids::with_spare(limits.pools),
             address_ids: Ids::new(limits.addresses),
             limit_ids: Ids::new(limits.rate_limits),
             sources: BTreeMap::new(),
-            pools: BTreeMap::new(),
+            counted: Counted::default(),
             unserved: Vec::new(),
         }
     }
@@ -194,7 +205,7 @@ impl MapImage {
     /// Slots by instance, over all pools alike.
     pub fn slots(&self) -> BTreeMap<&str, u64> {
         let mut slots = BTreeMap::new();
-        for (backend, share) in self.pools.values().flat_map(Pool::members) {
+        for (backend, share) in self.pool_ids.iter().flat_map(|(_, pool)| pool.members()) {
             *slots.entry(backend.instance_id.as_str()).or_default() += u64::from(share);
         }
         slots
@@ -208,25 +219,30 @@ impl MapImage {
             .map_or(0, |(_, pool)| *pool)
     }
 
-    fn add_service(
-        &mut self,
-        service: &classifier::Service,
-        desired: &Desired,
-        limited: &Limited,
-        before: &MapImage,
-    ) {
-        let Some(id) = self.service_ids.get(&service.key) else { return };
-        let by_source = service.pools.keys().any(Option::is_some);
-        let mut row = abi::Service { limits: limited.service(&service.key), ..Default::default() };
-        for (source, winners) in &service.pools {
-            let Some(pool_id) = self.pool_ids.get(&(service.key, *source)) else { continue };
-            let pool = Pool::new(winners, desired, |backend| self.backend_ids.get(backend).unwrap_or(0));
-            let table = match before.pools.get(&pool_id) {
-                Some(old) if *old == pool => before.rows.pools[&pool_id].clone(),
+    /// The tables of pools that are new are built; the others are taken over.
+    fn add_pools(&mut self, before: &MapImage) {
+        for (id, pool) in self.pool_ids.iter() {
+            let table = match before.rows.pools.get(&id) {
+                Some(table) if before.pool_ids.key(id) == Some(pool) => table.clone(),
                 _ => pool.table(),
             };
-            self.rows.pools.insert(pool_id, table);
-            self.pools.insert(pool_id, pool);
+            self.rows.pools.insert(id, table);
+        }
+    }
+
+    /// A service and its pools by source prefix; `None` is every other source.
+    fn add_service(
+        &mut self,
+        key: ServiceKey,
+        pools: &BTreeMap<Option<IpNet>, Pool>,
+        desired: &Desired,
+        limited: &Limited,
+    ) {
+        let Some(id) = self.service_ids.get(&key) else { return };
+        let by_source = pools.keys().any(Option::is_some);
+        let mut row = abi::Service { limits: limited.service(&key), ..Default::default() };
+        for (source, pool) in pools {
+            let Some(pool_id) = self.pool_ids.get(pool) else { continue };
             if source.is_none() {
                 row.pool = pool_id;
             }
@@ -244,7 +260,8 @@ impl MapImage {
     }
 
     fn add_backends(&mut self, desired: &Desired, offers: &Offers, limited: &Limited, hops: &Hops) {
-        let in_use: BTreeSet<u16> = self.pools.values().flat_map(Pool::members_in_use).collect();
+        let in_use: BTreeSet<u16> =
+            self.pool_ids.iter().flat_map(|(_, pool)| pool.members_in_use()).collect();
         for (id, backend) in self.backend_ids.iter() {
             let Some(module) = offers.backends.get(backend) else { continue };
             let leaving = match module.health {
@@ -255,7 +272,7 @@ impl MapImage {
             };
             let hop = hops.get(&backend.addr);
             let source_id = hop.and_then(|h| self.address_ids.get(&h.source)).unwrap_or(0);
-            let limits = limited.route(&backend.route.id);
+            let limits = backend.route.as_ref().map_or(abi::Limits::NONE, |route| limited.route(&route.id));
             let row = backend_row(backend, self.backend_ids.generation(id), leaving, hop, source_id, limits);
             self.rows.backends.insert(id, row);
         }

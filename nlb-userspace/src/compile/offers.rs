@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::Hops;
 use super::classifier::Offer;
+use super::counted::Counted;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// Who offers to serve what.
@@ -16,7 +17,7 @@ pub struct Offers<'a> {
 }
 
 impl<'a> Offers<'a> {
-    pub fn collect(desired: &'a Desired) -> Self {
+    pub fn collect(desired: &'a Desired, counted: &Counted) -> Self {
         let mut offers = Offers {
             by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
             backends: BTreeMap::new(),
@@ -24,11 +25,12 @@ impl<'a> Offers<'a> {
         };
         for (instance_id, module) in &desired.modules {
             for (route_id, route) in &module.routes {
-                offers.add(instance_id, module, route_id, route, false);
+                let key = counted.key(route_id, false);
+                offers.add(instance_id, module, route_id, route, key);
             }
             for (route_id, route) in &desired.operator_routes {
                 if route.targets.include(route.protocol, instance_id, module.module_type) {
-                    offers.add(instance_id, module, route_id, route, true);
+                    offers.add(instance_id, module, route_id, route, counted.key(route_id, true));
                 }
             }
         }
@@ -41,9 +43,8 @@ impl<'a> Offers<'a> {
         module: &'a Module,
         route_id: &'a str,
         route: &'a Route,
-        operators: bool,
+        key: Option<&RouteKey>,
     ) {
-        let key = RouteKey { id: route_id.to_owned(), operators };
         let mut served = false;
         let mut refused = None;
         for (vip, offers) in &mut self.by_vip {
@@ -51,7 +52,7 @@ impl<'a> Offers<'a> {
             if route.source.is_some_and(|source| source.addr().is_ipv4() != vip.is_ipv4()) {
                 continue;
             }
-            match backend_for(instance_id, module, &key, route, *vip) {
+            match backend_for(instance_id, module, key, route, *vip) {
                 Ok(backend) => {
                     served = true;
                     self.backends.insert(backend.clone(), module);
@@ -91,7 +92,7 @@ fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
 fn backend_for(
     instance_id: &str,
     module: &Module,
-    key: &RouteKey,
+    key: Option<&RouteKey>,
     route: &Route,
     vip: IpAddr,
 ) -> Result<Backend, &'static str> {
@@ -110,7 +111,7 @@ fn backend_for(
     };
     Ok(Backend {
         instance_id: instance_id.to_owned(),
-        route: key.clone(),
+        route: key.cloned(),
         addr,
         port,
         mode: module.mode,

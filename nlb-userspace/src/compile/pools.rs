@@ -9,10 +9,11 @@ use super::classifier::Offer;
 use super::maglev::{self, Member};
 use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 
-/// The members of a pool and their shares: all that its Maglev table depends on.
-#[derive(Clone, Debug, PartialEq)]
+/// The members of a pool and their shares: all that its Maglev table depends on. Clones share it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pool {
-    members: Vec<(Backend, u16, u32)>,
+    /// Backend id, slots and the backend itself; told apart by the first, mostly.
+    members: Arc<[(u16, u32, Backend)]>,
 }
 
 impl Pool {
@@ -25,7 +26,7 @@ impl Pool {
         let members = usable
             .iter()
             .zip(slots)
-            .map(|(offer, slots)| (offer.backend.clone(), id(&offer.backend), slots))
+            .map(|(offer, slots)| (id(&offer.backend), slots, offer.backend.clone()))
             .collect();
         Pool { members }
     }
@@ -34,19 +35,19 @@ impl Pool {
         let members: Vec<Member> = self
             .members
             .iter()
-            .map(|(backend, id, slots)| Member { backend, id: *id, slots: *slots })
+            .map(|(id, slots, backend)| Member { backend, id: *id, slots: *slots })
             .collect();
         maglev::fill(&members).into()
     }
 
     /// Every backend that could get new flows, and its slots of the table.
     pub fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
-        self.members.iter().map(|(backend, _, slots)| (backend, *slots))
+        self.members.iter().map(|(_, slots, backend)| (backend, *slots))
     }
 
     /// The ids of the backends that get new flows.
     pub fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
-        self.members.iter().filter(|(_, _, slots)| *slots > 0).map(|(_, id, _)| *id)
+        self.members.iter().filter(|(_, slots, _)| *slots > 0).map(|(id, _, _)| *id)
     }
 }
 

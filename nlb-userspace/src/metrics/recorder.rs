@@ -122,7 +122,7 @@ impl Sources {
         for (backend, counts) in &traffic.backends {
             let subject = Subject::Backend {
                 instance_id: backend.instance_id.clone(),
-                route_id: backend.route.id.clone(),
+                route_id: backend.route.as_ref().map_or_else(String::new, |route| route.id.clone()),
                 addr: SocketAddr::new(backend.addr, backend.port),
             };
             let sum = backends.entry(subject).or_default();

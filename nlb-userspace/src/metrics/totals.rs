@@ -77,7 +77,7 @@ mod tests {
         let backend = |(instance_id, port, packets): &(&str, u16, u64)| {
             let backend = Backend {
                 instance_id: instance_id.to_string(),
-                route: RouteKey { id: "web".into(), operators: false },
+                route: Some(RouteKey { id: "web".into(), operators: false }),
                 addr: "10.0.0.1".parse().unwrap(),
                 port: *port,
                 mode: ForwardMode::Nat,

@@ -50,7 +50,7 @@ impl Fleet {
     fn see(&self, instance: &str, new_flows: u64, resets: u64) {
         let backend = Backend {
             instance_id: instance.into(),
-            route: RouteKey { id: "web".into(), operators: false },
+            route: Some(RouteKey { id: "web".into(), operators: false }),
             addr: "10.0.0.1".parse().unwrap(),
             port: 80,
             mode: ForwardMode::Nat,

@@ -17,7 +17,7 @@ use super::reports::report;
 
 pub fn backend(instance_id: &str, port: u16) -> Backend {
     let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
-    let route = RouteKey { id: "web".into(), operators: false };
+    let route = Some(RouteKey { id: "web".into(), operators: false });
     Backend { instance_id: instance_id.into(), route, addr, port, mode, snat: Default::default() }
 }
 

@@ -144,7 +144,7 @@ impl Nlb {
 fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
     let backend = Backend {
         instance_id: instance_id.to_owned(),
-        route: RouteKey { id: "web".to_owned(), operators: false },
+        route: Some(RouteKey { id: "web".to_owned(), operators: false }),
         addr: "10.0.0.1".parse().unwrap(),
         port: 80,
         mode: ForwardMode::Nat,

@@ -1,0 +1,102 @@
+//! Which routes have backends of their own, so that each can be counted and limited.
+//!
+//! Such backends cost numbers and Maglev tables, of which there are fewer than there may be routes. So only so many routes
+//! have them, those that came first and those with a rate limit; the others share backends, and count together. Once
+//! decided it stays so: a route that changed over would lose its flows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::limits;
+use crate::model::{Desired, LimitTarget, RouteKey};
+
+/// Routes that are counted one by one; with a rate limit of their own, any number.
+pub const MOST: usize = 1024;
+
+/// All routes there are, and whether they are counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counted(Arc<BTreeMap<RouteKey, bool>>);
+
+impl Counted {
+    pub fn renew(&self, desired: &Desired) -> Self {
+        let limited: BTreeSet<&str> = limits::enabled(desired)
+            .filter_map(|(_, limit)| match &limit.target {
+                LimitTarget::Route(id) => Some(id.as_str()),
+                _ => None,
+            })
+            .collect();
+        let of_modules = desired.modules.values().flat_map(|module| module.routes.keys());
+        let of_modules = of_modules.map(|id| (id, false));
+        let keys: BTreeSet<(&String, bool)> =
+            of_modules.chain(desired.operator_routes.keys().map(|id| (id, true))).collect();
+        let mut counted: BTreeMap<RouteKey, bool> = keys
+            .into_iter()
+            .map(|(id, operators)| RouteKey { id: id.clone(), operators })
+            .map(|key| {
+                let now = limited.contains(key.id.as_str()) || self.0.get(&key) == Some(&true);
+                (key, now)
+            })
+            .collect();
+        let mut room = MOST.saturating_sub(counted.values().filter(|counted| **counted).count());
+        for (key, counted) in &mut counted {
+            if room > 0 && !*counted && !self.0.contains_key(key) {
+                *counted = true;
+                room -= 1;
+            }
+        }
+        Counted(Arc::new(counted))
+    }
+
+    /// The key of a route that is counted.
+    pub fn key(&self, id: &str, operators: bool) -> Option<&RouteKey> {
+        let key = RouteKey { id: id.to_owned(), operators };
+        self.0.get_key_value(&key).filter(|(_, counted)| **counted).map(|(key, _)| key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LimitUnit, RateLimit};
+    use crate::registry::fixtures::route;
+
+    fn routes(numbers: impl IntoIterator<Item = usize>) -> Desired {
+        let operator_routes = numbers.into_iter().map(|n| (format!("r{n:05}"), route(80))).collect();
+        Desired { operator_routes, ..Desired::default() }
+    }
+
+    fn is_counted(counted: &Counted, n: usize) -> bool {
+        counted.key(&format!("r{n:05}"), true).is_some()
+    }
+
+    #[test]
+    fn who_comes_first_is_counted_and_stays_so() {
+        let first = Counted::default().renew(&routes(5000..5000 + MOST));
+        assert!(is_counted(&first, 5000) && is_counted(&first, 5000 + MOST - 1));
+        let more = first.renew(&routes(0..5000 + MOST));
+        assert!(is_counted(&more, 5000) && !is_counted(&more, 0));
+        let fewer = more.renew(&routes(0..5001));
+        assert!(is_counted(&fewer, 5000) && !is_counted(&fewer, 0), "not even when there is room");
+        let again = fewer.renew(&routes(5000..5002)).renew(&routes([0, 5000]));
+        assert!(is_counted(&again, 0), "it was gone and came back");
+    }
+
+    #[test]
+    fn a_route_with_a_limit_is_always_counted() {
+        let mut desired = routes(0..MOST + 1);
+        let before = Counted::default().renew(&desired);
+        assert!(!is_counted(&before, MOST));
+        let limit = RateLimit {
+            target: LimitTarget::Route(format!("r{MOST:05}")),
+            unit: LimitUnit::NewFlows,
+            per_second: 1,
+            per_minute: 0,
+            per_hour: 0,
+            burst: 0,
+            enabled: true,
+            metadata: BTreeMap::new(),
+        };
+        desired.rate_limits.insert("few".into(), limit);
+        assert!(is_counted(&before.renew(&desired), MOST));
+    }
+}
