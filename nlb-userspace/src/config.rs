@@ -78,8 +78,9 @@ impl Options {
             pools: self.max_pools.unwrap_or(1024),
             addresses: self.max_vips.unwrap_or(1024),
             rate_limits: self.max_rate_limits.unwrap_or(16_384),
+            counted_routes: self.max_counted_routes.unwrap_or(256),
         };
-        let Limits { backends, services, pools, addresses, rate_limits } = limits;
+        let Limits { backends, services, pools, addresses, rate_limits, .. } = limits;
         let least = [backends, services, pools, addresses, rate_limits].into_iter().min();
         ensure!(
             least != Some(0),

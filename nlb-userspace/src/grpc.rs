@@ -68,8 +68,8 @@ pub struct Control {
     pub details: Vec<(String, String)>,
 }
 
-/// A registration with every route of `--max-routes` is far smaller.
-const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// A few hundred thousand routes.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
 const CALLS_PER_CONNECTION: usize = 256;
 
 /// How long a caller waits for the maps to hold its change.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -26,8 +27,9 @@ pub struct Desired {
     pub drop_closed_ports: bool,
     /// By instance id.
     pub modules: BTreeMap<String, Module>,
-    /// The operator's own routes, by route id; their `targets` name the modules.
-    pub operator_routes: BTreeMap<String, Route>,
+    /// The operator's own routes, by route id; their `targets` name the modules. Shared, as they may be many and seldom
+    /// change.
+    pub operator_routes: Arc<BTreeMap<String, Route>>,
     /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
     /// counts [`DEFAULT_WEIGHT`].
     pub version_weights: BTreeMap<String, u32>,

@@ -11,7 +11,7 @@ use crate::model::{Backend, Desired};
 /// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
 /// of `limits.addresses` more.
 pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
-    let offers = Offers::collect(desired, &Counted::default().renew(desired));
+    let offers = Offers::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
     let services = classifier::services(&offers.by_vip, desired);
     // Those that do not fit below share a number here.
     let numbers: BTreeMap<&Backend, u16> =
@@ -35,6 +35,8 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::compile::{Hops, MapImage, compile};
     use crate::model::Route;
@@ -52,14 +54,21 @@ mod tests {
             desired.modules.insert(instance_id.into(), module);
         }
         let internal = Route { source: "10.0.0.0/8".parse().ok(), ..route(80) };
-        desired.operator_routes.insert("internal".into(), internal);
+        Arc::make_mut(&mut desired.operator_routes).insert("internal".into(), internal);
         desired
     }
 
     #[test]
     fn agrees_with_the_compiler() {
         let desired = desired();
-        let plenty = Limits { backends: 100, services: 100, pools: 100, addresses: 100, rate_limits: 100 };
+        let plenty = Limits {
+            backends: 100,
+            services: 100,
+            pools: 100,
+            addresses: 100,
+            rate_limits: 100,
+            counted_routes: 100,
+        };
         let refuses = |limits: &Limits| {
             let fits = fits(&desired, limits).err();
             let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits)).err();

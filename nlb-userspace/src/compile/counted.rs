@@ -10,15 +10,13 @@ use std::sync::Arc;
 use super::limits;
 use crate::model::{Desired, LimitTarget, RouteKey};
 
-/// Routes that are counted one by one; with a rate limit of their own, any number.
-pub const MOST: usize = 1024;
-
 /// All routes there are, and whether they are counted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counted(Arc<BTreeMap<RouteKey, bool>>);
 
 impl Counted {
-    pub fn renew(&self, desired: &Desired) -> Self {
+    /// With room for `most` routes; those with a rate limit come on top.
+    pub fn renew(&self, desired: &Desired, most: u16) -> Self {
         let limited: BTreeSet<&str> = limits::enabled(desired)
             .filter_map(|(_, limit)| match &limit.target {
                 LimitTarget::Route(id) => Some(id.as_str()),
@@ -37,7 +35,7 @@ impl Counted {
                 (key, now)
             })
             .collect();
-        let mut room = MOST.saturating_sub(counted.values().filter(|counted| **counted).count());
+        let mut room = usize::from(most).saturating_sub(counted.values().filter(|counted| **counted).count());
         for (key, counted) in &mut counted {
             if room > 0 && !*counted && !self.0.contains_key(key) {
                 *counted = true;
@@ -61,9 +59,12 @@ mod tests {
     use crate::registry::fixtures::route;
 
     fn routes(numbers: impl IntoIterator<Item = usize>) -> Desired {
-        let operator_routes = numbers.into_iter().map(|n| (format!("r{n:05}"), route(80))).collect();
-        Desired { operator_routes, ..Desired::default() }
+        let operator_routes: BTreeMap<_, _> =
+            numbers.into_iter().map(|n| (format!("r{n:05}"), route(80))).collect();
+        Desired { operator_routes: operator_routes.into(), ..Desired::default() }
     }
+
+    const MOST: usize = 100;
 
     fn is_counted(counted: &Counted, n: usize) -> bool {
         counted.key(&format!("r{n:05}"), true).is_some()
@@ -71,20 +72,20 @@ mod tests {
 
     #[test]
     fn who_comes_first_is_counted_and_stays_so() {
-        let first = Counted::default().renew(&routes(5000..5000 + MOST));
+        let first = Counted::default().renew(&routes(5000..5000 + MOST), MOST as u16);
         assert!(is_counted(&first, 5000) && is_counted(&first, 5000 + MOST - 1));
-        let more = first.renew(&routes(0..5000 + MOST));
+        let more = first.renew(&routes(0..5000 + MOST), MOST as u16);
         assert!(is_counted(&more, 5000) && !is_counted(&more, 0));
-        let fewer = more.renew(&routes(0..5001));
+        let fewer = more.renew(&routes(0..5001), MOST as u16);
         assert!(is_counted(&fewer, 5000) && !is_counted(&fewer, 0), "not even when there is room");
-        let again = fewer.renew(&routes(5000..5002)).renew(&routes([0, 5000]));
+        let again = fewer.renew(&routes(5000..5002), MOST as u16).renew(&routes([0, 5000]), MOST as u16);
         assert!(is_counted(&again, 0), "it was gone and came back");
     }
 
     #[test]
     fn a_route_with_a_limit_is_always_counted() {
         let mut desired = routes(0..MOST + 1);
-        let before = Counted::default().renew(&desired);
+        let before = Counted::default().renew(&desired, MOST as u16);
         assert!(!is_counted(&before, MOST));
         let limit = RateLimit {
             target: LimitTarget::Route(format!("r{MOST:05}")),
@@ -97,6 +98,6 @@ mod tests {
             metadata: BTreeMap::new(),
         };
         desired.rate_limits.insert("few".into(), limit);
-        assert!(is_counted(&before.renew(&desired), MOST));
+        assert!(is_counted(&before.renew(&desired, MOST as u16), MOST));
     }
 }

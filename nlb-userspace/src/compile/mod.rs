@@ -56,6 +56,8 @@ pub struct Limits {
     pub pools: u16,
     pub addresses: u16,
     pub rate_limits: u16,
+    /// Routes that are counted one by one.
+    pub counted_routes: u16,
 }
 
 /// Everything that the maps should hold, row by row.
@@ -74,6 +76,7 @@ pub struct MapImage {
     /// flows, even while the way there is unknown.
     sources: BTreeMap<IpAddr, IpAddr>,
     counted: Counted,
+    counted_routes: u16,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
@@ -99,7 +102,7 @@ pub struct TooMany {
 
 /// The contents of the maps for `desired`, with the numbers of `before`.
 pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapImage, TooMany> {
-    let counted = before.counted.renew(desired);
+    let counted = before.counted.renew(desired, before.counted_routes);
     let offers = Offers::collect(desired, &counted);
     let too_many = |what, flag| move |max| TooMany { what, max, flag };
 
@@ -143,6 +146,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         limit_ids,
         sources,
         counted,
+        counted_routes: before.counted_routes,
         unserved: offers.unserved.clone(),
     };
     image.add_pools(before);
@@ -166,6 +170,7 @@ impl MapImage {
             limit_ids: Ids::new(limits.rate_limits),
             sources: BTreeMap::new(),
             counted: Counted::default(),
+            counted_routes: limits.counted_routes,
             unserved: Vec::new(),
         }
     }
@@ -322,6 +327,13 @@ impl MapImage {
 impl Default for MapImage {
     /// An image with room for nothing, which stands for maps that are not there.
     fn default() -> Self {
-        MapImage::empty(Limits { backends: 0, services: 0, pools: 0, addresses: 0, rate_limits: 0 })
+        MapImage::empty(Limits {
+            backends: 0,
+            services: 0,
+            pools: 0,
+            addresses: 0,
+            rate_limits: 0,
+            counted_routes: 0,
+        })
     }
 }

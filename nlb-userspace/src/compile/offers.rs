@@ -28,7 +28,7 @@ impl<'a> Offers<'a> {
                 let key = counted.key(route_id, false);
                 offers.add(instance_id, module, route_id, route, key);
             }
-            for (route_id, route) in &desired.operator_routes {
+            for (route_id, route) in desired.operator_routes.iter() {
                 if route.targets.include(route.protocol, instance_id, module.module_type) {
                     offers.add(instance_id, module, route_id, route, counted.key(route_id, true));
                 }

@@ -107,6 +107,10 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
+    /// Routes that are counted one by one; the others count together, by module [default: 256]
+    #[arg(long, env = "NLB_MAX_COUNTED_ROUTES", value_name = "NUMBER")]
+    pub max_counted_routes: Option<u16>,
+
     /// Room for rate limits [default: 16384]
     #[arg(long, env = "NLB_MAX_RATE_LIMITS", value_name = "NUMBER")]
     pub max_rate_limits: Option<u16>,
@@ -174,6 +178,7 @@ impl Options {
             max_backends,
             max_services,
             max_pools,
+            max_counted_routes,
             max_rate_limits,
             max_vips,
             max_flows,
@@ -214,6 +219,7 @@ impl From<&Config> for Options {
             max_backends: Some(limits.backends),
             max_services: Some(limits.services),
             max_pools: Some(limits.pools),
+            max_counted_routes: Some(limits.counted_routes),
             max_rate_limits: Some(limits.rate_limits),
             max_vips: Some(limits.addresses),
             max_flows: Some(flows.max),

@@ -92,7 +92,7 @@ impl Control {
         let snapshot = self.registry.snapshot();
         let mut found: Vec<(&String, &Route)> = Vec::new();
         if request.instance_id.is_empty() {
-            found.extend(&snapshot.operator_routes);
+            found.extend(snapshot.operator_routes.iter());
             found.extend(snapshot.modules.values().flat_map(|record| &record.registration.module.routes));
             found.sort_by_key(|(route_id, _)| *route_id);
             found = distinct(found);

@@ -1,6 +1,7 @@
 //! Changes of routes: whose they are, and what becomes of those that a change does not list.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tracing::info;
@@ -78,7 +79,10 @@ impl Registry {
         owner: Owner<'_>,
     ) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
         let instance_id = match owner {
-            Owner::Operator => return Ok((&mut state.operator_routes, &mut state.operator_routes_since)),
+            Owner::Operator => {
+                let (routes, since) = (&mut state.operator_routes, &mut state.operator_routes_since);
+                return Ok((Arc::make_mut(routes), Arc::make_mut(since)));
+            }
             Owner::Module { instance_id, registration_id } => {
                 self.prove(state, instance_id, registration_id)?;
                 instance_id

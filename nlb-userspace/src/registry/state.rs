@@ -18,9 +18,9 @@ pub struct State {
     /// By instance id.
     pub modules: BTreeMap<String, Arc<Record>>,
     /// By route id.
-    pub operator_routes: BTreeMap<String, Route>,
+    pub operator_routes: Arc<BTreeMap<String, Route>>,
     /// When each of the operator's routes came.
-    pub operator_routes_since: BTreeMap<String, SystemTime>,
+    pub operator_routes_since: Arc<BTreeMap<String, SystemTime>>,
     /// As set; see [`State::version_shares`] for what they mean.
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
@@ -40,8 +40,8 @@ impl State {
         State {
             settings: Arc::new(settings),
             modules: BTreeMap::new(),
-            operator_routes: BTreeMap::new(),
-            operator_routes_since: BTreeMap::new(),
+            operator_routes: Arc::default(),
+            operator_routes_since: Arc::default(),
             version_weights: BTreeMap::new(),
             rate_limits: BTreeMap::new(),
             split_since: None,
@@ -114,7 +114,7 @@ impl State {
     /// Whether every route's destination may be a VIP.
     pub(super) fn check_vips(&self) -> Result<(), Refusal> {
         let of_modules = self.modules.values().flat_map(|record| &record.registration.module.routes);
-        for (route_id, route) in of_modules.chain(&self.operator_routes) {
+        for (route_id, route) in of_modules.chain(self.operator_routes.iter()) {
             let admitted = self.settings.vips.admit(&route.destination);
             admitted.map_err(|problem| Refusal::NotVip { route_id: route_id.clone(), problem })?;
         }
@@ -133,7 +133,7 @@ impl State {
             let suited = route.suits_ports(module).and_then(|()| route.suits_family(module));
             suited.map_err(|problem| unsuited(route_id, problem))?;
         }
-        for (route_id, route) in &self.operator_routes {
+        for (route_id, route) in self.operator_routes.iter() {
             if route.targets.include(route.protocol, id, module.module_type) {
                 route.suits_ports(module).map_err(|problem| unsuited(route_id, problem))?;
             }

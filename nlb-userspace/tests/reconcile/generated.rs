@@ -13,8 +13,14 @@ use proptest::sample::{select, subsequence};
 
 use super::invariants::Flow;
 
-pub const LIMITS: Limits =
-    Limits { backends: 1000, services: 1000, pools: 1000, addresses: 1000, rate_limits: 1000 };
+pub const LIMITS: Limits = Limits {
+    backends: 1000,
+    services: 1000,
+    pools: 1000,
+    addresses: 1000,
+    rate_limits: 1000,
+    counted_routes: 2,
+};
 
 /// The first two are configured.
 const VIPS: [&str; 3] = ["192.0.2.1", "2001:db8::1", "192.0.2.9"];
@@ -41,7 +47,7 @@ pub fn world() -> impl Strategy<Value = World> {
             vips: VIPS[..2].iter().copied().map(address).collect(),
             fail_open,
             modules,
-            operator_routes,
+            operator_routes: operator_routes.into(),
             version_weights,
             ..Desired::default()
         },

@@ -163,7 +163,14 @@ pub fn sizes() -> Sizes {
             closing: seconds(10),
             udp: seconds(120),
         },
-        limits: Limits { backends: 1000, services: 100, pools: 100, addresses: 100, rate_limits: 100 },
+        limits: Limits {
+            backends: 1000,
+            services: 100,
+            pools: 100,
+            addresses: 100,
+            rate_limits: 100,
+            counted_routes: 100,
+        },
         snat_ports: 1024..=32_767,
         use_tx: true,
     }
