@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod bpf_toolchain;
 mod command;
+mod proto;
 mod run;
 mod setup;
 mod test;
@@ -44,6 +45,9 @@ enum Task {
     Bench(bench::Args),
     /// Set up, then check and test everything; the first failure ends it
     Test,
+    /// The wire contract: check it, or generate clients in another language
+    #[command(subcommand)]
+    Proto(proto::Task),
     /// Check the rules of the house that a program can check
     Tidy,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Test => test::test(),
+        Task::Proto(task) => proto::run(&task),
         Task::Tidy => tidy::tidy(),
     };
     match result {

@@ -17,12 +17,25 @@ const LINKER_VERSION: &str = "0.13.0";
 const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("ethtool", "ethtool"),
+    ("go", "golang-go"),
+    ("grpc_python_plugin", "protobuf-compiler-grpc"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
     ("ping", "iputils-ping"),
+    ("protoc", "protobuf-compiler"),
+    ("protoc-gen-go", "protoc-gen-go"),
+    ("protoc-gen-go-grpc", "protoc-gen-go-grpc"),
     ("setpriv", "util-linux"),
+];
+
+/// What generated clients are built on, where Debian puts it, and the packages.
+const LIBRARIES: &[(&str, &str)] = &[
+    ("/usr/share/gocode/src/google.golang.org/grpc", "golang-google-grpc-dev"),
+    ("/usr/share/gocode/src/google.golang.org/protobuf", "golang-google-protobuf-dev"),
+    ("/usr/lib/python3/dist-packages/grpc", "python3-grpcio"),
+    ("/usr/lib/python3/dist-packages/google/protobuf", "python3-protobuf"),
 ];
 
 pub fn setup() -> Result<()> {
@@ -32,8 +45,10 @@ pub fn setup() -> Result<()> {
     linker(&compiler)
 }
 
-fn programs() -> Result<()> {
-    let missing = || PROGRAMS.iter().filter(|(program, _)| find_installed(program).is_none());
+pub fn programs() -> Result<()> {
+    let missing_libraries = || LIBRARIES.iter().filter(|(path, _)| !Path::new(path).exists());
+    let missing_programs = || PROGRAMS.iter().filter(|(program, _)| find_installed(program).is_none());
+    let missing = || missing_programs().chain(missing_libraries());
     let mut packages: Vec<_> = missing().map(|(_, package)| *package).collect();
     packages.dedup();
     if !packages.is_empty() {

@@ -12,6 +12,7 @@ mod malformed;
 mod malformed_front;
 mod metrics;
 mod nlb;
+mod other_languages;
 mod registration;
 mod reports;
 mod routing;

@@ -1,0 +1,50 @@
+//! `cargo xtask proto`: the wire contract's rules, and clients in other languages.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+use clap::{Subcommand, ValueEnum};
+
+use crate::{command, setup, workspace};
+
+#[derive(Subcommand)]
+pub enum Task {
+    /// Check the .proto files: their form, their documentation, and that no client that exists would break.
+    /// BLESS=1 writes additions to the baseline
+    Check,
+    /// Generate clients and servers in another language
+    Gen {
+        #[arg(long, value_name = "LANGUAGE")]
+        lang: Language,
+        /// Where to; the default is target/proto/LANGUAGE
+        #[arg(long, value_name = "DIRECTORY")]
+        out: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Language {
+    Python,
+    Go,
+}
+
+pub fn run(task: &Task) -> Result<()> {
+    match task {
+        Task::Check => command::run(workspace::cargo("test").args(["--package", "nlb-proto"])),
+        Task::Gen { lang, out } => generate(*lang, out.clone()),
+    }
+}
+
+fn generate(language: Language, out: Option<PathBuf>) -> Result<()> {
+    setup::programs()?;
+    let name = match language {
+        Language::Python => "python",
+        Language::Go => "go",
+    };
+    let out = out.unwrap_or_else(|| workspace::root().join("target/proto").join(name));
+    let out = std::path::absolute(out)?;
+    command::run(Command::new(workspace::root().join("proto/generate.sh")).arg(name).arg(&out))?;
+    println!("{}", out.display());
+    Ok(())
+}
