@@ -7,7 +7,7 @@ use std::io::{Error, IsTerminal, Result, stdout};
 use std::net::SocketAddr;
 
 use clap::Parser;
-use nlb_module::{Connection, Instance, ModuleType, Protocol, Route, Serve};
+use nlb_module::{Connection, HealthCheckConfig, Instance, ModuleType, Protocol, Route, Serve};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// A module of the MarchProxy NLB that answers with its name
@@ -42,12 +42,29 @@ struct Args {
     /// Seconds between heartbeats, in place of what the NLB asks for
     #[arg(long, value_name = "SECONDS")]
     heartbeat: Option<u64>,
+    /// How the NLB is to check this module: tcp, http, grpc or module
+    #[arg(long, value_name = "KIND")]
+    check: Option<Check>,
+    /// Where instead of where traffic goes
+    #[arg(long, requires = "check", default_value_t = 0, value_name = "PORT")]
+    check_port: u16,
+    /// Seconds between checks, in place of the NLB's default
+    #[arg(long, requires = "check", default_value_t = 0, value_name = "SECONDS")]
+    check_interval: i32,
     /// Break off every TCP connection instead of answering, as a bad release would: to see a promotion rolled back
     #[arg(long)]
     broken: bool,
     /// Seconds that open connections may take to finish after SIGTERM
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     drain: u64,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Check {
+    Tcp,
+    Http,
+    Grpc,
+    Module,
 }
 
 #[tokio::main]
@@ -65,6 +82,9 @@ async fn main() -> anyhow::Result<()> {
     }
     for route in routes(&args) {
         instance = instance.route(route);
+    }
+    if let Some(kind) = args.check {
+        instance = instance.health_check(health_check(kind, &args));
     }
     for (key, value) in
         args.mode.iter().map(|mode| ("forward_mode".to_owned(), mode.clone())).chain(args.metadata)
@@ -142,6 +162,23 @@ fn routes(args: &Args) -> impl Iterator<Item = Route> {
             ..Route::default()
         })
     })
+}
+
+fn health_check(kind: Check, args: &Args) -> HealthCheckConfig {
+    let protocol = match kind {
+        Check::Tcp => Protocol::Tcp,
+        Check::Http => Protocol::Http,
+        Check::Grpc => Protocol::Grpc,
+        Check::Module => Protocol::Unspecified,
+    };
+    let by_module = matches!(kind, Check::Module).then(|| ("check".to_owned(), "module".to_owned()));
+    HealthCheckConfig {
+        interval_seconds: args.check_interval,
+        health_check_port: args.check_port.into(),
+        health_check_protocol: protocol.into(),
+        metadata: by_module.into_iter().collect(),
+        ..HealthCheckConfig::default()
+    }
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {

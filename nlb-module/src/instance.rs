@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nlb_proto::module_service_server::ModuleServiceServer;
-use nlb_proto::{ModuleInstance, ModuleType, Route};
+use nlb_proto::{HealthCheckConfig, ModuleInstance, ModuleType, Route};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -50,6 +50,7 @@ pub struct Instance {
     identity: ModuleInstance,
     weight: u32,
     routes: Vec<Route>,
+    health_check: Option<HealthCheckConfig>,
     nlb: String,
     tcp: Vec<SocketAddr>,
     udp: Vec<SocketAddr>,
@@ -71,6 +72,7 @@ impl Instance {
             identity,
             weight: 100,
             routes: Vec::new(),
+            health_check: None,
             nlb: "http://127.0.0.1:50051".to_owned(),
             tcp: Vec::new(),
             udp: Vec::new(),
@@ -102,6 +104,14 @@ impl Instance {
     /// Traffic that this instance serves.
     pub fn route(mut self, route: Route) -> Instance {
         self.routes.push(route);
+        self
+    }
+
+    /// Asks the NLB to check whether this instance serves: it gets no new flows before the first check has succeeded, nor
+    /// while checks fail. What is left 0 or empty is up to the NLB. With metadata `check=module` it asks
+    /// [`Control::health_check`].
+    pub fn health_check(mut self, check: HealthCheckConfig) -> Instance {
+        self.health_check = Some(check);
         self
     }
 
@@ -191,7 +201,13 @@ impl Instance {
                 advertised(&endpoint, &control_socket).await.map_err(Error::OwnAddress)?.to_string();
         }
         self.identity.started_at = Some(SystemTime::now().into());
-        let state = Arc::new(State::new(self.identity, self.weight, self.routes, Nlb::at(endpoint)));
+        let state = Arc::new(State::new(
+            self.identity,
+            self.weight,
+            self.routes,
+            self.health_check,
+            Nlb::at(endpoint),
+        ));
 
         let serve = Arc::new(serve);
         let mut listeners = JoinSet::new();

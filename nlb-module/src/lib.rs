@@ -43,7 +43,7 @@ mod versions;
 pub use connection::Connection;
 pub use control::{Control, Origin};
 pub use instance::{Error, Instance};
-pub use nlb_proto::{HealthStatus, ModuleType, Protocol, Route};
+pub use nlb_proto::{HealthCheckConfig, HealthStatus, ModuleType, Protocol, Route};
 pub use serve::Serve;
 pub use state::State;
 

@@ -55,8 +55,12 @@ impl Nlb {
             instance.metadata.insert("registration_id".to_owned(), earlier);
         }
         let initial_routes = state.routes().into_values().collect();
-        let request =
-            RegisterModuleRequest { instance: Some(instance), initial_routes, ..Default::default() };
+        let request = RegisterModuleRequest {
+            instance: Some(instance),
+            initial_routes,
+            health_config: state.health_check.clone(),
+            ..Default::default()
+        };
         let answer = self.service().register_module(within(ANSWER, request)).await?.into_inner();
         accepted(answer.success, answer.message, answer.error)?;
         *self.registration_id.lock().unwrap_or_else(PoisonError::into_inner) = answer.registration_id;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use nlb_proto::{HealthStatus, ModuleInstance, ModuleStats, Route};
+use nlb_proto::{HealthCheckConfig, HealthStatus, ModuleInstance, ModuleStats, Route};
 use tokio::sync::watch;
 
 use crate::nlb::Nlb;
@@ -21,6 +21,7 @@ pub struct State {
     health: Mutex<HealthStatus>,
     phase: watch::Sender<Phase>,
     stop: Mutex<Option<Stop>>,
+    pub(crate) health_check: Option<HealthCheckConfig>,
     open: AtomicU64,
     figures: Mutex<Figures>,
     bytes_received: AtomicU64,
@@ -57,7 +58,13 @@ struct Figures {
 }
 
 impl State {
-    pub(crate) fn new(identity: ModuleInstance, weight: u32, routes: Vec<Route>, nlb: Nlb) -> State {
+    pub(crate) fn new(
+        identity: ModuleInstance,
+        weight: u32,
+        routes: Vec<Route>,
+        health_check: Option<HealthCheckConfig>,
+        nlb: Nlb,
+    ) -> State {
         State {
             identity,
             routes: Mutex::new(routes.into_iter().map(|route| (route.route_id.clone(), route)).collect()),
@@ -65,6 +72,7 @@ impl State {
             health: Mutex::new(HealthStatus::Healthy),
             phase: watch::Sender::new(Phase::Serving),
             stop: Mutex::new(None),
+            health_check,
             open: AtomicU64::new(0),
             figures: Mutex::new(Figures::new()),
             bytes_received: AtomicU64::new(0),

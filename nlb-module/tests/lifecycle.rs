@@ -127,6 +127,22 @@ async fn registers_serves_and_reports() {
 }
 
 #[tokio::test]
+async fn asks_for_a_health_check_and_passes_it() {
+    let nlb = FakeNlb::start().await;
+    let check = HealthCheckConfig {
+        interval_seconds: 5,
+        metadata: [("check".to_owned(), "module".to_owned())].into(),
+        ..HealthCheckConfig::default()
+    };
+    let asked = check.clone();
+    let _running = run(&nlb.url(), |instance| instance.health_check(check));
+    nlb.until("a registration", |seen| !seen.registrations.is_empty()).await;
+    assert_eq!(nlb.see(|seen| seen.registrations[0].health_config.clone()), Some(asked));
+    let answer = control(&nlb).await.health_check(HealthCheckRequest::default()).await.expect("an answer");
+    assert_eq!(answer.into_inner().status(), HealthStatus::Healthy);
+}
+
+#[tokio::test]
 async fn registers_again_when_the_nlb_has_forgotten() {
     let nlb = FakeNlb::start().await;
     let _running = run(&nlb.url(), |instance| instance);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 
 use crate::compile::Limits;
+use crate::health::breaker;
 use crate::lease::Terms;
 use crate::promotion;
 use crate::registry;
@@ -72,6 +73,11 @@ impl Options {
             max_error_percent: self.promotion_max_error_percent.unwrap_or(5),
         };
         ensure!(promotion.max_error_percent <= 100, "--promotion-max-error-percent must be 0 to 100");
+        let resets = breaker::Terms {
+            max_percent: self.max_reset_percent.unwrap_or(50),
+            back_off: span(self.reset_back_off, 10),
+        };
+        ensure!(resets.max_percent <= 100, "--max-reset-percent must be 0 to 100");
         let limits = Limits {
             backends: self.max_backends.unwrap_or(4096),
             services: self.max_services.unwrap_or(4096),
@@ -111,6 +117,7 @@ impl Options {
                 drop_closed_ports: self.drop_closed_ports.unwrap_or(false),
                 lease,
                 promotion,
+                resets,
                 max_modules: self.max_modules.unwrap_or(1024),
                 max_routes: self.max_routes.unwrap_or(8192),
                 limits,

@@ -21,6 +21,8 @@ use crate::{nexthop, park};
 pub struct Running {
     pub applied: watch::Receiver<Arc<Applied>>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
+    /// The ways to modules.
+    pub hops: watch::Receiver<Arc<Hops>>,
     /// How it was set up, as names and values for people.
     pub details: Vec<(String, String)>,
     /// None of them should end before the daemon does.
@@ -63,13 +65,13 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         reconciler.await;
         Ok(())
     });
-    tasks.spawn(park::run(parked, datapath.clone(), ask, hops, applied.clone()));
+    tasks.spawn(park::run(parked, datapath.clone(), ask, hops.clone(), applied.clone()));
     let collector = stats::run(readings, datapath, idle, applied.clone(), traffic_sent);
     tasks.spawn(async move {
         collector.await;
         Ok(())
     });
-    Ok(Running { applied, traffic, details, tasks })
+    Ok(Running { applied, traffic, hops, details, tasks })
 }
 
 async fn any_veth(interfaces: &[String]) -> anyhow::Result<bool> {

@@ -6,6 +6,7 @@ mod fault;
 mod figures;
 mod fleet;
 mod health;
+mod health_check;
 mod instance;
 mod lifecycle;
 mod limits;
@@ -19,6 +20,7 @@ mod nlb;
 mod operator;
 mod own_routes;
 mod peers;
+mod prober;
 mod query;
 mod rebalance;
 mod relay;
@@ -51,6 +53,7 @@ use crate::resolve::Resolver;
 use crate::stats::Traffic;
 use failure::Failure;
 pub use peers::Peers;
+pub use prober::Prober;
 
 /// What the services work with: they ask the registry for changes, and see what became of them.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod decap;
 pub mod drain;
 pub mod grpc;
+pub mod health;
 pub mod lease;
 pub mod load;
 pub mod loader;

@@ -7,6 +7,7 @@
 mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod health;
 mod promotion;
 mod rate_limits;
 mod rebalance;
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::compile::Limits;
+use crate::health::breaker::Terms as ResetTerms;
 use crate::lease::{Standing, Terms};
 use crate::model::{Desired, ForwardMode, Health};
 use crate::promotion::Terms as PromotionTerms;
@@ -51,6 +53,7 @@ pub struct Settings {
     pub drop_closed_ports: bool,
     pub lease: Terms,
     pub promotion: PromotionTerms,
+    pub resets: ResetTerms,
     pub max_modules: usize,
     /// Over all modules and the operator.
     pub max_routes: usize,

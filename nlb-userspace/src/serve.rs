@@ -8,11 +8,11 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, Configuration};
-use crate::grpc::{self, Control, Peers};
+use crate::grpc::{self, Control, Peers, Prober};
 use crate::metrics::{Recorder, Sources};
 use crate::registry::Registry;
 use crate::resolve::{self, Resolver};
-use crate::{datapath, lease, promotion, shutdown};
+use crate::{datapath, health, lease, promotion, shutdown};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -28,7 +28,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     }
     let registry = Arc::new(Registry::new(config.registry.clone()));
     let running = datapath::start(&config, registry.desired()).await?;
-    let datapath::Running { applied, traffic, mut details, mut tasks } = running;
+    let datapath::Running { applied, traffic, hops, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 
     let started_at = SystemTime::now();
@@ -44,6 +44,12 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let (leases, names) =
         (lease::watch(registry.clone()), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
     let promotions = promotion::watch(registry.clone(), traffic.clone());
+    let peers = Peers::default();
+    let prober = Prober::new(peers.clone(), hops);
+    let checks = health::active::watch(registry.clone(), move |target| prober.clone().probe(target));
+    let resets = health::passive::watch(registry.clone(), traffic.clone());
+    tasks.spawn(async move { match checks.await {} });
+    tasks.spawn(async move { match resets.await {} });
     tasks.spawn(async move { match leases.await {} });
     tasks.spawn(async move { match promotions.await {} });
     tasks.spawn(async move { match names.await {} });
@@ -53,7 +59,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         traffic,
         metrics,
         resolver,
-        peers: Peers::default(),
+        peers,
         started_at,
         configuration: Arc::new(configuration),
         details,

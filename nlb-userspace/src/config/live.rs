@@ -21,7 +21,7 @@ const STATE_DIR: &str = "/var/lib/nlb";
 const FILE: &str = "config.json";
 
 /// Settings that take effect without a restart.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 16] = [
     "vip",
     "forward_mode",
     "heartbeat_interval",
@@ -30,6 +30,8 @@ const LIVE: [&str; 14] = [
     "drain_timeout",
     "promotion_step",
     "promotion_max_error_percent",
+    "max_reset_percent",
+    "reset_back_off",
     "fail_open",
     "reject",
     "drop_closed_ports",

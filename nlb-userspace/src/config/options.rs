@@ -71,6 +71,14 @@ pub struct Options {
     #[arg(long, env = "NLB_PROMOTION_MAX_ERROR_PERCENT", value_name = "NUMBER")]
     pub promotion_max_error_percent: Option<u32>,
 
+    /// TCP resets of a module's new flows, in percent, beyond which it gets no more for a while; 0: never [default: 50]
+    #[arg(long, env = "NLB_MAX_RESET_PERCENT", value_name = "NUMBER")]
+    pub max_reset_percent: Option<u32>,
+
+    /// How long that while is at first; it doubles with every relapse [default: 10s]
+    #[arg(long, env = "NLB_RESET_BACK_OFF", value_name = "TIME")]
+    pub reset_back_off: Option<Span>,
+
     /// Use a pool of which every module is unhealthy, instead of refusing its clients [default: true]
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
@@ -169,6 +177,8 @@ impl Options {
             drain_timeout,
             promotion_step,
             promotion_max_error_percent,
+            max_reset_percent,
+            reset_back_off,
             fail_open,
             reject,
             drop_closed_ports,
@@ -210,6 +220,8 @@ impl From<&Config> for Options {
             drain_timeout: Some(Span(registry.drain_timeout)),
             promotion_step: Some(Span(registry.promotion.step)),
             promotion_max_error_percent: Some(registry.promotion.max_error_percent),
+            max_reset_percent: Some(registry.resets.max_percent),
+            reset_back_off: Some(Span(registry.resets.back_off)),
             fail_open: Some(registry.fail_open),
             reject: Some(registry.reject),
             drop_closed_ports: Some(registry.drop_closed_ports),

@@ -29,6 +29,7 @@ fn an_interface_is_all_it_takes() {
     assert_eq!(config.snat_ports, 1024..=32_767);
     assert_eq!(config.registry.lease, Terms::default());
     assert_eq!(config.registry.promotion, crate::promotion::Terms::default());
+    assert_eq!(config.registry.resets, crate::health::breaker::Terms::default());
     assert_eq!(config.registry.forward_mode, ForwardMode::Nat);
     assert!(config.registry.fail_open && !config.registry.accept_empty_ids);
     assert!(complete("").unwrap_err().to_string().contains("--iface"));
@@ -91,6 +92,8 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --evict-after 30s", "--evict-after"),
         ("--iface a --promotion-step 0s", "not a length of time"),
         ("--iface a --promotion-max-error-percent 101", "--promotion-max-error-percent"),
+        ("--iface a --max-reset-percent 101", "--max-reset-percent"),
+        ("--iface a --reset-back-off 0s", "not a length of time"),
         ("--iface a --max-backends 65536", "--max-backends"),
         ("--iface a --max-pools 0", "--max-pools"),
         ("--iface a --max-flows 1", "--max-flows"),

@@ -46,6 +46,7 @@ pub fn parse(
             listen_port: fault::port_entry("metadata", &metadata, "listen_port")?,
             routes: BTreeMap::new(),
         },
+        check: None,
         max_connections: fault::unsigned_32("max_connections", instance.max_connections)?,
         started_at: fault::time("started_at", instance.started_at)?,
         metadata,

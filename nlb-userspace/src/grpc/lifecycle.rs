@@ -111,11 +111,14 @@ impl Control {
         let record = snapshot.record(&id)?;
         let ours = record.health();
         let mut status = names::health_to_wire(ours);
-        let mut message = "by its heartbeats".to_owned();
+        let mut message = format!("as its {} has it", record.opinions().decided_by());
         let counts = self.traffic.borrow().instance(&id);
         let mut checks = details(record, counts);
         checks.retain(|key, _| {
-            matches!(key.as_str(), "lease" | "seconds_since_heartbeat" | "draining" | "resets")
+            matches!(
+                key.as_str(),
+                "lease" | "seconds_since_heartbeat" | "draining" | "resets" | "health_check"
+            ) || key.starts_with("health.")
         });
         if deep {
             let outcome = self.ask(peer(record), request, passed_on).await;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::route::{self, Author};
-use super::{Control, instance, names, query, report, split};
+use super::{Control, health_check, instance, names, query, report, split};
 use crate::drain;
 use crate::lease::Standing;
 use crate::model::DataAddresses;
@@ -30,12 +30,14 @@ impl Control {
         registration.module.routes =
             route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
         registration.capabilities = fault::text_map("capabilities", request.capabilities)?;
+        let check = request.health_config.map(health_check::parse).transpose();
+        registration.check = check.map_err(|fault| fault.within("health_config"))?;
         registration.module.data = self.resolve(&registration).await?;
 
         let instance_id = registration.instance_id.clone();
         let unenforced = route::unenforced(&registration.module.routes);
-        let unprobed = "health_config is not acted upon: health comes from heartbeats";
-        let unprobed = request.health_config.map(|_| unprobed.to_owned());
+        let checked =
+            registration.check.as_ref().map(|check| format!("no new flows until it passes {check}"));
         let now = Now::read();
         let registered = self.take_in(registration, claim, now).await?;
         self.applied(registered.revision).await?;
@@ -46,7 +48,7 @@ impl Control {
             "registered"
         };
         let said =
-            [Some(said.to_owned()), unenforced, unprobed, self.unserved(&instance_id)].into_iter().flatten();
+            [Some(said.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
         Ok(RegisterModuleResponse {
             success: true,
             message: said.collect::<Vec<_>>().join("; "),
@@ -234,7 +236,8 @@ pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Dura
 }
 
 pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
-    let Registration { module, capabilities, .. } = &record.registration;
+    let registration = &record.registration;
+    let Registration { module, capabilities, .. } = registration;
     let addresses = [module.data.v4.map(|a| a.to_string()), module.data.v6.map(|a| a.to_string())];
     let lease = match record.standing {
         Standing::Current => "current",
@@ -256,6 +259,14 @@ pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
         ("reply_bytes".to_owned(), counts.reply_bytes.to_string()),
         ("resets".to_owned(), counts.resets.to_string()),
     ]);
+    details.extend(registration.check.as_ref().map(|check| ("health_check".to_owned(), check.to_string())));
+    details.extend(record.opinions().by_source().map(|(source, health)| {
+        let said = match record.told(source).map(|opinion| opinion.why.as_str()) {
+            None | Some("") => names::health_name(health).to_owned(),
+            Some(why) => format!("{}: {why}", names::health_name(health)),
+        };
+        (format!("health.{source}"), said)
+    }));
     details.extend(capabilities.iter().map(|(key, value)| (format!("capability.{key}"), value.clone())));
     details
 }

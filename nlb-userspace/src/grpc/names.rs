@@ -58,6 +58,12 @@ pub fn health_to_wire(health: Health) -> proto::HealthStatus {
     }
 }
 
+/// Without the enum's prefix.
+pub fn health_name(health: Health) -> &'static str {
+    let name = health_to_wire(health).as_str_name();
+    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name)
+}
+
 /// `None` for what is unspecified.
 pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
     Some(match status {

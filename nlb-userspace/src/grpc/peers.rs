@@ -21,7 +21,7 @@ use crate::model::Desired;
 use crate::resolve::Endpoint;
 
 pub use call::Call;
-pub use outcome::Outcome;
+pub use outcome::{Outcome, said};
 
 /// Marks a call as passed on. A front that is registered as a module somewhere must not pass it on again: it would go
 /// round and round.

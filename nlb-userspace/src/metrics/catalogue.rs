@@ -4,6 +4,7 @@
 //! with the same labels form a family; a sample has one row of values for each subject of a family, in the family's
 //! order. Values are held as whole numbers, of a fraction of the unit where that is too coarse.
 
+use crate::model::Health;
 use crate::registry::Report;
 use crate::stats::Counts;
 
@@ -148,6 +149,22 @@ pub static SERVICES: Family = &[gauge(
 pub static MODULES: Family =
     &[gauge("nlb_modules", &["module_type", "health"], "Registered modules by type and health.")];
 
+/// By source: see `crate::health`.
+pub static HEALTH: Family = &[fine_gauge(
+    "nlb_instance_health_ratio",
+    &["instance_id", "source"],
+    2,
+    "Share of its weight that the source lets the instance have: 1 if it finds it healthy, 0.5 degraded, 0 anything worse.",
+)];
+
+pub fn health(health: Health) -> Box<[u64]> {
+    Box::new([match health {
+        Health::Healthy => 2,
+        Health::Degraded => 1,
+        Health::Starting | Health::Unhealthy | Health::Stopping => 0,
+    }])
+}
+
 /// What heartbeats say, in the order of [`reported`].
 pub static REPORTS: Family = &[
     fine_gauge(
@@ -209,8 +226,19 @@ pub static NLB: Family = &[
     gauge("nlb_history_bytes", &[], "Memory that the metrics on record take, as accounted."),
 ];
 
-pub static FAMILIES: &[&Family] =
-    &[&NLB, &EXITS, &ALL, &SERVICES, &MODULES, &INSTANCES, &REPORTS, &BACKENDS, &RATE_LIMITS, &VERSIONS];
+pub static FAMILIES: &[&Family] = &[
+    &NLB,
+    &EXITS,
+    &ALL,
+    &SERVICES,
+    &MODULES,
+    &INSTANCES,
+    &HEALTH,
+    &REPORTS,
+    &BACKENDS,
+    &RATE_LIMITS,
+    &VERSIONS,
+];
 
 pub fn metrics() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|family| family.iter())

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use super::catalogue::{self, Family};
+use crate::health::Source;
 use crate::model::{Health, L4, ModuleType};
 
 /// What a row of values is about: the labels of its series.
@@ -30,6 +31,11 @@ pub enum Subject {
     },
     Instance {
         instance_id: String,
+    },
+    /// What a source says of an instance.
+    Health {
+        instance_id: String,
+        source: Source,
     },
     /// What an instance's heartbeat said.
     Report {
@@ -57,6 +63,7 @@ impl Subject {
             Subject::Service { .. } => catalogue::SERVICES,
             Subject::Modules { .. } => catalogue::MODULES,
             Subject::Instance { .. } => catalogue::INSTANCES,
+            Subject::Health { .. } => catalogue::HEALTH,
             Subject::Report { .. } => catalogue::REPORTS,
             Subject::Backend { .. } => catalogue::BACKENDS,
             Subject::RateLimit { .. } => catalogue::RATE_LIMITS,
@@ -79,6 +86,9 @@ impl Subject {
             Subject::Instance { instance_id } | Subject::Report { instance_id } => {
                 vec![("instance_id", instance_id.clone())]
             }
+            Subject::Health { instance_id, source } => {
+                vec![("instance_id", instance_id.clone()), ("source", source.to_string())]
+            }
             Subject::Backend { instance_id, route_id, addr } => vec![
                 ("instance_id", instance_id.clone()),
                 ("route_id", route_id.clone()),
@@ -93,6 +103,7 @@ impl Subject {
     pub fn instance_id(&self) -> Option<&str> {
         match self {
             Subject::Instance { instance_id }
+            | Subject::Health { instance_id, .. }
             | Subject::Report { instance_id }
             | Subject::Backend { instance_id, .. } => Some(instance_id),
             _ => None,
@@ -103,7 +114,9 @@ impl Subject {
     pub fn heap_bytes(&self) -> usize {
         match self {
             Subject::Version { version } => version.capacity(),
-            Subject::Instance { instance_id } | Subject::Report { instance_id } => instance_id.capacity(),
+            Subject::Instance { instance_id }
+            | Subject::Health { instance_id, .. }
+            | Subject::Report { instance_id } => instance_id.capacity(),
             Subject::Backend { instance_id, route_id, .. } => instance_id.capacity() + route_id.capacity(),
             Subject::RateLimit { limit_id } => limit_id.capacity(),
             _ => 0,
@@ -139,6 +152,7 @@ mod tests {
             Subject::Service { vip: "192.0.2.1".parse().unwrap(), port: 80, l4: L4::Tcp },
             Subject::Modules { module_type: ModuleType::Alb, health: Health::Healthy },
             Subject::Instance { instance_id: instance_id() },
+            Subject::Health { instance_id: instance_id(), source: Source::Check },
             Subject::Report { instance_id: instance_id() },
             Subject::Backend {
                 instance_id: instance_id(),

@@ -22,6 +22,7 @@ pub fn settings() -> Settings {
         drop_closed_ports: false,
         lease: Terms::default(),
         promotion: Default::default(),
+        resets: Default::default(),
         max_modules: 4,
         max_routes: 8,
         limits: Limits {
@@ -65,6 +66,7 @@ pub fn registration(instance_id: &str) -> Registration {
             listen_port: None,
             routes: [("web".into(), route(80))].into(),
         },
+        check: None,
         max_connections: 0,
         started_at: None,
         metadata: Default::default(),

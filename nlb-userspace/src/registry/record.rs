@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::health::{Check, Opinion, Opinions, Source};
 use crate::lease::{Lease, Standing};
 use crate::model::{Health, Module};
 use crate::resolve::{Endpoint, Host};
@@ -20,6 +21,8 @@ pub struct Registration {
     pub data_hosts: Vec<Host>,
     /// Its part in the data path; `health` is the module's own word.
     pub module: Module,
+    /// How to find out whether it serves.
+    pub check: Option<Check>,
     /// 0 is unlimited.
     pub max_connections: u32,
     pub started_at: Option<SystemTime>,
@@ -44,6 +47,10 @@ pub struct Record {
     /// The lease's standing as it was last acted upon.
     pub standing: Standing,
     pub drain: Option<Drain>,
+    /// What its health check has found, if it has one.
+    pub check: Option<Opinion>,
+    /// What the resets of its flows say.
+    pub resets: Opinion,
     pub report: Option<Report>,
     /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
     pub asked_weight: u32,
@@ -63,7 +70,10 @@ pub enum Drain {
 impl Record {
     pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
         let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
+        let unproven = Opinion { health: Health::Starting, why: "not checked yet".to_owned() };
         Record {
+            check: registration.check.is_some().then_some(unproven),
+            resets: Opinion::healthy(),
             asked_weight: registration.module.weight,
             registration,
             registration_id: RegistrationId::new(),
@@ -79,11 +89,25 @@ impl Record {
 
     /// What counts for steering.
     pub fn health(&self) -> Health {
-        match self.registration.module.health {
-            _ if self.drain.is_some() => Health::Stopping,
-            Health::Stopping => Health::Stopping,
-            _ if self.standing != Standing::Current => Health::Unhealthy,
-            reported => reported,
+        self.opinions().health()
+    }
+
+    pub fn opinions(&self) -> Opinions {
+        Opinions {
+            module: self.registration.module.health,
+            lease: if self.standing == Standing::Current { Health::Healthy } else { Health::Unhealthy },
+            check: self.check.as_ref().map(|opinion| opinion.health),
+            resets: self.resets.health,
+            operator: if self.drain.is_some() { Health::Stopping } else { Health::Healthy },
+        }
+    }
+
+    /// What a source that gives reasons has told.
+    pub fn told(&self, source: Source) -> Option<&Opinion> {
+        match source {
+            Source::Check => self.check.as_ref(),
+            Source::Resets => Some(&self.resets),
+            Source::Module | Source::Lease | Source::Operator => None,
         }
     }
 }

@@ -33,6 +33,7 @@ pub fn settings() -> Settings {
         drop_closed_ports: false,
         lease: Terms::default(),
         promotion: Default::default(),
+        resets: Default::default(),
         max_modules: 16,
         max_routes: 64,
         limits: Limits {

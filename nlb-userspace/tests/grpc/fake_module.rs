@@ -78,8 +78,21 @@ impl Told {
 impl Nlb {
     /// Registers an instance of this version at 10.0.0.`host`, whose control side is a fake.
     pub async fn add_fake(&mut self, instance_id: &str, host: u8, version: &str, fake: Fake) -> Told {
+        self.add_checked_fake(instance_id, host, version, fake, None).await
+    }
+
+    /// With a health check.
+    pub async fn add_checked_fake(
+        &mut self,
+        instance_id: &str,
+        host: u8,
+        version: &str,
+        fake: Fake,
+        health_config: Option<HealthCheckConfig>,
+    ) -> Told {
         let told = Told::default();
-        let mut request = registration_at(instance_id, host, version);
+        let mut request =
+            RegisterModuleRequest { health_config, ..registration_at(instance_id, host, version) };
         if matches!(fake, Fake::Unreachable) {
             self.add(deaf(request)).await;
             return told;

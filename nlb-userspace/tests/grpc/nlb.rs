@@ -1,12 +1,13 @@
 //! An NLB without a kernel: everything above the maps is real.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nlb::compile::{Hop, Hops, Limits};
 use nlb::config::Configuration;
-use nlb::grpc::{self, Control, Peers};
+use nlb::grpc::{self, Control, Peers, Prober};
+use nlb::health::{self, Probe, Target};
 use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
@@ -30,6 +31,10 @@ pub struct Nlb {
     pub maps: FakeMaps,
     pub registry: Arc<Registry>,
     pub traffic: watch::Sender<Arc<Traffic>>,
+    /// Whether health checks of data addresses pass: nothing listens there in these tests.
+    pub passes: watch::Sender<bool>,
+    /// Whom health checks tried.
+    pub tried: Arc<Mutex<Vec<Target>>>,
     pub address: SocketAddr,
     /// Tells the server to stop.
     pub stop: Arc<Notify>,
@@ -47,6 +52,7 @@ pub fn settings() -> Settings {
         drop_closed_ports: false,
         lease: Terms::default(),
         promotion: Default::default(),
+        resets: Default::default(),
         max_modules: 16,
         max_routes: 64,
         limits: Limits {
@@ -79,6 +85,8 @@ impl Nlb {
         let (publish_applied, applied) = watch::channel(Arc::default());
         let (traffic, read_traffic) = watch::channel(Arc::default());
         let (publish_hops, hops) = watch::channel(Arc::new(ways()));
+        let peers = Peers::default();
+        let prober = Prober::new(peers.clone(), hops.clone());
         let mut tasks = tokio::task::JoinSet::new();
         let (desired, store) = (registry.desired(), Box::new(maps.clone()));
         tasks.spawn(async move {
@@ -87,6 +95,24 @@ impl Nlb {
         });
         let leases = nlb::lease::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
+
+        let tried = Arc::<Mutex<Vec<Target>>>::default();
+        let trying = tried.clone();
+        let (passes, passing) = watch::channel(true);
+        let checks = health::active::watch(registry.clone(), move |target| {
+            trying.lock().unwrap().push(target.clone());
+            let (prober, passes) = (prober.clone(), *passing.borrow());
+            async move {
+                match target.probe {
+                    Probe::Module { .. } => prober.probe(target).await,
+                    _ if passes => Ok(()),
+                    _ => Err("told to fail".to_owned()),
+                }
+            }
+        });
+        let resets = health::passive::watch(registry.clone(), read_traffic.clone());
+        tasks.spawn(async move { match checks.await {} });
+        tasks.spawn(async move { match resets.await {} });
 
         let sources = Sources {
             registry: registry.clone(),
@@ -107,7 +133,7 @@ impl Nlb {
                     _ => Err(std::io::Error::other("no such host")),
                 }
             }),
-            peers: Peers::default(),
+            peers,
             started_at: SystemTime::now(),
             configuration: Arc::new(configuration),
             details: vec![("interfaces".into(), "none".into())],
@@ -129,6 +155,8 @@ impl Nlb {
             maps,
             registry,
             traffic,
+            passes,
+            tried,
             address,
             stop,
             tasks,

@@ -4,6 +4,7 @@ mod bulk;
 mod clients;
 mod fleet;
 mod front;
+mod health;
 mod life;
 mod metrics;
 mod neighbours;

@@ -72,7 +72,7 @@ impl<T> fmt::Display for Outcome<T> {
 }
 
 /// A status in words, with the cause of all causes: the outermost says no more than "transport error".
-fn said(status: &Status) -> String {
+pub fn said(status: &Status) -> String {
     let root = std::iter::successors(std::error::Error::source(status), |error| error.source()).last();
     match (status.message(), root) {
         ("", None) => status.code().to_string(),

@@ -1,0 +1,130 @@
+//! Outcomes of a module's health check, counted into an opinion that does not flap.
+
+use super::{Check, Opinion};
+use crate::model::Health;
+
+/// What an active check has come to so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    standing: Standing,
+    /// Outcomes in a row that contradict the standing.
+    contrary: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It has never succeeded.
+    Unproven,
+    Up,
+    Down,
+}
+
+impl Tally {
+    pub fn new() -> Self {
+        Tally { standing: Standing::Unproven, contrary: 0 }
+    }
+
+    /// Takes one outcome in. `Some` if it changes the opinion, or what is known of a module that has never passed.
+    pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<Opinion> {
+        match (self.standing, outcome) {
+            (Standing::Unproven, Ok(())) => {
+                Some(self.enter(Standing::Up, "passed its first check".to_owned()))
+            }
+            (Standing::Unproven, Err(why)) => {
+                Some(Opinion { health: Health::Starting, why: format!("never passed: {why}") })
+            }
+            (Standing::Up, Ok(())) | (Standing::Down, Err(_)) => {
+                self.contrary = 0;
+                None
+            }
+            (Standing::Up, Err(why)) => self.contradicted(check.unhealthy_threshold).then(|| {
+                self.enter(
+                    Standing::Down,
+                    format!("failures in a row: {}; the last: {why}", check.unhealthy_threshold),
+                )
+            }),
+            (Standing::Down, Ok(())) => self.contradicted(check.healthy_threshold).then(|| {
+                self.enter(Standing::Up, format!("successes in a row: {}", check.healthy_threshold))
+            }),
+        }
+    }
+
+    fn contradicted(&mut self, threshold: u32) -> bool {
+        self.contrary += 1;
+        self.contrary >= threshold
+    }
+
+    fn enter(&mut self, standing: Standing, why: String) -> Opinion {
+        *self = Tally { standing, contrary: 0 };
+        let health = match standing {
+            Standing::Unproven => Health::Starting,
+            Standing::Up => Health::Healthy,
+            Standing::Down => Health::Unhealthy,
+        };
+        Opinion { health, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::health::Probe;
+    use Health::{Healthy, Starting, Unhealthy};
+
+    const CHECK: Check = Check {
+        probe: Probe::Connect,
+        port: None,
+        interval: Duration::from_secs(10),
+        timeout: Duration::from_secs(2),
+        unhealthy_threshold: 3,
+        healthy_threshold: 2,
+    };
+
+    /// What opinions a series of outcomes gives; `+` passes, `-` fails.
+    fn opinions(outcomes: &str) -> Vec<Option<Health>> {
+        let mut tally = Tally::new();
+        let outcome = |c| if c == '+' { Ok(()) } else { Err("refused".to_owned()) };
+        outcomes.chars().map(|c| tally.count(outcome(c), &CHECK).map(|opinion| opinion.health)).collect()
+    }
+
+    #[test]
+    fn one_success_is_the_proof_that_starts_it() {
+        assert_eq!(opinions("+"), [Some(Healthy)]);
+        assert_eq!(opinions("---+"), [Some(Starting), Some(Starting), Some(Starting), Some(Healthy)]);
+    }
+
+    #[test]
+    fn failures_in_a_row_take_it_down() {
+        assert_eq!(opinions("+---")[1..], [None, None, Some(Unhealthy)]);
+        assert_eq!(opinions("+----")[4], None, "said once");
+    }
+
+    #[test]
+    fn successes_in_a_row_bring_it_back() {
+        assert_eq!(opinions("+---++")[4..], [None, Some(Healthy)]);
+        assert_eq!(opinions("+---++---")[6..], [None, None, Some(Unhealthy)], "it counts afresh");
+    }
+
+    #[test]
+    fn a_check_that_flaps_below_its_thresholds_changes_nothing() {
+        assert!(opinions("+--+--+-+--+--+")[1..].iter().all(Option::is_none));
+        assert!(opinions("+---+-+-+-+-")[4..].iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn the_reason_is_told() {
+        let mut tally = Tally::new();
+        let why = |opinion: Option<Opinion>| opinion.unwrap().why;
+        assert_eq!(why(tally.count(Err("refused".into()), &CHECK)), "never passed: refused");
+        tally.count(Ok(()), &CHECK);
+        for _ in 0..2 {
+            assert_eq!(tally.count(Err("slow".into()), &CHECK), None);
+        }
+        assert_eq!(
+            why(tally.count(Err("refused".into()), &CHECK)),
+            "failures in a row: 3; the last: refused"
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! What is found out about modules: health checks and resets give their opinions here.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::{Record, Registry, State};
+use crate::health::{Opinion, Source, Target};
+use crate::model::{Backend, Destination, ForwardMode, Health, L4, Route};
+
+impl Registry {
+    /// A source that watches that very registration has come to another opinion of it.
+    pub fn opine(&self, instance_id: &str, epoch: u64, source: Source, opinion: Opinion) {
+        let mut state = self.lock();
+        let Some(record) = state.modules.get(instance_id).filter(|record| record.epoch == epoch) else {
+            return;
+        };
+        let (before, told) = (record.health(), record.told(source).cloned());
+        if told.as_ref() == Some(&opinion) {
+            return;
+        }
+        let changed = told.is_none_or(|told| told.health != opinion.health);
+        let Opinion { health, why } = opinion.clone();
+        let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) else { return };
+        match source {
+            Source::Check => record.check = Some(opinion),
+            Source::Resets => record.resets = opinion,
+            // Theirs follow from heartbeats, the lease and the drain.
+            Source::Module | Source::Lease | Source::Operator => return,
+        }
+        let after = record.health();
+        if changed && health == Health::Unhealthy {
+            warn!(instance = instance_id, %source, why, ?after, "module found to be unhealthy");
+        } else if changed {
+            info!(instance = instance_id, %source, why, ?after, "module found to be {health:?}");
+        }
+        if after != before {
+            self.publish(&state);
+        }
+    }
+
+    /// Whom to try for the health check of that very registration, if it has one.
+    pub fn check_target(&self, instance_id: &str, epoch: u64) -> Option<Target> {
+        let state = self.snapshot();
+        let record = state.record(instance_id).ok().filter(|record| record.epoch == epoch)?;
+        let check = record.registration.check.as_ref()?;
+        Some(Target {
+            instance_id: instance_id.to_owned(),
+            probe: check.probe.clone(),
+            timeout: check.timeout,
+            control: record.registration.address.clone(),
+            data: state.data_sockets(record, check.port),
+        })
+    }
+}
+
+impl State {
+    /// The route that a backend was made for, if it was made for one alone and that is still there.
+    pub fn route_of(&self, backend: &Backend) -> Option<&Route> {
+        let key = backend.route.as_ref()?;
+        match key.operators {
+            true => self.operator_routes.get(&key.id),
+            false => self.modules.get(&backend.instance_id)?.registration.module.routes.get(&key.id),
+        }
+    }
+
+    /// Where traffic for a module is sent to, in each family in which it comes: on this port, or else on that of its first
+    /// TCP route, or else on that of its gRPC server.
+    fn data_sockets(&self, record: &Record, port: Option<u16>) -> Vec<SocketAddr> {
+        let module = &record.registration.module;
+        let tcp_port = |route: &Route| match module.mode {
+            _ if route.protocol.l4() != L4::Tcp => None,
+            ForwardMode::Nat => route.listen_port.or(module.listen_port).or(route.port),
+            // Direct server return leaves ports alone.
+            ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port,
+        };
+        let port = port.or_else(|| self.routes_for(record).find_map(tcp_port));
+        let port = port.unwrap_or(record.registration.address.port);
+        let v6 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv6));
+        let v4 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv4));
+        let all = module.data.v4.map(IpAddr::from).into_iter().chain(module.data.v6.map(IpAddr::from));
+        let (met, others): (Vec<IpAddr>, Vec<IpAddr>) =
+            all.partition(|address| if address.is_ipv6() { v6 } else { v4 });
+        // Direct server return carries either family in either.
+        let addresses = if met.is_empty() { others } else { met };
+        addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+    }
+
+    /// The module's own routes by id, then those of the operator that are for it.
+    fn routes_for<'a>(&'a self, record: &'a Record) -> impl Iterator<Item = &'a Route> {
+        let (id, module) = (&record.registration.instance_id, &record.registration.module);
+        let operators = self.operator_routes.values();
+        let for_it = operators.filter(|route| route.targets.include(route.protocol, id, module.module_type));
+        module.routes.values().chain(for_it)
+    }
+
+    /// Whether some VIP of a route is of this family.
+    fn is_for(&self, route: &Route, family: fn(&IpAddr) -> bool) -> bool {
+        match route.destination {
+            Destination::Address(address) => family(&address),
+            Destination::Prefix(prefix) => family(&prefix.addr()),
+            Destination::EveryVip => self.settings.vips.addresses().iter().any(family),
+        }
+    }
+}
