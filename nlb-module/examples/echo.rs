@@ -3,11 +3,17 @@
 //! Every line of a TCP connection and every datagram comes back with the instance id before it; an HTTP GET is
 //! answered with the instance id. All three share one port.
 
-use std::io::{Error, IsTerminal, Result, stdout};
+use std::io::{self, Error, IsTerminal, stdout};
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
 
 use clap::Parser;
-use nlb_module::{Connection, HealthCheckConfig, Instance, ModuleType, Protocol, Route, Serve};
+use nlb_module::proto::{CanHandleRequest, CanHandleResponse};
+use nlb_module::{
+    Connection, Control, HealthCheckConfig, Instance, ModuleType, Protocol, Route, Scaler, Serve, State,
+    Status, async_trait,
+};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// A module of the MarchProxy NLB that answers with its name
@@ -54,6 +60,16 @@ struct Args {
     /// Break off every TCP connection instead of answering, as a bad release would: to see a promotion rolled back
     #[arg(long)]
     broken: bool,
+    /// Say that this can handle its routes with the priority in this file, or not at all where there is none
+    #[arg(long, value_name = "FILE", conflicts_with = "scaler")]
+    priority: Option<PathBuf>,
+    /// Start and end further instances of this program when the NLB asks for them. They listen on the ports after these;
+    /// say how they scale by metadata such as scaling.target_connections=100
+    #[arg(long)]
+    scaler: bool,
+    /// Drain and end when standard input does, because whoever started this is gone
+    #[arg(long)]
+    scaled: bool,
     /// Seconds that open connections may take to finish after SIGTERM
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     drain: u64,
@@ -86,6 +102,15 @@ async fn main() -> anyhow::Result<()> {
     if let Some(kind) = args.check {
         instance = instance.health_check(health_check(kind, &args));
     }
+    if let Some(file) = &args.priority {
+        instance = instance.control(Choosy { file: file.clone() });
+    }
+    if args.scaled {
+        instance = instance.ends_with_stdin();
+    }
+    if args.scaler {
+        instance = instance.control(Scaler::new(further_instances(&args)?));
+    }
     for (key, value) in
         args.mode.iter().map(|mode| ("forward_mode".to_owned(), mode.clone())).chain(args.metadata)
     {
@@ -104,7 +129,7 @@ struct Echo {
 }
 
 impl Serve for Echo {
-    async fn connection(&self, mut connection: Connection) -> Result<()> {
+    async fn connection(&self, mut connection: Connection) -> io::Result<()> {
         if self.broken {
             // What stays unread makes the kernel reset the connection.
             connection.read_u8().await?;
@@ -123,8 +148,24 @@ impl Serve for Echo {
         Ok(())
     }
 
-    async fn datagram(&self, payload: &[u8], _client: SocketAddr) -> Result<Option<Vec<u8>>> {
+    async fn datagram(&self, payload: &[u8], _client: SocketAddr) -> io::Result<Option<Vec<u8>>> {
         Ok(Some(self.signed(payload)))
+    }
+}
+
+/// A module that makes up its mind while it runs.
+struct Choosy {
+    file: PathBuf,
+}
+
+#[async_trait]
+impl Control for Choosy {
+    async fn can_handle(&self, _: &State, _: CanHandleRequest) -> Result<CanHandleResponse, Status> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let priority: Option<i32> = text.trim().parse().ok();
+        let reason = format!("{} says so", self.file.display());
+        let (can_handle, priority) = (priority.is_some(), priority.unwrap_or_default());
+        Ok(CanHandleResponse { can_handle, priority, reason, ..CanHandleResponse::default() })
     }
 }
 
@@ -136,7 +177,7 @@ impl Echo {
     async fn answer_http(
         &self,
         stream: &mut (impl AsyncBufReadExt + AsyncRead + AsyncWrite + Unpin),
-    ) -> Result<()> {
+    ) -> io::Result<()> {
         let mut header = String::new();
         // To the empty line that ends the headers.
         while stream.read_line(&mut header).await? > 2 {
@@ -179,6 +220,29 @@ fn health_check(kind: Check, args: &Args) -> HealthCheckConfig {
         metadata: by_module.into_iter().collect(),
         ..HealthCheckConfig::default()
     }
+}
+
+/// The commands of further instances: this one's, with names and ports of their own.
+fn further_instances(args: &Args) -> io::Result<impl Fn(u32) -> Command + Send + Sync + 'static> {
+    let program = std::env::current_exe()?;
+    let (name, listen) = (args.name.clone(), args.listen.clone());
+    let mut shared = vec![format!("--version={}", args.version), format!("--weight={}", args.weight)];
+    shared.extend([format!("--nlb={}", args.nlb), format!("--drain={}", args.drain), "--scaled".to_owned()]);
+    shared.extend(args.vip.iter().map(|vip| format!("--vip={vip}")));
+    shared.extend(args.mode.iter().map(|mode| format!("--mode={mode}")));
+    shared.extend(args.heartbeat.iter().map(|seconds| format!("--heartbeat={seconds}")));
+    // The scaler alone says how the group scales.
+    let metadata = args.metadata.iter().filter(|(key, _)| !key.starts_with("scaling."));
+    shared.extend(metadata.map(|(key, value)| format!("--metadata={key}={value}")));
+    Ok(move |number: u32| {
+        let mut command = Command::new(&program);
+        command.args(&shared).arg(format!("--name={name}-{number}"));
+        for address in &listen {
+            let port = address.port().saturating_add(number as u16);
+            command.arg(format!("--listen={}", SocketAddr::new(address.ip(), port)));
+        }
+        command
+    })
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {

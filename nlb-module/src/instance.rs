@@ -58,6 +58,7 @@ pub struct Instance {
     control: Arc<dyn Control>,
     heartbeat: Option<Duration>,
     drain: Duration,
+    ends_with_stdin: bool,
 }
 
 impl Instance {
@@ -80,6 +81,7 @@ impl Instance {
             control: Arc::new(Defaults),
             heartbeat: None,
             drain: DRAIN,
+            ends_with_stdin: false,
         }
     }
 
@@ -164,6 +166,12 @@ impl Instance {
         self
     }
 
+    /// Standard input that ends is as good as SIGTERM to [`Instance::run`]: whoever holds its other end is gone.
+    pub fn ends_with_stdin(mut self) -> Instance {
+        self.ends_with_stdin = true;
+        self
+    }
+
     /// Runs until SIGTERM or SIGINT (or the `Shutdown` call) and drains; a second signal ends it at once.
     pub async fn run(self, serve: impl Serve) -> Result<(), Error> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
@@ -174,13 +182,17 @@ impl Instance {
                 _ = interrupt.recv() => {}
             }
         };
+        let ends_with_stdin = self.ends_with_stdin;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let ran = self.run_until(serve, async {
             // A dropped sender is a stop as well.
             let _ = stopped.await;
         });
         let signals = async {
-            signalled().await;
+            tokio::select! {
+                () = signalled() => {}
+                () = stdin_ended(), if ends_with_stdin => {}
+            }
             let _ = stop.send(());
             signalled().await;
             warn!("stopped by a second signal; open connections are cut off");
@@ -260,6 +272,17 @@ async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, wit
     if finished.await.is_err() {
         warn!(open = state.open_connections(), "not drained in time; open connections are cut off");
     }
+}
+
+/// On a thread of its own, which may wait in `read` when the process ends: the runtime's would hold that up.
+async fn stdin_ended() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // An input that cannot be read has ended, too.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = ended.send(());
+    });
+    let _ = end.await;
 }
 
 async fn serve_control(listener: TcpListener, rpc: Rpc) {

@@ -24,7 +24,8 @@
 //! `run` registers the instance and its routes, keeps the registration alive by heartbeats and renews it when the NLB
 //! has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows, and the open ones may finish.
 //!
-//! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default.
+//! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default. [`Scaler`] is a
+//! `Control` that starts and ends further instances when the NLB asks for them.
 
 mod answers;
 mod connection;
@@ -33,6 +34,7 @@ mod instance;
 mod nlb;
 mod registration;
 mod rpc;
+mod scaler;
 mod serve;
 mod state;
 mod tcp;
@@ -44,8 +46,10 @@ pub use connection::Connection;
 pub use control::{Control, Origin};
 pub use instance::{Error, Instance};
 pub use nlb_proto::{HealthCheckConfig, HealthStatus, ModuleType, Protocol, Route};
+pub use scaler::Scaler;
 pub use serve::Serve;
 pub use state::State;
+pub use tonic::{Status, async_trait};
 
 /// The messages of the wire contract, for authors of a [`Control`].
 pub use nlb_proto as proto;

@@ -131,7 +131,7 @@ impl State {
 
     /// What was served. A request is a connection or a datagram; latencies are the module's own to tell.
     pub fn stats(&self) -> ModuleStats {
-        let figures = lock(&self.figures);
+        let mut figures = lock(&self.figures);
         ModuleStats {
             instance_id: self.instance_id().to_owned(),
             total_requests: (figures.successful + figures.failed) as i64,

@@ -6,23 +6,37 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 
+/// A shorter time says more about the clock's ticks than about the load.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Measures from one question to the next: whoever scales by it wants to know the load of now, not that of a whole life.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    started: Instant,
+    since: Instant,
     cpu_before: Duration,
+    /// Of the time before `since`.
+    measured: Option<f64>,
 }
 
 impl Usage {
     pub(crate) fn start() -> Usage {
-        Usage { started: Instant::now(), cpu_before: cpu_time() }
+        Usage { since: Instant::now(), cpu_before: cpu_time(), measured: None }
     }
 
-    /// Of the whole machine, on average since the start.
-    pub(crate) fn cpu_percent(&self) -> f64 {
+    /// Of the whole machine, on average since the question before.
+    pub(crate) fn cpu_percent(&mut self) -> f64 {
+        let passed = self.since.elapsed();
+        if let Some(measured) = self.measured.filter(|_| passed < SHORTEST) {
+            return measured;
+        }
         let cpus = available_parallelism().map_or(1, usize::from) as f64;
-        let used = cpu_time().saturating_sub(self.cpu_before).as_secs_f64();
-        let passed = self.started.elapsed().as_secs_f64();
-        if passed > 0.0 { 100.0 * used / passed / cpus } else { 0.0 }
+        let cpu = cpu_time();
+        let used = cpu.saturating_sub(self.cpu_before).as_secs_f64();
+        let measured = if passed.is_zero() { 0.0 } else { 100.0 * used / passed.as_secs_f64() / cpus };
+        if passed >= SHORTEST {
+            *self = Usage { since: Instant::now(), cpu_before: cpu, measured: Some(measured) };
+        }
+        measured
     }
 
     /// Resident memory in mebibytes; 0 where the kernel does not tell.
@@ -48,12 +62,20 @@ mod tests {
 
     #[test]
     fn measures_this_process() {
-        let usage = Usage::start();
+        let mut usage = Usage::start();
         let mut x = 0u64;
-        while usage.started.elapsed() < Duration::from_millis(50) {
-            x = std::hint::black_box(x + 1);
-        }
-        assert!(usage.cpu_percent() > 0.0 && usage.cpu_percent() <= 100.0, "{} %", usage.cpu_percent());
+        let mut work = |usage: &Usage, time| {
+            while usage.since.elapsed() < time {
+                x = std::hint::black_box(x + 1);
+            }
+        };
+        work(&usage, Duration::from_millis(50));
+        let percent = usage.cpu_percent();
+        assert!(percent > 0.0 && percent <= 100.0, "{percent} %");
+        assert_eq!(usage.measured, None, "the first question is answered whenever it comes");
+        work(&usage, SHORTEST);
+        let percent = usage.cpu_percent();
+        assert_eq!((usage.measured, usage.cpu_percent()), (Some(percent), percent), "too soon for another");
         assert!(Usage::memory_mb() > 0.5, "{} MiB", Usage::memory_mb());
     }
 }

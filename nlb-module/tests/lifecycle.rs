@@ -274,7 +274,10 @@ async fn answers_for_itself_and_nobody_else() {
     let asked = CanHandleRequest { route: Some(route("any", 80)), ..CanHandleRequest::default() };
     assert!(module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
     let asked = CanHandleRequest { route: Some(route("any", 81)), ..CanHandleRequest::default() };
-    assert!(!module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
+    assert!(!module.can_handle(asked.clone()).await.expect("an answer").into_inner().can_handle);
+    let context = [("owner".to_owned(), "operator".to_owned())].into();
+    let asked = CanHandleRequest { context, ..asked };
+    assert!(module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
 
     let refused = module.scale(ScaleRequest::default()).await.expect_err("one process does not scale");
     assert_eq!(refused.code(), Code::Unimplemented);

@@ -1,5 +1,6 @@
 //! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
 
+mod abilities;
 mod config;
 mod failure;
 mod fault;
@@ -28,6 +29,8 @@ mod report;
 mod reporting;
 mod route;
 mod routing;
+mod scaling;
+mod scaling_config;
 mod split;
 mod status;
 mod subscription;
@@ -50,7 +53,9 @@ use crate::metrics::Metrics;
 use crate::reconcile::Applied;
 use crate::registry::Registry;
 use crate::resolve::Resolver;
+use crate::scaling::Scaling;
 use crate::stats::Traffic;
+pub use abilities::ask as ask_abilities;
 use failure::Failure;
 pub use peers::Peers;
 pub use prober::Prober;
@@ -65,6 +70,7 @@ pub struct Control {
     pub resolver: Resolver,
     /// Where calls are passed on.
     pub peers: Peers,
+    pub scaling: Scaling,
     pub started_at: SystemTime,
     pub configuration: Arc<Configuration>,
     /// How this daemon is set up, for GetNLBStatus.
@@ -96,6 +102,7 @@ pub async fn serve(
     };
     let undecodable = "the descriptors were encoded by the build";
     let (peers, desired) = (control.peers.clone(), control.registry.desired());
+    let scaling = control.clone();
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -109,6 +116,7 @@ pub async fn serve(
     tokio::select! {
         served = server => served,
         never = peers.follow(desired) => match never {},
+        never = scaling.watch_scaling() => match never {},
     }
 }
 

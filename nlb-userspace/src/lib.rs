@@ -3,6 +3,7 @@
 //! `grpc` turns calls into `model`; `registry` holds what is desired; `compile` turns that into the contents of the
 //! kernel's maps, and `reconcile` brings the maps there. `stats` reads what the kernel counted.
 
+pub mod ability;
 pub mod cli;
 pub mod compile;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod promotion;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;
+pub mod scaling;
 pub mod serve;
 pub mod shutdown;
 pub mod stats;

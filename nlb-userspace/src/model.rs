@@ -68,6 +68,28 @@ pub struct Module {
     pub listen_port: Option<u16>,
     /// By route id.
     pub routes: BTreeMap<String, Route>,
+    /// What it said of the routes that it was asked about, its own and the operator's.
+    pub abilities: BTreeMap<RouteKey, Ability>,
+}
+
+impl Module {
+    /// Who was not asked yet, or does not say, is able.
+    pub fn ability(&self, route: &RouteKey) -> Ability {
+        self.abilities.get(route).copied().unwrap_or_default()
+    }
+}
+
+/// Whether a module can handle a route, and how gladly: of those that can, the highest priority gets the new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ability {
+    pub can_handle: bool,
+    pub priority: i32,
+}
+
+impl Default for Ability {
+    fn default() -> Self {
+        Ability { can_handle: true, priority: 0 }
+    }
 }
 
 /// Where a module's traffic goes: at most one address of each family.

@@ -4,6 +4,7 @@
 //! leaves no trace. Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every
 //! change that matters to the data path. Time comes in as an argument.
 
+mod ability;
 mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -147,6 +148,11 @@ impl Registry {
                 }
             }
             state.check_suited(&registration)?;
+            let mut registration = registration;
+            if let Some(old) = state.modules.get(&instance_id) {
+                // Until it is asked again, its last answers hold.
+                registration.module.abilities = old.registration.module.abilities.clone();
+            }
             let record = Record::new(registration, state.next_epoch(), now);
             let registration_id = record.registration_id.clone();
             let superseded = state.modules.insert(instance_id.clone(), Arc::new(record)).is_some();

@@ -53,6 +53,9 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     tasks.spawn(async move { match leases.await {} });
     tasks.spawn(async move { match promotions.await {} });
     tasks.spawn(async move { match names.await {} });
+    let peers = Peers::default();
+    let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
+    tasks.spawn(async move { match abilities.await {} });
     let control = Control {
         registry,
         applied,
@@ -60,6 +63,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         metrics,
         resolver,
         peers,
+        scaling: Default::default(),
         started_at,
         configuration: Arc::new(configuration),
         details,

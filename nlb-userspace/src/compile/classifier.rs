@@ -11,17 +11,25 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route};
+use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey};
 
 /// An instance that serves a route on one VIP.
 #[derive(Clone, Debug)]
 pub struct Offer<'a> {
     pub route_id: &'a str,
+    /// The operator's route, and not the instance's own.
+    pub operators: bool,
     pub route: &'a Route,
     /// How exactly the route names the VIP.
     pub destination_bits: u8,
     pub backend: Backend,
     pub module: &'a Module,
+}
+
+impl Offer<'_> {
+    pub fn key(&self) -> RouteKey {
+        RouteKey { id: self.route_id.to_owned(), operators: self.operators }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,6 +3,7 @@
 //! `compile` takes what is desired, what is known of the network around, and the image before (for the numbers that
 //! things have in the maps, and for Maglev tables that need not be built again). Equal input gives an equal image.
 
+mod ability;
 mod capacity;
 pub mod classifier;
 mod counted;

@@ -25,26 +25,26 @@ impl<'a> Offers<'a> {
         };
         for (instance_id, module) in &desired.modules {
             for (route_id, route) in &module.routes {
-                let key = counted.key(route_id, false);
-                offers.add(instance_id, module, route_id, route, key);
+                offers.add(instance_id, module, (route_id, route, false), counted);
             }
             for (route_id, route) in desired.operator_routes.iter() {
                 if route.targets.include(route.protocol, instance_id, module.module_type) {
-                    offers.add(instance_id, module, route_id, route, counted.key(route_id, true));
+                    offers.add(instance_id, module, (route_id, route, true), counted);
                 }
             }
         }
         offers
     }
 
+    /// A route of the module's own, or one of the operator's.
     fn add(
         &mut self,
         instance_id: &str,
         module: &'a Module,
-        route_id: &'a str,
-        route: &'a Route,
-        key: Option<&RouteKey>,
+        (route_id, route, operators): (&'a str, &'a Route, bool),
+        counted: &Counted,
     ) {
+        let key = counted.key(route_id, operators);
         let mut served = false;
         let mut refused = None;
         for (vip, offers) in &mut self.by_vip {
@@ -56,7 +56,7 @@ impl<'a> Offers<'a> {
                 Ok(backend) => {
                     served = true;
                     self.backends.insert(backend.clone(), module);
-                    offers.push(Offer { route_id, route, destination_bits, backend, module });
+                    offers.push(Offer { route_id, operators, route, destination_bits, backend, module });
                 }
                 Err(reason) => refused = Some((*vip, reason)),
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nlb_common::maglev::SLOTS;
 
+use super::ability;
 use super::classifier::Offer;
 use super::maglev::{self, Member};
 use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
@@ -18,6 +19,7 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(offers: &[&Offer], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+        let offers = ability::ablest(offers, desired);
         let mut usable: Vec<&Offer> = offers.iter().copied().filter(|o| is_usable(o.module.health)).collect();
         if usable.is_empty() && desired.fail_open {
             usable = offers.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();

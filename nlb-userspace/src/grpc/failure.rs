@@ -11,6 +11,7 @@ use tonic::{Code, Response, Status};
 use super::fault::Fault;
 use crate::registry::Refusal;
 use crate::resolve::Unresolved;
+use crate::scaling::Unscalable;
 
 #[derive(Debug)]
 pub enum Failure {
@@ -48,6 +49,8 @@ pub enum Failure {
         of: usize,
         code: Code,
     },
+    /// A group of instances is not to have another size.
+    Unscalable(String),
     /// More than one answer should hold.
     TooMuch(String),
 }
@@ -103,6 +106,7 @@ impl Failure {
             Failure::Outdated { .. } => Code::AlreadyExists,
             Failure::Modules { .. } => Code::Aborted,
             Failure::PassedOn { code, .. } => *code,
+            Failure::Unscalable(_) => Code::FailedPrecondition,
             Failure::TooMuch(_) => Code::ResourceExhausted,
             Failure::Refused(refusal) => match refusal {
                 Refusal::UnknownInstance(_)
@@ -137,7 +141,7 @@ impl std::fmt::Display for Failure {
             }
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::Unresolved(why) => why.fmt(f),
-            Failure::TooMuch(why) => f.write_str(why),
+            Failure::TooMuch(why) | Failure::Unscalable(why) => f.write_str(why),
             Failure::NotApplied { revision, reason } => {
                 write!(f, "accepted as revision {revision}, but the data path does not hold it: {reason}")
             }
@@ -197,6 +201,12 @@ impl From<Vec<Fault>> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Failure::Refused(refusal)
+    }
+}
+
+impl From<Unscalable> for Failure {
+    fn from(why: Unscalable) -> Self {
+        Failure::Unscalable(why.to_string())
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nlb_proto as proto;
 
 use super::fault::{self, Fault};
-use super::names;
+use super::{names, scaling_config};
 use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Snat};
 use crate::registry::{Claim, Record, Registration};
 use crate::resolve::{Endpoint, Host};
@@ -45,10 +45,12 @@ pub fn parse(
             snat: snat(&metadata, mode)?,
             listen_port: fault::port_entry("metadata", &metadata, "listen_port")?,
             routes: BTreeMap::new(),
+            abilities: BTreeMap::new(),
         },
         check: None,
         max_connections: fault::unsigned_32("max_connections", instance.max_connections)?,
         started_at: fault::time("started_at", instance.started_at)?,
+        scaling: scaling_config::parse_metadata(&metadata)?,
         metadata,
         capabilities: BTreeMap::new(),
     };

@@ -153,20 +153,27 @@ impl Control {
         let revision = self.registry.heartbeat(&id, &request.registration_id, health, report, now)?;
         // The lease is renewed whatever becomes of the maps.
         let applied = if revision > before { self.applied(revision).await } else { Ok(()) };
-        let drains = self.registry.snapshot().record(&id).is_ok_and(|record| record.drain.is_some());
+        let snapshot = self.registry.snapshot();
+        let drains = snapshot.record(&id).is_ok_and(|record| record.drain.is_some());
+        let heard = self.scaling.heard(&id, &snapshot, &self.traffic.borrow(), now.at);
+        if let Some(order) = heard.order {
+            self.scale(order);
+        }
         let message = match applied {
             Err(failure) => failure.to_string(),
             Ok(()) if drains => "draining: no new flows".to_owned(),
             Ok(()) => "lease renewed".to_owned(),
         };
         let interval = self.registry.settings().lease.interval.as_secs_f64().to_string();
+        let instances = heard.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
+        let instructions = [("heartbeat_interval_seconds".to_owned(), interval)].into_iter().chain(instances);
         Ok(HeartbeatResponse {
             acknowledged: true,
             message,
             server_time: Some(now.wall.into()),
             should_reload: false,
-            should_scale: false,
-            instructions: [("heartbeat_interval_seconds".to_owned(), interval)].into(),
+            should_scale: heard.asked_for.is_some(),
+            instructions: instructions.collect(),
         })
     }
 
@@ -192,7 +199,10 @@ impl Control {
             routes: record.registration.module.routes.iter().map(|(id, r)| route::render(id, r)).collect(),
             stats: record.report.as_ref().map(|report| report::render(&id, report)),
             deployment_config: split::render(&snapshot),
-            details: details(record, counts).into_iter().collect(),
+            details: details(record, counts)
+                .into_iter()
+                .chain(self.scaling.details(record, &snapshot, Instant::now()))
+                .collect(),
         })
     }
 

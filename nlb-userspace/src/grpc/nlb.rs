@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::Control;
 use super::failure::answer;
+use super::fleet::to_the_end;
 use super::subscription::Subscription;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -69,7 +70,7 @@ impl NlbService for Control {
     }
 
     async fn validate_route(&self, request: Request<ValidateRouteRequest>) -> Answer<ValidateRouteResponse> {
-        Ok(Response::new(Control::validate_route(self, request.into_inner())?))
+        Ok(Response::new(Control::validate_route(self, request.into_inner()).await?))
     }
 
     async fn check_health(&self, request: Request<CheckHealthRequest>) -> Answer<CheckHealthResponse> {
@@ -136,12 +137,18 @@ impl NlbService for Control {
         Ok(Response::new(self.load_distribution(request.into_inner())?))
     }
 
-    async fn trigger_scaling(&self, _: Request<TriggerScalingRequest>) -> Answer<TriggerScalingResponse> {
-        Err(not_in_this_build("TriggerScaling"))
+    async fn trigger_scaling(
+        &self,
+        request: Request<TriggerScalingRequest>,
+    ) -> Answer<TriggerScalingResponse> {
+        let request = request.into_inner();
+        let scaling_action = request.scaling_action.clone();
+        let triggered = Control::trigger_scaling(self.clone(), request);
+        answer(to_the_end(triggered).await, |error| TriggerScalingResponse {
+            message: error.message.clone(),
+            scaling_action,
+            error: Some(error),
+            ..Default::default()
+        })
     }
-}
-
-/// Callers learn that the call is known, and that nothing was done.
-pub fn not_in_this_build(call: &str) -> Status {
-    Status::unimplemented(format!("{call} is part of the contract, but not of this build; nothing was done"))
 }

@@ -10,7 +10,7 @@ use nlb_proto::{
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{Told, Untold, living, message, peer};
-use super::peers::{ANSWER_PATIENCE, Outcome};
+use super::peers::{ANSWER_PATIENCE, Outcome, Peer};
 use super::route::{self, Author};
 use super::{Control, query};
 use crate::lease::Standing;
@@ -49,7 +49,15 @@ impl Control {
                 && route.suits_ports(module).is_ok()
                 && route.suits_family(module).is_ok()
         });
-        let candidates = candidates.map(|(_, record)| peer(record)).collect();
+        let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
+        if passed_on {
+            // The NLB above only wants to know whether it may send such traffic here.
+            return Ok(CanHandleResponse {
+                can_handle: !candidates.is_empty(),
+                reason: format!("{} instances could serve it", candidates.len()),
+                ..Default::default()
+            });
+        }
         let outcomes = self.pass_on(candidates, |_| request.clone(), ANSWER_PATIENCE, passed_on).await;
 
         let mut best: Option<(Able, String)> = None;

@@ -4,14 +4,14 @@
 use nlb_proto::{
     ConfigUpdate, GetConfigRequest, GetConfigResponse, GetInstancesRequest, GetInstancesResponse,
     GetNlbConfigRequest, GetNlbConfigResponse, HealthStatus, ModuleType, ScaleRequest, ScaleResponse,
-    ScalingConfig, UpdateConfigRequest, UpdateConfigResponse, UpdateNlbConfigRequest,
+    UpdateConfigRequest, UpdateConfigResponse, UpdateNlbConfigRequest,
 };
 
-use super::Control;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, message, peer};
 use super::peers::{Call, Outcome};
+use super::{Control, scaling_config};
 
 impl Control {
     /// The answer counts the instances that the module says there are and should be.
@@ -21,7 +21,8 @@ impl Control {
         passed_on: bool,
     ) -> Result<ScaleResponse, Failure> {
         let id = named(&request.instance_id)?;
-        check_scaling(request.config.as_ref()).map_err(|fault| fault.within("config"))?;
+        let config = request.config.map(scaling_config::parse).transpose();
+        config.map_err(|fault| fault.within("config"))?;
         self.relay(&id, request, passed_on).await
     }
 
@@ -95,33 +96,6 @@ fn named(instance_id: &str) -> Result<String, Fault> {
         return Err(Fault::new("instance_id", "is empty; name an instance of the type to scale"));
     }
     fault::id("instance_id", instance_id)
-}
-
-fn check_scaling(config: Option<&ScalingConfig>) -> Result<(), Fault> {
-    let Some(config) = config else { return Ok(()) };
-    let (min, max) = (config.min_instances, config.max_instances);
-    for (field, number) in [
-        ("min_instances", min),
-        ("max_instances", max),
-        ("target_connections", config.target_connections),
-        ("scale_up_threshold", config.scale_up_threshold),
-        ("scale_down_threshold", config.scale_down_threshold),
-        ("cooldown_seconds", config.cooldown_seconds),
-    ] {
-        fault::unsigned_32(field, number)?;
-    }
-    for (field, percent) in [
-        ("target_cpu_percent", config.target_cpu_percent),
-        ("target_memory_percent", config.target_memory_percent),
-    ] {
-        if !(0..=100).contains(&percent) {
-            return Err(Fault::new(field, format!("{percent} is not a percentage; give 0 to 100")));
-        }
-    }
-    if max != 0 && min > max {
-        return Err(Fault::new("min_instances", format!("{min} is above max_instances, which is {max}")));
-    }
-    Ok(())
 }
 
 fn check_config(config: &ConfigUpdate) -> Result<(), Fault> {

@@ -5,18 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nlb_proto::{
-    GetRoutingTableRequest, GetRoutingTableResponse, Protocol, RouteRequestRequest, RouteRequestResponse,
-    RoutingEntry, UpdateRoutingRequest, UpdateRoutingResponse, ValidateRouteRequest, ValidateRouteResponse,
+    CanHandleRequest, CanHandleResponse, GetRoutingTableRequest, GetRoutingTableResponse, Protocol,
+    RouteRequestRequest, RouteRequestResponse, RoutingEntry, UpdateRoutingRequest, UpdateRoutingResponse,
+    ValidateRouteRequest, ValidateRouteResponse,
 };
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
+use super::fleet::peer;
 use super::modules::by_instance;
+use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
 use super::{Control, names, query};
 use crate::compile::FlowTuple;
-use crate::model::{Backend, Destination, ForwardMode, Health, Route};
-use crate::registry::{Commit, Now, Owner, State, Suited};
+use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey};
+use crate::registry::{Commit, Now, Owner, Record, State, Suited};
 
 impl Control {
     pub async fn update_routing(
@@ -86,34 +89,35 @@ impl Control {
     fn routing_entries(&self, wanted: impl Fn(&Route) -> bool) -> Vec<RoutingEntry> {
         let snapshot = self.registry.snapshot();
         let counts = by_instance(&self.traffic.borrow());
-        let entry =
-            |route_id: &str, route: &Route, since, target: Option<(&str, &crate::registry::Record)>| {
-                let flows = target.and_then(|(id, _)| counts.get(id)).map_or(0, |counts| counts.active_flows);
-                let module_type = target.map(|(_, record)| record.registration.module.module_type);
-                RoutingEntry {
-                    route: Some(route::render(route_id, route)),
-                    target_instance_id: target.map(|(id, _)| id.to_owned()).unwrap_or_default(),
-                    target_module_type: module_type
-                        .map(|t| names::module_type_to_wire(t).into())
-                        .unwrap_or_default(),
-                    current_connections: flows.try_into().unwrap_or(i32::MAX),
-                    created_at: Option::map(since, |since: &std::time::SystemTime| (*since).into()),
-                    last_used: None,
-                }
-            };
+        let entry = |route_id: &str, route: &Route, since, target: Option<(&str, &Record)>| {
+            let flows = target.and_then(|(id, _)| counts.get(id)).map_or(0, |counts| counts.active_flows);
+            let module_type = target.map(|(_, record)| record.registration.module.module_type);
+            RoutingEntry {
+                route: Some(route::render(route_id, route)),
+                target_instance_id: target.map(|(id, _)| id.to_owned()).unwrap_or_default(),
+                target_module_type: module_type
+                    .map(|t| names::module_type_to_wire(t).into())
+                    .unwrap_or_default(),
+                current_connections: flows.try_into().unwrap_or(i32::MAX),
+                created_at: Option::map(since, |since: &std::time::SystemTime| (*since).into()),
+                last_used: None,
+            }
+        };
         let mut entries = Vec::new();
         for (id, record) in &snapshot.modules {
             for (route_id, route) in
                 record.registration.module.routes.iter().filter(|(_, route)| wanted(route))
             {
                 let since = record.routes_since.get(route_id);
-                entries.push(entry(route_id, route, since, Some((id.as_str(), record.as_ref()))));
+                let target = can_handle(record, route_id, false).then_some((id.as_str(), record.as_ref()));
+                entries.push(entry(route_id, route, since, target));
             }
         }
         for (route_id, route) in snapshot.operator_routes.iter().filter(|(_, route)| wanted(route)) {
             let since = snapshot.operator_routes_since.get(route_id);
             let before = entries.len();
-            entries.extend(snapshot.targets(route).map(|target| entry(route_id, route, since, Some(target))));
+            let able = snapshot.targets(route).filter(|(_, record)| can_handle(record, route_id, true));
+            entries.extend(able.map(|target| entry(route_id, route, since, Some(target))));
             if entries.len() == before {
                 entries.push(entry(route_id, route, since, None));
             }
@@ -131,11 +135,14 @@ impl Control {
         }
     }
 
-    pub fn validate_route(&self, request: ValidateRouteRequest) -> Result<ValidateRouteResponse, Failure> {
+    pub async fn validate_route(
+        &self,
+        request: ValidateRouteRequest,
+    ) -> Result<ValidateRouteResponse, Failure> {
         let message = request.route.ok_or_else(|| Fault::new("route", "is missing"))?;
         let settings = self.registry.settings();
         let vips = &settings.vips;
-        let (_, route) = match route::parse(message, Author::Operator, vips) {
+        let (_, route) = match route::parse(message.clone(), Author::Operator, vips) {
             Ok(parsed) => parsed,
             Err(fault) => {
                 return Ok(ValidateRouteResponse {
@@ -145,12 +152,19 @@ impl Control {
             }
         };
         let snapshot = self.registry.snapshot();
-        let able = snapshot.targets(&route).filter(|(_, record)| {
+        let suited = snapshot.targets(&route).filter(|(_, record)| {
             let module = &record.registration.module;
             let takes_flows = matches!(record.health(), Health::Healthy | Health::Degraded);
             takes_flows && route.suits_ports(module).is_ok() && route.suits_family(module).is_ok()
         });
-        let capable_instances: Vec<String> = able.map(|(id, _)| id.to_owned()).collect();
+        let suited = suited.map(|(_, record)| peer(record)).collect();
+        let context = [("owner".to_owned(), "operator".to_owned())].into();
+        let question = CanHandleRequest { route: Some(message), context };
+        let outcomes = self.pass_on(suited, |_| question.clone(), ANSWER_PATIENCE, false).await;
+        // Whoever does not say is able, as in the data path.
+        let is_able = |outcome: &Outcome<CanHandleResponse>| !matches!(outcome, Outcome::Done(answer) if !answer.can_handle);
+        let able = outcomes.into_iter().filter(|(_, outcome)| is_able(outcome));
+        let capable_instances: Vec<String> = able.map(|(id, _)| id).collect();
         let port = route.port.map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
         let mut details = BTreeMap::from([("matches".to_owned(), format!("{} {port}", route.protocol.l4()))]);
         details.extend(
@@ -237,10 +251,13 @@ impl Control {
         Ok(FlowTuple { client, client_port, vip, port, l4: protocol.l4() })
     }
 
-    /// The priority of the route that led the flow there: the highest of those that match it.
+    /// The priority that the module gave the route, else the route's own: the highest of those that match it.
     fn priority(&self, state: &State, flow: &FlowTuple, backend: &Backend) -> i32 {
         let Ok(record) = state.record(&backend.instance_id) else { return 0 };
         let module = &record.registration.module;
+        if let Some(ability) = backend.route.as_ref().and_then(|route| module.abilities.get(route)) {
+            return ability.priority;
+        }
         let operators = state
             .operator_routes
             .values()
@@ -253,6 +270,11 @@ impl Control {
         });
         matching.map(|route| route.priority).max().unwrap_or(0)
     }
+}
+
+fn can_handle(record: &Record, route_id: &str, operators: bool) -> bool {
+    let key = RouteKey { id: route_id.to_owned(), operators };
+    record.registration.module.ability(&key).can_handle
 }
 
 fn sort_key(entry: &RoutingEntry) -> (&str, &str) {

@@ -65,12 +65,14 @@ pub fn registration(instance_id: &str) -> Registration {
             snat: Snat::Always,
             listen_port: None,
             routes: [("web".into(), route(80))].into(),
+            abilities: Default::default(),
         },
         check: None,
         max_connections: 0,
         started_at: None,
         metadata: Default::default(),
         capabilities: Default::default(),
+        scaling: None,
     }
 }
 

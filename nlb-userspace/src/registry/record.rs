@@ -8,6 +8,7 @@ use crate::health::{Check, Opinion, Opinions, Source};
 use crate::lease::{Lease, Standing};
 use crate::model::{Health, Module};
 use crate::resolve::{Endpoint, Host};
+use crate::scaling::Policy;
 
 use super::{Now, Report};
 
@@ -28,6 +29,8 @@ pub struct Registration {
     pub started_at: Option<SystemTime>,
     pub metadata: BTreeMap<String, String>,
     pub capabilities: BTreeMap<String, String>,
+    /// How its group scales, if it says so.
+    pub scaling: Option<Policy>,
 }
 
 impl Registration {

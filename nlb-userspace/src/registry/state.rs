@@ -57,6 +57,16 @@ impl State {
         record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
     }
 
+    pub fn last_epoch(&self) -> u64 {
+        self.last_epoch
+    }
+
+    /// The registrations that came after this epoch.
+    pub fn registered_since(&self, epoch: u64) -> impl Iterator<Item = &Record> {
+        let modules = if self.last_epoch > epoch { Some(self.modules.values()) } else { None };
+        modules.into_iter().flatten().map(Arc::as_ref).filter(move |record| record.epoch > epoch)
+    }
+
     /// The instances that serve an operator's route.
     pub fn targets<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = (&'a str, &'a Record)> {
         self.modules.iter().map(|(id, record)| (id.as_str(), record.as_ref())).filter(|(id, record)| {

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nlb::ability::Question;
 use nlb::compile::{Hop, Hops, Limits};
 use nlb::grpc::Control;
 use nlb::lease::Terms;
 use nlb::maps::Change;
 use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
-use nlb::model::ForwardMode;
+use nlb::model::{Ability, ForwardMode, RouteKey};
 use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
 use nlb::resolve::Resolver;
@@ -87,6 +88,7 @@ impl Fleet {
             metrics: Recorder::new(sources, 1 << 20).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
             peers: Default::default(),
+            scaling: Default::default(),
             started_at: SystemTime::now(),
             configuration: Default::default(),
             details: Vec::new(),
@@ -105,6 +107,18 @@ impl Fleet {
             self.registration_ids.insert(id, answer.get_ref().registration_id.clone());
         }
         told(answer, |answer| (answer.success, answer.message))
+    }
+
+    /// What the module says of its own route, or of the operator's of that id; `None` if it cannot handle it.
+    pub async fn say_ability(&mut self, id: &str, route_id: &str, priority: Option<i32>) -> String {
+        let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
+        let registry = &self.control.registry;
+        let operators = registry.snapshot().operator_routes.contains_key(route_id);
+        let route = RouteKey { id: route_id.to_owned(), operators };
+        registry.set_abilities([(Question { instance_id: id.to_owned(), route }, ability)].into());
+        // Time for the reconciler, who is not waited for.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        String::new()
     }
 
     /// With a time: gracefully.

@@ -10,6 +10,7 @@
 //! $ weigh alb-1 5  |  $ weigh version v2 5
 //! $ unregister alb-1  |  $ unregister alb-1 gracefully 10
 //! $ limit few on=route:web second=100 minute=1000 hour=5000 burst=50 unit=packets off  |  $ unlimit few
+//! $ ability alb-1 web 7  |  $ ability alb-1 web none         (what it answers to CanHandle)
 //! $ drain alb-1 10  |  $ resume alb-1
 //! $ hop 10.0.0.1 from 10.0.0.100  |  $ hop 10.0.0.1 unknown
 //! $ wait 30                                                  (seconds; who is silent loses its lease)
@@ -108,6 +109,10 @@ impl Scenario {
                         rest => (true, rest),
                     };
                     fleet.limit(limit(id, enabled, Pairs::of(rest)?)?).await
+                }
+                ["ability", id, route_id, ability] => {
+                    let priority = if *ability == "none" { None } else { Some(number(ability)?) };
+                    fleet.say_ability(id, route_id, priority).await
                 }
                 ["unlimit", id] => fleet.unlimit(id).await,
                 ["drain", id, seconds] => fleet.drain(id, number(seconds)?).await,

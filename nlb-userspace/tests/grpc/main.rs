@@ -1,5 +1,6 @@
 //! The control plane as its clients see it: a real server on loopback, real clients, and maps in memory.
 
+mod abilities;
 mod broken_modules;
 mod commands;
 mod config;
@@ -18,6 +19,7 @@ mod other_languages;
 mod registration;
 mod reports;
 mod routing;
+mod scaling;
 mod service;
 mod streams;
 mod weights;

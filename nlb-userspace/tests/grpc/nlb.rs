@@ -38,6 +38,7 @@ pub struct Nlb {
     pub address: SocketAddr,
     /// Tells the server to stop.
     pub stop: Arc<Notify>,
+    peers: Peers,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -122,6 +123,7 @@ impl Nlb {
         };
         let (recorder, metrics) = Recorder::new(sources, 1 << 20);
         tasks.spawn(async move { match recorder.run().await {} });
+        let peers = Peers::default();
         let control = Control {
             registry: registry.clone(),
             applied,
@@ -133,7 +135,8 @@ impl Nlb {
                     _ => Err(std::io::Error::other("no such host")),
                 }
             }),
-            peers,
+            peers: peers.clone(),
+            scaling: Default::default(),
             started_at: SystemTime::now(),
             configuration: Arc::new(configuration),
             details: vec![("interfaces".into(), "none".into())],
@@ -159,8 +162,15 @@ impl Nlb {
             tried,
             address,
             stop,
+            peers,
             tasks,
         }
+    }
+
+    /// Begins to ask modules what they can handle. Their addresses have to be on loopback.
+    pub fn ask_abilities(&mut self) {
+        let asking = grpc::ask_abilities(self.registry.clone(), self.peers.clone());
+        self.tasks.spawn(async move { match asking.await {} });
     }
 
     /// Publishes these numbers of TCP flows of an instance, one after the other, until the last one stays.

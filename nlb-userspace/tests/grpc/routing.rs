@@ -2,7 +2,7 @@
 
 use nlb_proto::*;
 
-use super::fleet::{registration, registration_at, route};
+use super::fleet::{deaf, registration, registration_at, route};
 use super::nlb::Nlb;
 
 fn update(routes: Vec<Route>) -> UpdateRoutingRequest {
@@ -172,7 +172,7 @@ async fn a_route_is_validated_against_who_could_serve_it() {
     let validate = |route: Route| ValidateRouteRequest { route: Some(route) };
     let answer = nlb.modules.validate_route(validate(route("web"))).await.unwrap().into_inner();
     assert!(answer.valid && !answer.has_handler);
-    nlb.add(registration("alb-1")).await;
+    nlb.add(deaf(registration("alb-1"))).await;
     let answer = nlb.modules.validate_route(validate(route("web"))).await.unwrap().into_inner();
     assert!(answer.valid && answer.has_handler);
     assert_eq!(answer.capable_instances, ["alb-1"]);

@@ -6,7 +6,7 @@ use nlb_proto::module_service_server::{ModuleService, ModuleServiceServer};
 use nlb_proto::*;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::fleet::{deaf, instance, registration, registration_at, with_metadata};
 use super::nlb::Nlb;
@@ -168,11 +168,4 @@ async fn a_call_does_not_go_round_in_circles() {
     nlb.add(RegisterModuleRequest { instance, ..registration("alb-1") }).await;
     assert!(nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner().success);
     assert_eq!(nlb.listed("alb-1").await.unwrap().traffic_weight, 7);
-}
-
-#[tokio::test]
-async fn calls_of_later_builds_say_so() {
-    let mut nlb = Nlb::start().await;
-    let status = nlb.modules.trigger_scaling(TriggerScalingRequest::default()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
 }

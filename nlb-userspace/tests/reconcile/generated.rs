@@ -70,14 +70,20 @@ fn module() -> impl Strategy<Value = Module> {
         select(vec![Nat, Nat, DsrL2, DsrIpip]),
         select(vec![Snat::Always, Snat::OnLink, Snat::Never]),
     );
-    (part, way, btree_map("r[12]", route(), 0..3)).prop_map(|(part, way, routes)| {
+    let said = (any::<bool>(), 0..2_i32);
+    let said = said.prop_map(|(can_handle, priority)| Ability { can_handle, priority });
+    let said = btree_map(("r[12]", any::<bool>()), said, 0..3);
+    (part, way, btree_map("r[12]", route(), 0..3), said).prop_map(|(part, way, routes, said)| {
         let (module_type, version, weight, health) = part;
         let (v4, v6, mode, snat) = way;
         let data = DataAddresses {
             v4: v4.map(|host| [10, 0, 0, host].into()),
             v6: v6.map(|host| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
         };
-        Module { module_type, version, weight, health, data, mode, snat, listen_port: None, routes }
+        let key = |(id, operators)| RouteKey { id, operators };
+        let abilities = said.into_iter().map(|(route, ability)| (key(route), ability)).collect();
+        let listen_port = None;
+        Module { module_type, version, weight, health, data, mode, snat, listen_port, routes, abilities }
     })
 }
 

@@ -355,6 +355,7 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
         mode,
         snat: Snat::Always,
         listen_port: None,
+        abilities: Default::default(),
         routes: BTreeMap::from([
             ("tcp".to_owned(), route(Protocol::Tcp, 80, 8080)),
             ("udp".to_owned(), route(Protocol::Udp, 53, 8080)),

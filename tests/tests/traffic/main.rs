@@ -1,5 +1,6 @@
 //! Real clients, the real daemon and real modules, in namespaces of their own: what users see.
 
+mod abilities;
 mod bulk;
 mod clients;
 mod fleet;
@@ -10,4 +11,5 @@ mod metrics;
 mod neighbours;
 mod promotion;
 mod replies;
+mod scaling;
 mod shares;

@@ -45,6 +45,17 @@ impl<T> Outcome<T> {
         }
     }
 
+    pub fn map<U>(self, answer: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Outcome::Done(told) => Outcome::Done(answer(told)),
+            Outcome::Refused(reason) => Outcome::Refused(reason),
+            Outcome::Unreachable(reason) => Outcome::Unreachable(reason),
+            Outcome::Slow(patience) => Outcome::Slow(patience),
+            Outcome::Undecodable(reason) => Outcome::Undecodable(reason),
+            Outcome::Unimplemented => Outcome::Unimplemented,
+        }
+    }
+
     pub fn done(self) -> Option<T> {
         match self {
             Outcome::Done(answer) => Some(answer),

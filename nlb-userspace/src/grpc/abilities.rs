@@ -1,0 +1,100 @@
+//! Asks modules what they can handle, and hands their answers to the registry.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use nlb_proto::{CanHandleRequest, CanHandleResponse};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::fleet::peer;
+use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
+use super::route;
+use crate::ability::{Heard, Question, Schedule};
+use crate::lease::Standing;
+use crate::model::{Ability, Route};
+use crate::registry::Registry;
+
+/// Answers of so long a time are one change of the data path.
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// Questions in the air at a time.
+const AT_A_TIME: usize = 64;
+
+/// Runs until it is dropped.
+pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
+    let mut desired = registry.desired();
+    desired.mark_changed();
+    let mut schedule = Schedule::default();
+    let mut asked = FuturesUnordered::new();
+    let mut epoch = 0;
+    let mut answers = BTreeMap::new();
+    let mut ticks = interval(TOGETHER);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some((question, outcome)) = asked.next() => {
+                schedule.heard(&question, heard(&outcome), Instant::now());
+                if let Some(ability) = ability(outcome) {
+                    answers.insert(question, ability);
+                }
+                continue;
+            }
+        }
+        registry.set_abilities(std::mem::take(&mut answers));
+        if desired.has_changed().unwrap_or(false) {
+            schedule.follow(desired.borrow_and_update().clone(), Instant::now());
+        }
+        let snapshot = registry.snapshot();
+        for record in snapshot.registered_since(epoch) {
+            schedule.renew(&record.registration.instance_id, Instant::now());
+        }
+        epoch = snapshot.last_epoch();
+        for (question, route) in schedule.take_due(Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
+            let living = snapshot.record(&question.instance_id).ok();
+            let living = living.filter(|record| record.standing == Standing::Current).map(peer);
+            asked.push(put(peers.clone(), living, question, route));
+        }
+    }
+}
+
+async fn put(
+    peers: Peers,
+    living: Option<Peer>,
+    question: Question,
+    route: Route,
+) -> (Question, Outcome<CanHandleResponse>) {
+    let outcome = match living {
+        Some(peer) => peers.ask(&peer, request(&question, &route), ANSWER_PATIENCE).await,
+        None => Outcome::Unreachable("its lease has lapsed".to_owned()),
+    };
+    (question, outcome)
+}
+
+fn request(question: &Question, route: &Route) -> CanHandleRequest {
+    let owner = if question.route.operators { "operator" } else { "module" };
+    CanHandleRequest {
+        route: Some(route::render(&question.route.id, route)),
+        context: [("owner".to_owned(), owner.to_owned())].into(),
+    }
+}
+
+fn heard(outcome: &Outcome<CanHandleResponse>) -> Heard {
+    match outcome {
+        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Undecodable(_) => Heard::Answer,
+        Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Unimplemented => Heard::Nothing,
+    }
+}
+
+/// `None` where the last answer holds on.
+fn ability(outcome: Outcome<CanHandleResponse>) -> Option<Ability> {
+    match outcome {
+        Outcome::Done(answer) => Some(Ability { can_handle: answer.can_handle, priority: answer.priority }),
+        Outcome::Unimplemented => Some(Ability::default()),
+        Outcome::Refused(_) | Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Undecodable(_) => None,
+    }
+}

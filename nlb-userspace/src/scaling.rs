@@ -1,0 +1,220 @@
+//! Scaling: how many instances a group should have, and whom to ask for them.
+//!
+//! A group is the instances of one type and one version: what one program on one release serves. The NLB starts and ends
+//! no process itself. It watches the groups' load, and asks one instance of a group, by ModuleService.Scale, to see to
+//! another number. [`autoscaler`] decides when, [`policy`] how many, [`group`] whom; this file keeps the groups and shows
+//! them to the registry's heartbeats and the data path's counts. The calls themselves are made by `grpc`.
+
+mod autoscaler;
+mod group;
+mod load;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::lease::Standing;
+use crate::model::{Health, ModuleType};
+use crate::registry::{Record, State};
+use crate::stats::Traffic;
+
+use group::Group;
+pub use group::{Attempt, Order};
+pub use load::Load;
+pub use policy::{Policy, Targets};
+
+/// Which instances count together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupKey {
+    pub module_type: ModuleType,
+    pub version: String,
+}
+
+impl GroupKey {
+    pub fn of(record: &Record) -> Self {
+        let module = &record.registration.module;
+        GroupKey { module_type: module.module_type, version: module.version.clone() }
+    }
+
+    fn has(&self, record: &Record) -> bool {
+        let module = &record.registration.module;
+        module.module_type == self.module_type && module.version == self.version
+    }
+
+    /// The instances that count: those that are going, or not heard of, do not.
+    fn members<'a>(&self, state: &'a State) -> Vec<&'a Record> {
+        let alive = |record: &&Record| {
+            record.standing == Standing::Current && record.health() != Health::Stopping && self.has(record)
+        };
+        state.modules.values().map(Arc::as_ref).filter(alive).collect()
+    }
+}
+
+/// What an operator wants of a group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    pub number: Number,
+    /// Takes the place of the group's policy, for as long as it has instances.
+    pub policy: Option<Policy>,
+    /// Whom to ask; else the NLB chooses.
+    pub instance_id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// As it is.
+    Same,
+    /// One more, or up to this.
+    More(Option<u32>),
+    /// One fewer, or down to this.
+    Fewer(Option<u32>),
+    Exactly(u32),
+}
+
+/// Why a wish is not followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unscalable {
+    #[error("the group has no living instance that could be asked; start one first")]
+    Empty,
+    #[error("{wanted} instances would be below min_instances, which is {min}; lower it in config")]
+    BelowMin { wanted: u32, min: u32 },
+    #[error("{wanted} instances would be above max_instances, which is {max}; raise it in config")]
+    AboveMax { wanted: u32, max: u32 },
+    #[error("{wanted} instances are not more than the {current} there are; use scale_down or set")]
+    NotMore { wanted: u32, current: u32 },
+    #[error("{wanted} instances are not fewer than the {current} there are; use scale_up or set")]
+    NotFewer { wanted: u32, current: u32 },
+}
+
+/// What becomes of a wish.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    pub current: u32,
+    pub wanted: u32,
+    /// `None` if the group is as it should be.
+    pub order: Option<Order>,
+}
+
+/// What a heartbeat leads to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Heard {
+    /// The number of instances that this one was asked for since its last heartbeat.
+    pub asked_for: Option<u32>,
+    pub order: Option<Order>,
+}
+
+/// The groups whose size somebody cares about. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Scaling {
+    groups: Arc<Mutex<BTreeMap<GroupKey, Group>>>,
+}
+
+impl Scaling {
+    /// A heartbeat has come. The first of each round of the group's heartbeats is a sample of its load.
+    pub fn heard(&self, instance_id: &str, state: &State, traffic: &Traffic, now: Instant) -> Heard {
+        let Ok(record) = state.record(instance_id) else { return Heard::default() };
+        let key = GroupKey::of(record);
+        let mut groups = self.lock();
+        if record.registration.scaling.is_some() {
+            groups.entry(key.clone()).or_default();
+        }
+        let Some(group) = groups.get_mut(&key) else { return Heard::default() };
+        let asked_for = group.take_notice(instance_id);
+        let order = match group.begins_round(instance_id) {
+            true => sample(&key, group, state, traffic, now),
+            false => None,
+        };
+        Heard { asked_for, order }
+    }
+
+    /// Samples the groups that heartbeats have not shown for long, and forgets those that are gone.
+    pub fn look(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
+        let mut groups = self.lock();
+        let is_left = |key: &GroupKey| state.modules.values().any(|record| key.has(record));
+        groups.retain(|key, group| !group.is_due(now) || is_left(key));
+        let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
+        due.filter_map(|(key, group)| sample(key, group, state, traffic, now)).collect()
+    }
+
+    /// Follows an operator's wish, if the policy allows it: in a cooldown, too, and another begins with it.
+    pub fn wish(
+        &self,
+        key: &GroupKey,
+        wish: &Wish,
+        state: &State,
+        now: Instant,
+    ) -> Result<Decision, Unscalable> {
+        let mut groups = self.lock();
+        let members = key.members(state);
+        let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let group = groups.entry(key.clone()).or_default();
+        let policy = wish.policy.clone().or_else(|| group.policy(&members).cloned()).unwrap_or_default();
+        let wanted = wish.number.of(current)?;
+        if wanted < current.min(policy.min) {
+            return Err(Unscalable::BelowMin { wanted, min: policy.min });
+        }
+        if wanted > current.max(policy.max) {
+            return Err(Unscalable::AboveMax { wanted, max: policy.max });
+        }
+        if wanted == current {
+            return Ok(Decision { current, wanted, order: None });
+        }
+        let order = group.order(key, &members, wish.instance_id.as_deref(), wanted, policy, now);
+        Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
+    }
+
+    /// Puts an operator's policy in force.
+    pub fn adopt(&self, key: &GroupKey, policy: Policy) {
+        self.lock().entry(key.clone()).or_default().adopt(policy);
+    }
+
+    /// What became of an order.
+    pub fn conclude(&self, order: &Order, outcome: Result<String, String>) {
+        if let Some(group) = self.lock().get_mut(&order.group) {
+            group.conclude(order, outcome);
+        }
+    }
+
+    /// How an instance's group stands, for people.
+    pub fn details(&self, record: &Record, state: &State, now: Instant) -> BTreeMap<String, String> {
+        let key = GroupKey::of(record);
+        let groups = self.lock();
+        groups.get(&key).map(|group| group.details(&key.members(state), now)).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupKey, Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sample(
+    key: &GroupKey,
+    group: &mut Group,
+    state: &State,
+    traffic: &Traffic,
+    now: Instant,
+) -> Option<Order> {
+    let members = key.members(state);
+    let policy = group.policy(&members).filter(|policy| policy.automatic).cloned();
+    group.sampled(now);
+    let policy = policy?;
+    let wanted = group.autoscaler.sample(&policy, &Load::of(&members, traffic), now)?;
+    group.order(key, &members, None, wanted, policy, now)
+}
+
+impl Number {
+    fn of(self, current: u32) -> Result<u32, Unscalable> {
+        match self {
+            Number::Same => Ok(current),
+            Number::More(None) => Ok(current.saturating_add(1)),
+            Number::Fewer(None) => Ok(current.saturating_sub(1)),
+            Number::More(Some(wanted)) if wanted <= current => Err(Unscalable::NotMore { wanted, current }),
+            Number::Fewer(Some(wanted)) if wanted >= current => Err(Unscalable::NotFewer { wanted, current }),
+            Number::More(Some(wanted)) | Number::Fewer(Some(wanted)) | Number::Exactly(wanted) => Ok(wanted),
+        }
+    }
+}

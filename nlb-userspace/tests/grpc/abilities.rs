@@ -1,0 +1,134 @@
+//! CanHandle: whom new flows follow, and what callers see of it.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use nlb_proto::*;
+use prost::Message as _;
+use tonic::Status;
+
+use super::fake_module::{Fake, Told};
+use super::fleet::route;
+use super::nlb::Nlb;
+
+/// Below 0: it cannot.
+fn said(priority: i32) -> Vec<u8> {
+    let answer = CanHandleResponse { can_handle: priority >= 0, priority, ..Default::default() };
+    answer.encode_to_vec()
+}
+
+const GLAD: Fake = Fake::Answers(|_| Ok(said(7)));
+const ABLE: Fake = Fake::Answers(|_| Ok(said(0)));
+const UNABLE: Fake = Fake::Answers(|_| Ok(said(-1)));
+
+impl Nlb {
+    /// Waits until new flows to the web route can go just to these.
+    async fn wait_for_owners(&mut self, expected: &[&str]) {
+        let mut owners = std::collections::BTreeSet::new();
+        for _ in 0..500 {
+            owners.clear();
+            for port in 1..=20 {
+                let context = [("source_port".to_owned(), port.to_string())].into();
+                let request = RouteRequestRequest { route: Some(route("?")), context, dry_run: true };
+                let answer = self.modules.route_request(request).await.unwrap().into_inner();
+                owners.extend(answer.routed.then_some(answer.target_instance_id));
+            }
+            if owners.iter().eq(expected) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("new flows go to {owners:?}, not to {expected:?}");
+    }
+
+    async fn targets(&mut self) -> Vec<String> {
+        let table = self.modules.get_routing_table(GetRoutingTableRequest::default()).await.unwrap();
+        table.into_inner().entries.into_iter().map(|entry| entry.target_instance_id).collect()
+    }
+}
+
+async fn asked(told: &Told, times: usize) {
+    for _ in 0..500 {
+        if told.calls().len() >= times {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("asked {} times, not {times}", told.calls().len());
+}
+
+#[tokio::test]
+async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
+    let mut nlb = Nlb::start().await;
+    nlb.ask_abilities();
+    nlb.add_fake("a", 1, "v1", ABLE).await;
+    nlb.add_fake("b", 2, "v1", UNABLE).await;
+    // What does not say counts as the one that says 0.
+    nlb.add_fake("c", 3, "v1", Fake::UNIMPLEMENTED).await;
+    nlb.wait_for_owners(&["a", "c"]).await;
+    assert_eq!(nlb.targets().await, ["", "a", "c"], "b's own route leads nowhere");
+    let told = nlb.add_fake("d", 4, "v1", GLAD).await;
+    nlb.wait_for_owners(&["d"]).await;
+    let request: CanHandleRequest = told.last("CanHandle").unwrap();
+    assert_eq!(
+        (request.route.unwrap().route_id, request.context["owner"].as_str()),
+        ("web".into(), "module")
+    );
+    let request = RouteRequestRequest { route: Some(route("?")), ..Default::default() };
+    assert_eq!(nlb.modules.route_request(request).await.unwrap().into_inner().priority, 7);
+    let request = ValidateRouteRequest { route: Some(route("web")) };
+    let valid = nlb.modules.validate_route(request).await.unwrap().into_inner();
+    assert_eq!((valid.has_handler, valid.capable_instances.join(",")), (true, "a,c,d".to_owned()));
+}
+
+#[tokio::test]
+async fn a_module_that_changes_its_mind_is_heard() {
+    static PRIORITY: AtomicI32 = AtomicI32::new(5);
+    let mut nlb = Nlb::start().await;
+    nlb.ask_abilities();
+    nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(PRIORITY.load(Ordering::Relaxed))))).await;
+    nlb.add_fake("b", 2, "v1", ABLE).await;
+    nlb.wait_for_owners(&["a"]).await;
+    PRIORITY.store(-1, Ordering::Relaxed);
+    nlb.wait_for_owners(&["b"]).await;
+    PRIORITY.store(1, Ordering::Relaxed);
+    nlb.wait_for_owners(&["a"]).await;
+}
+
+#[tokio::test]
+async fn a_module_that_falls_silent_keeps_its_last_answer() {
+    static CALLS: AtomicI32 = AtomicI32::new(0);
+    let mut nlb = Nlb::start().await;
+    nlb.ask_abilities();
+    let fades = Fake::Answers(|_| match CALLS.fetch_add(1, Ordering::Relaxed) {
+        0 => Ok(said(9)),
+        1 => Ok(vec![0xff; 9]),
+        _ => Err(Status::unavailable("tired")),
+    });
+    let told = nlb.add_fake("a", 1, "v1", fades).await;
+    nlb.add_fake("b", 2, "v1", ABLE).await;
+    nlb.wait_for_owners(&["a"]).await;
+    asked(&told, 2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    nlb.wait_for_owners(&["a"]).await;
+}
+
+#[tokio::test]
+async fn modules_are_asked_about_operators_routes_and_about_routes_that_change() {
+    let mut nlb = Nlb::start().await;
+    nlb.ask_abilities();
+    let told = nlb.add_fake("a", 1, "v1", Fake::REFUSES).await;
+    asked(&told, 1).await;
+    let special = Route { destination_port: 9000, ..route("special") };
+    let update = UpdateRoutingRequest { routes: vec![special], ..Default::default() };
+    assert!(nlb.modules.update_routing(update).await.unwrap().into_inner().success);
+    for _ in 0..500 {
+        let request: CanHandleRequest = told.last("CanHandle").unwrap();
+        if request.route.unwrap().route_id == "special" {
+            assert_eq!(request.context["owner"], "operator");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nobody was asked about the new route");
+}

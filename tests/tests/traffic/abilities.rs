@@ -1,0 +1,75 @@
+//! Modules that say what they can handle: new flows follow them, and open connections stay.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nlb_tests::lab::Lab;
+
+use crate::clients::{Connection, on};
+use crate::fleet::{Fleet, Mode, vips};
+use crate::life::{hold, spread};
+
+const SOON: Duration = Duration::from_secs(2);
+
+/// Opens connections until all of a round are answered by this module; those that were not are closed again.
+async fn moved_to(name: &str) -> Result<()> {
+    let flipped = Instant::now();
+    loop {
+        let fresh = hold(20).await?;
+        if spread(&fresh).keys().eq([name]) {
+            return Ok(());
+        }
+        ensure!(flipped.elapsed() < SOON, "after {SOON:?} new flows go to {:?}", spread(&fresh));
+    }
+}
+
+async fn assert_answered(held: &mut [(String, Connection)]) -> Result<()> {
+    for (name, connection) in held {
+        let answered = connection.ask().await?;
+        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_priority_flip_moves_new_flows_and_breaks_no_open_one() -> Result<()> {
+    let lab = Lab::one_arm(1, 2)?;
+    let files = ["m0", "m1"].map(|name| lab.files().join(format!("{name}.priority")));
+    let say = |module: usize, priority: &str| fs::write(&files[module], priority);
+    // As before they are asked, so that it makes no difference who is asked first.
+    say(0, "0")?;
+    say(1, "0")?;
+    let mut fleet = Fleet::start(lab, Mode::Nat, &[], &[])?;
+    for (n, file) in files.iter().enumerate() {
+        let file = file.to_string_lossy();
+        fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &["--priority", &file])?;
+    }
+    fleet.wait_for(2)?;
+    on(&fleet.lab.clients[0], || async {
+        let mut held = hold(20).await?;
+        ensure!(spread(&held).len() == 2, "equals share: {:?}", spread(&held));
+        say(0, "2")?;
+        moved_to("m0").await?;
+        assert_answered(&mut held).await?;
+        say(1, "3")?;
+        moved_to("m1").await?;
+        held.extend(hold(10).await?);
+        say(1, "no")?;
+        moved_to("m0").await?;
+        assert_answered(&mut held).await?;
+        // Nobody can: new connections are refused, open ones go on.
+        fs::remove_file(&files[0])?;
+        let flipped = Instant::now();
+        while Connection::open(vips()[0]).await.is_ok() {
+            ensure!(flipped.elapsed() < SOON, "new flows are still taken");
+        }
+        assert_answered(&mut held).await?;
+        say(0, "0")?;
+        let flipped = Instant::now();
+        while Connection::open(vips()[0]).await.is_err() {
+            ensure!(flipped.elapsed() < SOON, "new flows are not taken again");
+        }
+        assert_answered(&mut held).await
+    })
+}

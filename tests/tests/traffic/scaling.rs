@@ -1,0 +1,154 @@
+//! Load that calls for another instance, and goes again: with a module that starts and ends real processes.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{GetModuleInfoRequest, TriggerScalingRequest};
+use nlb_tests::lab::Lab;
+use nlb_tests::netns::output;
+use nlb_tests::programs::grpc;
+
+use crate::clients::{Connection, on};
+use crate::fleet::{Fleet, Mode, vips};
+use crate::life::{hold, spread};
+
+const COOLDOWN: Duration = Duration::from_secs(6);
+
+/// m0, which starts m0-1, m0-2 ... beside it: one instance for ten connections, and at most three.
+fn scaling_fleet(more: &[&str]) -> Result<Fleet> {
+    let cooldown = format!("scaling.cooldown_seconds={}", COOLDOWN.as_secs());
+    let policy = ["scaling.target_connections=10", "scaling.max_instances=3", &cooldown];
+    let policy = policy.iter().chain(more).flat_map(|entry| ["--metadata", entry]);
+    let args: Vec<&str> = ["--scaler", "--heartbeat", "1"].into_iter().chain(policy).collect();
+    Fleet::start(Lab::one_arm(1, 1)?, Mode::Nat, &[100], &args)
+}
+
+impl Fleet {
+    fn scaling(&self) -> Result<HashMap<String, String>> {
+        let server = format!("http://{}", grpc(&self.lab));
+        let request = GetModuleInfoRequest { instance_id: "m0".to_owned() };
+        on(&self.lab.nlb, || async move {
+            let mut nlb = NlbServiceClient::connect(server).await?;
+            Ok(nlb.get_module_info(request).await?.into_inner().details)
+        })
+    }
+
+    fn orders(&self) -> Result<u32> {
+        Ok(self.scaling()?.get("scaling.orders").context("no scaling")?.parse()?)
+    }
+
+    /// How often the module was really asked, by its own word.
+    fn calls(&self) -> usize {
+        self.modules[0].output().matches("scaled").count()
+    }
+
+    fn has_module(&self, name: &str) -> Result<bool> {
+        Ok(self.modules()?.contains_key(name))
+    }
+
+    /// Processes of the module's program on its host.
+    fn processes(&self) -> Result<usize> {
+        let listed = output(std::process::Command::new("ip").args([
+            "netns",
+            "pids",
+            self.lab.modules[0].netns.name(),
+        ]))?;
+        Ok(listed.lines().count())
+    }
+}
+
+/// Asks again and again until so many connections in a row were opened, or somebody new has answered.
+async fn first_answer_of(name: &str, within: Duration) -> Result<Connection> {
+    let deadline = Instant::now() + within;
+    loop {
+        for vip in vips() {
+            let mut connection = Connection::open(vip).await?;
+            if connection.ask().await? == name {
+                return Ok(connection);
+            }
+        }
+        ensure!(Instant::now() < deadline, "{name} got no flow within {within:?}");
+    }
+}
+
+async fn assert_answered(held: &mut [(String, Connection)]) -> Result<()> {
+    for (name, connection) in held {
+        let answered = connection.ask().await?;
+        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+    }
+    Ok(())
+}
+
+#[test]
+fn load_starts_an_instance_and_its_end_drains_it() -> Result<()> {
+    let fleet = scaling_fleet(&[])?;
+    on(&fleet.lab.clients[0], || async {
+        let mut held = hold(20).await?;
+        fleet.wait_until("m0-1 is registered", |modules| {
+            modules.get("m0-1").is_some_and(|module| module["health"] == "HEALTHY")
+        })?;
+        let asked_at = Instant::now();
+        let new = first_answer_of("m0-1", Duration::from_secs(2)).await?;
+        ensure!((fleet.orders()?, fleet.calls()) == (1, 1), "{:?}", fleet.scaling()?);
+
+        // Load that would want a third instance, while the cooldown lasts.
+        held.extend(hold(20).await?);
+        ensure!(spread(&held).len() == 2, "{:?}", spread(&held));
+        while asked_at.elapsed() < COOLDOWN / 2 {
+            ensure!((fleet.orders()?, fleet.calls()) == (1, 1), "asked again in the cooldown");
+            assert_answered(&mut held).await?;
+        }
+        fleet.wait_until("m0-2 is registered", |modules| modules.contains_key("m0-2"))?;
+        ensure!((fleet.orders()?, fleet.calls()) == (2, 2), "{:?}", fleet.scaling()?);
+        assert_answered(&mut held).await?;
+
+        // One connection stays with each of the two.
+        let mut last = vec![("m0-1".to_owned(), new)];
+        let of_first = held.iter().position(|(name, _)| name == "m0").context("m0 has connections")?;
+        last.push(held.swap_remove(of_first));
+        drop(held);
+        fleet.wait_until("m0-1 drains", |modules| {
+            modules.get("m0-1").is_some_and(|module| module["health"] == "STOPPING")
+        })?;
+        for _ in 0..5 {
+            assert_answered(&mut last).await?;
+            let fresh = hold(10).await?;
+            ensure!(spread(&fresh).keys().eq(["m0"]), "who drains gets no new flow: {:?}", spread(&fresh));
+        }
+        drop(last);
+        fleet.wait_until("only m0 is left", |modules| modules.keys().eq(["m0"]))?;
+        ensure!((fleet.orders()?, fleet.calls()) == (3, 3), "{:?}", fleet.scaling()?);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fleet.processes()? > 1 {
+            ensure!(Instant::now() < deadline, "{} processes are left", fleet.processes()?);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        ensure!(fleet.modules[0].output().matches("instance ended").count() == 2, "both were reaped");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_operator_scales_and_the_instances_end_with_their_scaler() -> Result<()> {
+    let mut fleet = scaling_fleet(&["scaling.auto_scaling_enabled=false"])?;
+    let request = TriggerScalingRequest {
+        instance_id: "m0".to_owned(),
+        scaling_action: "set".to_owned(),
+        target_instances: 3,
+        ..TriggerScalingRequest::default()
+    };
+    let server = format!("http://{}", grpc(&fleet.lab));
+    let answer = on(&fleet.lab.nlb, || async move {
+        Ok(NlbServiceClient::connect(server).await?.trigger_scaling(request).await?.into_inner())
+    })?;
+    ensure!(answer.success && answer.current_instances == 1, "{answer:?}");
+    fleet.wait_for(3)?;
+    ensure!(fleet.has_module("m0-2")?);
+    let mut scaler = fleet.modules.remove(0);
+    scaler.signal(nix::sys::signal::Signal::SIGTERM)?;
+    scaler.wait(Duration::from_secs(20))?;
+    fleet.wait_until("nobody is left", |modules| modules.is_empty())?;
+    Ok(())
+}
