@@ -17,10 +17,16 @@ use crate::stats::LimitCounts;
 
 impl Control {
     pub async fn set_rate_limit(
-        &self,
+        self,
         request: proto::SetRateLimitRequest,
+        passed_on: bool,
     ) -> Result<proto::SetRateLimitResponse, Failure> {
-        let limit = request.limit.ok_or_else(|| Fault::new("limit", "is missing"))?;
+        let instance_id = self.optional_instance(&request.instance_id)?;
+        let limit = request.limit.clone().ok_or_else(|| Fault::new("limit", "is missing"))?;
+        if let Some(instance_id) = instance_id.filter(|_| !is_ours(&limit.target)) {
+            fault::id("limit_id", &limit.limit_id).map_err(|fault| fault.within("limit"))?;
+            return self.relay(&instance_id, request, passed_on).await;
+        }
         let (id, limit) = parse(limit).map_err(|fault| fault.within("limit"))?;
         let enabled = limit.enabled;
         let idle = self.without_effect(&limit.target);
@@ -34,21 +40,33 @@ impl Control {
         Ok(proto::SetRateLimitResponse { success: true, message, error: None })
     }
 
+    /// Ours, if it is; else the instance's.
     pub async fn remove_rate_limit(
-        &self,
+        self,
         request: proto::RemoveRateLimitRequest,
+        passed_on: bool,
     ) -> Result<proto::RemoveRateLimitResponse, Failure> {
         let id = fault::id("limit_id", &request.limit_id)?;
+        let instance_id = self.optional_instance(&request.instance_id)?;
+        let ours = self.registry.snapshot().rate_limits.contains_key(&id);
+        if let Some(instance_id) = instance_id.filter(|_| !ours) {
+            return self.relay(&instance_id, request, passed_on).await;
+        }
         let revision = self.registry.remove_rate_limit(&id)?;
         self.applied(revision).await?;
         Ok(proto::RemoveRateLimitResponse { success: true, message: format!("{id} is removed"), error: None })
     }
 
-    /// The limits, in the order of their ids, with what they let through and refused.
-    pub fn rate_limits(
+    /// The limits, in the order of their ids, with what they let through and refused; or those of an instance.
+    pub async fn rate_limits(
         &self,
         request: proto::GetRateLimitsRequest,
+        passed_on: bool,
     ) -> Result<proto::GetRateLimitsResponse, Failure> {
+        if let Some(instance_id) = self.optional_instance(&request.instance_id)? {
+            fault::text("target", &request.target, fault::TEXT_LENGTH)?;
+            return self.relay(&instance_id, request, passed_on).await;
+        }
         let target = match request.target.as_str() {
             "" => None,
             text => Some(target(text)?),
@@ -63,6 +81,16 @@ impl Control {
             .collect();
         let total_limits = limits.len().try_into().unwrap_or(i32::MAX);
         Ok(proto::GetRateLimitsResponse { limits, total_limits })
+    }
+
+    /// A registered instance, if one is named.
+    fn optional_instance(&self, instance_id: &str) -> Result<Option<String>, Failure> {
+        if instance_id.is_empty() {
+            return Ok(None);
+        }
+        let id = fault::id("instance_id", instance_id)?;
+        self.registry.snapshot().record(&id)?;
+        Ok(Some(id))
     }
 
     /// Why a limit on this target limits nothing now.
@@ -144,7 +172,13 @@ fn unit(metadata: &BTreeMap<String, String>) -> Result<LimitUnit, Fault> {
     }
 }
 
-const TARGETS: &str = "give * (everything), ip:CIDR, route:ID or service:VIP:PORT/PROTOCOL, such as \
+/// Whether a target is meant for the data path, be it well written or not.
+fn is_ours(target: &str) -> bool {
+    target == "*" || ["ip:", "route:", "service:"].iter().any(|kind| target.starts_with(kind))
+}
+
+const TARGETS: &str = "name the instance that limits it, or give * (everything), ip:CIDR, route:ID or \
+                       service:VIP:PORT/PROTOCOL, such as \
                        service:192.0.2.1:443/tcp or service:[2001:db8::1]:443/udp";
 
 fn target(text: &str) -> Result<LimitTarget, Fault> {

@@ -60,12 +60,14 @@ impl ModuleService for Control {
     }
 
     async fn get_rate_limits(&self, request: Request<GetRateLimitsRequest>) -> Answer<GetRateLimitsResponse> {
-        Ok(Response::new(self.rate_limits(request.into_inner())?))
+        let passed_on = is_passed_on(&request);
+        Ok(Response::new(self.rate_limits(request.into_inner(), passed_on).await?))
     }
 
     async fn set_rate_limit(&self, request: Request<SetRateLimitRequest>) -> Answer<SetRateLimitResponse> {
-        let outcome = Control::set_rate_limit(self, request.into_inner()).await;
-        answer(outcome, |error| SetRateLimitResponse {
+        let passed_on = is_passed_on(&request);
+        let set = self.clone().set_rate_limit(request.into_inner(), passed_on);
+        answer(to_the_end(set).await, |error| SetRateLimitResponse {
             message: error.message.clone(),
             error: Some(error),
             ..Default::default()
@@ -76,8 +78,9 @@ impl ModuleService for Control {
         &self,
         request: Request<RemoveRateLimitRequest>,
     ) -> Answer<RemoveRateLimitResponse> {
-        let outcome = Control::remove_rate_limit(self, request.into_inner()).await;
-        answer(outcome, |error| RemoveRateLimitResponse {
+        let passed_on = is_passed_on(&request);
+        let removed = self.clone().remove_rate_limit(request.into_inner(), passed_on);
+        answer(to_the_end(removed).await, |error| RemoveRateLimitResponse {
             message: error.message.clone(),
             error: Some(error),
             ..Default::default()

@@ -83,7 +83,12 @@ impl Control {
         self.relay(&id, request, passed_on).await
     }
 
-    async fn relay<C: Call>(&self, id: &str, call: C, passed_on: bool) -> Result<C::Answer, Failure> {
+    pub(super) async fn relay<C: Call>(
+        &self,
+        id: &str,
+        call: C,
+        passed_on: bool,
+    ) -> Result<C::Answer, Failure> {
         let module = peer(self.registry.snapshot().record(id)?);
         let outcome: Outcome<C::Answer> = self.ask(module, call, passed_on).await;
         let answers = all_done(vec![(id.to_owned(), outcome)])?;

@@ -44,7 +44,9 @@ impl Fake {
     /// Does everything that it is told, and has nothing to say.
     pub const OBEYS: Fake = Fake::Answers(|call| {
         Ok(match call {
-            "GetStatus" | "HealthCheck" | "GetStats" | "GetMetrics" | "GetConfig" => Vec::new(),
+            "GetStatus" | "HealthCheck" | "GetStats" | "GetMetrics" | "GetConfig" | "GetRateLimits" => {
+                Vec::new()
+            }
             // `success`, or `can_handle`.
             _ => vec![0x08, 0x01],
         })

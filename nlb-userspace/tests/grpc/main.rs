@@ -16,6 +16,7 @@ mod malformed_health;
 mod metrics;
 mod nlb;
 mod other_languages;
+mod rate_limits;
 mod registration;
 mod reports;
 mod routing;
