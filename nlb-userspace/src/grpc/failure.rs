@@ -136,9 +136,7 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Failure::Malformed(faults) => {
-                f.write_str(&faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))
-            }
+            Failure::Malformed(faults) => f.write_str(&first_of(faults.iter().map(Fault::to_string))),
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::Unresolved(why) => why.fmt(f),
             Failure::TooMuch(why) | Failure::Unscalable(why) => f.write_str(why),
@@ -173,11 +171,14 @@ impl std::fmt::Display for Failure {
 
 /// As many as a sentence bears.
 pub fn by_instance(said: &[(String, String)]) -> String {
+    first_of(said.iter().map(|(id, what)| format!("{id}: {what}")))
+}
+
+fn first_of(said: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 10;
-    let shown = said.iter().take(SHOWN).map(|(id, what)| format!("{id}: {what}"));
     let rest = said.len().saturating_sub(SHOWN);
     let rest = (rest > 0).then(|| format!("and {rest} more"));
-    shown.chain(rest).collect::<Vec<_>>().join("; ")
+    said.take(SHOWN).chain(rest).collect::<Vec<_>>().join("; ")
 }
 
 impl From<Failure> for Status {

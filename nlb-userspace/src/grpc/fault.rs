@@ -17,7 +17,7 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Fault { field: field.into(), problem: problem.into() }
+        Fault { field: brief(field.into()), problem: brief(problem.into()) }
     }
 
     /// The same fault, seen from the message around.
@@ -30,6 +30,16 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.problem)
     }
+}
+
+/// What is said about a field may quote what it holds, which is of any length; a refusal has to fit a header.
+fn brief(mut text: String) -> String {
+    const LENGTH: usize = 500;
+    if text.len() > LENGTH {
+        text.truncate(text.floor_char_boundary(LENGTH));
+        text.push_str("...");
+    }
+    text
 }
 
 const ID_LENGTH: usize = 128;
@@ -50,6 +60,11 @@ pub fn id(field: &str, text: &str) -> Result<String, Fault> {
         return Err(Fault::new(field, format!("{text:?} has a space, a comma or a control character")));
     }
     Ok(text.to_owned())
+}
+
+/// An id, or `None` for an empty one.
+pub fn optional_id(field: &str, text: &str) -> Result<Option<String>, Fault> {
+    if text.is_empty() { Ok(None) } else { id(field, text).map(Some) }
 }
 
 /// Text of any script, without control characters.

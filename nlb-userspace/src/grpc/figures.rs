@@ -166,7 +166,11 @@ impl Wanted {
             return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}")));
         }
         for (index, name) in request.metric_names.iter().enumerate() {
-            fault::text(&format!("metric_names[{index}]"), name, fault::TEXT_LENGTH)?;
+            let field = format!("metric_names[{index}]");
+            if name.is_empty() {
+                return Err(Fault::new(field, "is empty; name a metric, or leave the list empty for all"));
+            }
+            fault::text(&field, name, fault::TEXT_LENGTH)?;
         }
         let from = fault::time("start_time", request.start_time)?;
         let until = fault::time("end_time", request.end_time)?;

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use nlb_proto::{Filter, HealthStatus, ModuleType, Pagination, Protocol, Query};
 
-use super::fault::Fault;
+use super::fault::{self, Fault};
 
 const PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1000;
@@ -91,6 +91,7 @@ enum Test {
 impl Condition {
     fn parse<T: Listed>(filter: Filter) -> Result<Self, Fault> {
         let sample = sample::<T>(&filter.field).map_err(|problem| Fault::new("field", problem))?;
+        fault::text("value", &filter.value, fault::TEXT_LENGTH)?;
         let value = || operand(&sample, &filter.value);
         let test = match filter.operator.as_str() {
             "eq" | "" => Test::Order(Ordering::is_eq, value()?),

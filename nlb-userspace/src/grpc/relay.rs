@@ -96,6 +96,9 @@ impl Control {
     }
 }
 
+/// Modules built with gRPC's defaults take messages of 4 MiB.
+const MOST_CONFIG_BYTES: usize = 3 << 20;
+
 fn named(instance_id: &str) -> Result<String, Fault> {
     if instance_id.is_empty() {
         return Err(Fault::new("instance_id", "is empty; name an instance of the type to scale"));
@@ -108,6 +111,9 @@ fn check_config(config: &ConfigUpdate) -> Result<(), Fault> {
     fault::text("config_type", &config.config_type, fault::TEXT_LENGTH)?;
     fault::text("checksum", &config.checksum, fault::TEXT_LENGTH)?;
     fault::time("updated_at", config.updated_at)?;
+    if config.config_data.len() > MOST_CONFIG_BYTES {
+        return Err(Fault::new("config_data", format!("is longer than {MOST_CONFIG_BYTES} bytes")));
+    }
     fault::text_map("metadata", config.metadata.clone())?;
     Ok(())
 }

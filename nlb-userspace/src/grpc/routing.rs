@@ -21,6 +21,9 @@ use crate::compile::FlowTuple;
 use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey};
 use crate::registry::{Commit, Now, Owner, Record, State, Suited};
 
+/// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
+const MOST_FAULTS_TOLD: usize = 1000;
+
 impl Control {
     pub async fn update_routing(
         &self,
@@ -44,7 +47,7 @@ impl Control {
             Err(faults) if request.validate_only => {
                 return Ok(UpdateRoutingResponse {
                     message: "the routes are not valid; nothing was changed".to_owned(),
-                    validation_errors: faults.iter().map(Fault::to_string).collect(),
+                    validation_errors: faults.iter().take(MOST_FAULTS_TOLD).map(Fault::to_string).collect(),
                     ..Default::default()
                 });
             }
@@ -219,6 +222,11 @@ impl Control {
     ) -> Result<FlowTuple, Fault> {
         let within = |fault: Fault| fault.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
+        // Nothing is decided by these, and yet they are not taken whatever they hold.
+        fault::optional_id("route_id", &message.route_id).map_err(within)?;
+        fault::text("path_pattern", &message.path_pattern, fault::TEXT_LENGTH).map_err(within)?;
+        fault::text_map("headers", message.headers).map_err(within)?;
+        fault::text_map("metadata", message.metadata).map_err(within)?;
         let settings = self.registry.settings();
         let vips = settings.vips.addresses();
         let vip = match route::destination(&message.destination_pattern).map_err(within)? {
@@ -247,7 +255,8 @@ impl Control {
                 return Err(Fault::new("context.source_address", problem));
             }
         };
-        let client_port = fault::port_entry("context", context, "source_port")?.unwrap_or(0);
+        let source_port = fault::port("source_port", message.source_port).map_err(within)?;
+        let client_port = fault::port_entry("context", context, "source_port")?.or(source_port).unwrap_or(0);
         Ok(FlowTuple { client, client_port, vip, port, l4: protocol.l4() })
     }
 
