@@ -13,10 +13,10 @@ use super::fleet::{registration, route};
 use super::nlb::Nlb;
 
 /// A directory of the test's own, removed with it.
-struct StateDir(PathBuf);
+pub struct StateDir(PathBuf);
 
 impl StateDir {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         StateDir(std::env::temp_dir().join(format!("nlb-config-{}-{number}", std::process::id())))
@@ -40,7 +40,7 @@ fn options(state_dir: &Path) -> Options {
     }
 }
 
-async fn start(state_dir: &StateDir) -> Nlb {
+pub async fn start(state_dir: &StateDir) -> Nlb {
     let (config, configuration) = Configuration::start(options(&state_dir.0)).expect("sound options");
     Nlb::configured(config.registry, configuration).await
 }

@@ -226,7 +226,7 @@ impl Service<Request<Vec<u8>>> for Call {
 }
 
 /// Messages as they are.
-struct Bytes;
+pub struct Bytes;
 
 impl Codec for Bytes {
     type Encode = Vec<u8>;

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it: a real server on loopback, real clients, and maps in memory.
 
 mod abilities;
+mod bad_input;
 mod broken_modules;
 mod commands;
 mod config;
