@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::transport::Channel;
 
 use crate::config::{self, StateDir};
-use crate::fake_module::Fake;
+use crate::fake_module::{Fake, Told};
 use crate::fleet::{deaf, registration_at, route};
 use crate::nlb::Nlb;
 
@@ -19,6 +19,7 @@ const MODULE: &str = "alb-1";
 pub struct Fleet {
     pub nlb: Nlb,
     pub channel: Channel,
+    told: Told,
     registration_id: String,
     _state_dir: StateDir,
 }
@@ -27,7 +28,7 @@ impl Fleet {
     pub async fn start() -> Fleet {
         let state_dir = StateDir::new();
         let mut nlb = config::start(&state_dir).await;
-        nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;
+        let told = nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;
         nlb.add_fake("alb-2", 2, "v2", Fake::OBEYS).await;
         // Registering again is how the id becomes known here; the address stays the same.
         let instance = nlb.listed(MODULE).await;
@@ -40,7 +41,12 @@ impl Fleet {
         assert!(nlb.front.set_rate_limit(limit).await.unwrap().into_inner().success);
         let server = Channel::from_shared(format!("http://{}", nlb.address)).unwrap();
         let channel = server.connect().await.unwrap();
-        Fleet { nlb, channel, registration_id, _state_dir: state_dir }
+        Fleet { nlb, channel, told, registration_id, _state_dir: state_dir }
+    }
+
+    /// All that a call could change: what is desired, and what a module was told.
+    pub fn state(&self) -> String {
+        format!("{:?} {:?}", self.nlb.registry.snapshot(), self.told.calls())
     }
 
     pub fn request(&self, call: &str) -> Vec<u8> {
