@@ -173,7 +173,7 @@ impl Fleet {
             "UpdateConfig" => {
                 bytes(UpdateConfigRequest { instance_id, config: Some(settings()), validate_only: true })
             }
-            "DrainModule" => bytes(DrainModuleRequest { instance_id, ..Default::default() }),
+            "DrainModule" => bytes(DrainModuleRequest { instance_id, timeout_seconds: 1 }),
             "ResumeModule" => bytes(ResumeModuleRequest { instance_id }),
             other => panic!("{other} is new: give it a sound request here"),
         }
