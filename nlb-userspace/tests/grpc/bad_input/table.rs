@@ -71,7 +71,6 @@ const ROWS: &[(&[&str], Row)] = &[
             "GetConfigRequest.instance_id",
             "UpdateConfigRequest.instance_id",
             "UpdateRoutingRequest.source_instance_id",
-            "TriggerScalingRequest.instance_id",
         ],
         &[(&[Empty], Accepted("empty means the NLB itself, its operator, or everyone that the rest fits"))],
     ),
@@ -236,6 +235,17 @@ const ROWS: &[(&[&str], Row)] = &[
         &["CanHandleRequest.route.route_id", "RouteRequestRequest.route.route_id"],
         &[(&[Empty], Accepted("a question about traffic needs no name"))],
     ),
+    // Scaling by hand. The fleet's instances of this type are of two versions.
+    (&["TriggerScalingRequest.instance_id"], &[(&[Empty], Refused(Code::InvalidArgument, "module_type"))]),
+    (
+        &["TriggerScalingRequest.scaling_action"],
+        &[(&[Empty], Accepted("a config may be set without a step"))],
+    ),
+    (&["TriggerScalingRequest.target_instances"], &[(&[Highest], Refused(Code::Unknown, "max_instances"))]),
+    (
+        &["TriggerScalingRequest.config.min_instances"],
+        &[(&[Highest], Accepted("without max_instances it has no upper bound"))],
+    ),
     // Text.
     (&["ModuleInstance.address", "MetricDataPoint.name", "RateLimit.target", "Filter.field"], STRICT),
     (
@@ -262,7 +272,7 @@ const ROWS: &[(&[&str], Row)] = &[
         ],
         OPTIONAL,
     ),
-    (&["ConfigUpdate.config_type", "ConfigUpdate.checksum", "TriggerScalingRequest.scaling_action"], STRICT),
+    (&["ConfigUpdate.config_type", "ConfigUpdate.checksum"], STRICT),
     (&["ConfigUpdate.config_data"], &[(&[Empty, Nul], Refused(Code::InvalidArgument, "checksum"))]),
     (
         &["UpdateConfigRequest.config.config_data"],
@@ -286,6 +296,8 @@ const ROWS: &[(&[&str], Row)] = &[
             "ShutdownRequest.timeout_seconds",
             "PromoteVersionRequest.promotion_rate",
             "ScalingConfig.min_instances",
+            "ScalingConfig.scale_down_threshold",
+            "ScalingConfig.cooldown_seconds",
             "ScalingConfig.target_cpu_percent",
             "ScalingConfig.target_memory_percent",
         ],
@@ -309,9 +321,6 @@ const ROWS: &[(&[&str], Row)] = &[
             "ScalingConfig.max_instances",
             "ScalingConfig.target_connections",
             "ScalingConfig.scale_up_threshold",
-            "ScalingConfig.scale_down_threshold",
-            "ScalingConfig.cooldown_seconds",
-            "TriggerScalingRequest.target_instances",
         ],
         COUNT,
     ),
