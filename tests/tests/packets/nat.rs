@@ -2,7 +2,7 @@
 //! (row 20).
 
 use anyhow::Result;
-use nlb::model::{ForwardMode, Snat};
+use nlb::model::{Destination, ForwardMode, Route, Snat};
 
 use crate::packet::{ACK, FIN, Packet, SYN, Transport, UdpChecksum};
 use crate::rig::{
@@ -277,6 +277,35 @@ fn rows_24_and_30_a_flood_of_syns_does_not_push_an_established_connection_out() 
         }
         assert_eq!(forwards(&mut rig, &family, &data)?, port, "the connection kept its port");
         returns(&mut rig, &answer, &held)?;
+    }
+    Ok(())
+}
+
+/// More Maglev tables than lie in one map, each swapped for another so often that places are used again.
+#[test]
+fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
+    const PORTS: u16 = 40;
+    let [family, _] = families();
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let route = rig.module("m1").routes["tcp"].clone();
+    for round in 0..6 {
+        let first = 9000 + round * PORTS;
+        rig.module("m1").routes = (0..PORTS)
+            .map(|i| {
+                let (port, listen_port) = (Some(1000 + i), Some(first + i));
+                let destination = Destination::Address(family.vip);
+                let ports = Route { port, listen_port, destination, ..route.clone() };
+                (format!("r{i}"), ports)
+            })
+            .collect();
+        rig.apply()?;
+        for i in 0..PORTS {
+            let syn = family.syn().with(|p| (p.sport, p.dport) = (20_000 + round * PORTS + i, 1000 + i));
+            let outcome = rig.run(&syn)?;
+            assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
+            let port = u16::from_be_bytes([outcome.frame[36], outcome.frame[37]]);
+            assert_eq!(port, first + i, "round {round}, service {i}");
+        }
     }
     Ok(())
 }
