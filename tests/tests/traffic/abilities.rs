@@ -8,7 +8,7 @@ use nlb_tests::lab::Lab;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
-use crate::life::{hold, spread};
+use crate::life::{assert_answered, hold, spread};
 
 /// A flip is followed within two seconds, unless the module was too slow to answer on a busy machine: then it is asked again
 /// after half a minute. How fast it is, is no matter for a test.
@@ -24,14 +24,6 @@ async fn moved_to(name: &str) -> Result<()> {
         }
         ensure!(flipped.elapsed() < PATIENCE, "after {PATIENCE:?} new flows go to {:?}", spread(&fresh));
     }
-}
-
-async fn assert_answered(held: &mut [(String, Connection)]) -> Result<()> {
-    for (name, connection) in held {
-        let answered = connection.ask().await?;
-        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
-    }
-    Ok(())
 }
 
 #[test]

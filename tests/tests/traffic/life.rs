@@ -22,6 +22,15 @@ pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
     Ok(held)
 }
 
+/// Asks once more on held connections: each is answered by the module that it began with.
+pub async fn assert_answered(held: impl IntoIterator<Item = &mut (String, Connection)>) -> Result<()> {
+    for (name, connection) in held {
+        let answered = connection.ask().await?;
+        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+    }
+    Ok(())
+}
+
 /// How many held connections each module has.
 pub fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
     let mut spread = BTreeMap::new();
@@ -40,11 +49,7 @@ fn a_killed_module_gets_no_new_flow_and_nobody_else_is_disturbed() -> Result<()>
         ensure!(spread(&held).len() == 3, "30 connections should meet all modules: {:?}", spread(&held));
         fleet.modules[1].signal(Signal::SIGKILL)?;
         fleet.wait_for(2)?;
-        for (name, connection) in held.iter_mut().filter(|(name, _)| name != "m1") {
-            let answered = connection.ask().await?;
-            ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
-        }
-        Ok(())
+        assert_answered(held.iter_mut().filter(|(name, _)| name != "m1")).await
     })?;
     for vip in vips() {
         for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {

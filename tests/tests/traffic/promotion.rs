@@ -12,6 +12,7 @@ use nlb_tests::lab::Lab;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
+use crate::life::{assert_answered, hold};
 
 /// m0 of version v1 has all new flows, m1 of version v2 none yet.
 fn blue_and_green(step: &str, green: &[&str]) -> Result<Fleet> {
@@ -73,24 +74,6 @@ impl Fleet {
     }
 }
 
-/// Connections with who answers them.
-async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
-    let mut held = Vec::new();
-    for n in 0..count {
-        let mut connection = Connection::open(vips()[n % 2]).await?;
-        held.push((connection.ask().await?, connection));
-    }
-    Ok(held)
-}
-
-async fn assert_held(held: &mut [(String, Connection)]) -> Result<()> {
-    for (name, connection) in held {
-        let answered = connection.ask().await?;
-        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
-    }
-    Ok(())
-}
-
 #[test]
 fn five_percent_of_ten_thousand_flows() -> Result<()> {
     let fleet = blue_and_green("30s", &[])?;
@@ -117,12 +100,12 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
                 steps.push(weights);
                 held.extend(hold(10).await?);
             }
-            assert_held(&mut held).await?;
+            assert_answered(&mut held).await?;
         }
         ensure!(steps == [(60, 40), (20, 80), (0, 100)], "{steps:?}");
         let fresh = hold(20).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m1"), "v1 still gets new flows");
-        assert_held(&mut held).await
+        assert_answered(&mut held).await
     })
 }
 
@@ -150,7 +133,7 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
         ensure!(resets == u64::from(broken), "{resets} resets seen of {broken}");
         let fresh = hold(40).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
-        assert_held(&mut held).await
+        assert_answered(&mut held).await
     })?;
     Ok(())
 }
@@ -172,10 +155,10 @@ fn a_rollback_is_one_change_and_open_connections_stay() -> Result<()> {
         ensure!((answer.previous_version.as_str(), answer.current_version.as_str()) == ("v2", "v1"));
         let after: u64 = fleet.detail("applied_revision")?.parse()?;
         ensure!(after == before + 1, "{} revisions", after - before);
-        assert_held(&mut held).await?;
+        assert_answered(&mut held).await?;
         let fresh = hold(40).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
         ensure!(fleet.weights()? == (100, 0), "{:?}", fleet.weights()?);
-        assert_held(&mut held).await
+        assert_answered(&mut held).await
     })
 }

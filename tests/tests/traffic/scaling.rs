@@ -12,7 +12,7 @@ use nlb_tests::programs::grpc;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
-use crate::life::{hold, spread};
+use crate::life::{assert_answered, hold, spread};
 
 const COOLDOWN: Duration = Duration::from_secs(6);
 
@@ -71,14 +71,6 @@ async fn first_answer_of(name: &str, within: Duration) -> Result<Connection> {
         }
         ensure!(Instant::now() < deadline, "{name} got no flow within {within:?}");
     }
-}
-
-async fn assert_answered(held: &mut [(String, Connection)]) -> Result<()> {
-    for (name, connection) in held {
-        let answered = connection.ask().await?;
-        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
-    }
-    Ok(())
 }
 
 #[test]
