@@ -18,6 +18,7 @@ mod module;
 mod modules;
 mod names;
 mod nlb;
+mod numbers;
 mod operator;
 mod own_routes;
 mod peers;

@@ -58,8 +58,7 @@ impl Datapath {
     pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let settings = settings(sizes, &clock);
-        // As many numbers as the compiler has for them.
-        let pools = sizes.limits.pools.saturating_mul(2).into();
+        let pools = sizes.limits.pool_numbers().into();
         let mut bpf = EbpfLoader::new()
             .override_global("SETTINGS", &settings, true)
             .map_max_entries("FLOWS", sizes.flow_buckets())

@@ -248,6 +248,17 @@ impl Protocol {
     }
 }
 
+impl Route {
+    /// The module's port that the route's packets go to; `None` is the one that the client addressed.
+    pub fn data_port(&self, module: &Module) -> Option<u16> {
+        match module.mode {
+            ForwardMode::Nat => self.listen_port.or(module.listen_port).or(self.port),
+            // Direct server return leaves ports alone.
+            ForwardMode::DsrL2 | ForwardMode::DsrIpip => self.port,
+        }
+    }
+}
+
 impl Targets {
     /// Whether a route with these targets and `protocol` is for this module.
     pub fn include(&self, protocol: Protocol, instance_id: &str, module_type: ModuleType) -> bool {

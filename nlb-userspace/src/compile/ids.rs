@@ -24,12 +24,8 @@ impl<K: Ord + Clone> Ids<K> {
         Self::up_to(max, max)
     }
 
-    /// Twice as many numbers as may be in use, so that all keys can change at once without reuse of a number.
-    pub fn with_spare(max: u16) -> Self {
-        Self::up_to(max.saturating_mul(2), max)
-    }
-
-    fn up_to(highest: u16, max: u16) -> Self {
+    /// With more numbers than may be in use at a time, which is `max`.
+    pub fn up_to(highest: u16, max: u16) -> Self {
         let (by_key, by_id, generations) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Ids { by_key, by_id, generations, last: 0, highest, max }
     }

@@ -61,6 +61,14 @@ pub struct Limits {
     pub counted_routes: u16,
 }
 
+impl Limits {
+    /// The numbers of pools, which are the places of their map: twice as many as may be in use, so that all pools can change at
+    /// once and none takes the number of another that packets still look into.
+    pub fn pool_numbers(&self) -> u16 {
+        self.pools.saturating_mul(2)
+    }
+}
+
 /// Everything that the maps should hold, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MapImage {
@@ -166,7 +174,7 @@ impl MapImage {
             rows: Rows::default(),
             backend_ids: Ids::new(limits.backends),
             service_ids: Ids::new(limits.services),
-            pool_ids: Ids::with_spare(limits.pools),
+            pool_ids: Ids::up_to(limits.pool_numbers(), limits.pools),
             address_ids: Ids::new(limits.addresses),
             limit_ids: Ids::new(limits.rate_limits),
             sources: BTreeMap::new(),

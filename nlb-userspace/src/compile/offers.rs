@@ -104,11 +104,7 @@ fn backend_for(
         ForwardMode::DsrL2 | ForwardMode::DsrIpip => same.or(other),
     };
     let addr = addr.ok_or("the module has no data address of the right family")?;
-    let port = match module.mode {
-        ForwardMode::Nat => route.listen_port.or(module.listen_port).or(route.port).unwrap_or(0),
-        // DSR leaves the port alone.
-        ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port.unwrap_or(0),
-    };
+    let port = route.data_port(module).unwrap_or(0);
     Ok(Backend {
         instance_id: instance_id.to_owned(),
         route: key.cloned(),

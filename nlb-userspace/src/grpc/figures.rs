@@ -19,6 +19,7 @@ use tonic::Status;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, peer};
+use super::numbers::signed_64;
 use super::peers::Outcome;
 use super::{Control, names, report};
 use crate::stats::Counts;
@@ -193,13 +194,12 @@ impl Wanted {
 
 /// What the data path counted, as a module would say it of itself. A request is a flow.
 fn seen(counts: Counts) -> ModuleStats {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     ModuleStats {
-        total_requests: signed(counts.new_flows),
-        active_connections: signed(counts.active_flows),
-        total_connections: signed(counts.new_flows),
-        bytes_received: signed(counts.bytes),
-        bytes_sent: signed(counts.reply_bytes),
+        total_requests: signed_64(counts.new_flows),
+        active_connections: signed_64(counts.active_flows),
+        total_connections: signed_64(counts.new_flows),
+        bytes_received: signed_64(counts.bytes),
+        bytes_sent: signed_64(counts.reply_bytes),
         ..Default::default()
     }
 }

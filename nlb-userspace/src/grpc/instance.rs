@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nlb_proto as proto;
 
 use super::fault::{self, Fault};
+use super::numbers::signed_32;
 use super::{names, scaling_config};
 use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Snat};
 use crate::registry::{Claim, Record, Registration};
@@ -67,10 +68,10 @@ pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
         health_status: names::health_to_wire(record.health()).into(),
         metadata: metadata.clone().into_iter().collect(),
         started_at: started_at.map(Into::into),
-        current_connections: counts.active_flows.try_into().unwrap_or(i32::MAX),
-        max_connections: (*max_connections).try_into().unwrap_or(i32::MAX),
+        current_connections: signed_32(counts.active_flows),
+        max_connections: signed_32(*max_connections),
         version: module.version.clone(),
-        traffic_weight: module.weight.try_into().unwrap_or(i32::MAX),
+        traffic_weight: signed_32(module.weight),
     }
 }
 

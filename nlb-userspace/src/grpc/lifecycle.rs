@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, peer};
 use super::modules::{details, drain_timeout};
+use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::{Control, instance, names};
 use crate::drain;
@@ -69,7 +70,7 @@ impl Control {
             module_type: ModuleType::Nlb.into(),
             health_status: status.status,
             started_at: status.started_at,
-            current_connections: status.active_connections.try_into().unwrap_or(i32::MAX),
+            current_connections: signed_32(status.active_connections),
             version: status.version,
             ..Default::default()
         };

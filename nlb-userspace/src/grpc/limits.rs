@@ -12,6 +12,7 @@ use nlb_proto as proto;
 use super::Control;
 use super::failure::Failure;
 use super::fault::{self, Fault};
+use super::numbers::{signed_32, signed_64};
 use crate::model::{L4, LimitTarget, LimitUnit, RateLimit};
 use crate::stats::LimitCounts;
 
@@ -79,18 +80,17 @@ impl Control {
             .filter(|(_, limit)| target.as_ref().is_none_or(|target| limit.target == *target))
             .map(|(id, limit)| render(id, limit, traffic.limits.get(id).copied().unwrap_or_default()))
             .collect();
-        let total_limits = limits.len().try_into().unwrap_or(i32::MAX);
+        let total_limits = signed_32(limits.len());
         Ok(proto::GetRateLimitsResponse { limits, total_limits })
     }
 
     /// A registered instance, if one is named.
     fn optional_instance(&self, instance_id: &str) -> Result<Option<String>, Failure> {
-        if instance_id.is_empty() {
-            return Ok(None);
+        let id = fault::optional_id("instance_id", instance_id)?;
+        if let Some(id) = &id {
+            self.registry.snapshot().record(id)?;
         }
-        let id = fault::id("instance_id", instance_id)?;
-        self.registry.snapshot().record(&id)?;
-        Ok(Some(id))
+        Ok(id)
     }
 
     /// Why a limit on this target limits nothing now.
@@ -143,7 +143,6 @@ fn parse(limit: proto::RateLimit) -> Result<(String, RateLimit), Fault> {
 }
 
 fn render(id: &str, limit: &RateLimit, counts: LimitCounts) -> proto::RateLimit {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let mut metadata: std::collections::HashMap<String, String> =
         limit.metadata.clone().into_iter().collect();
     metadata.insert(PASSED.to_owned(), counts.passed.to_string());
@@ -151,10 +150,10 @@ fn render(id: &str, limit: &RateLimit, counts: LimitCounts) -> proto::RateLimit 
     proto::RateLimit {
         limit_id: id.to_owned(),
         target: target_text(&limit.target),
-        requests_per_second: signed(limit.per_second),
-        requests_per_minute: signed(limit.per_minute),
-        requests_per_hour: signed(limit.per_hour),
-        burst_size: signed(limit.burst),
+        requests_per_second: signed_64(limit.per_second),
+        requests_per_minute: signed_64(limit.per_minute),
+        requests_per_hour: signed_64(limit.per_hour),
+        burst_size: signed_64(limit.burst),
         enabled: limit.enabled,
         metadata,
     }

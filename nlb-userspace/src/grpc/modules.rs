@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
+use super::numbers::signed_32;
 use super::route::{self, Author};
 use super::{Control, health_check, instance, names, query, report, split};
 use crate::drain;
@@ -135,7 +136,7 @@ impl Control {
         Ok(UnregisterModuleResponse {
             success: true,
             message,
-            active_connections_drained: drained.closed.try_into().unwrap_or(i32::MAX),
+            active_connections_drained: signed_32(drained.closed),
             error: None,
         })
     }

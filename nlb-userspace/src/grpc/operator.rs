@@ -9,6 +9,7 @@ use super::Control;
 use super::failure::{Failure, answer};
 use super::fault;
 use super::modules::drain_timeout;
+use super::numbers::signed_32;
 use crate::drain;
 
 #[tonic::async_trait]
@@ -53,8 +54,8 @@ impl Control {
         Ok(DrainModuleResponse {
             success: true,
             message,
-            active_connections_drained: drained.closed.try_into().unwrap_or(i32::MAX),
-            active_connections: drained.left.try_into().unwrap_or(i32::MAX),
+            active_connections_drained: signed_32(drained.closed),
+            active_connections: signed_32(drained.left),
             error: None,
         })
     }

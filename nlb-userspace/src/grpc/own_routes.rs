@@ -10,6 +10,7 @@ use nlb_proto::{
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{Told, Untold, living, message, peer};
+use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome, Peer};
 use super::route::{self, Author};
 use super::{Control, query};
@@ -142,7 +143,7 @@ impl Control {
         Ok(UpdateRoutesResponse {
             success: true,
             message: message("applied", [unenforced, note]),
-            routes_updated: changed.try_into().unwrap_or(i32::MAX),
+            routes_updated: signed_32(changed),
             error: None,
         })
     }

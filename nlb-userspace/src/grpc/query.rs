@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use nlb_proto::{Filter, HealthStatus, ModuleType, Pagination, Protocol, Query};
 
 use super::fault::{self, Fault};
+use super::numbers::signed_32;
 
 const PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1000;
@@ -65,12 +66,11 @@ impl Page {
     }
 
     fn cut<T>(&self, items: Vec<T>) -> (Vec<T>, Pagination) {
-        let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let pagination = Pagination {
-            page: count(self.number),
-            page_size: count(self.size),
-            total_items: count(items.len()),
-            total_pages: count(items.len().div_ceil(self.size)),
+            page: signed_32(self.number),
+            page_size: signed_32(self.size),
+            total_items: signed_32(items.len()),
+            total_pages: signed_32(items.len().div_ceil(self.size)),
         };
         let skipped = (self.number - 1).saturating_mul(self.size);
         (items.into_iter().skip(skipped).take(self.size).collect(), pagination)

@@ -10,6 +10,7 @@ use nlb_proto::{
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, message, peer};
+use super::numbers::signed_32;
 use super::peers::{Call, Outcome};
 use super::{Control, scaling_config};
 
@@ -32,14 +33,14 @@ impl Control {
         let Ok(record) = snapshot.record(instance_id) else { return 0 };
         let module_type = record.registration.module.module_type;
         let alike = snapshot.modules.values().filter(|r| r.registration.module.module_type == module_type);
-        alike.count().try_into().unwrap_or(i32::MAX)
+        signed_32(alike.count())
     }
 
     pub fn instances_of_type(&self, request: GetInstancesRequest) -> Result<GetInstancesResponse, Failure> {
         let module_type = fault::known::<ModuleType>("module_type", request.module_type)?;
         let status = fault::known::<HealthStatus>("status_filter", request.status_filter)?;
         let instances = self.instances_like(module_type, status);
-        let total_instances = instances.len().try_into().unwrap_or(i32::MAX);
+        let total_instances = signed_32(instances.len());
         Ok(GetInstancesResponse { instances, total_instances })
     }
 

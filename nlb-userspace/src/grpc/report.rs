@@ -3,6 +3,7 @@
 use nlb_proto::ModuleStats;
 
 use super::fault::{self, Fault};
+use super::numbers::signed_64;
 use crate::registry::Report;
 
 pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, Fault> {
@@ -30,20 +31,19 @@ pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, Fault> {
 }
 
 pub fn render(instance_id: &str, report: &Report) -> ModuleStats {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     ModuleStats {
         instance_id: instance_id.to_owned(),
-        total_requests: signed(report.total_requests),
-        successful_requests: signed(report.successful_requests),
-        failed_requests: signed(report.failed_requests),
-        active_connections: signed(report.active_connections),
-        total_connections: signed(report.total_connections),
+        total_requests: signed_64(report.total_requests),
+        successful_requests: signed_64(report.successful_requests),
+        failed_requests: signed_64(report.failed_requests),
+        active_connections: signed_64(report.active_connections),
+        total_connections: signed_64(report.total_connections),
         avg_latency_ms: report.avg_latency_ms,
         p50_latency_ms: report.p50_latency_ms,
         p95_latency_ms: report.p95_latency_ms,
         p99_latency_ms: report.p99_latency_ms,
-        bytes_received: signed(report.bytes_received),
-        bytes_sent: signed(report.bytes_sent),
+        bytes_received: signed_64(report.bytes_received),
+        bytes_sent: signed_64(report.bytes_sent),
         cpu_usage_percent: report.cpu_usage_percent,
         memory_usage_mb: report.memory_usage_mb,
         since: report.since.map(Into::into),

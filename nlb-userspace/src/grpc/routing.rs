@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::peer;
 use super::modules::by_instance;
+use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
 use super::{Control, names, query};
@@ -68,7 +69,7 @@ impl Control {
         Ok(UpdateRoutingResponse {
             success: true,
             message: said.collect::<Vec<_>>().join("; "),
-            routes_updated: changed.try_into().unwrap_or(i32::MAX),
+            routes_updated: signed_32(changed),
             ..Default::default()
         })
     }
@@ -101,7 +102,7 @@ impl Control {
                 target_module_type: module_type
                     .map(|t| names::module_type_to_wire(t).into())
                     .unwrap_or_default(),
-                current_connections: flows.try_into().unwrap_or(i32::MAX),
+                current_connections: signed_32(flows),
                 created_at: Option::map(since, |since: &std::time::SystemTime| (*since).into()),
                 last_used: None,
             }

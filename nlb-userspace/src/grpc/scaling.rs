@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, peer};
+use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::{Control, names, scaling_config};
 use crate::registry::State;
@@ -60,12 +61,11 @@ impl Control {
                 }
             }
         };
-        let signed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
         Ok(TriggerScalingResponse {
             success: true,
             message: said + adopted,
-            current_instances: signed(decision.current),
-            target_instances: signed(decision.wanted),
+            current_instances: signed_32(decision.current),
+            target_instances: signed_32(decision.wanted),
             scaling_action: request.scaling_action,
             error: None,
         })

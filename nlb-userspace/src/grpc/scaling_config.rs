@@ -6,6 +6,7 @@ use std::time::Duration;
 use nlb_proto::ScalingConfig;
 
 use super::fault::{self, Fault};
+use super::numbers::signed_32;
 use crate::scaling::{Policy, Targets};
 
 const LONGEST_COOLDOWN_SECONDS: u32 = 24 * 3600;
@@ -81,17 +82,16 @@ pub fn parse_metadata(metadata: &BTreeMap<String, String>) -> Result<Option<Poli
 
 /// What an instance is asked for: this number exactly, within a policy that is told as it is.
 pub fn render(policy: &Policy, instances: u32) -> ScalingConfig {
-    let signed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-    let given = |number: Option<u32>| number.map_or(0, signed);
+    let given = |number: Option<u32>| number.map_or(0, signed_32);
     ScalingConfig {
-        min_instances: signed(instances),
-        max_instances: signed(instances),
+        min_instances: signed_32(instances),
+        max_instances: signed_32(instances),
         target_cpu_percent: given(policy.targets.cpu_percent),
         target_memory_percent: given(policy.targets.memory_percent),
         target_connections: given(policy.targets.connections),
         scale_up_threshold: given(policy.scale_up),
         scale_down_threshold: given(policy.scale_down),
-        cooldown_seconds: policy.cooldown.as_secs().try_into().unwrap_or(i32::MAX),
+        cooldown_seconds: signed_32(policy.cooldown.as_secs()),
         auto_scaling_enabled: policy.automatic,
     }
 }

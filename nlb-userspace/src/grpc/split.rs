@@ -1,5 +1,6 @@
 //! The split of new flows between versions, as the contract shows it: two versions, blue and green.
 
+use super::numbers::signed_32;
 use nlb_proto::BlueGreenConfig;
 
 use crate::registry::State;
@@ -22,12 +23,11 @@ pub fn render(state: &State) -> Option<BlueGreenConfig> {
     let canary = if newcomer.is_some() { green.1 } else { second.1 };
     let whole: u64 = shares.values().map(|share| u64::from(*share)).sum();
     let percent = u64::from(canary) * 100 / whole.max(1);
-    let signed = |share: u32| i32::try_from(share).unwrap_or(i32::MAX);
     Some(BlueGreenConfig {
         blue_version: blue.0.to_owned(),
         green_version: green.0.to_owned(),
-        blue_weight: signed(blue.1),
-        green_weight: signed(green.1),
+        blue_weight: signed_32(blue.1),
+        green_weight: signed_32(green.1),
         active_version: first.0.to_owned(),
         canary_enabled: newcomer.is_some() || (first.1 > 0 && second.1 > 0),
         canary_percent: percent.try_into().unwrap_or_default(),

@@ -7,6 +7,7 @@ use nlb_proto::{
     CheckHealthRequest, CheckHealthResponse, GetNlbStatusRequest, GetNlbStatusResponse, HealthStatus,
 };
 
+use super::numbers::{signed_32, signed_64};
 use super::{Control, names};
 use crate::model::Health;
 
@@ -55,14 +56,13 @@ impl Control {
         }
         let mut details = self.data_path();
         details.extend(self.details.iter().cloned());
-        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         GetNlbStatusResponse {
             status: self.condition().0.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: Some(self.started_at.into()),
-            total_requests: signed(total.new_flows),
-            active_connections: signed(total.active_flows),
-            registered_modules: snapshot.modules.len().try_into().unwrap_or(i32::MAX),
+            total_requests: signed_64(total.new_flows),
+            active_connections: signed_64(total.active_flows),
+            registered_modules: signed_32(snapshot.modules.len()),
             modules_by_type: modules_by_type.into_iter().collect(),
             modules: if request.include_modules { self.instances() } else { Vec::new() },
             details: details.into_iter().collect(),

@@ -8,6 +8,7 @@ use nlb_proto::{
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{Told, living, message};
+use super::numbers::signed_32;
 use super::{Control, split};
 use crate::model::DEFAULT_WEIGHT;
 use crate::promotion::{Pace, WHOLE};
@@ -48,7 +49,7 @@ impl Control {
         };
         set(Commit::DryRun)?;
         let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
-        let undo = SetTrafficWeightRequest { weight: signed(former), ..request.clone() };
+        let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
         let told = peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone() });
         let agreement = self.agree(told.collect(), untold).await?;
         let (revision, note) = agreement.commit(|| set(Commit::Apply)).await?;
@@ -75,7 +76,7 @@ impl Control {
         Ok(GetActiveVersionResponse {
             active_version: snapshot.active_version().unwrap_or_default().to_owned(),
             config: split::render(&snapshot),
-            version_weights: shares.map(|(version, share)| (version, signed(share))).collect(),
+            version_weights: shares.map(|(version, share)| (version, signed_32(share))).collect(),
         })
     }
 
@@ -197,8 +198,4 @@ fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String
         return Err(Refusal::VersionMismatch { instance_id, asked: version, actual }.into());
     }
     Ok((actual, vec![instance_id]))
-}
-
-fn signed(weight: u32) -> i32 {
-    weight.try_into().unwrap_or(i32::MAX)
 }

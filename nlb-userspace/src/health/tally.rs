@@ -67,20 +67,10 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
-    use crate::health::Probe;
+    use crate::registry::fixtures::CHECK;
     use Health::{Healthy, Starting, Unhealthy};
-
-    const CHECK: Check = Check {
-        probe: Probe::Connect,
-        port: None,
-        interval: Duration::from_secs(10),
-        timeout: Duration::from_secs(2),
-        unhealthy_threshold: 3,
-        healthy_threshold: 2,
-    };
 
     /// What opinions a series of outcomes gives; `+` passes, `-` fails.
     fn opinions(outcomes: &str) -> Vec<Option<Health>> {

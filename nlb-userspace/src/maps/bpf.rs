@@ -251,9 +251,7 @@ impl Readings {
             resets: sum.resets + cpu.resets,
         }))
     }
-}
 
-impl Readings {
     /// A rate limit's counts, added up over the CPUs.
     pub fn limit(&self, id: u16) -> anyhow::Result<LimitStats> {
         let per_cpu = self.limits.get(&(id as u32), 0)?;

@@ -84,10 +84,10 @@ impl Sources {
         let state = self.registry.snapshot();
         let applied = self.applied.borrow().clone();
         let traffic = self.traffic.borrow().clone();
-        let version = |record: &'_ crate::registry::Record| record.registration.module.version.clone();
-        let versions: BTreeMap<&str, String> =
-            state.modules.iter().map(|(id, record)| (id.as_str(), version(record))).collect();
-        totals.add(&traffic, &versions.iter().map(|(id, version)| (*id, version.as_str())).collect());
+        let modules = state.modules.iter();
+        let versions =
+            modules.map(|(id, record)| (id.as_str(), record.registration.module.version.as_str())).collect();
+        totals.add(&traffic, &versions);
 
         let started = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nlb = Box::new([

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use tokio::time::Instant;
 
 use crate::compile::Limits;
+use crate::health::{Check, Probe};
 use crate::lease::Terms;
 use crate::model::{
     DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
@@ -48,6 +49,16 @@ pub fn at(start: Instant, seconds: u64) -> Now {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds);
     Now { at: start + Duration::from_secs(seconds), wall }
 }
+
+/// A connection every 10 s within 2 s; 3 failures, 2 successes.
+pub const CHECK: Check = Check {
+    probe: Probe::Connect,
+    port: None,
+    interval: Duration::from_secs(10),
+    timeout: Duration::from_secs(2),
+    unhealthy_threshold: 3,
+    healthy_threshold: 2,
+};
 
 /// An ALB at 10.0.0.1 with a route for TCP port 80 of every VIP.
 pub fn registration(instance_id: &str) -> Registration {

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{Record, Registry, State};
 use crate::health::{Opinion, Source, Target};
-use crate::model::{Backend, Destination, ForwardMode, Health, L4, Route};
+use crate::model::{Backend, Destination, Health, L4, Route};
 
 impl Registry {
     /// A source that watches that very registration has come to another opinion of it.
@@ -69,13 +69,8 @@ impl State {
     /// TCP route, or else on that of its gRPC server.
     fn data_sockets(&self, record: &Record, port: Option<u16>) -> Vec<SocketAddr> {
         let module = &record.registration.module;
-        let tcp_port = |route: &Route| match module.mode {
-            _ if route.protocol.l4() != L4::Tcp => None,
-            ForwardMode::Nat => route.listen_port.or(module.listen_port).or(route.port),
-            // Direct server return leaves ports alone.
-            ForwardMode::DsrL2 | ForwardMode::DsrIpip => route.port,
-        };
-        let port = port.or_else(|| self.routes_for(record).find_map(tcp_port));
+        let mut tcp = self.routes_for(record).filter(|route| route.protocol.l4() == L4::Tcp);
+        let port = port.or_else(|| tcp.find_map(|route| route.data_port(module)));
         let port = port.unwrap_or(record.registration.address.port);
         let v6 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv6));
         let v4 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv4));

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nlb::ability::Question;
-use nlb::compile::{Hop, Hops, Limits};
+use nlb::compile::{Hop, Hops};
 use nlb::grpc::Control;
-use nlb::lease::Terms;
 use nlb::maps::Change;
 use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
-use nlb::model::{Ability, ForwardMode, RouteKey};
+use nlb::model::{Ability, RouteKey};
 use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
 use nlb::resolve::Resolver;
@@ -24,32 +23,6 @@ use nlb_proto::*;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
-
-/// What the operator configured.
-pub fn settings() -> Settings {
-    Settings {
-        vips: Default::default(),
-        fail_open: true,
-        reject: false,
-        drop_closed_ports: false,
-        lease: Terms::default(),
-        promotion: Default::default(),
-        resets: Default::default(),
-        max_modules: 16,
-        max_routes: 64,
-        limits: Limits {
-            backends: 64,
-            services: 64,
-            pools: 64,
-            addresses: 64,
-            rate_limits: 64,
-            counted_routes: 64,
-        },
-        accept_empty_ids: false,
-        forward_mode: ForwardMode::Nat,
-        drain_timeout: Duration::from_secs(30),
-    }
-}
 
 pub struct Fleet {
     control: Control,

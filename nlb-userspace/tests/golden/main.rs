@@ -10,6 +10,8 @@
 
 mod fleet;
 mod script;
+#[path = "../settings/mod.rs"]
+mod settings;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

@@ -31,7 +31,8 @@ use ipnet::IpNet;
 use nlb::registry::Settings;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, Route};
 
-use super::fleet::{Fleet, settings};
+use super::fleet::Fleet;
+use super::settings::settings;
 
 /// The scenario with what really comes of its calls.
 pub fn run(file: &Path, text: &str) -> String {

@@ -23,5 +23,7 @@ mod reports;
 mod routing;
 mod scaling;
 mod service;
+#[path = "../settings/mod.rs"]
+mod settings;
 mod streams;
 mod weights;

@@ -4,11 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use nlb::compile::{Hop, Hops, Limits};
+use nlb::compile::{Hop, Hops};
 use nlb::config::Configuration;
 use nlb::grpc::{self, Control, Peers, Prober};
 use nlb::health::{self, Probe, Target};
-use nlb::lease::Terms;
 use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
 use nlb::model::{Backend, ForwardMode, RouteKey};
@@ -42,32 +41,11 @@ pub struct Nlb {
     tasks: tokio::task::JoinSet<()>,
 }
 
+/// With a VIP of either family.
 pub fn settings() -> Settings {
-    Settings {
-        vips: ["192.0.2.1/32", "2001:db8::1/128"]
-            .iter()
-            .map(|vip| vip.parse::<ipnet::IpNet>().unwrap())
-            .collect(),
-        fail_open: true,
-        reject: false,
-        drop_closed_ports: false,
-        lease: Terms::default(),
-        promotion: Default::default(),
-        resets: Default::default(),
-        max_modules: 16,
-        max_routes: 64,
-        limits: Limits {
-            backends: 64,
-            services: 64,
-            pools: 64,
-            addresses: 64,
-            rate_limits: 64,
-            counted_routes: 64,
-        },
-        accept_empty_ids: false,
-        forward_mode: ForwardMode::Nat,
-        drain_timeout: Duration::from_secs(30),
-    }
+    let vips = ["192.0.2.1/32", "2001:db8::1/128"];
+    let vips = vips.iter().map(|vip| vip.parse::<ipnet::IpNet>().unwrap()).collect();
+    Settings { vips, ..super::settings::settings() }
 }
 
 impl Nlb {

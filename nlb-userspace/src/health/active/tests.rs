@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::*;
-use crate::health::Probe;
 use crate::model::Health;
-use crate::registry::fixtures::{Fleet, registration, registry, settings};
+use crate::registry::fixtures::{CHECK, Fleet, registration, registry, settings};
 use crate::registry::{Now, Registration, Settings};
 
 /// What the module does when it is tried.
@@ -97,17 +96,8 @@ impl Drop for Flight {
     }
 }
 
-/// Every 10 s within 2 s, 3 failures, 2 successes.
 fn checked(instance_id: &str) -> Registration {
-    let check = Check {
-        probe: Probe::Connect,
-        port: None,
-        interval: Duration::from_secs(10),
-        timeout: Duration::from_secs(2),
-        unhealthy_threshold: 3,
-        healthy_threshold: 2,
-    };
-    Registration { check: Some(check), ..registration(instance_id) }
+    Registration { check: Some(CHECK), ..registration(instance_id) }
 }
 
 async fn seconds(seconds: u64) {

@@ -1,0 +1,9 @@
+//! Counts on the wire, whose integers are signed: one that does not fit is told as the greatest that does.
+
+pub fn signed_32(count: impl TryInto<i32>) -> i32 {
+    count.try_into().unwrap_or(i32::MAX)
+}
+
+pub fn signed_64(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}

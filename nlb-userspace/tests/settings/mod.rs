@@ -1,0 +1,34 @@
+//! What the operator configured, for the rigs that run the control plane without a kernel.
+
+use std::time::Duration;
+
+use nlb::compile::Limits;
+use nlb::lease::Terms;
+use nlb::model::ForwardMode;
+use nlb::registry::Settings;
+
+/// Room for a few of everything, and no VIPs: routes may name any address.
+pub fn settings() -> Settings {
+    Settings {
+        vips: Default::default(),
+        fail_open: true,
+        reject: false,
+        drop_closed_ports: false,
+        lease: Terms::default(),
+        promotion: Default::default(),
+        resets: Default::default(),
+        max_modules: 16,
+        max_routes: 64,
+        limits: Limits {
+            backends: 64,
+            services: 64,
+            pools: 64,
+            addresses: 64,
+            rate_limits: 64,
+            counted_routes: 64,
+        },
+        accept_empty_ids: false,
+        forward_mode: ForwardMode::Nat,
+        drain_timeout: Duration::from_secs(30),
+    }
+}
