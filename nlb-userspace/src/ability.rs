@@ -61,7 +61,7 @@ impl Schedule {
         let mut there = BTreeSet::new();
         for (instance_id, module) in &self.desired.modules {
             let same_module = before.modules.get(instance_id).filter(|old| old.version == module.version);
-            for key in served(&self.desired, instance_id, module) {
+            for key in module.served(instance_id, &self.desired.operator_routes).map(|served| served.key()) {
                 let unchanged = same_module
                     .is_some_and(|old| find(&before, old, &key) == find(&self.desired, module, &key));
                 let question = Question { instance_id: instance_id.clone(), route: key };
@@ -148,22 +148,9 @@ impl Schedule {
     }
 }
 
-/// The routes that a module could serve: its own, and the operator's that are for it.
-fn served<'a>(
-    desired: &'a Desired,
-    instance_id: &'a str,
-    module: &'a Module,
-) -> impl Iterator<Item = RouteKey> + 'a {
-    let own = module.routes.keys().map(|id| RouteKey { id: id.clone(), operators: false });
-    let operators = desired.operator_routes.iter();
-    let operators = operators
-        .filter(move |(_, route)| route.targets.include(route.protocol, instance_id, module.module_type))
-        .map(|(id, _)| RouteKey { id: id.clone(), operators: true });
-    own.chain(operators)
-}
-
 fn find<'a>(desired: &'a Desired, module: &'a Module, key: &RouteKey) -> Option<&'a Route> {
-    if key.operators { desired.operator_routes.get(&key.id) } else { module.routes.get(&key.id) }
+    let routes = if key.operators { &desired.operator_routes } else { &module.routes };
+    routes.get(&key.id).map(Arc::as_ref)
 }
 
 #[cfg(test)]
@@ -176,6 +163,10 @@ mod tests {
     fn desired(instances: &[&str]) -> Desired {
         let modules = instances.iter().map(|id| (id.to_string(), registration(id).module)).collect();
         Desired { modules, ..Desired::default() }
+    }
+
+    fn module<'a>(desired: &'a mut Desired, instance_id: &str) -> &'a mut Module {
+        Arc::make_mut(desired.modules.get_mut(instance_id).unwrap())
     }
 
     fn schedule(desired: Desired) -> Schedule {
@@ -227,13 +218,13 @@ mod tests {
         assert_eq!(schedule.named(), ["c/web"], "what is as it was is left alone");
 
         let mut next = desired(&["a", "b"]);
-        next.modules.get_mut("b").unwrap().routes.insert("web".into(), route(81));
+        module(&mut next, "b").routes.insert("web".into(), route(81).into());
         schedule.follow(Arc::new(next.clone()), Instant::now());
         assert_eq!(schedule.named(), ["b/web"]);
-        next.modules.get_mut("a").unwrap().version = "v2".into();
+        module(&mut next, "a").version = "v2".into();
         schedule.follow(Arc::new(next.clone()), Instant::now());
         assert_eq!(schedule.named(), ["a/web"]);
-        next.modules.get_mut("a").unwrap().weight = 7;
+        module(&mut next, "a").weight = 7;
         schedule.follow(Arc::new(next), Instant::now());
         assert_eq!(schedule.named(), [""; 0], "weights are no matter of abilities");
 
@@ -249,7 +240,7 @@ mod tests {
         let mut schedule = schedule(desired(&["a"]));
         let asked = schedule.ask();
         let mut next = desired(&["a"]);
-        next.modules.get_mut("a").unwrap().routes.insert("web".into(), route(81));
+        module(&mut next, "a").routes.insert("web".into(), route(81).into());
         schedule.follow(Arc::new(next), Instant::now());
         assert_eq!(schedule.ask(), []);
         schedule.hear(&asked[0], Heard::Nothing);
@@ -259,12 +250,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_left_alone_unless_it_registers_again() {
         let mut desired = desired(&["a", "b"]);
-        desired.modules.get_mut("a").unwrap().routes.insert("api".into(), route(81));
+        module(&mut desired, "a").routes.insert("api".into(), route(81).into());
         let mut schedule = schedule(desired.clone());
         let asked = schedule.take_due(Instant::now(), 1);
         schedule.hear(&asked[0].0, Heard::Nothing);
         assert_eq!(schedule.named(), ["b/web"], "nor is a asked about its other route");
-        desired.modules.get_mut("a").unwrap().routes.insert("new".into(), route(82));
+        module(&mut desired, "a").routes.insert("new".into(), route(82).into());
         schedule.follow(Arc::new(desired), Instant::now());
         assert_eq!(schedule.named(), [""; 0]);
         schedule.renew("a", Instant::now());
@@ -286,8 +277,7 @@ mod tests {
     async fn operators_routes_are_asked_of_those_they_are_for() {
         let mut desired = desired(&["a", "b"]);
         let targets = crate::model::Targets::Instances(["b".to_owned()].into());
-        std::sync::Arc::make_mut(&mut desired.operator_routes)
-            .insert("special".into(), Route { targets, ..route(90) });
+        desired.operator_routes.insert("special".into(), Route { targets, ..route(90) }.into());
         let mut schedule = schedule(desired);
         let asked = schedule.take_due(Instant::now(), 2);
         assert_eq!(asked.len(), 2, "no more than there is room for");

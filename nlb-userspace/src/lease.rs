@@ -54,7 +54,7 @@ pub enum Standing {
     Forfeit,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lease {
     renewed: Instant,
     /// A heartbeat has come.

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 pub use nlb_common::net::L4;
 
 /// Everything that has been asked for, at one revision.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// Grows by one with every change; 0 is the empty state at start.
     pub revision: u64,
@@ -25,16 +26,15 @@ pub struct Desired {
     pub reject: bool,
     /// Whether packets to a VIP's ports without a service are dropped, or left to the kernel.
     pub drop_closed_ports: bool,
-    /// By instance id.
-    pub modules: BTreeMap<String, Module>,
-    /// The operator's own routes, by route id; their `targets` name the modules. Shared, as they may be many and seldom
-    /// change.
-    pub operator_routes: Arc<BTreeMap<String, Route>>,
+    /// By instance id. This map and the next two may be large and change a little at a time, so states share what is equal.
+    pub modules: OrdMap<String, Arc<Module>>,
+    /// The operator's own routes, by route id; their `targets` name the modules.
+    pub operator_routes: Routes,
     /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
     /// counts [`DEFAULT_WEIGHT`].
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
-    pub rate_limits: BTreeMap<String, RateLimit>,
+    pub rate_limits: OrdMap<String, Arc<RateLimit>>,
 }
 
 impl Desired {
@@ -54,7 +54,7 @@ impl Desired {
 pub const DEFAULT_WEIGHT: u32 = 100;
 
 /// One registered module instance, as far as the data path cares.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
     pub module_type: ModuleType,
     pub version: String,
@@ -66,8 +66,7 @@ pub struct Module {
     pub snat: Snat,
     /// The port of routes that name none of their own; operators' routes included.
     pub listen_port: Option<u16>,
-    /// By route id.
-    pub routes: BTreeMap<String, Route>,
+    pub routes: Routes,
     /// What it said of the routes that it was asked about, its own and the operator's.
     pub abilities: BTreeMap<RouteKey, Ability>,
 }
@@ -148,7 +147,7 @@ pub enum Snat {
 }
 
 /// A rule that sends matching flows to modules.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub protocol: Protocol,
     /// `None` is any source.
@@ -249,6 +248,15 @@ impl Protocol {
 }
 
 impl Route {
+    /// Whether this route, as the operator's, is for that module.
+    pub fn is_for(&self, instance_id: &str, module: &Module) -> bool {
+        match &self.targets {
+            Targets::Implied => self.protocol.implied_type().is_none_or(|t| t == module.module_type),
+            Targets::Type(t) => *t == module.module_type,
+            Targets::Instances(ids) => ids.contains(instance_id),
+        }
+    }
+
     /// The module's port that the route's packets go to; `None` is the one that the client addressed.
     pub fn data_port(&self, module: &Module) -> Option<u16> {
         match module.mode {
@@ -259,14 +267,34 @@ impl Route {
     }
 }
 
-impl Targets {
-    /// Whether a route with these targets and `protocol` is for this module.
-    pub fn include(&self, protocol: Protocol, instance_id: &str, module_type: ModuleType) -> bool {
-        match self {
-            Targets::Implied => protocol.implied_type().is_none_or(|t| t == module_type),
-            Targets::Type(t) => *t == module_type,
-            Targets::Instances(ids) => ids.contains(instance_id),
-        }
+/// Routes by route id.
+pub type Routes = OrdMap<String, Arc<Route>>;
+
+/// A route as one module serves it.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    pub id: &'a String,
+    pub route: &'a Route,
+    /// The operator's, and not the module's own.
+    pub operators: bool,
+}
+
+impl Served<'_> {
+    pub fn key(&self) -> RouteKey {
+        RouteKey { id: self.id.clone(), operators: self.operators }
+    }
+}
+
+impl Module {
+    /// The module's own routes by id, then those of the operator that are for it.
+    pub fn served<'a>(
+        &'a self,
+        instance_id: &'a str,
+        operators: &'a Routes,
+    ) -> impl Iterator<Item = Served<'a>> {
+        let own = self.routes.iter().map(|(id, route)| Served { id, route, operators: false });
+        let operators = operators.iter().filter(move |(_, route)| route.is_for(instance_id, self));
+        own.chain(operators.map(|(id, route)| Served { id, route, operators: true }))
     }
 }
 
@@ -293,7 +321,7 @@ pub struct Backend {
 }
 
 /// How much of something may pass. Every window that is given has to admit a packet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     pub target: LimitTarget,
     pub unit: LimitUnit,

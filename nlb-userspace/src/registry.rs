@@ -1,8 +1,9 @@
 //! The registry: the one writer of desired state.
 //!
 //! Every change is made on a copy, checked as a whole, and only then takes the place of what was: a refused change
-//! leaves no trace. Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every
-//! change that matters to the data path. Time comes in as an argument.
+//! leaves no trace. Copies share what they have in common, so that a change costs what changes, however large the fleet is.
+//! Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every change that matters to
+//! the data path. Time comes in as an argument.
 
 mod ability;
 mod drains;
@@ -10,6 +11,7 @@ mod drains;
 pub(crate) mod fixtures;
 mod health;
 mod promotion;
+mod published;
 mod rate_limits;
 mod rebalance;
 mod record;
@@ -38,6 +40,7 @@ use crate::vips::Vips;
 
 pub use drains::Draining;
 pub use promotion::{Promoted, RolledBack, Split};
+use published::Published;
 pub use record::{Claim, Drain, Record, Registration, RegistrationId};
 pub use refusal::{Refusal, Suited};
 pub use report::Report;
@@ -83,6 +86,8 @@ impl Now {
 
 pub struct Registry {
     state: Mutex<Arc<State>>,
+    /// Locked only by who has locked `state`.
+    published: Mutex<Published>,
     desired: watch::Sender<Arc<Desired>>,
 }
 
@@ -96,9 +101,10 @@ pub struct Registered {
 
 impl Registry {
     pub fn new(settings: Settings) -> Self {
-        let state = State::new(settings);
-        let desired = watch::Sender::new(Arc::new(state.desired()));
-        Registry { state: Mutex::new(Arc::new(state)), desired }
+        let state = Arc::new(State::new(settings));
+        let published = Published::first(state.clone());
+        let desired = watch::Sender::new(published.desired.clone());
+        Registry { state: Mutex::new(state), published: Mutex::new(published), desired }
     }
 
     /// What the data path should do; the receiver wakes with every new revision.
@@ -147,7 +153,7 @@ impl Registry {
                     });
                 }
             }
-            state.check_suited(&registration)?;
+            refusal::check_suited(&registration, &registration.module.routes, &state.operator_routes)?;
             let mut registration = registration;
             if let Some(old) = state.modules.get(&instance_id) {
                 // Until it is asked again, its last answers hold.
@@ -228,29 +234,41 @@ impl Registry {
         let mut current = self.lock();
         let mut candidate = State::clone(&current);
         let answer = edit(&mut candidate)?;
-        candidate.check_limits()?;
+        let candidate = Arc::new(candidate);
+        let last = self.published();
+        let next = last.next(candidate.clone());
+        next.check(&last)?;
         if commit == Commit::DryRun {
-            return Ok((answer, self.desired.borrow().revision));
+            return Ok((answer, last.desired.revision));
         }
-        *current = Arc::new(candidate);
-        Ok((answer, self.publish(&current)))
+        *current = candidate;
+        Ok((answer, self.send(last, next)))
     }
 
     /// Publishes what the state means for the data path, under a new revision if that is new. The caller holds the
     /// lock, so revisions come out in order.
-    fn publish(&self, state: &State) -> u64 {
-        let last = self.desired.borrow().clone();
-        let mut next = state.desired();
-        next.revision = last.revision;
-        if next != *last {
-            next.revision += 1;
-            self.desired.send_replace(Arc::new(next));
-        }
-        self.desired.borrow().revision
+    fn publish(&self, state: &Arc<State>) -> u64 {
+        let last = self.published();
+        let next = last.next(state.clone());
+        self.send(last, next)
     }
 
+    fn send(&self, mut last: MutexGuard<'_, Published>, next: Published) -> u64 {
+        let revision = next.desired.revision;
+        if revision != last.desired.revision {
+            self.desired.send_replace(next.desired.clone());
+        }
+        *last = next;
+        revision
+    }
+
+    // Whoever panicked under a lock left the values whole: changes are swapped in.
+
     fn lock(&self) -> MutexGuard<'_, Arc<State>> {
-        // Whoever panicked left the state whole: changes are swapped in.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

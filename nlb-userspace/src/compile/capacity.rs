@@ -35,8 +35,6 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::compile::{Hops, MapImage, compile};
     use crate::model::Route;
@@ -50,11 +48,11 @@ mod tests {
         };
         for instance_id in ["alb-1", "alb-2"] {
             let mut module = registration(instance_id).module;
-            module.routes.insert("tls".into(), route(443));
-            desired.modules.insert(instance_id.into(), module);
+            module.routes.insert("tls".into(), route(443).into());
+            desired.modules.insert(instance_id.into(), module.into());
         }
         let internal = Route { source: "10.0.0.0/8".parse().ok(), ..route(80) };
-        Arc::make_mut(&mut desired.operator_routes).insert("internal".into(), internal);
+        desired.operator_routes.insert("internal".into(), internal.into());
         desired
     }
 

@@ -59,9 +59,8 @@ mod tests {
     use crate::registry::fixtures::route;
 
     fn routes(numbers: impl IntoIterator<Item = usize>) -> Desired {
-        let operator_routes: BTreeMap<_, _> =
-            numbers.into_iter().map(|n| (format!("r{n:05}"), route(80))).collect();
-        Desired { operator_routes: operator_routes.into(), ..Desired::default() }
+        let operator_routes = numbers.into_iter().map(|n| (format!("r{n:05}"), route(80))).collect();
+        Desired { operator_routes, ..Desired::default() }
     }
 
     const MOST: usize = 100;
@@ -97,7 +96,7 @@ mod tests {
             enabled: true,
             metadata: BTreeMap::new(),
         };
-        desired.rate_limits.insert("few".into(), limit);
+        desired.rate_limits.insert("few".into(), limit.into());
         assert!(is_counted(&before.renew(&desired, MOST as u16), MOST));
     }
 }

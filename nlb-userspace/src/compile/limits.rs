@@ -17,7 +17,7 @@ use crate::model::{Desired, LimitTarget, LimitUnit, RateLimit};
 
 /// The limits that are in force.
 pub fn enabled(desired: &Desired) -> impl Iterator<Item = (&String, &RateLimit)> {
-    desired.rate_limits.iter().filter(|(_, limit)| limit.enabled)
+    desired.rate_limits.iter().map(|(id, limit)| (id, limit.as_ref())).filter(|(_, limit)| limit.enabled)
 }
 
 /// The most limits of one kind that a packet can meet for one reason; [`abi::LIMIT_CHAIN`] is all that the kernel asks.
@@ -26,14 +26,10 @@ pub fn longest_chain(desired: &Desired) -> usize {
     for (_, limit) in enabled(desired) {
         *lengths.entry((&limit.target, Kind::of(limit))).or_default() += 1;
     }
+    let length = |target: &LimitTarget, kind| lengths.get(&(target, kind)).copied().unwrap_or(0);
     let around = |net: &IpNet, kind: Kind| -> usize {
-        lengths
-            .iter()
-            .filter(|((target, of), _)| {
-                matches!(target, LimitTarget::Source(n) if n.contains(net)) && *of == kind
-            })
-            .map(|(_, length)| length)
-            .sum()
+        let prefixes = (0..=net.prefix_len()).filter_map(|bits| IpNet::new(net.addr(), bits).ok());
+        prefixes.map(|outer| length(&LimitTarget::Source(outer.trunc()), kind)).sum()
     };
     let of = |((target, kind), length): (&(&LimitTarget, Kind), &usize)| match target {
         LimitTarget::Source(net) => around(net, *kind),

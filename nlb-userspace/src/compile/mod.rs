@@ -7,6 +7,7 @@ mod ability;
 mod capacity;
 pub mod classifier;
 mod counted;
+mod footprint;
 pub mod ids;
 mod limits;
 pub mod maglev;
@@ -32,6 +33,7 @@ pub use rows::{Addr128, Rows};
 use rows::{backend_row, is_transparent};
 
 pub use capacity::fits;
+pub use footprint::Footprint;
 pub use limits::longest_chain;
 
 /// What the kernel's routes and neighbours say of the way to an address.

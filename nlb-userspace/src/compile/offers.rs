@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Hops;
 use super::classifier::Offer;
 use super::counted::Counted;
-use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
+use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey, Served};
 
 /// Who offers to serve what.
 pub struct Offers<'a> {
@@ -24,13 +24,8 @@ impl<'a> Offers<'a> {
             unserved: Vec::new(),
         };
         for (instance_id, module) in &desired.modules {
-            for (route_id, route) in &module.routes {
-                offers.add(instance_id, module, (route_id, route, false), counted);
-            }
-            for (route_id, route) in desired.operator_routes.iter() {
-                if route.targets.include(route.protocol, instance_id, module.module_type) {
-                    offers.add(instance_id, module, (route_id, route, true), counted);
-                }
+            for served in module.served(instance_id, &desired.operator_routes) {
+                offers.add(instance_id, module, served, counted);
             }
         }
         offers
@@ -41,7 +36,7 @@ impl<'a> Offers<'a> {
         &mut self,
         instance_id: &str,
         module: &'a Module,
-        (route_id, route, operators): (&'a str, &'a Route, bool),
+        Served { id: route_id, route, operators }: Served<'a>,
         counted: &Counted,
     ) {
         let key = counted.key(route_id, operators);

@@ -7,7 +7,7 @@ use nlb_proto as proto;
 use super::fault::{self, Fault};
 use super::numbers::signed_32;
 use super::{names, scaling_config};
-use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Snat};
+use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Snat};
 use crate::registry::{Claim, Record, Registration};
 use crate::resolve::{Endpoint, Host};
 use crate::stats::Counts;
@@ -45,7 +45,7 @@ pub fn parse(
             mode,
             snat: snat(&metadata, mode)?,
             listen_port: fault::port_entry("metadata", &metadata, "listen_port")?,
-            routes: BTreeMap::new(),
+            routes: Routes::new(),
             abilities: BTreeMap::new(),
         },
         check: None,

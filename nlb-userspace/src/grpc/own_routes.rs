@@ -1,6 +1,7 @@
 //! Routes on the front of the fleet: of one instance, or the operator's own.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use nlb_proto::{
     CanHandleRequest, CanHandleResponse, DeleteRouteRequest, DeleteRouteResponse, GetRoutesRequest,
@@ -99,7 +100,7 @@ impl Control {
     /// With an empty id every route that there is; replicas' equal routes are listed once.
     pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, Failure> {
         let snapshot = self.registry.snapshot();
-        let mut found: Vec<(&String, &Route)> = Vec::new();
+        let mut found: Vec<(&String, &Arc<Route>)> = Vec::new();
         if request.instance_id.is_empty() {
             found.extend(snapshot.operator_routes.iter());
             found.extend(snapshot.modules.values().flat_map(|record| &record.registration.module.routes));
@@ -195,8 +196,8 @@ impl Control {
 }
 
 /// Of routes that are sorted by id.
-fn distinct<'a>(routes: Vec<(&'a String, &'a Route)>) -> Vec<(&'a String, &'a Route)> {
-    let mut distinct: Vec<(&String, &Route)> = Vec::new();
+fn distinct<'a>(routes: Vec<(&'a String, &'a Arc<Route>)>) -> Vec<(&'a String, &'a Arc<Route>)> {
+    let mut distinct: Vec<(&String, &Arc<Route>)> = Vec::new();
     for (route_id, route) in routes {
         let mut same_id = distinct.iter().rev().take_while(|(other, _)| *other == route_id);
         if !same_id.any(|(_, other)| *other == route) {

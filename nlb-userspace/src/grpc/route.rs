@@ -8,7 +8,7 @@ use nlb_proto as proto;
 
 use super::fault::{self, Fault};
 use super::names;
-use crate::model::{Destination, ModuleType, Protocol, Route, Targets};
+use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets};
 use crate::vips::Vips;
 
 /// Whose routes they are decides which metadata has a meaning.
@@ -27,8 +27,8 @@ pub fn parse_all(
     routes: Vec<proto::Route>,
     author: Author,
     vips: &Vips,
-) -> Result<BTreeMap<String, Route>, Vec<Fault>> {
-    let mut parsed = BTreeMap::new();
+) -> Result<Routes, Vec<Fault>> {
+    let mut parsed = Routes::new();
     let mut faults = Vec::new();
     for (index, route) in routes.into_iter().enumerate() {
         let place = format!("{field}[{index}]");
@@ -36,7 +36,7 @@ pub fn parse_all(
             Ok((id, _)) if parsed.contains_key(&id) => {
                 faults.push(Fault::new("route_id", format!("{id:?} is listed twice")).within(place));
             }
-            Ok((id, route)) => drop(parsed.insert(id, route)),
+            Ok((id, route)) => drop(parsed.insert(id, route.into())),
             Err(fault) => faults.push(fault.within(place)),
         }
     }
@@ -91,9 +91,8 @@ pub fn render(id: &str, route: &Route) -> proto::Route {
 }
 
 /// What was accepted but will not be matched, as a sentence.
-pub fn unenforced<'a>(routes: impl IntoIterator<Item = (&'a String, &'a Route)>) -> Option<String> {
-    let deep =
-        routes.into_iter().filter(|(_, route)| !route.headers.is_empty() || !route.path_pattern.is_empty());
+pub fn unenforced(routes: &Routes) -> Option<String> {
+    let deep = routes.iter().filter(|(_, route)| !route.headers.is_empty() || !route.path_pattern.is_empty());
     let ids: Vec<&str> = deep.map(|(id, _)| id.as_str()).collect();
     (!ids.is_empty()).then(|| {
         format!(

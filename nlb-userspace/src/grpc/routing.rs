@@ -19,7 +19,7 @@ use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
 use super::{Control, names, query};
 use crate::compile::FlowTuple;
-use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey};
+use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey, Routes};
 use crate::registry::{Commit, Now, Owner, Record, State, Suited};
 
 /// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
@@ -172,7 +172,7 @@ impl Control {
         let port = route.port.map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
         let mut details = BTreeMap::from([("matches".to_owned(), format!("{} {port}", route.protocol.l4()))]);
         details.extend(
-            route::unenforced([(&"this route".to_owned(), &route)])
+            route::unenforced(&Routes::unit("this route".to_owned(), route.clone().into()))
                 .map(|note| ("not_matched".to_owned(), note)),
         );
         Ok(ValidateRouteResponse {
@@ -268,11 +268,8 @@ impl Control {
         if let Some(ability) = backend.route.as_ref().and_then(|route| module.abilities.get(route)) {
             return ability.priority;
         }
-        let operators = state
-            .operator_routes
-            .values()
-            .filter(|route| route.targets.include(route.protocol, &backend.instance_id, module.module_type));
-        let matching = module.routes.values().chain(operators).filter(|route| {
+        let routes = module.served(&backend.instance_id, &state.operator_routes).map(|served| served.route);
+        let matching = routes.filter(|route| {
             route.protocol.l4() == flow.l4
                 && route.port.is_none_or(|port| port == flow.port)
                 && route.source.is_none_or(|net| net.contains(&flow.client))

@@ -144,7 +144,7 @@ mod tests {
             for n in 0..modules {
                 let mut registration = registration(&format!("m{n}"));
                 let udp = crate::model::Route { protocol: Protocol::Udp, ..route(53) };
-                registration.module.routes.insert("dns".into(), udp);
+                registration.module.routes.insert("dns".into(), udp.into());
                 registry.admit(registration, Now::read()).unwrap();
             }
             let (traffic, read) = watch::channel(Arc::default());

@@ -10,7 +10,8 @@ use crate::compile::Limits;
 use crate::health::{Check, Probe};
 use crate::lease::Terms;
 use crate::model::{
-    DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat, Targets,
+    DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes, Snat,
+    Targets,
 };
 
 use super::{Claim, Now, Refusal, Registered, Registration, Registry, Settings};
@@ -75,7 +76,7 @@ pub fn registration(instance_id: &str) -> Registration {
             mode: ForwardMode::Nat,
             snat: Snat::Always,
             listen_port: None,
-            routes: [("web".into(), route(80))].into(),
+            routes: Routes::unit("web".into(), route(80).into()),
             abilities: Default::default(),
         },
         check: None,

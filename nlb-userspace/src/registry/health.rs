@@ -63,6 +63,7 @@ impl State {
             true => self.operator_routes.get(&key.id),
             false => self.modules.get(&backend.instance_id)?.registration.module.routes.get(&key.id),
         }
+        .map(Arc::as_ref)
     }
 
     /// Where traffic for a module is sent to, in each family in which it comes: on this port, or else on that of its first
@@ -82,12 +83,10 @@ impl State {
         addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
     }
 
-    /// The module's own routes by id, then those of the operator that are for it.
+    /// The routes that a module serves.
     fn routes_for<'a>(&'a self, record: &'a Record) -> impl Iterator<Item = &'a Route> {
         let (id, module) = (&record.registration.instance_id, &record.registration.module);
-        let operators = self.operator_routes.values();
-        let for_it = operators.filter(|route| route.targets.include(route.protocol, id, module.module_type));
-        module.routes.values().chain(for_it)
+        module.served(id, &self.operator_routes).map(|served| served.route)
     }
 
     /// Whether some VIP of a route is of this family.

@@ -9,8 +9,9 @@ use super::{Commit, Refusal, Registry};
 impl Registry {
     /// Adds a limit, or replaces the one with that id.
     pub fn set_rate_limit(&self, id: String, limit: RateLimit) -> Result<u64, Refusal> {
-        let (replaced, revision) =
-            self.change(Commit::Apply, |state| Ok(state.rate_limits.insert(id.clone(), limit).is_some()))?;
+        let (replaced, revision) = self.change(Commit::Apply, |state| {
+            Ok(state.rate_limits.insert(id.clone(), limit.into()).is_some())
+        })?;
         info!(limit = id, replaced, revision, "rate limit set");
         Ok(revision)
     }

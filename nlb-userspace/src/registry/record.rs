@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
+use imbl::OrdMap;
+
 use crate::health::{Check, Opinion, Opinions, Source};
 use crate::lease::{Lease, Standing};
 use crate::model::{Health, Module};
@@ -13,7 +15,7 @@ use crate::scaling::Policy;
 use super::{Now, Report};
 
 /// What a module says when it registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
     pub instance_id: String,
     /// Of its gRPC server.
@@ -39,7 +41,7 @@ impl Registration {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     pub registration: Registration,
     pub registration_id: RegistrationId,
@@ -58,7 +60,7 @@ pub struct Record {
     /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
     pub asked_weight: u32,
     /// When each route came, by route id.
-    pub routes_since: BTreeMap<String, SystemTime>,
+    pub routes_since: OrdMap<String, SystemTime>,
 }
 
 /// Why a module is given no new flows although it is well.

@@ -1,8 +1,10 @@
 //! Why a change is refused, in words that tell the caller what to do.
 
 use crate::compile::TooMany;
-use crate::model::{Destination, ForwardMode, Module, Route};
+use crate::model::{Destination, ForwardMode, Module, Route, Routes};
 use crate::resolve::Endpoint;
+
+use super::Registration;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -53,6 +55,28 @@ pub enum Refusal {
     TooManyLimitsMet { met: usize, limit: usize },
     #[error("{0:?} is unregistering; it has to register again to take flows")]
     Leaving(String),
+}
+
+/// Whether a module can serve these routes: as its own, and those that are for it as the operator's.
+pub(super) fn check_suited(
+    registration: &Registration,
+    own: &Routes,
+    operators: &Routes,
+) -> Result<(), Refusal> {
+    let (id, module) = (&registration.instance_id, &registration.module);
+    let unsuited = |route_id: &String, problem| Refusal::Unsuited {
+        route_id: route_id.clone(),
+        instance_id: id.clone(),
+        problem,
+    };
+    for (route_id, route) in own {
+        let suited = route.suits_ports(module).and_then(|()| route.suits_family(module));
+        suited.map_err(|problem| unsuited(route_id, problem))?;
+    }
+    for (route_id, route) in operators.iter().filter(|(_, route)| route.is_for(id, module)) {
+        route.suits_ports(module).map_err(|problem| unsuited(route_id, problem))?;
+    }
+    Ok(())
 }
 
 /// Whether a module can serve a route as the route asks for it.

@@ -1,14 +1,14 @@
 //! Changes of routes: whose they are, and what becomes of those that a change does not list.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use tracing::info;
 
-use crate::model::Route;
+use imbl::OrdMap;
 
-use super::{Now, Refusal, Registry, State};
+use crate::model::Routes;
+
+use super::{Now, Refusal, Registry, State, refusal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
@@ -17,9 +17,8 @@ pub enum Commit {
     DryRun,
 }
 
-/// By route id.
-type Routes = BTreeMap<String, Route>;
-type Since = BTreeMap<String, SystemTime>;
+/// When each route came, by route id.
+type Since = OrdMap<String, SystemTime>;
 
 /// Whose routes are changed.
 #[derive(Clone, Copy, Debug)]
@@ -41,15 +40,15 @@ impl Registry {
     pub fn update_routes(
         &self,
         owner: Owner<'_>,
-        routes: BTreeMap<String, Route>,
+        routes: Routes,
         replace_all: bool,
         commit: Commit,
         now: Now,
     ) -> Result<(usize, u64), Refusal> {
         let (changed, revision) = self.change(commit, |state| {
             let (current, since) = self.routes_of(state, owner)?;
-            let changed = merge(current, since, routes, replace_all, now.wall);
-            check_owner(state, owner)?;
+            let changed = merge(current, since, &routes, replace_all, now.wall);
+            check_suited(state, owner, &routes)?;
             Ok(changed)
         })?;
         if commit == Commit::Apply && changed > 0 {
@@ -80,8 +79,7 @@ impl Registry {
     ) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
         let instance_id = match owner {
             Owner::Operator => {
-                let (routes, since) = (&mut state.operator_routes, &mut state.operator_routes_since);
-                return Ok((Arc::make_mut(routes), Arc::make_mut(since)));
+                return Ok((&mut state.operator_routes, &mut state.operator_routes_since));
             }
             Owner::Module { instance_id, registration_id } => {
                 self.prove(state, instance_id, registration_id)?;
@@ -94,47 +92,54 @@ impl Registry {
     }
 }
 
-/// Whether those who serve the owner's routes can.
-fn check_owner(state: &State, owner: Owner<'_>) -> Result<(), Refusal> {
+/// Whether those who are to serve these routes can.
+fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), Refusal> {
     match owner {
-        Owner::Operator => {
-            state.modules.values().try_for_each(|record| state.check_suited(&record.registration))
-        }
+        Owner::Operator => state
+            .modules
+            .values()
+            .try_for_each(|record| refusal::check_suited(&record.registration, &Routes::new(), routes)),
         Owner::Module { instance_id, .. } | Owner::OnBehalf { instance_id } => {
-            state.check_suited(&state.record(instance_id)?.registration)
+            let registration = &state.record(instance_id)?.registration;
+            refusal::check_suited(registration, routes, &Routes::new())
         }
     }
 }
 
 fn merge(
-    current: &mut BTreeMap<String, Route>,
-    since: &mut BTreeMap<String, SystemTime>,
-    mut routes: BTreeMap<String, Route>,
+    current: &mut Routes,
+    since: &mut Since,
+    routes: &Routes,
     replace_all: bool,
     wall: SystemTime,
 ) -> usize {
-    let before = current.len();
+    let mut changed = 0;
     if replace_all {
-        current.retain(|route_id, _| routes.contains_key(route_id));
-        since.retain(|route_id, _| routes.contains_key(route_id));
+        let others = current.keys().filter(|route_id| !routes.contains_key(*route_id));
+        for route_id in others.cloned().collect::<Vec<_>>() {
+            current.remove(&route_id);
+            since.remove(&route_id);
+            changed += 1;
+        }
     }
-    let removed = before - current.len();
-    routes.retain(|route_id, route| current.get(route_id) != Some(route));
-    let written = routes.len();
-    for route_id in routes.keys() {
+    for (route_id, route) in routes {
+        if current.get(route_id) == Some(route) {
+            continue;
+        }
         since.entry(route_id.clone()).or_insert(wall);
+        current.insert(route_id.clone(), route.clone());
+        changed += 1;
     }
-    current.append(&mut routes);
-    removed + written
+    changed
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{Fleet, registration, registry, route, route_to};
     use super::*;
-    use crate::model::{ForwardMode, Targets};
+    use crate::model::{ForwardMode, Route, Targets};
 
-    fn routes(named: &[(&str, Route)]) -> BTreeMap<String, Route> {
+    fn routes(named: &[(&str, Route)]) -> Routes {
         named.iter().map(|(id, route)| (id.to_string(), route.clone())).collect()
     }
 

@@ -4,27 +4,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use nlb_common::abi::LIMIT_CHAIN;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
-use crate::compile;
-use crate::model::{Desired, Module, RateLimit, Route};
+use crate::model::{Desired, Module, RateLimit, Route, Routes};
 use crate::promotion::Promotion;
 
-use super::{Record, Refusal, Registration, Settings, Split, Suited};
+use super::{Record, Refusal, Settings, Split};
 
+/// Clones share the modules, routes and limits that are equal.
 #[derive(Clone, Debug)]
 pub struct State {
     pub settings: Arc<Settings>,
     /// By instance id.
-    pub modules: BTreeMap<String, Arc<Record>>,
+    pub modules: OrdMap<String, Arc<Record>>,
     /// By route id.
-    pub operator_routes: Arc<BTreeMap<String, Route>>,
+    pub operator_routes: Routes,
     /// When each of the operator's routes came.
-    pub operator_routes_since: Arc<BTreeMap<String, SystemTime>>,
+    pub operator_routes_since: OrdMap<String, SystemTime>,
     /// As set; see [`State::version_shares`] for what they mean.
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
-    pub rate_limits: BTreeMap<String, RateLimit>,
+    pub rate_limits: OrdMap<String, Arc<RateLimit>>,
     /// When the first version weight was set, or the last promotion began.
     pub split_since: Option<SystemTime>,
     /// Oldest first.
@@ -39,11 +40,11 @@ impl State {
     pub fn new(settings: Settings) -> Self {
         State {
             settings: Arc::new(settings),
-            modules: BTreeMap::new(),
-            operator_routes: Arc::default(),
-            operator_routes_since: Arc::default(),
+            modules: OrdMap::new(),
+            operator_routes: OrdMap::new(),
+            operator_routes_since: OrdMap::new(),
             version_weights: BTreeMap::new(),
-            rate_limits: BTreeMap::new(),
+            rate_limits: OrdMap::new(),
             split_since: None,
             former_splits: Vec::new(),
             promotion: None,
@@ -69,23 +70,33 @@ impl State {
 
     /// The instances that serve an operator's route.
     pub fn targets<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = (&'a str, &'a Record)> {
-        self.modules.iter().map(|(id, record)| (id.as_str(), record.as_ref())).filter(|(id, record)| {
-            route.targets.include(route.protocol, id, record.registration.module.module_type)
-        })
+        let all = self.modules.iter().map(|(id, record)| (id.as_str(), record.as_ref()));
+        all.filter(|(id, record)| route.is_for(id, &record.registration.module))
     }
 
-    /// What it all means for the data path; the revision is the publisher's.
-    pub fn desired(&self) -> Desired {
+    /// What it all means for the data path, given what a former state meant: only modules that have changed since are
+    /// looked at. The revision is the publisher's.
+    pub(super) fn desired_after(&self, before: &State, meant: &Desired) -> Desired {
+        let mut modules = meant.modules.clone();
+        for change in before.modules.diff(&self.modules) {
+            match change {
+                DiffItem::Remove(id, _) => drop(modules.remove(id)),
+                DiffItem::Add(id, record) | DiffItem::Update { new: (id, record), .. } => {
+                    let module = Module { health: record.health(), ..record.registration.module.clone() };
+                    if modules.get(id).map(Arc::as_ref) != Some(&module) {
+                        modules.insert(id.clone(), Arc::new(module));
+                    }
+                }
+            }
+        }
         let settings = &self.settings;
-        let module =
-            |record: &Record| Module { health: record.health(), ..record.registration.module.clone() };
         Desired {
-            revision: 0,
+            revision: meant.revision,
             vips: settings.vips.addresses().clone(),
             fail_open: settings.fail_open,
             reject: settings.reject,
             drop_closed_ports: settings.drop_closed_ports,
-            modules: self.modules.iter().map(|(id, record)| (id.clone(), module(record))).collect(),
+            modules,
             operator_routes: self.operator_routes.clone(),
             version_weights: self.version_weights.clone(),
             rate_limits: self.rate_limits.clone(),
@@ -102,51 +113,12 @@ impl State {
         self.last_epoch
     }
 
-    pub(super) fn check_limits(&self) -> Result<(), Refusal> {
-        let settings = &self.settings;
-        if self.modules.len() > settings.max_modules {
-            return Err(Refusal::TooManyModules(settings.max_modules));
-        }
-        let of_modules: usize =
-            self.modules.values().map(|record| record.registration.module.routes.len()).sum();
-        let wanted = of_modules + self.operator_routes.len();
-        if wanted > settings.max_routes {
-            return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
-        }
-        let desired = self.desired();
-        let met = compile::longest_chain(&desired);
-        if met > LIMIT_CHAIN {
-            return Err(Refusal::TooManyLimitsMet { met, limit: LIMIT_CHAIN });
-        }
-        compile::fits(&desired, &settings.limits).map_err(Refusal::TooMany)
-    }
-
     /// Whether every route's destination may be a VIP.
     pub(super) fn check_vips(&self) -> Result<(), Refusal> {
         let of_modules = self.modules.values().flat_map(|record| &record.registration.module.routes);
-        for (route_id, route) in of_modules.chain(self.operator_routes.iter()) {
+        for (route_id, route) in of_modules.chain(&self.operator_routes) {
             let admitted = self.settings.vips.admit(&route.destination);
             admitted.map_err(|problem| Refusal::NotVip { route_id: route_id.clone(), problem })?;
-        }
-        Ok(())
-    }
-
-    /// Whether a module can serve its own routes, and those of the operator that are for it.
-    pub(super) fn check_suited(&self, registration: &Registration) -> Result<(), Refusal> {
-        let (id, module) = (&registration.instance_id, &registration.module);
-        let unsuited = |route_id: &String, problem| Refusal::Unsuited {
-            route_id: route_id.clone(),
-            instance_id: id.clone(),
-            problem,
-        };
-        for (route_id, route) in &module.routes {
-            let suited = route.suits_ports(module).and_then(|()| route.suits_family(module));
-            suited.map_err(|problem| unsuited(route_id, problem))?;
-        }
-        for (route_id, route) in self.operator_routes.iter() {
-            if route.targets.include(route.protocol, id, module.module_type) {
-                route.suits_ports(module).map_err(|problem| unsuited(route_id, problem))?;
-            }
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ fn a_registration_is_published_under_a_new_revision() {
     assert_eq!((registered.revision, registered.superseded), (1, false));
     let desired = registry.desired().borrow().clone();
     assert_eq!(desired.revision, 1);
-    assert_eq!(desired.modules["alb-1"], registration("alb-1").module);
+    assert_eq!(*desired.modules["alb-1"], registration("alb-1").module);
     assert_eq!(desired.vips.len(), 2);
     assert!(desired.fail_open);
 }
@@ -246,7 +246,7 @@ fn the_number_of_modules_and_routes_is_bounded() {
     registry.add("a");
 
     let more: BTreeMap<_, _> = (1..=5).map(|port| (port.to_string(), route(port))).collect();
-    let refused = registry.update_routes(Owner::Operator, more, false, Commit::Apply, Now::read());
+    let refused = registry.update_routes(Owner::Operator, more.into(), false, Commit::Apply, Now::read());
     assert_eq!(refused, Err(Refusal::TooManyRoutes { wanted: 9, limit: 8 }));
     assert!(registry.desired().borrow().operator_routes.is_empty());
 }

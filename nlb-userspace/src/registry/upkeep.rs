@@ -56,8 +56,12 @@ impl Registry {
     /// Gives every lease this much longer.
     pub fn extend_leases(&self, by: Duration) {
         let mut state = self.lock();
-        for record in Arc::make_mut(&mut state).modules.values_mut() {
-            Arc::make_mut(record).lease.extend(by);
+        let all: Vec<String> = state.modules.keys().cloned().collect();
+        let changed = Arc::make_mut(&mut state);
+        for instance_id in all {
+            if let Ok(record) = changed.record_mut(&instance_id) {
+                record.lease.extend(by);
+            }
         }
     }
 

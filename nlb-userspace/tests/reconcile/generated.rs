@@ -46,7 +46,7 @@ pub fn world() -> impl Strategy<Value = World> {
         desired: Desired {
             vips: VIPS[..2].iter().copied().map(address).collect(),
             fail_open,
-            modules,
+            modules: modules.into(),
             operator_routes: operator_routes.into(),
             version_weights,
             ..Desired::default()
@@ -83,7 +83,18 @@ fn module() -> impl Strategy<Value = Module> {
         let key = |(id, operators)| RouteKey { id, operators };
         let abilities = said.into_iter().map(|(route, ability)| (key(route), ability)).collect();
         let listen_port = None;
-        Module { module_type, version, weight, health, data, mode, snat, listen_port, routes, abilities }
+        Module {
+            module_type,
+            version,
+            weight,
+            health,
+            data,
+            mode,
+            snat,
+            listen_port,
+            routes: routes.into(),
+            abilities,
+        }
     })
 }
 

@@ -1,0 +1,250 @@
+//! How much room a desired state takes in the maps, at most: kept up to date by what changes, however large the state is.
+//!
+//! [`super::fits`] counts exactly, and goes through the whole state for that. While this bound fits, nobody has to count.
+
+use std::net::IpAddr;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
+
+use super::Limits;
+use crate::model::{Desired, Destination, L4, Module, Route};
+
+/// Clones share what is equal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Footprint {
+    /// The routes of all modules, each as often as it is registered.
+    module_routes: usize,
+    /// The backends of the modules' own routes.
+    own_backends: usize,
+    /// What routes match, leaving out the source and with it: each is at most a service, and a pool, for each of its VIPs.
+    services: Distinct<(Option<u16>, L4)>,
+    pools: Distinct<(Option<u16>, L4, Option<IpNet>)>,
+    /// The pools that services for every port lend to the others.
+    lent: Distinct<(L4, Option<IpNet>)>,
+    /// The ports on modules that the operator's routes lead to.
+    operator_ports: Counts<(Option<u16>, Option<u16>)>,
+    named_vips: Counts<IpAddr>,
+}
+
+impl Footprint {
+    /// Of the state after, if this is the one of the state before.
+    pub fn follow(&mut self, before: &Desired, after: &Desired) {
+        for change in before.modules.diff(&after.modules) {
+            let (old, new) = both(change);
+            old.into_iter().for_each(|module| self.count_module(module, Step::Out));
+            new.into_iter().for_each(|module| self.count_module(module, Step::In));
+        }
+        for change in before.operator_routes.diff(&after.operator_routes) {
+            let (old, new) = both(change);
+            old.into_iter().for_each(|route| self.count_operators(route, Step::Out));
+            new.into_iter().for_each(|route| self.count_operators(route, Step::In));
+        }
+    }
+
+    /// The routes of modules, over all of them.
+    pub fn module_routes(&self) -> usize {
+        self.module_routes
+    }
+
+    /// Whether the state, whose footprint this is, surely fits.
+    pub fn fits(&self, desired: &Desired, limits: &Limits) -> bool {
+        let rate_limits = desired.rate_limits.len();
+        let vips = desired.vips.len() + self.named_vips.len();
+        // A port with a rate limit of its own is a service.
+        let services = self.services.over(vips) + rate_limits;
+        let pools = self.pools.over(vips) + services * self.lent.len();
+        // Routes that are counted one by one have backends of their own; the others share them by port.
+        let counted = usize::from(limits.counted_routes) + rate_limits;
+        let ports = counted.min(desired.operator_routes.len()) + self.operator_ports.len();
+        let backends = self.own_backends + 2 * desired.modules.len() * ports;
+        [
+            (backends, limits.backends),
+            (services, limits.services),
+            (pools, limits.pools),
+            (vips, limits.addresses),
+            (rate_limits, limits.rate_limits),
+        ]
+        .into_iter()
+        .all(|(count, max)| count <= usize::from(max))
+    }
+
+    fn count_module(&mut self, module: &Module, step: Step) {
+        let families = usize::from(module.data.v4.is_some()) + usize::from(module.data.v6.is_some());
+        step.by(&mut self.module_routes, module.routes.len());
+        step.by(&mut self.own_backends, families * module.routes.len());
+        module.routes.values().for_each(|route| self.count_route(route, step));
+    }
+
+    fn count_operators(&mut self, route: &Route, step: Step) {
+        self.operator_ports.count((route.port, route.listen_port), step);
+        self.count_route(route, step);
+    }
+
+    fn count_route(&mut self, route: &Route, step: Step) {
+        let l4 = route.protocol.l4();
+        self.services.count(route.destination, (route.port, l4), step);
+        self.pools.count(route.destination, (route.port, l4, route.source), step);
+        if route.port.is_none() {
+            self.lent.count(route.destination, (l4, route.source), step);
+        }
+        if let Destination::Address(vip) = route.destination {
+            self.named_vips.count(vip, step);
+        }
+    }
+}
+
+fn both<'a, T>(change: DiffItem<'a, 'a, String, T>) -> (Option<&'a T>, Option<&'a T>) {
+    match change {
+        DiffItem::Add(_, new) => (None, Some(new)),
+        DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+        DiffItem::Remove(_, old) => (Some(old), None),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    In,
+    Out,
+}
+
+impl Step {
+    fn by(self, total: &mut usize, count: usize) {
+        match self {
+            Step::In => *total += count,
+            Step::Out => *total -= count,
+        }
+    }
+}
+
+/// How often each key is there.
+#[derive(Clone, Debug, PartialEq)]
+struct Counts<K: Ord + Clone>(OrdMap<K, usize>);
+
+impl<K: Ord + Clone> Counts<K> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn count(&mut self, key: K, step: Step) {
+        let times = self.0.get(&key).copied().unwrap_or(0);
+        match step {
+            Step::In => drop(self.0.insert(key, times + 1)),
+            Step::Out if times > 1 => drop(self.0.insert(key, times - 1)),
+            Step::Out => drop(self.0.remove(&key)),
+        }
+    }
+}
+
+impl<K: Ord + Clone> Default for Counts<K> {
+    fn default() -> Self {
+        Counts(OrdMap::new())
+    }
+}
+
+/// Keys of one VIP, which they name, and of any number of VIPs.
+#[derive(Clone, Debug, PartialEq)]
+struct Distinct<K: Ord + Clone> {
+    of_one: Counts<(IpAddr, K)>,
+    of_many: Counts<(Destination, K)>,
+}
+
+impl<K: Ord + Clone> Distinct<K> {
+    fn count(&mut self, destination: Destination, key: K, step: Step) {
+        match destination {
+            Destination::Address(vip) => self.of_one.count((vip, key), step),
+            many => self.of_many.count((many, key), step),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.of_one.len() + self.of_many.len()
+    }
+
+    /// With so many VIPs, how many they are at most.
+    fn over(&self, vips: usize) -> usize {
+        self.of_one.len() + self.of_many.len() * vips
+    }
+}
+
+impl<K: Ord + Clone> Default for Distinct<K> {
+    fn default() -> Self {
+        Distinct { of_one: Counts::default(), of_many: Counts::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::compile::fits;
+    use crate::model::{Protocol, Targets};
+    use crate::registry::fixtures::{registration, route};
+
+    fn any_route() -> impl Strategy<Value = Route> {
+        let destination = prop_oneof![
+            Just(Destination::EveryVip),
+            (1_u8..4).prop_map(|n| Destination::Address([192, 0, 2, n].into())),
+            Just(Destination::Prefix("192.0.2.0/30".parse().unwrap())),
+        ];
+        let source = prop_oneof![Just(None), (1_u8..3).prop_map(|n| format!("10.{n}.0.0/16").parse().ok())];
+        let port = prop_oneof![Just(None), (80_u16..83).prop_map(Some)];
+        let targets = prop_oneof![Just(Targets::Implied), Just(Targets::Instances(["m1".to_owned()].into()))];
+        (destination, source, port, any::<bool>(), targets).prop_map(
+            |(destination, source, port, udp, targets)| Route {
+                destination,
+                source,
+                port,
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                targets,
+                ..route(80)
+            },
+        )
+    }
+
+    fn routes(most: usize) -> impl Strategy<Value = Vec<(String, Route)>> {
+        prop::collection::vec((0..most, any_route()), 0..most)
+            .prop_map(|routes| routes.into_iter().map(|(n, route)| (format!("r{n}"), route)).collect())
+    }
+
+    fn any_state() -> impl Strategy<Value = Desired> {
+        let module = (routes(3), any::<bool>()).prop_map(|(routes, six)| {
+            let mut module = registration("m").module;
+            module.data.v6 = six.then(|| "2001:db8::a".parse().unwrap());
+            module.routes = routes.into_iter().collect();
+            module
+        });
+        let modules = prop::collection::vec((0..3, module), 0..4);
+        (modules, routes(4)).prop_map(|(modules, operators)| Desired {
+            vips: ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|vip| vip.parse().unwrap()).into(),
+            modules: modules.into_iter().map(|(n, module)| (format!("m{n}"), module)).collect(),
+            operator_routes: operators.into_iter().collect(),
+            ..Desired::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_bound_lets_in_fits_whatever_came_before(
+            history in prop::collection::vec(any_state(), 1..4),
+            rooms in prop::array::uniform4(1_u16..40),
+        ) {
+            let [backends, services, pools, addresses] = rooms;
+            let limits =
+                Limits { backends, services, pools, addresses, rate_limits: 1, counted_routes: 2 };
+            let mut footprint = Footprint::default();
+            let mut before = Desired::default();
+            for state in history {
+                footprint.follow(&before, &state);
+                if footprint.fits(&state, &limits) {
+                    prop_assert_eq!(fits(&state, &limits), Ok(()));
+                }
+                before = state;
+            }
+            footprint.follow(&before, &Desired::default());
+            prop_assert_eq!(footprint, Footprint::default());
+        }
+    }
+}
