@@ -112,7 +112,8 @@ fn health_after(change: Change) -> Health {
 fn tcp_counters<'a>(state: &State, traffic: &'a Traffic) -> BTreeMap<&'a str, Counters> {
     let mut counters = BTreeMap::<&str, Counters>::new();
     for (backend, counts) in &traffic.backends {
-        if state.route_of(backend).is_some_and(|route| route.protocol.l4() == L4::Udp) {
+        let idle = counts.new_flows == 0 && counts.resets == 0;
+        if idle || state.route_of(backend).is_some_and(|route| route.protocol.l4() == L4::Udp) {
             continue;
         }
         let sum = counters.entry(backend.instance_id.as_str()).or_default();

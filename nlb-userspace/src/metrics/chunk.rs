@@ -53,13 +53,11 @@ impl Chunk {
         let room = self.seconds.capacity();
         self.seconds.push(sample.at);
         self.bytes += (self.seconds.capacity() - room) * size_of::<SystemTime>();
+        self.open_tracks(sample);
+        // Both are in the same order, and most subjects are in both.
+        let mut known = self.tracks.iter_mut();
         for (subject, row) in &sample.rows {
-            if !self.tracks.contains_key(subject) {
-                let key = size_of::<Subject>() + subject.heap_bytes() + size_of::<Vec<Track>>();
-                self.bytes += key + TREE_ENTRY + 2 * ALLOCATION;
-                self.tracks.insert(subject.clone(), Vec::with_capacity(1));
-            }
-            let Some(tracks) = self.tracks.get_mut(subject) else { continue };
+            let Some((_, tracks)) = known.find(|(known, _)| *known == subject) else { break };
             let track = match tracks.pop() {
                 Some(track) if track.end() == second => track,
                 gone => {
@@ -75,6 +73,23 @@ impl Chunk {
             track.push(second, row);
             self.bytes += track.changes.capacity() - room;
         }
+    }
+
+    /// Makes room for the subjects that are new.
+    fn open_tracks(&mut self, sample: &Sample) {
+        let mut known = self.tracks.keys().peekable();
+        let mut new = Vec::new();
+        for subject in sample.rows.keys() {
+            while known.next_if(|known| *known < subject).is_some() {}
+            if known.next_if_eq(&subject).is_none() {
+                new.push((subject.clone(), Vec::with_capacity(1)));
+            }
+        }
+        for (subject, _) in &new {
+            let key = size_of::<Subject>() + subject.heap_bytes() + size_of::<Vec<Track>>();
+            self.bytes += key + TREE_ENTRY + 2 * ALLOCATION;
+        }
+        self.tracks.extend(new);
     }
 
     /// Gives back what only writing needs.

@@ -3,6 +3,7 @@
 //! An instance's backends come and go as its routes and addresses change, and their counts go with them. Sums that shrank
 //! then would not be counters, so what each backend counted since the last look is added to sums that stay.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::Backend;
@@ -24,23 +25,23 @@ impl Totals {
         for sum in sums {
             (sum.active_flows, sum.active_tcp_flows) = (0, 0);
         }
-        let mut seen = BTreeMap::new();
+        self.seen.retain(|backend, _| traffic.backends.contains_key(backend));
         for (backend, counts) in &traffic.backends {
-            let (before, last_version) = self.seen.remove(backend).unwrap_or_default();
+            let (before, version) = kept(&mut self.seen, backend);
             // An instance that has just gone still counts for the version it had.
-            let version =
-                versions.get(backend.instance_id.as_str()).copied().unwrap_or(&last_version).to_owned();
-            let grown = since(counts, &before);
-            let instance = self.instances.entry(backend.instance_id.clone()).or_default();
-            for sum in [instance, self.versions.entry(version.clone()).or_default(), &mut self.all] {
+            if let Some(now) = versions.get(backend.instance_id.as_str()).filter(|now| *now != version) {
+                *version = (*now).to_owned();
+            }
+            let grown = since(counts, before);
+            *before = *counts;
+            let instance = kept(&mut self.instances, backend.instance_id.as_str());
+            for sum in [instance, kept(&mut self.versions, version.as_str()), &mut self.all] {
                 *sum = [*sum, grown].into_iter().sum();
             }
-            seen.insert(backend.clone(), (*counts, version));
         }
-        self.seen = seen;
         for (instance_id, version) in versions {
-            self.instances.entry((*instance_id).to_owned()).or_default();
-            self.versions.entry((*version).to_owned()).or_default();
+            kept(&mut self.instances, *instance_id);
+            kept(&mut self.versions, *version);
         }
         let counting: BTreeSet<&str> = self.seen.keys().map(|backend| backend.instance_id.as_str()).collect();
         self.instances.retain(|id, _| versions.contains_key(id.as_str()) || counting.contains(id.as_str()));
@@ -51,6 +52,19 @@ impl Totals {
             .collect();
         self.versions.retain(|version, _| living.contains(version.as_str()));
     }
+}
+
+/// The value of this key. Nearly always it is there, and the key need not be copied.
+fn kept<'a, Q, K, V>(map: &'a mut BTreeMap<K, V>, key: &Q) -> &'a mut V
+where
+    Q: Ord + ToOwned<Owned = K> + ?Sized,
+    K: Ord + Borrow<Q>,
+    V: Default,
+{
+    if !map.contains_key(key) {
+        map.insert(key.to_owned(), V::default());
+    }
+    map.get_mut(key).expect("it is there now")
 }
 
 /// Counters since `before`, gauges as they are. A counter that has fallen began anew.
