@@ -1,9 +1,10 @@
 //! Maglev tables with weights (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
 //! NSDI 2016, section 3.4).
 //!
-//! Each backend walks the slots in a permutation of its own, derived from its name, and takes the next free one when it
-//! is its turn. Where a backend stands therefore depends on its name and on who else wants the slot, not on the order in
-//! which backends came, so that tables built on different nodes agree and a change moves few slots.
+//! Each instance walks the slots in a permutation of its own, derived from its name, and takes the next free one when it
+//! is its turn. Where an instance stands therefore depends on its name and on who else wants the slot, not on the order in
+//! which instances came, so that tables built on different nodes agree and a change moves few slots. Nor does it depend on
+//! the service: those with the same instances in the same shares have the same layout, which is made once.
 //!
 //! Weights decide how many slots each gets: the table is first divided by largest remainder (so shares are exact to one
 //! slot in 65,537), and turns are then dealt so that all reach their number in the same round.
@@ -11,14 +12,10 @@
 use nlb_common::hash;
 use nlb_common::maglev::SLOTS;
 
-use crate::model::Backend;
-
-/// A backend that wants slots.
-#[derive(Clone, Copy, Debug)]
+/// An instance that wants slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member<'a> {
-    pub backend: &'a Backend,
-    /// What the slots hold for it.
-    pub id: u16,
+    pub instance_id: &'a str,
     /// Slots that it gets; all members' add up to [`SLOTS`].
     pub slots: u32,
 }
@@ -41,10 +38,12 @@ pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
     shares
 }
 
-/// The table: a backend id for each slot; 0 throughout if no member wants any. The order of `members` does not matter.
+/// The layout: for each slot the number of the member that has it, from 1 in their order; 0 throughout if no member wants
+/// any. Who gets which slot does not depend on that order.
 pub fn fill(members: &[Member]) -> Box<[u16]> {
     let mut table = vec![0_u16; SLOTS as usize].into_boxed_slice();
-    let mut walkers: Vec<Walker> = members.iter().filter(|m| m.slots > 0).map(Walker::new).collect();
+    let numbered = (1..).zip(members).filter(|(_, member)| member.slots > 0);
+    let mut walkers: Vec<Walker> = numbered.map(|(number, member)| Walker::new(number, member)).collect();
     walkers.sort_by_key(|walker| walker.name);
     let Some(most) = walkers.iter().map(|w| w.wanted).max() else { return table };
     // In `most` rounds a walker that wants `n` slots has n turns, spread evenly.
@@ -60,11 +59,11 @@ pub fn fill(members: &[Member]) -> Box<[u16]> {
     table
 }
 
-/// A backend's way through its permutation of the slots.
+/// An instance's way through its permutation of the slots.
 struct Walker {
-    /// Two independent hashes of the backend's name, which is what the order of turns follows.
+    /// Two independent hashes of its name, which is what the order of turns follows.
     name: (u64, u64),
-    id: u16,
+    number: u16,
     next: u32,
     stride: u32,
     wanted: u32,
@@ -72,11 +71,11 @@ struct Walker {
 }
 
 impl Walker {
-    fn new(member: &Member) -> Self {
-        let name = name_hashes(member.backend);
+    fn new(number: u16, member: &Member) -> Self {
+        let name = name_hashes(member.instance_id);
         Walker {
             name,
-            id: member.id,
+            number,
             next: (name.0 % SLOTS as u64) as u32,
             // Any stride but 0 visits every slot, their number being prime.
             stride: (name.1 % (SLOTS as u64 - 1)) as u32 + 1,
@@ -90,48 +89,44 @@ impl Walker {
             let slot = &mut table[self.next as usize];
             self.next = (self.next + self.stride) % SLOTS;
             if *slot == 0 {
-                *slot = self.id;
+                *slot = self.number;
                 return;
             }
         }
     }
 }
 
-/// Hashes of what names a backend everywhere: the same on every node and in every life of this one, and for every route.
-fn name_hashes(backend: &Backend) -> (u64, u64) {
-    let addr = nlb_common::net::Addr::from(backend.addr);
-    let start = hash::addr(addr) ^ backend.port as u64;
-    let first = backend.instance_id.bytes().fold(start, |h, byte| hash::word(h ^ byte as u64));
+/// The same on every node and in every life of this one.
+fn name_hashes(instance_id: &str) -> (u64, u64) {
+    let first = instance_id.bytes().fold(0, |h, byte| hash::word(h ^ byte as u64));
     (hash::word(first), hash::word(first ^ u64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ForwardMode, RouteKey, Snat};
     use proptest::prelude::*;
 
-    fn backend(n: usize) -> Backend {
-        Backend {
-            instance_id: format!("alb-{n:03}"),
-            route: Some(RouteKey { id: "web".into(), operators: false }),
-            addr: std::net::Ipv4Addr::from(0x0a00_0000 + n as u32).into(),
-            port: 8080,
-            mode: ForwardMode::Nat,
-            snat: Snat::Always,
-        }
+    fn name(n: usize) -> String {
+        format!("alb-{n:03}")
     }
 
-    fn table(weights: &[(usize, u64)]) -> Box<[u16]> {
-        let backends: Vec<Backend> = weights.iter().map(|(n, _)| backend(*n)).collect();
+    /// For each slot the name of who has it, in a number from 1.
+    fn named(order: &[(usize, u32)]) -> Vec<u16> {
+        let names: Vec<String> = order.iter().map(|(n, _)| name(*n)).collect();
+        let members = names.iter().zip(order);
+        let members: Vec<Member> =
+            members.map(|(instance_id, (_, slots))| Member { instance_id, slots: *slots }).collect();
+        let name = |number: &u16| match number {
+            0 => 0,
+            number => order[usize::from(*number) - 1].0 as u16 + 1,
+        };
+        fill(&members).iter().map(name).collect()
+    }
+
+    fn table(weights: &[(usize, u64)]) -> Vec<u16> {
         let slots = divide(SLOTS, &weights.iter().map(|(_, w)| *w).collect::<Vec<_>>());
-        let members: Vec<Member> = backends
-            .iter()
-            .zip(weights)
-            .zip(slots)
-            .map(|((backend, (n, _)), slots)| Member { backend, id: *n as u16 + 1, slots })
-            .collect();
-        fill(&members)
+        named(&weights.iter().map(|(n, _)| *n).zip(slots).collect::<Vec<_>>())
     }
 
     fn counts(table: &[u16]) -> std::collections::BTreeMap<u16, u32> {
@@ -168,11 +163,10 @@ mod tests {
             // `divide` hands the odd slot to the first among equals, so it is given the same order, as `compile` does.
             let (ordered, shuffled) = weights;
             let slots = divide(SLOTS, &ordered.iter().map(|(_, w)| *w).collect::<Vec<_>>());
-            let backends: Vec<Backend> = (0..ordered.len()).map(backend).collect();
-            let members = |order: &[(usize, u64)]| -> Vec<Member> {
-                order.iter().map(|(n, _)| Member { backend: &backends[*n], id: *n as u16 + 1, slots: slots[*n] }).collect()
+            let members = |order: &[(usize, u64)]| -> Vec<(usize, u32)> {
+                order.iter().map(|(n, _)| (*n, slots[*n])).collect()
             };
-            prop_assert_eq!(fill(&members(&ordered)), fill(&members(&shuffled)));
+            prop_assert_eq!(named(&members(&ordered)), named(&members(&shuffled)));
         }
     }
 

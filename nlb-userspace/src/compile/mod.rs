@@ -27,6 +27,7 @@ use classifier::ServiceKey;
 use counted::Counted;
 use ids::Ids;
 use limits::Limited;
+use maglev::Member;
 use offers::Offers;
 use pools::Pool;
 pub use rows::{Addr128, Rows};
@@ -237,12 +238,18 @@ impl MapImage {
 
     /// The tables of pools that are new are built; the others are taken over.
     fn add_pools(&mut self, before: &MapImage) {
+        let mut new: BTreeMap<Vec<Member>, Vec<(u16, &Pool)>> = BTreeMap::new();
         for (id, pool) in self.pool_ids.iter() {
-            let table = match before.rows.pools.get(&id) {
-                Some(table) if before.pool_ids.key(id) == Some(pool) => table.clone(),
-                _ => pool.table(),
-            };
-            self.rows.pools.insert(id, table);
+            match before.rows.pools.get(&id) {
+                Some(table) if before.pool_ids.key(id) == Some(pool) => {
+                    self.rows.pools.insert(id, table.clone());
+                }
+                _ => new.entry(pool.shape()).or_default().push((id, pool)),
+            }
+        }
+        for (shape, pools) in new {
+            let layout = maglev::fill(&shape);
+            self.rows.pools.extend(pools.into_iter().map(|(id, pool)| (id, pool.table(&layout))));
         }
     }
 

@@ -33,13 +33,18 @@ impl Pool {
         Pool { members }
     }
 
-    pub fn table(&self) -> Arc<[u16]> {
-        let members: Vec<Member> = self
-            .members
-            .iter()
-            .map(|(id, slots, backend)| Member { backend, id: *id, slots: *slots })
-            .collect();
-        maglev::fill(&members).into()
+    /// What the layout of its table depends on.
+    pub fn shape(&self) -> Vec<Member<'_>> {
+        let members = self.members.iter();
+        members
+            .map(|(_, slots, backend)| Member { instance_id: &backend.instance_id, slots: *slots })
+            .collect()
+    }
+
+    /// A backend id for each slot; 0 throughout if nobody takes new flows.
+    pub fn table(&self, layout: &[u16]) -> Arc<[u16]> {
+        let ids: Vec<u16> = [0].into_iter().chain(self.members.iter().map(|(id, _, _)| *id)).collect();
+        layout.iter().map(|number| ids[usize::from(*number)]).collect()
     }
 
     /// Every backend that could get new flows, and its slots of the table.
