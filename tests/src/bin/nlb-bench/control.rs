@@ -363,8 +363,15 @@ fn many_routes(count: u32) -> Result<()> {
 fn rebuilds(services: u16) -> Result<()> {
     let bench = Bench::start()?;
     let (all, one) = bench.ask(async |mut clients| {
-        let routes: Vec<Route> =
-            (0..services).map(|i| route(format!("route-{i:04}"), Protocol::Tcp, 1000 + i)).collect();
+        // One port on the modules for all, as behind a proxy: a backend for every module and service would be more than
+        // there can be.
+        let one_port = [("listen_port".to_owned(), "8080".to_owned())];
+        let routes: Vec<Route> = (0..services)
+            .map(|i| Route {
+                metadata: one_port.clone().into(),
+                ..route(format!("route-{i:04}"), Protocol::Tcp, 1000 + i)
+            })
+            .collect();
         for i in 0..100 {
             clients.register(bench.registration(&format!("bench-{i:03}"), routes.clone())).await?;
         }
