@@ -64,6 +64,8 @@ impl Address {
     pub const BACKEND: u32 = 4;
     /// On a VIP: discard what is for a port without a service, instead of leaving it to the kernel.
     pub const DROP_CLOSED: u32 = 8;
+    /// On a VIP: have modules asked about ports without a service.
+    pub const ASK: u32 = 16;
     /// Any of the meanings above: the entry is in use.
     pub const ANY: u32 = Self::VIP | Self::SOURCE | Self::BACKEND;
 
@@ -317,6 +319,30 @@ pub struct Parked {
 /// The longest frame that is parked.
 pub const PARKED_BYTES: usize = 2048;
 
+/// The first packet to a destination without a service, as handed to user space.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upcall {
+    /// [`ServiceEntry::key`] of the destination, under which the answer is expected.
+    pub key: u64,
+    /// By the program's clock, in nanoseconds.
+    pub asked_at: u64,
+    pub vip: Addr,
+    pub client: Addr,
+    pub port: Be16,
+    pub client_port: Be16,
+    /// The L4 protocol's number.
+    pub protocol: u16,
+    pub _pad: u16,
+}
+
+/// Destinations whose questions and answers are remembered; beyond that the kernel forgets those that were longest without
+/// a packet.
+pub const ASKED: usize = 8192;
+
+/// Bytes of the ring buffer of questions: 1,024 of them.
+pub const UPCALL_BYTES: usize = 1 << 16;
+
 /// Load-time settings of the program: constants to the verifier, which prunes what they switch off.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,6 +382,7 @@ sizes!(
     Limit = 104,
     LimitStats = 16,
     Parked = 24,
+    Upcall = 56,
     Settings = 28,
 );
 

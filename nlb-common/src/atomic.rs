@@ -14,6 +14,10 @@ mod word {
     pub struct Word(AtomicU64);
 
     impl Word {
+        pub const fn new(value: u64) -> Self {
+            Word(AtomicU64::new(value))
+        }
+
         pub fn load(&self) -> u64 {
             self.0.load(Ordering::Relaxed)
         }
@@ -39,6 +43,11 @@ mod word {
     pub struct Word(UnsafeCell<u64>);
 
     impl Word {
+        #[inline(always)]
+        pub const fn new(value: u64) -> Self {
+            Word(UnsafeCell::new(value))
+        }
+
         #[inline(always)]
         pub fn load(&self) -> u64 {
             // SAFETY: valid and aligned, since it comes from a reference; one instruction, so never torn.

@@ -20,4 +20,5 @@ pub mod net;
 pub mod parse;
 pub mod refusal;
 pub mod rewrite;
+pub mod upcall;
 pub mod verdict;

@@ -114,6 +114,8 @@ reasons! {
         InnerHeader = "inner_header",
         /// Over a rate limit, which counts it too.
         RateLimit = "rate_limit",
+        /// On a port of a VIP that has no service, while modules are asked who can handle it.
+        Asking = "asking",
         /// A map lookup failed that cannot fail; a fault of ours.
         Internal = "internal",
     }
@@ -125,6 +127,10 @@ pub const SEEN_COUNTER: u32 = 63;
 /// Flows that were forwarded by hash alone because no slot of the flow table was free for them. They are counted as
 /// `forward` too, so this one is outside the sum.
 pub const UNRECORDED_COUNTER: u32 = 62;
+
+/// Questions that modules should have been asked and were not, because there was no room to put them. Their packets are
+/// counted as those of closed ports, so this one is outside the sum too.
+pub const UNASKED_COUNTER: u32 = 61;
 
 /// Length of the map of counters.
 pub const COUNTERS: u32 = 64;
@@ -152,6 +158,6 @@ pub fn exit_name(counter: u32) -> Option<(&'static str, &'static str)> {
 }
 
 const _: () = assert!(
-    PassReason::ALL.len() <= 16 && SendReason::ALL.len() <= 15 && DropReason::ALL.len() <= 30,
+    PassReason::ALL.len() <= 16 && SendReason::ALL.len() <= 15 && DropReason::ALL.len() <= 29,
     "the ranges of the counters must not overlap"
 );

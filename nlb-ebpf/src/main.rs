@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod ask;
 mod decap;
 mod extensions;
 mod hop;

@@ -11,7 +11,7 @@ use nlb_common::{hash, maglev};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
 use crate::tables::{self, Known};
-use crate::{extensions, hop, limit, reject};
+use crate::{ask, extensions, hop, limit, reject};
 
 const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
@@ -43,6 +43,8 @@ fn to_vip(packet: &mut Packet, ip: &Ip, vip: &Known) -> Result<Verdict, Verdict>
     if service == 0 {
         return if vip.flags & Address::SOURCE != 0 {
             from_backend(packet, ip, vip.id, Direction::Reply)
+        } else if vip.flags & Address::ASK != 0 && ask::is_open(ip, vip.id, &segment) {
+            Ok(Verdict::Drop(DropReason::Asking))
         } else if vip.flags & Address::DROP_CLOSED != 0 {
             Ok(Verdict::Drop(DropReason::ClosedPort))
         } else {

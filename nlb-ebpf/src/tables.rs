@@ -1,14 +1,15 @@
 //! The maps, and look-ups that the rest of the program makes in them.
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked,
     SERVICE_BUCKETS, SLAB_TABLES, Service, ServiceBucket, ServiceEntry, Settings, SourceKey, TABLE_COPIES,
+    Upcall,
 };
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
@@ -86,6 +87,13 @@ static LIMITED_SOURCES: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
 
 #[btf_map]
 static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
+
+/// How the questions about destinations without a service stand, by [`ServiceEntry::key`].
+#[btf_map]
+static ASKED: LruHashMap<u64, Word, { abi::ASKED }> = LruHashMap::new();
+
+#[btf_map]
+static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 
 /// One word a CPU: the tick in its high half, ICMP errors sent during that tick in its low half.
 #[btf_map]
@@ -321,4 +329,28 @@ pub fn is_peer(addr: Addr) -> bool {
 #[inline(always)]
 pub fn parked() -> &'static RingBuf<ParkedFrame, { 1 << 20 }> {
     &PARKED
+}
+
+/// How the question about a destination stands. Its place may come to be another destination's at any time, which the word
+/// is then read and exchanged as: that costs one question too many or too few.
+#[inline(always)]
+pub fn asked(key: u64) -> Option<&'static Word> {
+    // SAFETY: map values stay readable while the program runs, and words are made for use by several CPUs.
+    unsafe { ASKED.get(key) }
+}
+
+/// Puts down a first question; `Ok(false)` if another CPU was faster.
+#[inline(always)]
+pub fn ask_first(key: u64, word: u64) -> Result<bool, ()> {
+    const EEXIST: i32 = -17;
+    match ASKED.insert(key, Word::new(word), BPF_NOEXIST as u64) {
+        Ok(()) => Ok(true),
+        Err(EEXIST) => Ok(false),
+        Err(_) => Err(()),
+    }
+}
+
+#[inline(always)]
+pub fn upcalls() -> &'static RingBuf<Upcall, { abi::UPCALL_BYTES }> {
+    &UPCALLS
 }

@@ -60,7 +60,7 @@ struct Args {
     /// Break off every TCP connection instead of answering, as a bad release would: to see a promotion rolled back
     #[arg(long)]
     broken: bool,
-    /// Say that this can handle its routes with the priority in this file, or not at all where there is none
+    /// Say that this can handle whatever it is asked about with the priority in this file, or not at all where there is none
     #[arg(long, value_name = "FILE", conflicts_with = "scaler")]
     priority: Option<PathBuf>,
     /// Start and end further instances of this program when the NLB asks for them. They listen on the ports after these;
@@ -160,7 +160,10 @@ struct Choosy {
 
 #[async_trait]
 impl Control for Choosy {
-    async fn can_handle(&self, _: &State, _: CanHandleRequest) -> Result<CanHandleResponse, Status> {
+    async fn can_handle(&self, _: &State, request: CanHandleRequest) -> Result<CanHandleResponse, Status> {
+        if let (Some(route), Some(client)) = (&request.route, request.context.get("source_address")) {
+            tracing::info!("{client} wants to go where no route leads: {}", route.route_id);
+        }
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let priority: Option<i32> = text.trim().parse().ok();
         let reason = format!("{} says so", self.file.display());

@@ -60,17 +60,19 @@ impl State {
     }
 
     /// By the routes it registered; without any, and for the operator's own routes, somebody else has decided that it can
-    /// serve them.
+    /// serve them. For what nobody configured nobody has.
     pub fn can_handle(&self, request: CanHandleRequest) -> Answer<CanHandleResponse> {
         let asked = request.route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
         let own = self.routes();
         let best = own.values().filter(|route| covers(route, &asked)).max_by_key(|route| route.priority);
-        let by_operator = request.context.get("owner").is_some_and(|owner| owner == "operator");
+        let owner = request.context.get("owner").map(String::as_str);
         let (can_handle, priority, reason) = match best {
             // The same of all, so that it divides them as it would without being asked about.
-            _ if by_operator => (true, asked.priority, "is an operator's route".to_owned()),
+            _ if owner == Some("operator") => (true, asked.priority, "is an operator's route".to_owned()),
             Some(route) => (true, route.priority, format!("covered by route {}", route.route_id)),
-            None if own.is_empty() => (true, 0, "has no routes of its own".to_owned()),
+            None if own.is_empty() && owner != Some("learned") => {
+                (true, 0, "has no routes of its own".to_owned())
+            }
             None => (false, 0, format!("covered by none of {} routes", own.len())),
         };
         Ok(CanHandleResponse { can_handle, priority, reason, metadata: Default::default() })

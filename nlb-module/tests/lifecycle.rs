@@ -279,6 +279,16 @@ async fn answers_for_itself_and_nobody_else() {
     let asked = CanHandleRequest { context, ..asked };
     assert!(module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
 
+    // Without routes of its own it serves what somebody else has configured.
+    let replace_all = UpdateRoutesRequest { replace_all: true, ..UpdateRoutesRequest::default() };
+    assert!(module.update_routes(passed_on(replace_all)).await.expect("an answer").into_inner().success);
+    for (owner, able) in [("module", true), ("learned", false)] {
+        let context = [("owner".to_owned(), owner.to_owned())].into();
+        let asked = CanHandleRequest { route: Some(route("any", 81)), context };
+        let answer = module.can_handle(asked).await.expect("an answer").into_inner();
+        assert_eq!(answer.can_handle, able, "{owner}");
+    }
+
     let refused = module.scale(ScaleRequest::default()).await.expect_err("one process does not scale");
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("one process"), "{}", refused.message());

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::{Desired, Module, Route, RouteKey};
+use crate::registry::Suited;
 
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(30);
@@ -61,18 +62,23 @@ impl Schedule {
         let mut there = BTreeSet::new();
         for (instance_id, module) in &self.desired.modules {
             let same_module = before.modules.get(instance_id).filter(|old| old.version == module.version);
-            for key in module.served(instance_id, &self.desired.operator_routes).map(|served| served.key()) {
+            for key in asked_about(&self.desired, instance_id, module) {
                 let unchanged = same_module
                     .is_some_and(|old| find(&before, old, &key) == find(&self.desired, module, &key));
                 let question = Question { instance_id: instance_id.clone(), route: key };
                 if !unchanged {
-                    match self.pairs.insert(question.clone(), Next::At(now)) {
+                    let at = if has_just_been_learned(&question.route, &before, &self.desired) {
+                        now + SOONEST
+                    } else {
+                        now
+                    };
+                    match self.pairs.insert(question.clone(), Next::At(at)) {
                         Some(Next::At(at)) => drop(self.queue.remove(&(at, question.clone()))),
                         Some(_) => drop(self.pairs.insert(question.clone(), Next::AgainAfterAnswer)),
                         None => {}
                     }
-                    if self.pairs[&question] == Next::At(now) {
-                        self.queue.insert((now, question.clone()));
+                    if self.pairs[&question] == Next::At(at) {
+                        self.queue.insert((at, question.clone()));
                     }
                 }
                 there.insert(question);
@@ -148,9 +154,30 @@ impl Schedule {
     }
 }
 
+/// From what modules answered: they need not be asked again at once.
+fn has_just_been_learned(key: &RouteKey, before: &Desired, now: &Desired) -> bool {
+    key.operators && now.learned_routes.contains_key(&key.id) && !before.learned_routes.contains_key(&key.id)
+}
+
+/// The routes that a module could serve: its own, the operator's that are for it, and those that were learned.
+fn asked_about<'a>(
+    desired: &'a Desired,
+    instance_id: &'a str,
+    module: &'a Module,
+) -> impl Iterator<Item = RouteKey> + 'a {
+    let learned = desired.learned_routes.iter();
+    let learned = learned
+        .filter(move |(_, route)| route.suits_ports(module).is_ok() && route.suits_family(module).is_ok())
+        .map(|(id, _)| RouteKey { id: id.clone(), operators: true });
+    module.served(instance_id, &desired.operator_routes).map(|served| served.key()).chain(learned)
+}
+
 fn find<'a>(desired: &'a Desired, module: &'a Module, key: &RouteKey) -> Option<&'a Route> {
-    let routes = if key.operators { &desired.operator_routes } else { &module.routes };
-    routes.get(&key.id).map(Arc::as_ref)
+    let route = match key.operators {
+        true => desired.operator_routes.get(&key.id).or_else(|| desired.learned_routes.get(&key.id)),
+        false => module.routes.get(&key.id),
+    };
+    route.map(Arc::as_ref)
 }
 
 #[cfg(test)]
@@ -158,6 +185,8 @@ mod tests {
     use tokio::time;
 
     use super::*;
+    use crate::model::{DataAddresses, L4, Routes};
+    use crate::registry::Wanted;
     use crate::registry::fixtures::{registration, route};
 
     fn desired(instances: &[&str]) -> Desired {
@@ -287,6 +316,24 @@ mod tests {
             ("b", true, Some(90))
         );
         assert_eq!(schedule.named(), ["b/web"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn learned_routes_are_asked_of_everybody_who_could_serve_them() {
+        let wanted = Wanted { vip: "192.0.2.1".parse().unwrap(), port: 81, l4: L4::Tcp };
+        let learned = |instances| {
+            let learned_routes = Routes::unit(wanted.route_id(), wanted.route().into());
+            let mut desired = Desired { learned_routes, ..desired(instances) };
+            let v6 = Some("2001:db8::a".parse().unwrap());
+            module(&mut desired, "six").data = DataAddresses { v4: None, v6 };
+            desired
+        };
+        let mut schedule = schedule(learned(&["a", "six"]));
+        assert_eq!(schedule.named(), ["a/web", "six/web"], "it was learned from what they have just said");
+        schedule.follow(Arc::new(learned(&["a", "b", "six"])), Instant::now());
+        assert_eq!(schedule.named(), ["b/learned:192.0.2.1:81/tcp", "b/web"]);
+        time::advance(SOONEST).await;
+        assert_eq!(schedule.named(), ["a/learned:192.0.2.1:81/tcp"]);
     }
 
     #[tokio::test(start_paused = true)]

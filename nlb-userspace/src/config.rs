@@ -115,6 +115,7 @@ impl Options {
                 fail_open: self.fail_open.unwrap_or(true),
                 reject: self.reject.unwrap_or(false),
                 drop_closed_ports: self.drop_closed_ports.unwrap_or(false),
+                learn_routes: self.learn_routes.unwrap_or(false),
                 lease,
                 promotion,
                 resets,

@@ -11,11 +11,12 @@ use crate::compile::Hops;
 use crate::config::Config;
 use crate::loader::{self, Datapath, Sizes};
 use crate::maps::bpf::{self, BpfMaps, Readings};
+use crate::maps::upcalls::Upcalls;
 use crate::model::Desired;
 use crate::netlink::Netlink;
 use crate::reconcile::{self, Applied};
 use crate::stats::{self, Traffic};
-use crate::{nexthop, park};
+use crate::{nexthop, park, upcall};
 
 /// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
 pub struct Running {
@@ -23,6 +24,8 @@ pub struct Running {
     pub traffic: watch::Receiver<Arc<Traffic>>,
     /// The ways to modules.
     pub hops: watch::Receiver<Arc<Hops>>,
+    /// What is asked about destinations without a service.
+    pub upcalls: upcall::Line,
     /// How it was set up, as names and values for people.
     pub details: Vec<(String, String)>,
     /// None of them should end before the daemon does.
@@ -45,6 +48,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
     let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
     let parked = bpf::parked(&mut datapath.bpf)?;
+    let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut details =
         vec![("flow_table_entries".to_owned(), (sizes.flow_buckets() as usize * WAYS).to_string())];
     for interface in &config.interfaces {
@@ -66,12 +70,16 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         Ok(())
     });
     tasks.spawn(park::run(parked, datapath.clone(), ask, hops.clone(), applied.clone()));
+    let (questions_sent, questions) = mpsc::channel(upcall::LINE);
+    let (answers, answers_read) = mpsc::channel(upcall::LINE);
+    tasks.spawn(upcalls.run(questions_sent, answers_read));
     let collector = stats::run(readings, datapath, idle, applied.clone(), traffic_sent);
     tasks.spawn(async move {
         collector.await;
         Ok(())
     });
-    Ok(Running { applied, traffic, hops, details, tasks })
+    let upcalls = upcall::Line { questions, answers };
+    Ok(Running { applied, traffic, hops, upcalls, details, tasks })
 }
 
 async fn any_veth(interfaces: &[String]) -> anyhow::Result<bool> {

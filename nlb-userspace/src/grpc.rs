@@ -35,6 +35,7 @@ mod scaling_config;
 mod split;
 mod status;
 mod subscription;
+mod upcall;
 mod versions;
 
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub use abilities::ask as ask_abilities;
 use failure::Failure;
 pub use peers::Peers;
 pub use prober::Prober;
+pub use upcall::who_can;
 
 /// What the services work with: they ask the registry for changes, and see what became of them.
 #[derive(Clone)]

@@ -30,4 +30,5 @@ pub mod scaling;
 pub mod serve;
 pub mod shutdown;
 pub mod stats;
+pub mod upcall;
 pub mod vips;

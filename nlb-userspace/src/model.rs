@@ -26,10 +26,15 @@ pub struct Desired {
     pub reject: bool,
     /// Whether packets to a VIP's ports without a service are dropped, or left to the kernel.
     pub drop_closed_ports: bool,
-    /// By instance id. This map and the next two may be large and change a little at a time, so states share what is equal.
+    /// Whether modules are asked about a VIP's ports that no route covers.
+    pub learn_routes: bool,
+    /// By instance id. The maps from here on may be large and change a little at a time, so states share what is equal.
     pub modules: OrdMap<String, Arc<Module>>,
     /// The operator's own routes, by route id; their `targets` name the modules.
     pub operator_routes: Routes,
+    /// What came of asking: routes for one destination each, by id. They serve what no other route covers, by those modules
+    /// that have said that they can.
+    pub learned_routes: Routes,
     /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
     /// counts [`DEFAULT_WEIGHT`].
     pub version_weights: BTreeMap<String, u32>,
@@ -298,7 +303,8 @@ impl Module {
     }
 }
 
-/// Which of an instance's routes: its own, or one of the operator's that it serves.
+/// Which of an instance's routes: its own, or one that it serves of the operator's or of those that were learned, which
+/// never share an id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     pub id: String,

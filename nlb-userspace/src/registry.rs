@@ -10,6 +10,7 @@ mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;
+mod learned;
 mod promotion;
 mod published;
 mod rate_limits;
@@ -39,6 +40,7 @@ use crate::promotion::Terms as PromotionTerms;
 use crate::vips::Vips;
 
 pub use drains::Draining;
+pub use learned::{Learned, MOST_LEARNED, NotLearned, Wanted};
 pub use promotion::{Promoted, RolledBack, Split};
 use published::Published;
 pub use record::{Claim, Drain, Record, Registration, RegistrationId};
@@ -55,6 +57,7 @@ pub struct Settings {
     pub fail_open: bool,
     pub reject: bool,
     pub drop_closed_ports: bool,
+    pub learn_routes: bool,
     pub lease: Terms,
     pub promotion: PromotionTerms,
     pub resets: ResetTerms,
@@ -234,14 +237,12 @@ impl Registry {
         let mut current = self.lock();
         let mut candidate = State::clone(&current);
         let answer = edit(&mut candidate)?;
-        let candidate = Arc::new(candidate);
         let last = self.published();
-        let next = last.next(candidate.clone());
-        next.check(&last)?;
+        let next = last.fitting(candidate)?;
         if commit == Commit::DryRun {
             return Ok((answer, last.desired.revision));
         }
-        *current = candidate;
+        *current = next.state.clone();
         Ok((answer, self.send(last, next)))
     }
 

@@ -12,7 +12,7 @@ use crate::grpc::{self, Control, Peers, Prober};
 use crate::metrics::{Recorder, Sources};
 use crate::registry::Registry;
 use crate::resolve::{self, Resolver};
-use crate::{datapath, health, lease, promotion, shutdown};
+use crate::{datapath, health, lease, promotion, shutdown, upcall};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -28,7 +28,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     }
     let registry = Arc::new(Registry::new(config.registry.clone()));
     let running = datapath::start(&config, registry.desired()).await?;
-    let datapath::Running { applied, traffic, hops, mut details, mut tasks } = running;
+    let datapath::Running { applied, traffic, hops, upcalls, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 
     let started_at = SystemTime::now();
@@ -56,6 +56,9 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let peers = Peers::default();
     let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
     tasks.spawn(async move { match abilities.await {} });
+    let who_can = grpc::who_can(registry.clone(), peers.clone());
+    let learning = upcall::watch(registry.clone(), traffic.clone(), upcalls, who_can);
+    tasks.spawn(async move { match learning.await {} });
     let control = Control {
         registry,
         applied,

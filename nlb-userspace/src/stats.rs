@@ -30,6 +30,8 @@ pub struct Traffic {
     pub packets_seen: u64,
     /// Forwarded by hash alone, because the flow table had no room.
     pub unrecorded: u64,
+    /// Packets to destinations without a service that modules should have been asked about, and were not.
+    pub unasked: u64,
 }
 
 /// Counts of one backend, or of several added up.
@@ -124,6 +126,7 @@ impl Collector {
             exits,
             packets_seen: counters[verdict::SEEN_COUNTER as usize],
             unrecorded: counters[verdict::UNRECORDED_COUNTER as usize],
+            unasked: counters[verdict::UNASKED_COUNTER as usize],
             ..Traffic::default()
         };
         let flows = self.count_flows(image)?;

@@ -9,3 +9,4 @@ mod limit;
 mod packet;
 mod parse;
 mod rewrite;
+mod upcall;

@@ -17,8 +17,7 @@ use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey};
 #[derive(Clone, Debug)]
 pub struct Offer<'a> {
     pub route_id: &'a str,
-    /// The operator's route, and not the instance's own.
-    pub operators: bool,
+    pub owner: Owner,
     pub route: &'a Route,
     /// How exactly the route names the VIP.
     pub destination_bits: u8,
@@ -26,9 +25,18 @@ pub struct Offer<'a> {
     pub module: &'a Module,
 }
 
+/// Whose route it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Instance,
+    Operator,
+    /// Nobody's: it was learned, and gives way to every other.
+    Learned,
+}
+
 impl Offer<'_> {
     pub fn key(&self) -> RouteKey {
-        RouteKey { id: self.route_id.to_owned(), operators: self.operators }
+        RouteKey { id: self.route_id.to_owned(), operators: self.owner != Owner::Instance }
     }
 }
 
@@ -105,7 +113,7 @@ fn whole(source: Option<IpNet>) -> Option<IpNet> {
 fn winners<'a>(covering: &[&'a Offer<'a>]) -> Vec<&'a Offer<'a>> {
     let rank = |o: &Offer| {
         let source_bits = whole(o.route.source).map_or(0, |net| net.prefix_len());
-        (o.route.priority, source_bits, o.destination_bits, o.route.port.is_some())
+        (o.owner != Owner::Learned, o.route.priority, source_bits, o.destination_bits, o.route.port.is_some())
     };
     let best = covering.iter().map(|o| rank(o)).max();
     let mut by_instance: BTreeMap<&str, &Offer> = BTreeMap::new();

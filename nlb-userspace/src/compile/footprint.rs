@@ -23,6 +23,8 @@ pub struct Footprint {
     pools: Distinct<(Option<u16>, L4, Option<IpNet>)>,
     /// The pools that services for every port lend to the others.
     lent: Distinct<(L4, Option<IpNet>)>,
+    /// What modules have said of the operator's and of learned routes: of the latter they serve no others.
+    said: usize,
     /// The ports on modules that the operator's routes lead to.
     operator_ports: Counts<(Option<u16>, Option<u16>)>,
     named_vips: Counts<IpAddr>,
@@ -41,6 +43,11 @@ impl Footprint {
             old.into_iter().for_each(|route| self.count_operators(route, Step::Out));
             new.into_iter().for_each(|route| self.count_operators(route, Step::In));
         }
+        for change in before.learned_routes.diff(&after.learned_routes) {
+            let (old, new) = both(change);
+            old.into_iter().for_each(|route| self.count_route(route, Step::Out));
+            new.into_iter().for_each(|route| self.count_route(route, Step::In));
+        }
     }
 
     /// The routes of modules, over all of them.
@@ -58,7 +65,8 @@ impl Footprint {
         // Routes that are counted one by one have backends of their own; the others share them by port.
         let counted = usize::from(limits.counted_routes) + rate_limits;
         let ports = counted.min(desired.operator_routes.len()) + self.operator_ports.len();
-        let backends = self.own_backends + 2 * desired.modules.len() * ports;
+        let learned = if desired.learned_routes.is_empty() { 0 } else { 2 * self.said };
+        let backends = self.own_backends + 2 * desired.modules.len() * ports + learned;
         [
             (backends, limits.backends),
             (services, limits.services),
@@ -74,6 +82,7 @@ impl Footprint {
         let families = usize::from(module.data.v4.is_some()) + usize::from(module.data.v6.is_some());
         step.by(&mut self.module_routes, module.routes.len());
         step.by(&mut self.own_backends, families * module.routes.len());
+        step.by(&mut self.said, module.abilities.keys().filter(|key| key.operators).count());
         module.routes.values().for_each(|route| self.count_route(route, step));
     }
 
@@ -180,7 +189,7 @@ mod tests {
 
     use super::*;
     use crate::compile::fits;
-    use crate::model::{Protocol, Targets};
+    use crate::model::{Ability, Protocol, RouteKey, Targets};
     use crate::registry::fixtures::{registration, route};
 
     fn any_route() -> impl Strategy<Value = Route> {
@@ -210,17 +219,20 @@ mod tests {
     }
 
     fn any_state() -> impl Strategy<Value = Desired> {
-        let module = (routes(3), any::<bool>()).prop_map(|(routes, six)| {
+        let module = (routes(3), any::<bool>(), any::<bool>()).prop_map(|(routes, six, able)| {
             let mut module = registration("m").module;
+            let learned = RouteKey { id: "r1".to_owned(), operators: true };
+            module.abilities = able.then(|| (learned, Ability::default())).into_iter().collect();
             module.data.v6 = six.then(|| "2001:db8::a".parse().unwrap());
             module.routes = routes.into_iter().collect();
             module
         });
         let modules = prop::collection::vec((0..3, module), 0..4);
-        (modules, routes(4)).prop_map(|(modules, operators)| Desired {
+        (modules, routes(4), routes(3)).prop_map(|(modules, operators, learned)| Desired {
             vips: ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|vip| vip.parse().unwrap()).into(),
             modules: modules.into_iter().map(|(n, module)| (format!("m{n}"), module)).collect(),
             operator_routes: operators.into_iter().collect(),
+            learned_routes: learned.into_iter().collect(),
             ..Desired::default()
         })
     }

@@ -302,16 +302,18 @@ impl MapImage {
     }
 
     fn add_addresses(&mut self, desired: &Desired, offers: &Offers, services: &[classifier::Service]) {
-        let vip_flags = if desired.drop_closed_ports {
-            abi::Address::VIP | abi::Address::DROP_CLOSED
-        } else {
-            abi::Address::VIP
-        };
+        let mut vip_flags = abi::Address::VIP;
+        if desired.drop_closed_ports {
+            vip_flags |= abi::Address::DROP_CLOSED;
+        }
+        if desired.learn_routes {
+            vip_flags |= abi::Address::ASK;
+        }
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
         let marks = offers
             .by_vip
             .iter()
-            .filter(|(_, offers)| !offers.is_empty())
+            .filter(|(_, offers)| desired.learn_routes || !offers.is_empty())
             .map(|(vip, _)| (*vip, vip_flags))
             .chain(self.sources.values().map(|source| (*source, abi::Address::SOURCE)))
             .chain(

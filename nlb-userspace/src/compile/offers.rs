@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Hops;
-use super::classifier::Offer;
+use super::classifier::{Offer, Owner};
 use super::counted::Counted;
-use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey, Served};
+use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// Who offers to serve what.
 pub struct Offers<'a> {
@@ -25,21 +25,29 @@ impl<'a> Offers<'a> {
         };
         for (instance_id, module) in &desired.modules {
             for served in module.served(instance_id, &desired.operator_routes) {
-                offers.add(instance_id, module, served, counted);
+                let owner = if served.operators { Owner::Operator } else { Owner::Instance };
+                offers.add(instance_id, module, (served.id, served.route, owner), counted);
+            }
+            for (route_id, route) in &desired.learned_routes {
+                // Nobody told this module to serve it: its own word has to.
+                let key = RouteKey { id: route_id.clone(), operators: true };
+                if module.abilities.contains_key(&key) {
+                    offers.add(instance_id, module, (route_id, route, Owner::Learned), counted);
+                }
             }
         }
         offers
     }
 
-    /// A route of the module's own, or one of the operator's.
+    /// A route that the module serves.
     fn add(
         &mut self,
         instance_id: &str,
         module: &'a Module,
-        Served { id: route_id, route, operators }: Served<'a>,
+        (route_id, route, owner): (&'a str, &'a Route, Owner),
         counted: &Counted,
     ) {
-        let key = counted.key(route_id, operators);
+        let key = counted.key(route_id, owner != Owner::Instance);
         let mut served = false;
         let mut refused = None;
         for (vip, offers) in &mut self.by_vip {
@@ -51,7 +59,7 @@ impl<'a> Offers<'a> {
                 Ok(backend) => {
                     served = true;
                     self.backends.insert(backend.clone(), module);
-                    offers.push(Offer { route_id, operators, route, destination_bits, backend, module });
+                    offers.push(Offer { route_id, owner, route, destination_bits, backend, module });
                 }
                 Err(reason) => refused = Some((*vip, reason)),
             }

@@ -21,7 +21,7 @@ const STATE_DIR: &str = "/var/lib/nlb";
 const FILE: &str = "config.json";
 
 /// Settings that take effect without a restart.
-const LIVE: [&str; 16] = [
+const LIVE: [&str; 17] = [
     "vip",
     "forward_mode",
     "heartbeat_interval",
@@ -35,6 +35,7 @@ const LIVE: [&str; 16] = [
     "fail_open",
     "reject",
     "drop_closed_ports",
+    "learn_routes",
     "accept_empty_ids",
     "max_modules",
     "max_routes",

@@ -91,6 +91,11 @@ pub struct Options {
     #[arg(long, env = "NLB_DROP_CLOSED_PORTS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub drop_closed_ports: Option<bool>,
 
+    /// Ask modules (CanHandle) who serves a VIP's port that no route covers, and send it there: one that says yes to
+    /// everything gets every port [default: false]
+    #[arg(long, env = "NLB_LEARN_ROUTES", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub learn_routes: Option<bool>,
+
     /// Let modules leave registration_id empty [default: false]
     #[arg(long, env = "NLB_ACCEPT_EMPTY_IDS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub accept_empty_ids: Option<bool>,
@@ -182,6 +187,7 @@ impl Options {
             fail_open,
             reject,
             drop_closed_ports,
+            learn_routes,
             accept_empty_ids,
             max_modules,
             max_routes,
@@ -225,6 +231,7 @@ impl From<&Config> for Options {
             fail_open: Some(registry.fail_open),
             reject: Some(registry.reject),
             drop_closed_ports: Some(registry.drop_closed_ports),
+            learn_routes: Some(registry.learn_routes),
             accept_empty_ids: Some(registry.accept_empty_ids),
             max_modules: Some(registry.max_modules),
             max_routes: Some(registry.max_routes),

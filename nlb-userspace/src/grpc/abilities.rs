@@ -24,6 +24,9 @@ const TOGETHER: Duration = Duration::from_millis(100);
 /// Questions in the air at a time.
 const AT_A_TIME: usize = 64;
 
+/// Whose a route is that was learned, as modules are told.
+pub const LEARNED: &str = "learned";
+
 /// Runs until it is dropped.
 pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
     let mut desired = registry.desired();
@@ -39,7 +42,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
             _ = ticks.tick() => {}
             Some((question, outcome)) = asked.next() => {
                 schedule.heard(&question, heard(&outcome), Instant::now());
-                if let Some(ability) = ability(outcome) {
+                if let Some(ability) = ability(outcome, registry.snapshot().is_learned(&question.route)) {
                     answers.insert(question, ability);
                 }
                 continue;
@@ -57,7 +60,8 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
         for (question, route) in schedule.take_due(Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
             let living = snapshot.record(&question.instance_id).ok();
             let living = living.filter(|record| record.standing == Standing::Current).map(peer);
-            asked.push(put(peers.clone(), living, question, route));
+            let request = request(&question, &route, snapshot.is_learned(&question.route));
+            asked.push(put(peers.clone(), living, question, request));
         }
     }
 }
@@ -66,17 +70,21 @@ async fn put(
     peers: Peers,
     living: Option<Peer>,
     question: Question,
-    route: Route,
+    request: CanHandleRequest,
 ) -> (Question, Outcome<CanHandleResponse>) {
     let outcome = match living {
-        Some(peer) => peers.ask(&peer, request(&question, &route), ANSWER_PATIENCE).await,
+        Some(peer) => peers.ask(&peer, request, ANSWER_PATIENCE).await,
         None => Outcome::Unreachable("its lease has lapsed".to_owned()),
     };
     (question, outcome)
 }
 
-fn request(question: &Question, route: &Route) -> CanHandleRequest {
-    let owner = if question.route.operators { "operator" } else { "module" };
+fn request(question: &Question, route: &Route, learned: bool) -> CanHandleRequest {
+    let owner = match (question.route.operators, learned) {
+        (false, _) => "module",
+        (true, false) => "operator",
+        (true, true) => LEARNED,
+    };
     CanHandleRequest {
         route: Some(route::render(&question.route.id, route)),
         context: [("owner".to_owned(), owner.to_owned())].into(),
@@ -90,11 +98,11 @@ fn heard(outcome: &Outcome<CanHandleResponse>) -> Heard {
     }
 }
 
-/// `None` where the last answer holds on.
-fn ability(outcome: Outcome<CanHandleResponse>) -> Option<Ability> {
+/// `None` where the last answer holds on. What nobody configured needs a module's own word.
+fn ability(outcome: Outcome<CanHandleResponse>, learned: bool) -> Option<Ability> {
     match outcome {
         Outcome::Done(answer) => Some(Ability { can_handle: answer.can_handle, priority: answer.priority }),
-        Outcome::Unimplemented => Some(Ability::default()),
+        Outcome::Unimplemented => Some(Ability { can_handle: !learned, priority: 0 }),
         Outcome::Refused(_) | Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Undecodable(_) => None,
     }
 }

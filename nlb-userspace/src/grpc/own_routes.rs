@@ -8,6 +8,7 @@ use nlb_proto::{
     GetRoutesResponse, UpdateRoutesRequest, UpdateRoutesResponse,
 };
 
+use super::abilities::LEARNED;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{Told, Untold, living, message, peer};
@@ -16,7 +17,7 @@ use super::peers::{ANSWER_PATIENCE, Outcome, Peer};
 use super::route::{self, Author};
 use super::{Control, query};
 use crate::lease::Standing;
-use crate::model::{Health, Route};
+use crate::model::{Destination, Health, Route};
 use crate::registry::{Commit, Now, Owner, Suited};
 
 /// Who can handle a route: the best of them, in this order.
@@ -53,9 +54,17 @@ impl Control {
         });
         let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
         if passed_on {
-            // The NLB above only wants to know whether it may send such traffic here.
+            // The NLB above only wants to know whether it may send such traffic here. Where nobody has configured that it
+            // should, only what is served here already.
+            let learned = request.context.get("owner").is_some_and(|owner| owner == LEARNED);
+            let served = match (route.destination, route.port) {
+                (Destination::Address(vip), Some(port)) => {
+                    self.applied.borrow().image.serves(vip, port, route.protocol.l4())
+                }
+                _ => false,
+            };
             return Ok(CanHandleResponse {
-                can_handle: !candidates.is_empty(),
+                can_handle: !candidates.is_empty() && (served || !learned),
                 reason: format!("{} instances could serve it", candidates.len()),
                 ..Default::default()
             });
@@ -102,7 +111,7 @@ impl Control {
         let snapshot = self.registry.snapshot();
         let mut found: Vec<(&String, &Arc<Route>)> = Vec::new();
         if request.instance_id.is_empty() {
-            found.extend(snapshot.operator_routes.iter());
+            found.extend(snapshot.operator_routes.iter().chain(snapshot.learned_routes.iter()));
             found.extend(snapshot.modules.values().flat_map(|record| &record.registration.module.routes));
             found.sort_by_key(|(route_id, _)| *route_id);
             found = distinct(found);

@@ -20,7 +20,7 @@ use super::route::{self, Author};
 use super::{Control, names, query};
 use crate::compile::FlowTuple;
 use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey, Routes};
-use crate::registry::{Commit, Now, Owner, Record, State, Suited};
+use crate::registry::{Commit, Now, Owner, Record, State, Suited, Wanted};
 
 /// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
 const MOST_FAULTS_TOLD: usize = 1000;
@@ -125,6 +125,12 @@ impl Control {
             if entries.len() == before {
                 entries.push(entry(route_id, route, since, None));
             }
+        }
+        for (route_id, route) in snapshot.learned_routes.iter().filter(|(_, route)| wanted(route)) {
+            let since = snapshot.learned.get(route_id).map(|learned| &learned.since);
+            let able = snapshot.said_of_learned(route_id).filter(|(_, ability)| ability.can_handle);
+            let targets = able.filter_map(|(id, _)| Some((id, snapshot.record(id).ok()?)));
+            entries.extend(targets.map(|target| entry(route_id, route, since, Some(target))));
         }
         entries
     }
@@ -265,7 +271,9 @@ impl Control {
     fn priority(&self, state: &State, flow: &FlowTuple, backend: &Backend) -> i32 {
         let Ok(record) = state.record(&backend.instance_id) else { return 0 };
         let module = &record.registration.module;
-        if let Some(ability) = backend.route.as_ref().and_then(|route| module.abilities.get(route)) {
+        let learned = Wanted { vip: flow.vip, port: flow.port, l4: flow.l4 }.key();
+        let mut asked_about = backend.route.iter().chain([&learned]);
+        if let Some(ability) = asked_about.find_map(|route| module.abilities.get(route)) {
             return ability.priority;
         }
         let routes = module.served(&backend.instance_id, &state.operator_routes).map(|served| served.route);

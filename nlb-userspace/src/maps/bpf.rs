@@ -210,7 +210,7 @@ fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
     move |error| MapError::Kernel { map, reason: chain(&error) }
 }
 
-fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {
+pub(super) fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {
     bpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
 }
 

@@ -8,6 +8,7 @@ pub mod fake;
 pub mod layout;
 mod memory;
 pub mod swap;
+pub mod upcalls;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

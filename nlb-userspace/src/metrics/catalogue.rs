@@ -214,6 +214,13 @@ pub static NLB: Family = &[
         &[],
         "Flows that were forwarded by hash alone, because the flow table had no room.",
     ),
+    counter(
+        "nlb_unasked_destinations_total",
+        &[],
+        "Packets to destinations that modules should have been asked about, and were not, because the kernel had no room for \
+         the question.",
+    ),
+    gauge("nlb_learned_routes_number", &[], "Routes learned from what modules say they can handle."),
     gauge("nlb_desired_revision_number", &[], "Revision of the state that modules and operators asked for."),
     gauge(
         "nlb_applied_revision_number",

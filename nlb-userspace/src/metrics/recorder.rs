@@ -93,6 +93,8 @@ impl Sources {
         let nlb: Box<[u64]> = Box::new([
             traffic.packets_seen,
             traffic.unrecorded,
+            traffic.unasked,
+            state.learned_routes.len() as u64,
             self.registry.desired().borrow().revision,
             applied.revision,
             applied.failures,

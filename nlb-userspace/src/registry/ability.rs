@@ -5,25 +5,20 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::Registry;
+use super::{Registry, State};
 use crate::ability::Question;
 use crate::model::Ability;
 
 impl Registry {
-    /// Takes over answers. Modules that have gone meanwhile do not matter.
+    /// Takes over answers. Modules and routes that have gone meanwhile do not matter.
     pub fn set_abilities(&self, answers: BTreeMap<Question, Ability>) {
         let mut state = self.lock();
-        let news: Vec<(Question, Ability)> = answers
-            .into_iter()
-            .filter(|(question, ability)| {
-                let record = state.modules.get(&question.instance_id);
-                record.is_some_and(|record| record.registration.module.ability(&question.route) != *ability)
-            })
-            .collect();
+        let news: Vec<(Question, Ability)> =
+            answers.into_iter().filter(|(question, ability)| state.is_news(question, ability)).collect();
         if news.is_empty() {
             return;
         }
-        let changed = Arc::make_mut(&mut state);
+        let mut changed = State::clone(&state);
         for (Question { instance_id, route }, ability) in news {
             let Ok(record) = changed.record_mut(&instance_id) else { continue };
             let Ability { can_handle, priority } = ability;
@@ -40,7 +35,25 @@ impl Registry {
             module.abilities.retain(|key, _| key.operators || routes.contains_key(&key.id));
             module.abilities.insert(route, ability);
         }
-        self.publish(&state);
+        // More modules that can handle what was learned are more backends. Else nothing more has to fit.
+        let last = self.published();
+        let next = last.fitting(changed.clone()).unwrap_or_else(|_| last.next(Arc::new(changed)));
+        *state = next.state.clone();
+        self.send(last, next);
+    }
+}
+
+impl State {
+    fn is_news(&self, question: &Question, ability: &Ability) -> bool {
+        let (instance_id, route) = (&question.instance_id, &question.route);
+        let Some(record) = self.modules.get(instance_id) else { return false };
+        let module = &record.registration.module;
+        if self.is_learned(route) {
+            // Who did not say that it can is unable.
+            return module.abilities.get(route).map_or(ability.can_handle, |before| before != ability);
+        }
+        let is_there = !route.operators || self.operator_routes.contains_key(&route.id);
+        is_there && module.ability(route) != *ability
     }
 }
 

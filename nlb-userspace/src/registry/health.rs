@@ -60,7 +60,7 @@ impl State {
     pub fn route_of(&self, backend: &Backend) -> Option<&Route> {
         let key = backend.route.as_ref()?;
         match key.operators {
-            true => self.operator_routes.get(&key.id),
+            true => self.operator_routes.get(&key.id).or_else(|| self.learned_routes.get(&key.id)),
             false => self.modules.get(&backend.instance_id)?.registration.module.routes.get(&key.id),
         }
         .map(Arc::as_ref)

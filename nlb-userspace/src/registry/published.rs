@@ -38,13 +38,22 @@ impl Published {
         Published { state, desired: Arc::new(desired), footprint }
     }
 
+    /// A later state that is allowed and fits, without what was learned if need be.
+    pub fn fitting(&self, candidate: State) -> Result<Published, Refusal> {
+        let next = self.next(Arc::new(candidate));
+        let Err(refusal) = next.check(self) else { return Ok(next) };
+        let without = self.next(Arc::new(next.state.without_learned().ok_or(refusal)?));
+        without.check(self).map(|()| without)
+    }
+
     /// Whether it keeps to the operator's limits, and has room in the maps, if what came before has.
     pub fn check(&self, before: &Published) -> Result<(), Refusal> {
         let (desired, settings) = (&self.desired, &self.state.settings);
         if desired.modules.len() > settings.max_modules {
             return Err(Refusal::TooManyModules(settings.max_modules));
         }
-        let wanted = self.footprint.module_routes() + desired.operator_routes.len();
+        let operators = desired.operator_routes.len() + desired.learned_routes.len();
+        let wanted = self.footprint.module_routes() + operators;
         if wanted > settings.max_routes {
             return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
         }

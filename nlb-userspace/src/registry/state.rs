@@ -10,7 +10,7 @@ use imbl::ordmap::DiffItem;
 use crate::model::{Desired, Module, RateLimit, Route, Routes};
 use crate::promotion::Promotion;
 
-use super::{Record, Refusal, Settings, Split};
+use super::{Learned, Record, Refusal, Settings, Split};
 
 /// Clones share the modules, routes and limits that are equal.
 #[derive(Clone, Debug)]
@@ -22,6 +22,9 @@ pub struct State {
     pub operator_routes: Routes,
     /// When each of the operator's routes came.
     pub operator_routes_since: OrdMap<String, SystemTime>,
+    pub learned_routes: Routes,
+    /// What else is known of each of those, by route id.
+    pub learned: BTreeMap<String, Learned>,
     /// As set; see [`State::version_shares`] for what they mean.
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
@@ -43,6 +46,8 @@ impl State {
             modules: OrdMap::new(),
             operator_routes: OrdMap::new(),
             operator_routes_since: OrdMap::new(),
+            learned_routes: OrdMap::new(),
+            learned: BTreeMap::new(),
             version_weights: BTreeMap::new(),
             rate_limits: OrdMap::new(),
             split_since: None,
@@ -96,8 +101,10 @@ impl State {
             fail_open: settings.fail_open,
             reject: settings.reject,
             drop_closed_ports: settings.drop_closed_ports,
+            learn_routes: settings.learn_routes,
             modules,
             operator_routes: self.operator_routes.clone(),
+            learned_routes: self.learned_routes.clone(),
             version_weights: self.version_weights.clone(),
             rate_limits: self.rate_limits.clone(),
         }

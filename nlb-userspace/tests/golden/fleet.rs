@@ -13,7 +13,7 @@ use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
 use nlb::model::{Ability, RouteKey};
 use nlb::reconcile;
-use nlb::registry::{Registry, Settings};
+use nlb::registry::{Now, Registry, Settings, Wanted};
 use nlb::resolve::Resolver;
 use nlb_common::hash;
 use nlb_proto::module_service_server::ModuleService as _;
@@ -82,16 +82,28 @@ impl Fleet {
         told(answer, |answer| (answer.success, answer.message))
     }
 
-    /// What the module says of its own route, or of the operator's of that id; `None` if it cannot handle it.
+    /// What the module says of its own route, or of the operator's or learned one of that id; `None` if it cannot handle it.
     pub async fn say_ability(&mut self, id: &str, route_id: &str, priority: Option<i32>) -> String {
         let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
         let registry = &self.control.registry;
-        let operators = registry.snapshot().operator_routes.contains_key(route_id);
-        let route = RouteKey { id: route_id.to_owned(), operators };
+        let snapshot = registry.snapshot();
+        let learned = RouteKey { id: route_id.to_owned(), operators: true };
+        let operators = snapshot.operator_routes.contains_key(route_id) || snapshot.is_learned(&learned);
+        let route = RouteKey { operators, ..learned };
         registry.set_abilities([(Question { instance_id: id.to_owned(), route }, ability)].into());
         // Time for the reconciler, who is not waited for.
         tokio::time::sleep(Duration::from_millis(1)).await;
         String::new()
+    }
+
+    /// A destination that no route covers, and what one module says of it.
+    pub async fn learn(&mut self, wanted: Wanted, id: &str, priority: Option<i32>) -> String {
+        let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
+        let learned = self.control.registry.learn(wanted, &[(id.to_owned(), ability)].into(), Now::read());
+        match learned {
+            Ok(_) => "ok: learned\n".to_owned(),
+            Err(reason) => format!("refused: {reason}\n"),
+        }
     }
 
     /// With a time: gracefully.

@@ -11,6 +11,7 @@
 //! $ unregister alb-1  |  $ unregister alb-1 gracefully 10
 //! $ limit few on=route:web second=100 minute=1000 hour=5000 burst=50 unit=packets off  |  $ unlimit few
 //! $ ability alb-1 web 7  |  $ ability alb-1 web none         (what it answers to CanHandle)
+//! $ learn 192.0.2.1:81/tcp alb-1 7                           (nobody's route, that it can handle as it says)
 //! $ drain alb-1 10  |  $ resume alb-1
 //! $ hop 10.0.0.1 from 10.0.0.100  |  $ hop 10.0.0.1 unknown
 //! $ wait 30                                                  (seconds; who is silent loses its lease)
@@ -23,12 +24,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nlb::registry::Settings;
+use nlb::model::L4;
+use nlb::registry::{Settings, Wanted};
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, Route};
 
 use super::fleet::Fleet;
@@ -115,6 +118,10 @@ impl Scenario {
                     let priority = if *ability == "none" { None } else { Some(number(ability)?) };
                     fleet.say_ability(id, route_id, priority).await
                 }
+                ["learn", destination, id, ability] => {
+                    let priority = if *ability == "none" { None } else { Some(number(ability)?) };
+                    fleet.learn(wanted(destination)?, id, priority).await
+                }
                 ["unlimit", id] => fleet.unlimit(id).await,
                 ["drain", id, seconds] => fleet.drain(id, number(seconds)?).await,
                 ["resume", id] => fleet.resume(id).await,
@@ -159,8 +166,24 @@ fn configure(mut pairs: Pairs) -> Result<Settings, String> {
     if let Some(backends) = pairs.take("backends") {
         settings.limits.backends = number(&backends)?;
     }
+    if let Some(learn_routes) = pairs.take("learn_routes") {
+        settings.learn_routes = number(&learn_routes)?;
+    }
+    if let Some(max_routes) = pairs.take("max_routes") {
+        settings.max_routes = number(&max_routes)?;
+    }
     pairs.done()?;
     Ok(settings)
+}
+
+fn wanted(destination: &str) -> Result<Wanted, String> {
+    let (address, l4) = match (destination.strip_suffix("/tcp"), destination.strip_suffix("/udp")) {
+        (Some(address), _) => (address, L4::Tcp),
+        (_, Some(address)) => (address, L4::Udp),
+        _ => return Err(format!("`{destination}` ends neither in /tcp nor in /udp")),
+    };
+    let address: SocketAddr = number(address)?;
+    Ok(Wanted { vip: address.ip(), port: address.port(), l4 })
 }
 
 fn limit(id: &str, enabled: bool, mut pairs: Pairs) -> Result<RateLimit, String> {

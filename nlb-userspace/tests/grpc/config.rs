@@ -71,12 +71,14 @@ async fn a_setting_takes_effect_at_once_and_is_kept_for_the_next_start() {
     assert_eq!((before.config_id.as_str(), &settings["fail_open"]), ("nlb-0", &json!(true)));
     assert_eq!(settings["heartbeat_interval"], json!("10s"));
 
-    let request =
-        update(json!({ "fail_open": false, "heartbeat_interval": "2s", "drop_closed_ports": true }));
+    let request = update(
+        json!({ "fail_open": false, "heartbeat_interval": "2s", "drop_closed_ports": true, "learn_routes": true }),
+    );
     let answer = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
     assert!(answer.success && answer.validation_passed && !answer.requires_restart, "{answer:?}");
     assert!(!nlb.registry.desired().borrow().fail_open);
     assert!(nlb.registry.desired().borrow().drop_closed_ports);
+    assert!(nlb.registry.desired().borrow().learn_routes);
     assert_eq!(nlb.registry.settings().lease.interval.as_secs(), 2);
 
     let (after, settings) = current(&mut nlb).await;

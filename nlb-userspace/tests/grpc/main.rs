@@ -26,4 +26,5 @@ mod service;
 #[path = "../settings/mod.rs"]
 mod settings;
 mod streams;
+mod upcalls;
 mod weights;

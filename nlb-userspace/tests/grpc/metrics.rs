@@ -40,6 +40,7 @@ fn counted(times: u64) -> Traffic {
         exits: [(("send", "forward"), 200 * times), (("drop", "loop"), times)].into(),
         packets_seen: 201 * times,
         unrecorded: 2 * times,
+        unasked: 5 * times,
     }
 }
 
@@ -105,6 +106,8 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
         ("nlb_packets_total{reason=forward,verdict=send}", 200.0),
         ("nlb_packets_total{reason=loop,verdict=drop}", 1.0),
         ("nlb_unrecorded_flows_total{}", 2.0),
+        ("nlb_unasked_destinations_total{}", 5.0),
+        ("nlb_learned_routes_number{}", 0.0),
         ("nlb_desired_revision_number{}", 1.0),
         ("nlb_applied_revision_number{}", 1.0),
         ("nlb_apply_failures_total{}", 0.0),

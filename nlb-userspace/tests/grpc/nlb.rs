@@ -15,11 +15,12 @@ use nlb::reconcile;
 use nlb::registry::{Registry, Settings};
 use nlb::resolve::Resolver;
 use nlb::stats::{Counts, Traffic};
+use nlb::upcall::{self, Closed, Question};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::operator_service_client::OperatorServiceClient;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tonic::transport::Channel;
 
 /// Dropping it ends the server and its tasks.
@@ -149,6 +150,17 @@ impl Nlb {
     pub fn ask_abilities(&mut self) {
         let asking = grpc::ask_abilities(self.registry.clone(), self.peers.clone());
         self.tasks.spawn(async move { match asking.await {} });
+    }
+
+    /// Begins to have modules asked about destinations that no route covers. The answer is the line's other end.
+    pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<Closed>) {
+        let (questions, asked) = mpsc::channel(upcall::LINE);
+        let (answers, closed) = mpsc::channel(upcall::LINE);
+        let line = upcall::Line { questions: asked, answers };
+        let who_can = grpc::who_can(self.registry.clone(), self.peers.clone());
+        let learning = upcall::watch(self.registry.clone(), self.traffic.subscribe(), line, who_can);
+        self.tasks.spawn(async move { match learning.await {} });
+        (questions, closed)
     }
 
     /// Publishes these numbers of TCP flows of an instance, one after the other, until the last one stays.

@@ -39,20 +39,28 @@ pub fn world() -> impl Strategy<Value = World> {
     let desired = (
         btree_map("[ab]-[12]", module(), 0..4),
         btree_map("op-[12]", route(), 0..2),
+        // Of which modules may have said something, below.
+        (any::<bool>(), btree_map("r[12]", route(), 0..2)),
         btree_map("v[12]", select(vec![0_u32, 5, 95]), 0..2),
         any::<bool>(),
     );
-    (desired, hops()).prop_map(|((modules, operator_routes, version_weights, fail_open), hops)| World {
-        desired: Desired {
-            vips: VIPS[..2].iter().copied().map(address).collect(),
-            fail_open,
-            modules: modules.into(),
-            operator_routes: operator_routes.into(),
-            version_weights,
-            ..Desired::default()
+    (desired, hops()).prop_map(
+        |((modules, operator_routes, (learn_routes, learned_routes), version_weights, fail_open), hops)| {
+            World {
+                desired: Desired {
+                    vips: VIPS[..2].iter().copied().map(address).collect(),
+                    fail_open,
+                    modules: modules.into(),
+                    operator_routes: operator_routes.into(),
+                    learn_routes,
+                    learned_routes: learned_routes.into(),
+                    version_weights,
+                    ..Desired::default()
+                },
+                hops,
+            }
         },
-        hops,
-    })
+    )
 }
 
 fn module() -> impl Strategy<Value = Module> {

@@ -14,6 +14,7 @@ pub fn settings() -> Settings {
         fail_open: true,
         reject: false,
         drop_closed_ports: false,
+        learn_routes: false,
         lease: Terms::default(),
         promotion: Default::default(),
         resets: Default::default(),

@@ -71,7 +71,7 @@ fn dsr_ipip_wraps_across_families() -> Result<()> {
         } else {
             only.data.v4 = None
         }
-        rig.desired.modules.insert("m1".to_owned(), only);
+        rig.desired.modules.insert("m1".to_owned(), only.into());
         rig.apply()?;
         for packet in samples(&vip_family) {
             let outer = Outer::of(&backend_family, flow_label(&packet));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use nlb::compile::FlowTuple;
-use nlb::model::{Destination, ForwardMode, Health, L4, Route};
+use nlb::model::{Destination, ForwardMode, Health, L4, Route, Routes};
 use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
@@ -27,7 +27,7 @@ fn four(sizes: &nlb::loader::Sizes) -> Result<Rig> {
             let mac = nlb_common::net::Mac::new([2, 0, 0, 0, 1, host]);
             hop.hop = nlb_common::abi::NextHop::new(mac, hop.hop.src(), hop.hop.ifindex);
         }
-        rig.desired.modules.insert(name, module);
+        rig.desired.modules.insert(name, module.into());
     }
     rig.apply()?;
     Ok(rig)
@@ -269,7 +269,7 @@ fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
     let [family, _]: [Family; 2] = families();
     let mut rig = four(&sizes())?;
     let restrict = |rig: &mut Rig, module: &str, source: &str, priority: i32| {
-        let route = rig.module(module).routes.get_mut("tcp").expect("a route");
+        let route = rig.route(module, "tcp");
         (route.source, route.priority) = (Some(source.parse().expect("a prefix")), priority);
     };
     restrict(&mut rig, "m1", "198.51.0.0/16", 10);
@@ -292,8 +292,8 @@ fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
 fn row_33_protocols_ports_and_vips_are_never_mixed_up() -> Result<()> {
     for family in families() {
         let mut rig = four(&sizes())?;
-        let route = rig.module("m1").routes["tcp"].clone();
-        let udp = rig.module("m1").routes["udp"].clone();
+        let route = Route::clone(&rig.module("m1").routes["tcp"]);
+        let udp = Route::clone(&rig.module("m1").routes["udp"]);
         let with = |change: &dyn Fn(&mut Route)| {
             let mut route = route.clone();
             change(&mut route);
@@ -301,12 +301,12 @@ fn row_33_protocols_ports_and_vips_are_never_mixed_up() -> Result<()> {
         };
         // One port: TCP to m1, UDP to m2. Many ports of the VIP: to m3. The same port of another VIP: to m4.
         rig.module("m1").routes =
-            [("a".to_owned(), with(&|r| r.destination = Destination::Address(family.vip)))].into();
-        rig.module("m2").routes = [("b".to_owned(), Route { port: Some(80), ..udp })].into();
+            Routes::unit("a".to_owned(), with(&|r| r.destination = Destination::Address(family.vip)).into());
+        rig.module("m2").routes = Routes::unit("b".to_owned(), Route { port: Some(80), ..udp }.into());
         rig.module("m3").routes =
             (8000..8008).map(|port| (port.to_string(), with(&|r| r.port = Some(port)))).collect();
         rig.module("m4").routes =
-            [("d".to_owned(), with(&|r| r.destination = Destination::Address(family.vip2)))].into();
+            Routes::unit("d".to_owned(), with(&|r| r.destination = Destination::Address(family.vip2)).into());
         rig.apply()?;
         for sport in 30_000..30_050 {
             let tcp = family.syn().with(|p| p.sport = sport);

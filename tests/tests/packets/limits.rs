@@ -25,7 +25,7 @@ fn few(target: LimitTarget, unit: LimitUnit, units: u64) -> RateLimit {
 }
 
 fn limit(rig: &mut Rig, id: &str, limit: RateLimit) -> Result<()> {
-    rig.desired.rate_limits.insert(id.to_owned(), limit);
+    rig.desired.rate_limits.insert(id.to_owned(), limit.into());
     rig.apply()
 }
 
@@ -156,7 +156,7 @@ fn row_31_nested_prefixes_limit_together() -> Result<()> {
 fn row_31_one_port_of_a_route_for_every_port() -> Result<()> {
     let [family, _] = families();
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
-    rig.module("m1").routes.get_mut("tcp").expect("the rig's route").port = None;
+    rig.route("m1", "tcp").port = None;
     limit(&mut rig, "few", few(LimitTarget::Service(family.vip, 443, L4::Tcp), LimitUnit::NewFlows, 2))?;
     assert_eq!(through(&mut rig, syns(&family.syn().with(|p| p.dport = 443), 10))?, 2);
     assert_eq!(through(&mut rig, syns(&family.syn().with(|p| p.dport = 444), 10))?, 10);
@@ -233,11 +233,11 @@ fn row_31_ten_thousand_limits() -> Result<()> {
     let mut sizes = sizes();
     sizes.limits.rate_limits = 16_384;
     let mut rig = Rig::sized(ForwardMode::DsrL2, &sizes)?;
-    rig.desired.modules.insert("m1".to_owned(), module(ForwardMode::DsrL2, 2));
+    rig.desired.modules.insert("m1".to_owned(), module(ForwardMode::DsrL2, 2).into());
     for i in 0..10_000_u16 {
         let client = std::net::Ipv4Addr::from(0x0b00_0000 + u32::from(i));
         let limit = few(LimitTarget::Source(std::net::IpAddr::from(client).into()), LimitUnit::NewFlows, 1);
-        rig.desired.rate_limits.insert(format!("client-{i}"), limit);
+        rig.desired.rate_limits.insert(format!("client-{i}"), limit.into());
     }
     rig.apply()?;
     for i in (0..10_000_u16).step_by(97) {

@@ -11,3 +11,4 @@ mod others;
 mod packet;
 mod refusals;
 mod rig;
+mod upcalls;

@@ -287,7 +287,7 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
     const PORTS: u16 = 40;
     let [family, _] = families();
     let mut rig = Rig::new(ForwardMode::Nat)?;
-    let route = rig.module("m1").routes["tcp"].clone();
+    let route = Route::clone(&rig.module("m1").routes["tcp"]);
     for round in 0..6 {
         let first = 9000 + round * PORTS;
         rig.module("m1").routes = (0..PORTS)

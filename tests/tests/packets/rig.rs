@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,14 +18,18 @@ use nlb::config::Flows;
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
 use nlb::maps::bpf::{BpfMaps, Readings};
+use nlb::maps::upcalls::{self, Upcalls};
 use nlb::model::{
-    DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Snat,
-    Targets,
+    DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
+    Snat, Targets,
 };
 use nlb::plan::plan;
+use nlb::upcall::Question;
 use nlb_common::abi::NextHop;
 use nlb_common::net;
-use nlb_common::verdict::{COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNRECORDED_COUNTER, exit_name};
+use nlb_common::verdict::{
+    COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
+};
 use nlb_tests::netns::Namespace;
 
 use crate::packet::{ACK, Mac, Outer, Packet, SYN, Transport, UdpChecksum};
@@ -148,6 +153,7 @@ pub struct Rig {
     datapath: Datapath,
     maps: BpfMaps,
     readings: Readings,
+    upcalls: Upcalls,
     image: MapImage,
     pub desired: Desired,
     pub hops: Hops,
@@ -211,12 +217,14 @@ impl Rig {
         let mut datapath = Datapath::load(sizes)?;
         let maps = BpfMaps::take(&mut datapath.bpf)?;
         let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
+        let upcalls = Upcalls::take(&mut datapath.bpf)?;
         let image = MapImage::empty(sizes.limits);
         let mut rig = Rig {
             namespace,
             datapath,
             maps,
             readings,
+            upcalls,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
             hops: Hops::new(),
@@ -225,7 +233,7 @@ impl Rig {
             rig.desired.vips.extend([family.vip, family.vip2]);
             rig.know(family.backend, family.source);
         }
-        rig.desired.modules.insert("m1".to_owned(), module(mode, 2));
+        rig.desired.modules.insert("m1".to_owned(), module(mode, 2).into());
         rig.apply()?;
         Ok(rig)
     }
@@ -248,7 +256,11 @@ impl Rig {
     }
 
     pub fn module(&mut self, name: &str) -> &mut Module {
-        self.desired.modules.get_mut(name).expect("a module of the rig")
+        Arc::make_mut(self.desired.modules.get_mut(name).expect("a module of the rig"))
+    }
+
+    pub fn route(&mut self, module: &str, id: &str) -> &mut Route {
+        Arc::make_mut(self.module(module).routes.get_mut(id).expect("a route of the rig"))
     }
 
     pub fn image(&self) -> &MapImage {
@@ -257,6 +269,20 @@ impl Rig {
 
     pub fn readings(&self) -> &Readings {
         &self.readings
+    }
+
+    /// The questions that wait to be taken, which takes them.
+    pub fn questions(&mut self) -> Vec<Question> {
+        let mut questions = Vec::new();
+        while let Some(record) = self.upcalls.questions.next() {
+            questions.push(upcalls::parse(&record).expect("a record of the program's"));
+        }
+        questions
+    }
+
+    /// Says how the question about a destination stands, as the program reads it.
+    pub fn answer_upcall(&mut self, question: &Question, standing: u64) -> Result<()> {
+        Ok(self.upcalls.standing.insert(question.key, standing, 0)?)
     }
 
     pub fn verified_instructions(&mut self) -> Result<u32> {
@@ -321,6 +347,8 @@ pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
             }
         } else if index == UNRECORDED_COUNTER && growth > 0 {
             counted.insert("unrecorded".to_owned(), growth);
+        } else if index == UNASKED_COUNTER && growth > 0 {
+            counted.insert("unasked".to_owned(), growth);
         }
     }
     let seen = after[SEEN_COUNTER as usize] - before[SEEN_COUNTER as usize];
@@ -356,7 +384,7 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
         snat: Snat::Always,
         listen_port: None,
         abilities: Default::default(),
-        routes: BTreeMap::from([
+        routes: Routes::from(vec![
             ("tcp".to_owned(), route(Protocol::Tcp, 80, 8080)),
             ("udp".to_owned(), route(Protocol::Udp, 53, 8080)),
         ]),

@@ -13,3 +13,4 @@ mod promotion;
 mod replies;
 mod scaling;
 mod shares;
+mod upcalls;

@@ -1,0 +1,81 @@
+//! Questions about destinations without a service: the first packet has modules asked who can handle it.
+//!
+//! Out of line for the reasons that `record` gives. What the answers are worth, and for how long, is
+//! [`nlb_common::upcall`]'s.
+
+use nlb_common::abi::{ServiceEntry, Upcall};
+use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::parse::{Ip, Segment};
+use nlb_common::upcall::{self, Standing};
+use nlb_common::verdict::UNASKED_COUNTER;
+
+use crate::tables;
+
+/// Whether this packet has to wait for an answer. It may be the one that asks, if it could open a flow.
+#[inline(always)]
+pub fn is_open(ip: &Ip, vip: u16, segment: &Segment) -> bool {
+    let opens = match segment.l4 {
+        L4::Tcp => segment.flags.opens(),
+        L4::Udp => true,
+    };
+    let ports = (segment.sport.word() as u32) << 16 | segment.dport.word() as u32;
+    opens && nlb_ask(vip as u32 | (segment.l4 as u32) << 16, ports, ip.src.hi, ip.src.lo) != 0
+}
+
+/// 1 if a question about the destination is open, which this call may have put.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_lo: u64) -> u32 {
+    let (vip, protocol) = (vip_and_protocol as u16, vip_and_protocol >> 16);
+    let l4 = if protocol == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
+    let (port, client_port) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
+    let key = ServiceEntry::key(vip, port, l4);
+    let now = tables::nanoseconds(&tables::settings());
+    let before = match tables::asked(key) {
+        Some(word) => {
+            let value = word.load();
+            match upcall::standing(value, now) {
+                Standing::Open => return 1,
+                Standing::Closed => return 0,
+                Standing::Due => Some((word, value)),
+            }
+        }
+        None => None,
+    };
+    let Some(addr) = tables::vip(vip) else { return 0 };
+    let Some(mut room) = tables::upcalls().reserve(0) else {
+        tables::count(UNASKED_COUNTER);
+        return 0;
+    };
+    let mine = match before {
+        Some((word, value)) => Ok(word.exchange(value, upcall::asked(now))),
+        None => tables::ask_first(key, upcall::asked(now)),
+    };
+    match mine {
+        Ok(true) => {
+            let client = Addr { hi: client_hi, lo: client_lo };
+            let protocol = protocol as u16;
+            room.write(Upcall {
+                key,
+                asked_at: now,
+                vip: addr,
+                client,
+                port,
+                client_port,
+                protocol,
+                _pad: 0,
+            });
+            room.submit(0);
+            1
+        }
+        Ok(false) => {
+            room.discard(0);
+            1
+        }
+        Err(()) => {
+            room.discard(0);
+            tables::count(UNASKED_COUNTER);
+            0
+        }
+    }
+}

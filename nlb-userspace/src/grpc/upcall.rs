@@ -1,0 +1,72 @@
+//! Asks modules who can handle a destination that no route covers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use nlb_proto::CanHandleRequest;
+
+use super::abilities::LEARNED;
+use super::fleet::peer;
+use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
+use super::route;
+use crate::lease::Standing;
+use crate::model::{Ability, Health};
+use crate::registry::{Registry, Suited};
+use crate::upcall::Question;
+
+/// What the modules that take new flows say to a question, all asked at once. Only an answer counts: nobody configured
+/// the destination for a module that does not know the question, or cannot be reached.
+pub fn who_can(
+    registry: Arc<Registry>,
+    peers: Peers,
+) -> impl Fn(&Question) -> BoxFuture<'static, BTreeMap<String, Ability>> {
+    move |question| {
+        let (candidates, request) = (candidates(&registry, question), request(question));
+        let peers = peers.clone();
+        let asked = candidates.into_iter().map(move |peer| {
+            let (peers, request) = (peers.clone(), request.clone());
+            async move {
+                let outcome = peers.ask(&peer, request, ANSWER_PATIENCE).await;
+                (peer.instance_id, outcome)
+            }
+        });
+        join_all(asked)
+            .map(|outcomes| {
+                let answers = outcomes.into_iter().filter_map(|(instance_id, outcome)| match outcome {
+                    Outcome::Done(said) => {
+                        Some((instance_id, Ability { can_handle: said.can_handle, priority: said.priority }))
+                    }
+                    _ => None,
+                });
+                answers.collect()
+            })
+            .boxed()
+    }
+}
+
+fn candidates(registry: &Registry, question: &Question) -> Vec<Peer> {
+    let (snapshot, route) = (registry.snapshot(), question.wanted.route());
+    let candidates = snapshot.modules.values().filter(|record| {
+        let module = &record.registration.module;
+        record.standing == Standing::Current
+            && matches!(record.health(), Health::Healthy | Health::Degraded)
+            && route.suits_ports(module).is_ok()
+            && route.suits_family(module).is_ok()
+    });
+    candidates.map(|record| peer(record)).collect()
+}
+
+/// As it is asked again later, and besides where the packet came from.
+fn request(question: &Question) -> CanHandleRequest {
+    let Question { wanted, client, .. } = question;
+    let context = [
+        ("owner", LEARNED.to_owned()),
+        ("source_address", client.ip().to_string()),
+        ("source_port", client.port().to_string()),
+    ];
+    CanHandleRequest {
+        route: Some(route::render(&wanted.route_id(), &wanted.route())),
+        context: context.map(|(key, value)| (key.to_owned(), value)).into(),
+    }
+}

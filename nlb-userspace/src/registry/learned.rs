@@ -1,0 +1,238 @@
+//! Routes that nobody configured: a packet came for a destination without a service, and modules said that they can handle
+//! it.
+//!
+//! They give way to whatever is configured: to a route that covers the same destination, and where room is short.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing::info;
+
+use super::{Now, Record, Refusal, Registry, State};
+use crate::model::{Ability, Destination, L4, Protocol, Route, RouteKey, Targets};
+
+/// Learned routes at a time.
+pub const MOST_LEARNED: usize = 256;
+
+/// A destination that packets want to go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Wanted {
+    pub vip: IpAddr,
+    pub port: u16,
+    pub l4: L4,
+}
+
+/// What is known of a learned route beside the route itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    pub wanted: Wanted,
+    pub since: SystemTime,
+}
+
+/// Why a destination got no route.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotLearned {
+    #[error("routes are not learned; see --learn-routes")]
+    Off,
+    #[error("its address is no VIP any more")]
+    NoVip,
+    #[error("a route covers it by now")]
+    Covered,
+    #[error("no module can handle it")]
+    NobodyAble,
+    #[error(
+        "{MOST_LEARNED} routes are learned, which is the limit; configure routes for the services you know"
+    )]
+    Full,
+    #[error("{0}")]
+    NoRoom(Refusal),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.vip, self.port), self.l4)
+    }
+}
+
+impl Wanted {
+    pub fn route_id(&self) -> String {
+        format!("learned:{self}")
+    }
+
+    pub fn key(&self) -> RouteKey {
+        RouteKey { id: self.route_id(), operators: true }
+    }
+
+    pub fn route(&self) -> Route {
+        Route {
+            protocol: match self.l4 {
+                L4::Tcp => Protocol::Tcp,
+                L4::Udp => Protocol::Udp,
+            },
+            source: None,
+            destination: Destination::Address(self.vip),
+            port: Some(self.port),
+            priority: 0,
+            listen_port: None,
+            targets: Targets::Implied,
+            headers: BTreeMap::new(),
+            path_pattern: String::new(),
+            metadata: [("learned".to_owned(), "true".to_owned())].into(),
+        }
+    }
+}
+
+impl Registry {
+    /// Takes a route in for a destination that some of these modules have said they can handle.
+    pub fn learn(
+        &self,
+        wanted: Wanted,
+        answers: &BTreeMap<String, Ability>,
+        now: Now,
+    ) -> Result<u64, NotLearned> {
+        let mut current = self.lock();
+        current.may_learn(&wanted)?;
+        // Who has gone since it answered does not matter.
+        let is_there = |instance_id: &String| current.modules.contains_key(instance_id);
+        if !answers.iter().any(|(instance_id, ability)| ability.can_handle && is_there(instance_id)) {
+            return Err(NotLearned::NobodyAble);
+        }
+        let mut candidate = State::clone(&current);
+        candidate.add_learned(wanted, answers, now);
+        let last = self.published();
+        let next = last.next(Arc::new(candidate));
+        next.check(&last).map_err(NotLearned::NoRoom)?;
+        *current = next.state.clone();
+        let revision = self.send(last, next);
+        info!(route = wanted.route_id(), revision, "route learned");
+        Ok(revision)
+    }
+
+    /// Forgets learned routes by id.
+    pub fn forget_learned(&self, route_ids: &BTreeSet<String>) {
+        let mut state = self.lock();
+        if !route_ids.iter().any(|id| state.learned.contains_key(id)) {
+            return;
+        }
+        Arc::make_mut(&mut state).forget_learned(|id| route_ids.contains(id));
+        let revision = self.publish(&state);
+        info!(routes = ?route_ids, revision, "learned routes forgotten");
+    }
+}
+
+impl State {
+    /// Whether modules may be asked who can handle a destination.
+    pub fn may_learn(&self, wanted: &Wanted) -> Result<(), NotLearned> {
+        if !self.settings.learn_routes {
+            return Err(NotLearned::Off);
+        }
+        let is_vip = |route: &Route| route.destination == Destination::Address(wanted.vip);
+        if !self.settings.vips.addresses().contains(&wanted.vip) && !self.configured().any(is_vip) {
+            return Err(NotLearned::NoVip);
+        }
+        let route_id = wanted.route_id();
+        let is_known =
+            self.operator_routes.contains_key(&route_id) || self.learned_routes.contains_key(&route_id);
+        if is_known || self.configured().any(|route| self.covers(route, wanted)) {
+            return Err(NotLearned::Covered);
+        }
+        if self.learned_routes.len() >= MOST_LEARNED {
+            return Err(NotLearned::Full);
+        }
+        Ok(())
+    }
+
+    /// The learned routes whose place has been taken by a configured one, or whose destination is gone.
+    pub fn superseded(&self) -> BTreeSet<String> {
+        let settings = &self.settings;
+        let ports: BTreeSet<u16> = self.learned.values().map(|learned| learned.wanted.port).collect();
+        let near = |route: &&Route| route.port.is_none_or(|port| ports.contains(&port));
+        let near: Vec<&Route> =
+            if ports.is_empty() { Vec::new() } else { self.configured().filter(near).collect() };
+        let is_vip = |vip: IpAddr| {
+            settings.vips.addresses().contains(&vip)
+                || self.configured().any(|route| route.destination == Destination::Address(vip))
+        };
+        let superseded = self.learned.iter().filter(|(route_id, Learned { wanted, .. })| {
+            !settings.learn_routes
+                || self.operator_routes.contains_key(*route_id)
+                || near.iter().any(|route| self.covers(route, wanted))
+                || !is_vip(wanted.vip)
+        });
+        superseded.map(|(route_id, _)| route_id.clone()).collect()
+    }
+
+    /// Whether this is a learned route's key.
+    pub fn is_learned(&self, key: &RouteKey) -> bool {
+        key.operators && self.learned_routes.contains_key(&key.id)
+    }
+
+    /// What the modules that are there have said of a learned route.
+    pub fn said_of_learned(&self, route_id: &str) -> impl Iterator<Item = (&str, Ability)> {
+        let key = RouteKey { id: route_id.to_owned(), operators: true };
+        self.modules.iter().filter_map(move |(instance_id, record)| {
+            let ability = record.registration.module.abilities.get(&key)?;
+            Some((instance_id.as_str(), *ability))
+        })
+    }
+
+    /// The state without what was learned, if anything was.
+    pub(super) fn without_learned(&self) -> Option<Self> {
+        if self.learned_routes.is_empty() {
+            return None;
+        }
+        let mut without = self.clone();
+        without.forget_learned(|_| true);
+        Some(without)
+    }
+
+    fn add_learned(&mut self, wanted: Wanted, answers: &BTreeMap<String, Ability>, now: Now) {
+        for (instance_id, ability) in answers.iter().filter(|(_, ability)| ability.can_handle) {
+            if let Ok(record) = self.record_mut(instance_id) {
+                record.registration.module.abilities.insert(wanted.key(), *ability);
+            }
+        }
+        self.learned_routes.insert(wanted.route_id(), wanted.route().into());
+        self.learned.insert(wanted.route_id(), Learned { wanted, since: now.wall });
+    }
+
+    fn forget_learned(&mut self, gone: impl Fn(&str) -> bool) {
+        let gone: BTreeSet<String> = self.learned.keys().filter(|id| gone(id)).cloned().collect();
+        let is_gone = |key: &RouteKey| key.operators && gone.contains(&key.id);
+        let said = |record: &Record| record.registration.module.abilities.keys().any(is_gone);
+        let said: Vec<String> =
+            self.modules.iter().filter(|(_, record)| said(record)).map(|(id, _)| id.clone()).collect();
+        for instance_id in said {
+            if let Ok(record) = self.record_mut(&instance_id) {
+                record.registration.module.abilities.retain(|key, _| !is_gone(key));
+            }
+        }
+        for route_id in &gone {
+            self.learned_routes.remove(route_id);
+            self.learned.remove(route_id);
+        }
+    }
+
+    /// All routes but the learned ones.
+    fn configured(&self) -> impl Iterator<Item = &Route> {
+        let of_modules = self.modules.values().flat_map(|record| record.registration.module.routes.values());
+        of_modules.chain(self.operator_routes.values()).map(Arc::as_ref)
+    }
+
+    fn covers(&self, route: &Route, wanted: &Wanted) -> bool {
+        let vips = self.settings.vips.addresses();
+        route.protocol.l4() == wanted.l4
+            && route.port.is_none_or(|port| port == wanted.port)
+            && match route.destination {
+                Destination::EveryVip => vips.contains(&wanted.vip),
+                Destination::Address(address) => address == wanted.vip,
+                Destination::Prefix(prefix) => prefix.contains(&wanted.vip) && vips.contains(&wanted.vip),
+            }
+    }
+}

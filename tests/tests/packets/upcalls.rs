@@ -1,0 +1,202 @@
+//! Destinations that no route covers, where modules are to be asked about them.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use nlb::model::{ForwardMode, L4};
+use nlb::registry::Wanted;
+use nlb::upcall::LINE;
+use nlb_common::upcall::{OPEN, REST, nobody};
+
+use crate::packet::{ACK, Packet, RST, SYN, Transport};
+use crate::rig::{Family, Outcome, Rig, XDP_DROP, XDP_PASS, families, test_run};
+
+/// A port without a service.
+const PORT: u16 = 4444;
+
+fn asking() -> Result<Rig> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    rig.desired.learn_routes = true;
+    rig.apply()?;
+    Ok(rig)
+}
+
+fn syn(family: &Family) -> Packet {
+    family.syn().with(|p| p.dport = PORT)
+}
+
+fn datagram(family: &Family) -> Packet {
+    family.udp().with(|p| p.dport = PORT)
+}
+
+#[track_caller]
+fn assert_waits(outcome: &Outcome) {
+    assert_eq!((outcome.action, &outcome.counted), (XDP_DROP, &[("drop asking".to_owned(), 1)].into()));
+}
+
+#[track_caller]
+fn assert_closed(outcome: &Outcome) {
+    assert_eq!((outcome.action, &outcome.counted), (XDP_PASS, &[("pass closed_port".to_owned(), 1)].into()));
+}
+
+#[test]
+fn the_first_packet_asks_and_the_others_wait() -> Result<()> {
+    let mut rig = asking()?;
+    for family in families() {
+        for (packet, l4) in [(syn(&family), L4::Tcp), (datagram(&family), L4::Udp)] {
+            for client_port in [40_000, 40_001, 40_000] {
+                assert_waits(&rig.run(&packet.with(|p| p.sport = client_port))?);
+            }
+            let questions = rig.questions();
+            assert_eq!(questions.len(), 1, "{questions:?}");
+            assert_eq!(questions[0].wanted, Wanted { vip: family.vip, port: PORT, l4 });
+            assert_eq!(questions[0].client, SocketAddr::new(family.client, 40_000));
+        }
+        assert_waits(&rig.run(&syn(&family).with(|p| p.dst = family.vip2))?);
+        assert_waits(&rig.run(&syn(&family).with(|p| p.dport = PORT + 1))?);
+        let wanted: Vec<_> = rig.questions().iter().map(|question| question.wanted).collect();
+        let elsewhere = Wanted { vip: family.vip2, port: PORT, l4: L4::Tcp };
+        assert_eq!(wanted, [elsewhere, Wanted { vip: family.vip, port: PORT + 1, l4: L4::Tcp }]);
+    }
+    Ok(())
+}
+
+#[test]
+fn there_is_one_question_however_many_cpus_the_packets_come_on() -> Result<()> {
+    let mut rig = asking()?;
+    let family = families()[0];
+    for round in 0..200 {
+        let port = PORT + round;
+        let frame = family.syn().with(|p| p.dport = port).bytes();
+        let actions = rig.on_each_cpu(|program| {
+            (0..5).map(|_| Ok(test_run(program, &frame)?.0)).collect::<Result<BTreeSet<u32>>>()
+        })?;
+        assert!(actions.iter().all(|actions| actions.iter().eq([&XDP_DROP])), "{actions:?}");
+        let questions = rig.questions();
+        assert_eq!(questions.len(), 1, "{questions:?}");
+        // And again when the answer has ended: then there is an entry already.
+        rig.answer_upcall(&questions[0], nobody(questions[0].asked_at))?;
+        rig.on_each_cpu(|program| (0..5).try_for_each(|_| test_run(program, &frame).map(drop)))?;
+        assert_eq!(rig.questions().len(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_could_open_a_flow_asks_or_waits() -> Result<()> {
+    let mut rig = asking()?;
+    for family in families() {
+        for flags in [ACK, RST, SYN | ACK] {
+            let packet = syn(&family).with(|p| p.l4 = Transport::Tcp { flags, seq: 7 });
+            assert_closed(&rig.run(&packet)?);
+            assert_eq!(rig.questions(), []);
+        }
+        assert_waits(&rig.run(&syn(&family))?);
+        let established = syn(&family).with(|p| p.l4 = Transport::Tcp { flags: ACK, seq: 7 });
+        assert_closed(&rig.run(&established)?);
+        assert_eq!(rig.questions().len(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_nobody_handles_is_closed_until_the_answer_ends() -> Result<()> {
+    let mut rig = asking()?;
+    for family in families() {
+        for packet in [syn(&family), datagram(&family)] {
+            rig.run(&packet)?;
+            let question = &rig.questions()[0];
+            rig.answer_upcall(question, nobody(question.asked_at + REST))?;
+            assert_closed(&rig.run(&packet)?);
+            assert_closed(&rig.run(&packet)?);
+            assert_eq!(rig.questions(), []);
+            rig.answer_upcall(question, nobody(question.asked_at))?;
+            assert_waits(&rig.run(&packet)?);
+            assert_waits(&rig.run(&packet)?);
+            assert_eq!(rig.questions().len(), 1, "it is asked again, once");
+        }
+    }
+    // Closed as the operator has it.
+    rig.desired.drop_closed_ports = true;
+    rig.apply()?;
+    let packet = syn(&families()[0]).with(|p| p.dport = PORT + 1);
+    assert_waits(&rig.run(&packet)?);
+    let question = &rig.questions()[0];
+    rig.answer_upcall(question, nobody(question.asked_at + REST))?;
+    assert_eq!(rig.run(&packet)?.counted, [("drop closed_port".to_owned(), 1)].into());
+    Ok(())
+}
+
+#[test]
+fn without_an_answer_in_time_it_is_closed_for_a_while() -> Result<()> {
+    let mut rig = asking()?;
+    let packet = syn(&families()[0]);
+    rig.run(&packet)?;
+    let question = &rig.questions()[0];
+    // The question as if it had been asked so long before.
+    let asked_before = |nanoseconds: u64| nlb_common::upcall::asked(question.asked_at - nanoseconds);
+    rig.answer_upcall(question, asked_before(OPEN))?;
+    assert_closed(&rig.run(&packet)?);
+    assert_eq!(rig.questions(), []);
+    rig.answer_upcall(question, asked_before(OPEN + REST))?;
+    assert_waits(&rig.run(&packet)?);
+    assert_eq!(rig.questions().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn what_finds_no_room_to_ask_is_closed_and_counted() -> Result<()> {
+    let mut rig = asking()?;
+    let family = families()[0];
+    let at = |port: u16| family.syn().with(|p| p.dport = port);
+    let mut first_refused = None;
+    for port in 10_000..10_000 + 2 * LINE as u16 {
+        let outcome = rig.run(&at(port))?;
+        if outcome.counted.contains_key("unasked") {
+            assert_eq!(outcome.action, XDP_PASS);
+            assert_eq!(
+                outcome.counted,
+                [("pass closed_port".to_owned(), 1), ("unasked".to_owned(), 1)].into()
+            );
+            first_refused = first_refused.or(Some(port));
+        } else {
+            assert_waits(&outcome);
+            assert_eq!(first_refused, None, "room in a full ring buffer");
+        }
+    }
+    let first_refused = first_refused.expect("the ring buffer ends somewhere");
+    assert_waits(&rig.run(&at(10_000))?);
+    assert_eq!(rig.questions().len(), usize::from(first_refused - 10_000));
+    assert_waits(&rig.run(&at(first_refused))?);
+    assert_eq!(rig.questions().len(), 1, "there is room again, and nothing stands in its way");
+    Ok(())
+}
+
+#[test]
+fn where_it_is_switched_off_nothing_is_asked() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        assert_closed(&rig.run(&syn(&family))?);
+        assert_closed(&rig.run(&datagram(&family))?);
+    }
+    assert_eq!(rig.questions(), []);
+    Ok(())
+}
+
+#[test]
+fn a_service_is_never_asked_about_and_a_vip_without_routes_is() -> Result<()> {
+    let mut rig = asking()?;
+    for family in families() {
+        assert_eq!(rig.run(&family.syn())?.counted, [("send forward".to_owned(), 1)].into());
+        assert_eq!(rig.run(&family.udp())?.counted, [("send forward".to_owned(), 1)].into());
+        assert_eq!(rig.questions(), []);
+    }
+    rig.desired.modules.clear();
+    rig.apply()?;
+    for family in families() {
+        assert_waits(&rig.run(&family.syn())?);
+        assert_eq!(rig.questions().len(), 1);
+    }
+    Ok(())
+}

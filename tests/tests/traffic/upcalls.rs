@@ -1,0 +1,194 @@
+//! Ports that nobody registered: modules are asked about them, and the client's next try gets through.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nlb_tests::lab::Lab;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+
+use crate::clients::{Connection, ask_udp, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+/// Much longer than anything here takes, unless the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Two modules that handle whatever they are asked about with the priority in their file.
+struct Choosy {
+    fleet: Fleet,
+}
+
+impl Choosy {
+    fn start(serve: &[&str]) -> Result<Choosy> {
+        let fleet = Fleet::start_with(Lab::one_arm(1, 2)?, Mode::Nat, &[], &[], serve)?;
+        let mut choosy = Choosy { fleet };
+        choosy.say(0, "5")?;
+        choosy.say(1, "7")?;
+        for n in 0..2 {
+            let (file, fleet) = (choosy.file(n), &mut choosy.fleet);
+            let args = ["--priority", &file, "--metadata", "listen_port=8080"];
+            fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &args)?;
+        }
+        choosy.fleet.wait_for(2)?;
+        Ok(choosy)
+    }
+
+    fn file(&self, module: usize) -> String {
+        self.fleet.lab.files().join(format!("m{module}.priority")).to_string_lossy().into_owned()
+    }
+
+    fn say(&self, module: usize, priority: &str) -> Result<()> {
+        Ok(fs::write(self.file(module), priority)?)
+    }
+
+    /// How often each module was asked on behalf of a client that wants to go there.
+    fn asked(&self, destination: &str) -> Vec<usize> {
+        let line = format!("no route leads: learned:{destination}");
+        let times = |output: String| output.lines().filter(|said| said.trim_end().ends_with(&line)).count();
+        self.fleet.modules.iter().map(|module| times(module.output())).collect()
+    }
+
+    fn learned(&self) -> Result<usize> {
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_str(&self.fleet.nlb(&["routes", "--output", "json"])?)?;
+        let learned =
+            |row: &&serde_json::Value| row["route_id"].as_str().is_some_and(|id| id.starts_with("learned:"));
+        Ok(rows.iter().filter(learned).count())
+    }
+}
+
+fn at(vip: SocketAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(vip.ip(), port)
+}
+
+/// Opens connections until one is answered by this module.
+async fn moved_to(name: &str, to: SocketAddr) -> Result<()> {
+    let since = Instant::now();
+    while Connection::open(to).await?.ask().await? != name {
+        ensure!(since.elapsed() < PATIENCE, "after {PATIENCE:?} new flows do not go to {name}");
+    }
+    Ok(())
+}
+
+/// Tries until the other side refuses the connection.
+async fn refused(to: SocketAddr) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let error = Connection::open(to).await.err();
+        if let Some(error) = error.as_ref().and_then(|error| error.downcast_ref::<io::Error>())
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < PATIENCE, "after {PATIENCE:?} {to} is not refused: {error:?}");
+    }
+}
+
+#[test]
+fn the_retransmit_gets_through_and_the_next_connection_at_once() -> Result<()> {
+    let choosy = Choosy::start(&["--learn-routes"])?;
+    on(&choosy.fleet.lab.clients[0], || async {
+        for vip in vips() {
+            let to = at(vip, 81);
+            let mut tries = JoinSet::new();
+            for _ in 0..20 {
+                tries.spawn(async move { Connection::open(to).await?.ask().await });
+            }
+            while let Some(answered) = tries.join_next().await {
+                ensure!(answered?? == "m1", "the highest priority wins");
+            }
+            let mut held = Connection::open(to).await?;
+            ensure!(held.ask().await? == "m1");
+            ensure!(choosy.asked(&format!("{to}/tcp")) == [1, 1], "{:?}", choosy.asked(&format!("{to}/tcp")));
+
+            choosy.say(0, "9")?;
+            moved_to("m0", to).await?;
+            ensure!(held.ask().await? == "m1", "open connections stay");
+            choosy.say(0, "5")?;
+        }
+        ensure!(choosy.learned()? >= 2, "{}", choosy.fleet.nlb(&["routes"])?);
+        // A connection to another port, to be refused: nobody can handle it.
+        fs::remove_file(choosy.file(0))?;
+        fs::remove_file(choosy.file(1))?;
+        for vip in vips() {
+            let to = at(vip, 82);
+            refused(to).await?;
+            refused(to).await?;
+            ensure!(choosy.asked(&format!("{to}/tcp")) == [1, 1], "{:?}", choosy.asked(&format!("{to}/tcp")));
+            // What was learned goes when nobody can handle it any more, and the port is as it was.
+            refused(at(vip, 81)).await?;
+        }
+        let since = Instant::now();
+        while choosy.learned()? > 0 {
+            ensure!(since.elapsed() < PATIENCE, "{}", choosy.fleet.nlb(&["routes"])?);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn datagrams_get_through_once_somebody_is_found() -> Result<()> {
+    let choosy = Choosy::start(&["--learn-routes"])?;
+    on(&choosy.fleet.lab.clients[0], || async {
+        for vip in vips() {
+            let to = at(vip, 5353);
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
+            socket.connect(to).await?;
+            let since = Instant::now();
+            let answered = loop {
+                socket.send(b"who?").await?;
+                let mut answer = [0; 64];
+                let answer = tokio::time::timeout(Duration::from_millis(200), socket.recv(&mut answer));
+                if answer.await.is_ok() {
+                    break ask_udp(&socket).await?;
+                }
+                ensure!(since.elapsed() < PATIENCE, "no answer from {to}");
+            };
+            ensure!(answered == "m1", "{answered}");
+            ensure!(choosy.asked(&format!("{to}/udp")) == [1, 1]);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_daemon_that_stands_still_makes_no_port_a_black_hole() -> Result<()> {
+    let choosy = Choosy::start(&["--learn-routes"])?;
+    on(&choosy.fleet.lab.clients[0], || async {
+        choosy.fleet.nlb.signal(Signal::SIGSTOP)?;
+        for vip in vips() {
+            // Once the question has been open for long enough.
+            refused(at(vip, 81)).await?;
+            Connection::open(vip).await?.ask().await?;
+        }
+        choosy.fleet.nlb.signal(Signal::SIGCONT)?;
+        for vip in vips() {
+            let since = Instant::now();
+            while Connection::open(at(vip, 81)).await.is_err() {
+                ensure!(since.elapsed() < PATIENCE, "the question was not answered afterwards");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_is_asked_unless_it_is_switched_on() -> Result<()> {
+    let choosy = Choosy::start(&[])?;
+    on(&choosy.fleet.lab.clients[0], || async {
+        for vip in vips() {
+            let to = at(vip, 81);
+            let error =
+                Connection::open(to).await.err().context("a connection to a port without a service")?;
+            let error = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            ensure!(error == Some(io::ErrorKind::ConnectionRefused), "{error:?}");
+            ensure!(choosy.asked(&format!("{to}/tcp")) == [0, 0]);
+        }
+        ensure!(choosy.learned()? == 0);
+        Ok(())
+    })
+}
