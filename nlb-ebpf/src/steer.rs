@@ -121,9 +121,6 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
     limit::pass(service, backend, ip.src, bytes(ip), true)?;
     let new = NewFlow { backend, backend_id, key, bucket: index, hash, now, flow_mask: settings.flow_mask };
     let snat_port = new.record(ip, segment)?;
-    if let Some(stats) = tables::backend_stats(backend_id) {
-        stats.new_flows += 1;
-    }
     Ok(Way { backend_id, backend, snat_port, hash })
 }
 
@@ -210,7 +207,12 @@ impl NewFlow {
     fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
         let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now);
         let way = nlb_record(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
-        (way as usize).checked_sub(1)
+        let way = (way as usize).checked_sub(1)?;
+        // What is on record counts once; each packet of a flow that is not would count again.
+        if let Some(stats) = tables::backend_stats(self.backend_id) {
+            stats.new_flows += 1;
+        }
+        Some(way)
     }
 }
 

@@ -53,3 +53,8 @@ pub use tonic::{Status, async_trait};
 
 /// The messages of the wire contract, for authors of a [`Control`].
 pub use nlb_proto as proto;
+
+/// Its program has to compile, too.
+#[cfg(doctest)]
+#[doc = include_str!("../../proto/QUICKSTART.md")]
+mod quickstart {}

@@ -15,7 +15,7 @@ use crate::maps::upcalls::Upcalls;
 use crate::model::Desired;
 use crate::netlink::Netlink;
 use crate::reconcile::{self, Applied};
-use crate::stats::{self, Traffic};
+use crate::stats::{self, Collector, Traffic};
 use crate::{nexthop, park, upcall};
 
 /// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
@@ -55,7 +55,6 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         let mode = datapath.attach_balancer(interface, config.xdp_mode)?;
         details.push((format!("xdp.{interface}"), format!("{mode:?}").to_lowercase()));
     }
-    let idle = sizes.idle_times(datapath.clock());
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
@@ -73,9 +72,10 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (questions_sent, questions) = mpsc::channel(upcall::LINE);
     let (answers, answers_read) = mpsc::channel(upcall::LINE);
     tasks.spawn(upcalls.run(questions_sent, answers_read));
-    let collector = stats::run(readings, datapath, idle, applied.clone(), traffic_sent);
+    let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
+    let reader = stats::run(collector, datapath, applied.clone(), traffic_sent);
     tasks.spawn(async move {
-        collector.await;
+        reader.await;
         Ok(())
     });
     let upcalls = upcall::Line { questions, answers };

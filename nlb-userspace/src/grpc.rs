@@ -22,6 +22,7 @@ mod numbers;
 mod operator;
 mod own_routes;
 mod peers;
+mod points;
 mod prober;
 mod query;
 mod rebalance;

@@ -1,4 +1,4 @@
-//! What the data path did, as numbers: the kernel's counters and flow table, read once a second.
+//! What the data path did, as numbers: the kernel's counters and flow table, read twice a second.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nlb_common::abi::{BackendStats, LimitStats};
-use nlb_common::flow::IdleTimes;
+use nlb_common::flow::{IdleTimes, WAYS};
 use nlb_common::verdict;
 use tokio::sync::watch;
 use tracing::warn;
@@ -28,7 +28,7 @@ pub struct Traffic {
     /// Packets by exit: (verdict, reason), as in `nlb_common::verdict`.
     pub exits: BTreeMap<(&'static str, &'static str), u64>,
     pub packets_seen: u64,
-    /// Forwarded by hash alone, because the flow table had no room.
+    /// Packets that were forwarded by hash alone, because the flow table had no room for their flow.
     pub unrecorded: u64,
     /// Packets to destinations without a service that modules should have been asked about, and were not.
     pub unasked: u64,
@@ -37,7 +37,11 @@ pub struct Traffic {
 /// Counts of one backend, or of several added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Flows that were put on record.
     pub new_flows: u64,
+    /// Those of `new_flows` that have ended: closed, idle beyond their time, or displaced from the flow table. What comes
+    /// back to life after that does not count again.
+    pub closed_flows: u64,
     /// Gauge: flows that are neither closed nor idle beyond their time.
     pub active_flows: u64,
     /// Those of `active_flows` that are TCP: what a drain waits for.
@@ -73,6 +77,7 @@ impl std::iter::Sum for Counts {
     fn sum<I: Iterator<Item = Counts>>(counts: I) -> Counts {
         counts.fold(Counts::default(), |a, b| Counts {
             new_flows: a.new_flows + b.new_flows,
+            closed_flows: a.closed_flows + b.closed_flows,
             active_flows: a.active_flows + b.active_flows,
             active_tcp_flows: a.active_tcp_flows + b.active_tcp_flows,
             packets: a.packets + b.packets,
@@ -84,41 +89,62 @@ impl std::iter::Sum for Counts {
     }
 }
 
-/// Reads the kernel's numbers every second and publishes them, until the reconciler goes away.
+/// What is told of flows is to be true within a second.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Reads the kernel's numbers twice a second and publishes them, until the reconciler goes away.
 pub async fn run(
-    readings: Readings,
+    mut collector: Collector,
     datapath: Arc<Datapath>,
-    idle: IdleTimes,
     applied: watch::Receiver<Arc<Applied>>,
     traffic: watch::Sender<Arc<Traffic>>,
 ) {
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut collector =
-        Collector { readings, datapath, idle, offsets: BTreeMap::new(), limit_offsets: BTreeMap::new() };
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     while applied.has_changed().is_ok() {
-        seconds.tick().await;
+        ticks.tick().await;
         let image = applied.borrow().image.clone();
-        // A scan of a million flows takes some ten milliseconds, during which other tasks should go on.
-        match tokio::task::block_in_place(|| collector.collect(&image)) {
+        // A scan of a million flows takes some milliseconds, during which other tasks should go on.
+        match tokio::task::block_in_place(|| collector.collect(&image, datapath.now()?)) {
             Ok(found) => drop(traffic.send_replace(Arc::new(found))),
             Err(error) => warn!("the data path's counters could not be read: {error:#}"),
         }
     }
 }
 
-struct Collector {
+pub struct Collector {
     readings: Readings,
-    datapath: Arc<Datapath>,
     idle: IdleTimes,
-    /// What a backend's counters stood at when it got its id, by id and generation: counts of the id's former owners.
-    offsets: BTreeMap<u16, (u8, BackendStats)>,
-    /// The same for rate limits.
+    /// The state words of entries that were found expired, by place; 0 of all others. The data path's clock comes round
+    /// again after nine hours, when what nobody has overwritten would look young.
+    expired: Vec<u64>,
+    backends: BTreeMap<u16, Tenant>,
+    /// What a rate limit's counters stood at when it got its id, by id and generation: counts of the id's former owners.
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
 }
 
+/// Who has a backend's id, or had it last.
+struct Tenant {
+    generation: u8,
+    /// What the counters stood at when it got the id: they are never reset.
+    offset: BackendStats,
+    /// What they stood at when it was gone, which is what the next one begins with.
+    left_at: Option<BackendStats>,
+    closed_flows: u64,
+}
+
 impl Collector {
-    fn collect(&mut self, image: &MapImage) -> anyhow::Result<Traffic> {
+    pub fn new(readings: Readings, idle: IdleTimes) -> Self {
+        let expired = vec![0; readings.flows.buckets().len() * WAYS];
+        Collector { readings, idle, expired, backends: BTreeMap::new(), limit_offsets: BTreeMap::new() }
+    }
+
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    /// As of this tick of the data path's clock.
+    pub fn collect(&mut self, image: &MapImage, now: u16) -> anyhow::Result<Traffic> {
         let counters = self.readings.counters()?;
         let exits = counters.iter().enumerate();
         let exits = exits.filter_map(|(i, count)| Some((verdict::exit_name(i as u32)?, *count))).collect();
@@ -129,11 +155,18 @@ impl Collector {
             unasked: counters[verdict::UNASKED_COUNTER as usize],
             ..Traffic::default()
         };
-        let flows = self.count_flows(image)?;
+        let counted = image.backend_ids.iter().map(|(id, _)| Ok((id, self.readings.backend(id)?)));
+        let counted = counted.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+        for (id, tenant) in self.backends.iter_mut().filter(|(id, _)| !counted.contains_key(id)) {
+            if tenant.left_at.is_none() {
+                tenant.left_at = Some(self.readings.backend(*id)?);
+            }
+        }
+        // After the counters: a flow that begins in between must not look as if it had ended.
+        let flows = self.count_flows(image, now);
         for (id, backend) in image.backend_ids.iter() {
-            let mut counts = self.counts(id, image.backend_ids.generation(id))?;
-            (counts.active_flows, counts.active_tcp_flows) =
-                flows.by_backend.get(&id).copied().unwrap_or_default();
+            let active = flows.by_backend.get(&id).copied().unwrap_or_default();
+            let counts = self.counts(id, image.backend_ids.generation(id), counted[&id], active);
             traffic.backends.insert(backend.clone(), counts);
         }
         for (id, name) in image.limit_ids.iter() {
@@ -145,34 +178,51 @@ impl Collector {
     }
 
     /// What a backend counted since it got its id.
-    fn counts(&mut self, id: u16, generation: u8) -> anyhow::Result<Counts> {
-        let now = self.readings.backend(id)?;
-        let offset = offset(&mut self.offsets, id, generation, now);
-        Ok(Counts {
-            new_flows: now.new_flows - offset.new_flows,
-            active_flows: 0,
-            active_tcp_flows: 0,
+    fn counts(&mut self, id: u16, generation: u8, now: BackendStats, active: (u64, u64)) -> Counts {
+        let newcomer = |offset| Tenant { generation, offset, left_at: None, closed_flows: 0 };
+        let first = if generation == 0 { BackendStats::default() } else { now };
+        let tenant = self.backends.entry(id).or_insert_with(|| newcomer(first));
+        if tenant.generation != generation {
+            *tenant = newcomer(tenant.left_at.unwrap_or(now));
+        }
+        let offset = tenant.offset;
+        let new_flows = now.new_flows - offset.new_flows;
+        let (active_flows, active_tcp_flows) = active;
+        tenant.closed_flows = tenant.closed_flows.max(new_flows.saturating_sub(active_flows));
+        Counts {
+            new_flows,
+            closed_flows: tenant.closed_flows,
+            active_flows,
+            active_tcp_flows,
             packets: now.packets - offset.packets,
             bytes: now.bytes - offset.bytes,
             reply_packets: now.reply_packets - offset.reply_packets,
             reply_bytes: now.reply_bytes - offset.reply_bytes,
             resets: now.resets - offset.resets,
-        })
+        }
     }
 
     /// What a rate limit counted since it got its id.
     fn limit_counts(&mut self, id: u16, generation: u8) -> anyhow::Result<LimitCounts> {
         let now = self.readings.limit(id)?;
-        let offset = offset(&mut self.limit_offsets, id, generation, now);
+        let fresh = if generation == 0 { LimitStats::default() } else { now };
+        let (since, offset) = self.limit_offsets.entry(id).or_insert((generation, fresh));
+        if *since != generation {
+            (*since, *offset) = (generation, now);
+        }
         Ok(LimitCounts { passed: now.passed - offset.passed, refused: now.refused - offset.refused })
     }
 
-    fn count_flows(&self, image: &MapImage) -> anyhow::Result<Flows> {
-        let now = self.datapath.now()?;
+    fn count_flows(&mut self, image: &MapImage, now: u16) -> Flows {
         let mut flows = Flows::default();
-        for entry in self.readings.flows.buckets().iter().flat_map(|bucket| &bucket.entries) {
+        let entries = self.readings.flows.buckets().iter().flat_map(|bucket| &bucket.entries);
+        for (entry, expired) in entries.zip(&mut self.expired) {
             let Some((key, state)) = entry.snapshot() else { continue };
-            if !key.is_forward() || state.is_closed() || state.is_expired(now, &self.idle) {
+            if !key.is_forward() || state.is_closed() || *expired == state.word() {
+                continue;
+            }
+            if state.is_expired(now, &self.idle) {
+                *expired = state.word();
                 continue;
             }
             let Some(row) = image.rows.backends.get(&state.backend()) else { continue };
@@ -187,18 +237,8 @@ impl Collector {
                 *flows.by_service.entry((*vip, key.local_port().get(), l4)).or_default() += 1;
             }
         }
-        Ok(flows)
+        flows
     }
-}
-
-/// What counters stood at when their present owner got the id: they are never reset.
-fn offset<T: Copy + Default>(offsets: &mut BTreeMap<u16, (u8, T)>, id: u16, generation: u8, now: T) -> T {
-    let fresh = if generation == 0 { T::default() } else { now };
-    let (since, offset) = offsets.entry(id).or_insert((generation, fresh));
-    if *since != generation {
-        (*since, *offset) = (generation, now);
-    }
-    *offset
 }
 
 #[derive(Default)]

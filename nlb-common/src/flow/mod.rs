@@ -172,6 +172,12 @@ impl State {
         self.0 & 0xff_ffff_ffff
     }
 
+    /// As a whole: another packet, another time or another owner make another word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
     #[inline(always)]
     pub const fn is_live(self) -> bool {
         self.phase() & phase::LIVE != 0
@@ -187,7 +193,15 @@ impl State {
     /// Whether its idle time is over.
     #[inline(always)]
     pub const fn is_expired(self, now: u16, idle: &IdleTimes) -> bool {
-        now.wrapping_sub(self.seen()) > idle.of(self.phase())
+        self.age(now) > idle.of(self.phase())
+    }
+
+    /// Ticks since the last packet. It may have come since the clock was read, and then counts as just now.
+    #[inline(always)]
+    const fn age(self, now: u16) -> u16 {
+        const AHEAD: u16 = 8;
+        let age = now.wrapping_sub(self.seen());
+        if age > u16::MAX - AHEAD { 0 } else { age }
     }
 }
 
@@ -220,9 +234,8 @@ impl IdleTimes {
 pub const fn first_phase(l4: L4, flags: TcpFlags) -> u8 {
     match l4 {
         L4::Udp => phase::UDP,
-        L4::Tcp if flags.has(TcpFlags::SYN) => 0,
-        // Picked up in the middle: by another node before, or by us before we lost our state.
-        L4::Tcp => phase::ESTABLISHED,
+        // Without SYN it is picked up in the middle, from another node or because we lost our state, or at its very end.
+        L4::Tcp => next_phase(0, flags, true),
     }
 }
 

@@ -120,9 +120,13 @@ impl Entry {
     #[inline(always)]
     pub fn touch(&self, state: State, phase: u8, now: u16) {
         let next = state.at(phase, now);
-        if next != state {
-            // If another CPU was faster, its note is as good as ours.
-            let _ = self.state.exchange(state.0, next.0);
+        if next == state || self.state.exchange(state.0, next.0) {
+            return;
+        }
+        // Another CPU was faster. Its time is as good as ours, but a FIN comes once.
+        let other = State(self.state.load());
+        if other.is_live() && other.owner() == state.owner() && phase & !other.phase() != 0 {
+            let _ = self.state.exchange(other.0, other.at(other.phase() | phase, other.seen()).0);
         }
     }
 
@@ -178,7 +182,7 @@ impl Entry {
             return 0;
         }
         let state = State(word);
-        let age = now.wrapping_sub(state.seen());
+        let age = state.age(now);
         // The next packet of a living flow takes a forged reset back, so a closed flow must have been silent to count.
         if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
             return DEAD_RANK;

@@ -218,7 +218,7 @@ proptest! {
 
     /// Ticks wrap around after nine hours; an idle time is never longer than that.
     #[test]
-    fn idle_time_is_counted_across_the_wrap(seen: u16, idle_for: u16) {
+    fn idle_time_is_counted_across_the_wrap(seen: u16, idle_for in 0..u16::MAX - 8, ahead in 1..=8_u16) {
         for (phase, limit) in [
             (0, IDLE.opening),
             (ESTABLISHED, IDLE.established),
@@ -229,6 +229,8 @@ proptest! {
         ] {
             let expired = state(1, phase, seen).is_expired(seen.wrapping_add(idle_for), &IDLE);
             prop_assert_eq!(expired, idle_for > limit, "phase {}", phase);
+            let early = state(1, phase, seen).is_expired(seen.wrapping_sub(ahead), &IDLE);
+            prop_assert!(!early, "a packet that came since the clock was read is no old one");
         }
     }
 
@@ -260,7 +262,9 @@ fn the_first_packet_decides_where_a_flow_starts() {
         (L4::Tcp, SYN, 0),
         (L4::Tcp, SYN | ACK, 0),
         (L4::Tcp, ACK, ESTABLISHED),
-        (L4::Tcp, FIN | ACK, ESTABLISHED),
+        (L4::Tcp, FIN | ACK, ESTABLISHED | CLIENT_FIN),
+        (L4::Tcp, RST, RESET),
+        (L4::Tcp, RST | ACK, RESET),
         (L4::Udp, 0, UDP),
     ] {
         assert_eq!(first_phase(l4, TcpFlags(flags)), expected, "{l4} {flags:#04x}");
@@ -317,7 +321,11 @@ fn notes_change_time_and_phase_and_nothing_else() {
     // A note that is older than what is there is lost, not written over it.
     bucket.entries[way].touch(first, LIVE, 11);
     assert_eq!(bucket.find(&key(1)).map(|(_, state)| state.seen()), Some(12));
-    // So is a removal of what is not there any more.
+    // What it says of the connection is not.
+    bucket.entries[way].touch(first, LIVE | BACKEND_FIN, 11);
+    let both = State::forward(7, Be16::new(4000), 3, ESTABLISHED | BACKEND_FIN, 12);
+    assert_eq!(bucket.find(&key(1)), Some((way, both)));
+    // A removal of what is not there any more is lost, too. of what is not there any more.
     bucket.entries[way].remove(first);
     let (_, now) = bucket.find(&key(1)).expect("still there");
     bucket.entries[way].remove(now);

@@ -1,32 +1,43 @@
 //! Figures on the front of the fleet: GetStats, GetMetrics and StreamMetrics, of one instance or of the NLB.
 //!
-//! What the data path counted comes from us, and what a module counts of itself from the module. The NLB's counters
-//! are never reset: whoever reads them takes differences.
+//! What the data path counted comes from the samples that GetNLBMetrics answers from, and what a module counts of itself
+//! from the module. The NLB's counters are never reset: whoever reads them takes differences.
 
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nlb_proto::{
     GetMetricsRequest, GetMetricsResponse, GetStatsRequest, GetStatsResponse, MetricDataPoint, ModuleMetrics,
     ModuleStats, ModuleType, StreamMetricsRequest, StreamMetricsResponse,
 };
-use prost_types::Timestamp;
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, peer};
 use super::numbers::signed_64;
-use super::peers::Outcome;
-use super::{Control, names, report};
+use super::peers::{ANSWER_PATIENCE, Outcome};
+use super::points::{Extent, Points, extent, on_the_side, select};
+use super::report::render;
+use super::subscription::Subscription;
+use super::{Control, names};
+use crate::metrics::{Selection, Subject, View, catalogue};
 use crate::stats::Counts;
 
-const MAX_NAMES: usize = 1000;
+pub type Samples = Subscription<StreamMetricsResponse>;
 
-pub type Samples = Pin<Box<dyn Stream<Item = Result<StreamMetricsResponse, Status>> + Send>>;
+/// What only the NLB's metrics are called.
+const OWN: &str = "nlb_";
+
+/// A question for metrics, as far as it is about this NLB.
+struct Question {
+    request: GetMetricsRequest,
+    selection: Selection,
+    extent: Extent,
+    /// How long a module may take to answer.
+    patience: Duration,
+    passed_on: bool,
+}
 
 impl Control {
     /// With an empty id the data path's own counts.
@@ -40,8 +51,7 @@ impl Control {
                 let problem = "is not for the NLB's own counters, which only grow; name an instance_id";
                 return Err(Fault::new("reset_counters", problem).into());
             }
-            let total = self.traffic.borrow().total();
-            let stats = ModuleStats { since: Some(self.started_at.into()), ..seen(total) };
+            let stats = ModuleStats { since: Some(self.started_at.into()), ..seen(self.counted()) };
             return Ok(GetStatsResponse { stats: Some(stats) });
         }
         let id = fault::id("instance_id", &request.instance_id)?;
@@ -49,7 +59,7 @@ impl Control {
         let snapshot = self.registry.snapshot();
         let record = snapshot.record(&id)?;
         let outcome = self.ask(peer(record), request, passed_on).await;
-        let counts = self.traffic.borrow().instance(&id);
+        let counts = self.counted_for(&id);
         let said = outcome.to_string();
         let (mut stats, source) = match outcome {
             // Only the module can reset what it counts.
@@ -60,14 +70,14 @@ impl Control {
             }
             Outcome::Done(answer) => (answer.stats.unwrap_or_default(), "module".to_owned()),
             _ => match &record.report {
-                Some(told) => (report::render(&id, told), format!("last heartbeat; {said}")),
+                Some(told) => (render(&id, told), format!("last heartbeat; {said}")),
                 None => (seen(counts), format!("data path; {said}")),
             },
         };
         stats.instance_id = id;
         stats.custom_stats.insert("source".to_owned(), source);
-        for (name, value) in points(counts) {
-            stats.custom_stats.insert(name.to_owned(), value.to_string());
+        for (metric, value) in catalogue::INSTANCES.iter().zip(catalogue::counts(&counts)) {
+            stats.custom_stats.insert(metric.name.to_owned(), value.to_string());
         }
         Ok(GetStatsResponse { stats: Some(stats) })
     }
@@ -78,41 +88,10 @@ impl Control {
         request: GetMetricsRequest,
         passed_on: bool,
     ) -> Result<GetMetricsResponse, Failure> {
-        let wanted = Wanted::parse(&request)?;
-        let now = SystemTime::now();
-        let mut metrics = ModuleMetrics { collected_at: Some(now.into()), ..Default::default() };
-        // Nothing of the past is kept here: a span that leaves this moment out has no points.
-        let covers_now = wanted.covers(now);
-        if request.instance_id.is_empty() {
-            metrics.module_type = ModuleType::Nlb.into();
-            if covers_now {
-                let total = self.traffic.borrow().total();
-                let modules = self.registry.snapshot().modules.len() as u64;
-                let own = points(total).into_iter().chain([("nlb_modules", modules)]);
-                metrics.metrics = own.map(|(name, value)| point(name, value as f64, now)).collect();
-            }
-        } else {
-            let id = fault::id("instance_id", &request.instance_id)?;
-            let snapshot = self.registry.snapshot();
-            let record = snapshot.record(&id)?;
-            metrics.module_type = names::module_type_to_wire(record.registration.module.module_type).into();
-            metrics.instance_id = id.clone();
-            if covers_now {
-                let counts = self.traffic.borrow().instance(&id);
-                metrics.metrics =
-                    points(counts).into_iter().map(|(name, value)| point(name, value as f64, now)).collect();
-            }
-            let outcome = self.ask(peer(record), request, passed_on).await;
-            let mut answered = point("nlb_module_answered", 0.0, now);
-            answered.labels.insert("outcome".to_owned(), outcome.to_string());
-            if let Outcome::Done(answer) = outcome {
-                answered.value = 1.0;
-                metrics.metrics.extend(answer.metrics.unwrap_or_default().metrics);
-            }
-            metrics.metrics.push(answered);
-        }
-        metrics.metrics.retain(|point| wanted.names(&point.name));
-        Ok(GetMetricsResponse { metrics: Some(metrics), collected_at: Some(now.into()) })
+        let view = self.metrics.view();
+        let extent = extent((request.start_time, request.end_time), false, &view)?;
+        let question = Question { extent, ..Question::about_now(request, passed_on)? };
+        self.answer(Arc::new(question), view).await
     }
 
     /// Ends with the reason when the instance goes.
@@ -123,73 +102,122 @@ impl Control {
             metric_names: request.metric_names,
             ..Default::default()
         };
-        Wanted::parse(&asked)?;
-        if !asked.instance_id.is_empty() {
-            let id = fault::id("instance_id", &asked.instance_id)?;
-            self.registry.snapshot().record(&id)?;
+        // A module that is slower than the interval must not stretch it.
+        let patience = ANSWER_PATIENCE.min(Duration::from_secs(seconds.into()) * 3 / 4);
+        let question = Question { patience, ..Question::about_now(asked, passed_on)? };
+        if !question.request.instance_id.is_empty() {
+            self.registry.snapshot().record(&question.request.instance_id)?;
         }
-        let mut ticks = interval(Duration::from_secs(seconds.into()));
-        // A subscriber that does not read misses samples, rather than have them pile up.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
-        let control = self.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = ticks.tick() => {}
-                    () = sender.closed() => return,
-                }
-                let sample = control.metrics(asked.clone(), passed_on).await;
-                let sample = sample.map(|sample| StreamMetricsResponse {
-                    metrics: sample.metrics,
-                    timestamp: sample.collected_at,
-                });
-                let ended = sample.is_err();
-                if sender.send(sample.map_err(Status::from)).await.is_err() || ended {
-                    return;
+        let (control, question) = (self.clone(), Arc::new(question));
+        Ok(Subscription::start(self.metrics.clone(), seconds.into(), move |view| {
+            let (control, question) = (control.clone(), question.clone());
+            async move {
+                let sample = control.answer(question, view).await.map_err(Status::from)?;
+                Ok(StreamMetricsResponse { metrics: sample.metrics, timestamp: sample.collected_at })
+            }
+        }))
+    }
+
+    async fn answer(&self, question: Arc<Question>, view: View) -> Result<GetMetricsResponse, Failure> {
+        let collected_at = Some(view.latest.at.into());
+        let id = &question.request.instance_id;
+        let mut metrics = ModuleMetrics { instance_id: id.clone(), collected_at, ..Default::default() };
+        let own = own_points(question.clone(), view);
+        if id.is_empty() {
+            metrics.module_type = ModuleType::Nlb.into();
+            metrics.metrics = own.await?;
+        } else {
+            let snapshot = self.registry.snapshot();
+            let record = snapshot.record(id)?;
+            metrics.module_type = names::module_type_to_wire(record.registration.module.module_type).into();
+            metrics.metrics = own.await?;
+            if let Some(call) = question.of_module() {
+                let asked = vec![peer(record)];
+                let outcomes =
+                    self.pass_on(asked, |_| call.clone(), question.patience, question.passed_on).await;
+                for (_, outcome) in outcomes {
+                    metrics.metrics.extend(question.answered(id, &outcome));
+                    let theirs = outcome.done().and_then(|answer| answer.metrics).unwrap_or_default().metrics;
+                    metrics.metrics.extend(question.wanted(theirs));
                 }
             }
-        });
-        Ok(Box::pin(ReceiverStream::new(receiver)))
+        }
+        Ok(GetMetricsResponse { metrics: Some(metrics), collected_at })
+    }
+
+    /// What was counted for all modules, and for those that have left.
+    pub fn counted(&self) -> Counts {
+        with_flows_of(self.metrics.view().latest.counts(&Subject::All), self.traffic.borrow().total())
+    }
+
+    /// What was counted for an instance since it registered.
+    fn counted_for(&self, instance_id: &str) -> Counts {
+        let subject = Subject::Instance { instance_id: instance_id.to_owned() };
+        let sampled = self.metrics.view().latest.counts(&subject);
+        with_flows_of(sampled, self.traffic.borrow().instance(instance_id))
     }
 }
 
-/// Which metrics are asked for.
-struct Wanted {
-    names: Vec<String>,
-    from: Option<SystemTime>,
-    until: Option<SystemTime>,
+impl Question {
+    fn about_now(request: GetMetricsRequest, passed_on: bool) -> Result<Self, Fault> {
+        // What a module calls its metrics is known to the module alone.
+        let of_module = !request.instance_id.is_empty();
+        if of_module {
+            fault::id("instance_id", &request.instance_id)?;
+        }
+        let foreign = |name: &&String| of_module && !name.is_empty() && !name.starts_with(OWN);
+        let known = request.metric_names.iter().filter(foreign);
+        let known = known.map(|name| name.strip_suffix('*').unwrap_or(name));
+        let answered = catalogue::ANSWERED.iter().filter(|_| of_module).map(|metric| metric.name);
+        let selection = select(&request.metric_names, known.chain(answered))?;
+        Ok(Question { request, selection, extent: Extent::Latest, patience: ANSWER_PATIENCE, passed_on })
+    }
+
+    /// What the module is asked, unless nothing that it says is wanted. Modules know names, and not beginnings of names.
+    fn of_module(&self) -> Option<GetMetricsRequest> {
+        let asked = &self.request.metric_names;
+        let theirs: Vec<String> = asked.iter().filter(|name| !name.starts_with(OWN)).cloned().collect();
+        if theirs.is_empty() && !catalogue::ANSWERED.iter().any(|metric| self.selection.takes(metric.name)) {
+            return None;
+        }
+        let plain = !theirs.iter().any(|name| name.ends_with('*'));
+        Some(GetMetricsRequest {
+            metric_names: if plain { theirs } else { Vec::new() },
+            ..self.request.clone()
+        })
+    }
+
+    /// Of what a module says. It does not speak for the NLB.
+    fn wanted(&self, points: Vec<MetricDataPoint>) -> impl Iterator<Item = MetricDataPoint> {
+        points.into_iter().filter(|point| !point.name.starts_with(OWN) && self.selection.takes(&point.name))
+    }
+
+    /// Whether the module answered, as a metric.
+    fn answered<T>(&self, instance_id: &str, outcome: &Outcome<T>) -> Option<MetricDataPoint> {
+        let metric = catalogue::ANSWERED.iter().find(|metric| self.selection.takes(metric.name))?;
+        let labels = [("instance_id", instance_id.to_owned()), ("outcome", outcome.to_string())];
+        Some(MetricDataPoint {
+            name: metric.name.to_owned(),
+            value: f64::from(u8::from(matches!(outcome, Outcome::Done(_)))),
+            labels: labels.map(|(label, value)| (label.to_owned(), value)).into(),
+            timestamp: Some(SystemTime::now().into()),
+        })
+    }
 }
 
-impl Wanted {
-    fn parse(request: &GetMetricsRequest) -> Result<Self, Fault> {
-        if request.metric_names.len() > MAX_NAMES {
-            return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}")));
-        }
-        for (index, name) in request.metric_names.iter().enumerate() {
-            let field = format!("metric_names[{index}]");
-            if name.is_empty() {
-                return Err(Fault::new(field, "is empty; name a metric, or leave the list empty for all"));
-            }
-            fault::text(&field, name, fault::TEXT_LENGTH)?;
-        }
-        let from = fault::time("start_time", request.start_time)?;
-        let until = fault::time("end_time", request.end_time)?;
-        if let (Some(from), Some(until)) = (from, until)
-            && from > until
-        {
-            return Err(Fault::new("end_time", "is before start_time"));
-        }
-        Ok(Wanted { names: request.metric_names.clone(), from, until })
-    }
+/// The NLB's, of itself or of the instance that is asked about.
+async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDataPoint>, Failure> {
+    on_the_side(move || {
+        let id = &question.request.instance_id;
+        let wanted = |subject: &Subject| id.is_empty() || subject.instance_id() == Some(id);
+        Points::new(&question.selection, &question.extent).own(&view, wanted)
+    })
+    .await
+}
 
-    fn covers(&self, moment: SystemTime) -> bool {
-        self.from.is_none_or(|from| from <= moment) && self.until.is_none_or(|until| until >= moment)
-    }
-
-    fn names(&self, name: &str) -> bool {
-        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
-    }
+/// Flows as they were last counted, which is sooner than they are sampled.
+fn with_flows_of(sampled: Counts, newest: Counts) -> Counts {
+    Counts { active_flows: newest.active_flows, active_tcp_flows: newest.active_tcp_flows, ..sampled }
 }
 
 /// What the data path counted, as a module would say it of itself. A request is a flow.
@@ -201,26 +229,5 @@ fn seen(counts: Counts) -> ModuleStats {
         bytes_received: signed_64(counts.bytes),
         bytes_sent: signed_64(counts.reply_bytes),
         ..Default::default()
-    }
-}
-
-fn points(counts: Counts) -> [(&'static str, u64); 7] {
-    [
-        ("nlb_flows_new_total", counts.new_flows),
-        ("nlb_flows_active", counts.active_flows),
-        ("nlb_packets_total", counts.packets),
-        ("nlb_bytes_total", counts.bytes),
-        ("nlb_reply_packets_total", counts.reply_packets),
-        ("nlb_reply_bytes_total", counts.reply_bytes),
-        ("nlb_resets_total", counts.resets),
-    ]
-}
-
-fn point(name: &str, value: f64, at: SystemTime) -> MetricDataPoint {
-    MetricDataPoint {
-        name: name.to_owned(),
-        value,
-        labels: Default::default(),
-        timestamp: Some(Timestamp::from(at)),
     }
 }

@@ -18,7 +18,7 @@ impl Control {
         if request.deep_check {
             let traffic = self.traffic.borrow();
             checks.insert("packets_seen".to_owned(), traffic.packets_seen.to_string());
-            checks.insert("flows_not_recorded".to_owned(), traffic.unrecorded.to_string());
+            checks.insert("packets_of_unrecorded_flows".to_owned(), traffic.unrecorded.to_string());
             checks.insert("destinations_not_asked_about".to_owned(), traffic.unasked.to_string());
             for ((verdict, reason), packets) in &traffic.exits {
                 checks.insert(format!("packets.{verdict}.{reason}"), packets.to_string());
@@ -49,7 +49,7 @@ impl Control {
 
     pub fn nlb_status(&self, request: GetNlbStatusRequest) -> GetNlbStatusResponse {
         let snapshot = self.registry.snapshot();
-        let total = self.traffic.borrow().total();
+        let total = self.counted();
         let mut modules_by_type = BTreeMap::<String, i32>::new();
         for record in snapshot.modules.values() {
             let name = names::module_type_name(record.registration.module.module_type);

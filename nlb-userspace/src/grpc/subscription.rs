@@ -20,10 +20,11 @@ pub struct Subscription<T> {
 
 impl<T: Send + 'static> Subscription<T> {
     /// Renders the view of now, and then that of every `interval` seconds. All subscribers share the recorder's seconds.
-    pub fn start(
+    /// A view that cannot be rendered ends it.
+    pub fn start<R: Future<Output = Result<T, Status>> + Send>(
         metrics: Metrics,
         interval: u64,
-        render: impl Fn(&View) -> T + Send + 'static,
+        render: impl Fn(View) -> R + Send + 'static,
     ) -> Subscription<T> {
         let (sender, messages) = mpsc::channel(WAITING);
         let (ended, end) = oneshot::channel();
@@ -37,10 +38,10 @@ impl<T: Send + 'static> Subscription<T> {
 }
 
 /// Returns why it ended, unless the subscriber has left.
-async fn follow<T>(
+async fn follow<T, R: Future<Output = Result<T, Status>>>(
     metrics: Metrics,
     interval: u64,
-    render: impl Fn(&View) -> T,
+    render: impl Fn(View) -> R,
     sender: mpsc::Sender<T>,
 ) -> Option<Status> {
     let mut views = metrics.views();
@@ -49,7 +50,11 @@ async fn follow<T>(
         let view = views.borrow_and_update().clone();
         if view.latest.second >= due {
             due = view.latest.second + interval;
-            match sender.try_send(render(&view)) {
+            let rendered = match render(view).await {
+                Ok(rendered) => rendered,
+                Err(status) => return Some(status),
+            };
+            match sender.try_send(rendered) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Closed(_)) => return None,
                 Err(mpsc::error::TrySendError::Full(_)) => {
@@ -59,7 +64,6 @@ async fn follow<T>(
                 }
             }
         }
-        drop(view);
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return Some(stopping()) },
             () = metrics.closed() => return Some(stopping()),
@@ -115,7 +119,7 @@ mod tests {
     }
 
     fn seconds(metrics: &Metrics, interval: u64) -> Subscription<u64> {
-        Subscription::start(metrics.clone(), interval, |view| view.latest.second)
+        Subscription::start(metrics.clone(), interval, |view| std::future::ready(Ok(view.latest.second)))
     }
 
     #[tokio::test(start_paused = true)]

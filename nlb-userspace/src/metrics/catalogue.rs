@@ -60,6 +60,11 @@ macro_rules! flows {
                 $labels,
                 concat!("Flows that began", $whose, "."),
             ),
+            counter(
+                concat!("nlb_", $scope, "closed_flows_total"),
+                $labels,
+                concat!("Flows that ended", $whose, "."),
+            ),
             gauge(
                 concat!("nlb_", $scope, "active_flows"),
                 $labels,
@@ -100,11 +105,12 @@ macro_rules! flows {
 }
 
 pub const NEW_FLOWS: usize = 0;
-pub const ACTIVE_FLOWS: usize = 1;
+pub const ACTIVE_FLOWS: usize = 2;
 
 pub fn counts(counts: &Counts) -> Box<[u64]> {
     Box::new([
         counts.new_flows,
+        counts.closed_flows,
         counts.active_flows,
         counts.active_tcp_flows,
         counts.packets,
@@ -113,6 +119,22 @@ pub fn counts(counts: &Counts) -> Box<[u64]> {
         counts.reply_bytes,
         counts.resets,
     ])
+}
+
+/// What [`counts`] made a row of.
+pub fn counts_of(row: &[u64]) -> Counts {
+    let value = |column: usize| row.get(column).copied().unwrap_or_default();
+    Counts {
+        new_flows: value(NEW_FLOWS),
+        active_flows: value(ACTIVE_FLOWS),
+        closed_flows: value(1),
+        active_tcp_flows: value(3),
+        packets: value(4),
+        bytes: value(5),
+        reply_packets: value(6),
+        reply_bytes: value(7),
+        resets: value(8),
+    }
 }
 
 pub static ALL: Family = flows!("forwarded_", &[], ", over all modules");
@@ -206,13 +228,20 @@ pub fn reported(report: &Report) -> Box<[u64]> {
     ])
 }
 
+/// Of the moment when a module is asked for its own metrics, and so in no sample: see `grpc::figures`.
+pub static ANSWERED: Family = &[gauge(
+    "nlb_instance_answered_ratio",
+    &["instance_id", "outcome"],
+    "1 if the instance answered GetMetrics, and else 0 with the reason as its outcome.",
+)];
+
 /// The NLB as a whole.
 pub static NLB: Family = &[
     counter("nlb_packets_seen_total", &[], "Packets that the XDP program saw."),
     counter(
-        "nlb_unrecorded_flows_total",
+        "nlb_unrecorded_packets_total",
         &[],
-        "Flows that were forwarded by hash alone, because the flow table had no room.",
+        "Packets that were forwarded by hash alone, because the flow table had no room for their flow.",
     ),
     counter(
         "nlb_unasked_destinations_total",
@@ -262,7 +291,7 @@ mod tests {
     fn names_are_unique_and_follow_the_conventions() {
         let units = ["flows", "seconds", "bytes", "ratio", "requests", "modules", "number"];
         let mut names = BTreeSet::new();
-        for Metric { name, kind, labels, help, .. } in metrics() {
+        for Metric { name, kind, labels, help, .. } in metrics().chain(ANSWERED) {
             assert!(names.insert(name), "{name} is there twice");
             assert!(name.starts_with("nlb_"), "{name}");
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
@@ -277,10 +306,16 @@ mod tests {
     }
 
     #[test]
+    fn rows_read_as_they_were_written() {
+        let numbers = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        assert_eq!(*counts(&counts_of(&numbers)), numbers);
+    }
+
+    #[test]
     fn docs_list_the_catalogue() {
         let docs = include_str!("../../../docs/metrics.md");
         let mut table = String::from("| name | kind | labels | meaning |\n|---|---|---|---|\n");
-        for Metric { name, kind, labels, help, .. } in metrics() {
+        for Metric { name, kind, labels, help, .. } in metrics().chain(ANSWERED) {
             let kind = format!("{kind:?}").to_lowercase();
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
             writeln!(table, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).unwrap();

@@ -231,7 +231,7 @@ mod tests {
         /// What was there in each second, with gaps, comes back as it was, sealed or not.
         #[test]
         fn rows_come_back(
-            rows in prop::collection::vec(prop::option::of(prop::array::uniform8(prop_oneof![0..3_u64, any::<u64>()])), 1..40)
+            rows in prop::collection::vec(prop::option::of(prop::array::uniform9(prop_oneof![0..3_u64, any::<u64>()])), 1..40)
         ) {
             let mut chunk = Chunk::default();
             let at = |second: usize| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second as u64);

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::catalogue::{self, Family};
 use crate::health::Source;
 use crate::model::{Health, L4, ModuleType};
+use crate::stats::Counts;
 
 /// What a row of values is about: the labels of its series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +137,13 @@ pub struct Sample {
     pub second: u64,
     /// One value for each metric of the subject's family, in its order.
     pub rows: BTreeMap<Subject, Box<[u64]>>,
+}
+
+impl Sample {
+    /// Of all, an instance, a version or a backend; zeros if there is no such series yet.
+    pub fn counts(&self, subject: &Subject) -> Counts {
+        self.rows.get(subject).map(|row| catalogue::counts_of(row)).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ impl Totals {
         for sum in sums {
             (sum.active_flows, sum.active_tcp_flows) = (0, 0);
         }
-        self.seen.retain(|backend, _| traffic.backends.contains_key(backend));
+        let is_gone = |backend: &Backend, _: &mut _| !traffic.backends.contains_key(backend);
+        let gone: Vec<_> = self.seen.extract_if(.., is_gone).collect();
         for (backend, counts) in &traffic.backends {
             let (before, version) = kept(&mut self.seen, backend);
             // An instance that has just gone still counts for the version it had.
@@ -37,6 +38,17 @@ impl Totals {
             let instance = kept(&mut self.instances, backend.instance_id.as_str());
             for sum in [instance, kept(&mut self.versions, version.as_str()), &mut self.all] {
                 *sum = [*sum, grown].into_iter().sum();
+            }
+        }
+        // A backend that is gone has taken its flows with it.
+        for (backend, (last, version)) in gone {
+            let ended = Counts {
+                closed_flows: last.new_flows.saturating_sub(last.closed_flows),
+                ..Counts::default()
+            };
+            let sums = [self.instances.get_mut(&backend.instance_id), self.versions.get_mut(&version)];
+            for sum in sums.into_iter().flatten().chain([&mut self.all]) {
+                *sum = [*sum, ended].into_iter().sum();
             }
         }
         for (instance_id, version) in versions {
@@ -72,6 +84,7 @@ fn since(now: &Counts, before: &Counts) -> Counts {
     let grown = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
     Counts {
         new_flows: grown(now.new_flows, before.new_flows),
+        closed_flows: grown(now.closed_flows, before.closed_flows),
         active_flows: now.active_flows,
         active_tcp_flows: now.active_tcp_flows,
         packets: grown(now.packets, before.packets),
@@ -129,5 +142,24 @@ mod tests {
         totals.add(&traffic(&[]), &BTreeMap::new());
         assert!(totals.instances.is_empty() && totals.versions.is_empty());
         assert_eq!(totals.all.packets, 9);
+    }
+
+    #[test]
+    fn flows_end_with_their_backend() {
+        let versions = BTreeMap::from([("a", "v1")]);
+        let counting = |port: u16, new_flows: u64, closed_flows: u64| {
+            let mut traffic = traffic(&[("a", port, 0)]);
+            for counts in traffic.backends.values_mut() {
+                *counts = Counts { new_flows, closed_flows, ..*counts };
+            }
+            traffic
+        };
+        let mut totals = Totals::default();
+        totals.add(&counting(80, 5, 2), &versions);
+        assert_eq!((totals.all.new_flows, totals.all.closed_flows), (5, 2));
+        totals.add(&counting(81, 1, 0), &versions);
+        for sums in [&totals.all, &totals.instances["a"], &totals.versions["v1"]] {
+            assert_eq!((sums.new_flows, sums.closed_flows), (6, 5), "all of the first backend's");
+        }
     }
 }

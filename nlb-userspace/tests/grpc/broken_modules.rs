@@ -203,11 +203,13 @@ async fn questions_are_answered_with_what_is_known_and_what_is_not() {
         let stats = nlb.front.get_stats(request).await.unwrap().into_inner().stats.unwrap();
         assert!(stats.custom_stats["source"].contains(word), "{stats:?}");
 
+        nlb.wait_for("nlb_instance_new_flows_total{instance_id=a}", 0.0).await;
         let request = GetMetricsRequest { instance_id, ..Default::default() };
         let metrics = nlb.front.get_metrics(request).await.unwrap().into_inner().metrics.unwrap();
-        let answered = metrics.metrics.iter().find(|point| point.name == "nlb_module_answered").unwrap();
+        let answered =
+            metrics.metrics.iter().find(|point| point.name == "nlb_instance_answered_ratio").unwrap();
         assert!(answered.value == 0.0 && answered.labels["outcome"].contains(word), "{answered:?}");
-        assert!(metrics.metrics.iter().any(|point| point.name == "nlb_flows_new_total"));
+        assert!(metrics.metrics.iter().any(|point| point.name == "nlb_instance_new_flows_total"));
     })
     .await;
 }

@@ -6,6 +6,7 @@ mod broken_modules;
 mod commands;
 mod config;
 mod fake_module;
+mod figures;
 mod fleet;
 mod front;
 mod health;
@@ -26,5 +27,6 @@ mod service;
 #[path = "../settings/mod.rs"]
 mod settings;
 mod streams;
+mod subscribers;
 mod upcalls;
 mod weights;

@@ -136,7 +136,7 @@ async fn every_malformed_call_is_refused_by_its_field() {
         get_metrics(GetMetricsRequest { start_time: time(-1), ..Default::default() }) by "start_time";
         get_metrics(GetMetricsRequest { end_time: time(i64::MAX), ..Default::default() }) by "end_time";
         get_metrics(GetMetricsRequest { start_time: time(2), end_time: time(1), ..Default::default() })
-            by "end_time";
+            by "start_time";
         get_config(GetConfigRequest { instance_id: a(), config_type: "x".repeat(LONG) }) by "config_type";
         update_config(UpdateConfigRequest { instance_id: a(), ..Default::default() }) by "config";
     }

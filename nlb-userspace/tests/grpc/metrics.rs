@@ -1,6 +1,6 @@
 //! The NLB's metrics, now and in the last hour.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,9 +22,10 @@ pub fn backend(instance_id: &str, port: u16) -> Backend {
 }
 
 /// Numbers that differ, so that no two metrics can be confused.
-fn counted(times: u64) -> Traffic {
+pub fn counted(times: u64) -> Traffic {
     let counts = Counts {
         new_flows: 11 * times,
+        closed_flows: 4 * times,
         active_flows: 7,
         active_tcp_flows: 5,
         packets: 101 * times,
@@ -56,14 +57,22 @@ pub fn after(seconds: i64) -> Option<Timestamp> {
 
 /// By name and labels, these as `key=value`.
 pub fn values(points: &[MetricDataPoint]) -> HashMap<String, f64> {
-    let key = |point: &MetricDataPoint| {
-        let mut labels: Vec<String> = point.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        labels.sort();
-        format!("{}{{{}}}", point.name, labels.join(","))
-    };
-    let values: HashMap<String, f64> = points.iter().map(|point| (key(point), point.value)).collect();
+    let values: HashMap<String, f64> = points.iter().map(|point| (series(point), point.value)).collect();
     assert_eq!(values.len(), points.len(), "one point for each series");
     values
+}
+
+/// The same, with the values of several times.
+pub fn values_in_time(points: &[MetricDataPoint]) -> BTreeMap<String, Vec<f64>> {
+    let mut values = BTreeMap::<String, Vec<f64>>::new();
+    points.iter().for_each(|point| values.entry(series(point)).or_default().push(point.value));
+    values
+}
+
+fn series(point: &MetricDataPoint) -> String {
+    let mut labels: Vec<String> = point.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    labels.sort();
+    format!("{}{{{}}}", point.name, labels.join(","))
 }
 
 impl Nlb {
@@ -72,12 +81,22 @@ impl Nlb {
     }
 
     /// Publishes the numbers, and waits until they are sampled.
-    async fn sampled(&mut self, traffic: Traffic) {
+    pub async fn sampled(&mut self, traffic: Traffic) {
         let seen = traffic.packets_seen as f64;
         self.traffic.send_replace(Arc::new(traffic));
-        while self.metrics(&["nlb_packets_seen_total"]).await["nlb_packets_seen_total{}"] != seen {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.wait_for("nlb_packets_seen_total{}", seen).await;
+    }
+
+    /// Waits until a sample has this value.
+    pub async fn wait_for(&mut self, series: &str, value: f64) {
+        let (name, _) = series.split_once('{').expect("a name and labels");
+        let sampled = async {
+            while self.metrics(&[name]).await.get(series) != Some(&value) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), sampled).await;
+        waited.unwrap_or_else(|_| panic!("{series} did not become {value}"));
     }
 }
 
@@ -105,7 +124,7 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
     for (series, value) in [
         ("nlb_packets_total{reason=forward,verdict=send}", 200.0),
         ("nlb_packets_total{reason=loop,verdict=drop}", 1.0),
-        ("nlb_unrecorded_flows_total{}", 2.0),
+        ("nlb_unrecorded_packets_total{}", 2.0),
         ("nlb_unasked_destinations_total{}", 5.0),
         ("nlb_learned_routes_number{}", 0.0),
         ("nlb_desired_revision_number{}", 1.0),
@@ -116,6 +135,7 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
         ("nlb_modules{health=unhealthy,module_type=alb}", 0.0),
         ("nlb_forwarded_new_flows_total{}", 22.0),
         ("nlb_instance_new_flows_total{instance_id=alb-1}", 22.0),
+        ("nlb_instance_closed_flows_total{instance_id=alb-1}", 8.0),
         ("nlb_instance_active_flows{instance_id=alb-1}", 14.0),
         ("nlb_instance_active_tcp_flows{instance_id=alb-1}", 10.0),
         ("nlb_instance_packets_total{instance_id=alb-1}", 202.0),
@@ -147,10 +167,7 @@ async fn failures_to_apply_are_counted() {
     let mut nlb = Nlb::start().await;
     nlb.maps.fail_after(0, 1);
     nlb.modules.register_module(registration("alb-1")).await.unwrap();
-    let series = "nlb_apply_failures_total{}";
-    while nlb.metrics(&["nlb_apply_*"]).await[series] != 1.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    nlb.wait_for("nlb_apply_failures_total{}", 1.0).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The NLB as generic tools see it: status, health, reflection.
 
+use nlb::stats::Traffic;
 use nlb_proto::*;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest as ProbeRequest;
@@ -11,6 +12,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use super::fleet::registration;
+use super::metrics::counted;
 use super::nlb::Nlb;
 
 async fn channel(nlb: &Nlb) -> Channel {
@@ -22,7 +24,7 @@ async fn status_counts_modules_and_flows() {
     let mut nlb = Nlb::start().await;
     nlb.add(registration("alb-1")).await;
     nlb.count_flows("alb-1", &[4]);
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    nlb.wait_for("nlb_forwarded_new_flows_total{}", 9.0).await;
     let request = GetNlbStatusRequest { include_modules: true };
     let status = nlb.modules.get_nlb_status(request).await.unwrap().into_inner();
     assert_eq!(status.status(), HealthStatus::Healthy);
@@ -34,6 +36,31 @@ async fn status_counts_modules_and_flows() {
     assert_eq!(status.details["interfaces"], "none");
     let brief = nlb.modules.get_nlb_status(GetNlbStatusRequest::default()).await.unwrap().into_inner();
     assert!(brief.modules.is_empty());
+}
+
+#[tokio::test]
+async fn what_was_counted_does_not_shrink_when_a_module_leaves() {
+    let mut nlb = Nlb::start().await;
+    let registration_id = nlb.add(registration("alb-1")).await;
+    nlb.sampled(counted(1)).await;
+    let total = async |nlb: &mut Nlb| {
+        let status = nlb.modules.get_nlb_status(GetNlbStatusRequest::default()).await.unwrap().into_inner();
+        let stats =
+            nlb.front.get_stats(GetStatsRequest::default()).await.unwrap().into_inner().stats.unwrap();
+        assert_eq!(stats.total_requests, status.total_requests);
+        assert_eq!(stats.active_connections, status.active_connections);
+        (status.total_requests, status.active_connections, stats.bytes_received, stats.bytes_sent)
+    };
+    assert_eq!(total(&mut nlb).await, (22, 14, 2018, 2026));
+    let request =
+        UnregisterModuleRequest { instance_id: "alb-1".into(), registration_id, ..Default::default() };
+    assert!(nlb.modules.unregister_module(request).await.unwrap().into_inner().success);
+    // The data path counts for backends that it has, and this one is gone.
+    nlb.sampled(Traffic { packets_seen: 202, ..Traffic::default() }).await;
+    assert_eq!(total(&mut nlb).await, (22, 0, 2018, 2026));
+    nlb.add(registration("alb-1")).await;
+    nlb.sampled(Traffic { packets_seen: 203, ..counted(2) }).await;
+    assert_eq!(total(&mut nlb).await, (66, 14, 6054, 6078), "its backends count from 0");
 }
 
 #[tokio::test]

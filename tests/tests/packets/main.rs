@@ -1,6 +1,7 @@
 //! What the data path does with a packet: bytes in, verdict, bytes out, counters. The rows are numbered as in
 //! docs/datapath.md.
 
+mod active;
 mod broken;
 mod decap;
 mod dsr;

@@ -24,8 +24,10 @@ use nlb::model::{
     Snat, Targets,
 };
 use nlb::plan::plan;
+use nlb::stats::{Collector, Traffic};
 use nlb::upcall::Question;
 use nlb_common::abi::NextHop;
+use nlb_common::flow::IdleTimes;
 use nlb_common::net;
 use nlb_common::verdict::{
     COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
@@ -152,7 +154,7 @@ pub struct Rig {
     namespace: Namespace,
     datapath: Datapath,
     maps: BpfMaps,
-    readings: Readings,
+    collector: Collector,
     upcalls: Upcalls,
     image: MapImage,
     pub desired: Desired,
@@ -218,12 +220,13 @@ impl Rig {
         let maps = BpfMaps::take(&mut datapath.bpf)?;
         let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
+        let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
         let image = MapImage::empty(sizes.limits);
         let mut rig = Rig {
             namespace,
             datapath,
             maps,
-            readings,
+            collector,
             upcalls,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
@@ -268,7 +271,17 @@ impl Rig {
     }
 
     pub fn readings(&self) -> &Readings {
-        &self.readings
+        self.collector.readings()
+    }
+
+    /// What the daemon would count now, or so many ticks of the clock later.
+    pub fn traffic(&mut self, later: u16) -> Result<Traffic> {
+        let now = self.datapath.now()?.wrapping_add(later);
+        self.collector.collect(&self.image, now)
+    }
+
+    pub fn idle_times(&self, sizes: &Sizes) -> IdleTimes {
+        sizes.idle_times(self.datapath.clock())
     }
 
     /// The questions that wait to be taken, which takes them.
@@ -295,10 +308,10 @@ impl Rig {
 
     /// Runs the balancer on a frame as if it had come in by the loopback interface.
     pub fn run_bytes(&mut self, frame: &[u8]) -> Result<Outcome> {
-        let before = self.readings.counters()?;
+        let before = self.readings().counters()?;
         let program = self.datapath.balancer()?;
         let (action, out) = self.namespace.run(|| test_run(program, frame))??;
-        let after = self.readings.counters()?;
+        let after = self.readings().counters()?;
         Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
     }
 }

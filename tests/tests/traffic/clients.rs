@@ -105,7 +105,8 @@ impl Connection {
         Self::open_from(None, to).await
     }
 
-    async fn open_from(from: Option<SocketAddr>, to: SocketAddr) -> Result<Self> {
+    /// From this address, if one is named.
+    pub async fn open_from(from: Option<SocketAddr>, to: SocketAddr) -> Result<Self> {
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Some(from) = from {
             socket.bind(from)?;
@@ -116,13 +117,34 @@ impl Connection {
 
     /// Sends a line and returns who answered.
     pub async fn ask(&mut self) -> Result<String> {
-        self.stream.write_all(b"who?\n").await?;
-        let mut line = String::new();
-        let read = self.stream.read_line(&mut line);
+        self.echo("who?").await
+    }
+
+    /// Has a line come back, and returns who sent it.
+    pub async fn echo(&mut self, line: &str) -> Result<String> {
+        self.send(line).await?;
+        self.answer(line).await
+    }
+
+    pub async fn send(&mut self, line: &str) -> Result<()> {
+        let line = format!("{line}\n");
+        let sent = self.stream.write_all(line.as_bytes());
+        Ok(tokio::time::timeout(PATIENCE, sent).await.context("it cannot be sent")??)
+    }
+
+    /// Waits for a line that was sent, and returns who answered.
+    pub async fn answer(&mut self, line: &str) -> Result<String> {
+        let mut answer = String::new();
+        let read = self.stream.read_line(&mut answer);
         if tokio::time::timeout(PATIENCE, read).await.context("no answer")?? == 0 {
             bail!("the connection was closed");
         }
-        signer(line.trim_end(), "who?")
+        signer(answer.trim_end(), line)
+    }
+
+    /// Ends it by a RST.
+    pub fn reset(self) -> Result<()> {
+        Ok(self.stream.into_inner().set_zero_linger()?)
     }
 }
 

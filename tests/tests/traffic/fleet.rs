@@ -70,12 +70,7 @@ impl Fleet {
         let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "1s"], serve].concat())?;
         let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
         for (n, weight) in weights.iter().enumerate() {
-            if mode != Mode::Nat {
-                fleet.hold_vips(n)?;
-            }
-            if mode == Mode::DsrIpip {
-                fleet.decapsulate(n)?;
-            }
+            fleet.prepare(n, mode)?;
             fleet.add(&format!("m{n}"), n, mode, *weight, args)?;
         }
         fleet.wait_for(weights.len())?;
@@ -88,12 +83,7 @@ impl Fleet {
         // Nobody sends heartbeats, so the lease has to outlast the test.
         let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
         let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
-        if mode != Mode::Nat {
-            fleet.hold_vips(0)?;
-        }
-        if mode == Mode::DsrIpip {
-            fleet.decapsulate(0)?;
-        }
+        fleet.prepare(0, mode)?;
         let host = &fleet.lab.modules[0];
         let metadata = [
             ("data_address".to_owned(), format!("{},{}", host.v4, host.v6)),
@@ -141,6 +131,17 @@ impl Fleet {
         }
         all.extend(args);
         self.modules.push(programs::echo(&self.lab, &self.lab.modules[n], name, &all)?);
+        Ok(())
+    }
+
+    /// Makes the lab's module host `n` take packets that come this way.
+    pub fn prepare(&mut self, n: usize, mode: Mode) -> Result<()> {
+        if mode != Mode::Nat {
+            self.hold_vips(n)?;
+        }
+        if mode == Mode::DsrIpip {
+            self.decapsulate(n)?;
+        }
         Ok(())
     }
 

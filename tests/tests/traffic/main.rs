@@ -1,8 +1,10 @@
 //! Real clients, the real daemon and real modules, in namespaces of their own: what users see.
 
 mod abilities;
+mod active;
 mod bulk;
 mod clients;
+mod exact;
 mod fleet;
 mod front;
 mod health;
@@ -10,7 +12,9 @@ mod life;
 mod metrics;
 mod neighbours;
 mod promotion;
+mod quickstart;
 mod replies;
 mod scaling;
 mod shares;
 mod upcalls;
+mod wire;

@@ -30,7 +30,7 @@ impl Fleet {
     }
 
     /// The NLB's own, by name.
-    fn metrics(&self) -> Result<Vec<MetricDataPoint>> {
+    pub fn metrics(&self) -> Result<Vec<MetricDataPoint>> {
         self.ask(|mut nlb| async move {
             Ok(nlb.get_nlb_metrics(GetNlbMetricsRequest::default()).await?.into_inner().metrics)
         })
@@ -48,7 +48,7 @@ impl Fleet {
 }
 
 /// The sum of the points of this name with these labels.
-fn sum(points: &[MetricDataPoint], name: &str, labels: &[(&str, &str)]) -> u64 {
+pub fn sum(points: &[MetricDataPoint], name: &str, labels: &[(&str, &str)]) -> u64 {
     let fits = |point: &&MetricDataPoint| {
         point.name == name
             && labels.iter().all(|(label, value)| point.labels.get(*label).is_some_and(|v| v == value))

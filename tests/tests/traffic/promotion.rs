@@ -127,9 +127,9 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
         ensure!(broken > 0, "the broken module got no flow");
         let outcome = fleet.detail("promotion")?;
         ensure!(outcome.starts_with("v2 was rolled back: "), "{outcome}");
-        // The counters are read once a second.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        let resets: u64 = fleet.stats("m1")?.custom_stats["nlb_resets_total"].parse()?;
+        // The counters are read, and then sampled, once a second.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let resets: u64 = fleet.stats("m1")?.custom_stats["nlb_instance_resets_total"].parse()?;
         ensure!(resets == u64::from(broken), "{resets} resets seen of {broken}");
         let fresh = hold(40).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");

@@ -1,0 +1,208 @@
+//! Flows that are counted as active, and those that are not any more: by the daemon's own count of the real table.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nlb::model::{ForwardMode, L4};
+use nlb::stats::Counts;
+use nlb_common::flow::IdleTimes;
+use nlb_common::hash;
+use nlb_common::net::{Addr, Be16};
+
+use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
+use crate::rig::{Family, Rig, XDP_REDIRECT, families, sizes, source_port};
+
+/// New, closed and active flows.
+fn flows(rig: &mut Rig, later: u16) -> Result<(u64, u64, u64)> {
+    let traffic = rig.traffic(later)?;
+    let Counts { new_flows, closed_flows, active_flows, .. } = traffic.total();
+    assert_eq!(traffic.service_flows.values().sum::<u64>(), active_flows, "the same flows, by service");
+    Ok((new_flows, closed_flows, active_flows))
+}
+
+/// Sends a packet on; the answer is the port that the backend sees.
+fn forwards(rig: &mut Rig, packet: &Packet) -> Result<u16> {
+    let outcome = rig.run(packet)?;
+    assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
+    Ok(source_port(&outcome.frame))
+}
+
+fn segment(packet: &Packet, flags: u8) -> Packet {
+    packet.with(|p| p.l4 = Transport::Tcp { flags, seq: 5000 })
+}
+
+/// A TCP connection through NAT.
+struct Connection {
+    family: Family,
+    syn: Packet,
+    port: u16,
+}
+
+impl Connection {
+    fn open(rig: &mut Rig, family: Family, sport: u16) -> Result<Connection> {
+        let syn = family.syn().with(|p| p.sport = sport);
+        let port = forwards(rig, &syn)?;
+        let connection = Connection { family, syn, port };
+        connection.module_sends(rig, SYN | ACK)?;
+        connection.client_sends(rig, ACK)?;
+        Ok(connection)
+    }
+
+    fn client_sends(&self, rig: &mut Rig, flags: u8) -> Result<()> {
+        assert_eq!(forwards(rig, &segment(&self.syn, flags))?, self.port);
+        Ok(())
+    }
+
+    fn module_sends(&self, rig: &mut Rig, flags: u8) -> Result<()> {
+        let request = self.family.translated(&self.syn, self.port);
+        forwards(rig, &self.family.answer(&request, Transport::Tcp { flags, seq: 9000 })).map(drop)
+    }
+}
+
+#[test]
+fn a_connection_counts_from_its_first_packet_to_its_last() -> Result<()> {
+    for family in families() {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        let connection = Connection::open(&mut rig, family, 40_000)?;
+        assert_eq!(flows(&mut rig, 0)?, (1, 0, 1));
+        connection.client_sends(&mut rig, FIN | ACK)?;
+        assert_eq!(flows(&mut rig, 0)?, (1, 0, 1), "the module may still have something to say");
+        connection.module_sends(&mut rig, FIN | ACK)?;
+        assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
+        connection.client_sends(&mut rig, ACK)?;
+        assert_eq!(flows(&mut rig, 0)?, (1, 1, 0), "the last ACK does not bring it back");
+
+        let again = Connection::open(&mut rig, family, 40_000)?;
+        assert_eq!(flows(&mut rig, 0)?, (2, 1, 1), "the same ports again are another flow");
+        again.module_sends(&mut rig, RST | ACK)?;
+        assert_eq!(flows(&mut rig, 0)?, (2, 2, 0));
+        assert_eq!(rig.traffic(0)?.total().resets, 1);
+
+        let forged = Connection::open(&mut rig, family, 40_001)?;
+        forged.client_sends(&mut rig, RST)?;
+        assert_eq!(flows(&mut rig, 0)?, (3, 3, 0));
+        forged.client_sends(&mut rig, ACK)?;
+        assert_eq!(flows(&mut rig, 0)?.2, 1, "it was not the end");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_late_end_of_a_forgotten_connection_is_no_connection() -> Result<()> {
+    for family in families() {
+        let sizes = sizes();
+        let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
+        let IdleTimes { closing, .. } = rig.idle_times(&sizes);
+        forwards(&mut rig, &segment(&family.syn(), RST))?;
+        assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
+        forwards(&mut rig, &segment(&family.syn().with(|p| p.sport += 1), FIN | ACK))?;
+        assert_eq!(flows(&mut rig, 0)?, (2, 1, 1));
+        assert_eq!(flows(&mut rig, closing + 2)?, (2, 2, 0));
+    }
+    Ok(())
+}
+
+#[test]
+fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
+    for family in families() {
+        let sizes = sizes();
+        let idle = Rig::sized(ForwardMode::Nat, &sizes)?.idle_times(&sizes);
+        type Story = fn(&mut Rig, Family) -> Result<()>;
+        let stories: [(&str, u16, Story); 5] = [
+            ("opening", idle.opening, |rig, family| forwards(rig, &family.syn()).map(drop)),
+            ("established", idle.established, |rig, family| Connection::open(rig, family, 40_000).map(drop)),
+            ("closing", idle.closing, |rig, family| {
+                Connection::open(rig, family, 40_000)?.client_sends(rig, FIN | ACK)
+            }),
+            ("one datagram", idle.udp, |rig, family| forwards(rig, &family.udp()).map(drop)),
+            ("datagrams both ways", idle.udp, |rig, family| {
+                let port = forwards(rig, &family.udp())?;
+                let request = family.translated(&family.udp(), port);
+                let answer = Transport::Udp { checksum: UdpChecksum::Computed };
+                forwards(rig, &family.answer(&request, answer)).map(drop)
+            }),
+        ];
+        for (what, limit, story) in stories {
+            let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
+            story(&mut rig, family)?;
+            // The clock may tick while this looks.
+            assert_eq!(flows(&mut rig, limit - 1)?, (1, 0, 1), "{what}");
+            let tcp = rig.traffic(0)?.total().active_tcp_flows;
+            assert_eq!(tcp, u64::from(!what.contains("datagram")), "{what}");
+            assert_eq!(flows(&mut rig, limit + 1)?, (1, 1, 0), "{what}");
+            assert_eq!(
+                flows(&mut rig, 0)?,
+                (1, 1, 0),
+                "{what}: the clock has come round, and nothing else happened"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_full_table_displaces_is_not_counted_any_more() -> Result<()> {
+    let mut small = sizes();
+    small.flows.max = 4;
+    assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
+    for family in families() {
+        for l4 in [L4::Tcp, L4::Udp] {
+            let mut rig = Rig::sized(ForwardMode::DsrL2, &small)?;
+            let first = if l4 == L4::Tcp { family.syn() } else { family.udp() };
+            let opens = |rig: &mut Rig, n: u16| forwards(rig, &first.with(|p| p.sport = 20_000 + n));
+            (0..4).try_for_each(|n| opens(&mut rig, n).map(drop))?;
+            assert_eq!(flows(&mut rig, 0)?, (4, 0, 4));
+            opens(&mut rig, 4)?;
+            assert_eq!(flows(&mut rig, 0)?, (4, 0, 4), "{l4}: all are too young to go");
+            // Two ticks, after which those that are still opening may.
+            std::thread::sleep(Duration::from_millis(1600));
+            (4..7).try_for_each(|n| opens(&mut rig, n).map(drop))?;
+            assert_eq!(flows(&mut rig, 0)?, (7, 3, 4), "{l4}");
+            let unrecorded = rig.traffic(0)?.unrecorded;
+            assert_eq!(unrecorded, 1, "{l4}: the fifth, when there was no room");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn established_connections_that_nat_displaces_are_not_counted_any_more() -> Result<()> {
+    let mut small = sizes();
+    small.flows.max = 4096;
+    for family in families() {
+        let mut rig = Rig::sized(ForwardMode::Nat, &small)?;
+        let meets = |sport: &u16| {
+            let [client, vip] = [family.client, family.vip].map(Addr::from);
+            let hash = hash::flow(client, vip, Be16::new(*sport), Be16::new(80), L4::Tcp as u8);
+            hash as u32 & (small.flow_buckets() - 1) == 0
+        };
+        for (n, sport) in (1024..u16::MAX).filter(meets).take(9).enumerate() {
+            Connection::open(&mut rig, family, sport)?;
+            let new = n as u64 + 1;
+            // All of them meet in one bucket of four.
+            assert_eq!(flows(&mut rig, 0)?, (new, new.saturating_sub(4), new.min(4)));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_gets_an_old_number_begins_at_zero() -> Result<()> {
+    let mut small = sizes();
+    // The rig's module is four backends: two routes in two families.
+    small.limits.backends = 4;
+    for family in families() {
+        let mut rig = Rig::sized(ForwardMode::DsrL2, &small)?;
+        for round in 0..3 {
+            forwards(&mut rig, &family.syn())?;
+            forwards(&mut rig, &family.udp())?;
+            assert_eq!(flows(&mut rig, 0)?, (2, 0, 2), "round {round}");
+            let module = rig.desired.modules.remove("m1").expect("the rig's module");
+            rig.apply()?;
+            assert_eq!(flows(&mut rig, 0)?, (0, 0, 0));
+            rig.desired.modules.insert("m1".to_owned(), module);
+            rig.apply()?;
+        }
+    }
+    Ok(())
+}
