@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 use tracing::{info, warn};
 
@@ -287,7 +287,9 @@ async fn stdin_ended() {
 
 async fn serve_control(listener: TcpListener, rpc: Rpc) {
     let service = ModuleServiceServer::new(rpc);
-    let served = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+    // An answer must not wait for the acknowledgement of the one before.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = Server::builder().add_service(service).serve_with_incoming(incoming);
     if let Err(error) = served.await {
         warn!(%error, "ModuleService ended");
     }

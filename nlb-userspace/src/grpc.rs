@@ -48,8 +48,8 @@ use nlb_proto::operator_service_server::OperatorServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::config::Configuration;
 use crate::metrics::Metrics;
@@ -107,6 +107,8 @@ pub async fn serve(
     let undecodable = "the descriptors were encoded by the build";
     let (peers, desired) = (control.peers.clone(), control.registry.desired());
     let scaling = control.clone();
+    // An answer must not wait for the acknowledgement of the one before, which a client may put off for 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -116,7 +118,7 @@ pub async fn serve(
         .add_service(NlbServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ModuleServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(OperatorServiceServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
+        .serve_with_incoming_shutdown(incoming, shutdown);
     tokio::select! {
         served = server => served,
         never = peers.follow(desired) => match never {},

@@ -14,8 +14,9 @@ use nlb_common::maglev;
 use nlb_common::net::Addr;
 use nlb_common::verdict::COUNTERS;
 
+use super::grace::{Graces, Kernel};
 use super::memory::{Elements, Flows, Words};
-use super::swap::{Copies, Kernel, Places};
+use super::swap::{Copies, Places};
 use super::{Change, MapError, MapStore, layout};
 use crate::compile::Addr128;
 use crate::loader::chain;
@@ -28,7 +29,7 @@ pub struct BpfMaps {
     backends: Array<MapData, Backend>,
     vips: Array<MapData, AddrRow>,
     pools: Places,
-    maglev_tables: MaglevTables,
+    graces: Graces<MaglevTables>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     services: Array<MapData, Service>,
     service_ids: Copies<abi::ServiceBucket>,
@@ -47,7 +48,8 @@ type AddrRow = [u64; 2];
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let mut maglev_tables = MaglevTables { slabs: take(bpf, "MAGLEV_TABLES")?.try_into()?, first: None };
+        let maglev_tables = MaglevTables { slabs: take(bpf, "MAGLEV_TABLES")?.try_into()?, first: None };
+        let mut graces = Graces::new(maglev_tables).context("starting the thread of grace periods")?;
         let pools = array(bpf, "POOLS")?;
         let words = pools.info()?.max_entries();
         let pool_words = Words::new(pools.fd().as_fd(), words)?;
@@ -55,8 +57,8 @@ impl BpfMaps {
         Ok(BpfMaps {
             backends: take(bpf, "BACKENDS")?.try_into()?,
             vips: take(bpf, "VIPS")?.try_into()?,
-            pools: Places::new(words - 1, pool_words, &mut maglev_tables)?,
-            maglev_tables,
+            pools: Places::new(words - 1, pool_words, &mut graces)?,
+            graces,
             sources: take(bpf, "SOURCES")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
             service_ids: Copies::new(
@@ -86,7 +88,7 @@ impl BpfMaps {
         for (line, slots) in lines.iter_mut().zip(table.chunks(maglev::SLOTS_PER_LINE as usize)) {
             line[..slots.len()].copy_from_slice(slots);
         }
-        self.pools.set(id, &lines, &mut self.maglev_tables)
+        self.pools.set(id, &lines, &mut self.graces)
     }
 
     fn replace_addresses<'a>(
@@ -95,17 +97,15 @@ impl BpfMaps {
     ) -> Result<(), MapError> {
         let full = || MapError::Full { map: "ADDRESSES", entries: rows.clone().count() };
         let table = layout::addresses(rows.clone()).ok_or_else(full)?;
-        let first = self.addresses.write(&table, || self.maglev_tables.grace())?;
-        self.current.store(abi::CURRENT_ADDRESSES, first);
-        Ok(())
+        let store = |first| self.current.store(abi::CURRENT_ADDRESSES, first);
+        self.addresses.write(&table, &mut self.graces, store)
     }
 
     fn replace_service_ids(&mut self, rows: &BTreeMap<u64, u16>) -> Result<(), MapError> {
         let table = layout::services(rows.iter().map(|(key, id)| (*key, *id)))
             .ok_or(MapError::Full { map: "SERVICE_IDS", entries: rows.len() })?;
-        let first = self.service_ids.write(&table, || self.maglev_tables.grace())?;
-        self.current.store(abi::CURRENT_SERVICES, first);
-        Ok(())
+        let store = |first| self.current.store(abi::CURRENT_SERVICES, first);
+        self.service_ids.write(&table, &mut self.graces, store)
     }
 }
 
@@ -116,6 +116,7 @@ struct MaglevTables {
 }
 
 impl Kernel for MaglevTables {
+    type Slab = Elements<maglev::Line>;
     type Error = MapError;
 
     fn grace(&mut self) -> Result<(), MapError> {

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod fake;
+mod grace;
 pub mod layout;
 mod memory;
 pub mod swap;
