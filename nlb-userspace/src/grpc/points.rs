@@ -113,11 +113,15 @@ impl<'a> Points<'a> {
             }
             let labels: HashMap<String, String> =
                 subject.labels().into_iter().map(|(label, value)| (label.to_owned(), value)).collect();
-            let point = |metric: &Metric, held: f64, at: SystemTime| MetricDataPoint {
-                name: metric.name.to_owned(),
-                value: metric.value(held),
-                labels: labels.clone(),
-                timestamp: Some(at.into()),
+            let point = |metric: &Metric, held: f64, at: SystemTime| {
+                let fixed = metric.labels.last().zip(metric.fixed);
+                let fixed = fixed.map(|(label, value)| (label.to_string(), value.to_owned()));
+                MetricDataPoint {
+                    name: metric.name.to_owned(),
+                    value: metric.value(held),
+                    labels: labels.clone().into_iter().chain(fixed).collect(),
+                    timestamp: Some(at.into()),
+                }
             };
             match self.extent {
                 Extent::Latest => {

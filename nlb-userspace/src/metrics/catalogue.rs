@@ -4,6 +4,7 @@
 //! with the same labels form a family; a sample has one row of values for each subject of a family, in the family's
 //! order. Values are held as whole numbers, of a fraction of the unit where that is too coarse.
 
+use crate::health::Opinions;
 use crate::model::Health;
 use crate::registry::Report;
 use crate::stats::Counts;
@@ -24,6 +25,8 @@ pub struct Metric {
     pub help: &'static str,
     /// Values are held as whole numbers of this fraction of the unit.
     per_unit: u32,
+    /// What its last label always is, where a row has several values of one metric.
+    pub fixed: Option<&'static str>,
 }
 
 pub type Family = &'static [Metric];
@@ -35,11 +38,11 @@ impl Metric {
 }
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind: Kind::Counter, labels, help, per_unit: 1 }
+    Metric { name, kind: Kind::Counter, labels, help, per_unit: 1, fixed: None }
 }
 
 const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind: Kind::Gauge, labels, help, per_unit: 1 }
+    Metric { name, kind: Kind::Gauge, labels, help, per_unit: 1, fixed: None }
 }
 
 const fn fine_gauge(
@@ -48,7 +51,7 @@ const fn fine_gauge(
     per_unit: u32,
     help: &'static str,
 ) -> Metric {
-    Metric { name, kind: Kind::Gauge, labels, help, per_unit }
+    Metric { name, kind: Kind::Gauge, labels, help, per_unit, fixed: None }
 }
 
 /// The metrics of [`Counts`], in the order of [`counts`].
@@ -171,20 +174,34 @@ pub static SERVICES: Family = &[gauge(
 pub static MODULES: Family =
     &[gauge("nlb_modules", &["module_type", "health"], "Registered modules by type and health.")];
 
-/// By source: see `crate::health`.
-pub static HEALTH: Family = &[fine_gauge(
-    "nlb_instance_health_ratio",
-    &["instance_id", "source"],
-    2,
-    "Share of its weight that the source lets the instance have: 1 if it finds it healthy, 0.5 degraded, 0 anything worse.",
-)];
+/// By source, in the order of [`health`].
+pub static HEALTH: Family = &[
+    by_source("module"),
+    by_source("lease"),
+    by_source("check"),
+    by_source("resets"),
+    by_source("operator"),
+];
 
-pub fn health(health: Health) -> Box<[u64]> {
-    Box::new([match health {
+const fn by_source(source: &'static str) -> Metric {
+    let metric = fine_gauge(
+        "nlb_instance_health_ratio",
+        &["instance_id", "source"],
+        2,
+        "Share of its weight that the source lets the instance have: 1 if it finds it healthy, 0.5 degraded, 0 anything worse.",
+    );
+    Metric { fixed: Some(source), ..metric }
+}
+
+/// An instance without a health check is none the worse for it.
+pub fn health(opinions: Opinions) -> Box<[u64]> {
+    let Opinions { module, lease, check, resets, operator } = opinions;
+    let share = |health| match health {
         Health::Healthy => 2,
         Health::Degraded => 1,
         Health::Starting | Health::Unhealthy | Health::Stopping => 0,
-    }])
+    };
+    Box::new([module, lease, check.unwrap_or(Health::Healthy), resets, operator].map(share))
 }
 
 /// What heartbeats say, in the order of [`reported`].
@@ -276,8 +293,14 @@ pub static FAMILIES: &[&Family] = &[
     &VERSIONS,
 ];
 
+/// Each metric once.
 pub fn metrics() -> impl Iterator<Item = &'static Metric> {
-    FAMILIES.iter().flat_map(|family| family.iter())
+    let once = |family: &Family| {
+        let family: Family = family;
+        let again = move |i: usize| family[..i].iter().any(|before| before.name == family[i].name);
+        (0..family.len()).filter(move |i| !again(*i)).map(move |i| &family[i])
+    };
+    FAMILIES.iter().flat_map(move |family| once(family))
 }
 
 #[cfg(test)]

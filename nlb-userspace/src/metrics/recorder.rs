@@ -134,10 +134,8 @@ impl Sources {
             let row = Box::new([counts.passed, counts.refused]) as Box<[u64]>;
             (Subject::RateLimit { limit_id: limit_id.clone() }, row)
         }));
-        rows.extend(state.modules.iter().flat_map(|(instance_id, record)| {
-            record.opinions().by_source().map(|(source, health)| {
-                (Subject::Health { instance_id: instance_id.clone(), source }, catalogue::health(health))
-            })
+        rows.extend(state.modules.iter().map(|(instance_id, record)| {
+            (Subject::Health { instance_id: instance_id.clone() }, catalogue::health(record.opinions()))
         }));
         rows.extend(state.modules.iter().filter_map(|(instance_id, record)| {
             let row = catalogue::reported(record.report.as_ref()?);

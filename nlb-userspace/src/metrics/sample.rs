@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use super::catalogue::{self, Family};
-use crate::health::Source;
 use crate::model::{Health, L4, ModuleType};
 use crate::stats::Counts;
 
@@ -33,10 +32,9 @@ pub enum Subject {
     Instance {
         instance_id: String,
     },
-    /// What a source says of an instance.
+    /// What each source says of an instance.
     Health {
         instance_id: String,
-        source: Source,
     },
     /// What an instance's heartbeat said.
     Report {
@@ -72,6 +70,7 @@ impl Subject {
         }
     }
 
+    /// The labels that its row's metrics have in common.
     pub fn labels(&self) -> Vec<(&'static str, String)> {
         match self {
             Subject::Nlb | Subject::All => Vec::new(),
@@ -84,12 +83,9 @@ impl Subject {
             Subject::Modules { module_type, health } => {
                 vec![("module_type", lower(module_type)), ("health", lower(health))]
             }
-            Subject::Instance { instance_id } | Subject::Report { instance_id } => {
-                vec![("instance_id", instance_id.clone())]
-            }
-            Subject::Health { instance_id, source } => {
-                vec![("instance_id", instance_id.clone()), ("source", source.to_string())]
-            }
+            Subject::Instance { instance_id }
+            | Subject::Health { instance_id }
+            | Subject::Report { instance_id } => vec![("instance_id", instance_id.clone())],
             Subject::Backend { instance_id, route_id, addr } => vec![
                 ("instance_id", instance_id.clone()),
                 ("route_id", route_id.clone()),
@@ -104,7 +100,7 @@ impl Subject {
     pub fn instance_id(&self) -> Option<&str> {
         match self {
             Subject::Instance { instance_id }
-            | Subject::Health { instance_id, .. }
+            | Subject::Health { instance_id }
             | Subject::Report { instance_id }
             | Subject::Backend { instance_id, .. } => Some(instance_id),
             _ => None,
@@ -116,7 +112,7 @@ impl Subject {
         match self {
             Subject::Version { version } => version.capacity(),
             Subject::Instance { instance_id }
-            | Subject::Health { instance_id, .. }
+            | Subject::Health { instance_id }
             | Subject::Report { instance_id } => instance_id.capacity(),
             Subject::Backend { instance_id, route_id, .. } => instance_id.capacity() + route_id.capacity(),
             Subject::RateLimit { limit_id } => limit_id.capacity(),
@@ -160,7 +156,7 @@ mod tests {
             Subject::Service { vip: "192.0.2.1".parse().unwrap(), port: 80, l4: L4::Tcp },
             Subject::Modules { module_type: ModuleType::Alb, health: Health::Healthy },
             Subject::Instance { instance_id: instance_id() },
-            Subject::Health { instance_id: instance_id(), source: Source::Check },
+            Subject::Health { instance_id: instance_id() },
             Subject::Report { instance_id: instance_id() },
             Subject::Backend {
                 instance_id: instance_id(),
@@ -172,7 +168,8 @@ mod tests {
         ] {
             let labels: Vec<&str> = subject.labels().into_iter().map(|(label, _)| label).collect();
             for metric in subject.family() {
-                assert_eq!(labels, metric.labels, "{}", metric.name);
+                let fixed = usize::from(metric.fixed.is_some());
+                assert_eq!(labels, metric.labels[..metric.labels.len() - fixed], "{}", metric.name);
             }
         }
         let modules = Subject::Modules { module_type: ModuleType::Alb, health: Health::Healthy };
