@@ -1,11 +1,11 @@
 //! Which of a pool's offers stand, by what modules say they can handle.
 
 use super::classifier::Offer;
-use crate::model::{Ability, Desired, Health};
+use crate::model::{Ability, Health};
 
 /// Those of the highest priority among the offers that could get new flows. While there are none, all that could handle
 /// them, for a pool that fails open.
-pub fn ablest<'a>(offers: &[&'a Offer<'a>], desired: &Desired) -> Vec<&'a Offer<'a>> {
+pub fn ablest<'a>(offers: &[&'a Offer<'a>], has_share: impl Fn(&Offer) -> bool) -> Vec<&'a Offer<'a>> {
     // Most modules were never asked, or said nothing of note.
     let ability = |offer: &Offer| match offer.module.abilities.is_empty() {
         true => Ability::default(),
@@ -16,7 +16,7 @@ pub fn ablest<'a>(offers: &[&'a Offer<'a>], desired: &Desired) -> Vec<&'a Offer<
     let takes_flows = |offer: &&&Offer| {
         matches!(offer.module.health, Health::Healthy | Health::Degraded)
             && offer.module.weight > 0
-            && desired.version_weights.get(&offer.module.version) != Some(&0)
+            && has_share(offer)
     };
     let highest = able.iter().filter(takes_flows).map(|offer| ability(offer).priority).max();
     match highest {

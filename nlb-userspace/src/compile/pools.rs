@@ -18,13 +18,18 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(offers: &[&Offer], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
-        let offers = ability::ablest(offers, desired);
+    pub fn new(winners: &[&Offer], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+        let is_split = is_split(winners, desired);
+        let has_share = |offer: &Offer| !is_split || version_weight(&offer.module.version, desired) > 0;
+        let offers = ability::ablest(winners, has_share);
         let mut usable: Vec<&Offer> = offers.iter().copied().filter(|o| is_usable(o.module.health)).collect();
         if usable.is_empty() && desired.fail_open {
             usable = offers.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
         }
-        let slots = shares(&usable, desired);
+        let slots = match is_split {
+            true => split(&usable, desired),
+            false => maglev::divide(SLOTS, &weights(&usable)),
+        };
         let members = usable
             .iter()
             .zip(slots)
@@ -70,22 +75,34 @@ fn weight(module: &Module) -> u64 {
     }
 }
 
-/// The slots of each offer.
-fn shares(offers: &[&Offer], desired: &Desired) -> Vec<u32> {
-    let weights: Vec<u64> = offers.iter().map(|o| weight(o.module)).collect();
-    if desired.version_weights.is_empty() {
-        return maglev::divide(SLOTS, &weights);
-    }
+fn weights(offers: &[&Offer]) -> Vec<u64> {
+    offers.iter().map(|o| weight(o.module)).collect()
+}
+
+fn version_weight(version: &str, desired: &Desired) -> u32 {
+    desired.version_weights.get(version).copied().unwrap_or(DEFAULT_WEIGHT)
+}
+
+/// Whether versions' weights are about this pool. They are not where they give all new flows to versions that it has no
+/// instance of, well or not: a version that one type of module is promoted to must not take the flows of other types,
+/// which never had it.
+fn is_split(winners: &[&Offer], desired: &Desired) -> bool {
+    let elsewhere = desired.version_weights.values().any(|weight| *weight > 0);
+    let here = || winners.iter().any(|offer| version_weight(&offer.module.version, desired) > 0);
+    !desired.version_weights.is_empty() && (!elsewhere || here())
+}
+
+/// The slots of each offer, by version first.
+fn split(offers: &[&Offer], desired: &Desired) -> Vec<u32> {
+    let weights = weights(offers);
     let mut versions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, offer) in offers.iter().enumerate() {
         if weights[i] > 0 {
             versions.entry(&offer.module.version).or_default().push(i);
         }
     }
-    let version_weights: Vec<u64> = versions
-        .keys()
-        .map(|version| desired.version_weights.get(*version).copied().unwrap_or(DEFAULT_WEIGHT) as u64)
-        .collect();
+    let version_weights: Vec<u64> =
+        versions.keys().map(|version| version_weight(version, desired).into()).collect();
     let mut slots = vec![0; offers.len()];
     for (members, share) in versions.values().zip(maglev::divide(SLOTS, &version_weights)) {
         let within: Vec<u64> = members.iter().map(|i| weights[*i]).collect();
