@@ -8,6 +8,7 @@ mod values;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
@@ -25,6 +26,9 @@ pub use values::{Mode, Net, Ports, Span, XdpMode};
 /// The daemon's settings, complete and consistent.
 #[derive(Clone, Debug)]
 pub struct Config {
+    pub state_dir: PathBuf,
+    /// Begin without what operators had set.
+    pub ignore_state: bool,
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub grpc: SocketAddr,
@@ -51,6 +55,7 @@ pub struct Flows {
 impl Options {
     /// The settings with their defaults, if they are consistent.
     pub(super) fn check(self) -> anyhow::Result<Config> {
+        let state_dir = self.state_dir();
         let interfaces = self.iface.unwrap_or_default();
         ensure!(!interfaces.is_empty(), "no interface to balance on; name one with --iface");
         if let Some(name) = interfaces.iter().find(|name| !is_interface_name(name)) {
@@ -97,6 +102,8 @@ impl Options {
         let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
         ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
         Ok(Config {
+            state_dir,
+            ignore_state: self.ignore_state.unwrap_or(false),
             interfaces,
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),

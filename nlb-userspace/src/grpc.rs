@@ -58,6 +58,7 @@ use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::scaling::Scaling;
 use crate::stats::Traffic;
+use crate::store::Stored;
 pub use abilities::ask as ask_abilities;
 use failure::Failure;
 pub use peers::Peers;
@@ -69,6 +70,8 @@ pub use upcall::who_can;
 pub struct Control {
     pub registry: Arc<Registry>,
     pub applied: watch::Receiver<Arc<Applied>>,
+    /// How far what operators set is on disk.
+    pub stored: watch::Receiver<Stored>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub metrics: Metrics,
     pub resolver: Resolver,
@@ -139,5 +142,20 @@ impl Control {
             // The reconciler has ended, or is slow.
             Ok(Err(_)) | Err(_) => Err(Failure::Late { revision }),
         }
+    }
+
+    /// Waits until the maps hold this revision, and the disk what an operator has set with it.
+    async fn settled(&self, revision: u64) -> Result<(), Failure> {
+        let number = self.registry.kept().borrow().number;
+        let mut stored = self.stored.clone();
+        let not_stored = async {
+            match timeout(APPLY_PATIENCE, stored.wait_for(|stored| stored.number >= number)).await {
+                Ok(Ok(stored)) => stored.error.clone(),
+                Ok(Err(_)) | Err(_) => Some(format!("it is not written after {APPLY_PATIENCE:?}")),
+            }
+        };
+        let (applied, not_stored) = tokio::join!(self.applied(revision), not_stored);
+        applied?;
+        not_stored.map_or(Ok(()), |reason| Err(Failure::NotStored(reason)))
     }
 }

@@ -30,5 +30,6 @@ pub mod scaling;
 pub mod serve;
 pub mod shutdown;
 pub mod stats;
+pub mod store;
 pub mod upcall;
 pub mod vips;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::compile::maglev;
-use crate::model::ModuleType;
+use crate::model::{MAX_WEIGHT, ModuleType};
 
 /// One instance's load.
 #[derive(Clone, Debug, Default)]
@@ -142,8 +142,6 @@ impl Strategy {
         weights
     }
 }
-
-const MAX_WEIGHT: u32 = 10_000;
 
 /// Whole weights in proportion to what is wanted, at least 1 each.
 fn share_out(sum: u32, wanted: &[f64]) -> Vec<u32> {

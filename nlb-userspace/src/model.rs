@@ -3,6 +3,9 @@
 //! Nothing here knows protobuf, a socket, a map or a clock. `grpc` parses messages into these types and refuses what
 //! does not fit them; `registry` is their only writer; `compile` turns them into the contents of the maps. Ordered
 //! collections throughout, so that equal state always compiles to equal maps.
+//!
+//! What operators set is kept on disk under the names it has here: whoever renames something that is `Serialize` changes
+//! the format of `store`, which has a version for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,6 +13,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use nlb_common::net::L4;
 
@@ -57,6 +61,9 @@ impl Desired {
 
 /// The weight of an instance or version for which none was given.
 pub const DEFAULT_WEIGHT: u32 = 100;
+
+/// The greatest weight there is.
+pub const MAX_WEIGHT: u32 = 10_000;
 
 /// One registered module instance, as far as the data path cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +125,8 @@ pub enum Health {
 }
 
 /// The contract's module types.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ModuleType {
     Alb,
     Dblb,
@@ -152,7 +160,8 @@ pub enum Snat {
 }
 
 /// A rule that sends matching flows to modules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Route {
     pub protocol: Protocol,
     /// `None` is any source.
@@ -172,7 +181,8 @@ pub struct Route {
     pub metadata: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Destination {
     /// Every configured VIP (`*` or empty on the wire).
     EveryVip,
@@ -183,7 +193,8 @@ pub enum Destination {
 }
 
 /// The modules that an operator's route is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Targets {
     /// Every module of the type that the protocol implies; for plain TCP and UDP, every module.
     #[default]
@@ -193,7 +204,8 @@ pub enum Targets {
 }
 
 /// The contract's application protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -327,7 +339,8 @@ pub struct Backend {
 }
 
 /// How much of something may pass. Every window that is given has to admit a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RateLimit {
     pub target: LimitTarget,
     pub unit: LimitUnit,
@@ -342,7 +355,8 @@ pub struct RateLimit {
 }
 
 /// What a rate limit is for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LimitTarget {
     /// All services together.
     All,
@@ -350,11 +364,20 @@ pub enum LimitTarget {
     Source(IpNet),
     /// All routes of this id together, whoever has them.
     Route(String),
-    Service(IpAddr, u16, L4),
+    Service(IpAddr, u16, #[serde(with = "L4Name")] L4),
+}
+
+/// What runs in the kernel too knows nothing of serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "L4", rename_all = "snake_case")]
+enum L4Name {
+    Tcp,
+    Udp,
 }
 
 /// What a rate limit counts, from clients to modules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LimitUnit {
     NewFlows,
     Packets,

@@ -4,6 +4,7 @@
 //! time, and says what is to be done. [`watch`] is the task that shows them to it.
 
 mod errors;
+mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -16,11 +17,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
 
-use crate::compile::maglev;
 use crate::registry::{Now, Registry};
 use crate::stats::Traffic;
 use errors::Errors;
 pub use errors::{Counters, Rate};
+pub use stage::Stage;
 
 /// All new flows, in the unit of a promotion's steps.
 pub const WHOLE: u32 = 100;
@@ -51,15 +52,12 @@ pub enum Pace {
 /// A promotion under way.
 #[derive(Clone, Debug)]
 pub struct Promotion {
-    version: String,
-    percent: u32,
-    per_step: u32,
+    stage: Stage,
     /// When the next step is due; with all flows, when the version has proved itself.
     due: Instant,
-    started_at: SystemTime,
-    /// The other versions' shares at the beginning, by which they divide what is left.
-    others: BTreeMap<String, u32>,
     errors: Errors,
+    /// Since the daemon began, no instance of the version has taken new flows yet.
+    awaited: bool,
 }
 
 /// What is to be done about a promotion.
@@ -107,52 +105,65 @@ impl Promotion {
             Pace::AtOnce => WHOLE,
             Pace::Steps(percent) => percent,
         };
-        Promotion {
+        let stage = Stage {
             version: version.to_owned(),
             percent: (before + per_step).min(WHOLE),
             per_step,
-            due: now.at + terms.step,
             started_at: now.wall,
             others: shares,
-            errors: Errors::since(counters),
-        }
+        };
+        let errors = Errors::since(counters);
+        Promotion { stage, due: now.at + terms.step, errors, awaited: false }
+    }
+
+    /// Goes on where a daemon that has ended had left it, once the version's instances are there: the stage lasts a whole
+    /// step from then on, and what was counted before does not count.
+    pub fn resume(stage: Stage, terms: &Terms, now: Now) -> Self {
+        Promotion { stage, due: now.at + terms.step, errors: Errors::resumed(), awaited: true }
+    }
+
+    /// What has to be known of it to resume it.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
     }
 
     /// Goes on at another pace, from the share that the version has, with the first step now.
     pub fn change_pace(&mut self, pace: Pace, terms: &Terms, now: Now) {
-        self.per_step = match pace {
+        self.stage.per_step = match pace {
             Pace::AtOnce => WHOLE,
             Pace::Steps(percent) => percent,
         };
-        self.percent = (self.percent + self.per_step).min(WHOLE);
+        self.stage.grow();
         self.due = now.at + terms.step;
     }
 
     pub fn version(&self) -> &str {
-        &self.version
+        &self.stage.version
     }
 
     /// The version's share of new flows.
     pub fn percent(&self) -> u32 {
-        self.percent
+        self.stage.percent
     }
 
     pub fn started_at(&self) -> SystemTime {
-        self.started_at
+        self.stage.started_at
     }
 
     /// The split as it is to be now, in percent.
     pub fn weights(&self) -> BTreeMap<String, u32> {
-        let shares: Vec<u64> = self.others.values().map(|share| u64::from(*share)).collect();
-        let divided = maglev::divide(WHOLE - self.percent, &shares);
-        let others = self.others.keys().cloned().zip(divided);
-        others.chain([(self.version.clone(), self.percent)]).collect()
+        self.stage.weights()
     }
 
     /// Looks at the version's counters, by instance; only instances that take new flows are listed.
     pub fn look(&mut self, counters: BTreeMap<String, Counters>, terms: &Terms, now: Instant) -> Next {
-        if counters.is_empty() {
-            return Next::TakeBack(Failing::Absent);
+        match (counters.is_empty(), self.awaited) {
+            (true, true) => {
+                self.due = now + terms.step;
+                return Next::Wait;
+            }
+            (true, false) => return Next::TakeBack(Failing::Absent),
+            (false, _) => self.awaited = false,
         }
         self.errors.add(counters);
         if let Some(failing) = self.errors.beyond(terms.max_error_percent) {
@@ -161,10 +172,10 @@ impl Promotion {
         if now < self.due {
             return Next::Wait;
         }
-        if self.percent == WHOLE {
+        if self.stage.percent == WHOLE {
             return Next::Complete;
         }
-        self.percent = (self.percent + self.per_step).min(WHOLE);
+        self.stage.grow();
         self.due = now + terms.step;
         Next::Step
     }

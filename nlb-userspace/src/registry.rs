@@ -10,6 +10,7 @@ mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;
+mod kept;
 mod learned;
 mod promotion;
 mod published;
@@ -40,6 +41,7 @@ use crate::promotion::Terms as PromotionTerms;
 use crate::vips::Vips;
 
 pub use drains::Draining;
+pub use kept::{Awaited, GroupPolicy, Keep, Kept, Steering};
 pub use learned::{Learned, MOST_LEARNED, NotLearned, Wanted};
 pub use promotion::{Promoted, RolledBack, Split};
 use published::Published;
@@ -92,6 +94,7 @@ pub struct Registry {
     /// Locked only by who has locked `state`.
     published: Mutex<Published>,
     desired: watch::Sender<Arc<Desired>>,
+    kept: watch::Sender<Keep>,
 }
 
 /// The answer to a registration.
@@ -107,7 +110,8 @@ impl Registry {
         let state = Arc::new(State::new(settings));
         let published = Published::first(state.clone());
         let desired = watch::Sender::new(published.desired.clone());
-        Registry { state: Mutex::new(state), published: Mutex::new(published), desired }
+        let kept = watch::Sender::new(Keep::default());
+        Registry { state: Mutex::new(state), published: Mutex::new(published), desired, kept }
     }
 
     /// What the data path should do; the receiver wakes with every new revision.
@@ -162,7 +166,8 @@ impl Registry {
                 // Until it is asked again, its last answers hold.
                 registration.module.abilities = old.registration.module.abilities.clone();
             }
-            let record = Record::new(registration, state.next_epoch(), now);
+            let mut record = Record::new(registration, state.next_epoch(), now);
+            record.obey(state.steering_of_newcomer(&instance_id));
             let registration_id = record.registration_id.clone();
             let superseded = state.modules.insert(instance_id.clone(), Arc::new(record)).is_some();
             Ok((registration_id, superseded))
@@ -197,6 +202,9 @@ impl Registry {
         }
         // Most heartbeats say nothing new, and there are many.
         let news = record.health() != before;
+        if state.awaits(instance_id) {
+            Arc::make_mut(&mut state).await_no_more(instance_id);
+        }
         Ok(if news { self.publish(&state) } else { self.desired.borrow().revision })
     }
 
@@ -212,7 +220,7 @@ impl Registry {
     pub fn remove(&self, instance_id: &str, epoch: u64) -> Option<u64> {
         let mut state = self.lock();
         state.modules.get(instance_id).filter(|record| record.epoch == epoch)?;
-        Arc::make_mut(&mut state).modules.remove(instance_id);
+        Arc::make_mut(&mut state).forget_module(instance_id);
         let revision = self.publish(&state);
         info!(instance = instance_id, revision, "module removed");
         Some(revision)
@@ -256,6 +264,7 @@ impl Registry {
 
     fn send(&self, mut last: MutexGuard<'_, Published>, next: Published) -> u64 {
         let revision = next.desired.revision;
+        self.keep(&next.state);
         if revision != last.desired.revision {
             self.desired.send_replace(next.desired.clone());
         }

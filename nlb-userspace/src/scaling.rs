@@ -12,9 +12,10 @@ mod policy;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::lease::Standing;
@@ -28,7 +29,8 @@ pub use load::Load;
 pub use policy::{Policy, Targets};
 
 /// Which instances count together.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GroupKey {
     pub module_type: ModuleType,
     pub version: String,
@@ -51,6 +53,17 @@ impl GroupKey {
             record.standing == Standing::Current && record.health() != Health::Stopping && self.has(record)
         };
         state.modules.values().map(Arc::as_ref).filter(alive).collect()
+    }
+
+    /// Whether some instance is registered, however it is.
+    pub fn is_left<'a>(&self, mut modules: impl Iterator<Item = &'a Arc<Record>>) -> bool {
+        modules.any(|record| self.has(record))
+    }
+
+    /// An operator's, else that of the first instance that has one.
+    fn policy<'a>(&self, state: &'a State, members: &[&'a Record]) -> Option<&'a Policy> {
+        let of_members = || members.iter().find_map(|record| record.registration.scaling.as_ref());
+        state.scaling.get(self).or_else(of_members)
     }
 }
 
@@ -119,7 +132,7 @@ impl Scaling {
         let Ok(record) = state.record(instance_id) else { return Heard::default() };
         let key = GroupKey::of(record);
         let mut groups = self.lock();
-        if record.registration.scaling.is_some() {
+        if record.registration.scaling.is_some() || state.scaling.contains_key(&key) {
             groups.entry(key.clone()).or_default();
         }
         let Some(group) = groups.get_mut(&key) else { return Heard::default() };
@@ -134,10 +147,20 @@ impl Scaling {
     /// Samples the groups that heartbeats have not shown for long, and forgets those that are gone.
     pub fn look(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
         let mut groups = self.lock();
-        let is_left = |key: &GroupKey| state.modules.values().any(|record| key.has(record));
-        groups.retain(|key, group| !group.is_due(now) || is_left(key));
+        groups.retain(|key, group| !group.is_due(now) || key.is_left(state.modules.values()));
         let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
         due.filter_map(|(key, group)| sample(key, group, state, traffic, now)).collect()
+    }
+
+    /// The groups whose policies are of no use any more.
+    pub fn gone(&self, state: &State) -> BTreeSet<GroupKey> {
+        // After a start nobody is there yet.
+        if state.awaited.is_some() {
+            return BTreeSet::new();
+        }
+        let groups = self.lock();
+        let gone = state.scaling.keys().filter(|key| !groups.contains_key(key));
+        gone.filter(|key| !key.is_left(state.modules.values())).cloned().collect()
     }
 
     /// Follows an operator's wish, if the policy allows it: in a cooldown, too, and another begins with it.
@@ -152,7 +175,7 @@ impl Scaling {
         let members = key.members(state);
         let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let group = groups.entry(key.clone()).or_default();
-        let policy = wish.policy.clone().or_else(|| group.policy(&members).cloned()).unwrap_or_default();
+        let policy = wish.policy.clone().or_else(|| key.policy(state, &members).cloned()).unwrap_or_default();
         let wanted = wish.number.of(current)?;
         if wanted < current.min(policy.min) {
             return Err(Unscalable::BelowMin { wanted, min: policy.min });
@@ -167,11 +190,6 @@ impl Scaling {
         Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
     }
 
-    /// Puts an operator's policy in force.
-    pub fn adopt(&self, key: &GroupKey, policy: Policy) {
-        self.lock().entry(key.clone()).or_default().adopt(policy);
-    }
-
     /// What became of an order.
     pub fn conclude(&self, order: &Order, outcome: Result<String, String>) {
         if let Some(group) = self.lock().get_mut(&order.group) {
@@ -183,7 +201,9 @@ impl Scaling {
     pub fn details(&self, record: &Record, state: &State, now: Instant) -> BTreeMap<String, String> {
         let key = GroupKey::of(record);
         let groups = self.lock();
-        groups.get(&key).map(|group| group.details(&key.members(state), now)).unwrap_or_default()
+        let members = key.members(state);
+        let policy = key.policy(state, &members);
+        groups.get(&key).map(|group| group.details(&members, policy, now)).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupKey, Group>> {
@@ -199,7 +219,7 @@ fn sample(
     now: Instant,
 ) -> Option<Order> {
     let members = key.members(state);
-    let policy = group.policy(&members).filter(|policy| policy.automatic).cloned();
+    let policy = key.policy(state, &members).filter(|policy| policy.automatic).cloned();
     group.sampled(now);
     let policy = policy?;
     let wanted = group.autoscaler.sample(&policy, &Load::of(&members, traffic), now)?;

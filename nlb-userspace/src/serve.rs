@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::{Config, Configuration};
 use crate::grpc::{self, Control, Peers, Prober};
 use crate::metrics::{Recorder, Sources};
-use crate::registry::Registry;
+use crate::registry::{Now, Registry};
 use crate::resolve::{self, Resolver};
-use crate::{datapath, health, lease, promotion, shutdown, upcall};
+use crate::{datapath, health, lease, promotion, shutdown, store, upcall};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -26,11 +27,14 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     if !config.grpc.ip().is_loopback() {
         warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
     }
-    let registry = Arc::new(Registry::new(config.registry.clone()));
+    let registry = Arc::new(restored(&config)?);
     let running = datapath::start(&config, registry.desired()).await?;
     let datapath::Running { applied, traffic, hops, upcalls, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 
+    let (publish_stored, stored) = watch::channel(store::Stored::default());
+    let storing = store::keep(config.state_dir.clone(), registry.kept(), publish_stored);
+    tasks.spawn(async move { match storing.await {} });
     let started_at = SystemTime::now();
     let sources = Sources {
         registry: registry.clone(),
@@ -62,6 +66,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let control = Control {
         registry,
         applied,
+        stored,
         traffic,
         metrics,
         resolver,
@@ -90,6 +95,21 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         // Whoever still waits for a drain is cut off.
         Err(_) => Ok(()),
     }
+}
+
+/// With what operators had set, unless that is to be ignored.
+fn restored(config: &Config) -> anyhow::Result<Registry> {
+    let directory = &config.state_dir;
+    if config.ignore_state
+        && let Some(aside) = store::set_aside(directory)?
+    {
+        warn!("ignoring what operators had set; it is in {} now", aside.display());
+    }
+    let kept = store::read(directory)?;
+    let registry = Registry::restore(config.registry.clone(), kept, Now::read());
+    registry.map_err(|refusal| {
+        store::unusable(directory, anyhow!("it does not fit the settings of this start: {refusal}"))
+    })
 }
 
 fn vips(config: &Config) -> String {

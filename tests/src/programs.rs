@@ -18,13 +18,15 @@ pub const ECHO_PORT: u16 = 8080;
 
 const START: Duration = Duration::from_secs(15);
 
-/// Starts the daemon on these interfaces, and waits until it answers.
+/// Starts the daemon on these interfaces, with what operators of this lab had set, and waits until it answers.
 pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
     let mut command = lab.nlb.netns.command(built("nlb")?);
     command
         .args(["serve", "--iface", interfaces])
         .args(["--vip", &format!("{VIP4},{VIP6}")])
         .args(["--grpc", &grpc(lab).to_string()])
+        .arg("--state-dir")
+        .arg(lab.files().join("state"))
         .args(args);
     let mut nlb = lab.start("nlb", &mut command)?;
     let address = grpc(lab);

@@ -5,7 +5,7 @@
 //! set this way lies in a file of its own, which comes after flags and variables and before the TOML file.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -16,8 +16,8 @@ use serde_json::{Map, Value};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Config, Options};
+use crate::store;
 
-const STATE_DIR: &str = "/var/lib/nlb";
 const FILE: &str = "config.json";
 
 /// Settings that take effect without a restart.
@@ -86,8 +86,7 @@ impl Configuration {
     /// Puts together what was given, kept and written in the file.
     pub fn start(given: Options) -> anyhow::Result<(Config, Configuration)> {
         let file = given.file()?;
-        let named = given.clone().or(file.clone()).state_dir;
-        let state_dir = named.unwrap_or_else(|| PathBuf::from(STATE_DIR));
+        let state_dir = given.clone().or(file.clone()).state_dir();
         let kept = Kept::read(&state_dir.join(FILE))?;
         let running = given.clone().or(kept.settings.clone()).or(file);
         let config = running.clone().check()?;
@@ -179,16 +178,7 @@ impl Kept {
 
     /// Whole or not at all, also if the machine stops meanwhile.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
-        let write = || -> std::io::Result<()> {
-            fs::create_dir_all(directory)?;
-            let (path, draft) = (directory.join(FILE), directory.join(format!("{FILE}.new")));
-            let mut file = File::create(&draft)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            fs::rename(draft, path)?;
-            File::open(directory)?.sync_all()
-        };
-        write()
+        store::replace(directory, FILE, |file| file.write_all(&serde_json::to_vec_pretty(self)?))
             .with_context(|| format!("cannot keep the settings in {}; see --state-dir", directory.display()))
     }
 }

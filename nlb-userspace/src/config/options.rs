@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Config, Mode, Net, Ports, Span, XdpMode};
 
+const STATE_DIR: &str = "/var/lib/nlb";
+
 /// As given; what is not given is left to the next source. Flags, variables and keys of the file bear the same names.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
@@ -18,10 +20,15 @@ pub struct Options {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Where settings made over gRPC are kept [default: /var/lib/nlb]
+    /// Where settings made over gRPC, and what operators set, are kept [default: /var/lib/nlb]
     #[arg(long, env = "NLB_STATE_DIR", value_name = "DIRECTORY")]
     #[serde(skip)]
     pub state_dir: Option<PathBuf>,
+
+    /// Begin without the routes, limits, weights and drains that operators had set; the file that has them is moved aside
+    #[arg(long, env = "NLB_IGNORE_STATE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip)]
+    pub ignore_state: Option<bool>,
 
     /// Interfaces to balance on [repeat, or separate by commas]
     #[arg(long, env = "NLB_IFACE", value_name = "NAME", value_delimiter = ',')]
@@ -163,6 +170,10 @@ impl Options {
         Ok(self.config.as_deref().map(read).transpose()?.unwrap_or_default())
     }
 
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| PathBuf::from(STATE_DIR))
+    }
+
     pub(super) fn or(self, file: Options) -> Options {
         macro_rules! either {
             ($($field:ident),+ $(,)?) => { Options { $($field: self.$field.or(file.$field)),+ } };
@@ -170,6 +181,7 @@ impl Options {
         either!(
             config,
             state_dir,
+            ignore_state,
             iface,
             vip,
             xdp_mode,
@@ -214,6 +226,7 @@ impl From<&Config> for Options {
         Options {
             config: None,
             state_dir: None,
+            ignore_state: None,
             iface: Some(config.interfaces.clone()),
             vip: Some(registry.vips.nets().map(Net).collect()),
             xdp_mode: Some(config.xdp_mode),

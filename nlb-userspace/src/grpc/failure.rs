@@ -27,6 +27,8 @@ pub enum Failure {
     Late {
         revision: u64,
     },
+    /// In force, and lost with the daemon: it could not be written to disk.
+    NotStored(String),
     /// The settings could not be kept.
     NotKept(String),
     /// An update of a configuration that has changed meanwhile.
@@ -102,7 +104,7 @@ impl Failure {
         match self {
             Failure::Malformed(_) => Code::InvalidArgument,
             Failure::Unresolved(_) | Failure::Late { .. } => Code::Unavailable,
-            Failure::NotApplied { .. } | Failure::NotKept(_) => Code::Internal,
+            Failure::NotApplied { .. } | Failure::NotStored(_) | Failure::NotKept(_) => Code::Internal,
             Failure::Outdated { .. } => Code::AlreadyExists,
             Failure::Modules { .. } => Code::Aborted,
             Failure::PassedOn { code, .. } => *code,
@@ -149,6 +151,10 @@ impl std::fmt::Display for Failure {
                     "accepted as revision {revision}, but the data path does not hold it yet; ask GetNLBStatus"
                 )
             }
+            Failure::NotStored(reason) => write!(
+                f,
+                "in force, but a restart would forget it, and what else is set now: {reason}; the NLB goes on trying"
+            ),
             Failure::NotKept(reason) => write!(f, "nothing was changed: {reason}"),
             Failure::Outdated { given, current } => write!(
                 f,

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use prost_types::Timestamp;
 
+use crate::model::MAX_WEIGHT;
+
 /// A field that does not hold what it must.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -46,7 +48,6 @@ const ID_LENGTH: usize = 128;
 const MAP_ENTRIES: usize = 64;
 const KEY_LENGTH: usize = 128;
 pub const TEXT_LENGTH: usize = 4096;
-pub const MAX_WEIGHT: u32 = 10_000;
 
 /// An id of an instance or a route.
 pub fn id(field: &str, text: &str) -> Result<String, Fault> {

@@ -32,7 +32,7 @@ impl Control {
         let enabled = limit.enabled;
         let idle = self.without_effect(&limit.target);
         let revision = self.registry.set_rate_limit(id.clone(), limit)?;
-        self.applied(revision).await?;
+        self.settled(revision).await?;
         let message = match idle {
             _ if !enabled => format!("{id} is kept and not in force: enabled is false"),
             None => format!("{id} is in force"),
@@ -54,7 +54,7 @@ impl Control {
             return self.relay(&instance_id, request, passed_on).await;
         }
         let revision = self.registry.remove_rate_limit(&id)?;
-        self.applied(revision).await?;
+        self.settled(revision).await?;
         Ok(proto::RemoveRateLimitResponse { success: true, message: format!("{id} is removed"), error: None })
     }
 

@@ -45,7 +45,7 @@ impl Control {
         let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
         let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
         let draining = self.registry.begin_maintenance(&id)?;
-        self.applied(draining.revision).await?;
+        self.settled(draining.revision).await?;
         let drained = drain::wait(&self.registry, &id, draining.epoch, self.traffic.clone(), deadline).await;
         let message = match drained.left {
             0 => format!("{id} takes no new flows, and its TCP flows have closed"),
@@ -63,7 +63,7 @@ impl Control {
     async fn resume(&self, request: ResumeModuleRequest) -> Result<ResumeModuleResponse, Failure> {
         let id = fault::id("instance_id", &request.instance_id)?;
         let revision = self.registry.resume(&id)?;
-        self.applied(revision).await?;
+        self.settled(revision).await?;
         Ok(ResumeModuleResponse {
             success: true,
             message: format!("{id} takes new flows again"),

@@ -61,7 +61,7 @@ impl Control {
         let done = match commit {
             Commit::DryRun => "valid; nothing was changed",
             Commit::Apply => {
-                self.applied(revision).await?;
+                self.settled(revision).await?;
                 "applied"
             }
         };

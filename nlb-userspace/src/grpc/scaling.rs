@@ -53,7 +53,8 @@ impl Control {
             None => "",
             Some(policy) => {
                 let automatic = policy.automatic;
-                self.scaling.adopt(&key, policy);
+                let revision = self.registry.set_scaling(&key, policy)?;
+                self.settled(revision).await?;
                 if automatic {
                     "; the config is in force"
                 } else {
@@ -108,6 +109,10 @@ impl Control {
             let (snapshot, traffic) = (self.registry.snapshot(), self.traffic.borrow().clone());
             for order in self.scaling.look(&snapshot, &traffic, Instant::now()) {
                 self.scale(order);
+            }
+            let gone = self.scaling.gone(&snapshot);
+            if !gone.is_empty() {
+                self.registry.forget_scaling(&gone);
             }
         }
     }

@@ -70,12 +70,18 @@ impl Control {
         }
     }
 
-    /// Degraded while the maps do not hold what is wanted: what they held before is still served.
+    /// Degraded while the maps do not hold what is wanted: what they held before is still served. And while the disk does
+    /// not hold what operators have set.
     fn condition(&self) -> (HealthStatus, String) {
-        match &self.applied.borrow().error {
-            None => (HealthStatus::Healthy, "the data path holds what was asked for".to_owned()),
-            Some(reason) => {
+        let not_applied = self.applied.borrow().error.clone();
+        let not_stored = self.stored.borrow().error.clone();
+        match (not_applied, not_stored) {
+            (None, None) => (HealthStatus::Healthy, "the data path holds what was asked for".to_owned()),
+            (Some(reason), _) => {
                 (HealthStatus::Degraded, format!("the data path holds an earlier state: {reason}"))
+            }
+            (None, Some(reason)) => {
+                (HealthStatus::Degraded, format!("a restart would forget what operators have set: {reason}"))
             }
         }
     }
@@ -91,6 +97,7 @@ impl Control {
             (!unserved.is_empty()).then(|| ("routes_without_traffic".to_owned(), unserved.join(", "))),
         );
         seen.extend(applied.error.clone().map(|reason| ("apply_error".to_owned(), reason)));
+        seen.extend(self.stored.borrow().error.clone().map(|reason| ("store_error".to_owned(), reason)));
         let snapshot = self.registry.snapshot();
         let under_way = snapshot.promotion.as_ref();
         let promotion = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));

@@ -54,7 +54,7 @@ impl Control {
         let agreement = self.agree(told.collect(), untold).await?;
         let (revision, note) = agreement.commit(|| set(Commit::Apply)).await?;
         drop(turn);
-        self.applied(revision).await?;
+        self.settled(revision).await?;
         Ok(SetTrafficWeightResponse {
             success: true,
             message: message(NEW_FLOWS_ONLY, [note]),
@@ -102,7 +102,7 @@ impl Control {
         let agreement = self.agree(told.collect(), untold).await?;
         let (promoted, note) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
-        self.applied(promoted.revision).await?;
+        self.settled(promoted.revision).await?;
         let step = self.registry.settings().promotion.step;
         let done = match (pace, promoted.percent) {
             (_, WHOLE) => format!("{version} has all new flows, and is watched for {step:?}"),
@@ -161,7 +161,7 @@ impl Control {
         let agreement = self.agree(told.collect(), untold).await?;
         let (rolled, note) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
-        self.applied(rolled.revision).await?;
+        self.settled(rolled.revision).await?;
         Ok(RollbackResponse {
             success: true,
             message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [note]),

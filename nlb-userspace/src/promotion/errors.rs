@@ -19,45 +19,87 @@ pub struct Counters {
 }
 
 /// So many of so many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     pub bad: u64,
     pub all: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Errors {
-    last: BTreeMap<String, Counters>,
-    sum: Counters,
+    /// As heartbeats say.
+    requests: Tally,
+    /// As the data path counts, since it began: that is with the daemon.
+    flows: Tally,
+    /// Instances had counted requests before anybody looked at them.
+    resumed: bool,
+}
+
+/// One kind of rate, added up.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    last: BTreeMap<String, Rate>,
+    sum: Rate,
 }
 
 impl Errors {
     /// Whatever was counted so far does not count.
     pub fn since(counters: BTreeMap<String, Counters>) -> Self {
-        Errors { last: counters, sum: Counters::default() }
+        let mut errors = Errors::default();
+        for (instance_id, counted) in counters {
+            errors.requests.last.insert(instance_id.clone(), counted.requests());
+            errors.flows.last.insert(instance_id, counted.flows());
+        }
+        errors
+    }
+
+    /// What instances had counted when they are first heard does not count.
+    pub fn resumed() -> Self {
+        Errors { resumed: true, ..Errors::default() }
     }
 
     pub fn add(&mut self, counters: BTreeMap<String, Counters>) {
-        for (instance_id, now) in counters {
-            let last = self.last.insert(instance_id, now).unwrap_or_default();
-            // A counter that went back belongs to a process that began anew.
-            let grown = |now: u64, last: u64| if now < last { now } else { now - last };
-            self.sum.requests += grown(now.requests, last.requests);
-            self.sum.failed_requests += grown(now.failed_requests, last.failed_requests);
-            self.sum.new_flows += grown(now.new_flows, last.new_flows);
-            self.sum.resets += grown(now.resets, last.resets);
+        for (instance_id, counted) in counters {
+            let requests = counted.requests();
+            if self.resumed && !self.requests.last.contains_key(&instance_id) {
+                // Until its first heartbeat it has not said anything.
+                if requests.all > 0 {
+                    self.requests.last.insert(instance_id.clone(), requests);
+                }
+            } else {
+                self.requests.add(&instance_id, requests);
+            }
+            self.flows.add(&instance_id, counted.flows());
         }
     }
 
     /// Which rate is above this many percent, if there is enough to tell.
     pub fn beyond(&self, percent: u32) -> Option<Failing> {
-        let Counters { requests, failed_requests, new_flows, resets } = self.sum;
-        let requests = Rate { bad: failed_requests, all: requests };
-        let flows = Rate { bad: resets, all: new_flows };
+        let (requests, flows) = (self.requests.sum, self.flows.sum);
         if requests.is_beyond(percent) {
             return Some(Failing::Requests(requests));
         }
         flows.is_beyond(percent).then_some(Failing::Resets(flows))
+    }
+}
+
+impl Counters {
+    fn requests(self) -> Rate {
+        Rate { bad: self.failed_requests, all: self.requests }
+    }
+
+    fn flows(self) -> Rate {
+        Rate { bad: self.resets, all: self.new_flows }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, instance_id: &str, now: Rate) {
+        let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
+        // A counter that went back belongs to a process that began anew.
+        let grown = |now: u64, last: u64| if now < last { now } else { now - last };
+        self.sum.bad += grown(now.bad, last.bad);
+        self.sum.all += grown(now.all, last.all);
     }
 }
 
@@ -99,6 +141,21 @@ mod tests {
         errors.add(counted(1040, 0));
         errors.add(counted(60, 30));
         assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 30, all: 100 })));
+    }
+
+    #[test]
+    fn after_a_restart_what_is_heard_first_does_not_count() {
+        let mut errors = Errors::resumed();
+        errors.add(counted(0, 0));
+        errors.add(counted(1000, 1000));
+        assert_eq!(errors.beyond(5), None);
+        errors.add(counted(1100, 1006));
+        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 6, all: 100 })));
+        let seen = Counters { new_flows: 20, resets: 20, ..Counters::default() };
+        let mut errors = Errors::resumed();
+        errors.add([("a".to_owned(), seen)].into());
+        let resets = Some(Failing::Resets(Rate { bad: 20, all: 20 }));
+        assert_eq!(errors.beyond(5), resets, "the data path began to count with the daemon");
     }
 
     #[test]

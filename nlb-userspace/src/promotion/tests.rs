@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{Backend, ForwardMode, Health, RouteKey, Snat};
 use crate::registry::fixtures::{Fleet as _, registration, settings};
-use crate::registry::{Commit, Refusal, Report, Settings};
+use crate::registry::{Commit, Kept, Refusal, Report, Settings};
 use crate::stats::Counts;
 
 /// A registry with v1 and v2, each with one instance of its name, and the task that follows promotions.
@@ -18,14 +18,18 @@ const STEP: u64 = 30;
 impl Fleet {
     fn start() -> Fleet {
         let terms = Terms { step: Duration::from_secs(STEP), max_error_percent: 5 };
-        let registry = Arc::new(Registry::new(Settings { promotion: terms, ..settings() }));
-        let (traffic, readings) = watch::channel(Arc::default());
-        let promotions = super::watch(registry.clone(), readings);
-        tokio::spawn(async move { match promotions.await {} });
-        let mut fleet = Fleet { registry, traffic, ids: BTreeMap::new() };
+        let mut fleet = Fleet::with(Registry::new(Settings { promotion: terms, ..settings() }));
         fleet.add("v1");
         fleet.add("v2");
         fleet
+    }
+
+    fn with(registry: Registry) -> Fleet {
+        let registry = Arc::new(registry);
+        let (traffic, readings) = watch::channel(Arc::default());
+        let promotions = super::watch(registry.clone(), readings);
+        tokio::spawn(async move { match promotions.await {} });
+        Fleet { registry, traffic, ids: BTreeMap::new() }
     }
 
     fn add(&mut self, version: &'static str) {
@@ -216,6 +220,67 @@ async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
         "as before the promotion, not its last step"
     );
     assert!(!fleet.is_promoting());
+}
+
+/// What is left of a fleet after the daemon was restarted.
+fn restarted(before: &Fleet) -> Fleet {
+    let kept = Kept::clone(&before.registry.kept().borrow().kept);
+    let registry = Registry::restore((*before.registry.settings()).clone(), kept, Now::read()).unwrap();
+    Fleet::with(registry)
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_it_waits_for_its_instances_and_goes_on_at_its_step() {
+    let fleet = Fleet::start();
+    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.promote("v2", Pace::Steps(40)).unwrap();
+    fleet.pass(STEP + 2).await;
+    assert_eq!(fleet.split(), (20, 80));
+
+    let mut fleet = restarted(&fleet);
+    fleet.add("v1");
+    fleet.pass(3 * STEP).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (true, (20, 80)), "nobody of v2 is there");
+    fleet.add("v2");
+    fleet.say("v2", None, 500, 500);
+    fleet.pass(STEP - 2).await;
+    assert_eq!(fleet.split(), (20, 80), "the step lasts its whole time");
+    fleet.pass(4).await;
+    assert_eq!(fleet.split(), (0, 100));
+    fleet.pass(STEP + 2).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
+    assert_eq!(fleet.ended(), "v2 has all new flows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_it_is_taken_back_like_any_other() {
+    for errs in [true, false] {
+        let fleet = Fleet::start();
+        fleet.promote("v2", Pace::AtOnce).unwrap();
+        let mut fleet = restarted(&fleet);
+        fleet.add("v1");
+        fleet.add("v2");
+        fleet.say("v2", None, 500, 500);
+        fleet.pass(2).await;
+        assert!(fleet.is_promoting(), "what it had counted before does not count");
+        match errs {
+            true => fleet.say("v2", None, 600, 506),
+            false => fleet.say("v2", Some(Health::Unhealthy), 500, 500),
+        }
+        fleet.pass(2).await;
+        assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
+        assert!(fleet.ended().starts_with("v2 was rolled back"), "{}", fleet.ended());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_waits_an_operator_can_end_it() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::Steps(10)).unwrap();
+    let mut fleet = restarted(&fleet);
+    fleet.add("v1");
+    fleet.registry.roll_back("", Commit::Apply).unwrap();
+    assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,10 +26,12 @@ impl Registry {
     fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, Refusal> {
         let (epoch, revision) = self.change(Commit::Apply, |state| {
             let record = state.record_mut(instance_id)?;
+            let epoch = record.epoch;
             if record.drain != Some(Drain::Leaving) {
                 record.drain = Some(reason);
+                state.steer(instance_id, |steering| steering.maintenance = reason == Drain::Maintenance);
             }
-            Ok(record.epoch)
+            Ok(epoch)
         })?;
         info!(instance = instance_id, ?reason, revision, "draining");
         Ok(Draining { epoch, revision })
@@ -43,6 +45,7 @@ impl Registry {
                 return Err(Refusal::Leaving(instance_id.to_owned()));
             }
             record.drain = None;
+            state.steer(instance_id, |steering| steering.maintenance = false);
             Ok(())
         })?;
         info!(instance = instance_id, revision, "drain ended");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{Commit, Now, Refusal, Registry, State};
@@ -15,7 +16,8 @@ use crate::stats::Traffic;
 const REMEMBERED: usize = 16;
 
 /// Versions' weights as they were set, so that they can be put back.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Split {
     pub weights: BTreeMap<String, u32>,
     pub since: Option<SystemTime>,

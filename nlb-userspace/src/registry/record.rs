@@ -12,7 +12,7 @@ use crate::model::{Health, Module};
 use crate::resolve::{Endpoint, Host};
 use crate::scaling::Policy;
 
-use super::{Now, Report};
+use super::{Now, Report, Steering};
 
 /// What a module says when it registers.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,17 @@ impl Record {
             drain: None,
             report: None,
             routes_since,
+        }
+    }
+
+    /// Takes over what operators had set before the NLB was restarted.
+    pub(super) fn obey(&mut self, steering: Steering) {
+        if let Some(weight) = steering.weight {
+            self.registration.module.weight = weight;
+            self.asked_weight = weight;
+        }
+        if steering.maintenance {
+            self.drain = Some(Drain::Maintenance);
         }
     }
 

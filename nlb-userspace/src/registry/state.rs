@@ -9,8 +9,9 @@ use imbl::ordmap::DiffItem;
 
 use crate::model::{Desired, Module, RateLimit, Route, Routes};
 use crate::promotion::Promotion;
+use crate::scaling::{GroupKey, Policy};
 
-use super::{Learned, Record, Refusal, Settings, Split};
+use super::{Awaited, Learned, Record, Refusal, Settings, Split, Steering};
 
 /// Clones share the modules, routes and limits that are equal.
 #[derive(Clone, Debug)]
@@ -36,6 +37,12 @@ pub struct State {
     pub promotion: Option<Promotion>,
     /// How the last promotion ended, for people.
     pub last_promotion: Option<String>,
+    /// What operators have set for instances, by id: of those that are registered, and of those that are awaited.
+    pub steering: OrdMap<String, Steering>,
+    /// `None` once the NLB has waited long enough, or began with nothing.
+    pub awaited: Option<Awaited>,
+    /// How operators want groups to scale.
+    pub scaling: BTreeMap<GroupKey, Policy>,
     last_epoch: u64,
 }
 
@@ -54,6 +61,9 @@ impl State {
             former_splits: Vec::new(),
             promotion: None,
             last_promotion: None,
+            steering: OrdMap::new(),
+            awaited: None,
+            scaling: BTreeMap::new(),
             last_epoch: 0,
         }
     }
@@ -113,6 +123,12 @@ impl State {
     pub(super) fn record_mut(&mut self, instance_id: &str) -> Result<&mut Record, Refusal> {
         let record = self.modules.get_mut(instance_id).map(Arc::make_mut);
         record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+    }
+
+    pub(super) fn forget_module(&mut self, instance_id: &str) {
+        self.modules.remove(instance_id);
+        self.forget_steering(instance_id);
+        self.await_no_more(instance_id);
     }
 
     pub(super) fn next_epoch(&mut self) -> u64 {

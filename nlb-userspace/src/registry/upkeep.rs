@@ -26,6 +26,11 @@ impl Registry {
     pub fn expire_leases(&self, now: Instant) {
         let mut state = self.lock();
         let terms = &state.settings.lease.clone();
+        let waited = state.awaited.as_ref().map(|awaited| now.saturating_duration_since(awaited.since));
+        if waited.is_some_and(|waited| waited >= terms.evict_after) {
+            Arc::make_mut(&mut state).end_waiting();
+            self.publish(&state);
+        }
         let due: Vec<(String, Standing)> = state
             .modules
             .iter()
@@ -45,7 +50,7 @@ impl Registry {
                 // A drain has a deadline of its own.
                 Standing::Forfeit if record.drain != Some(Drain::Leaving) => {
                     warn!(instance = instance_id, ?silent, "lease forfeit: module evicted");
-                    changed.modules.remove(&instance_id);
+                    changed.forget_module(&instance_id);
                 }
                 _ => warn!(instance = instance_id, ?silent, "heartbeats missed: module gets no new flows"),
             }
@@ -62,6 +67,9 @@ impl Registry {
             if let Ok(record) = changed.record_mut(&instance_id) {
                 record.lease.extend(by);
             }
+        }
+        if let Some(awaited) = &mut changed.awaited {
+            awaited.since += by;
         }
     }
 

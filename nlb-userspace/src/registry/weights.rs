@@ -29,6 +29,7 @@ impl Registry {
             }
             module.weight = weight;
             record.asked_weight = weight;
+            state.steer(instance_id, |steering| steering.weight = Some(weight));
             Ok(())
         })?;
         if commit == Commit::Apply {

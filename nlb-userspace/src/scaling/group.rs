@@ -38,8 +38,6 @@ pub struct Attempt {
 #[derive(Debug, Default)]
 pub struct Group {
     pub autoscaler: Autoscaler,
-    /// An operator's, in place of the instances' own.
-    policy: Option<Policy>,
     /// Instances that have sent a heartbeat in this round.
     heard: BTreeSet<String>,
     sampled_at: Option<Instant>,
@@ -50,16 +48,6 @@ pub struct Group {
 }
 
 impl Group {
-    /// The operator's, else that of the first instance that has one.
-    pub fn policy<'a>(&'a self, members: &[&'a Record]) -> Option<&'a Policy> {
-        let of_members = || members.iter().find_map(|record| record.registration.scaling.as_ref());
-        self.policy.as_ref().or_else(of_members)
-    }
-
-    pub fn adopt(&mut self, policy: Policy) {
-        self.policy = Some(policy);
-    }
-
     /// Whether this heartbeat is the first of a round. A round ends when somebody is heard for the second time, so that
     /// many instances do not make for more samples than one, and one that has fallen silent holds nothing up.
     pub fn begins_round(&mut self, instance_id: &str) -> bool {
@@ -142,12 +130,17 @@ impl Group {
         }
     }
 
-    pub fn details(&self, members: &[&Record], now: Instant) -> BTreeMap<String, String> {
+    pub fn details(
+        &self,
+        members: &[&Record],
+        policy: Option<&Policy>,
+        now: Instant,
+    ) -> BTreeMap<String, String> {
         let mut details = BTreeMap::from([
             ("scaling.instances".to_owned(), members.len().to_string()),
             ("scaling.orders".to_owned(), self.orders.to_string()),
         ]);
-        let policy = self.policy(members).cloned().unwrap_or_default();
+        let policy = policy.cloned().unwrap_or_default();
         let state = match self.autoscaler {
             Autoscaler::Cooling { until } if now < until => {
                 format!("cooling for {} s", (until - now).as_secs_f64().ceil())

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Load;
 
 /// The contract's ScalingConfig, with what it leaves open filled in.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Act without being asked.
     pub automatic: bool,
@@ -21,7 +24,8 @@ pub struct Policy {
 }
 
 /// What an instance should carry. Measures without a target are not looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Targets {
     pub cpu_percent: Option<u32>,
     pub memory_percent: Option<u32>,
@@ -55,6 +59,21 @@ impl Policy {
     pub const DEFAULT_MAX: u32 = 10;
     pub const DEFAULT_CPU_PERCENT: u32 = 70;
     pub const DEFAULT_COOLDOWN: Duration = Duration::from_secs(60);
+
+    /// Whether it can be followed; if not, why.
+    pub fn check(&self) -> Result<(), String> {
+        if self.min == 0 || self.min > self.max {
+            return Err(format!("a group cannot have {} to {} instances", self.min, self.max));
+        }
+        let Targets { cpu_percent, memory_percent, connections } = self.targets;
+        if [cpu_percent, memory_percent, connections].contains(&Some(0)) {
+            return Err("a target of a group's load is 0".to_owned());
+        }
+        match self.contradicts_itself() {
+            true => Err("a group would want more instances and fewer at once".to_owned()),
+            false => Ok(()),
+        }
+    }
 
     /// Whether some measure would ask for more instances and for fewer at once.
     pub fn contradicts_itself(&self) -> bool {

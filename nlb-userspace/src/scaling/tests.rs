@@ -246,13 +246,18 @@ async fn groups_without_a_policy_are_left_alone_and_those_that_are_gone_forgotte
     for _ in 0..5 {
         assert_eq!(group.heartbeat("a"), Heard::default());
     }
-    group.scaling.adopt(&group.key(), policy());
+    let key = group.key();
+    group.registry.set_scaling(&key, policy()).unwrap();
     assert_eq!(group.order_after("a", 3).wanted, 4);
     let epoch = group.registry.snapshot().record("a").unwrap().epoch;
     group.registry.remove("a", epoch);
     time::advance(COOLDOWN).await;
     assert_eq!(group.look(), []);
     assert!(group.scaling.lock().is_empty());
+    let gone = group.scaling.gone(&group.registry.snapshot());
+    assert_eq!(gone, [key].into());
+    group.registry.forget_scaling(&gone);
+    assert!(group.registry.snapshot().scaling.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -354,6 +359,6 @@ async fn a_wish_may_name_whom_to_ask_and_bring_bounds_of_its_own() {
     let order = group.scaling.wish(&group.key(), &wish, &state, Instant::now()).unwrap().order.unwrap();
     assert_eq!((order.instance_id.as_str(), order.policy.max), ("b", 6));
     assert_eq!(group.detail("scaling.bounds"), "1 to 4", "not before the wish is done");
-    group.scaling.adopt(&group.key(), order.policy.clone());
+    group.registry.set_scaling(&group.key(), order.policy.clone()).unwrap();
     assert_eq!(group.detail("scaling.bounds"), "1 to 6");
 }

@@ -24,6 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
+use super::settings::StateDir;
+
 pub struct Fleet {
     control: Control,
     maps: FakeMaps,
@@ -31,6 +33,7 @@ pub struct Fleet {
     registration_ids: BTreeMap<String, String>,
     /// Changes that `changes` has told already.
     told: usize,
+    _state_dir: StateDir,
     _tasks: JoinSet<()>,
 }
 
@@ -46,6 +49,10 @@ impl Fleet {
         tasks.spawn(reconcile::run(registry.desired(), read_hops, publish_applied, limits, store));
         let leases = nlb::lease::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
+        let state_dir = StateDir::new();
+        let (publish_stored, stored) = watch::channel(Default::default());
+        let storing = nlb::store::keep(state_dir.path().to_owned(), registry.kept(), publish_stored);
+        tasks.spawn(async move { match storing.await {} });
         let traffic = watch::channel(Arc::default()).1;
         let sources = Sources {
             registry: registry.clone(),
@@ -56,6 +63,7 @@ impl Fleet {
         let control = Control {
             registry,
             applied,
+            stored,
             // Nobody counts: drains last until their deadline.
             traffic,
             metrics: Recorder::new(sources, 1 << 20).1,
@@ -66,7 +74,15 @@ impl Fleet {
             configuration: Default::default(),
             details: Vec::new(),
         };
-        Fleet { control, maps, hops, registration_ids: BTreeMap::new(), told: 0, _tasks: tasks }
+        Fleet {
+            control,
+            maps,
+            hops,
+            registration_ids: BTreeMap::new(),
+            told: 0,
+            _state_dir: state_dir,
+            _tasks: tasks,
+        }
     }
 
     pub async fn register(&mut self, instance: ModuleInstance, routes: Vec<Route>) -> String {

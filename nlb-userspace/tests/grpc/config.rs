@@ -1,7 +1,6 @@
 //! UpdateNLBConfig and GetNLBConfig: what changes at once, what waits for a restart, and what is refused.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use nlb::config::{Configuration, Options};
 use nlb_proto::*;
@@ -11,24 +10,7 @@ use tonic::Code;
 
 use super::fleet::{registration, route};
 use super::nlb::Nlb;
-
-/// A directory of the test's own, removed with it.
-pub struct StateDir(PathBuf);
-
-impl StateDir {
-    pub fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        StateDir(std::env::temp_dir().join(format!("nlb-config-{}-{number}", std::process::id())))
-    }
-}
-
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        // It is not there if nothing was kept.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use super::settings::StateDir;
 
 fn options(state_dir: &Path) -> Options {
     Options {
@@ -41,8 +23,8 @@ fn options(state_dir: &Path) -> Options {
 }
 
 pub async fn start(state_dir: &StateDir) -> Nlb {
-    let (config, configuration) = Configuration::start(options(&state_dir.0)).expect("sound options");
-    Nlb::configured(config.registry, configuration).await
+    let (config, configuration) = Configuration::start(options(state_dir.path())).expect("sound options");
+    Nlb::configured(config.registry, configuration, state_dir.path()).await
 }
 
 fn checked(config_data: Vec<u8>) -> ConfigUpdate {
@@ -137,7 +119,7 @@ async fn validate_only_changes_nothing() {
     let request = UpdateNlbConfigRequest { validate_only: true, ..update(json!({ "fail_open": false })) };
     let answer = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
     assert!(answer.success && answer.validation_passed, "{answer:?}");
-    assert!(nlb.registry.settings().fail_open && !state_dir.0.exists());
+    assert!(nlb.registry.settings().fail_open && !state_dir.path().exists());
     assert_eq!(current(&mut nlb).await.0.config_id, "nlb-0");
 }
 
@@ -163,7 +145,7 @@ async fn what_does_not_fit_is_refused_whole() {
         assert!(answer.validation_errors[0].contains(reason), "{reason}: {answer:?}");
         assert_eq!(answer.error.expect("an error").code(), StatusCode::InvalidArgument);
     }
-    assert!(nlb.registry.settings().fail_open && !state_dir.0.exists());
+    assert!(nlb.registry.settings().fail_open && !state_dir.path().exists());
 }
 
 #[tokio::test]
@@ -206,12 +188,12 @@ async fn an_update_of_an_older_configuration_is_refused() {
 async fn settings_that_cannot_be_kept_are_not_put_in_force() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
-    std::fs::write(&state_dir.0, "a file where the directory should be").unwrap();
+    std::fs::write(state_dir.path(), "a file where the directory should be").unwrap();
     let answer =
         nlb.modules.update_nlb_config(update(json!({ "fail_open": false }))).await.unwrap().into_inner();
     assert!(!answer.success && answer.message.contains("--state-dir"), "{answer:?}");
     assert!(nlb.registry.settings().fail_open);
-    std::fs::remove_file(&state_dir.0).unwrap();
+    std::fs::remove_file(state_dir.path()).unwrap();
 }
 
 #[tokio::test]

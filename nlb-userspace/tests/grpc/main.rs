@@ -18,6 +18,7 @@ mod malformed_health;
 mod metrics;
 mod nlb;
 mod other_languages;
+mod persistence;
 mod rate_limits;
 mod registration;
 mod reports;

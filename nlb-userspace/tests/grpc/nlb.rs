@@ -1,6 +1,7 @@
 //! An NLB without a kernel: everything above the maps is real.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -12,9 +13,10 @@ use nlb::maps::fake::FakeMaps;
 use nlb::metrics::{Recorder, Sources};
 use nlb::model::{Backend, ForwardMode, RouteKey};
 use nlb::reconcile;
-use nlb::registry::{Registry, Settings};
+use nlb::registry::{Now, Registry, Settings};
 use nlb::resolve::Resolver;
 use nlb::stats::{Counts, Traffic};
+use nlb::store;
 use nlb::upcall::{self, Closed, Question};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
@@ -22,6 +24,8 @@ use nlb_proto::operator_service_client::OperatorServiceClient;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::transport::Channel;
+
+use super::settings::StateDir;
 
 /// Dropping it ends the server and its tasks.
 pub struct Nlb {
@@ -40,6 +44,7 @@ pub struct Nlb {
     pub stop: Arc<Notify>,
     peers: Peers,
     tasks: tokio::task::JoinSet<()>,
+    _state_dir: Option<StateDir>,
 }
 
 /// With a VIP of either family.
@@ -55,12 +60,17 @@ impl Nlb {
     }
 
     pub async fn with(settings: Settings) -> Nlb {
-        Nlb::configured(settings, Configuration::default()).await
+        let state_dir = StateDir::new();
+        let nlb = Nlb::configured(settings, Configuration::default(), state_dir.path()).await;
+        Nlb { _state_dir: Some(state_dir), ..nlb }
     }
 
-    pub async fn configured(settings: Settings, configuration: Configuration) -> Nlb {
+    /// With what was kept in this directory.
+    pub async fn configured(settings: Settings, configuration: Configuration, state_dir: &Path) -> Nlb {
         let limits = settings.limits;
-        let registry = Arc::new(Registry::new(settings));
+        let kept = store::read(state_dir).expect("a sound file");
+        let registry = Registry::restore(settings, kept, Now::read()).expect("what was kept fits");
+        let registry = Arc::new(registry);
         let maps = FakeMaps::default();
         let (publish_applied, applied) = watch::channel(Arc::default());
         let (traffic, read_traffic) = watch::channel(Arc::default());
@@ -73,6 +83,9 @@ impl Nlb {
             let _open = publish_hops;
             reconcile::run(desired, hops, publish_applied, limits, store).await;
         });
+        let (publish_stored, stored) = watch::channel(Default::default());
+        let storing = store::keep(state_dir.to_owned(), registry.kept(), publish_stored);
+        tasks.spawn(async move { match storing.await {} });
         let leases = nlb::lease::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
 
@@ -106,6 +119,7 @@ impl Nlb {
         let control = Control {
             registry: registry.clone(),
             applied,
+            stored,
             traffic: read_traffic,
             metrics,
             resolver: Resolver::with(|name| async move {
@@ -143,6 +157,7 @@ impl Nlb {
             stop,
             peers,
             tasks,
+            _state_dir: None,
         }
     }
 

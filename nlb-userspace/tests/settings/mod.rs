@@ -1,11 +1,15 @@
 //! What the operator configured, for the rigs that run the control plane without a kernel.
 
+mod state_dir;
+
 use std::time::Duration;
 
 use nlb::compile::Limits;
 use nlb::lease::Terms;
 use nlb::model::ForwardMode;
 use nlb::registry::Settings;
+
+pub use state_dir::StateDir;
 
 /// Room for a few of everything, and no VIPs: routes may name any address.
 pub fn settings() -> Settings {

@@ -11,6 +11,7 @@ mod health;
 mod life;
 mod metrics;
 mod neighbours;
+mod persistence;
 mod promotion;
 mod quickstart;
 mod replies;

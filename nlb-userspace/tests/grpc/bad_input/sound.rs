@@ -7,10 +7,11 @@ use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tonic::transport::Channel;
 
-use crate::config::{self, StateDir};
+use crate::config;
 use crate::fake_module::{Fake, Told};
 use crate::fleet::{deaf, registration_at, route};
 use crate::nlb::Nlb;
+use crate::settings::StateDir;
 
 /// An instance whose own server does what it is told.
 const MODULE: &str = "alb-1";

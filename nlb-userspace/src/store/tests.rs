@@ -1,0 +1,335 @@
+//! What is written comes back the same, and what cannot be used is left as it is.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{
+    Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets,
+};
+use crate::promotion::Stage;
+use crate::registry::{GroupPolicy, Split, Steering};
+use crate::scaling::{self, GroupKey, Policy};
+
+/// Removed with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Directory(std::env::temp_dir().join(format!("nlb-store-{}-{number}", std::process::id())))
+    }
+
+    fn holding(content: &[u8]) -> Self {
+        let directory = Directory::new();
+        fs::create_dir_all(&directory.0).unwrap();
+        fs::write(directory.file(), content).unwrap();
+        directory
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join(FILE)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // It is not there if nothing was written.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[ -~äß☂]{0,12}"
+}
+
+fn names() -> impl Strategy<Value = BTreeMap<String, String>> {
+    btree_map(name(), name(), 0..3)
+}
+
+fn time() -> impl Strategy<Value = SystemTime> {
+    (0..1u64 << 40, 0..1_000_000_000u32).prop_map(|(s, n)| SystemTime::UNIX_EPOCH + Duration::new(s, n))
+}
+
+fn net() -> impl Strategy<Value = ipnet::IpNet> {
+    prop_oneof![Just("192.0.2.0/25"), Just("2001:db8::/33"), Just("198.51.100.7/32"), Just("::/0")]
+        .prop_map(|net| net.parse().unwrap())
+}
+
+fn address() -> impl Strategy<Value = std::net::IpAddr> {
+    prop_oneof![any::<[u8; 4]>().prop_map(Into::into), any::<[u8; 16]>().prop_map(Into::into)]
+}
+
+fn module_type() -> impl Strategy<Value = ModuleType> {
+    use ModuleType::*;
+    prop::sample::select(vec![Alb, Dblb, Ailb, Rtmp, Nlb])
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    use Protocol::*;
+    prop::sample::select(vec![
+        Tcp, Udp, Http, Https, Http2, Http3, Grpc, WebSocket, Mysql, Postgres, Mongodb, Redis, Rtmp, Rtmps,
+        Hls, Dash,
+    ])
+}
+
+fn route() -> impl Strategy<Value = Arc<Route>> {
+    let destination = prop_oneof![
+        Just(Destination::EveryVip),
+        address().prop_map(Destination::Address),
+        net().prop_map(Destination::Prefix)
+    ];
+    let targets = prop_oneof![
+        Just(Targets::Implied),
+        module_type().prop_map(Targets::Type),
+        btree_set(name(), 0..3).prop_map(Targets::Instances)
+    ];
+    let ports = (option::of(any::<u16>()), option::of(any::<u16>()));
+    let matched = (protocol(), option::of(net()), destination, ports, any::<i32>());
+    (matched, targets, names(), name(), names()).prop_map(
+        |(
+            (protocol, source, destination, (port, listen_port), priority),
+            targets,
+            headers,
+            path_pattern,
+            metadata,
+        )| {
+            Arc::new(Route {
+                protocol,
+                source,
+                destination,
+                port,
+                priority,
+                listen_port,
+                targets,
+                headers,
+                path_pattern,
+                metadata,
+            })
+        },
+    )
+}
+
+fn rate_limit() -> impl Strategy<Value = Arc<RateLimit>> {
+    let l4 = prop::sample::select(vec![L4::Tcp, L4::Udp]);
+    let target = prop_oneof![
+        Just(LimitTarget::All),
+        net().prop_map(LimitTarget::Source),
+        name().prop_map(LimitTarget::Route),
+        (address(), any::<u16>(), l4).prop_map(|(vip, port, l4)| LimitTarget::Service(vip, port, l4)),
+    ];
+    let unit = prop::sample::select(vec![LimitUnit::NewFlows, LimitUnit::Packets, LimitUnit::Bytes]);
+    (target, unit, any::<[u64; 4]>(), any::<bool>(), names()).prop_map(
+        |(target, unit, [per_second, per_minute, per_hour, burst], enabled, metadata)| {
+            Arc::new(RateLimit { target, unit, per_second, per_minute, per_hour, burst, enabled, metadata })
+        },
+    )
+}
+
+fn weights() -> impl Strategy<Value = BTreeMap<String, u32>> {
+    btree_map(name(), 0..=10_000u32, 0..4)
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    (name(), 0..=100u32, 1..=100u32, time(), weights()).prop_map(
+        |(version, percent, per_step, started_at, others)| Stage {
+            version,
+            percent,
+            per_step,
+            started_at,
+            others,
+        },
+    )
+}
+
+fn group_policy() -> impl Strategy<Value = GroupPolicy> {
+    let targets = (option::of(1..=100u32), option::of(1..=100u32), option::of(1..u32::MAX));
+    (module_type(), name(), any::<bool>(), 1..9u32, 0..9u32, targets, 0..86_400u64).prop_map(
+        |(
+            module_type,
+            version,
+            automatic,
+            min,
+            more,
+            (cpu_percent, memory_percent, connections),
+            cooldown,
+        )| {
+            let targets = scaling::Targets { cpu_percent, memory_percent, connections };
+            let cooldown = Duration::from_secs(cooldown);
+            let policy = Policy { automatic, min, max: min + more, targets, cooldown, ..Policy::default() };
+            GroupPolicy { group: GroupKey { module_type, version }, policy }
+        },
+    )
+}
+
+fn kept() -> impl Strategy<Value = Kept> {
+    let split = (weights(), option::of(time())).prop_map(|(weights, since)| Split { weights, since });
+    let steering = (option::of(0..=10_000u32), any::<bool>())
+        .prop_map(|(weight, maintenance)| Steering { weight, maintenance });
+    let routes = (btree_map(name(), route(), 0..4), btree_map(name(), time(), 0..4));
+    let limits = btree_map(name(), rate_limit(), 0..4);
+    let versions = (weights(), option::of(time()), vec(split, 0..4), option::of(stage()), option::of(name()));
+    let modules = (btree_map(name(), steering, 0..4), vec(group_policy(), 0..3));
+    (routes, limits, versions, modules).prop_map(|(routes, limits, versions, (steering, scaling))| {
+        let (version_weights, split_since, former_splits, promotion, last_promotion) = versions;
+        Kept {
+            operator_routes: routes.0.into_iter().collect(),
+            operator_routes_since: routes.1.into_iter().collect(),
+            rate_limits: limits.into_iter().collect(),
+            version_weights,
+            split_since,
+            former_splits,
+            promotion,
+            last_promotion,
+            steering: steering.into_iter().collect(),
+            scaling,
+        }
+    })
+}
+
+/// Small, and with something in it.
+fn some() -> Arc<Kept> {
+    let steering = Steering { weight: Some(7), maintenance: true };
+    Arc::new(Kept { steering: [("alb-1".to_owned(), steering)].into_iter().collect(), ..Kept::default() })
+}
+
+fn refused(content: &[u8]) -> String {
+    let directory = Directory::holding(content);
+    let error = format!("{:#}", read(&directory.0).expect_err("it is of no use"));
+    assert!(error.contains(&directory.file().display().to_string()), "{error}");
+    assert!(error.contains("--ignore-state") && error.contains("move it away"), "{error}");
+    assert_eq!(fs::read(directory.file()).unwrap(), content, "it is left as it was");
+    error
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_comes_back(kept in kept()) {
+        let directory = Directory::new();
+        let kept = Arc::new(kept);
+        write(&directory.0, &kept).unwrap();
+        prop_assert_eq!(read(&directory.0).unwrap(), Kept::clone(&kept));
+    }
+}
+
+#[test]
+fn no_file_is_an_empty_state() {
+    assert_eq!(read(&Directory::new().0).unwrap(), Kept::default());
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let directory = Directory::new();
+    write(&directory.0, &some()).unwrap();
+    let whole = fs::read(directory.file()).unwrap();
+    for length in 0..whole.len() {
+        assert!(refused(&whole[..length]).contains("damaged"));
+    }
+}
+
+#[test]
+fn what_this_build_cannot_use_is_refused_with_the_reason() {
+    let sound = serde_json::to_value(Written { version: VERSION, state: &some() }).unwrap();
+    let spoilt = |path: &str, value: serde_json::Value| {
+        let mut spoilt = sound.clone();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        let parent = if parent.is_empty() { &mut spoilt } else { spoilt.pointer_mut(parent).unwrap() };
+        parent[key] = value;
+        spoilt.to_string()
+    };
+    let started = serde_json::to_value(SystemTime::UNIX_EPOCH).unwrap();
+    let stage = |percent, per_step| {
+        serde_json::json!({
+            "version": "v2", "percent": percent, "per_step": per_step, "started_at": started, "others": {}
+        })
+    };
+    for (content, reason) in [
+        ("not JSON".to_owned(), "damaged"),
+        ("{}".to_owned(), "missing field `version`"),
+        (spoilt("/version", 2.into()), "newer version of the NLB wrote it (format 2; this one reads 1)"),
+        // Whatever else a later format looks like.
+        ("{\"version\": 3, \"everything\": []}".to_owned(), "newer version"),
+        (spoilt("/version", 0.into()), "damaged"),
+        (spoilt("/state/colour", "red".into()), "unknown field `colour`"),
+        (spoilt("/state/steering/alb-1/weight", 10_001.into()), "\"alb-1\" has the weight 10001"),
+        (spoilt("/state/version_weights", serde_json::json!({ "v1": -1 })), "damaged"),
+        (spoilt("/state/promotion", stage(101, 5)), "promotion of \"v2\""),
+        (spoilt("/state/promotion", stage(5, 0)), "promotion of \"v2\""),
+    ] {
+        let error = refused(content.as_bytes());
+        assert!(error.contains(reason), "{content}: {error}");
+    }
+}
+
+#[test]
+fn a_policy_that_nobody_could_follow_is_refused() {
+    for policy in [
+        Policy { min: 0, ..Policy::default() },
+        Policy { min: 5, max: 4, ..Policy::default() },
+        Policy { scale_up: Some(10), scale_down: Some(10), ..Policy::default() },
+        Policy {
+            targets: scaling::Targets { connections: Some(0), ..Default::default() },
+            ..Policy::default()
+        },
+    ] {
+        let group = GroupKey { module_type: ModuleType::Alb, version: "v1".into() };
+        let kept = Kept { scaling: vec![GroupPolicy { group, policy }], ..Kept::default() };
+        refused(&serde_json::to_vec(&Written { version: VERSION, state: &kept }).unwrap());
+    }
+}
+
+#[test]
+fn what_is_ignored_is_moved_aside_and_never_lost() {
+    let directory = Directory::holding(b"first");
+    let first = set_aside(&directory.0).unwrap().expect("there was a file");
+    assert_eq!(set_aside(&directory.0).unwrap(), None);
+    fs::write(directory.file(), b"second").unwrap();
+    let second = set_aside(&directory.0).unwrap().expect("there was a file");
+    assert_eq!((fs::read(first).unwrap(), fs::read(second).unwrap()), (b"first".into(), b"second".into()));
+    assert_eq!(read(&directory.0).unwrap(), Kept::default());
+}
+
+/// The task at work, and its two ends.
+fn keeping(directory: &Directory) -> (watch::Sender<Keep>, watch::Receiver<Stored>) {
+    let (changes, kept) = watch::channel(Keep::default());
+    let (publish, stored) = watch::channel(Stored::default());
+    let task = keep(directory.0.clone(), kept, publish);
+    tokio::spawn(async move { match task.await {} });
+    (changes, stored)
+}
+
+#[tokio::test]
+async fn changes_that_come_together_are_written_together() {
+    let directory = Directory::new();
+    let (changes, mut stored) = keeping(&directory);
+    for number in 1..100 {
+        changes.send_replace(Keep { number, kept: some() });
+    }
+    changes.send_replace(Keep { number: 100, kept: Arc::default() });
+    let mut writes = 0;
+    while stored.borrow_and_update().number < 100 {
+        stored.changed().await.unwrap();
+        writes += 1;
+    }
+    // The task has not run before the first wait.
+    assert_eq!((writes, read(&directory.0).unwrap()), (1, Kept::default()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_is_told_and_tried_again() {
+    let directory = Directory::new();
+    fs::write(&directory.0, "a file where the directory should be").unwrap();
+    let (changes, mut stored) = keeping(&directory);
+    changes.send_replace(Keep { number: 1, kept: some() });
+    let failed = stored.wait_for(|stored| stored.number == 1).await.unwrap().clone();
+    assert!(failed.error.expect("it cannot be written").contains("--state-dir"));
+    fs::remove_file(&directory.0).unwrap();
+    stored.wait_for(|stored| stored.error.is_none()).await.unwrap();
+    assert_eq!(read(&directory.0).unwrap(), Kept::clone(&some()));
+}
