@@ -45,6 +45,17 @@ fn every_row_of_the_table_is_about_a_field() {
     assert!(twice.is_empty(), "{twice:?} are in two rows");
 }
 
+#[tokio::test]
+async fn leases_that_are_extended_are_no_change_and_one_that_is_renewed_is() {
+    let fleet = Fleet::start().await;
+    let before = fleet.state();
+    fleet.nlb.registry.extend_leases(std::time::Duration::from_millis(300));
+    assert_eq!(fleet.state(), before);
+    let heartbeat = Request::new(fleet.heartbeat());
+    assert!(fleet.nlb.modules.clone().heartbeat(heartbeat).await.unwrap().into_inner().acknowledged);
+    assert_ne!(fleet.state(), before);
+}
+
 async fn every_field_of(service: &str) {
     let contract = Contract::read();
     let mut problems = Vec::new();

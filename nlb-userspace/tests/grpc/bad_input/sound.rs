@@ -1,10 +1,14 @@
 //! One sound request for each call, with every message inside it filled in; what a test spoils is then the only fault.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use nlb::lease::Terms;
+use nlb::registry::{Commit, Settings, State};
 use nlb_proto::*;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::config;
@@ -22,6 +26,8 @@ pub struct Fleet {
     pub channel: Channel,
     told: Told,
     registration_id: String,
+    /// Later than any lease is renewed.
+    later: Instant,
     _state_dir: StateDir,
 }
 
@@ -29,6 +35,11 @@ impl Fleet {
     pub async fn start() -> Fleet {
         let state_dir = StateDir::new();
         let mut nlb = config::start(&state_dir).await;
+        // Nobody sends heartbeats, so leases have to outlast the test.
+        let hour = Duration::from_secs(3600);
+        let lease = Terms { interval: hour, missed: 3, evict_after: 10 * hour };
+        let settings = Settings { lease, ..(*nlb.registry.settings()).clone() };
+        nlb.registry.configure(settings, Commit::Apply).expect("nobody is registered yet");
         let told = nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;
         nlb.add_fake("alb-2", 2, "v2", Fake::OBEYS).await;
         // Registering again is how the id becomes known here; the address stays the same.
@@ -42,12 +53,34 @@ impl Fleet {
         assert!(nlb.front.set_rate_limit(limit).await.unwrap().into_inner().success);
         let server = Channel::from_shared(format!("http://{}", nlb.address)).unwrap();
         let channel = server.connect().await.unwrap();
-        Fleet { nlb, channel, told, registration_id, _state_dir: state_dir }
+        let later = Instant::now() + 24 * hour;
+        Fleet { nlb, channel, told, registration_id, later, _state_dir: state_dir }
     }
 
     /// All that a call could change: what is desired, and what a module was told.
     pub fn state(&self) -> String {
-        format!("{:?} {:?}", self.nlb.registry.snapshot(), self.told.calls())
+        let mut state = State::clone(&self.nlb.registry.snapshot());
+        self.align_leases(&mut state);
+        format!("{state:?} {:?}", self.told.calls())
+    }
+
+    /// When a process stood still, the NLB extends all leases by the same time, and on a busy machine it does at times.
+    /// What a call could do is to renew one of them: against the others, that shows.
+    fn align_leases(&self, state: &mut State) {
+        let ages = state.modules.values().map(|record| record.lease.age(self.later));
+        let Some(shift) = ages.min() else { return };
+        let aligned = state.modules.iter().map(|(instance_id, record)| {
+            let mut record = record.as_ref().clone();
+            record.lease.extend(shift);
+            (instance_id.clone(), Arc::new(record))
+        });
+        state.modules = aligned.collect();
+    }
+
+    /// As short as one can be.
+    pub fn heartbeat(&self) -> HeartbeatRequest {
+        let (instance_id, registration_id) = (MODULE.to_owned(), self.registration_id.clone());
+        HeartbeatRequest { instance_id, registration_id, ..HeartbeatRequest::default() }
     }
 
     pub fn request(&self, call: &str) -> Vec<u8> {
@@ -66,11 +99,10 @@ impl Fleet {
                 bytes(UnregisterModuleRequest { instance_id, registration_id, ..Default::default() })
             }
             "Heartbeat" => bytes(HeartbeatRequest {
-                instance_id,
-                registration_id,
                 status: HealthStatus::Healthy.into(),
                 current_stats: Some(ModuleStats { since: now(), ..Default::default() }),
                 timestamp: now(),
+                ..self.heartbeat()
             }),
             "ListModules" => bytes(ListModulesRequest { query: query("version"), ..Default::default() }),
             "GetModuleInfo" => bytes(GetModuleInfoRequest { instance_id }),
