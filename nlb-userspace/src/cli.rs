@@ -2,13 +2,17 @@
 
 mod connection;
 mod decap;
+mod limits;
 mod load;
 mod metrics;
 mod modules;
+mod route;
 mod routes;
+mod scale;
 mod status;
 mod steer;
 mod table;
+mod versions;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -74,8 +78,22 @@ enum Question {
     Routes(routes::Filters),
     /// Set a module's or a version's share of new flows
     Weight(steer::Weight),
+    /// Give a version all new flows, at once or in steps
+    Promote(versions::Promote),
+    /// Put a former split of new flows among versions back
+    Rollback(versions::Rollback),
     /// Take new flows away from a module, and wait until its connections have closed
     Drain(steer::Drain),
+    /// Add or remove a route
+    #[command(subcommand)]
+    Route(route::Change),
+    /// List the rate limits, and what they let through and refused
+    Limits(limits::Filters),
+    /// Set or remove a rate limit
+    #[command(subcommand)]
+    Limit(limits::Change),
+    /// Ask a group of modules for more instances or fewer, or set how it scales
+    Scale(scale::Scale),
     /// Show what the NLB measures
     Metrics(metrics::Wanted),
     /// Show what each module carries, and how even that is
@@ -124,6 +142,12 @@ async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
         Question::Modules(filters) => modules::list(channel, filters, view.output).await,
         Question::Routes(filters) => routes::list(channel, filters, view.output).await,
         Question::Weight(weight) => steer::weight(channel, weight, view.output).await,
+        Question::Promote(promote) => versions::promote(channel, promote, view.output).await,
+        Question::Rollback(rollback) => versions::roll_back(channel, rollback, view.output).await,
+        Question::Route(change) => route::change(channel, change, view.output).await,
+        Question::Limits(filters) => limits::list(channel, filters, view.output).await,
+        Question::Limit(change) => limits::change(channel, change, view.output).await,
+        Question::Scale(scale) => scale::scale(channel, scale, view.output).await,
         Question::Metrics(wanted) => metrics::list(channel, wanted, view.output).await,
         Question::Load(span) => load::show(channel, span, view.output).await,
         Question::Rebalance(wish) => load::rebalance(channel, wish, view.output).await,

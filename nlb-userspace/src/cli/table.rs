@@ -24,6 +24,19 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
+/// What the NLB said about a change.
+pub fn message(message: String, output: Output) -> anyhow::Result<String> {
+    #[derive(Serialize)]
+    struct Said {
+        message: String,
+    }
+
+    match output {
+        Output::Json => json(&Said { message }),
+        Output::Text => Ok(message + "\n"),
+    }
+}
+
 /// Numbers to the right, text to the left.
 fn align(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

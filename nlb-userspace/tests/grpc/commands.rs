@@ -5,6 +5,7 @@ use std::process::Output;
 use serde_json::Value;
 use tokio::process::Command;
 
+use super::fake_module::Fake;
 use super::fleet::{deaf, registration, registration_at};
 use super::nlb::Nlb;
 
@@ -112,6 +113,91 @@ async fn load_is_shown_and_rebalanced() {
     let back = nlb.json("rebalance --strategy weight --force").await;
     assert_eq!((&back["before"]["alb-1"], &back["after"]["alb-1"]), (&0.into(), &50.into()));
     assert!(nlb.complains("rebalance --strategy luck").await.contains("least_connections"));
+}
+
+#[tokio::test]
+async fn versions_are_promoted_and_rolled_back() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(deaf(registration_at("alb-2", 2, "v2"))).await;
+    nlb.prints("weight v2 0 --version").await;
+    assert!(nlb.prints("promote v2 --rate 20").await.contains("v2 has 20 % of new flows, and 20 % more"));
+    let back = nlb.json("rollback").await;
+    assert_eq!((&back["previous"], &back["current"]), (&"v1".into(), &"v1".into()));
+    let promoted = nlb.json("promote v2").await;
+    assert_eq!(promoted["version"], "v2");
+    assert!(promoted["message"].as_str().unwrap().contains("v2 has all new flows"));
+    assert!(nlb.prints("rollback v1").await.contains("(from v2 to v1)"));
+    assert!(nlb.complains("promote v2 --rate 101").await.contains("101 is not 1 to 100 percent"));
+    assert!(nlb.complains("promote v9").await.contains("no registered instance has version \"v9\""));
+    assert!(nlb.complains("rollback v2").await.contains("did not have the greatest share"));
+}
+
+#[tokio::test]
+async fn limits_are_set_listed_and_removed() {
+    let nlb = Nlb::start().await;
+    nlb.prints("limit set all * --per-second 100 --burst 20").await;
+    nlb.prints("limit set net ip:10.0.0.0/8 --per-minute 600 --unit packets --off").await;
+    let table = nlb.prints("limits").await;
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines[0],
+        ["LIMIT", "TARGET", "UNIT", "/S", "/MIN", "/H", "BURST", "STATE", "PASSED", "REFUSED"]
+    );
+    assert_eq!(lines[1], ["all", "*", "requests", "100", "-", "-", "20", "on", "0", "0"]);
+    assert_eq!(lines[2], ["net", "ip:10.0.0.0/8", "packets", "-", "600", "-", "-", "off", "0", "0"]);
+    let one = nlb.json("limits --target *").await;
+    assert_eq!((one.as_array().map(Vec::len), &one[0]["per_second"]), (Some(1), &100.into()));
+    assert!(nlb.prints("limit remove all").await.contains("all is removed"));
+    assert!(nlb.complains("limit remove all").await.contains("no rate limit has the id \"all\""));
+    assert!(nlb.complains("limit set a user:7 --per-second 1").await.contains("name the instance"));
+    assert!(nlb.complains("limit set a *").await.contains("give at least one of them"));
+    assert!(nlb.complains("limit set a * --per-second -1").await.contains("-1 is negative"));
+}
+
+#[tokio::test]
+async fn operators_routes_are_added_and_removed() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(deaf(registration_at("alb-2", 2, "v1"))).await;
+    let add = "route add secure --protocol https --destination 192.0.2.1";
+    nlb.prints(&format!("{add} --source 198.51.100.0/24 --priority -3 --listen-port 8443 --for alb-1,alb-2"))
+        .await;
+    let routes = nlb.json("routes --protocol HTTPS").await;
+    let instances: Vec<&Value> = routes.as_array().unwrap().iter().map(|row| &row["instance_id"]).collect();
+    assert_eq!(instances, ["alb-1", "alb-2"]);
+    assert_eq!((&routes[0]["destination_port"], &routes[0]["priority"]), (&443.into(), &(-3).into()));
+    assert_eq!(routes[0]["source"], "198.51.100.0/24");
+    let route = nlb.registry.snapshot().operator_routes["secure"].clone();
+    assert_eq!(route.listen_port, Some(8443));
+    nlb.prints(&format!("{add} --for-type alb --port 8443")).await;
+    let route = nlb.registry.snapshot().operator_routes["secure"].clone();
+    assert_eq!((route.port, route.source), (Some(8443), None), "the whole route is replaced");
+    assert!(nlb.prints("route remove secure").await.contains("deleted"));
+    assert!(nlb.complains("route remove secure").await.contains("there is no route \"secure\""));
+    nlb.prints("route remove web --instance alb-1").await;
+    assert_eq!(nlb.json("routes --instance alb-1").await, Value::Array(Vec::new()));
+    let named = nlb.complains(&format!("{add} --source example.org")).await;
+    assert!(named.contains("source_pattern") && named.contains("\"example.org\""), "{named}");
+    let unknown = nlb.command("route add a --protocol gopher").await;
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("none of TCP, UDP, HTTP"));
+}
+
+#[tokio::test]
+async fn groups_are_scaled_within_what_is_set() {
+    let mut nlb = Nlb::start().await;
+    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+    let set = nlb.json("scale --type alb --max 3 --cpu 60 --by-hand").await;
+    assert_eq!((&set["current"], &set["wanted"]), (&1.into(), &1.into()));
+    assert!(set["message"].as_str().unwrap().contains("for calls by hand only"));
+    assert!(told.calls().is_empty());
+    assert!(nlb.prints("scale alb-1 --up").await.contains("alb-1 sees to 2 instances"));
+    assert_eq!(told.calls().len(), 1);
+    assert!(nlb.complains("scale alb-1 --to 4").await.contains("above max_instances, which is 3"));
+    assert!(nlb.complains("scale alb-1").await.contains("scaling_action"));
+    assert!(nlb.complains("scale ghost --up").await.contains("\"ghost\" is not registered"));
+    let nobody = nlb.command("scale --up").await;
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("INSTANCE_ID"));
 }
 
 #[tokio::test]
