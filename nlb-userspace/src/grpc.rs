@@ -54,7 +54,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::config::Configuration;
 use crate::metrics::Metrics;
 use crate::reconcile::Applied;
-use crate::registry::Registry;
+use crate::registry::{Owner, Registry};
 use crate::resolve::Resolver;
 use crate::scaling::Scaling;
 use crate::stats::Traffic;
@@ -141,6 +141,15 @@ impl Control {
             },
             // The reconciler has ended, or is slow.
             Ok(Err(_)) | Err(_) => Err(Failure::Late { revision }),
+        }
+    }
+
+    /// Waits until the maps hold this revision, and the disk routes that are the operator's.
+    async fn routes_settled(&self, owner: Owner<'_>, revision: u64) -> Result<(), Failure> {
+        match owner {
+            Owner::Operator => self.settled(revision).await,
+            // Modules bring theirs again.
+            Owner::Module { .. } | Owner::OnBehalf { .. } => self.applied(revision).await,
         }
     }
 

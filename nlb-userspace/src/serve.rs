@@ -21,6 +21,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
+    let _claimed = store::claim(&config.state_dir)?;
     let listener = TcpListener::bind(config.grpc).await;
     let listener =
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
@@ -106,10 +107,13 @@ fn restored(config: &Config) -> anyhow::Result<Registry> {
         warn!("ignoring what operators had set; it is in {} now", aside.display());
     }
     let kept = store::read(directory)?;
+    let (routes, limits) = (kept.operator_routes.len(), kept.rate_limits.len());
     let registry = Registry::restore(config.registry.clone(), kept, Now::read());
-    registry.map_err(|refusal| {
+    let registry = registry.map_err(|refusal| {
         store::unusable(directory, anyhow!("it does not fit the settings of this start: {refusal}"))
-    })
+    })?;
+    info!(routes, limits, directory = %directory.display(), "what operators had set is in force");
+    Ok(registry)
 }
 
 fn vips(config: &Config) -> String {

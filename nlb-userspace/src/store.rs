@@ -10,7 +10,7 @@ mod file;
 mod tests;
 
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,9 @@ pub use file::replace;
 
 /// The file's name in the state directory.
 pub const FILE: &str = "state.json";
+
+/// Locked by the daemon whose directory it is.
+const LOCK: &str = "lock";
 
 /// Of the form in which [`Kept`] is written. It grows when a build could not use what the one before has written.
 const VERSION: u32 = 1;
@@ -58,6 +61,31 @@ struct Read {
 #[derive(Deserialize)]
 struct Head {
     version: u32,
+}
+
+/// The directory is this process's own while the answer lives. Two daemons would write over each other's file.
+pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
+    let path = directory.join(LOCK);
+    let open = || {
+        fs::create_dir_all(directory)?;
+        File::options().create(true).truncate(false).write(true).open(&path)
+    };
+    let locked = open().map_err(TryLockError::Error).and_then(|file| file.try_lock().map(|()| file));
+    match locked {
+        Ok(file) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another `nlb serve` keeps its state in {}; give this one a directory of its own with --state-dir",
+            directory.display()
+        ),
+        // Nobody writes there then; whoever sets something is told.
+        Err(TryLockError::Error(error)) => {
+            warn!(
+                "nothing that operators set can be kept: cannot lock {}: {error}; see --state-dir",
+                path.display()
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// What was kept in this directory; nothing, if there is no such file.

@@ -149,7 +149,7 @@ impl Control {
         let agreement = self.agree(told.0, told.1).await?;
         let ((changed, revision), note) = agreement.commit(|| update(Commit::Apply)).await?;
         drop(turn);
-        self.settled(revision).await?;
+        self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
             message: message("applied", [unenforced, note]),
@@ -179,7 +179,7 @@ impl Control {
         let agreement = self.agree(told.0, told.1).await?;
         let (revision, note) = agreement.commit(|| delete(Commit::Apply)).await?;
         drop(turn);
-        self.settled(revision).await?;
+        self.routes_settled(owner, revision).await?;
         Ok(DeleteRouteResponse { success: true, message: message("deleted", [note]), error: None })
     }
 

@@ -61,7 +61,7 @@ impl Control {
         let done = match commit {
             Commit::DryRun => "valid; nothing was changed",
             Commit::Apply => {
-                self.settled(revision).await?;
+                self.routes_settled(owner, revision).await?;
                 "applied"
             }
         };

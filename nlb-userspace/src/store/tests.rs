@@ -295,6 +295,20 @@ fn what_is_ignored_is_moved_aside_and_never_lost() {
     assert_eq!(read(&directory.0).unwrap(), Kept::default());
 }
 
+#[test]
+fn a_directory_has_one_daemon_at_a_time() {
+    let directory = Directory::new();
+    let claimed = claim(&directory.0).unwrap();
+    assert!(claimed.is_some());
+    let refused = claim(&directory.0).unwrap_err().to_string();
+    assert!(refused.contains("--state-dir") && refused.contains(&directory.0.display().to_string()));
+    drop(claimed);
+    assert!(claim(&directory.0).unwrap().is_some());
+    // As on a disk that is read-only: what is set cannot be kept, and traffic can be served.
+    let file = Directory::holding(b"");
+    assert!(claim(&file.file()).unwrap().is_none());
+}
+
 /// The task at work, and its two ends.
 fn keeping(directory: &Directory) -> (watch::Sender<Keep>, watch::Receiver<Stored>) {
     let (changes, kept) = watch::channel(Keep::default());
