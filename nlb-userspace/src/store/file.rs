@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+/// Many thousands of routes are megabytes.
+const BUFFER: usize = 256 << 10;
+
 /// The file is what it was, or what `write` writes. The directory is made if need be.
 pub fn replace(
     directory: &Path,
@@ -12,7 +15,7 @@ pub fn replace(
 ) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let draft = directory.join(format!("{name}.new"));
-    let mut file = BufWriter::new(File::create(&draft)?);
+    let mut file = BufWriter::with_capacity(BUFFER, File::create(&draft)?);
     write(&mut file)?;
     file.flush()?;
     file.get_ref().sync_all()?;
