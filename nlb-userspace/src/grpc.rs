@@ -38,6 +38,7 @@ mod status;
 mod subscription;
 mod upcall;
 mod versions;
+mod wishes;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -64,6 +65,7 @@ use failure::Failure;
 pub use peers::Peers;
 pub use prober::Prober;
 pub use upcall::who_can;
+pub use wishes::ask as ask_wishes;
 
 /// What the services work with: they ask the registry for changes, and see what became of them.
 #[derive(Clone)]

@@ -33,3 +33,4 @@ pub mod stats;
 pub mod store;
 pub mod upcall;
 pub mod vips;
+pub mod wish;

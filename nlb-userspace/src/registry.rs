@@ -25,6 +25,7 @@ mod state;
 mod tests;
 mod upkeep;
 mod weights;
+mod wishes;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -13,7 +13,7 @@ use crate::grpc::{self, Control, Peers, Prober};
 use crate::metrics::{Recorder, Sources};
 use crate::registry::{Now, Registry};
 use crate::resolve::{self, Resolver};
-use crate::{datapath, health, lease, promotion, shutdown, store, upcall};
+use crate::{datapath, health, lease, promotion, shutdown, store, upcall, wish};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -61,6 +61,8 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let peers = Peers::default();
     let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
     tasks.spawn(async move { match abilities.await {} });
+    let wishes = grpc::ask_wishes(registry.clone(), peers.clone(), wish::EVERY);
+    tasks.spawn(async move { match wishes.await {} });
     let who_can = grpc::who_can(registry.clone(), peers.clone());
     let learning = upcall::watch(registry.clone(), traffic.clone(), upcalls, who_can);
     tasks.spawn(async move { match learning.await {} });

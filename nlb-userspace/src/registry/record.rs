@@ -11,6 +11,7 @@ use crate::lease::{Lease, Standing};
 use crate::model::{Health, Module};
 use crate::resolve::{Endpoint, Host};
 use crate::scaling::Policy;
+use crate::wish::Wish;
 
 use super::{Now, Report, Steering};
 
@@ -59,6 +60,8 @@ pub struct Record {
     pub report: Option<Report>,
     /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
     pub asked_weight: u32,
+    /// What the module said last about weights, be it by registering.
+    pub wish: Wish,
     /// When each route came, by route id.
     pub routes_since: OrdMap<String, SystemTime>,
 }
@@ -80,6 +83,7 @@ impl Record {
             check: registration.check.is_some().then_some(unproven),
             resets: Opinion::healthy(),
             asked_weight: registration.module.weight,
+            wish: Wish::Own(registration.module.weight),
             registration,
             registration_id: RegistrationId::new(),
             epoch,

@@ -31,3 +31,4 @@ mod streams;
 mod subscribers;
 mod upcalls;
 mod weights;
+mod wishes;

@@ -167,6 +167,12 @@ impl Nlb {
         self.tasks.spawn(async move { match asking.await {} });
     }
 
+    /// Begins to ask modules for their active version, over and over.
+    pub fn ask_wishes(&mut self) {
+        let asking = grpc::ask_wishes(self.registry.clone(), self.peers.clone(), Duration::from_millis(50));
+        self.tasks.spawn(async move { match asking.await {} });
+    }
+
     /// Begins to have modules asked about destinations that no route covers. The answer is the line's other end.
     pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<Closed>) {
         let (questions, asked) = mpsc::channel(upcall::LINE);

@@ -54,6 +54,7 @@ changes! {
 questions! {
     "GetStatus": GetStatusRequest -> GetStatusResponse;
     "CanHandle": CanHandleRequest -> CanHandleResponse;
+    "GetActiveVersion": GetActiveVersionRequest -> GetActiveVersionResponse;
     "GetRateLimits": GetRateLimitsRequest -> GetRateLimitsResponse;
     "GetMetrics": GetMetricsRequest -> GetMetricsResponse;
     "HealthCheck": HealthCheckRequest -> HealthCheckResponse;
