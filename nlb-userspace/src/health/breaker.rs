@@ -3,6 +3,13 @@
 //! A module that takes no new flows cannot show that it has recovered. So the breaker never stays open: after a back-off,
 //! which doubles with every relapse, the module is on trial at half its weight. A trial that brings enough flows decides by
 //! them; one that brings too few to tell ends in its favour.
+//!
+//! Whether it is the module that fails is found by comparing it with the others of its group. Those with few flows take
+//! longer to show what they do, so they are given a moment before a breaker opens, and what was found of them holds for a
+//! while. Once most of the group are found to reset their flows, breakers that have opened close.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -33,6 +40,12 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(300);
 
+/// How long others of the group with too few flows can put off an exclusion.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long it holds what was found of a module that has had too few new flows since.
+const MEMORY: Duration = LONGEST_BACK_OFF;
+
 /// New TCP flows, and resets by backends: counters that only grow, unless they begin anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -46,8 +59,30 @@ pub struct Breaker {
     last: Counters,
     /// What was added when, within the window.
     recent: VecDeque<(Instant, Counters)>,
+    /// What was added since it was last judged, however long that takes.
+    sample: Counters,
+    judged: Option<Judged>,
+    /// Since when it resets too many without being excluded.
+    suspected: Option<Instant>,
     /// Exclusions without a proven recovery since.
     relapses: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    at: Instant,
+    resets: bool,
+}
+
+/// How the others of a module's group fare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// At least half do not reset their flows.
+    Serves,
+    /// As far as is known: some take flows, and too few to tell.
+    Undecided,
+    /// More than half reset their flows: it is the service that fails, or its way of closing connections.
+    Resets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,55 +107,105 @@ pub enum Change {
     Closed {
         proven: bool,
     },
+    /// Closed, because most of its group do no better.
+    Acquitted,
 }
 
 impl Breaker {
     /// Whatever was counted so far does not count.
     pub fn new(counters: Counters) -> Self {
-        Breaker { phase: Phase::Closed, last: counters, recent: VecDeque::new(), relapses: 0 }
+        Breaker {
+            phase: Phase::Closed,
+            last: counters,
+            recent: VecDeque::new(),
+            sample: Counters::default(),
+            judged: None,
+            suspected: None,
+            relapses: 0,
+        }
     }
 
     pub fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
-    /// Looks at the counters; `may_open` is false while too many others are excluded.
-    pub fn look(
-        &mut self,
-        counters: Counters,
-        may_open: bool,
-        terms: &Terms,
-        now: Instant,
-    ) -> Option<Change> {
+    /// Takes note of the counters.
+    pub fn observe(&mut self, counters: Counters, terms: &Terms, now: Instant) {
         self.add(counters, now);
-        let seen = self.recent.iter().fold(Counters::default(), |sum, (_, added)| sum.plus(*added));
-        let enough = seen.flows >= LEAST;
-        let fails = enough && seen.is_beyond(terms.max_percent);
+        if self.sample.flows >= LEAST {
+            self.judged = Some(Judged { at: now, resets: self.sample.is_beyond(terms.max_percent) });
+            self.sample = Counters::default();
+        }
+        self.suspected = match self.phase {
+            Phase::Closed if self.fails(terms) => self.suspected.or(Some(now)),
+            _ => None,
+        };
+    }
+
+    /// Whether its module resets too many flows, as far as is known.
+    pub fn resets(&self, terms: &Terms, now: Instant) -> Option<bool> {
         match self.phase {
-            Phase::Closed if fails && may_open => Some(self.open(seen, terms, now)),
-            Phase::Closed => None,
-            Phase::Open { until } if now >= until => {
+            Phase::Open { .. } => Some(true),
+            _ if self.seen().flows >= LEAST => Some(self.fails(terms)),
+            _ => {
+                let judged = self.judged.filter(|j| now.saturating_duration_since(j.at) < MEMORY);
+                judged.map(|judged| judged.resets)
+            }
+        }
+    }
+
+    pub fn takes_flows(&self) -> bool {
+        self.seen().flows > 0
+    }
+
+    /// Draws the conclusion from what was observed.
+    pub fn conclude(&mut self, group: Group, terms: &Terms, now: Instant) -> Option<Change> {
+        let enough = self.seen().flows >= LEAST;
+        let fails = self.fails(terms);
+        let out_of_patience =
+            self.suspected.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+        match (self.phase, group) {
+            (Phase::Closed, Group::Resets) => None,
+            (Phase::Open { .. } | Phase::HalfOpen { .. }, Group::Resets) => {
+                self.relapses = 0;
+                self.enter(Phase::Closed);
+                Some(Change::Acquitted)
+            }
+            (Phase::Closed, Group::Undecided) if !out_of_patience => None,
+            (Phase::Closed | Phase::HalfOpen { .. }, _) if fails => Some(self.open(terms, now)),
+            (Phase::Closed, _) => None,
+            (Phase::Open { until }, _) if now >= until => {
                 self.enter(Phase::HalfOpen { until: now + WINDOW });
                 Some(Change::HalfOpened)
             }
-            Phase::Open { .. } => None,
-            Phase::HalfOpen { .. } if fails => Some(self.open(seen, terms, now)),
-            Phase::HalfOpen { until } if enough || now >= until => {
+            (Phase::Open { .. }, _) => None,
+            (Phase::HalfOpen { until }, _) if enough || now >= until => {
                 if enough {
                     self.relapses = 0;
                 }
                 self.enter(Phase::Closed);
                 Some(Change::Closed { proven: enough })
             }
-            Phase::HalfOpen { .. } => None,
+            (Phase::HalfOpen { .. }, _) => None,
         }
     }
 
-    fn open(&mut self, rate: Counters, terms: &Terms, now: Instant) -> Change {
+    fn seen(&self) -> Counters {
+        self.recent.iter().fold(Counters::default(), |sum, (_, added)| sum.plus(*added))
+    }
+
+    fn fails(&self, terms: &Terms) -> bool {
+        let seen = self.seen();
+        seen.flows >= LEAST && seen.is_beyond(terms.max_percent)
+    }
+
+    fn open(&mut self, terms: &Terms, now: Instant) -> Change {
+        let rate = self.seen();
         let longest = LONGEST_BACK_OFF.max(terms.back_off);
         let factor = 1u32.checked_shl(self.relapses).unwrap_or(u32::MAX);
         let back_off = terms.back_off.saturating_mul(factor).min(longest);
         self.relapses += 1;
+        self.judged = Some(Judged { at: now, resets: true });
         self.enter(Phase::Open { until: now + back_off });
         Change::Opened { rate, back_off }
     }
@@ -129,6 +214,8 @@ impl Breaker {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.recent.clear();
+        self.sample = Counters::default();
+        self.suspected = None;
     }
 
     fn add(&mut self, counters: Counters, now: Instant) {
@@ -139,6 +226,7 @@ impl Breaker {
             resets: grown(counters.resets, self.last.resets),
         };
         self.last = counters;
+        self.sample = self.sample.plus(added);
         if added != Counters::default() {
             self.recent.push_back((now, added));
         }
@@ -167,109 +255,9 @@ impl fmt::Display for Change {
             Change::HalfOpened => f.write_str("on trial after too many TCP resets"),
             Change::Closed { proven: true } => f.write_str("new flows are no longer reset"),
             Change::Closed { proven: false } => f.write_str("too few new flows to tell"),
+            Change::Acquitted => {
+                f.write_str("most modules of its type reset their flows, so it is not this one")
+            }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TERMS: Terms = Terms { max_percent: 50, back_off: Duration::from_secs(10) };
-
-    /// A breaker under a clock that starts at 0, and counters that are told what is added.
-    struct Rig {
-        breaker: Breaker,
-        counters: Counters,
-        start: Instant,
-    }
-
-    impl Rig {
-        fn new() -> Rig {
-            let counters = Counters { flows: 1000, resets: 1000 };
-            Rig { breaker: Breaker::new(counters), counters, start: Instant::now() }
-        }
-
-        fn at(&mut self, second: u64, flows: u64, resets: u64) -> Option<Change> {
-            self.counters = self.counters.plus(Counters { flows, resets });
-            let now = self.start + Duration::from_secs(second);
-            self.breaker.look(self.counters, true, &TERMS, now)
-        }
-    }
-
-    fn opened(flows: u64, resets: u64, seconds: u64) -> Option<Change> {
-        let rate = Counters { flows, resets };
-        Some(Change::Opened { rate, back_off: Duration::from_secs(seconds) })
-    }
-
-    #[test]
-    fn too_many_resets_open_it() {
-        let mut rig = Rig::new();
-        assert_eq!(
-            rig.at(1, 20, 10),
-            None,
-            "the bound itself is allowed, and what was before does not count"
-        );
-        assert_eq!(rig.at(2, 20, 11), opened(40, 21, 10));
-    }
-
-    #[test]
-    fn a_few_flows_say_nothing_and_old_ones_are_forgotten() {
-        let mut rig = Rig::new();
-        assert_eq!(rig.at(1, 19, 19), None);
-        assert_eq!(rig.at(11, 1, 1), None, "the 19 are ten seconds ago");
-        assert_eq!(rig.at(12, 19, 19), opened(20, 20, 10));
-    }
-
-    #[test]
-    fn it_is_tried_again_and_closes_when_flows_go_well() {
-        let mut rig = Rig::new();
-        assert_eq!(rig.at(1, 20, 20), opened(20, 20, 10));
-        assert_eq!(rig.at(5, 0, 50), None, "resets of its last flows do not count");
-        assert_eq!(rig.at(10, 0, 0), None);
-        assert_eq!(rig.at(11, 0, 0), Some(Change::HalfOpened));
-        assert_eq!(rig.at(12, 19, 0), None);
-        assert_eq!(rig.at(13, 1, 0), Some(Change::Closed { proven: true }));
-        assert_eq!(rig.at(14, 20, 20), opened(20, 20, 10), "the back-off starts over");
-    }
-
-    #[test]
-    fn every_relapse_doubles_the_back_off_up_to_a_bound() {
-        let mut rig = Rig::new();
-        let mut second = 1;
-        for back_off in [10, 20, 40, 80, 160, 300, 300] {
-            assert_eq!(rig.at(second, 20, 20), opened(20, 20, back_off));
-            second += back_off;
-            assert_eq!(rig.at(second - 1, 0, 0), None);
-            assert_eq!(rig.at(second, 0, 0), Some(Change::HalfOpened));
-            second += 1;
-        }
-    }
-
-    #[test]
-    fn a_trial_without_traffic_ends_in_its_favour_but_is_no_proof() {
-        let mut rig = Rig::new();
-        rig.at(1, 20, 20);
-        assert_eq!(rig.at(11, 0, 0), Some(Change::HalfOpened));
-        assert_eq!(rig.at(20, 5, 5), None);
-        assert_eq!(rig.at(21, 0, 0), Some(Change::Closed { proven: false }));
-        assert_eq!(rig.at(22, 20, 20), opened(20, 20, 20), "a relapse");
-    }
-
-    #[test]
-    fn it_does_not_open_while_too_many_others_are_excluded() {
-        let mut rig = Rig::new();
-        let now = rig.start + Duration::from_secs(1);
-        let all_reset = rig.counters.plus(Counters { flows: 20, resets: 20 });
-        assert_eq!(rig.breaker.look(all_reset, false, &TERMS, now), None);
-        assert!(rig.breaker.look(all_reset, true, &TERMS, now).is_some());
-    }
-
-    #[test]
-    fn counters_that_begin_anew_count_from_zero() {
-        let mut rig = Rig::new();
-        rig.counters = Counters::default();
-        assert_eq!(rig.at(1, 30, 0), None);
-        assert_eq!(rig.at(2, 70, 70), opened(100, 70, 10));
     }
 }
