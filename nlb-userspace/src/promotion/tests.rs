@@ -284,6 +284,34 @@ async fn while_it_waits_an_operator_can_end_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_version_takes_over_from_one_that_only_proves_itself() {
+    for pace in [Pace::AtOnce, Pace::Steps(40)] {
+        let fleet = Fleet::start();
+        fleet.promote("v2", Pace::AtOnce).unwrap();
+        fleet.promote("v1", pace).unwrap();
+        let v1 = if pace == Pace::AtOnce { 100 } else { 40 };
+        assert_eq!(fleet.split(), (v1, 100 - v1));
+        fleet.say("v2", None, 100, 100);
+        fleet.pass(2).await;
+        assert!(fleet.is_promoting(), "errors of the former one take nothing back any more");
+        fleet.say("v1", None, 100, 100);
+        fleet.pass(2).await;
+        assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
+        assert!(fleet.ended().starts_with("v1 was rolled back"), "{}", fleet.ended());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weight_ends_one_that_only_proves_itself() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    fleet.registry.set_version_weight("v1", 50, Commit::Apply, Now::read()).unwrap();
+    fleet.say("v2", None, 100, 100);
+    fleet.pass(STEP).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (50, 100)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operators_weight_ends_it() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::Steps(10)).unwrap();

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{Commit, Now, Refusal, Registry, State};
 use crate::model::Health;
-use crate::promotion::{Counters, Next, Pace, Promotion};
+use crate::promotion::{Counters, Next, Pace, Promotion, WHOLE};
 use crate::stats::Traffic;
 
 /// Former splits that can be gone back to.
@@ -40,7 +40,7 @@ pub struct RolledBack {
 
 impl Registry {
     /// Gives a version more new flows, all of them in the end. While that goes on, the version's own promotion can
-    /// change its pace; another version's has to wait.
+    /// change its pace; another version's has to wait until it has all of them.
     pub fn promote(
         &self,
         version: &str,
@@ -55,17 +55,18 @@ impl Registry {
                 return Err(Refusal::UnknownVersion(version.to_owned()));
             }
             let promotion = match state.promotion.take() {
-                Some(running) if running.version() != version => {
+                Some(running) if running.version() != version && running.percent() < WHOLE => {
                     return Err(Refusal::Promoting {
                         version: running.version().to_owned(),
                         percent: running.percent(),
                     });
                 }
-                Some(mut running) => {
+                Some(mut running) if running.version() == version => {
                     running.change_pace(pace, &terms, now);
                     running
                 }
-                None => {
+                // One that only proves itself has nothing left to do.
+                Some(_) | None => {
                     let counters = state.counters(version, traffic);
                     let shares = state.version_shares();
                     state.remember_split();
