@@ -22,7 +22,13 @@ async fn an_instance_is_weighed() {
     nlb.add(deaf(registration_at("b", 2, "v1"))).await;
     let answer = nlb.front.set_traffic_weight(weigh("a", "", 0)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
-    assert!(answer.current_config.is_none(), "one version is no split");
+    let alone = answer.current_config.unwrap();
+    assert_eq!(
+        (alone.blue_version.as_str(), alone.blue_weight, alone.active_version.as_str()),
+        ("v1", 100, "v1")
+    );
+    assert_eq!((alone.green_version.as_str(), alone.green_weight), ("", 0));
+    assert!(!alone.canary_enabled && alone.canary_percent == 0 && alone.deployment_started.is_none());
     assert_eq!(nlb.listed("a").await.unwrap().traffic_weight, 0);
     let dump = nlb.maps.dump();
     assert!(nlb.maps.rows().pools.values().all(|table| table.iter().all(|slot| *slot == table[0])), "{dump}");
@@ -38,7 +44,11 @@ async fn an_instance_is_weighed() {
 async fn a_version_is_weighed_against_the_others() {
     let mut nlb = Nlb::start().await;
     nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    assert_eq!(nlb.split("a").await.blue_version, "v1", "one version alone");
     nlb.add(deaf(registration_at("b", 2, "v2"))).await;
+    let unset = nlb.split("b").await;
+    assert_eq!((unset.blue_weight, unset.green_weight, unset.active_version.as_str()), (100, 100, "v1"));
+    assert!(!unset.canary_enabled && unset.canary_percent == 0, "nobody has set a split");
     let answer = nlb.front.set_traffic_weight(weigh("", "v2", 25)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     let split = answer.current_config.unwrap();
@@ -46,8 +56,19 @@ async fn a_version_is_weighed_against_the_others() {
     assert_eq!((split.green_version.as_str(), split.green_weight), ("v2", 25));
     assert_eq!((split.active_version.as_str(), split.canary_percent), ("v1", 20));
     assert!(split.canary_enabled && split.deployment_started.is_some());
+    let both = nlb.front.get_active_version(GetActiveVersionRequest::default()).await.unwrap();
+    assert_eq!((both.into_inner().config.as_ref(), &nlb.split("a").await), (Some(&split), &split));
     let answer = nlb.front.set_traffic_weight(weigh("", "v3", 25)).await.unwrap().into_inner();
     assert_eq!(answer.error.unwrap().code(), StatusCode::NotFound);
+}
+
+impl Nlb {
+    /// As GetModuleInfo shows it.
+    async fn split(&mut self, instance_id: &str) -> BlueGreenConfig {
+        let request = GetModuleInfoRequest { instance_id: instance_id.into() };
+        let answer = self.modules.get_module_info(request).await.unwrap().into_inner();
+        answer.deployment_config.expect("there is a version")
+    }
 }
 
 /// A module that knows one call, and answers it as it is told to.
