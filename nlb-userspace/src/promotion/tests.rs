@@ -357,6 +357,25 @@ async fn a_rollback_to_a_version_finds_its_last_split() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
+    let fleet = Fleet::start();
+    for (version, weight) in [("v1", 0), ("v2", 0), ("v2", 5)] {
+        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+    }
+    let refusal = fleet.registry.roll_back("", Commit::Apply).unwrap_err();
+    assert_eq!(refusal, Refusal::EmptySplit);
+    let why = refusal.to_string();
+    assert!(why.contains("weight 0") && why.contains("target_version"), "{why}");
+    assert_eq!(fleet.split(), (0, 5), "nothing was changed");
+    let back = fleet.registry.roll_back("v2", Commit::Apply).unwrap();
+    assert_eq!(
+        (back.current.as_str(), fleet.weights()),
+        ("v2", vec![("v1".to_owned(), 0)]),
+        "a version that had flows can be named"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn unknown_versions_are_not_promoted() {
     let fleet = Fleet::start();
     assert_eq!(fleet.promote("v9", Pace::AtOnce), Err(Refusal::UnknownVersion("v9".into())));

@@ -38,7 +38,10 @@ pub enum Refusal {
     NoFormerSplit,
     #[error("version {0:?} did not have the greatest share in any former split; promote it instead")]
     NeverActive(String),
-    #[error("no version of the former split has an instance that is registered; nobody would serve")]
+    #[error(
+        "every registered version has weight 0 in the former split, so nobody would serve; set weights by SetTrafficWeight, \
+         or name a target_version"
+    )]
     EmptySplit,
     #[error("there is no route {0:?}")]
     UnknownRoute(String),
