@@ -24,6 +24,7 @@ mod own_routes;
 mod peers;
 mod points;
 mod prober;
+mod proof;
 mod query;
 mod rebalance;
 mod relay;

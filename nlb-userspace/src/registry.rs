@@ -152,7 +152,8 @@ impl Registry {
         let ((registration_id, superseded), revision) = self.change(Commit::Apply, |state| {
             if let Some(old) = state.modules.get(&instance_id) {
                 let lives = old.lease.standing(&state.settings.lease, now.at) == Standing::Current;
-                let elsewhere = old.registration.address != registration.address;
+                // A restarted module may well have another port.
+                let elsewhere = old.registration.address.host != registration.address.host;
                 if lives && elsewhere && !claim.overrides(old) {
                     return Err(Refusal::Taken {
                         instance_id: instance_id.clone(),

@@ -23,11 +23,19 @@ use crate::stats::{Counts, Traffic};
 const LONGEST_DRAIN_SECONDS: i32 = 3600;
 
 impl Control {
-    pub async fn register(&self, request: RegisterModuleRequest) -> Result<RegisterModuleResponse, Failure> {
+    /// `proof` is the registration_id of the registration before, where the call carries it beside its message.
+    pub async fn register(
+        &self,
+        request: RegisterModuleRequest,
+        proof: String,
+    ) -> Result<RegisterModuleResponse, Failure> {
         let settings = self.registry.settings();
         let message = request.instance.ok_or_else(|| Fault::new("instance", "is missing"))?;
         let parsed = instance::parse(message, settings.forward_mode);
-        let (mut registration, claim) = parsed.map_err(|fault| fault.within("instance"))?;
+        let (mut registration, mut claim) = parsed.map_err(|fault| fault.within("instance"))?;
+        if claim == Claim::None && !proof.is_empty() {
+            claim = Claim::RegistrationId(proof);
+        }
         registration.module.routes =
             route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
         registration.capabilities = fault::text_map("capabilities", request.capabilities)?;

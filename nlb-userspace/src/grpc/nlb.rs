@@ -4,10 +4,10 @@ use nlb_proto::nlb_service_server::NlbService;
 use nlb_proto::*;
 use tonic::{Request, Response, Status};
 
-use super::Control;
 use super::failure::answer;
 use super::fleet::to_the_end;
 use super::subscription::Subscription;
+use super::{Control, proof};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -17,7 +17,8 @@ impl NlbService for Control {
         &self,
         request: Request<RegisterModuleRequest>,
     ) -> Answer<RegisterModuleResponse> {
-        let outcome = self.register(request.into_inner()).await;
+        let proof = proof::beside(&request);
+        let outcome = self.register(request.into_inner(), proof).await;
         answer(outcome, |error| RegisterModuleResponse {
             message: error.message.clone(),
             error: Some(error),
@@ -29,7 +30,8 @@ impl NlbService for Control {
         &self,
         request: Request<UnregisterModuleRequest>,
     ) -> Answer<UnregisterModuleResponse> {
-        let outcome = self.unregister(request.into_inner()).await;
+        let request = proof::fill(request, |message| &mut message.registration_id);
+        let outcome = self.unregister(request).await;
         answer(outcome, |error| UnregisterModuleResponse {
             message: error.message.clone(),
             error: Some(error),
@@ -38,7 +40,8 @@ impl NlbService for Control {
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
-        Ok(Response::new(Control::heartbeat(self, request.into_inner()).await?))
+        let request = proof::fill(request, |message| &mut message.registration_id);
+        Ok(Response::new(Control::heartbeat(self, request).await?))
     }
 
     async fn list_modules(&self, request: Request<ListModulesRequest>) -> Answer<ListModulesResponse> {
@@ -50,7 +53,8 @@ impl NlbService for Control {
     }
 
     async fn update_routing(&self, request: Request<UpdateRoutingRequest>) -> Answer<UpdateRoutingResponse> {
-        let outcome = Control::update_routing(self, request.into_inner()).await;
+        let request = proof::fill(request, |message| &mut message.registration_id);
+        let outcome = Control::update_routing(self, request).await;
         answer(outcome, |error| UpdateRoutingResponse {
             message: error.message.clone(),
             error: Some(error),
@@ -91,7 +95,8 @@ impl NlbService for Control {
     }
 
     async fn report_metrics(&self, request: Request<ReportMetricsRequest>) -> Answer<ReportMetricsResponse> {
-        Ok(Response::new(Control::report_metrics(self, request.into_inner())?))
+        let request = proof::fill(request, |message| &mut message.registration_id);
+        Ok(Response::new(Control::report_metrics(self, request)?))
     }
 
     async fn get_nlb_metrics(&self, request: Request<GetNlbMetricsRequest>) -> Answer<GetNlbMetricsResponse> {

@@ -19,15 +19,10 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Whether the instance is registered, and the proof right if one is given: for calls of modules that may be too old
-    /// to give one, and that change nothing but what is known of that module.
+    /// Whether the instance is registered, and the proof right if one is given: for calls whose messages have no field for
+    /// it in the contract.
     pub fn recognise(&self, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
-        let state = self.snapshot();
-        let record = state.record(instance_id)?;
-        if registration_id.is_empty() || record.registration_id.is(registration_id) {
-            return Ok(());
-        }
-        Err(Refusal::ProofWrong(instance_id.to_owned()))
+        self.snapshot().recognise(instance_id, registration_id)
     }
 }
 

@@ -24,6 +24,7 @@ type Since = OrdMap<String, SystemTime>;
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'a> {
     Operator,
+    /// The registration_id may be empty: the contract has no field for it.
     Module {
         instance_id: &'a str,
         registration_id: &'a str,
@@ -46,7 +47,7 @@ impl Registry {
         now: Now,
     ) -> Result<(usize, u64), Refusal> {
         let (changed, revision) = self.change(commit, |state| {
-            let (current, since) = self.routes_of(state, owner)?;
+            let (current, since) = routes_of(state, owner)?;
             let changed = merge(current, since, &routes, replace_all, now.wall);
             check_suited(state, owner, &routes)?;
             Ok(changed)
@@ -60,7 +61,7 @@ impl Registry {
     /// Removes one route.
     pub fn delete_route(&self, owner: Owner<'_>, route_id: &str, commit: Commit) -> Result<u64, Refusal> {
         let ((), revision) = self.change(commit, |state| {
-            let (current, since) = self.routes_of(state, owner)?;
+            let (current, since) = routes_of(state, owner)?;
             current.remove(route_id).ok_or_else(|| Refusal::UnknownRoute(route_id.to_owned()))?;
             since.remove(route_id);
             Ok(())
@@ -70,26 +71,20 @@ impl Registry {
         }
         Ok(revision)
     }
+}
 
-    /// The owner's routes and when each came, if the caller may change them.
-    fn routes_of<'s>(
-        &self,
-        state: &'s mut State,
-        owner: Owner<'_>,
-    ) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
-        let instance_id = match owner {
-            Owner::Operator => {
-                return Ok((&mut state.operator_routes, &mut state.operator_routes_since));
-            }
-            Owner::Module { instance_id, registration_id } => {
-                self.prove(state, instance_id, registration_id)?;
-                instance_id
-            }
-            Owner::OnBehalf { instance_id } => instance_id,
-        };
-        let record = state.record_mut(instance_id)?;
-        Ok((&mut record.registration.module.routes, &mut record.routes_since))
-    }
+/// The owner's routes and when each came, if the caller may change them.
+fn routes_of<'s>(state: &'s mut State, owner: Owner<'_>) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
+    let instance_id = match owner {
+        Owner::Operator => return Ok((&mut state.operator_routes, &mut state.operator_routes_since)),
+        Owner::Module { instance_id, registration_id } => {
+            state.recognise(instance_id, registration_id)?;
+            instance_id
+        }
+        Owner::OnBehalf { instance_id } => instance_id,
+    };
+    let record = state.record_mut(instance_id)?;
+    Ok((&mut record.registration.module.routes, &mut record.routes_since))
 }
 
 /// Whether those who are to serve these routes can.

@@ -73,6 +73,15 @@ impl State {
         record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
     }
 
+    /// Whether the instance is registered, and the proof right if one is given.
+    pub(super) fn recognise(&self, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
+        let record = self.record(instance_id)?;
+        match registration_id.is_empty() || record.registration_id.is(registration_id) {
+            true => Ok(()),
+            false => Err(Refusal::ProofWrong(instance_id.to_owned())),
+        }
+    }
+
     pub fn last_epoch(&self) -> u64 {
         self.last_epoch
     }

@@ -121,6 +121,17 @@ async fn an_id_in_use_is_given_away_only_for_a_reason() {
 
     nlb.registry.remove("alb-1", nlb.registry.snapshot().record("alb-1").unwrap().epoch);
     nlb.add(lives(port)).await;
+    nlb.add(lives(9)).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().address, "127.0.0.1:9", "another port of the same host");
+    let registration_id = nlb.add(lives(port)).await;
+    let elsewhere = beside(registration_at("alb-1", 2, "v1"), "registration-id", "guess");
+    let answer = nlb.modules.register_module(elsewhere).await.unwrap().into_inner();
+    assert_eq!(answer.error.unwrap().code(), StatusCode::AlreadyExists);
+    let elsewhere = beside(registration_at("alb-1", 2, "v1"), "registration-id", &registration_id);
+    assert!(nlb.modules.register_module(elsewhere).await.unwrap().into_inner().success);
+
+    nlb.registry.remove("alb-1", nlb.registry.snapshot().record("alb-1").unwrap().epoch);
+    nlb.add(lives(port)).await;
     drop(listener);
     nlb.add(registration_at("alb-1", 3, "v1")).await;
     assert_eq!(nlb.listed("alb-1").await.unwrap().address, "10.0.0.3:50051");
@@ -173,10 +184,74 @@ async fn strangers_get_a_status() {
         let status = nlb.modules.heartbeat(beat(instance_id, registration_id)).await.unwrap_err();
         assert_eq!(status.code(), code, "{}", status.message());
     }
-    let request = UpdateRoutingRequest { source_instance_id: "alb-1".into(), ..Default::default() };
-    assert_eq!(nlb.modules.update_routing(request).await.unwrap_err().code(), Code::Unauthenticated);
+    let request = UpdateRoutingRequest {
+        source_instance_id: "alb-1".into(),
+        registration_id: "guess".into(),
+        ..Default::default()
+    };
+    assert_eq!(nlb.modules.update_routing(request).await.unwrap_err().code(), Code::PermissionDenied);
     let request = UnregisterModuleRequest { instance_id: "alb-1".into(), ..Default::default() };
     assert_eq!(nlb.modules.unregister_module(request).await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+/// A call with the registration_id beside its message.
+fn beside<T>(message: T, key: &'static str, registration_id: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(key, registration_id.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_proof_may_stand_beside_the_message() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    for key in ["registration-id", "registration_id"] {
+        nlb.modules.heartbeat(beside(beat("alb-1", ""), key, &id)).await.unwrap();
+        let wrong = nlb.modules.heartbeat(beside(beat("alb-1", ""), key, "guess")).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::PermissionDenied);
+        let both = nlb.modules.heartbeat(beside(beat("alb-1", "guess"), key, &id)).await.unwrap_err();
+        assert_eq!(both.code(), Code::PermissionDenied, "the field comes first");
+
+        let routing = UpdateRoutingRequest {
+            source_instance_id: "alb-1".into(),
+            routes: vec![Route { destination_port: 81, ..route(key) }],
+            ..Default::default()
+        };
+        let wrong = nlb.modules.update_routing(beside(routing.clone(), key, "guess")).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::PermissionDenied);
+        let answer = nlb.modules.update_routing(beside(routing, key, &id)).await.unwrap().into_inner();
+        assert!(answer.success, "{}", answer.message);
+
+        let report = ReportMetricsRequest {
+            instance_id: "alb-1".into(),
+            metrics: Some(ModuleMetrics::default()),
+            ..Default::default()
+        };
+        let wrong = nlb.modules.report_metrics(beside(report.clone(), key, "guess")).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::PermissionDenied);
+        nlb.modules.report_metrics(beside(report, key, &id)).await.unwrap();
+    }
+    let leave = UnregisterModuleRequest { instance_id: "alb-1".into(), ..Default::default() };
+    let wrong = nlb.modules.unregister_module(beside(leave.clone(), "registration-id", "guess")).await;
+    assert_eq!(wrong.unwrap_err().code(), Code::PermissionDenied);
+    nlb.modules.unregister_module(beside(leave, "registration-id", &id)).await.unwrap();
+    assert!(nlb.listed("alb-1").await.is_none());
+}
+
+#[tokio::test]
+async fn a_module_of_the_contract_alone_changes_its_routes_without_a_proof() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    let request = UpdateRoutingRequest {
+        source_instance_id: "alb-1".into(),
+        routes: vec![Route { destination_port: 81, ..route("more") }],
+        ..Default::default()
+    };
+    let answer = nlb.modules.update_routing(request).await.unwrap().into_inner();
+    assert!(answer.success, "{}", answer.message);
+    let info = GetModuleInfoRequest { instance_id: "alb-1".into() };
+    let routes = nlb.modules.get_module_info(info).await.unwrap().into_inner().routes;
+    assert_eq!(routes.iter().map(|route| route.route_id.as_str()).collect::<Vec<_>>(), ["more", "web"]);
 }
 
 #[tokio::test]

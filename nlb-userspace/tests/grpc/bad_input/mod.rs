@@ -17,17 +17,19 @@ use self::sound::Fleet;
 use self::table::Then;
 use crate::fake_module::Bytes;
 
-#[tokio::test]
+// Several threads: a message of 10 MB must not look like a standstill of the daemon, for which leases are extended.
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nlb_service_refuses_it() {
     every_field_of("NLBService").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn module_service_refuses_it() {
     every_field_of("ModuleService").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn operator_service_refuses_it() {
     every_field_of("OperatorService").await;
 }

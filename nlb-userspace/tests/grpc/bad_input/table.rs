@@ -83,12 +83,11 @@ const ROWS: &[(&[&str], Row)] = &[
         &[
             "UnregisterModuleRequest.registration_id",
             "HeartbeatRequest.registration_id",
-            "UpdateRoutingRequest.registration_id",
         ],
         NOBODY_ELSES,
     ),
     (
-        &["ReportMetricsRequest.registration_id"],
+        &["ReportMetricsRequest.registration_id", "UpdateRoutingRequest.registration_id"],
         &[
             (&[Empty], Accepted("modules that know only the frozen fields cannot send it")),
             (&[Huge, Nul, Control], Refused(Code::PermissionDenied, "registration_id")),
