@@ -36,11 +36,11 @@ pub enum Failure {
         given: String,
         current: String,
     },
-    /// Modules that were told refused.
+    /// Not all modules that were told did it.
     Modules {
         /// Instance id and reason.
-        refusals: Vec<(String, String)>,
-        /// Instances that had agreed and could not be told the former value again, and why.
+        failures: Vec<(String, String)>,
+        /// Instances that had, or may have, and and could not be told the former value again, and why.
         astray: Vec<(String, String)>,
     },
     /// A call was passed on, and not done by all of the instances it is for.
@@ -89,7 +89,7 @@ impl Failure {
             _ => StatusCode::Error,
         };
         let details = match self {
-            Failure::Modules { refusals, astray } => refusals.iter().chain(astray).cloned().collect(),
+            Failure::Modules { failures, astray } => astray.iter().chain(failures).cloned().collect(),
             Failure::PassedOn { problems, .. } => problems.iter().cloned().collect(),
             Failure::NotApplied { revision, .. } | Failure::Late { revision } => {
                 [("revision".to_owned(), revision.to_string())].into()
@@ -161,8 +161,12 @@ impl std::fmt::Display for Failure {
                 "the configuration is {current:?} by now, and the update is for {given:?}; read it again, or leave \
                  config_id empty"
             ),
-            Failure::Modules { refusals, astray } => {
-                write!(f, "nothing was changed, because of refusals: {}", by_instance(refusals))?;
+            Failure::Modules { failures, astray } => {
+                write!(
+                    f,
+                    "nothing was changed, because not every module does it: {}",
+                    by_instance(failures)
+                )?;
                 match astray.is_empty() {
                     true => Ok(()),
                     false => write!(f, "; told of the change and not of its end: {}", by_instance(astray)),

@@ -1,10 +1,12 @@
 //! What the front of the fleet does with modules: it passes calls on to them, and changes nothing that they refuse.
 //!
-//! What the data path holds as well is ours to enforce, so a module that cannot be reached, or does not know the call,
-//! has nothing against it: that is when an operator most needs to take flows away from it. It is named in the answer.
+//! A change that the data path holds as well is made at both ends or at none. A module that has no ModuleService, or not
+//! this call of it, holds nothing that could differ. And a change that takes all flows away from a module does not wait
+//! for its consent: that is when an operator most needs it. Whoever a change has not reached is named in the answer.
 
 use std::time::Duration;
 
+use nlb_proto::Error;
 use tokio::sync::OwnedMutexGuard;
 use tonic::Code;
 use tracing::warn;
@@ -20,16 +22,52 @@ pub struct Told<C, U> {
     pub peer: Peer,
     pub call: C,
     pub undo: U,
+    pub voice: Voice,
+}
+
+/// What a module's failure to follow a change means for the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// It is not made.
+    Counts,
+    /// It is made all the same: it takes this module's flows away.
+    IsHeard,
 }
 
 /// Who does not know of a change, and why: instance id and reason.
 pub type Untold = Vec<(String, String)>;
 
-/// No module has anything against a change.
+/// No module keeps a change from being made.
 pub struct Agreement<U> {
     peers: Peers,
     undo: Vec<(Peer, U)>,
+    missed: Missed,
+}
+
+/// Whom a change that was made has not reached.
+#[derive(Debug)]
+pub struct Missed {
+    /// They hold nothing that could differ, or will hear of it when they are back.
     untold: Untold,
+    /// Those of them whose failure was passed over.
+    overruled: Untold,
+    /// Of so many that were told.
+    of: usize,
+}
+
+impl Missed {
+    /// As a sentence.
+    pub fn note(&self) -> Option<String> {
+        let all: Untold = self.overruled.iter().chain(&self.untold).cloned().collect();
+        (!all.is_empty()).then(|| format!("not told: {}", by_instance(&all)))
+    }
+
+    /// What was passed over, with details by instance.
+    pub fn error(&self) -> Option<Error> {
+        let problems = self.overruled.clone();
+        let failure = Failure::PassedOn { problems, of: self.of, code: Code::Aborted };
+        (!self.overruled.is_empty()).then(|| failure.told())
+    }
 }
 
 impl Control {
@@ -42,35 +80,46 @@ impl Control {
         }
     }
 
-    /// Tells modules of a change, all at once. If one of them refuses, the others are told the former value again.
+    /// Tells modules of a change, all at once. If one of them does not follow, the others are told the former value again.
     pub async fn agree<C: Call, U: Call>(
         &self,
         told: Vec<Told<C, U>>,
         mut untold: Untold,
     ) -> Result<Agreement<U>, Failure> {
-        let (calls, undo): (Vec<_>, Vec<_>) =
-            told.into_iter().map(|told| ((told.peer.clone(), told.call), (told.peer, told.undo))).unzip();
+        let of = told.len();
+        let (calls, then): (Vec<_>, Vec<_>) = told
+            .into_iter()
+            .map(|Told { peer, call, undo, voice }| ((peer.clone(), call), (peer, undo, voice)))
+            .unzip();
         let outcomes = self.peers.ask_all(calls, ANSWER_PATIENCE).await;
-        let mut agreed = Vec::new();
-        let mut refusals = Vec::new();
-        for ((instance_id, outcome), undo) in outcomes.into_iter().zip(undo) {
+        let mut undo = Vec::new();
+        let (mut failures, mut overruled) = (Vec::new(), Vec::new());
+        for ((instance_id, outcome), (peer, back, voice)) in outcomes.into_iter().zip(then) {
             if outcome.may_be_done() {
-                agreed.push(undo);
+                undo.push((peer.clone(), back));
             }
-            match outcome {
-                Outcome::Done(_) => {}
-                Outcome::Refused(reason) => refusals.push((instance_id, reason)),
-                outcome => {
-                    warn!(instance = instance_id, %outcome, "not told of a change, or not sure");
-                    untold.push((instance_id, outcome.to_string()));
-                }
+            if matches!(outcome, Outcome::Done(_)) {
+                continue;
             }
+            warn!(instance = instance_id, %outcome, "does not follow a change");
+            let holds_nothing = match outcome {
+                Outcome::Unimplemented => true,
+                Outcome::Unreachable(_) => !self.peers.has_answered(&peer),
+                _ => false,
+            };
+            let those = match voice {
+                _ if holds_nothing => &mut untold,
+                Voice::IsHeard => &mut overruled,
+                Voice::Counts => &mut failures,
+            };
+            those.push((instance_id, outcome.to_string()));
         }
-        let agreement = Agreement { peers: self.peers.clone(), undo: agreed, untold };
-        if refusals.is_empty() {
+        let missed = Missed { untold, overruled, of };
+        let agreement = Agreement { peers: self.peers.clone(), undo, missed };
+        if failures.is_empty() {
             return Ok(agreement);
         }
-        Err(Failure::Modules { refusals, astray: agreement.withdraw().await })
+        Err(Failure::Modules { failures, astray: agreement.withdraw().await })
     }
 
     /// Passes a call on whose effect is the module's own.
@@ -102,21 +151,16 @@ impl<U: Call> Agreement<U> {
     pub async fn commit<T>(
         self,
         change: impl FnOnce() -> Result<T, Refusal>,
-    ) -> Result<(T, Option<String>), Failure> {
+    ) -> Result<(T, Missed), Failure> {
         let refusal = match change() {
-            Ok(made) => return Ok((made, self.note())),
+            Ok(made) => return Ok((made, self.missed)),
             Err(refusal) => refusal,
         };
         let astray = self.withdraw().await;
         if astray.is_empty() {
             return Err(refusal.into());
         }
-        Err(Failure::Modules { refusals: vec![("nlb".to_owned(), refusal.to_string())], astray })
-    }
-
-    /// Who does not know of the change, as a sentence.
-    fn note(&self) -> Option<String> {
-        (!self.untold.is_empty()).then(|| format!("not told: {}", by_instance(&self.untold)))
+        Err(Failure::Modules { failures: vec![("nlb".to_owned(), refusal.to_string())], astray })
     }
 
     /// Answers who could not be told, and why.

@@ -180,7 +180,8 @@ impl Control {
         Ok(ReloadResponse { success: true, message, error: None })
     }
 
-    /// Drains first if that is wished. A module that then does not do as it is told gets its flows back.
+    /// Drains first if that is wished; a module that then does not do as it is told gets its flows back. Without a drain it
+    /// gets no new flows from the moment it agrees, rather than until its lease lapses.
     pub async fn shut_down(
         self,
         request: ShutdownRequest,
@@ -196,10 +197,10 @@ impl Control {
         let id = fault::id("instance_id", &request.instance_id)?;
         let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
         let timeout = timeout.unwrap_or(self.registry.settings().drain_timeout);
-        let (module, drained_before) = {
+        let (module, drained_before, epoch) = {
             let snapshot = self.registry.snapshot();
             let record = snapshot.record(&id)?;
-            (peer(record), record.drain.is_some())
+            (peer(record), record.drain.is_some(), record.epoch)
         };
         let drains = request.graceful && !passed_on;
         let mut drained = None;
@@ -226,8 +227,16 @@ impl Control {
             }
             return Err(failure);
         }
+        // Unless it is gone by now, or has come back.
+        let is_there = self.registry.snapshot().record(&id).is_ok_and(|record| record.epoch == epoch);
+        if !drains
+            && is_there
+            && let Ok(stopping) = self.registry.begin_maintenance(&id)
+        {
+            self.applied(stopping.revision).await?;
+        }
         let message = match drained {
-            None => format!("{id} shuts down"),
+            None => format!("{id} shuts down; it gets no new flows"),
             Some(drain::Drained { left: 0, .. }) => format!("{id} shuts down; its TCP flows had closed"),
             Some(drain::Drained { left, .. }) => format!("{id} shuts down; {left} TCP flows were left"),
         };

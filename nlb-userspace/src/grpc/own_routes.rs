@@ -11,7 +11,7 @@ use nlb_proto::{
 use super::abilities::LEARNED;
 use super::failure::Failure;
 use super::fault::{self, Fault};
-use super::fleet::{Told, Untold, living, message, peer};
+use super::fleet::{Told, Untold, Voice, living, message, peer};
 use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome, Peer};
 use super::route::{self, Author};
@@ -147,12 +147,12 @@ impl Control {
             _ => Default::default(),
         };
         let agreement = self.agree(told.0, told.1).await?;
-        let ((changed, revision), note) = agreement.commit(|| update(Commit::Apply)).await?;
+        let ((changed, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
         drop(turn);
         self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
-            message: message("applied", [unenforced, note]),
+            message: message("applied", [unenforced, missed.note()]),
             routes_updated: signed_32(changed),
             error: None,
         })
@@ -177,10 +177,10 @@ impl Control {
             _ => Default::default(),
         };
         let agreement = self.agree(told.0, told.1).await?;
-        let (revision, note) = agreement.commit(|| delete(Commit::Apply)).await?;
+        let (revision, missed) = agreement.commit(|| delete(Commit::Apply)).await?;
         drop(turn);
         self.routes_settled(owner, revision).await?;
-        Ok(DeleteRouteResponse { success: true, message: message("deleted", [note]), error: None })
+        Ok(DeleteRouteResponse { success: true, message: message("deleted", [missed.note()]), error: None })
     }
 
     /// An instance is told of a change of its routes; the routes it has take that back.
@@ -197,10 +197,8 @@ impl Control {
             replace_all: true,
         };
         let (peers, untold) = living(&snapshot, &[instance_id.to_owned()])?;
-        Ok((
-            peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() }).collect(),
-            untold,
-        ))
+        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
+        Ok((peers.into_iter().map(told).collect(), untold))
     }
 }
 

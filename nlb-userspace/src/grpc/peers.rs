@@ -6,7 +6,7 @@ mod outcome;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -53,9 +53,18 @@ pub struct Peer {
 /// The connections to modules, by instance id. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Peers {
-    channels: Arc<Mutex<BTreeMap<String, (Endpoint, Channel)>>>,
+    lines: Arc<Mutex<BTreeMap<String, Line>>>,
     /// Held while modules and data path are changed together.
     pub(super) changes: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is known of the way to an instance.
+#[derive(Debug)]
+struct Line {
+    address: Endpoint,
+    channel: Channel,
+    /// Something there speaks gRPC, or did.
+    answered: bool,
 }
 
 impl Peers {
@@ -73,7 +82,19 @@ impl Peers {
     }
 
     pub async fn ask<C: Call>(&self, peer: &Peer, call: C, patience: Duration) -> Outcome<C::Answer> {
-        let outcome = match tokio::time::timeout(patience, self.exchange(peer, call)).await {
+        let asked = tokio::time::timeout(patience, self.exchange(peer, call)).await;
+        let answered = match &asked {
+            Ok(Ok(_)) => true,
+            // Where the status is the transport's own, it has a source.
+            Ok(Err(status)) => std::error::Error::source(status).is_none(),
+            Err(_) => false,
+        };
+        if answered {
+            let mut lines = self.lines();
+            let line = lines.get_mut(&peer.instance_id).filter(|line| line.address == peer.address);
+            line.into_iter().for_each(|line| line.answered = true);
+        }
+        let outcome = match asked {
             Ok(Ok(Ok(answer))) => match C::refusal(&answer) {
                 None => Outcome::Done(answer),
                 Some(reason) => Outcome::Refused(reason),
@@ -102,9 +123,9 @@ impl Peers {
 
     /// Connects when first used, and again whenever the connection is lost.
     fn channel(&self, peer: &Peer) -> Result<Channel, Status> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        match channels.get(&peer.instance_id) {
-            Some((address, channel)) if *address == peer.address => return Ok(channel.clone()),
+        let mut lines = self.lines();
+        match lines.get(&peer.instance_id) {
+            Some(line) if line.address == peer.address => return Ok(line.channel.clone()),
             _ => {}
         }
         let endpoint = transport::Endpoint::from_shared(format!("http://{}", peer.address));
@@ -114,8 +135,19 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(ANSWER_PATIENCE)
             .connect_lazy();
-        channels.insert(peer.instance_id.clone(), (peer.address.clone(), channel.clone()));
+        let line = Line { address: peer.address.clone(), channel: channel.clone(), answered: false };
+        lines.insert(peer.instance_id.clone(), line);
         Ok(channel)
+    }
+
+    /// Whether the instance ever answered a call at this address, be it with an error.
+    pub fn has_answered(&self, peer: &Peer) -> bool {
+        let lines = self.lines();
+        lines.get(&peer.instance_id).is_some_and(|line| line.answered && line.address == peer.address)
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<String, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops the connections to modules that are gone. Runs until it is dropped.
@@ -123,8 +155,7 @@ impl Peers {
         loop {
             let there = desired.borrow_and_update().clone();
             {
-                let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-                channels.retain(|instance_id, _| there.modules.contains_key(instance_id));
+                self.lines().retain(|instance_id, _| there.modules.contains_key(instance_id));
             }
             if desired.changed().await.is_err() {
                 std::future::pending::<()>().await;

@@ -7,8 +7,9 @@ use nlb_proto::{
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
-use super::fleet::{Told, living, message};
+use super::fleet::{Told, Voice, living, message};
 use super::numbers::signed_32;
+use super::peers::Peer;
 use super::{Control, split};
 use crate::model::DEFAULT_WEIGHT;
 use crate::promotion::{Pace, WHOLE};
@@ -50,16 +51,18 @@ impl Control {
         set(Commit::DryRun)?;
         let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
         let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
-        let told = peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone() });
+        let voice = if weight == 0 { Voice::IsHeard } else { Voice::Counts };
+        let told =
+            peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone(), voice });
         let agreement = self.agree(told.collect(), untold).await?;
-        let (revision, note) = agreement.commit(|| set(Commit::Apply)).await?;
+        let (revision, missed) = agreement.commit(|| set(Commit::Apply)).await?;
         drop(turn);
         self.settled(revision).await?;
         Ok(SetTrafficWeightResponse {
             success: true,
-            message: message(NEW_FLOWS_ONLY, [note]),
+            message: message(NEW_FLOWS_ONLY, [missed.note()]),
             current_config: split::render(&self.registry.snapshot()),
-            error: None,
+            error: missed.error(),
         })
     }
 
@@ -98,9 +101,9 @@ impl Control {
         let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
         let call = PromoteVersionRequest { version: version.clone(), ..request.clone() };
         let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
-        let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
-        let agreement = self.agree(told.collect(), untold).await?;
-        let (promoted, note) = agreement.commit(|| promote(Commit::Apply)).await?;
+        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
+        let agreement = self.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
         self.settled(promoted.revision).await?;
         let step = self.registry.settings().promotion.step;
@@ -113,7 +116,7 @@ impl Control {
         };
         Ok(PromoteVersionResponse {
             success: true,
-            message: message(done, [note]),
+            message: message(done, [missed.note()]),
             promoted_version: version,
             error: None,
         })
@@ -151,23 +154,32 @@ impl Control {
         });
         let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
         let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
+        // The version that one flees from must not hold it up.
+        let fled = |peer: &Peer| {
+            let record = snapshot.record(&peer.instance_id);
+            let version = record.map(|record| record.registration.module.version.as_str());
+            planned.previous != planned.current && version == Ok(planned.previous.as_str())
+        };
         let undo = PromoteVersionRequest {
             instance_id: request.instance_id.clone(),
-            version: planned.previous,
+            version: planned.previous.clone(),
             immediate: true,
             ..Default::default()
         };
-        let told = peers.into_iter().map(|peer| Told { peer, call: call.clone(), undo: undo.clone() });
-        let agreement = self.agree(told.collect(), untold).await?;
-        let (rolled, note) = agreement.commit(|| back(Commit::Apply)).await?;
+        let told = |peer: Peer| {
+            let voice = if fled(&peer) { Voice::IsHeard } else { Voice::Counts };
+            Told { peer, call: call.clone(), undo: undo.clone(), voice }
+        };
+        let agreement = self.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
         self.settled(rolled.revision).await?;
         Ok(RollbackResponse {
             success: true,
-            message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [note]),
+            message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [missed.note()]),
             previous_version: rolled.previous,
             current_version: rolled.current,
-            error: None,
+            error: missed.error(),
         })
     }
 }

@@ -10,7 +10,7 @@ use nlb_proto::*;
 use prost::bytes::{Buf, BufMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
@@ -59,6 +59,7 @@ pub struct Told {
     messages: Arc<Mutex<Vec<Message>>>,
     /// Connections: how many there were, and how many of them are open.
     pub open: watch::Sender<(u32, u32)>,
+    stop: Arc<Notify>,
 }
 
 /// A call's name, and its message.
@@ -67,6 +68,13 @@ type Message = (String, Vec<u8>);
 impl Told {
     pub fn calls(&self) -> Vec<String> {
         self.messages.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+    }
+
+    /// Ends the module's server and waits until its connections are closed.
+    pub async fn end(&self) {
+        self.stop.notify_one();
+        let mut open = self.open.subscribe();
+        open.wait_for(|(_, open)| *open == 0).await.expect("the sender is our own");
     }
 
     /// The last message, if it was of this call.
@@ -122,8 +130,10 @@ async fn serve(listener: TcpListener, fake: Fake, told: Told) {
         open.send_modify(|(all, now)| (*all, *now) = (*all + 1, *now + 1));
         stream.map(|stream| Connection { stream, open: open.clone() })
     });
+    let stop = told.stop.clone();
     let server = tonic::transport::Server::builder().add_service(Server { fake, told });
-    server.serve_with_incoming(connections).await.expect("the server runs");
+    let served = server.serve_with_incoming_shutdown(connections, async move { stop.notified().await });
+    served.await.expect("the server runs");
 }
 
 /// Counts itself as open while it lives.

@@ -221,6 +221,29 @@ async fn a_graceful_shutdown_drains_first() {
 }
 
 #[tokio::test]
+async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
+    let mut nlb = Nlb::start().await;
+    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let stays = nlb.add_fake("b", 2, "v1", Fake::OBEYS).await;
+    let request = ShutdownRequest { instance_id: "a".into(), ..Default::default() };
+    let answer = nlb.front.shutdown(request).await.unwrap().into_inner();
+    assert!(answer.success, "{}", answer.message);
+    assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Stopping);
+    assert!(stays.calls().is_empty());
+    for port in 1..=64 {
+        let asked = RouteRequestRequest {
+            route: Some(route("asked")),
+            context: [("source_port".to_owned(), port.to_string())].into(),
+            ..Default::default()
+        };
+        let routed = nlb.modules.route_request(asked).await.unwrap().into_inner();
+        assert_eq!(routed.target_instance_id, "b");
+    }
+    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Healthy, "it is back");
+}
+
+#[tokio::test]
 async fn versions_are_promoted_and_rolled_back() {
     let mut nlb = Nlb::start().await;
     let old = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
