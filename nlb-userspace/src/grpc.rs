@@ -1,6 +1,7 @@
 //! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
 
 mod abilities;
+mod any;
 mod config;
 mod failure;
 mod fault;
@@ -37,6 +38,7 @@ mod scaling_config;
 mod split;
 mod status;
 mod subscription;
+mod table;
 mod upcall;
 mod versions;
 mod wishes;

@@ -1,9 +1,10 @@
 //! What the NLB measures of itself: a catalogue, a sample of it every second, and the last hour of samples.
 //!
 //! `catalogue` names every metric; `sample` reads their values; `recorder` does so once a second and adds the sample to
-//! `history`. Readers share what the recorder made: nobody counts twice. What modules say of themselves is kept in
+//! `history`; `activity` tells when backends were last used. Readers share what the recorder made: nobody counts twice. What modules say of themselves is kept in
 //! `reported`.
 
+mod activity;
 pub mod catalogue;
 mod chunk;
 pub mod history;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+pub use activity::Activity;
 pub use history::History;
 pub use recorder::{Recorder, Sources};
 pub use reported::Reported;
@@ -32,6 +34,7 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 pub struct View {
     pub latest: Arc<Sample>,
     pub history: Arc<History>,
+    pub activity: Arc<Activity>,
 }
 
 /// The readers' end.

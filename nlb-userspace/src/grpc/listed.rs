@@ -57,6 +57,7 @@ impl Listed for RoutingEntry {
             "target_module_type" => Value::Name(self.target_module_type().as_str_name()),
             "current_connections" => Value::Number(self.current_connections.into()),
             "created_at" => seconds(&self.created_at),
+            "last_used" => seconds(&self.last_used),
             _ => {
                 let field = field.strip_prefix("route.").unwrap_or(field);
                 return self.route.as_ref().unwrap_or(&Route::default()).value(field);

@@ -147,13 +147,13 @@ impl Control {
             _ => Default::default(),
         };
         let agreement = self.agree(told.0, told.1).await?;
-        let ((changed, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
+        let ((_, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
         drop(turn);
         self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
             message: message("applied", [unenforced, missed.note()]),
-            routes_updated: signed_32(changed),
+            routes_updated: signed_32(routes.len()),
             error: None,
         })
     }

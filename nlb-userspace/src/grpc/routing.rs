@@ -1,26 +1,24 @@
-//! Routes: changing them, listing them, and asking what they would do.
+//! Routes: changing them, and asking what they would do.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nlb_proto::{
-    CanHandleRequest, CanHandleResponse, GetRoutingTableRequest, GetRoutingTableResponse, Protocol,
-    RouteRequestRequest, RouteRequestResponse, RoutingEntry, UpdateRoutingRequest, UpdateRoutingResponse,
-    ValidateRouteRequest, ValidateRouteResponse,
+    CanHandleRequest, CanHandleResponse, Error, RouteRequestRequest, RouteRequestResponse, StatusCode,
+    UpdateRoutingRequest, UpdateRoutingResponse, ValidateRouteRequest, ValidateRouteResponse,
 };
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::peer;
-use super::modules::by_instance;
 use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
-use super::{Control, names, query};
-use crate::compile::FlowTuple;
-use crate::model::{Backend, Destination, ForwardMode, Health, Route, RouteKey, Routes};
-use crate::registry::{Commit, Now, Owner, Record, State, Suited, Wanted};
+use super::{Control, any, names};
+use crate::compile::{FlowTuple, MapImage};
+use crate::model::{Backend, Destination, ForwardMode, Health, Routes};
+use crate::registry::{Commit, Now, Owner, State, Suited, Wanted};
 
 /// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
 const MOST_FAULTS_TOLD: usize = 1000;
@@ -46,9 +44,11 @@ impl Control {
         let routes = match route::parse_all("routes", request.routes, author, vips) {
             Ok(routes) => routes,
             Err(faults) if request.validate_only => {
+                let validation_errors = faults.iter().take(MOST_FAULTS_TOLD).map(Fault::to_string).collect();
                 return Ok(UpdateRoutingResponse {
                     message: "the routes are not valid; nothing was changed".to_owned(),
-                    validation_errors: faults.iter().take(MOST_FAULTS_TOLD).map(Fault::to_string).collect(),
+                    validation_errors,
+                    error: Some(Failure::from(faults).told()),
                     ..Default::default()
                 });
             }
@@ -56,7 +56,8 @@ impl Control {
         };
         let unenforced = route::unenforced(&routes);
         let commit = if request.validate_only { Commit::DryRun } else { Commit::Apply };
-        let (changed, revision) =
+        let in_force = routes.len();
+        let (_, revision) =
             self.registry.update_routes(owner, routes, request.replace_all, commit, Now::read())?;
         let done = match commit {
             Commit::DryRun => "valid; nothing was changed",
@@ -69,73 +70,12 @@ impl Control {
         Ok(UpdateRoutingResponse {
             success: true,
             message: said.collect::<Vec<_>>().join("; "),
-            routes_updated: signed_32(changed),
+            routes_updated: signed_32(in_force),
             ..Default::default()
         })
     }
 
-    pub fn routing_table(&self, request: GetRoutingTableRequest) -> Result<GetRoutingTableResponse, Failure> {
-        let protocol = fault::known::<Protocol>("protocol_filter", request.protocol_filter)?;
-        let within = route::net("destination_filter", &request.destination_filter)?;
-        let mut entries = self.routing_entries(|route| {
-            (protocol == Protocol::Unspecified || names::protocol_to_wire(route.protocol) == protocol)
-                && within.is_none_or(|net| self.overlaps(route.destination, net))
-        });
-        entries.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
-        let (entries, pagination) = query::run(request.query, entries)?;
-        Ok(GetRoutingTableResponse {
-            entries,
-            total_entries: pagination.total_items,
-            pagination: Some(pagination),
-        })
-    }
-
-    fn routing_entries(&self, wanted: impl Fn(&Route) -> bool) -> Vec<RoutingEntry> {
-        let snapshot = self.registry.snapshot();
-        let counts = by_instance(&self.traffic.borrow());
-        let entry = |route_id: &str, route: &Route, since, target: Option<(&str, &Record)>| {
-            let flows = target.and_then(|(id, _)| counts.get(id)).map_or(0, |counts| counts.active_flows);
-            let module_type = target.map(|(_, record)| record.registration.module.module_type);
-            RoutingEntry {
-                route: Some(route::render(route_id, route)),
-                target_instance_id: target.map(|(id, _)| id.to_owned()).unwrap_or_default(),
-                target_module_type: module_type
-                    .map(|t| names::module_type_to_wire(t).into())
-                    .unwrap_or_default(),
-                current_connections: signed_32(flows),
-                created_at: Option::map(since, |since: &std::time::SystemTime| (*since).into()),
-                last_used: None,
-            }
-        };
-        let mut entries = Vec::new();
-        for (id, record) in &snapshot.modules {
-            for (route_id, route) in
-                record.registration.module.routes.iter().filter(|(_, route)| wanted(route))
-            {
-                let since = record.routes_since.get(route_id);
-                let target = can_handle(record, route_id, false).then_some((id.as_str(), record.as_ref()));
-                entries.push(entry(route_id, route, since, target));
-            }
-        }
-        for (route_id, route) in snapshot.operator_routes.iter().filter(|(_, route)| wanted(route)) {
-            let since = snapshot.operator_routes_since.get(route_id);
-            let before = entries.len();
-            let able = snapshot.targets(route).filter(|(_, record)| can_handle(record, route_id, true));
-            entries.extend(able.map(|target| entry(route_id, route, since, Some(target))));
-            if entries.len() == before {
-                entries.push(entry(route_id, route, since, None));
-            }
-        }
-        for (route_id, route) in snapshot.learned_routes.iter().filter(|(_, route)| wanted(route)) {
-            let since = snapshot.learned.get(route_id).map(|learned| &learned.since);
-            let able = snapshot.said_of_learned(route_id).filter(|(_, ability)| ability.can_handle);
-            let targets = able.filter_map(|(id, _)| Some((id, snapshot.record(id).ok()?)));
-            entries.extend(targets.map(|target| entry(route_id, route, since, Some(target))));
-        }
-        entries
-    }
-
-    fn overlaps(&self, destination: Destination, net: IpNet) -> bool {
+    pub(super) fn overlaps(&self, destination: Destination, net: IpNet) -> bool {
         match destination {
             Destination::EveryVip => {
                 self.registry.settings().vips.addresses().iter().any(|vip| net.contains(vip))
@@ -194,16 +134,11 @@ impl Control {
     pub fn route_request(&self, request: RouteRequestRequest) -> Result<RouteRequestResponse, Failure> {
         let message = request.route.ok_or_else(|| Fault::new("route", "is missing"))?;
         let context = fault::text_map("context", request.context)?;
-        let flow = self.flow(message, &context)?;
+        let flows = self.flows(message, &context)?;
         let image = self.applied.borrow().image.clone();
-        let Some(backend) = image.choose(&flow) else {
-            return Ok(RouteRequestResponse {
-                message: format!(
-                    "no backend takes a new {} flow from {} to {} port {}",
-                    flow.l4, flow.client, flow.vip, flow.port
-                ),
-                ..Default::default()
-            });
+        let chosen = flows.iter().find_map(|flow| Some((*flow, image.choose(flow)?)));
+        let Some((flow, backend)) = chosen else {
+            return Ok(not_routed(&flows, &image));
         };
         let snapshot = self.registry.snapshot();
         let record = snapshot.record(&backend.instance_id)?;
@@ -221,12 +156,13 @@ impl Control {
         })
     }
 
-    /// The flow that a route describes: one destination, and the client that the context or the source names.
-    fn flow(
+    /// The flows that a route may stand for: from the client that the context or the source names, else from any; to its
+    /// destination, else to any VIP. There is at least one.
+    fn flows(
         &self,
         message: nlb_proto::Route,
         context: &BTreeMap<String, String>,
-    ) -> Result<FlowTuple, Fault> {
+    ) -> Result<Vec<FlowTuple>, Fault> {
         let within = |fault: Fault| fault.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
         // Nothing is decided by these, and yet they are not taken whatever they hold.
@@ -235,12 +171,12 @@ impl Control {
         fault::text_map("headers", message.headers).map_err(within)?;
         fault::text_map("metadata", message.metadata).map_err(within)?;
         let settings = self.registry.settings();
-        let vips = settings.vips.addresses();
-        let vip = match route::destination(&message.destination_pattern).map_err(within)? {
-            Destination::Address(address) => address,
-            Destination::EveryVip if vips.len() == 1 => *vips.iter().next().expect("one"),
-            _ => {
-                return Err(Fault::new("route.destination_pattern", "must be one address: a packet has one"));
+        let vips: Vec<IpAddr> = match route::destination(&message.destination_pattern).map_err(within)? {
+            Destination::Address(address) => vec![address],
+            Destination::EveryVip => settings.vips.addresses().iter().copied().collect(),
+            Destination::Prefix(_) => {
+                let problem = "must be one address, or empty for any VIP: a packet has one";
+                return Err(Fault::new("route.destination_pattern", problem));
             }
         };
         let port = fault::port("destination_port", message.destination_port).map_err(within)?;
@@ -251,20 +187,32 @@ impl Control {
             ));
         };
         let source = route::source(&message.source_pattern).map_err(within)?;
-        let single = source.filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr());
-        let unspecified: IpAddr =
-            if vip.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        let client = match context.get("source_address").map(|text| (text, text.parse::<IpAddr>())) {
-            None => single.unwrap_or(unspecified),
-            Some((_, Ok(address))) if address.is_ipv6() == vip.is_ipv6() => address,
-            Some((text, _)) => {
-                let problem = format!("{text:?} is not an address of the destination's family");
-                return Err(Fault::new("context.source_address", problem));
-            }
-        };
         let source_port = fault::port("source_port", message.source_port).map_err(within)?;
-        let client_port = fault::port_entry("context", context, "source_port")?.or(source_port).unwrap_or(0);
-        Ok(FlowTuple { client, client_port, vip, port, l4: protocol.l4() })
+        let client_port = fault::port_entry("context", context, "source_port")?.or(source_port);
+        let client_port = client_port.unwrap_or_else(any::port);
+        let client = context.get("source_address").map(|text| {
+            let problem = || Fault::new("context.source_address", format!("{text:?} is not an address"));
+            text.parse::<IpAddr>().map_err(|_| problem())
+        });
+        let client = client.transpose()?;
+        let l4 = protocol.l4();
+        let flows = vips.into_iter().filter_map(|vip| {
+            let client = client.unwrap_or_else(|| any::client(source, vip.is_ipv6()));
+            (client.is_ipv6() == vip.is_ipv6()).then_some(FlowTuple { client, client_port, vip, port, l4 })
+        });
+        let flows: Vec<FlowTuple> = flows.collect();
+        if flows.is_empty() {
+            return Err(match context.get("source_address") {
+                Some(text) => {
+                    let problem = format!("{text:?} is not an address of the destination's family");
+                    Fault::new("context.source_address", problem)
+                }
+                None => {
+                    Fault::new("route.destination_pattern", "names no VIP, and none is configured; give one")
+                }
+            });
+        }
+        Ok(flows)
     }
 
     /// The priority that the module gave the route, else the route's own: the highest of those that match it.
@@ -287,11 +235,17 @@ impl Control {
     }
 }
 
-fn can_handle(record: &Record, route_id: &str, operators: bool) -> bool {
-    let key = RouteKey { id: route_id.to_owned(), operators };
-    record.registration.module.ability(&key).can_handle
-}
-
-fn sort_key(entry: &RoutingEntry) -> (&str, &str) {
-    (entry.route.as_ref().map(|route| route.route_id.as_str()).unwrap_or_default(), &entry.target_instance_id)
+/// Why none of these flows would get anywhere.
+fn not_routed(flows: &[FlowTuple], image: &MapImage) -> RouteRequestResponse {
+    let served = flows.iter().find(|flow| image.serves(flow.vip, flow.port, flow.l4));
+    let (code, problem) = match served {
+        Some(_) => (StatusCode::Unavailable, "no backend takes"),
+        None => (StatusCode::NotFound, "no service is there for"),
+    };
+    let Some(flow) = served.or(flows.first()) else { return RouteRequestResponse::default() };
+    let message =
+        format!("{problem} a new {} flow from {} to {} port {}", flow.l4, flow.client, flow.vip, flow.port);
+    let occurred_at = Some(std::time::SystemTime::now().into());
+    let error = Error { code: code.into(), message: message.clone(), occurred_at, ..Default::default() };
+    RouteRequestResponse { message, error: Some(error), ..Default::default() }
 }

@@ -38,7 +38,7 @@ impl Recorder {
         let (now, mut totals, mut history) = (Now::read(), Totals::default(), History::new(budget));
         let latest = Arc::new(sources.sample(now, 0, &mut totals, &history));
         history.push(&latest);
-        let view = View { latest, history: Arc::new(history) };
+        let view = View { latest, history: Arc::new(history), activity: Arc::default() };
         let (views, read_views) = watch::channel(view);
         let reported = Arc::new(Reported::default());
         let metrics =
@@ -69,9 +69,11 @@ impl Recorder {
         let history = self.views.borrow().history.clone();
         let sample = Arc::new(self.sources.sample(now, second, &mut self.totals, &history));
         drop(history);
+        let traffic = self.sources.traffic.borrow().clone();
         self.views.send_modify(|view| {
             // Copied only while somebody still reads the one before, and then but the newest chunk.
             Arc::make_mut(&mut view.history).push(&sample);
+            Arc::make_mut(&mut view.activity).look(&traffic, now.wall);
             view.latest = sample;
         });
         let registered = self.sources.registry.snapshot();

@@ -123,6 +123,7 @@ async fn every_fault_of_an_update_is_reported_at_once() {
     assert_eq!(status.code(), Code::InvalidArgument);
     let dry = UpdateRoutingRequest { validate_only: true, ..request };
     let answer = nlb.modules.update_routing(dry).await.unwrap().into_inner();
+    assert_eq!(answer.error.as_ref().unwrap().code(), StatusCode::InvalidArgument);
     assert!(!answer.success);
     let fields: Vec<_> =
         answer.validation_errors.iter().map(|error| error.split(": ").next().unwrap()).collect();

@@ -184,6 +184,22 @@ impl Nlb {
         (questions, closed)
     }
 
+    /// Waits until the maps hold what is desired.
+    pub async fn applied(&mut self) {
+        let desired = self.registry.desired().borrow().revision.to_string();
+        let reached = async {
+            loop {
+                let asked = nlb_proto::GetNlbStatusRequest::default();
+                let status = self.modules.get_nlb_status(asked).await.unwrap().into_inner();
+                if status.details["applied_revision"] == desired {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), reached).await.expect("the maps take it");
+    }
+
     /// Publishes these numbers of TCP flows of an instance, one after the other, until the last one stays.
     pub fn count_flows(&mut self, instance_id: &str, readings: &'static [u64]) {
         let (traffic, instance_id) = (self.traffic.clone(), instance_id.to_owned());

@@ -44,8 +44,12 @@ async fn a_module_changes_its_own_routes() {
     let routed = nlb.routed(Route { destination_port: 443, ..route("?") }, &[]).await;
     assert_eq!(routed.target_address, "10.0.0.1:443", "the maps hold it");
 
+    let again = nlb.modules.update_routing(request.clone()).await.unwrap().into_inner();
+    assert_eq!(again.routes_updated, 1, "it is in force, though nothing new");
+
     request.replace_all = true;
-    nlb.modules.update_routing(request).await.unwrap();
+    let replaced = nlb.modules.update_routing(request).await.unwrap().into_inner();
+    assert_eq!(replaced.routes_updated, 1, "what was removed does not count");
     assert_eq!(nlb.table(Default::default()).await, "tls>alb-1");
 }
 
@@ -75,7 +79,7 @@ async fn the_operators_routes_choose_their_modules() {
     assert_eq!(routed.target_instance_id, "db-1");
 
     let replaced = UpdateRoutingRequest { replace_all: true, ..update(vec![]) };
-    assert_eq!(nlb.modules.update_routing(replaced).await.unwrap().into_inner().routes_updated, 5);
+    assert_eq!(nlb.modules.update_routing(replaced).await.unwrap().into_inner().routes_updated, 0);
     assert_eq!(nlb.table(Default::default()).await, "");
 }
 
@@ -133,6 +137,74 @@ async fn a_request_is_routed_as_a_packet_would_be() {
 
     let nowhere = nlb.routed(Route { destination_port: 81, ..route("?") }, &[]).await;
     assert!(!nowhere.routed && nowhere.message.contains("port 81"), "{}", nowhere.message);
+    assert_eq!(nowhere.error.unwrap().code(), StatusCode::NotFound);
+}
+
+#[tokio::test]
+async fn without_a_client_answers_follow_the_weights() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration_at("a", 1, "v1")).await;
+    nlb.add(deaf(registration_at("b", 2, "v1"))).await;
+    let mut chosen = std::collections::BTreeSet::new();
+    let near = Route { source_pattern: "198.51.100.0/24".into(), ..route("?") };
+    for _ in 0..64 {
+        chosen.insert(nlb.routed(route("?"), &[]).await.target_instance_id);
+        let from = nlb.routed(near.clone(), &[]).await.message;
+        assert!(from.contains("from 198.51.100."), "{from}");
+    }
+    assert_eq!(chosen, ["a".to_owned(), "b".to_owned()].into());
+
+    for id in ["a", "b"] {
+        let commit = nlb::registry::Commit::Apply;
+        nlb.registry.set_instance_weight(id, "", 0, commit).unwrap();
+    }
+    nlb.applied().await;
+    let nobody = nlb.routed(route("?"), &[]).await;
+    assert!(!nobody.routed && nobody.message.contains("no backend"), "{}", nobody.message);
+    assert_eq!(nobody.error.unwrap().code(), StatusCode::Unavailable);
+}
+
+#[tokio::test]
+async fn any_vip_is_the_first_with_a_backend() {
+    let mut nlb = Nlb::start().await;
+    let mut six = registration("alb-1");
+    six.instance = six.instance.map(|instance| ModuleInstance { address: "alb-001".into(), ..instance });
+    six.initial_routes = vec![Route { destination_pattern: "2001:db8::1".into(), ..route("six") }];
+    nlb.add(six).await;
+    for anywhere in ["", "*"] {
+        let asked = Route { destination_pattern: anywhere.into(), ..route("?") };
+        let routed = nlb.routed(asked.clone(), &[]).await;
+        assert_eq!(routed.target_address, "[fd00::1]:80", "{}", routed.message);
+        let from_four = nlb.routed(asked, &[("source_address", "198.51.100.7")]).await;
+        assert!(!from_four.routed, "{}", from_four.message);
+    }
+    nlb.add(registration_at("four", 2, "v1")).await;
+    let asked = Route { destination_pattern: "*".into(), ..route("?") };
+    assert_eq!(nlb.routed(asked, &[]).await.target_instance_id, "four", "the first VIP");
+}
+
+#[tokio::test]
+async fn the_table_tells_how_much_each_route_is_used() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    request.initial_routes.push(Route { destination_port: 443, ..route("tls") });
+    nlb.add(request).await;
+    // All of them by way of "web".
+    nlb.count_flows("alb-1", &[4]);
+    nlb.wait_for("nlb_instance_new_flows_total{instance_id=alb-1}", 9.0).await;
+    let query = |query| GetRoutingTableRequest { query: Some(query), ..Default::default() };
+    let by_use = query(Query { sort_by: "last_used".into(), sort_desc: true, ..Default::default() });
+    let entries = nlb.modules.get_routing_table(by_use).await.unwrap().into_inner().entries;
+    let [web, tls] = &entries[..] else { panic!("two routes: {entries:?}") };
+    assert_eq!((web.route.as_ref().unwrap().route_id.as_str(), web.current_connections), ("web", 4));
+    assert!(web.last_used.is_some_and(|used| used.seconds >= web.created_at.unwrap().seconds - 1));
+    assert_eq!((tls.route.as_ref().unwrap().route_id.as_str(), tls.current_connections), ("tls", 0));
+    assert_eq!(tls.last_used, None, "not used yet");
+
+    let since =
+        Filter { field: "last_used".into(), operator: "gt".into(), value: "2026-01-01T00:00:00Z".into() };
+    let used = query(Query { filters: vec![since], ..Default::default() });
+    assert_eq!(nlb.table(used).await, "web>alb-1");
 }
 
 #[tokio::test]
