@@ -24,7 +24,7 @@ pub use history::History;
 pub use recorder::{Recorder, Sources};
 pub use reported::Reported;
 pub use sample::{Sample, Subject};
-pub use selection::{Selection, UnknownName};
+pub use selection::{OWN, Selection, UnknownName};
 
 /// How far back the history goes, if its budget allows.
 pub const HOUR: Duration = Duration::from_secs(3600);

@@ -32,11 +32,16 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// gRPC's customary port, of addresses that name none.
+const GRPC_PORT: u16 = 50051;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Unresolved {
     #[error("{name} does not resolve: {error}; register an address, or a name that the NLB's resolver knows")]
     Lookup { name: String, error: io::Error },
-    #[error("{host} is {kind}, where no packet can be forwarded to; give the address the NLB reaches it by")]
+    #[error(
+        "{host} is {kind}, where no packet can be forwarded to; give the one that the NLB reaches it by in metadata data_address"
+    )]
     Unusable { host: String, kind: &'static str },
 }
 
@@ -167,7 +172,10 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wanted = || format!("{text:?} is not host:port, such as alb-001:50051 or [2001:db8::1]:50051");
-        let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
+        let bracketed = text.starts_with('[') && text.ends_with(']');
+        let Some((host, port)) = text.rsplit_once(':').filter(|_| !bracketed) else {
+            return Ok(Endpoint { host: text.parse()?, port: GRPC_PORT });
+        };
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
             return Err(wanted());
         }
@@ -212,15 +220,21 @@ mod tests {
         for good in ["alb-001:50051", "10.0.0.1:1", "[2001:db8::1]:65535", "a.b.example.:80", "my_host:80"] {
             assert!(good.parse::<Endpoint>().is_ok(), "{good}");
         }
+        for portless in ["alb-001", "10.0.0.1", "[2001:db8::1]"] {
+            let endpoint: Endpoint = portless.parse().unwrap();
+            assert_eq!(endpoint.to_string(), format!("{portless}:50051"));
+        }
         for bad in [
             "",
             ":1",
-            "host",
             "host:",
             "host:0",
             "host:65536",
             "host:-1",
             "2001:db8::1:80",
+            "2001:db8::1",
+            "10.0.0.256",
+            "[]",
             "http://host:80",
             "a b:80",
             "-a:80",

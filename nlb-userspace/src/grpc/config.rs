@@ -30,7 +30,8 @@ impl Control {
         check(&update).map_err(|fault| fault.within("config"))?;
         let mut versions = self.configuration.lock().await;
         let current = config_id(versions.version());
-        if !update.config_id.is_empty() && update.config_id != current {
+        // Whoever names his updates after his own fashion has not read ours.
+        if is_config_id(&update.config_id) && update.config_id != current {
             return Err(Failure::Outdated { given: update.config_id, current });
         }
         let proposal = match versions.propose(&update.config_data, SystemTime::now()) {
@@ -43,7 +44,7 @@ impl Control {
         if let Err(refusal) = self.registry.configure(settings.clone(), Commit::DryRun) {
             return Ok(rejected(refusal.to_string()));
         }
-        if requires_restart && !request.restart_required {
+        if requires_restart && !request.restart_required && !request.validate_only {
             let waiting = proposal.waiting.join(", ");
             let problem = format!("{waiting} would wait for a restart; set restart_required to accept that");
             return Ok(proto::UpdateNlbConfigResponse { requires_restart, ..rejected(problem) });
@@ -68,9 +69,7 @@ impl Control {
         &self,
         request: proto::GetNlbConfigRequest,
     ) -> Result<proto::GetNlbConfigResponse, Failure> {
-        if !request.config_type.is_empty() {
-            check_type(&request.config_type)?;
-        }
+        check_type(&request.config_type)?;
         let versions = self.configuration.lock().await;
         let not_kept = |error: anyhow::Error| Failure::NotKept(format!("{error:#}"));
         let settings = versions.settings().map_err(not_kept)?;
@@ -99,20 +98,25 @@ fn check(update: &proto::ConfigUpdate) -> Result<(), Fault> {
     if update.config_data.len() > MAX_BYTES {
         return Err(Fault::new("config_data", format!("is longer than {MAX_BYTES} bytes")));
     }
-    let sum = sha256(&update.config_data);
-    let given = update.checksum.strip_prefix("sha256:").unwrap_or(&update.checksum);
-    if given.is_empty() {
+    if update.checksum.is_empty() {
         return Err(Fault::new("checksum", "is empty; give the SHA-256 of config_data in hexadecimal"));
     }
-    if !given.eq_ignore_ascii_case(&sum) {
-        let problem = format!("is not the SHA-256 of config_data as it arrived, which is {sum}");
-        return Err(Fault::new("checksum", problem));
+    checksum(update)
+}
+
+/// Whether a checksum that is given is that of the data.
+pub fn checksum(update: &proto::ConfigUpdate) -> Result<(), Fault> {
+    let sum = sha256(&update.config_data);
+    let given = update.checksum.strip_prefix("sha256:").unwrap_or(&update.checksum);
+    if update.checksum.is_empty() || given.eq_ignore_ascii_case(&sum) {
+        return Ok(());
     }
-    Ok(())
+    let problem = format!("is not the SHA-256 of config_data as it arrived, which is {sum}");
+    Err(Fault::new("checksum", problem))
 }
 
 fn check_type(given: &str) -> Result<(), Fault> {
-    if given == TYPE {
+    if given.is_empty() || given == TYPE {
         return Ok(());
     }
     Err(Fault::new("config_type", format!("{given:?} is unknown; the NLB has {TYPE:?}")))
@@ -120,6 +124,12 @@ fn check_type(given: &str) -> Result<(), Fault> {
 
 fn config_id(version: u64) -> String {
     format!("{TYPE}-{version}")
+}
+
+/// Whether the NLB may have given this id.
+fn is_config_id(id: &str) -> bool {
+    let version = id.strip_prefix(TYPE).and_then(|rest| rest.strip_prefix('-'));
+    version.is_some_and(|version| !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -52,7 +52,7 @@ pub enum Failure {
         code: Code,
     },
     /// A group of instances is not to have another size.
-    Unscalable(String),
+    Unscalable(Unscalable),
     /// More than one answer should hold.
     TooMuch(String),
 }
@@ -103,12 +103,14 @@ impl Failure {
     fn code(&self) -> Code {
         match self {
             Failure::Malformed(_) => Code::InvalidArgument,
-            Failure::Unresolved(_) | Failure::Late { .. } => Code::Unavailable,
+            Failure::Unresolved(Unresolved::Unusable { .. }) => Code::InvalidArgument,
+            Failure::Unresolved(Unresolved::Lookup { .. }) | Failure::Late { .. } => Code::Unavailable,
             Failure::NotApplied { .. } | Failure::NotStored(_) | Failure::NotKept(_) => Code::Internal,
             Failure::Outdated { .. } => Code::AlreadyExists,
             Failure::Modules { .. } => Code::Aborted,
             Failure::PassedOn { code, .. } => *code,
-            Failure::Unscalable(_) => Code::FailedPrecondition,
+            Failure::Unscalable(Unscalable::Empty) => Code::NotFound,
+            Failure::Unscalable(_) => Code::InvalidArgument,
             Failure::TooMuch(_) => Code::ResourceExhausted,
             Failure::Refused(refusal) => match refusal {
                 Refusal::UnknownInstance(_)
@@ -141,7 +143,8 @@ impl std::fmt::Display for Failure {
             Failure::Malformed(faults) => f.write_str(&first_of(faults.iter().map(Fault::to_string))),
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::Unresolved(why) => why.fmt(f),
-            Failure::TooMuch(why) | Failure::Unscalable(why) => f.write_str(why),
+            Failure::TooMuch(why) => f.write_str(why),
+            Failure::Unscalable(why) => why.fmt(f),
             Failure::NotApplied { revision, reason } => {
                 write!(f, "accepted as revision {revision}, but the data path does not hold it: {reason}")
             }
@@ -217,7 +220,7 @@ impl From<Refusal> for Failure {
 
 impl From<Unscalable> for Failure {
     fn from(why: Unscalable) -> Self {
-        Failure::Unscalable(why.to_string())
+        Failure::Unscalable(why)
     }
 }
 

@@ -21,13 +21,11 @@ use super::points::{Extent, Points, extent, on_the_side, select};
 use super::report::render;
 use super::subscription::Subscription;
 use super::{Control, names};
-use crate::metrics::{Selection, Subject, View, catalogue};
+use crate::metrics::{OWN, Selection, Subject, View, catalogue};
+use crate::registry::Record;
 use crate::stats::Counts;
 
 pub type Samples = Subscription<StreamMetricsResponse>;
-
-/// What only the NLB's metrics are called.
-const OWN: &str = "nlb_";
 
 /// A question for metrics, as far as it is about this NLB.
 struct Question {
@@ -69,10 +67,10 @@ impl Control {
                 (answer.stats.unwrap_or_default(), "module".to_owned())
             }
             Outcome::Done(answer) => (answer.stats.unwrap_or_default(), "module".to_owned()),
-            _ => match &record.report {
-                Some(told) => (render(&id, told), format!("last heartbeat; {said}")),
-                None => (seen(counts), format!("data path; {said}")),
-            },
+            _ => {
+                let (stats, source) = self.known_stats(record, counts);
+                (stats, format!("{source}; {said}"))
+            }
         };
         stats.instance_id = id;
         stats.custom_stats.insert("source".to_owned(), source);
@@ -80,6 +78,23 @@ impl Control {
             stats.custom_stats.insert(metric.name.to_owned(), value.to_string());
         }
         Ok(GetStatsResponse { stats: Some(stats) })
+    }
+
+    /// What is known of an instance without asking it, and from where: its last heartbeat, else the data path.
+    fn known_stats(&self, record: &Record, counts: Counts) -> (ModuleStats, &'static str) {
+        let id = &record.registration.instance_id;
+        match &record.report {
+            Some(told) => (render(id, told), "last heartbeat"),
+            None => (ModuleStats { instance_id: id.clone(), ..seen(counts) }, "data path"),
+        }
+    }
+
+    /// The same, with its source.
+    pub fn stats_at_hand(&self, record: &Record) -> ModuleStats {
+        let counts = self.counted_for(&record.registration.instance_id);
+        let (mut stats, source) = self.known_stats(record, counts);
+        stats.custom_stats.insert("source".to_owned(), source.to_owned());
+        stats
     }
 
     /// With an empty id the NLB's.
@@ -160,16 +175,11 @@ impl Control {
 
 impl Question {
     fn about_now(request: GetMetricsRequest, passed_on: bool) -> Result<Self, Fault> {
-        // What a module calls its metrics is known to the module alone.
         let of_module = !request.instance_id.is_empty();
         if of_module {
             fault::id("instance_id", &request.instance_id)?;
         }
-        let foreign = |name: &&String| of_module && !name.is_empty() && !name.starts_with(OWN);
-        let known = request.metric_names.iter().filter(foreign);
-        let known = known.map(|name| name.strip_suffix('*').unwrap_or(name));
-        let answered = catalogue::ANSWERED.iter().filter(|_| of_module).map(|metric| metric.name);
-        let selection = select(&request.metric_names, known.chain(answered))?;
+        let selection = select(&request.metric_names, if of_module { catalogue::ANSWERED } else { &[] })?;
         Ok(Question { request, selection, extent: Extent::Latest, patience: ANSWER_PATIENCE, passed_on })
     }
 
@@ -192,13 +202,15 @@ impl Question {
         points.into_iter().filter(|point| !point.name.starts_with(OWN) && self.selection.takes(&point.name))
     }
 
-    /// Whether the module answered, as a metric.
+    /// Whether the module answered, as a metric. That it did not is said unasked: else nothing would tell an answer without
+    /// points from none.
     fn answered<T>(&self, instance_id: &str, outcome: &Outcome<T>) -> Option<MetricDataPoint> {
-        let metric = catalogue::ANSWERED.iter().find(|metric| self.selection.takes(metric.name))?;
+        let failed = !matches!(outcome, Outcome::Done(_));
+        let metric = catalogue::ANSWERED.iter().find(|metric| failed || self.selection.takes(metric.name))?;
         let labels = [("instance_id", instance_id.to_owned()), ("outcome", outcome.to_string())];
         Some(MetricDataPoint {
             name: metric.name.to_owned(),
-            value: f64::from(u8::from(matches!(outcome, Outcome::Done(_)))),
+            value: f64::from(u8::from(!failed)),
             labels: labels.map(|(label, value)| (label.to_owned(), value)).into(),
             timestamp: Some(SystemTime::now().into()),
         })

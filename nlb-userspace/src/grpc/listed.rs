@@ -6,7 +6,7 @@ use prost_types::Timestamp;
 use super::query::{Listed, Value};
 
 fn seconds(timestamp: &Option<Timestamp>) -> Value {
-    Value::Number(timestamp.map_or(0, |timestamp| timestamp.seconds))
+    Value::Time(timestamp.map_or(0, |timestamp| timestamp.seconds))
 }
 
 impl Listed for ModuleInstance {

@@ -22,7 +22,7 @@ impl Control {
         let times = (request.start_time, request.end_time);
         let extent = extent(times, request.aggregate, &view)?;
         let ledgers = self.metrics.reported.all();
-        let selection = select(&request.metric_names, ledgers.values().flat_map(|ledger| ledger.names()))?;
+        let selection = select(&request.metric_names, &[])?;
         let state = self.registry.snapshot();
         on_the_side(move || {
             let mut points = Points::new(&selection, &extent);
@@ -48,7 +48,7 @@ impl Control {
         let state = self.registry.snapshot();
         let module_type = state.record(&instance_id)?.registration.module.module_type;
         let ledger = self.metrics.reported.of(&instance_id);
-        let selection = select(&request.metric_names, ledger.iter().flat_map(|ledger| ledger.names()))?;
+        let selection = select(&request.metric_names, &[])?;
         on_the_side(move || {
             let mut points = Points::new(&selection, &extent);
             let mut metrics = points.own(&view, |subject| subject.instance_id() == Some(&instance_id))?;
@@ -73,8 +73,7 @@ impl Control {
         request: StreamNlbMetricsRequest,
     ) -> Result<Subscription<StreamNlbMetricsResponse>, Failure> {
         let interval = fault::unsigned_32("interval_seconds", request.interval_seconds)?.max(1);
-        let ledgers = self.metrics.reported.all();
-        let selection = select(&request.metric_names, ledgers.values().flat_map(|ledger| ledger.names()))?;
+        let selection = select(&request.metric_names, &[])?;
         let (registry, reported) = (self.registry.clone(), self.metrics.reported.clone());
         let include_modules = request.include_modules;
         Ok(Subscription::start(self.metrics.clone(), interval.into(), move |view| {

@@ -206,7 +206,7 @@ impl Control {
         Ok(GetModuleInfoResponse {
             instance: Some(instance::render(record, counts)),
             routes: record.registration.module.routes.iter().map(|(id, r)| route::render(id, r)).collect(),
-            stats: record.report.as_ref().map(|report| report::render(&id, report)),
+            stats: Some(self.stats_at_hand(record)),
             deployment_config: split::render(&snapshot),
             details: details(record, counts)
                 .into_iter()

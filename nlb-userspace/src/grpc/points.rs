@@ -64,17 +64,16 @@ pub fn extent(
     })
 }
 
-pub fn select<'a>(asked: &[String], reported: impl Iterator<Item = &'a str>) -> Result<Selection, Fault> {
+/// `also` are metrics that are in no sample.
+pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, Fault> {
     if asked.len() > MAX_NAMES {
         return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}; use a trailing *")));
     }
     for (index, name) in asked.iter().enumerate() {
         fault::text(&format!("metric_names[{index}]"), name, NAME_LENGTH)?;
     }
-    let mut known: Vec<&str> = reported.chain(catalogue::metrics().map(|metric| metric.name)).collect();
-    known.sort_unstable();
-    known.dedup();
-    Selection::parse(asked, known.into_iter()).map_err(|UnknownName { index, similar }| {
+    let known: Vec<&str> = catalogue::metrics().chain(also).map(|metric| metric.name).collect();
+    Selection::parse(asked, known.iter().copied()).map_err(|UnknownName { index, similar }| {
         let problem = format!("no metric is called {:?}; there are {}", asked[index], similar.join(", "));
         Fault::new(format!("metric_names[{index}]"), problem)
     })

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use nlb_proto::{Filter, HealthStatus, ModuleType, Pagination, Protocol, Query};
+use prost_types::Timestamp;
 
 use super::fault::{self, Fault};
 use super::numbers::signed_32;
@@ -15,6 +16,8 @@ const MAX_FILTERS: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     Number(i64),
+    /// In seconds since 1970.
+    Time(i64),
     Text(String),
     /// An enum value's full name.
     Name(&'static str),
@@ -110,10 +113,10 @@ impl Condition {
             "lt" => Test::Order(Ordering::is_lt, value()?),
             "ge" => Test::Order(Ordering::is_ge, value()?),
             "le" => Test::Order(Ordering::is_le, value()?),
-            "contains" if matches!(sample, Value::Number(_)) => {
+            "contains" if matches!(sample, Value::Number(_) | Value::Time(_)) => {
                 return Err(Fault::new(
                     "operator",
-                    format!("{:?} is a number; contains is for text", filter.field),
+                    format!("{:?} is a number or a time; contains is for text", filter.field),
                 ));
             }
             "contains" => Test::Contains(filter.value),
@@ -132,7 +135,7 @@ impl Condition {
             (Test::In(operands), value) => operands.iter().any(|operand| value.cmp(operand).is_eq()),
             (Test::Contains(part), Value::Text(text)) => text.contains(part),
             (Test::Contains(part), Value::Name(name)) => short(name).contains(&part.to_ascii_uppercase()),
-            (Test::Contains(_), Value::Number(_)) => false,
+            (Test::Contains(_), Value::Number(_) | Value::Time(_)) => false,
         }
     }
 }
@@ -149,8 +152,18 @@ fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
                 text.parse().map_err(|_| Fault::new("value", format!("{text:?} is not a whole number")));
             Ok(Value::Number(number?))
         }
+        Value::Time(_) => {
+            let seconds = text.parse().ok();
+            let seconds = seconds.or_else(|| text.parse::<Timestamp>().ok().map(|time| time.seconds));
+            let problem =
+                || format!("{text:?} is neither seconds since 1970 nor a time such as 2026-01-31T12:00:00Z");
+            seconds.map(Value::Time).ok_or_else(|| Fault::new("value", problem()))
+        }
         Value::Text(_) => Ok(Value::Text(text.to_owned())),
         Value::Name(unspecified) => {
+            if let Some(name) = text.parse().ok().and_then(|number| numbered(unspecified, number)) {
+                return Ok(Value::Name(name));
+            }
             let name = text.to_ascii_uppercase();
             let prefix = unspecified.strip_suffix("UNSPECIFIED").unwrap_or_default();
             let full = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
@@ -170,6 +183,17 @@ fn known_name(full: &str) -> Option<&'static str> {
     module_type.or(health).or(protocol)
 }
 
+/// The name of a value of the enum that has this name for 0.
+fn numbered(unspecified: &str, number: i32) -> Option<&'static str> {
+    if unspecified == ModuleType::Unspecified.as_str_name() {
+        ModuleType::try_from(number).ok().map(|value| value.as_str_name())
+    } else if unspecified == HealthStatus::Unspecified.as_str_name() {
+        HealthStatus::try_from(number).ok().map(|value| value.as_str_name())
+    } else {
+        Protocol::try_from(number).ok().map(|value| value.as_str_name())
+    }
+}
+
 /// An enum value's name without the enum's own.
 fn short(name: &str) -> &str {
     let prefixes = ["MODULE_TYPE_", "HEALTH_STATUS_", "PROTOCOL_"];
@@ -183,7 +207,8 @@ mod tests {
     use super::*;
 
     fn fleet() -> Vec<ModuleInstance> {
-        let instance = |id: &str, weight, module_type: ModuleType, zone: &str| ModuleInstance {
+        let instance = |id: &str, weight, module_type: ModuleType, zone: &str, seconds| ModuleInstance {
+            started_at: Some(Timestamp { seconds, nanos: 0 }),
             instance_id: id.into(),
             traffic_weight: weight,
             module_type: module_type.into(),
@@ -191,9 +216,9 @@ mod tests {
             ..Default::default()
         };
         vec![
-            instance("a", 100, ModuleType::Alb, "eu-1"),
-            instance("b", 50, ModuleType::Dblb, "eu-2"),
-            instance("c", 7, ModuleType::Alb, "us-1"),
+            instance("a", 100, ModuleType::Alb, "eu-1", 1_769_860_799),
+            instance("b", 50, ModuleType::Dblb, "eu-2", 1_769_860_800),
+            instance("c", 7, ModuleType::Alb, "us-1", 1_769_860_801),
         ]
     }
 
@@ -225,6 +250,11 @@ mod tests {
             ("module_type", "ne", "MODULE_TYPE_ALB", "b"),
             ("module_type", "in", "dblb,rtmp", "b"),
             ("module_type", "contains", "alb", "ac"),
+            ("module_type", "eq", "1", "ac"),
+            ("module_type", "in", "1, dblb", "abc"),
+            ("started_at", "ge", "2026-01-31T12:00:00Z", "bc"),
+            ("started_at", "eq", "2026-01-31T13:00:01+01:00", "c"),
+            ("started_at", "lt", "1769860800", "a"),
         ] {
             assert_eq!(
                 filtered(field, operator, value).as_deref(),
@@ -244,6 +274,9 @@ mod tests {
             ("module_type", "gt", "ALB", "operator"),
             ("traffic_weight", "eq", "many", "value"),
             ("module_type", "eq", "CDN", "value"),
+            ("module_type", "eq", "99", "value"),
+            ("started_at", "gt", "yesterday", "value"),
+            ("started_at", "contains", "2026", "operator"),
             ("module_type", "in", "ALB,HEALTH_STATUS_HEALTHY", "value"),
         ] {
             let fault = filtered(field, operator, value).unwrap_err();

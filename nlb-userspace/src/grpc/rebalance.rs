@@ -75,7 +75,12 @@ fn strategy(name: &str) -> Result<Strategy, Fault> {
     if name.is_empty() {
         return Ok(Strategy::default());
     }
-    let found = Strategy::ALL.into_iter().find(|(known, _)| *known == name);
+    let usual = match name {
+        "round_robin" => "equal",
+        "weighted" => "weight",
+        name => name,
+    };
+    let found = Strategy::ALL.into_iter().find(|(known, _)| *known == usual);
     found.map(|(_, strategy)| strategy).ok_or_else(|| {
         let known: Vec<&str> = Strategy::ALL.into_iter().map(|(name, _)| name).collect();
         let shown: String = name.chars().take(64).collect();

@@ -7,6 +7,7 @@ use nlb_proto::{
     UpdateConfigRequest, UpdateConfigResponse, UpdateNlbConfigRequest,
 };
 
+use super::config::checksum;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::fleet::{all_done, message, peer};
@@ -116,5 +117,5 @@ fn check_config(config: &ConfigUpdate) -> Result<(), Fault> {
         return Err(Fault::new("config_data", format!("is longer than {MOST_CONFIG_BYTES} bytes")));
     }
     fault::text_map("metadata", config.metadata.clone())?;
-    Ok(())
+    checksum(config)
 }

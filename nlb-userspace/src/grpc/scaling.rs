@@ -13,7 +13,7 @@ use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::{Control, names, scaling_config};
 use crate::registry::State;
-use crate::scaling::{GroupKey, Number, Order, Wish};
+use crate::scaling::{GroupKey, Number, Order, Unscalable, Wish};
 
 /// How often groups are looked at that heartbeats do not show.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +46,8 @@ impl Control {
                 let outcome = self.ask_to_scale(order, true).await;
                 let answers = all_done(vec![(instance_id.clone(), outcome)])?;
                 let said = answers.into_iter().map(|(_, said)| said).collect::<String>();
-                format!("{instance_id} sees to {} instances: {said}", decision.wanted)
+                let sees_to = format!("{instance_id} sees to {} instances", decision.wanted);
+                if said.is_empty() { sees_to } else { format!("{sees_to}: {said}") }
             }
         };
         let adopted = match wish.policy {
@@ -136,9 +137,7 @@ fn group(snapshot: &State, instance_id: Option<&str>, module_type: ModuleType) -
     groups.sort();
     groups.dedup();
     match groups.len() {
-        0 => Err(Failure::Unscalable(
-            "no instance of this module_type is registered; start one first".to_owned(),
-        )),
+        0 => Err(Failure::Unscalable(Unscalable::Empty)),
         1 => Ok(groups.remove(0)),
         several => {
             let problem = format!(
@@ -153,8 +152,8 @@ fn number(action: &str, target: i32, has_config: bool) -> Result<Number, Fault> 
     let target = fault::unsigned_32("target_instances", target)?;
     let given = Some(target).filter(|target| *target != 0);
     match (action, given) {
-        ("scale_up", given) => Ok(Number::More(given)),
-        ("scale_down", given) => Ok(Number::Fewer(given)),
+        ("scale_up" | "up", given) => Ok(Number::More(given)),
+        ("scale_down" | "down", given) => Ok(Number::Fewer(given)),
         ("set" | "", Some(target)) => Ok(Number::Exactly(target)),
         ("", None) if has_config => Ok(Number::Same),
         ("set", None) => Err(Fault::new("target_instances", "is 0; say how many there are to be")),

@@ -15,6 +15,9 @@ use crate::model::DEFAULT_WEIGHT;
 use crate::promotion::{Pace, WHOLE};
 use crate::registry::{Commit, Now, Refusal, State};
 
+/// In percent of new flows a step, where no rate is named.
+const USUAL_RATE: u32 = 10;
+
 const NEW_FLOWS_ONLY: &str = "new flows follow it; flows that have begun stay where they are";
 
 impl Control {
@@ -99,7 +102,11 @@ impl Control {
         };
         promote(Commit::DryRun)?;
         let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
-        let call = PromoteVersionRequest { version: version.clone(), ..request.clone() };
+        let promotion_rate = match pace {
+            Pace::Steps(rate) => signed_32(rate),
+            Pace::AtOnce => request.promotion_rate,
+        };
+        let call = PromoteVersionRequest { version: version.clone(), promotion_rate, ..request.clone() };
         let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
         let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
         let agreement = self.agree(peers.into_iter().map(told).collect(), untold).await?;
@@ -188,7 +195,10 @@ fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {
     if request.immediate {
         return Ok(Pace::AtOnce);
     }
-    let rate = u32::try_from(request.promotion_rate).ok().filter(|rate| (1..=WHOLE).contains(rate));
+    let rate = match u32::try_from(request.promotion_rate) {
+        Ok(0) => Some(USUAL_RATE),
+        rate => rate.ok().filter(|rate| *rate <= WHOLE),
+    };
     rate.map(Pace::Steps).ok_or_else(|| {
         let problem = format!("{} is not 1 to {WHOLE} percent of new flows a step", request.promotion_rate);
         Fault::new("promotion_rate", problem)

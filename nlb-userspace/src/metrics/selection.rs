@@ -14,7 +14,10 @@ enum Pattern {
     Beginning(String),
 }
 
-/// A name that no metric has.
+/// What only the NLB's own metrics are called. Modules call theirs as they like: that nobody reports one now is no fault.
+pub const OWN: &str = "nlb_";
+
+/// A name with [`OWN`] that no metric has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownName {
     /// Its place among those asked for.
@@ -33,7 +36,8 @@ impl Selection {
                 Some(beginning) => Pattern::Beginning(beginning.to_owned()),
                 None => Pattern::Name(text.clone()),
             };
-            if known.clone().any(|name| pattern.fits(name)) {
+            let foreign = !text.is_empty() && !text.starts_with(OWN);
+            if foreign || known.clone().any(|name| pattern.fits(name)) {
                 return Ok(pattern);
             }
             Err(UnknownName { index, similar: similar(text.trim_end_matches('*'), known.clone()) })
@@ -68,7 +72,7 @@ fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Vec<String> 
 mod tests {
     use super::*;
 
-    const KNOWN: [&str; 4] = ["nlb_modules", "nlb_packets_total", "nlb_packets_seen_total", "queue"];
+    const KNOWN: [&str; 4] = ["nlb_modules", "nlb_packets_total", "nlb_packets_seen_total", "nlb_queue"];
 
     fn parse(asked: &[&str]) -> Result<Selection, UnknownName> {
         let asked: Vec<String> = asked.iter().map(|name| name.to_string()).collect();
@@ -84,16 +88,23 @@ mod tests {
     fn takes_names_and_beginnings() {
         assert_eq!(taken(&[]), KNOWN);
         assert_eq!(taken(&["*"]), KNOWN);
-        assert_eq!(taken(&["queue", "nlb_packets_*"]), &KNOWN[1..]);
+        assert_eq!(taken(&["nlb_queue", "nlb_packets_*"]), &KNOWN[1..]);
         assert_eq!(taken(&["nlb_packets_total"]), ["nlb_packets_total"]);
     }
 
     #[test]
     fn an_unknown_name_is_refused_with_similar_ones() {
-        let unknown = parse(&["queue", "nlb_paket_total"]).unwrap_err();
+        let unknown = parse(&["nlb_queue", "nlb_paket_total"]).unwrap_err();
         assert_eq!((unknown.index, unknown.similar[0].as_str()), (1, "nlb_packets_total"));
         assert_eq!(unknown.similar.len(), SIMILAR);
         assert_eq!(parse(&["nlb_modul_*"]).unwrap_err().similar[0], "nlb_modules");
         assert!(parse(&["nlb_packet"]).is_err(), "a beginning has a star");
+        assert!(parse(&[""]).is_err());
+    }
+
+    #[test]
+    fn what_modules_might_report_is_not_known_beforehand() {
+        assert!(taken(&["requests_total", "queue*"]).is_empty());
+        assert!(parse(&["requests_total"]).unwrap().takes("requests_total"));
     }
 }

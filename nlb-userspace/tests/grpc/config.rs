@@ -83,6 +83,10 @@ async fn what_waits_for_a_restart_says_so_and_is_taken_only_knowingly() {
     assert!(!answer.success && answer.requires_restart, "{answer:?}");
     assert!(answer.message.contains("max_pools would wait") && answer.message.contains("restart_required"));
     assert!(!nlb.registry.settings().reject, "nothing of it was done");
+    let asking = UpdateNlbConfigRequest { validate_only: true, ..request.clone() };
+    let answer = nlb.modules.update_nlb_config(asking).await.unwrap().into_inner();
+    assert!(answer.success && answer.validation_passed && answer.requires_restart, "{answer:?}");
+    assert!(!nlb.registry.settings().reject && !state_dir.0.exists(), "nothing was done");
 
     let knowing = UpdateNlbConfigRequest { restart_required: true, ..request };
     let answer = nlb.modules.update_nlb_config(knowing).await.unwrap().into_inner();
@@ -155,7 +159,6 @@ async fn malformed_updates_get_a_status_that_names_the_field() {
     let sound = checked(b"{}".to_vec());
     for (config, field) in [
         (None, "config:"),
-        (Some(ConfigUpdate { config_type: String::new(), ..sound.clone() }), "config.config_type:"),
         (Some(ConfigUpdate { config_type: "alb".into(), ..sound.clone() }), "config.config_type:"),
         (Some(ConfigUpdate { checksum: String::new(), ..sound.clone() }), "config.checksum:"),
         (Some(ConfigUpdate { checksum: "0".repeat(64), ..sound.clone() }), "config.checksum:"),
@@ -180,8 +183,16 @@ async fn an_update_of_an_older_configuration_is_refused() {
     request.config.as_mut().unwrap().config_id = read.config_id;
     let first = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
     assert!(first.success, "{first:?}");
-    let second = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
+    let second = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
     assert_eq!(second.error.expect("refused").code(), StatusCode::AlreadyExists);
+    for own_name in ["my-config-1", "nlb-", "nlb-x", "nlb"] {
+        request.config.as_mut().unwrap().config_id = own_name.into();
+        let answer = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
+        assert!(answer.success, "{own_name}: {answer:?}");
+    }
+    request.config.as_mut().unwrap().config_type = String::new();
+    let answer = nlb.modules.update_nlb_config(request).await.unwrap().into_inner();
+    assert!(answer.success, "the NLB has one type: {answer:?}");
 }
 
 #[tokio::test]
@@ -216,6 +227,9 @@ async fn the_front_answers_for_the_nlb_when_no_instance_is_named() {
     let answer =
         nlb.front.update_config(change(json!({ "max_pools": 2048 }), false)).await.unwrap().into_inner();
     assert!(!answer.success && answer.message.contains("UpdateNLBConfig"), "{answer:?}");
+    let answer =
+        nlb.front.update_config(change(json!({ "max_pools": 2048 }), true)).await.unwrap().into_inner();
+    assert!(answer.validation_passed && answer.message.contains("UpdateNLBConfig"), "{answer:?}");
     let answer = nlb.front.update_config(change(json!({ "rejct": true }), false)).await.unwrap().into_inner();
     assert!(!answer.success && answer.validation_errors[0].contains("rejct"), "{answer:?}");
     let status = nlb.front.update_config(UpdateConfigRequest::default()).await.unwrap_err();

@@ -94,6 +94,21 @@ async fn a_modules_own_figures_come_beside_the_nlbs() {
     }
 }
 
+#[tokio::test]
+async fn a_module_that_does_not_answer_is_named_whatever_was_asked_of_it() {
+    let mut nlb = Nlb::start().await;
+    nlb.add_fake("alb-1", 1, "v1", Fake::GARBLED).await;
+    let request = GetMetricsRequest {
+        instance_id: "alb-1".into(),
+        metric_names: vec!["module_a".into()],
+        ..Default::default()
+    };
+    let points = nlb.front.get_metrics(request).await.unwrap().into_inner().metrics.unwrap().metrics;
+    let [answered] = &points[..] else { panic!("one point: {points:?}") };
+    assert_eq!((answered.name.as_str(), answered.value), ("nlb_instance_answered_ratio", 0.0));
+    assert!(answered.labels["outcome"].contains("undecodable"));
+}
+
 /// A module with metrics of its own, and one that is not its to have.
 const SPEAKS: Fake = Fake::Answers(|_| {
     let point = |name: &str| MetricDataPoint { name: name.into(), value: 3.0, ..Default::default() };

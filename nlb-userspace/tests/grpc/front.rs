@@ -244,6 +244,20 @@ async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
 }
 
 #[tokio::test]
+async fn a_promotion_without_a_pace_takes_the_usual_one() {
+    let mut nlb = Nlb::start().await;
+    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let new = nlb.add_fake("b", 2, "v2", Fake::OBEYS).await;
+    let call = SetTrafficWeightRequest { version: "v2".into(), weight: 0, ..Default::default() };
+    assert!(nlb.front.set_traffic_weight(call).await.unwrap().into_inner().success);
+    let request = PromoteVersionRequest { version: "v2".into(), ..Default::default() };
+    let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
+    assert!(answer.message.starts_with("v2 has 10 % of new flows, and 10 % more"), "{}", answer.message);
+    let told: PromoteVersionRequest = new.last("PromoteVersion").unwrap();
+    assert_eq!(told.promotion_rate, 10, "it need not know our usual rate");
+}
+
+#[tokio::test]
 async fn versions_are_promoted_and_rolled_back() {
     let mut nlb = Nlb::start().await;
     let old = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;

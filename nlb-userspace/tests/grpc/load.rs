@@ -151,6 +151,22 @@ async fn an_even_load_is_left_alone_unless_forced() {
 }
 
 #[tokio::test]
+async fn strategies_have_the_names_that_others_give_them() {
+    for (alias, strategy) in [("round_robin", "equal"), ("weighted", "weight")] {
+        let mut weights = Vec::new();
+        for name in [alias, strategy] {
+            let mut nlb = fleet(&[("a", 30), ("b", 10)]).await;
+            let weight =
+                SetTrafficWeightRequest { instance_id: "a".into(), weight: 200, ..Default::default() };
+            assert!(nlb.front.set_traffic_weight(weight).await.unwrap().into_inner().success);
+            nlb.rebalance(RebalanceLoadRequest { force: true, ..rebalance(name) }).await;
+            weights.push(nlb.weights().await);
+        }
+        assert_eq!(weights[0], weights[1], "{alias}");
+    }
+}
+
+#[tokio::test]
 async fn only_targets_change_and_the_others_keep_their_share() {
     let mut nlb = fleet(&[("a", 30), ("b", 10), ("c", 500)]).await;
     let request =

@@ -26,7 +26,7 @@ const CASES: &[Case] = &[
     (|i, _| i.module_type = 99, "instance.module_type"),
     (|i, _| i.module_type = -1, "instance.module_type"),
     (|i, _| i.address.clear(), "instance.address"),
-    (|i, _| i.address = "10.0.0.1".into(), "instance.address"),
+    (|i, _| i.address = "2001:db8::1".into(), "instance.address"),
     (|i, _| i.address = "10.0.0.1:0".into(), "instance.address"),
     (|i, _| i.address = "10.0.0.1:65536".into(), "instance.address"),
     (|i, _| i.address = "http://10.0.0.1:80".into(), "instance.address"),

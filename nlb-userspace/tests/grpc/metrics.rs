@@ -243,6 +243,15 @@ async fn an_instance_is_told_apart() {
     };
     let within = nlb.modules.get_module_metrics(within).await.unwrap().into_inner().metrics.unwrap().metrics;
     assert_eq!(within.iter().map(|point| point.value).collect::<Vec<_>>(), [30.0, 40.0]);
+    let unheard = GetModuleMetricsRequest {
+        instance_id: "alb-1".into(),
+        metric_names: vec!["errors_total".into()],
+        ..Default::default()
+    };
+    let none = nlb.modules.get_module_metrics(unheard).await.unwrap().into_inner();
+    assert!(none.metrics.unwrap().metrics.is_empty(), "nobody reported it");
+    let none = nlb.modules.get_nlb_metrics(ask(&["errors_*"])).await.unwrap().into_inner();
+    assert!(none.metrics.is_empty());
     let ghost = GetModuleMetricsRequest { instance_id: "ghost".into(), ..Default::default() };
     assert_eq!(nlb.modules.get_module_metrics(ghost).await.unwrap_err().code(), Code::NotFound);
 }

@@ -77,6 +77,11 @@ async fn names_are_resolved() {
     let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
     assert_eq!(info.details["data_address"], "10.0.0.1,fd00::1");
 
+    let answer = nlb.modules.register_module(named("127.0.0.1:50051")).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::InvalidArgument);
+    assert!(error.message.contains("data_address"), "{}", error.message);
+
     let answer = nlb.modules.register_module(named("alb-999:50051")).await.unwrap().into_inner();
     let error = answer.error.unwrap();
     assert!(!answer.success && error.code() == StatusCode::Unavailable);
@@ -160,6 +165,7 @@ async fn heartbeats_renew_report_and_steer() {
     let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
     let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
     assert_eq!(info.instance.unwrap().health_status(), HealthStatus::Starting);
+    assert_eq!(info.stats.as_ref().unwrap().custom_stats["source"], "last heartbeat");
     let stats = info.stats.unwrap();
     assert_eq!((stats.total_requests, stats.avg_latency_ms), (7, 1.5));
     assert_eq!(stats.instance_id, "alb-1");
@@ -170,6 +176,18 @@ async fn heartbeats_renew_report_and_steer() {
         HealthStatus::Starting,
         "unset: as before"
     );
+}
+
+#[tokio::test]
+async fn of_a_module_that_reports_nothing_the_data_path_tells() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    nlb.count_flows("alb-1", &[4]);
+    nlb.wait_for("nlb_instance_new_flows_total{instance_id=alb-1}", 9.0).await;
+    let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
+    let stats = nlb.modules.get_module_info(ask).await.unwrap().into_inner().stats.unwrap();
+    assert_eq!((stats.instance_id.as_str(), stats.custom_stats["source"].as_str()), ("alb-1", "data path"));
+    assert_eq!((stats.total_connections, stats.active_connections), (9, 4));
 }
 
 #[tokio::test]

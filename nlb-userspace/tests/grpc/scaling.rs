@@ -143,6 +143,14 @@ async fn an_operator_scales_by_hand() {
 }
 
 #[tokio::test]
+async fn a_module_without_a_word_is_quoted_with_none() {
+    let mut nlb = Nlb::start().await;
+    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let answer = nlb.trigger(by_instance("a", "up", 0)).await;
+    assert_eq!((answer.success, answer.message.as_str()), (true, "a sees to 2 instances"));
+}
+
+#[tokio::test]
 async fn a_config_by_hand_takes_the_place_of_the_modules_own() {
     let mut nlb = Nlb::start().await;
     let told = nlb.add_fake("a", 1, "v1", SCALES).await;
@@ -173,13 +181,16 @@ async fn what_the_bounds_forbid_is_refused_and_changes_nothing() {
     };
     for (action, target, word) in [
         ("scale_up", 11, "max_instances"),
+        ("up", 11, "max_instances"),
+        ("down", 0, "min_instances"),
         ("set", 11, "max_instances"),
         ("scale_down", 0, "min_instances"),
         ("scale_up", 1, "not more"),
         ("scale_down", 1, "not fewer"),
     ] {
         let (code, message) = refusal(&mut nlb, by_instance("a", action, target)).await;
-        assert!(code == StatusCode::Error && message.contains(word), "{action} {target}: {message}");
+        let expected = StatusCode::InvalidArgument;
+        assert!(code == expected && message.contains(word), "{action} {target}: {message}");
     }
     let with_config = TriggerScalingRequest { config: Some(config()), ..by_instance("a", "set", 5) };
     assert!(refusal(&mut nlb, with_config).await.1.contains("max_instances, which is 4"));
@@ -188,7 +199,8 @@ async fn what_the_bounds_forbid_is_refused_and_changes_nothing() {
         module_type: module_type.into(),
         ..by_instance("", "scale_up", 0)
     };
-    assert!(refusal(&mut nlb, of_type(ModuleType::Rtmp)).await.1.contains("start one first"));
+    let (code, message) = refusal(&mut nlb, of_type(ModuleType::Rtmp)).await;
+    assert!(code == StatusCode::NotFound && message.contains("start one first"), "{message}");
     assert!(told.calls().is_empty());
     assert_eq!(nlb.details("a").await["scaling.bounds"], "1 to 10");
     assert_eq!(nlb.details("a").await["scaling.orders"], "0");

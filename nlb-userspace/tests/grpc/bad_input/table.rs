@@ -79,13 +79,7 @@ const ROWS: &[(&[&str], Row)] = &[
         &["ModuleStats.instance_id", "ModuleMetrics.instance_id"],
         &[(&[Empty], Accepted("the message around it names the instance"))],
     ),
-    (
-        &[
-            "UnregisterModuleRequest.registration_id",
-            "HeartbeatRequest.registration_id",
-        ],
-        NOBODY_ELSES,
-    ),
+    (&["UnregisterModuleRequest.registration_id", "HeartbeatRequest.registration_id"], NOBODY_ELSES),
     (
         &["ReportMetricsRequest.registration_id", "UpdateRoutingRequest.registration_id"],
         &[
@@ -240,7 +234,10 @@ const ROWS: &[(&[&str], Row)] = &[
         &["TriggerScalingRequest.scaling_action"],
         &[(&[Empty], Accepted("a config may be set without a step"))],
     ),
-    (&["TriggerScalingRequest.target_instances"], &[(&[Highest], Refused(Code::Unknown, "max_instances"))]),
+    (
+        &["TriggerScalingRequest.target_instances"],
+        &[(&[Highest], Refused(Code::InvalidArgument, "max_instances"))],
+    ),
     (
         &["TriggerScalingRequest.config.min_instances"],
         &[(&[Highest], Accepted("without max_instances it has no upper bound"))],
@@ -266,16 +263,16 @@ const ROWS: &[(&[&str], Row)] = &[
             "Filter.operator",
             "Filter.value",
             "ConfigUpdate.config_id",
+            "ConfigUpdate.config_type",
             "UpdateConfigRequest.config.config_type",
             "UpdateConfigRequest.config.checksum",
         ],
         OPTIONAL,
     ),
-    (&["ConfigUpdate.config_type", "ConfigUpdate.checksum"], STRICT),
-    (&["ConfigUpdate.config_data"], &[(&[Empty, Nul], Refused(Code::InvalidArgument, "checksum"))]),
+    (&["ConfigUpdate.checksum"], STRICT),
     (
-        &["UpdateConfigRequest.config.config_data"],
-        &[(&[Empty, Nul], Accepted("what a module's configuration looks like is the module's own"))],
+        &["ConfigUpdate.config_data", "UpdateConfigRequest.config.config_data"],
+        &[(&[Empty, Nul], Refused(Code::InvalidArgument, "checksum"))],
     ),
     // Numbers.
     (
