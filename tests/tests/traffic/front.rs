@@ -2,16 +2,39 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{
-    CanHandleRequest, DeleteRouteRequest, GetRoutesRequest, GetStatsRequest, GetStatusRequest, HealthStatus,
-    Protocol, ReloadRequest, Route, ShutdownRequest, UpdateRoutesRequest,
+    CanHandleRequest, DeleteRouteRequest, GetRoutesRequest, GetRoutingTableRequest, GetStatsRequest,
+    GetStatusRequest, HealthStatus, Protocol, ReloadRequest, Route, RoutingEntry, ShutdownRequest,
+    UpdateRoutesRequest,
 };
 use nlb_tests::lab::{Lab, VIP4};
-use nlb_tests::programs::ECHO_PORT;
+use nlb_tests::programs::{ECHO_PORT, grpc};
 
 use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, Mode};
+
+impl Fleet {
+    /// The routing table once the entry of the route "extra" is like this.
+    fn table_when(&self, like_this: impl Fn(&RoutingEntry) -> bool + Send + Sync) -> Result<Vec<RoutingEntry>> {
+        let server = format!("http://{}", grpc(&self.lab));
+        on(&self.lab.nlb, || async move {
+            let mut nlb = NlbServiceClient::connect(server).await?;
+            let is_extra =
+                |entry: &&RoutingEntry| entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
+            for _ in 0..100 {
+                let request = GetRoutingTableRequest::default();
+                let table = nlb.get_routing_table(request).await?.into_inner().entries;
+                if table.iter().find(is_extra).is_some_and(&like_this) {
+                    return Ok(table);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            bail!("the routing table does not come to it")
+        })
+    }
+}
 
 #[test]
 fn routes_that_the_front_adds_carry_traffic_at_once() -> Result<()> {
@@ -33,6 +56,11 @@ fn routes_that_the_front_adds_carry_traffic_at_once() -> Result<()> {
     let extra = (VIP4, 8090).into();
     ensure!(flows(client, L4::Tcp, extra, 20_000, 20)?.keys().eq(["m0"]));
 
+    let table = fleet.table_when(|extra| extra.last_used.is_some())?;
+    for entry in &table {
+        let is_extra = entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
+        ensure!(entry.last_used.is_some() == is_extra, "nothing else was used: {entry:?}");
+    }
     let asked = CanHandleRequest { route: Some(route), ..Default::default() };
     let able = fleet.front(|mut front| async move { Ok(front.can_handle(asked).await?.into_inner()) })?;
     ensure!(able.can_handle && able.reason.starts_with("m0: "), "{able:?}");
