@@ -28,7 +28,7 @@ async fn told(fleet: &Fleet) -> Result<Option<usize>> {
         let status = nlb.get_nlb_status(GetNlbStatusRequest::default()).await?.into_inner();
         let routes = nlb.get_routing_table(GetRoutingTableRequest::default()).await?.into_inner();
         let by_instance = info.instance.context("it is registered")?.current_connections;
-        let by_route = routes.entries.first().context("it has routes")?.current_connections;
+        let by_route: i32 = routes.entries.iter().map(|entry| entry.current_connections).sum();
         Ok((by_instance, by_route, status.active_connections))
     };
     let (by_instance, by_route, of_all) = on(&fleet.lab.nlb, ask)?;

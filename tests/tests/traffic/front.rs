@@ -17,7 +17,10 @@ use crate::fleet::{Fleet, Mode};
 
 impl Fleet {
     /// The routing table once the entry of the route "extra" is like this.
-    fn table_when(&self, like_this: impl Fn(&RoutingEntry) -> bool + Send + Sync) -> Result<Vec<RoutingEntry>> {
+    fn table_when(
+        &self,
+        like_this: impl Fn(&RoutingEntry) -> bool + Send + Sync,
+    ) -> Result<Vec<RoutingEntry>> {
         let server = format!("http://{}", grpc(&self.lab));
         on(&self.lab.nlb, || async move {
             let mut nlb = NlbServiceClient::connect(server).await?;
