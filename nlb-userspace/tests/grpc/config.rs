@@ -86,7 +86,10 @@ async fn what_waits_for_a_restart_says_so_and_is_taken_only_knowingly() {
     let asking = UpdateNlbConfigRequest { validate_only: true, ..request.clone() };
     let answer = nlb.modules.update_nlb_config(asking).await.unwrap().into_inner();
     assert!(answer.success && answer.validation_passed && answer.requires_restart, "{answer:?}");
-    assert!(!nlb.registry.settings().reject && !state_dir.0.exists(), "nothing was done");
+    assert!(
+        !nlb.registry.settings().reject && !state_dir.path().join("config.json").exists(),
+        "nothing was done"
+    );
 
     let knowing = UpdateNlbConfigRequest { restart_required: true, ..request };
     let answer = nlb.modules.update_nlb_config(knowing).await.unwrap().into_inner();
