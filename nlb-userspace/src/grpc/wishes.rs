@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use nlb_proto::{BlueGreenConfig, GetActiveVersionRequest, GetActiveVersionResponse};
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::fault::{self, Fault};
 use super::fleet::peer;
@@ -30,26 +30,21 @@ const MOST_VERSIONS: usize = 64;
 pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infallible {
     let mut rounds = Rounds::new(every);
     let mut asked = FuturesUnordered::new();
-    let mut waiting = Waiting::default();
+    let mut unfulfilled = Unfulfilled::default();
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             Some((asked, outcome)) = asked.next() => {
-                match wish(&registry, &asked, outcome) {
-                    Ok(wish) => waiting.put(&registry, &asked, wish),
-                    Err(fault) => {
-                        debug!(instance = asked.instance_id, %fault, "GetActiveVersion was answered with faults");
-                    }
-                }
+                unfulfilled.take(&registry, &asked, wish(&registry, &asked, outcome));
                 rounds.heard(asked, Instant::now());
                 continue;
             }
         }
         let snapshot = registry.snapshot();
         if rounds.follow(&snapshot) {
-            waiting.try_again(&registry);
+            unfulfilled.try_again(&registry);
         }
         for question in rounds.take_due(&snapshot, Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
             let living = snapshot.record(&question.instance_id).ok();
@@ -68,26 +63,45 @@ async fn put(peers: Peers, living: Option<Peer>, asked: Asked) -> (Asked, Outcom
     (asked, outcome)
 }
 
-/// Wishes that name a version which has yet to register, by instance id.
+/// What modules said that could not be done, by instance id: each is told of once, and tried again if that can help.
 #[derive(Default)]
-struct Waiting(BTreeMap<String, (u64, Wish)>);
+struct Unfulfilled(BTreeMap<String, Problem>);
 
-impl Waiting {
-    fn put(&mut self, registry: &Registry, asked: &Asked, wish: Option<Wish>) {
+struct Problem {
+    asked: Asked,
+    /// A wish that may fit later, when others have registered.
+    waits: Option<Wish>,
+    why: String,
+}
+
+impl Unfulfilled {
+    fn take(&mut self, registry: &Registry, asked: &Asked, wish: Result<Option<Wish>, Fault>) {
         let before = self.0.remove(&asked.instance_id);
-        let Some(wish) = wish else { return };
-        if let Heeded::Waits(why) = registry.heed(&asked.instance_id, asked.epoch, &wish, Now::read()) {
-            let now = (asked.epoch, wish);
-            if before.as_ref() != Some(&now) {
-                warn!(instance = asked.instance_id, wish = ?now.1, why, "the module's wish has to wait");
-            }
-            self.0.insert(asked.instance_id.clone(), now);
+        let (waits, why) = match wish {
+            Ok(None) => return,
+            Ok(Some(wish)) => match registry.heed(&asked.instance_id, asked.epoch, &wish, Now::read()) {
+                Heeded::Done => return,
+                Heeded::Waits(why) => (Some(wish), why),
+            },
+            Err(fault) => (None, fault.to_string()),
+        };
+        if before.is_none_or(|before| before.asked != *asked || before.why != why) {
+            warn!(
+                instance = asked.instance_id,
+                why, "weights are not as the module answers GetActiveVersion"
+            );
         }
+        self.0.insert(asked.instance_id.clone(), Problem { asked: asked.clone(), waits, why });
     }
 
     fn try_again(&mut self, registry: &Registry) {
-        self.0.retain(|instance_id, (epoch, wish)| {
-            matches!(registry.heed(instance_id, *epoch, wish, Now::read()), Heeded::Waits(_))
+        let state = registry.snapshot();
+        self.0.retain(|instance_id, Problem { asked, waits, .. }| match waits {
+            Some(wish) => {
+                let heeded = registry.heed(instance_id, asked.epoch, wish, Now::read());
+                matches!(heeded, Heeded::Waits(_))
+            }
+            None => asked.is_current(&state),
         });
     }
 }
