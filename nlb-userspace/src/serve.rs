@@ -22,13 +22,13 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
     let _claimed = store::claim(&config.state_dir)?;
+    let registry = Arc::new(restored(&config)?);
     let listener = TcpListener::bind(config.grpc).await;
     let listener =
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
     if !config.grpc.ip().is_loopback() {
         warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
     }
-    let registry = Arc::new(restored(&config)?);
     let running = datapath::start(&config, registry.desired()).await?;
     let datapath::Running { applied, traffic, hops, upcalls, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
