@@ -39,6 +39,8 @@ pub struct Ip {
     pub ttl: u8,
     /// Later fragment of an IPv4 packet: it has no L4 header.
     pub later_fragment: bool,
+    /// Fragments follow, so an L4 header may speak of more bytes than this packet has.
+    pub more_fragments: bool,
     pub src: Addr,
     pub dst: Addr,
 }
@@ -110,7 +112,7 @@ pub fn segment<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Result<Segment, Verdict
     }
     match ip.protocol {
         6 => tcp(frame, ip.next, ip.end).map_err(Verdict::Drop),
-        17 => udp(frame, ip.next, ip.end).map_err(Verdict::Drop),
+        17 => udp(frame, ip.next, ip.end, ip.more_fragments).map_err(Verdict::Drop),
         _ => Err(Verdict::Pass(PassReason::Protocol)),
     }
 }
@@ -138,8 +140,8 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     if end > frame.len() {
         return Err(DropReason::IpHeader);
     }
-    // The low 13 bits count the offset of a fragment (RFC 791 section 3.1).
-    let later_fragment = Be16::from_bytes(h.frags).get() & 0x1fff != 0;
+    // The low 13 bits count the offset of a fragment, and the one above them says that more follow (RFC 791 section 3.1).
+    let fragment = Be16::from_bytes(h.frags).get();
     Ok(Ip {
         l3,
         next: l3 + header_len,
@@ -147,7 +149,8 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
         v6: false,
         protocol: h.proto,
         ttl: h.ttl,
-        later_fragment,
+        later_fragment: fragment & 0x1fff != 0,
+        more_fragments: fragment & 0x2000 != 0,
         src: Addr::v4(h.src_addr),
         dst: Addr::v4(h.dst_addr),
     })
@@ -169,6 +172,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
         protocol: h.next_hdr,
         ttl: h.hop_limit,
         later_fragment: false,
+        more_fragments: false,
         src: Addr::v6(h.src_addr),
         dst: Addr::v6(h.dst_addr),
     })
@@ -182,22 +186,25 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
 /// Walks IPv6 extension headers (RFC 8200 section 4) from the one of type `protocol` at `offset` to the L4 protocol and its
-/// offset, which is at most `end`.
+/// offset, which is at most `end`; and whether fragments follow.
 #[inline(always)]
 pub fn skip_extensions<F: Frame + ?Sized>(
     frame: &F,
     mut protocol: u8,
     mut offset: usize,
     end: usize,
-) -> Result<(u8, usize), DropReason> {
+) -> Result<(u8, usize, bool), DropReason> {
     let mut walked = 0;
+    let mut more_fragments = false;
     while walked < MAX_EXTENSIONS {
         let h: [u8; 4] = frame.read(offset).ok_or(DropReason::Truncated)?;
         let len = match protocol {
             FRAGMENT => {
-                if Be16::from_bytes([h[2], h[3]]).get() & 0xfff8 != 0 {
+                let fragment = Be16::from_bytes([h[2], h[3]]).get();
+                if fragment & 0xfff8 != 0 {
                     return Err(DropReason::Fragment);
                 }
+                more_fragments |= fragment & 1 != 0;
                 8
             }
             // RFC 4302 section 2.2 counts in words of 4 bytes, less 2; the others in words of 8, less 1.
@@ -210,7 +217,7 @@ pub fn skip_extensions<F: Frame + ?Sized>(
         }
         protocol = h[0];
         if !is_extension(protocol) {
-            return Ok((protocol, offset));
+            return Ok((protocol, offset, more_fragments));
         }
         walked += 1;
     }
@@ -237,13 +244,19 @@ fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, end: usize) -> Result<Segmen
 }
 
 #[inline(always)]
-fn udp<F: Frame + ?Sized>(frame: &F, offset: usize, end: usize) -> Result<Segment, DropReason> {
+fn udp<F: Frame + ?Sized>(
+    frame: &F,
+    offset: usize,
+    end: usize,
+    more_fragments: bool,
+) -> Result<Segment, DropReason> {
     if offset + size_of::<UdpHdr>() > end {
         return Err(DropReason::Truncated);
     }
     let h: [u8; 8] = frame.read(offset).ok_or(DropReason::Truncated)?;
     let len = Be16::from_bytes([h[4], h[5]]).get() as usize;
-    if len < size_of::<UdpHdr>() || offset + len > end {
+    // The first fragment has the length of the whole datagram.
+    if len < size_of::<UdpHdr>() || offset + len > end && !more_fragments {
         return Err(DropReason::L4Header);
     }
     Ok(Segment {

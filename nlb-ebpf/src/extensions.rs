@@ -25,22 +25,26 @@ pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
         }));
     }
     let next = (found >> 8) as usize & MAX_OFFSET;
-    parse::segment(packet, &Ip { protocol: found as u8, next, ..*ip })
+    let more_fragments = found & MORE_FRAGMENTS != 0;
+    parse::segment(packet, &Ip { protocol: found as u8, next, more_fragments, ..*ip })
 }
 
 const FAILED: u32 = 1 << 31;
+const MORE_FRAGMENTS: u32 = 1 << 30;
 
 /// Eight extension headers of at most 2 KiB end within this; the verifier takes no offset whose end may pass 64 KiB.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// The offset of the L4 header, shifted left by 8, and its protocol; or `FAILED` and why.
+/// The offset of the L4 header, shifted left by 8, its protocol, and perhaps `MORE_FRAGMENTS`; or `FAILED` and why.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_skip_extensions(ctx: *mut xdp_md, protocol: u32, offset: u32, end: u32) -> u32 {
     // An IPv6 header behind two VLAN tags ends at 62.
     let offset = offset as usize & 63;
     match parse::skip_extensions(&Packet::at_ctx(ctx), protocol as u8, offset, end as usize) {
-        Ok((protocol, offset)) => (offset as u32) << 8 | protocol as u32,
+        Ok((protocol, offset, more)) => {
+            (more as u32) << 30 | (offset as u32 & MAX_OFFSET as u32) << 8 | protocol as u32
+        }
         Err(DropReason::Truncated) => FAILED,
         Err(DropReason::IpHeader) => FAILED | 1,
         Err(DropReason::Fragment) => FAILED | 2,

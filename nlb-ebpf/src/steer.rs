@@ -91,9 +91,7 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
         && let Some(backend) = tables::backend(state.backend())
         && keeps(backend, state, segment)
     {
-        if !backend.has(Backend::RESOLVED) {
-            return Err(hop::park(packet, backend.addr));
-        }
+        reachable(packet, backend)?;
         limit::pass(tables::service(service).ok_or(INTERNAL)?, backend, ip.src, bytes(ip), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
@@ -115,13 +113,24 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
     let service = tables::service(service_id).ok_or(INTERNAL)?;
     let backend_id = choose(service_id, service, ip, hash)?;
     let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
-    if !backend.has(Backend::RESOLVED) {
-        return Err(hop::park(packet, backend.addr));
-    }
+    reachable(packet, backend)?;
     limit::pass(service, backend, ip.src, bytes(ip), true)?;
     let new = NewFlow { backend, backend_id, key, bucket: index, hash, now, flow_mask: settings.flow_mask };
     let snat_port = new.record(ip, segment)?;
     Ok(Way { backend_id, backend, snat_port, hash })
+}
+
+/// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the way is not known, and goes no
+/// further if it is our own, which came back.
+#[inline(always)]
+fn reachable(packet: &Packet, backend: &Backend) -> Result<(), Verdict> {
+    if !backend.has(Backend::RESOLVED) {
+        return Err(hop::park(packet, backend.addr));
+    }
+    if rewrite::source_mac(packet) == Some(backend.hop.src()) {
+        return Err(Verdict::Drop(DropReason::Loop));
+    }
+    Ok(())
 }
 
 /// Length of the IP packet.
@@ -232,9 +241,6 @@ fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16, fl
 fn send_to_backend(packet: &mut Packet, ip: &Ip, segment: &Segment, way: &Way) -> Result<Verdict, Verdict> {
     let backend = way.backend;
     let hop = backend.hop;
-    if rewrite::source_mac(packet) == Some(hop.src()) {
-        return Ok(Verdict::Drop(DropReason::Loop));
-    }
     if let Some(stats) = tables::backend_stats(way.backend_id) {
         stats.packets += 1;
         stats.bytes += bytes(ip) as u64;

@@ -18,8 +18,8 @@ pub fn headers(frame: &[u8]) -> Result<(Ip, Segment), Verdict> {
         return Ok((ip, parse::segment(frame, &ip)?));
     }
     let walked = parse::skip_extensions(frame, ip.protocol, ip.next, ip.end);
-    let (protocol, next) = walked.map_err(Verdict::Drop)?;
-    let ip = Ip { protocol, next, ..ip };
+    let (protocol, next, more_fragments) = walked.map_err(Verdict::Drop)?;
+    let ip = Ip { protocol, next, more_fragments, ..ip };
     Ok((ip, parse::segment(frame, &ip)?))
 }
 
@@ -141,7 +141,7 @@ proptest! {
         }
         let walked = parse::skip_extensions(&bytes[..], kinds[0], 0, bytes.len());
         if headers.len() <= 8 {
-            prop_assert_eq!(walked, Ok((17, bytes.len())));
+            prop_assert_eq!(walked, Ok((17, bytes.len(), false)));
         } else {
             prop_assert!(walked.is_err());
         }

@@ -91,6 +91,21 @@ fn row_7_a_later_fragment_without_its_first_is_dropped() -> Result<()> {
 }
 
 #[test]
+fn row_7_the_first_fragment_has_the_length_of_the_whole_datagram() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::DsrL2)?;
+    let [v4, v6] = families();
+    let first = [
+        v4.udp().with(|p| p.fragment = (0, true)),
+        v6.udp().with(|p| p.extensions = vec![(44, vec![0, 0, 1, 0, 0, 0, 9])]),
+    ];
+    for (packet, l4) in first.iter().zip([L3 + 20, L3 + 40 + 8]) {
+        let outcome = rig.run_bytes(&patched(&packet.bytes(), l4 + 4, &[0x0f, 0xa0]))?;
+        assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
+    }
+    Ok(())
+}
+
+#[test]
 fn row_6_extension_headers_are_walked_and_the_walk_is_bounded() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     let family = families()[1];
