@@ -80,6 +80,17 @@ pub fn as_root(program: impl AsRef<Path>) -> Result<Command> {
     Ok(command)
 }
 
+/// Runs a `cargo test` that builds as the user who calls and tests as root, by way of cargo's runner setting, with these
+/// variables and arguments for the tests.
+pub fn run_tests_as_root(cargo: &mut Command, variables: &[String], arguments: &[&str]) -> Result<()> {
+    let mut runner = as_root("env")?;
+    runner.args(variables);
+    let words = [runner.get_program()].into_iter().chain(runner.get_args());
+    let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
+    cargo.arg("--config").arg(format!("target.'cfg(unix)'.runner = [{}]", words.join(", ")));
+    run(cargo.arg("--").args(arguments))
+}
+
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod bpf_toolchain;
 mod command;
+mod fuzz;
 mod proto;
 mod run;
 mod setup;
@@ -45,6 +46,8 @@ enum Task {
     Bench(bench::Args),
     /// Set up, then check and test everything; the first failure ends it
     Test,
+    /// Set up, then look for packets that the XDP program treats otherwise than its model: `cargo xtask fuzz packets`
+    Fuzz(fuzz::Args),
     /// The wire contract: check it, or generate clients in another language
     #[command(subcommand)]
     Proto(proto::Task),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::Test => test::test(),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Proto(task) => proto::run(&task),
         Task::Tidy => tidy::tidy(),
     };

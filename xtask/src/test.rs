@@ -75,11 +75,5 @@ fn privileged_tests() -> Result<()> {
     ]))?;
     let mut cargo = workspace::cargo("test");
     cargo.args(["--package", "nlb-tests"]);
-    if !command::is_root() {
-        let runner = command::as_root("env")?;
-        let words = [runner.get_program()].into_iter().chain(runner.get_args());
-        let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
-        cargo.arg("--config").arg(format!("target.'cfg(unix)'.runner = [{}]", words.join(", ")));
-    }
-    command::run(&mut cargo)
+    command::run_tests_as_root(&mut cargo, &[], &[])
 }

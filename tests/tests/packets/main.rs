@@ -8,6 +8,7 @@ mod dsr;
 mod flows;
 mod limits;
 mod nat;
+mod oracle;
 mod others;
 mod packet;
 mod refusals;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -17,7 +18,7 @@ use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
 use nlb::config::Flows;
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
-use nlb::maps::bpf::{BpfMaps, Readings};
+use nlb::maps::bpf::{self, BpfMaps, Readings};
 use nlb::maps::upcalls::{self, Upcalls};
 use nlb::model::{
     DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
@@ -26,7 +27,7 @@ use nlb::model::{
 use nlb::plan::plan;
 use nlb::stats::{Collector, Traffic};
 use nlb::upcall::Question;
-use nlb_common::abi::NextHop;
+use nlb_common::abi::{NextHop, Parked};
 use nlb_common::flow::IdleTimes;
 use nlb_common::net;
 use nlb_common::verdict::{
@@ -156,6 +157,7 @@ pub struct Rig {
     maps: BpfMaps,
     collector: Collector,
     upcalls: Upcalls,
+    parked: RingBuf<MapData>,
     image: MapImage,
     pub desired: Desired,
     pub hops: Hops,
@@ -220,6 +222,7 @@ impl Rig {
         let maps = BpfMaps::take(&mut datapath.bpf)?;
         let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
+        let parked = bpf::parked(&mut datapath.bpf)?;
         let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
         let image = MapImage::empty(sizes.limits);
         let mut rig = Rig {
@@ -228,6 +231,7 @@ impl Rig {
             maps,
             collector,
             upcalls,
+            parked,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
             hops: Hops::new(),
@@ -291,6 +295,26 @@ impl Rig {
             questions.push(upcalls::parse(&record).expect("a record of the program's"));
         }
         questions
+    }
+
+    /// The frames that wait for a next hop, which takes them.
+    pub fn parked(&mut self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        while let Some(record) = self.parked.next() {
+            let (head, bytes) = record.split_at(size_of::<Parked>());
+            let len = u32::from_ne_bytes(head[20..24].try_into().expect("four bytes"));
+            frames.push(bytes[..len as usize].to_vec());
+        }
+        frames
+    }
+
+    /// Empties the flow table.
+    pub fn forget_flows(&self) {
+        for entry in self.readings().flows.buckets().iter().flat_map(|bucket| &bucket.entries) {
+            if let Some((_, state)) = entry.snapshot() {
+                entry.remove(state);
+            }
+        }
     }
 
     /// Says how the question about a destination stands, as the program reads it.

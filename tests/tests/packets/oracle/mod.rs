@@ -1,0 +1,91 @@
+//! The data path against an independent model of it: sequences of packets and changes of the tables, generated from a seed,
+//! go through the program and through the model, and verdict, bytes and counters have to be the same.
+//!
+//! docs/testing.md says how to read a difference.
+
+mod edits;
+mod generate;
+mod headers;
+mod model;
+mod regressions;
+mod run;
+mod step;
+
+use std::env;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use generate::{Random, change, fleet, frame};
+use run::Oracle;
+use step::Step;
+
+/// Sequences with the same fleet at their start: changing it costs more than many packets.
+const SEQUENCES_A_FLEET: u32 = 25;
+
+#[test]
+fn generated_sequences_come_out_as_the_model_says() -> Result<()> {
+    let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
+    let mut oracle = Oracle::new()?;
+    for (seed, fleets) in [(1, 12), (2, 12), (random, 12)] {
+        eprintln!("seed {seed}");
+        for fleet in 0..fleets {
+            batch(&mut oracle, seed, fleet)?;
+        }
+    }
+    oracle.met_everything()
+}
+
+#[test]
+#[ignore = "runs for as long as it is told: cargo xtask fuzz packets"]
+fn for_as_long_as_told() -> Result<()> {
+    let number = |name: &str| -> Result<u64> {
+        let value =
+            env::var(name).with_context(|| format!("{name} says how to run; see cargo xtask fuzz"))?;
+        value.parse().with_context(|| format!("{name}={value} is not a number"))
+    };
+    let (seconds, seed) = (number("NLB_FUZZ_SECONDS")?, number("NLB_FUZZ_SEED")?);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    eprintln!("seed {seed}, for {seconds} s");
+    let mut oracle = Oracle::new()?;
+    let mut fleets = 0;
+    while Instant::now() < until {
+        batch(&mut oracle, seed, fleets)?;
+        fleets += 1;
+    }
+    eprintln!(
+        "{} sequences of {} packets in all came out as the model says",
+        fleets * u64::from(SEQUENCES_A_FLEET),
+        oracle.packets()
+    );
+    Ok(())
+}
+
+/// The sequences of one fleet. Where one comes out otherwise, the shortest like it is the error.
+fn batch(oracle: &mut Oracle, seed: u64, number: u64) -> Result<()> {
+    let mut random = Random::new(Random::new(seed).word() ^ number.wrapping_mul(0x9e37_79b9));
+    let fleet: Vec<Step> = fleet(&mut random).into_iter().map(Step::Change).collect();
+    for _ in 0..SEQUENCES_A_FLEET {
+        let mut steps = fleet.clone();
+        oracle.start(&fleet)?;
+        let changes = random.once_in(8);
+        for _ in 0..8 + random.below(32) {
+            let step = if changes && random.once_in(6) {
+                Step::Change(change(&mut random))
+            } else {
+                frame(&mut random, oracle.model())
+            };
+            steps.push(step);
+            if let Some(difference) = oracle.step(&steps[steps.len() - 1])? {
+                let (steps, difference) = oracle.shortest(steps, difference)?;
+                let lines: Vec<_> = steps.iter().map(Step::to_string).collect();
+                bail!(
+                    "seed {seed}: the last packet of this sequence came out otherwise than the model \
+                     says\n{}\n\n{difference}",
+                    lines.join("\n")
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! Runs steps through the program and the model, compares, and finds the shortest sequence that still differs.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use nlb::compile::FlowTuple;
+use nlb::model::Backend;
+use nlb_common::hash;
+use nlb_common::net::Be16;
+
+use super::edits;
+use super::model::{Expected, Growth, Model, World};
+use super::step::{Change, Step};
+use crate::rig::{Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use nlb::model::ForwardMode;
+
+const XDP_TX: u32 = 3;
+
+pub struct Oracle {
+    rig: Rig,
+    model: Model,
+    /// What the tables were last brought to, as the changes that led there.
+    changes: Vec<Change>,
+    counts: BTreeMap<Backend, Growth>,
+    /// Exits and how often they were met.
+    met: BTreeMap<String, u64>,
+}
+
+/// How a packet came out otherwise than it should.
+pub type Difference = String;
+
+impl Oracle {
+    pub fn new() -> Result<Oracle> {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        rig.desired.fail_open = false;
+        Ok(Oracle {
+            rig,
+            model: Model::default(),
+            changes: vec![Change::Reject(true)],
+            counts: BTreeMap::new(),
+            met: BTreeMap::new(),
+        })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn packets(&self) -> u64 {
+        self.met.values().sum()
+    }
+
+    /// Begins a sequence: no flows, and these changes made to an empty fleet.
+    pub fn start(&mut self, fleet: &[Step]) -> Result<()> {
+        self.rig.forget_flows();
+        self.model = Model::default();
+        let wanted: Vec<Change> = fleet
+            .iter()
+            .filter_map(|step| match step {
+                Step::Change(change) => Some(change.clone()),
+                Step::Frame(..) => None,
+            })
+            .collect();
+        if self.changes != wanted {
+            self.rig.desired.modules.clear();
+            self.rig.hops.clear();
+            (self.rig.desired.reject, self.rig.desired.drop_closed_ports) = (false, false);
+            for change in &wanted {
+                change.make(&mut self.rig);
+            }
+            self.rig.apply()?;
+            self.changes = wanted;
+        }
+        self.tables_changed()
+    }
+
+    /// Takes one step; the answer is what came out otherwise.
+    pub fn step(&mut self, step: &Step) -> Result<Option<Difference>> {
+        match step {
+            Step::Change(change) => {
+                change.make(&mut self.rig);
+                self.rig.apply()?;
+                self.changes.push(change.clone());
+                self.tables_changed()?;
+                Ok(None)
+            }
+            Step::Frame(frame, _) => self.frame(frame),
+        }
+    }
+
+    /// Runs a sequence from its start, up to the first difference.
+    pub fn replay(&mut self, steps: &[Step]) -> Result<Option<Difference>> {
+        self.start(&[])?;
+        for step in steps {
+            if let Some(difference) = self.step(step)? {
+                return Ok(Some(difference));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Leaves out what is not needed for a difference: halves first, then ever shorter runs of steps.
+    pub fn shortest(&mut self, steps: Vec<Step>, difference: Difference) -> Result<(Vec<Step>, Difference)> {
+        let (mut shortest, mut found) = (steps, difference);
+        let mut run = shortest.len() / 2;
+        while run > 0 {
+            let mut at = 0;
+            while at < shortest.len() {
+                let without = [&shortest[..at], &shortest[(at + run).min(shortest.len())..]].concat();
+                match self.replay(&without)? {
+                    Some(difference) => (shortest, found) = (without, difference),
+                    None => at += run,
+                }
+            }
+            run /= 2;
+        }
+        Ok((shortest, found))
+    }
+
+    /// Fails if sequences were so tame that some exit was never taken.
+    pub fn met_everything(&self) -> Result<()> {
+        let wanted = [
+            "pass not_ip",
+            "pass group",
+            "pass not_ours",
+            "pass protocol",
+            "pass closed_port",
+            "pass no_flow",
+            "send forward",
+            "send reply",
+            "send reject",
+            "park next_hop",
+            "drop truncated",
+            "drop ip_header",
+            "drop l4_header",
+            "drop ipv6_extensions",
+            "drop fragment",
+            "drop no_backend",
+            "drop ttl_exceeded",
+            "drop loop",
+            "drop no_route",
+            "drop too_big",
+            "drop park_full",
+            "drop closed_port",
+        ];
+        let missed: Vec<_> = wanted.iter().filter(|exit| !self.met.contains_key(**exit)).collect();
+        anyhow::ensure!(missed.is_empty(), "no packet came to {missed:?}; met were {:?}", self.met);
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
+        let outcome = self.rig.run_bytes(frame)?;
+        let parked = self.rig.parked();
+        let world = world(&self.rig);
+        let expected = match self.model.packet(&world, frame, &outcome.frame) {
+            Ok(expected) => expected,
+            Err(complaint) => return Ok(Some(format!("{complaint}; it did\n{}", told(&outcome)))),
+        };
+        let after = counts(&self.rig)?;
+        let grown: BTreeMap<Backend, Growth> = after
+            .iter()
+            .map(|(backend, count)| (backend.clone(), count.since(&self.counts[backend])))
+            .filter(|(_, growth)| *growth != Growth::default())
+            .collect();
+        self.counts = after;
+        for exit in outcome.counted.keys() {
+            *self.met.entry(exit.clone()).or_default() += 1;
+        }
+        self.model.grown.retain(|_, growth| *growth != Growth::default());
+        let kept: Vec<&[u8]> =
+            if outcome.counted.contains_key("park next_hop") { vec![frame] } else { Vec::new() };
+        if !comes_out(&expected, frame, &outcome) {
+            return Ok(Some(format!("the model says\n{expected:?}\nit did\n{}", told(&outcome))));
+        }
+        if grown != self.model.grown {
+            let wanted = &self.model.grown;
+            return Ok(Some(format!(
+                "backends' counters should grow by\n{wanted:?}\nthey grew by\n{grown:?}"
+            )));
+        }
+        if parked != kept {
+            return Ok(Some(format!(
+                "{} frames wait for a next hop, instead of {}",
+                parked.len(),
+                kept.len()
+            )));
+        }
+        Ok(None)
+    }
+
+    fn tables_changed(&mut self) -> Result<()> {
+        self.model.tables_changed(&world(&self.rig));
+        self.counts = counts(&self.rig)?;
+        Ok(())
+    }
+}
+
+fn world(rig: &Rig) -> World<'_> {
+    World { desired: &rig.desired, hops: &rig.hops, image: rig.image(), flow_label }
+}
+
+/// It is part of no protocol how labels come about, only that they vary by flow.
+fn flow_label(flow: &FlowTuple) -> u32 {
+    let (sport, dport) = (Be16::new(flow.client_port), Be16::new(flow.port));
+    hash::flow(flow.client.into(), flow.vip.into(), sport, dport, flow.l4 as u8) as u32 & 0xf_ffff
+}
+
+fn counts(rig: &Rig) -> Result<BTreeMap<Backend, Growth>> {
+    let count = |(id, backend): (u16, &Backend)| {
+        let stats = rig.readings().backend(id)?;
+        let count = Growth {
+            new_flows: stats.new_flows,
+            packets: stats.packets,
+            bytes: stats.bytes,
+            reply_packets: stats.reply_packets,
+            reply_bytes: stats.reply_bytes,
+            resets: stats.resets,
+        };
+        Ok((backend.clone(), count))
+    };
+    rig.image().backend_ids.iter().map(count).collect()
+}
+
+impl Growth {
+    fn since(&self, before: &Growth) -> Growth {
+        Growth {
+            new_flows: self.new_flows - before.new_flows,
+            packets: self.packets - before.packets,
+            bytes: self.bytes - before.bytes,
+            reply_packets: self.reply_packets - before.reply_packets,
+            reply_bytes: self.reply_bytes - before.reply_bytes,
+            resets: self.resets - before.resets,
+        }
+    }
+}
+
+fn comes_out(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
+    let exits: Vec<(&String, &u64)> = outcome.counted.iter().collect();
+    let [(exit, 1)] = exits[..] else { return false };
+    let untouched = outcome.frame == frame;
+    match expected {
+        Expected::Untouched(exits) => {
+            let action = if exit.starts_with("pass") { XDP_PASS } else { XDP_DROP };
+            exits.contains(&exit.as_str()) && outcome.action == action && untouched
+        }
+        Expected::Sent(name, bytes) => {
+            let action = if *name == "send reject" { XDP_TX } else { XDP_REDIRECT };
+            exit == name && outcome.action == action && bytes.is(&outcome.frame)
+        }
+        Expected::Unreachable(_) if exit == "drop no_backend" => outcome.action == XDP_DROP && untouched,
+        Expected::Unreachable(ip) => {
+            exit == "send reject"
+                && outcome.action == XDP_TX
+                && edits::is_unreachable(frame, ip, &outcome.frame)
+        }
+    }
+}
+
+fn told(outcome: &Outcome) -> String {
+    format!("{:?}, action {}\n{}", outcome.counted, outcome.action, edits::hex(&outcome.frame))
+}
