@@ -54,7 +54,7 @@ fn to_vip(packet: &mut Packet, ip: &Ip, vip: &Known) -> Result<Verdict, Verdict>
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    match flow_of(packet, ip, &segment, vip.id, service) {
+    match flow_of(packet, ip, &segment, vip, service) {
         Ok(way) => send_to_backend(packet, ip, &segment, &way),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
             Ok(reject::reject(packet, segment.l4))
@@ -79,11 +79,11 @@ struct Way {
 
 /// The backend of a packet's flow: the one on record if it still serves, else a fresh choice, put on record.
 #[inline(always)]
-fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) -> Result<Way, Verdict> {
+fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: &Known, service: u16) -> Result<Way, Verdict> {
     let settings = tables::settings();
     let now = tables::now(&settings);
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
-    let key = Key::new(ip.src, segment.sport, segment.dport, vip, segment.l4, Direction::Forward);
+    let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
     let index = hash as u32 & settings.flow_mask;
     let bucket = tables::flows(index).ok_or(INTERNAL)?;
 
@@ -111,7 +111,7 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16, service: u16) 
 
     let service_id = service;
     let service = tables::service(service_id).ok_or(INTERNAL)?;
-    let backend_id = choose(service_id, service, ip, hash)?;
+    let backend_id = choose(vip, service_id, service, ip, hash)?;
     let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     reachable(packet, backend)?;
     limit::pass(service, backend, ip.src, bytes(ip), true)?;
@@ -156,7 +156,7 @@ fn keeps(backend: &Backend, state: State, segment: &Segment) -> bool {
 /// The backend for a new flow, or for the middle of one that we have no record of: by hash, so that every node and
 /// every life of this one choose alike.
 #[inline(always)]
-fn choose(service_id: u16, service: &Service, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
+fn choose(vip: &Known, service_id: u16, service: &Service, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
     let pool = if service.flags & Service::BY_SOURCE != 0 {
         tables::pool_by_source(service_id, ip.src)
     } else {
@@ -164,7 +164,11 @@ fn choose(service_id: u16, service: &Service, ip: &Ip, hash: u64) -> Result<u16,
     };
     if pool == 0 {
         // Its routes are for other sources, so to this client there is no service.
-        return Err(Verdict::Pass(PassReason::ClosedPort));
+        return Err(if vip.flags & Address::DROP_CLOSED != 0 {
+            Verdict::Drop(DropReason::ClosedPort)
+        } else {
+            Verdict::Pass(PassReason::ClosedPort)
+        });
     }
     match tables::maglev(pool, maglev::slot(hash)) {
         0 => Err(Verdict::Drop(DropReason::NoBackend)),
