@@ -92,9 +92,9 @@ impl Model {
         // A VIP that no route leads to is an address like any other.
         let served = !world.desired.modules.is_empty();
         let decision = if served && world.desired.all_vips().contains(&ip.dst) {
-            self.to_vip(world, frame, &ip, out)?
+            self.client_packet(world, frame, &ip, out)?
         } else if self.is_ours(ip.dst) || is_transparent(world.desired, ip.src) {
-            self.from_backend(world, frame, &ip)
+            self.backend_packet(world, frame, &ip)
         } else {
             Err(&["pass not_ours"][..])
         };
@@ -106,7 +106,13 @@ impl Model {
         families().iter().any(|f| f.source == addr && self.reached.iter().any(|b| same_family(*b, addr)))
     }
 
-    fn to_vip(&mut self, world: &World, frame: &[u8], ip: &Ip, out: &[u8]) -> Result<Decision, String> {
+    fn client_packet(
+        &mut self,
+        world: &World,
+        frame: &[u8],
+        ip: &Ip,
+        out: &[u8],
+    ) -> Result<Decision, String> {
         let segment = match headers::segment(frame, ip) {
             Ok(segment) => segment,
             Err(exits) => return Ok(Err(exits)),
@@ -212,7 +218,7 @@ impl Model {
         Ok(flow((addr, port)))
     }
 
-    fn from_backend(&mut self, world: &World, frame: &[u8], ip: &Ip) -> Decision {
+    fn backend_packet(&mut self, world: &World, frame: &[u8], ip: &Ip) -> Decision {
         const NO_FLOW: Exits = &["pass no_flow"];
         let segment = headers::segment(frame, ip).map_err(|_| NO_FLOW)?;
         let (key, flow) = self
@@ -309,12 +315,13 @@ fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decis
     }
 }
 
-/// Whether an address is one to look for on the rig's link. IPv4's lowest is, since Linux 5.14.
+/// Whether an address is one to look for on the rig's link. IPv4's lowest is (since Linux 5.14), and so is IPv6's where the
+/// interface does not forward.
 fn is_neighbour(addr: IpAddr) -> bool {
     let link = if addr.is_ipv4() { "198.51.100.1/24" } else { "2001:db8:c::1/64" };
     let link: IpNet = link.parse().expect("a prefix");
-    let others = if addr.is_ipv4() { [link.addr(), link.broadcast()] } else { [link.addr(), link.network()] };
-    link.contains(&addr) && !others.contains(&addr)
+    let broadcast = addr.is_ipv4() && addr == link.broadcast();
+    link.contains(&addr) && addr != link.addr() && !broadcast
 }
 
 /// The longest frame that can wait for a next hop.
