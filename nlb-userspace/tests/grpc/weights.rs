@@ -1,13 +1,9 @@
 //! SetTrafficWeight on the front of the fleet, and what modules have to say about it.
 
-use std::sync::{Arc, Mutex};
-
-use nlb_proto::module_service_server::{ModuleService, ModuleServiceServer};
 use nlb_proto::*;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use prost::Message as _;
 
+use super::fake_module::Fake;
 use super::fleet::{deaf, instance, registration, registration_at, with_metadata};
 use super::nlb::Nlb;
 
@@ -71,98 +67,25 @@ impl Nlb {
     }
 }
 
-/// A module that knows one call, and answers it as it is told to.
-#[derive(Clone)]
-struct Module {
-    answer: fn() -> Result<SetTrafficWeightResponse, Status>,
-    told: Arc<Mutex<Vec<SetTrafficWeightRequest>>>,
-}
-
-/// `async_trait` must see every call written out, so the macro writes the whole impl.
-macro_rules! knows_one_call {
-    ($($call:ident($request:ty) -> $response:ty;)+) => {
-        #[tonic::async_trait]
-        impl ModuleService for Module {
-            async fn set_traffic_weight(
-                &self,
-                request: Request<SetTrafficWeightRequest>,
-            ) -> Result<Response<SetTrafficWeightResponse>, Status> {
-                self.told.lock().unwrap().push(request.into_inner());
-                (self.answer)().map(Response::new)
-            }
-
-            type StreamMetricsStream = tokio_stream::Empty<Result<StreamMetricsResponse, Status>>;
-
-            $(async fn $call(&self, _: Request<$request>) -> Result<Response<$response>, Status> {
-                Err(Status::unimplemented("not this module's"))
-            })+
-        }
-    };
-}
-
-knows_one_call! {
-    get_status(GetStatusRequest) -> GetStatusResponse;
-    reload(ReloadRequest) -> ReloadResponse;
-    shutdown(ShutdownRequest) -> ShutdownResponse;
-    can_handle(CanHandleRequest) -> CanHandleResponse;
-    get_routes(GetRoutesRequest) -> GetRoutesResponse;
-    update_routes(UpdateRoutesRequest) -> UpdateRoutesResponse;
-    delete_route(DeleteRouteRequest) -> DeleteRouteResponse;
-    get_rate_limits(GetRateLimitsRequest) -> GetRateLimitsResponse;
-    set_rate_limit(SetRateLimitRequest) -> SetRateLimitResponse;
-    remove_rate_limit(RemoveRateLimitRequest) -> RemoveRateLimitResponse;
-    get_metrics(GetMetricsRequest) -> GetMetricsResponse;
-    scale(ScaleRequest) -> ScaleResponse;
-    get_instances(GetInstancesRequest) -> GetInstancesResponse;
-    get_active_version(GetActiveVersionRequest) -> GetActiveVersionResponse;
-    rollback(RollbackRequest) -> RollbackResponse;
-    promote_version(PromoteVersionRequest) -> PromoteVersionResponse;
-    health_check(HealthCheckRequest) -> HealthCheckResponse;
-    get_stats(GetStatsRequest) -> GetStatsResponse;
-    stream_metrics(StreamMetricsRequest) -> Self::StreamMetricsStream;
-    get_config(GetConfigRequest) -> GetConfigResponse;
-    update_config(UpdateConfigRequest) -> UpdateConfigResponse;
-}
-
-/// Registers a module whose gRPC server answers like this; answers what the module is told.
-async fn add_module(
-    nlb: &mut Nlb,
-    answer: fn() -> Result<SetTrafficWeightResponse, Status>,
-) -> Arc<Mutex<Vec<SetTrafficWeightRequest>>> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let module = Module { answer, told: Arc::default() };
-    let told = module.told.clone();
-    let server = tonic::transport::Server::builder().add_service(ModuleServiceServer::new(module));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let instance = with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1")]);
-    let instance = Some(ModuleInstance { address, ..instance });
-    nlb.add(RegisterModuleRequest { instance, ..registration("alb-1") }).await;
-    told
-}
-
 #[tokio::test]
 async fn the_call_is_passed_on_to_the_module() {
     let mut nlb = Nlb::start().await;
-    let told =
-        add_module(&mut nlb, || Ok(SetTrafficWeightResponse { success: true, ..Default::default() })).await;
+    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
     for call in [weigh("alb-1", "v1", 7), weigh("", "v1", 9)] {
         assert!(nlb.front.set_traffic_weight(call.clone()).await.unwrap().into_inner().success);
-        assert_eq!(told.lock().unwrap().pop(), Some(call));
+        assert_eq!(told.last("SetTrafficWeight"), Some(call));
     }
 }
 
 #[tokio::test]
 async fn a_modules_refusal_leaves_the_data_path_as_it_was() {
-    for answer in [
-        (|| Err(Status::failed_precondition("busy"))) as fn() -> Result<SetTrafficWeightResponse, Status>,
-        || {
-            let error = Some(Error { message: "busy".into(), ..Default::default() });
-            Ok(SetTrafficWeightResponse { error, ..Default::default() })
-        },
-    ] {
+    let says_no = Fake::Answers(|_| {
+        let error = Some(Error { message: "busy".into(), ..Default::default() });
+        Ok(SetTrafficWeightResponse { error, ..Default::default() }.encode_to_vec())
+    });
+    for module in [Fake::REFUSES, says_no] {
         let mut nlb = Nlb::start().await;
-        add_module(&mut nlb, answer).await;
+        nlb.add_fake("alb-1", 1, "v1", module).await;
         let revision = nlb.registry.desired().borrow().revision;
         let answer = nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner();
         let error = answer.error.unwrap();
@@ -176,7 +99,7 @@ async fn a_modules_refusal_leaves_the_data_path_as_it_was() {
 #[tokio::test]
 async fn a_module_that_does_not_know_the_call_is_weighed_all_the_same() {
     let mut nlb = Nlb::start().await;
-    add_module(&mut nlb, || Err(Status::unimplemented("?"))).await;
+    nlb.add_fake("alb-1", 1, "v1", Fake::UNIMPLEMENTED).await;
     assert!(nlb.front.set_traffic_weight(weigh("alb-1", "", 7)).await.unwrap().into_inner().success);
 }
 
