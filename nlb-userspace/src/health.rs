@@ -84,7 +84,7 @@ impl Opinions {
     /// Whether the module would take new flows if its resets were disregarded.
     pub fn serves_but_for_resets(self) -> bool {
         let others = Opinions { resets: Health::Healthy, ..self };
-        matches!(others.health(), Health::Healthy | Health::Degraded)
+        others.health().takes_new_flows()
     }
 }
 

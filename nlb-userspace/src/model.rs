@@ -124,6 +124,12 @@ pub enum Health {
     Stopping,
 }
 
+impl Health {
+    pub fn takes_new_flows(self) -> bool {
+        matches!(self, Health::Healthy | Health::Degraded)
+    }
+}
+
 /// The contract's module types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

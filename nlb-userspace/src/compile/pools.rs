@@ -22,7 +22,8 @@ impl Pool {
         let is_split = is_split(winners, desired);
         let has_share = |offer: &Offer| !is_split || version_weight(&offer.module.version, desired) > 0;
         let offers = ability::ablest(winners, has_share);
-        let mut usable: Vec<&Offer> = offers.iter().copied().filter(|o| is_usable(o.module.health)).collect();
+        let mut usable: Vec<&Offer> =
+            offers.iter().copied().filter(|o| o.module.health.takes_new_flows()).collect();
         if usable.is_empty() && desired.fail_open {
             usable = offers.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
         }
@@ -61,10 +62,6 @@ impl Pool {
     pub fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
         self.members.iter().filter(|(_, slots, _)| *slots > 0).map(|(id, _, _)| *id)
     }
-}
-
-fn is_usable(health: Health) -> bool {
-    matches!(health, Health::Healthy | Health::Degraded)
 }
 
 /// Twice an instance's weight in new flows, so that half of it is whole.

@@ -16,9 +16,8 @@ use super::numbers::signed_32;
 use super::peers::{ANSWER_PATIENCE, Outcome, Peer};
 use super::route::{self, Author};
 use super::{Control, query};
-use crate::lease::Standing;
-use crate::model::{Destination, Health, Route};
-use crate::registry::{Commit, Now, Owner, Suited};
+use crate::model::{Destination, Route};
+use crate::registry::{Commit, Now, Owner};
 
 /// Who can handle a route: the best of them, in this order.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -45,13 +44,7 @@ impl Control {
         let (_, route) = parsed.map_err(|fault| fault.within("route"))?;
         fault::text_map("context", request.context.clone())?;
         let snapshot = self.registry.snapshot();
-        let candidates = snapshot.targets(&route).filter(|(_, record)| {
-            let module = &record.registration.module;
-            record.standing == Standing::Current
-                && matches!(record.health(), Health::Healthy | Health::Degraded)
-                && route.suits_ports(module).is_ok()
-                && route.suits_family(module).is_ok()
-        });
+        let candidates = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
         let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
         if passed_on {
             // The NLB above only wants to know whether it may send such traffic here. Where nobody has configured that it

@@ -17,8 +17,8 @@ use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
 use super::{Control, any, names};
 use crate::compile::{FlowTuple, MapImage};
-use crate::model::{Backend, Destination, ForwardMode, Health, Routes};
-use crate::registry::{Commit, Now, Owner, State, Suited, Wanted};
+use crate::model::{Backend, Destination, ForwardMode, Routes};
+use crate::registry::{Commit, Now, Owner, State, Wanted};
 
 /// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
 const MOST_FAULTS_TOLD: usize = 1000;
@@ -102,11 +102,7 @@ impl Control {
             }
         };
         let snapshot = self.registry.snapshot();
-        let suited = snapshot.targets(&route).filter(|(_, record)| {
-            let module = &record.registration.module;
-            let takes_flows = matches!(record.health(), Health::Healthy | Health::Degraded);
-            takes_flows && route.suits_ports(module).is_ok() && route.suits_family(module).is_ok()
-        });
+        let suited = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
         let suited = suited.map(|(_, record)| peer(record)).collect();
         let context = [("owner".to_owned(), "operator".to_owned())].into();
         let question = CanHandleRequest { route: Some(message), context };

@@ -30,7 +30,7 @@ impl Control {
             let health = snapshot.modules.iter().map(|(id, record)| (id.clone(), record.health()));
             let health: BTreeMap<String, Health> = health.collect();
             let well = health.values().filter(|health| **health == Health::Healthy).count();
-            let serving = health.values().filter(|h| matches!(h, Health::Healthy | Health::Degraded)).count();
+            let serving = health.values().filter(|health| health.takes_new_flows()).count();
             checks.insert("modules".to_owned(), format!("{well} of {} are healthy", health.len()));
             if status == HealthStatus::Healthy && well < health.len() {
                 status = if serving == 0 { HealthStatus::Unhealthy } else { HealthStatus::Degraded };

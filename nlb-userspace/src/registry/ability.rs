@@ -37,7 +37,10 @@ impl Registry {
         }
         // More modules that can handle what was learned are more backends. Else nothing more has to fit.
         let last = self.published();
-        let next = last.fitting(changed.clone()).unwrap_or_else(|_| last.next(Arc::new(changed)));
+        let next = match changed.learned_routes.is_empty() {
+            true => last.next(Arc::new(changed)),
+            false => last.fitting(changed.clone()).unwrap_or_else(|_| last.next(Arc::new(changed))),
+        };
         *state = next.state.clone();
         self.send(last, next);
     }

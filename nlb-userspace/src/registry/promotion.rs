@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{Commit, Now, Refusal, Registry, State};
-use crate::model::Health;
 use crate::promotion::{Counters, Next, Pace, Promotion, WHOLE};
 use crate::stats::Traffic;
 
@@ -192,7 +191,7 @@ impl State {
     /// The instances of a version that take new flows.
     fn serving<'a>(&'a self, version: &'a str) -> impl Iterator<Item = &'a str> {
         self.instances_of(version).filter(|instance_id| {
-            self.record(instance_id).is_ok_and(|r| matches!(r.health(), Health::Healthy | Health::Degraded))
+            self.record(instance_id).is_ok_and(|record| record.health().takes_new_flows())
         })
     }
 

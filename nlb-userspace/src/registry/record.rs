@@ -8,12 +8,12 @@ use imbl::OrdMap;
 
 use crate::health::{Check, Opinion, Opinions, Source};
 use crate::lease::{Lease, Standing};
-use crate::model::{Health, Module};
+use crate::model::{Health, Module, Route};
 use crate::resolve::{Endpoint, Host};
 use crate::scaling::Policy;
 use crate::wish::Wish;
 
-use super::{Now, Report, Steering};
+use super::{Now, Report, Steering, Suited};
 
 /// What a module says when it registers.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,11 +96,16 @@ impl Record {
         }
     }
 
+    /// Gives it the weight that was asked for.
+    pub(super) fn weigh(&mut self, weight: u32) {
+        self.registration.module.weight = weight;
+        self.asked_weight = weight;
+    }
+
     /// Takes over what operators had set before the NLB was restarted.
     pub(super) fn obey(&mut self, steering: Steering) {
         if let Some(weight) = steering.weight {
-            self.registration.module.weight = weight;
-            self.asked_weight = weight;
+            self.weigh(weight);
         }
         if steering.maintenance {
             self.drain = Some(Drain::Maintenance);
@@ -110,6 +115,11 @@ impl Record {
     /// What counts for steering.
     pub fn health(&self) -> Health {
         self.opinions().health()
+    }
+
+    /// Whether it would get new flows of a route that it was given.
+    pub fn could_serve(&self, route: &Route) -> bool {
+        self.health().takes_new_flows() && route.suits(&self.registration.module).is_ok()
     }
 
     pub fn opinions(&self) -> Opinions {

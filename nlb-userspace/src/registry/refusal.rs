@@ -73,8 +73,7 @@ pub(super) fn check_suited(
         problem,
     };
     for (route_id, route) in own {
-        let suited = route.suits_ports(module).and_then(|()| route.suits_family(module));
-        suited.map_err(|problem| unsuited(route_id, problem))?;
+        route.suits(module).map_err(|problem| unsuited(route_id, problem))?;
     }
     for (route_id, route) in operators.iter().filter(|(_, route)| route.is_for(id, module)) {
         route.suits_ports(module).map_err(|problem| unsuited(route_id, problem))?;
@@ -86,6 +85,11 @@ pub(super) fn check_suited(
 pub trait Suited {
     fn suits_ports(&self, module: &Module) -> Result<(), String>;
     fn suits_family(&self, module: &Module) -> Result<(), String>;
+
+    /// In both.
+    fn suits(&self, module: &Module) -> Result<(), String> {
+        self.suits_ports(module).and_then(|()| self.suits_family(module))
+    }
 }
 
 impl Suited for Route {

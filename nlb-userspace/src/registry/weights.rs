@@ -19,7 +19,7 @@ impl Registry {
     ) -> Result<u64, Refusal> {
         let ((), revision) = self.change(commit, |state| {
             let record = state.record_mut(instance_id)?;
-            let module = &mut record.registration.module;
+            let module = &record.registration.module;
             if !version.is_empty() && module.version != version {
                 return Err(Refusal::VersionMismatch {
                     instance_id: instance_id.to_owned(),
@@ -27,8 +27,7 @@ impl Registry {
                     actual: module.version.clone(),
                 });
             }
-            module.weight = weight;
-            record.asked_weight = weight;
+            record.weigh(weight);
             state.steer(instance_id, |steering| steering.weight = Some(weight));
             Ok(())
         })?;
@@ -46,9 +45,7 @@ impl Registry {
         now: Now,
     ) -> Result<u64, Refusal> {
         let ((), revision) = self.change(commit, |state| {
-            if state.instances_of(version).next().is_none() {
-                return Err(Refusal::UnknownVersion(version.to_owned()));
-            }
+            state.check_version(version)?;
             state.remember_split();
             state.promotion = None;
             state.version_weights.insert(version.to_owned(), weight);
@@ -67,6 +64,13 @@ impl State {
     pub fn instances_of<'a>(&'a self, version: &'a str) -> impl Iterator<Item = &'a str> {
         let of_version = self.modules.iter().filter(move |(_, r)| r.registration.module.version == version);
         of_version.map(|(instance_id, _)| instance_id.as_str())
+    }
+
+    pub(super) fn check_version(&self, version: &str) -> Result<(), Refusal> {
+        match self.instances_of(version).next() {
+            Some(_) => Ok(()),
+            None => Err(Refusal::UnknownVersion(version.to_owned())),
+        }
     }
 
     /// The versions there are, and how new flows are shared among them. While no version's weight is set, that follows

@@ -56,17 +56,14 @@ impl State {
         let record = self.record_mut(instance_id)?;
         let news = record.asked_weight != weight;
         if news {
-            record.registration.module.weight = weight;
-            record.asked_weight = weight;
+            record.weigh(weight);
         }
         Ok(news)
     }
 
     /// Likewise.
     fn divide(&mut self, weights: &BTreeMap<String, u32>, now: Now) -> Result<bool, Refusal> {
-        if let Some(unknown) = weights.keys().find(|version| self.instances_of(version).next().is_none()) {
-            return Err(Refusal::UnknownVersion(unknown.clone()));
-        }
+        weights.keys().try_for_each(|version| self.check_version(version))?;
         let shares = self.version_shares();
         if weights.iter().all(|(version, weight)| shares.get(version) == Some(weight)) {
             return Ok(false);
