@@ -167,7 +167,7 @@ fn asked_about<'a>(
 ) -> impl Iterator<Item = RouteKey> + 'a {
     let learned = desired.learned_routes.iter();
     let learned = learned
-        .filter(move |(_, route)| route.suits_ports(module).is_ok() && route.suits_family(module).is_ok())
+        .filter(move |(_, route)| route.suits(module).is_ok())
         .map(|(id, _)| RouteKey { id: id.clone(), operators: true });
     module.served(instance_id, &desired.operator_routes).map(|served| served.key()).chain(learned)
 }

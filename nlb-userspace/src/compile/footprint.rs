@@ -3,6 +3,7 @@
 //! [`super::fits`] counts exactly, and goes through the whole state for that. While this bound fits, nobody has to count.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -33,21 +34,11 @@ pub struct Footprint {
 impl Footprint {
     /// Of the state after, if this is the one of the state before.
     pub fn follow(&mut self, before: &Desired, after: &Desired) {
-        for change in before.modules.diff(&after.modules) {
-            let (old, new) = both(change);
-            old.into_iter().for_each(|module| self.count_module(module, Step::Out));
-            new.into_iter().for_each(|module| self.count_module(module, Step::In));
-        }
-        for change in before.operator_routes.diff(&after.operator_routes) {
-            let (old, new) = both(change);
-            old.into_iter().for_each(|route| self.count_operators(route, Step::Out));
-            new.into_iter().for_each(|route| self.count_operators(route, Step::In));
-        }
-        for change in before.learned_routes.diff(&after.learned_routes) {
-            let (old, new) = both(change);
-            old.into_iter().for_each(|route| self.count_route(route, Step::Out));
-            new.into_iter().for_each(|route| self.count_route(route, Step::In));
-        }
+        each(&before.modules, &after.modules, |module, step| self.count_module(module, step));
+        each(&before.operator_routes, &after.operator_routes, |route, step| {
+            self.count_operators(route, step)
+        });
+        each(&before.learned_routes, &after.learned_routes, |route, step| self.count_route(route, step));
     }
 
     /// The routes of modules, over all of them.
@@ -104,11 +95,21 @@ impl Footprint {
     }
 }
 
-fn both<'a, T>(change: DiffItem<'a, 'a, String, T>) -> (Option<&'a T>, Option<&'a T>) {
-    match change {
-        DiffItem::Add(_, new) => (None, Some(new)),
-        DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
-        DiffItem::Remove(_, old) => (Some(old), None),
+/// What has gone, and what has come; what has changed has done both.
+fn each<T: PartialEq>(
+    before: &OrdMap<String, Arc<T>>,
+    after: &OrdMap<String, Arc<T>>,
+    mut count: impl FnMut(&T, Step),
+) {
+    for change in before.diff(after) {
+        match change {
+            DiffItem::Add(_, new) => count(new, Step::In),
+            DiffItem::Remove(_, old) => count(old, Step::Out),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                count(old, Step::Out);
+                count(new, Step::In);
+            }
+        }
     }
 }
 

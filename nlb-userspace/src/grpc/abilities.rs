@@ -10,11 +10,10 @@ use futures_util::stream::FuturesUnordered;
 use nlb_proto::{CanHandleRequest, CanHandleResponse};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::fleet::peer;
-use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
+use super::fleet::living_peer;
+use super::peers::{Outcome, Peers};
 use super::route;
 use crate::ability::{Heard, Question, Schedule};
-use crate::lease::Standing;
 use crate::model::{Ability, Route};
 use crate::registry::Registry;
 
@@ -58,25 +57,11 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
         }
         epoch = snapshot.last_epoch();
         for (question, route) in schedule.take_due(Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
-            let living = snapshot.record(&question.instance_id).ok();
-            let living = living.filter(|record| record.standing == Standing::Current).map(peer);
             let request = request(&question, &route, snapshot.is_learned(&question.route));
-            asked.push(put(peers.clone(), living, question, request));
+            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            asked.push(async move { (question, answer.await) });
         }
     }
-}
-
-async fn put(
-    peers: Peers,
-    living: Option<Peer>,
-    question: Question,
-    request: CanHandleRequest,
-) -> (Question, Outcome<CanHandleResponse>) {
-    let outcome = match living {
-        Some(peer) => peers.ask(&peer, request, ANSWER_PATIENCE).await,
-        None => Outcome::Unreachable("its lease has lapsed".to_owned()),
-    };
-    (question, outcome)
 }
 
 fn request(question: &Question, route: &Route, learned: bool) -> CanHandleRequest {
@@ -98,10 +83,14 @@ fn heard(outcome: &Outcome<CanHandleResponse>) -> Heard {
     }
 }
 
+pub fn said(answer: &CanHandleResponse) -> Ability {
+    Ability { can_handle: answer.can_handle, priority: answer.priority }
+}
+
 /// `None` where the last answer holds on. What nobody configured needs a module's own word.
 fn ability(outcome: Outcome<CanHandleResponse>, learned: bool) -> Option<Ability> {
     match outcome {
-        Outcome::Done(answer) => Some(Ability { can_handle: answer.can_handle, priority: answer.priority }),
+        Outcome::Done(answer) => Some(said(&answer)),
         Outcome::Unimplemented => Some(Ability { can_handle: !learned, priority: 0 }),
         Outcome::Refused(_) | Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Undecodable(_) => None,
     }

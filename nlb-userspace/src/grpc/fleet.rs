@@ -198,6 +198,12 @@ pub fn peer(record: &Record) -> Peer {
     Peer { instance_id: registration.instance_id.clone(), address: registration.address.clone() }
 }
 
+/// The instance, if its lease is current.
+pub fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
+    let record = state.record(instance_id).ok();
+    record.filter(|record| record.standing == Standing::Current).map(peer)
+}
+
 /// Those of the instances whose lease is current, and as untold the others, which would only be waited for.
 pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Untold), Refusal> {
     let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;

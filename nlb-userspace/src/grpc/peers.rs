@@ -107,6 +107,21 @@ impl Peers {
         outcome
     }
 
+    /// Asks an instance if its lease is current, and else does not wait for it.
+    pub fn ask_living<C: Call>(
+        &self,
+        living: Option<Peer>,
+        call: C,
+    ) -> impl Future<Output = Outcome<C::Answer>> + use<C> {
+        let peers = self.clone();
+        async move {
+            match living {
+                Some(peer) => peers.ask(&peer, call, ANSWER_PATIENCE).await,
+                None => Outcome::Unreachable("its lease has lapsed".to_owned()),
+            }
+        }
+    }
+
     async fn exchange<C: Call>(
         &self,
         peer: &Peer,

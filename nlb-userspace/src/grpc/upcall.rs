@@ -6,13 +6,12 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use nlb_proto::CanHandleRequest;
 
-use super::abilities::LEARNED;
+use super::abilities::{LEARNED, said};
 use super::fleet::peer;
 use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
 use super::route;
-use crate::lease::Standing;
-use crate::model::{Ability, Health};
-use crate::registry::{Registry, Suited};
+use crate::model::Ability;
+use crate::registry::Registry;
 use crate::upcall::Question;
 
 /// What the modules that take new flows say to a question, all asked at once. Only an answer counts: nobody configured
@@ -34,9 +33,7 @@ pub fn who_can(
         join_all(asked)
             .map(|outcomes| {
                 let answers = outcomes.into_iter().filter_map(|(instance_id, outcome)| match outcome {
-                    Outcome::Done(said) => {
-                        Some((instance_id, Ability { can_handle: said.can_handle, priority: said.priority }))
-                    }
+                    Outcome::Done(answer) => Some((instance_id, said(&answer))),
                     _ => None,
                 });
                 answers.collect()
@@ -47,13 +44,7 @@ pub fn who_can(
 
 fn candidates(registry: &Registry, question: &Question) -> Vec<Peer> {
     let (snapshot, route) = (registry.snapshot(), question.wanted.route());
-    let candidates = snapshot.modules.values().filter(|record| {
-        let module = &record.registration.module;
-        record.standing == Standing::Current
-            && matches!(record.health(), Health::Healthy | Health::Degraded)
-            && route.suits_ports(module).is_ok()
-            && route.suits_family(module).is_ok()
-    });
+    let candidates = snapshot.modules.values().filter(|record| record.could_serve(&route));
     candidates.map(|record| peer(record)).collect()
 }
 

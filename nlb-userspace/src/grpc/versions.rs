@@ -7,7 +7,7 @@ use nlb_proto::{
 
 use super::failure::Failure;
 use super::fault::{self, Fault};
-use super::fleet::{Told, Voice, living, message};
+use super::fleet::{Told, Untold, Voice, living, message};
 use super::numbers::signed_32;
 use super::peers::Peer;
 use super::{Control, split};
@@ -52,7 +52,7 @@ impl Control {
             false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
         };
         set(Commit::DryRun)?;
-        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
         let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
         let voice = if weight == 0 { Voice::IsHeard } else { Voice::Counts };
         let told =
@@ -101,7 +101,7 @@ impl Control {
             self.registry.promote(&version, pace, &traffic, commit, Now::read())
         };
         promote(Commit::DryRun)?;
-        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
         let promotion_rate = match pace {
             Pace::Steps(rate) => signed_32(rate),
             Pace::AtOnce => request.promotion_rate,
@@ -159,7 +159,7 @@ impl Control {
             told.dedup();
             told
         });
-        let (peers, untold) = if passed_on { Default::default() } else { living(&snapshot, &told)? };
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
         let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
         // The version that one flees from must not hold it up.
         let fled = |peer: &Peer| {
@@ -189,6 +189,11 @@ impl Control {
             error: missed.error(),
         })
     }
+}
+
+/// What another NLB passed on goes no further.
+fn to_tell(state: &State, instances: &[String], passed_on: bool) -> Result<(Vec<Peer>, Untold), Refusal> {
+    if passed_on { Ok(Default::default()) } else { living(state, instances) }
 }
 
 fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {

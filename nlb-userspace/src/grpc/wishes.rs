@@ -12,9 +12,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::fault::{self, Fault};
-use super::fleet::peer;
-use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
-use crate::lease::Standing;
+use super::fleet::living_peer;
+use super::peers::{Outcome, Peers};
 use crate::registry::{Now, Registry};
 use crate::wish::{Asked, Heeded, Rounds, Wish};
 
@@ -47,20 +46,11 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infa
             unfulfilled.try_again(&registry);
         }
         for question in rounds.take_due(&snapshot, Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
-            let living = snapshot.record(&question.instance_id).ok();
-            let living = living.filter(|record| record.standing == Standing::Current).map(peer);
-            asked.push(put(peers.clone(), living, question));
+            let request = GetActiveVersionRequest { instance_id: question.instance_id.clone() };
+            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            asked.push(async move { (question, answer.await) });
         }
     }
-}
-
-async fn put(peers: Peers, living: Option<Peer>, asked: Asked) -> (Asked, Outcome<GetActiveVersionResponse>) {
-    let request = GetActiveVersionRequest { instance_id: asked.instance_id.clone() };
-    let outcome = match living {
-        Some(peer) => peers.ask(&peer, request, ANSWER_PATIENCE).await,
-        None => Outcome::Unreachable("its lease has lapsed".to_owned()),
-    };
-    (asked, outcome)
 }
 
 /// What modules said that could not be done, by instance id: each is told of once, and tried again if that can help.

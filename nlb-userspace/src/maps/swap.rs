@@ -95,8 +95,8 @@ impl<B: Pod> Copies<B> {
         store: impl FnOnce(u32),
     ) -> Result<(), K::Error> {
         let copy = match self.others.take(graces)? {
-            Some(copy) => Some(copy),
             None => self.others.wait(graces)?,
+            copy => copy,
         };
         let copy = copy.expect("all copies but one are given up sooner or later");
         let first = copy * self.buckets;
@@ -176,12 +176,12 @@ impl Places {
         // The last one that was ordered may have failed.
         self.order(graces);
         let place = match self.others.take(graces)? {
-            Some(place) => Some(place),
             None if self.ordered && self.others.resting() < SPARE_PLACES as usize => {
                 self.grow(graces)?;
                 self.others.free.pop()
             }
             None => self.others.wait(graces)?,
+            place => place,
         };
         self.order(graces);
         Ok(place.expect("there are more places than pools"))

@@ -295,12 +295,8 @@ pub static FAMILIES: &[&Family] = &[
 
 /// Each metric once.
 pub fn metrics() -> impl Iterator<Item = &'static Metric> {
-    let once = |family: &Family| {
-        let family: Family = family;
-        let again = move |i: usize| family[..i].iter().any(|before| before.name == family[i].name);
-        (0..family.len()).filter(move |i| !again(*i)).map(move |i| &family[i])
-    };
-    FAMILIES.iter().flat_map(move |family| once(family))
+    // Those of one name stand together.
+    FAMILIES.iter().flat_map(|family| family.chunk_by(|a, b| a.name == b.name)).map(|same| &same[0])
 }
 
 #[cfg(test)]
