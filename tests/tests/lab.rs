@@ -82,6 +82,11 @@ fn a_quiet_holder_of_a_vip_leaves_it_to_the_nlb() -> Result<()> {
 fn leaves_nothing_behind() -> Result<()> {
     let lab = Lab::one_arm(1, 0)?;
     let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
+    // Before it is in its namespace there is nothing to end it by.
+    let comm = format!("/proc/{}/comm", sleeper.pid());
+    sleeper.wait_until("it sleeps", Duration::from_secs(10), || {
+        std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n")
+    })?;
     let (name, files) = (lab.name().to_owned(), lab.files());
     assert!(namespaces(&name)? == 3 && files.exists() && sleeper.ended()?.is_none());
     drop(lab);
