@@ -6,7 +6,7 @@
 
 use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
-use crate::{hash, maglev};
+use crate::{hash, maglev, quic};
 
 /// A set-associative table's buckets: an entry lives in the bucket its hash picks or, if that one is full, in the
 /// next. The kernel looks into the next bucket only if the first says that it overflowed.
@@ -115,6 +115,8 @@ pub struct Service {
     pub pool: u16,
     pub flags: u16,
     pub limits: Limits,
+    /// Which connection ids of QUIC may name a backend; none unless the flag says so.
+    pub quic: quic::Lengths,
 }
 
 impl Service {
@@ -122,6 +124,8 @@ impl Service {
     pub const BY_SOURCE: u16 = 1;
     /// Answer a client that cannot be served with a RST or an ICMP unreachable, instead of silence.
     pub const REJECT: u16 = 2;
+    /// Connection ids of QUIC may name the backend. TCP services do not have it.
+    pub const QUIC: u16 = 4;
 }
 
 /// Key of the classifier: a prefix of the service id (32 bits, network order) and the v4-mapped source address (128).
@@ -130,6 +134,31 @@ impl Service {
 pub struct SourceKey {
     pub service: [u8; 4],
     pub addr: [u8; 16],
+}
+
+/// Key of the backends that connection ids of QUIC name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServerKey {
+    pub id: u64,
+    /// The service, the configuration, and the length of the id.
+    scope: u64,
+}
+
+impl ServerKey {
+    #[inline(always)]
+    pub const fn new(service: u16, server: &quic::Server) -> Self {
+        let scope = service as u64 | (server.config as u64) << 16 | (server.len as u64) << 24;
+        ServerKey { id: server.id, scope }
+    }
+
+    pub const fn service(&self) -> u16 {
+        self.scope as u16
+    }
+
+    pub const fn server(&self) -> quic::Server {
+        quic::Server { config: (self.scope >> 16) as u8, len: (self.scope >> 24) as u8, id: self.id }
+    }
 }
 
 /// Bits of a [`SourceKey`] ahead of the address.
@@ -171,10 +200,14 @@ impl Backend {
     pub const SNAT_ALWAYS: u8 = 8;
     /// Clients that share the backend's link are.
     pub const SNAT_ON_LINK: u8 = 16;
+    /// On this host: a process, or a container behind a bridge. `hop` has no MACs then, and packets go to it from the
+    /// stack's door and not from a driver's.
+    pub const LOCAL: u8 = 32;
 
     pub const NAT: u8 = 0;
     pub const DSR_L2: u8 = 1;
     pub const DSR_IPIP: u8 = 2;
+    pub const GUE: u8 = 3;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -214,6 +247,12 @@ impl NextHop {
     #[inline(always)]
     pub const fn src(&self) -> Mac {
         Mac { first: self.src_first, last: self.src_last }
+    }
+
+    /// Through an interface whose neighbours the kernel's stack knows or finds.
+    #[inline(always)]
+    pub const fn without_macs(ifindex: u32) -> Self {
+        Self::new(Mac::NONE, Mac::NONE, ifindex)
     }
 }
 
@@ -304,6 +343,12 @@ pub struct LimitStats {
     pub refused: u64,
 }
 
+/// The index of the loopback interface, in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// Links that lead to this host itself or to containers on it, at most.
+pub const LOCAL_LINKS: usize = 4096;
+
 /// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -335,6 +380,28 @@ pub struct Upcall {
     pub protocol: u16,
     pub _pad: u16,
 }
+
+/// The programs that the balancer goes on in, by their index in the map of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stage {
+    Icmp,
+    TooBig,
+    Fragments,
+    Gue,
+    Quic,
+    Reject,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 6] =
+        [Stage::Icmp, Stage::TooBig, Stage::Fragments, Stage::Gue, Stage::Quic, Stage::Reject];
+}
+
+pub const STAGES: usize = Stage::ALL.len();
+
+/// Packets whose first fragment is remembered.
+pub const FRAGMENTED: usize = 16_384;
 
 /// Destinations whose questions and answers are remembered; beyond that the kernel forgets those that were longest without
 /// a packet.
@@ -372,8 +439,9 @@ macro_rules! sizes {
 sizes!(
     Address = 32,
     ServiceEntry = 16,
-    Service = 8,
+    Service = 12,
     SourceKey = 20,
+    ServerKey = 16,
     Backend = 64,
     NextHop = 16,
     BackendStats = 48,
@@ -402,12 +470,15 @@ mod user {
         ServiceEntry,
         Service,
         SourceKey,
+        ServerKey,
         Backend,
         BackendStats,
         CommonLimits,
         Limit,
         LimitStats,
-        Settings
+        Settings,
+        crate::fragment::Key,
+        crate::fragment::Way,
     );
 }
 

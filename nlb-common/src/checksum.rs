@@ -47,6 +47,18 @@ impl Delta {
         self.word32(o[0], n[0]).word32(o[1], n[1]).word32(o[2], n[2]).word32(o[3], n[3])
     }
 
+    /// The edits of both.
+    #[inline(always)]
+    pub const fn and(self, other: Delta) -> Self {
+        Delta(self.0 + other.0)
+    }
+
+    /// In 16 bits.
+    #[inline(always)]
+    pub const fn folded(self) -> u16 {
+        fold(self.0)
+    }
+
     /// The checksum field after the edits.
     #[inline(always)]
     pub const fn apply(self, field: Be16) -> Be16 {
@@ -74,4 +86,12 @@ pub fn full(bytes: &[u8]) -> Be16 {
         sum += u16::from_ne_bytes([*last, 0]) as u64;
     }
     Be16::from_bytes((!fold(sum)).to_ne_bytes())
+}
+
+/// What the pseudo header of a segment adds to a sum (RFC 9293 section 3.1, RFC 8200 section 8.1), in either direction. The mark of a
+/// v4-mapped address is all ones in one word, which adds nothing in ones' complement.
+#[inline(always)]
+pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, len: Be16) -> Delta {
+    let addresses = Delta::new().addr(Addr::UNSPECIFIED, src).addr(Addr::UNSPECIFIED, dst);
+    addresses.word16(0, u16::from_ne_bytes([0, protocol])).word16(0, len.word())
 }

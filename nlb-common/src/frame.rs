@@ -9,6 +9,10 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
+use crate::checksum::Delta;
+use crate::net::L4;
+use crate::rewrite;
+
 /// Types that may be read from and written to a frame as bytes.
 ///
 /// # Safety
@@ -58,7 +62,7 @@ header!([[u8; 6]; 2], Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr);
 
 /// Bytes of a packet, from the first byte of the Ethernet header.
 pub trait Frame {
-    /// Length in bytes, from the first byte to the last that can be read.
+    /// Length in bytes.
     fn len(&self) -> usize;
 
     /// The `T` at `offset`, or `None` where it would reach beyond the end.
@@ -71,8 +75,27 @@ pub trait Frame {
     /// The `T` at `offset`, to be edited in place: one bounds check for all of its fields.
     fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T>;
 
+    /// Whether it has `end` bytes, or more. Not all of them need lie where they can be read.
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.len()
+    }
+
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Brings the checksum of a TCP or UDP header at `l4_offset` up to date with new addresses and ports, of which the
+    /// packet has not got the latter yet. A frame whose checksum may be unfinished says for itself how.
+    #[inline(always)]
+    fn amend_checksum(
+        &mut self,
+        l4: L4,
+        l4_offset: usize,
+        v6: bool,
+        addresses: Delta,
+        ports: Delta,
+    ) -> Option<()> {
+        rewrite::amend_checksum(self, l4, l4_offset, v6, addresses, ports)
     }
 }
 

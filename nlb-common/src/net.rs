@@ -87,6 +87,20 @@ impl Addr {
         self.hi == 0 && self.words()[2] == V4_MARK
     }
 
+    /// Whether it can be the address of a single host on some network: no group's, no loopback's, no placeholder (RFC 1122
+    /// section 3.2.1.3; RFC 4291 section 2.4).
+    #[inline(always)]
+    pub const fn is_one_host(self) -> bool {
+        if self.is_v4() {
+            let [first, ..] = self.v4_bytes();
+            !matches!(first, 0 | 127 | 224..)
+        } else {
+            let loopback = 1_u64.to_be();
+            let group = self.v6_bytes()[0] == 0xff;
+            !group && !(self.hi == 0 && (self.lo == 0 || self.lo == loopback))
+        }
+    }
+
     /// The last four bytes: the whole of an IPv4 address.
     #[inline(always)]
     pub const fn v4_bytes(self) -> [u8; 4] {
@@ -164,9 +178,18 @@ pub struct Mac {
 }
 
 impl Mac {
+    /// That of interfaces without any, such as loopback.
+    pub const NONE: Mac = Mac { first: 0, last: 0 };
+
     #[inline(always)]
     pub const fn new(b: [u8; 6]) -> Self {
         Mac { first: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]), last: u16::from_ne_bytes([b[4], b[5]]) }
+    }
+
+    /// Multicast and broadcast (IEEE 802.3's group bit).
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.first.to_ne_bytes()[0] & 1 != 0
     }
 
     pub const fn bytes(self) -> [u8; 6] {

@@ -1,27 +1,33 @@
-//! Answers that refuse: a TCP reset, an ICMP port unreachable.
+//! Answers that refuse: a TCP reset, an ICMP error.
 //!
 //! Both are built over the packet that they answer, with addresses and ports turned round. Options and extension headers are
 //! left out of what is sent, so that its length is known beforehand, as the verifier likes it.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::checksum::Delta;
+use crate::checksum::{Delta, pseudo_header};
 use crate::frame::Frame;
-use crate::net::{Be16, Mac};
+use crate::icmp::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use crate::net::{Be16, L4, Mac};
 use crate::parse::{Ip, Segment, TcpFlags};
 use crate::rewrite::{ethernet, source_mac};
 
 const TTL: u8 = 64;
 const TCP_LEN: usize = 20;
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_ICMPV6: u8 = 58;
+const PROTOCOL_TCP: u8 = L4::Tcp as u8;
 
 /// The checksum field of a header whose sum is all in the delta: ones' complement of a sum of nothing.
 const EMPTY: Be16 = Be16::new(0xffff);
 
-/// Turns a TCP segment into the reset that answers it (RFC 9293 section 3.10.7.1). The answer is the length that the
-/// frame should have; `None` if it must not be answered, since a reset never is.
+/// Whether a packet may be answered: not if what it came from is a group, or nobody (RFC 1122 sections 3.2.1.3 and 3.2.2; RFC
+/// 4443 section 2.4). The answer would go to many, or in circles.
+#[inline(always)]
+pub fn may_be_answered<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> bool {
+    ip.src.is_one_host() && source_mac(frame).is_some_and(|mac| !mac.is_group())
+}
+
+/// Turns a TCP segment that may be answered into the reset that does so (RFC 9293 section 3.10.7.1). The answer is the length that the
+/// frame should have; `None` if it is a reset itself.
 #[inline(always)]
 pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Option<usize> {
     if segment.flags.has(TcpFlags::RST) {
@@ -45,7 +51,7 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
     // Data offset 5, the flags, window 0.
     let tail = ((5_u32 << 28) | (flags as u32) << 16).to_be();
     let ports = segment.dport.word() as u32 | (segment.sport.word() as u32) << 16;
-    let sum = pseudo_header(ip, TCP_LEN, PROTOCOL_TCP)
+    let sum = pseudo_header(ip.src, ip.dst, PROTOCOL_TCP, Be16::new(TCP_LEN as u16))
         .word32(0, ports)
         .word32(0, seq)
         .word32(0, ack)
@@ -65,34 +71,86 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
 /// By how much a frame grows at its front for an ICMP error, for IPv4 and IPv6: an IP header and 8 bytes of ICMP.
 pub const ICMP_GROWTH: [usize; 2] = [28, 48];
 
-/// How much of the offending packet an ICMP error carries: its IP header and 8 bytes more (RFC 792), for IPv4 without
-/// options and IPv6 without extension headers.
+/// What a packet is told by ICMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Nobody listens there (RFC 792; RFC 4443 section 3.1).
+    PortUnreachable,
+    /// Longer than this many bytes, which is what the way takes (RFC 1191 section 4; RFC 4443 section 3.2).
+    TooBig(u32),
+}
+
+impl Error {
+    /// Type and code, as they lie in memory.
+    #[inline(always)]
+    fn kind(self, v6: bool) -> u16 {
+        u16::from_ne_bytes(match (self, v6) {
+            (Error::PortUnreachable, false) => [3, 3],
+            (Error::PortUnreachable, true) => [1, 4],
+            (Error::TooBig(_), false) => [3, 4],
+            (Error::TooBig(_), true) => [2, 0],
+        })
+    }
+
+    /// The second half of the header, as it lies in memory.
+    #[inline(always)]
+    fn rest(self) -> u32 {
+        match self {
+            Error::PortUnreachable => 0,
+            Error::TooBig(mtu) => mtu.to_be(),
+        }
+    }
+}
+
+/// How much of the offending packet an ICMP error carries: its IP header without options, and 8 bytes more (RFC 792).
 const QUOTED: [usize; 2] = [28, 48];
 
-/// Turns a UDP packet into the ICMP error that says so (RFC 792; RFC 4443 section 3.1). The frame has just grown by
-/// `grown` bytes at its front; `ip` is as it was parsed before. The answer is the length that the frame should have.
+/// And this much beyond, at most: IPv4's options, all of them; of IPv6, which would have as much as fits (RFC 4443 section 2.4),
+/// what it takes to see the ports behind the extension headers of a fragment.
+const MORE: usize = 40;
+
+/// Turns a packet that may be answered into the ICMP error that does so. The frame has just grown by `grown` bytes at its front;
+/// `ip` is as it was parsed before. The answer is the length that the frame should have.
 #[inline(always)]
-pub fn port_unreachable<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize) -> Option<usize> {
-    let quoted = QUOTED[ip.v6 as usize];
-    let (kind, protocol): (u8, u8) = if ip.v6 { (1, PROTOCOL_ICMPV6) } else { (3, PROTOCOL_ICMP) };
-    let code = if ip.v6 { 4 } else { 3 };
-    let head = u16::from_ne_bytes([kind, code]);
+pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error: Error) -> Option<usize> {
+    let least = QUOTED[ip.v6 as usize];
+    let more = if !ip.v6 {
+        ip.next - ip.l3 - size_of::<Ipv4Hdr>()
+    } else {
+        let rest = (ip.end - ip.l3).saturating_sub(least);
+        if rest < MORE { rest & !3 } else { MORE }
+    };
+    let quoted = least + more;
+    let protocol = if ip.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+    let (head, rest) = (error.kind(ip.v6), error.rest());
     let icmp_len = 8 + quoted;
-    let sum = if ip.v6 { pseudo_header(ip, icmp_len, protocol) } else { Delta::new() }.word16(0, head);
+    let sum = if ip.v6 {
+        pseudo_header(ip.src, ip.dst, protocol, Be16::new(icmp_len as u16))
+    } else {
+        Delta::new()
+    };
+    let sum = sum.word16(0, head).word32(0, rest);
     // Word by word: the verifier does not follow the arithmetic that a loop over the packet is compiled to.
     let at = ip.l3 + grown;
     let sum = add(frame, add(frame, add(frame, sum, at)?, at + 8)?, at + 16)?;
-    let sum = if ip.v6 {
+    let mut sum = if ip.v6 {
         add(frame, add(frame, add(frame, sum, at + 24)?, at + 32)?, at + 40)?
     } else {
         sum.word32(0, frame.read(at + 24)?)
     };
+    let mut beyond = 0;
+    while beyond < MORE {
+        if beyond < more {
+            sum = sum.word32(0, frame.read(at + least + beyond)?);
+        }
+        beyond += 4;
+    }
     crate::rewrite::move_link_header(frame, ip.l3, grown, ip.v6)?;
     turn_link(frame, 0)?;
     let icmp = write_ip(frame, ip, ip.l3, icmp_len, protocol)?;
     frame.write(icmp, head)?;
     frame.write(icmp + 2, sum.apply(EMPTY).word())?;
-    frame.write(icmp + 4, 0_u32)?;
+    frame.write(icmp + 4, rest)?;
     Some(icmp + icmp_len)
 }
 
@@ -148,15 +206,4 @@ fn write_ip<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, l3: usize, len: usize, pr
     };
     frame.write(l3, header)?;
     Some(l3 + size_of::<Ipv4Hdr>())
-}
-
-/// What the pseudo header adds to a checksum (RFC 9293 section 3.1, RFC 8200 section 8.1). Turning the addresses round
-/// does not change a sum; the marks of two v4-mapped addresses add up to a multiple of 0xffff, which is nothing.
-#[inline(always)]
-fn pseudo_header(ip: &Ip, len: usize, protocol: u8) -> Delta {
-    Delta::new()
-        .addr(crate::net::Addr::UNSPECIFIED, ip.src)
-        .addr(crate::net::Addr::UNSPECIFIED, ip.dst)
-        .word16(0, (len as u16).to_be())
-        .word16(0, (protocol as u16).to_be())
 }

@@ -38,33 +38,63 @@ pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, t
     } else {
         Delta::new().word32(ip.src.words()[3], to.src.words()[3]).word32(ip.dst.words()[3], to.dst.words()[3])
     };
-    let l4 = addresses.port(segment.sport, to.sport).port(segment.dport, to.dport);
+    let ports = Delta::new().port(segment.sport, to.sport).port(segment.dport, to.dport);
+    frame.amend_checksum(segment.l4, segment.offset, ip.v6, addresses, ports)?;
+    // TCP and UDP headers begin alike.
+    let head: &mut UdpHdr = frame.edit(segment.offset)?;
+    (head.src, head.dst) = (to.sport.bytes(), to.dport.bytes());
+    readdress(frame, ip, to.src, to.dst)
+}
 
-    match segment.l4 {
+/// [`Frame::amend_checksum`] where the field holds a whole checksum.
+#[inline(always)]
+pub fn amend_checksum<F: Frame + ?Sized>(
+    frame: &mut F,
+    l4: L4,
+    l4_offset: usize,
+    v6: bool,
+    addresses: Delta,
+    ports: Delta,
+) -> Option<()> {
+    let both = addresses.and(ports);
+    match l4 {
         L4::Tcp => {
-            let tcp: &mut TcpHdr = frame.edit(segment.offset)?;
-            tcp.check = l4.apply(Be16::from_bytes(tcp.check)).bytes();
-            (tcp.source, tcp.dest) = (to.sport.bytes(), to.dport.bytes());
+            let tcp: &mut TcpHdr = frame.edit(l4_offset)?;
+            tcp.check = amended(l4, v6, Be16::from_bytes(tcp.check), both).bytes();
         }
         L4::Udp => {
-            let udp: &mut UdpHdr = frame.edit(segment.offset)?;
-            let old = Be16::from_bytes(udp.check);
-            // RFC 768: 0 says that the sender computed none, and a computed 0 is sent as all ones.
-            if ip.v6 || !old.is_zero() {
-                let new = l4.apply(old);
-                udp.check = if new.is_zero() { [0xff; 2] } else { new.bytes() };
-            }
-            (udp.src, udp.dst) = (to.sport.bytes(), to.dport.bytes());
+            let udp: &mut UdpHdr = frame.edit(l4_offset)?;
+            udp.check = amended(l4, v6, Be16::from_bytes(udp.check), both).bytes();
         }
     }
+    Some(())
+}
 
+/// A whole L4 checksum after these edits. RFC 768: 0 says that UDP's sender computed none, which stays so, and a computed 0 is
+/// sent as all ones.
+#[inline(always)]
+pub(crate) fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
+    let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();
+    let new = edits.apply(old);
+    match l4 {
+        _ if none => old,
+        L4::Udp if new.is_zero() => Be16::new(0xffff),
+        _ => new,
+    }
+}
+
+/// Gives an IP header new addresses and takes one off its TTL; what follows it is left as it is.
+#[inline(always)]
+pub fn readdress<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, src: Addr, dst: Addr) -> Option<()> {
     if ip.v6 {
         let header: &mut Ipv6Hdr = frame.edit(ip.l3)?;
-        (header.src_addr, header.dst_addr) = (to.src.v6_bytes(), to.dst.v6_bytes());
+        (header.src_addr, header.dst_addr) = (src.v6_bytes(), dst.v6_bytes());
         header.hop_limit = ip.ttl - 1;
     } else {
         let header: &mut Ipv4Hdr = frame.edit(ip.l3)?;
-        (header.src_addr, header.dst_addr) = (to.src.v4_bytes(), to.dst.v4_bytes());
+        (header.src_addr, header.dst_addr) = (src.v4_bytes(), dst.v4_bytes());
+        let addresses =
+            Delta::new().word32(ip.src.words()[3], src.words()[3]).word32(ip.dst.words()[3], dst.words()[3]);
         ipv4_ttl(header, ip, addresses);
     }
     Some(())
@@ -129,12 +159,24 @@ const OUTER_TTL: u8 = 64;
 /// was, `grown` bytes into the frame, and `ip` is as it was parsed before.
 #[inline(always)]
 pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, outer: &Outer) -> Option<()> {
+    let protocol = if ip.v6 { IPPROTO_IPV6 } else { IPPROTO_IPIP };
+    wrap(frame, ip, grown, outer, protocol, Be16::new((ip.end - ip.l3) as u16))
+}
+
+/// The outer IP header in front of `len` bytes of `protocol`.
+#[inline(always)]
+pub(crate) fn wrap<F: Frame + ?Sized>(
+    frame: &mut F,
+    ip: &Ip,
+    grown: usize,
+    outer: &Outer,
+    protocol: u8,
+    len: Be16,
+) -> Option<()> {
     let v6 = !outer.dst.is_v4();
     // The traffic class moves outward, ECN included (RFC 6040 section 4.1, normal mode).
     let inner: [u8; 2] = frame.read(ip.l3 + grown)?;
     let traffic_class = if ip.v6 { inner[0] << 4 | inner[1] >> 4 } else { inner[1] };
-    let protocol = if ip.v6 { IPPROTO_IPV6 } else { IPPROTO_IPIP };
-    let inner_len = ip.end - ip.l3;
 
     move_link_header(frame, ip.l3, grown, v6)?;
     if v6 {
@@ -143,7 +185,7 @@ pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, oute
             ip.l3,
             Ipv6Hdr {
                 vcf: vcf.to_be_bytes(),
-                payload_len: (inner_len as u16).to_be_bytes(),
+                payload_len: len.bytes(),
                 next_hdr: protocol,
                 hop_limit: OUTER_TTL,
                 src_addr: outer.src.v6_bytes(),
@@ -151,7 +193,7 @@ pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, oute
             },
         )
     } else {
-        let total_len = (inner_len + size_of::<Ipv4Hdr>()) as u16;
+        let total_len = len.get() + size_of::<Ipv4Hdr>() as u16;
         let (src, dst) = (outer.src.words()[3], outer.dst.words()[3]);
         // "Do not fragment", with an id of 0, as RFC 6864 has it for packets that are never cut up.
         const DONT_FRAGMENT: [u8; 2] = [0x40, 0];

@@ -3,6 +3,8 @@
 //! The counters of all exits add up to the packets seen; a test holds the program to that. `nlb-ebpf` turns a verdict
 //! into the kernel's action in one place.
 
+use crate::abi::Stage;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -14,6 +16,8 @@ pub enum Verdict {
     Park,
     /// Discarded.
     Drop(DropReason),
+    /// No exit yet: another program goes on with it.
+    GoOn(Stage),
 }
 
 macro_rules! reasons {
@@ -59,6 +63,8 @@ reasons! {
         NotPeer = "not_peer",
         /// Unwrapped and left to the kernel (`nlb decap`).
         Decapsulated = "decapsulated",
+        /// For or from a module or a client on this host: left to the program at the stack's door, which counts it anew.
+        Local = "local",
     }
 }
 
@@ -71,6 +77,10 @@ reasons! {
         Reply = "reply",
         /// Answered with a TCP RST or an ICMP unreachable, since the service has no usable backend.
         Reject = "reject",
+        /// An ICMP error, to whom the flow belongs that it is about.
+        IcmpError = "icmp_error",
+        /// Answered with an ICMP error that says how long a packet may be.
+        TooBig = "too_big",
     }
 }
 
@@ -144,6 +154,8 @@ impl Verdict {
             Verdict::Send(reason, _) => reason.counter(),
             Verdict::Park => PARK_COUNTER,
             Verdict::Drop(reason) => reason.counter(),
+            // It comes here only if that program is missing.
+            Verdict::GoOn(_) => DropReason::Internal.counter(),
         }
     }
 }

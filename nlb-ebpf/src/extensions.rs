@@ -3,11 +3,11 @@
 //! Few packets have any, and the verifier would carry every length that the walk can end with through the rest of the
 //! program. As a function of its own, the walk is checked once and comes back as one number.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::parse::{self, Ip, Segment};
 use nlb_common::verdict::{DropReason, Verdict};
 
-use crate::packet::Packet;
+use crate::packet::{Context, MAX_OFFSET, Packet};
 
 /// As `parse::segment`, past any extension headers.
 #[inline(always)]
@@ -15,7 +15,11 @@ pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
     if !parse::has_extensions(ip) {
         return parse::segment(packet, ip);
     }
-    let found = nlb_skip_extensions(packet.ctx(), ip.protocol as u32, ip.next as u32, ip.end as u32);
+    let (protocol, next, end) = (ip.protocol as u32, ip.next as u32, ip.end as u32);
+    let found = match packet.context() {
+        Context::Xdp(ctx) => nlb_skip_extensions(ctx, protocol, next, end),
+        Context::Skb(ctx) => nlb_tc_skip_extensions(ctx, protocol, next, end),
+    };
     if found & FAILED != 0 {
         return Err(Verdict::Drop(match found & !FAILED {
             0 => DropReason::Truncated,
@@ -32,16 +36,25 @@ pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
 const FAILED: u32 = 1 << 31;
 const MORE_FRAGMENTS: u32 = 1 << 30;
 
-/// Eight extension headers of at most 2 KiB end within this; the verifier takes no offset whose end may pass 64 KiB.
-const MAX_OFFSET: usize = 0x7fff;
-
 /// The offset of the L4 header, shifted left by 8, its protocol, and perhaps `MORE_FRAGMENTS`; or `FAILED` and why.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_skip_extensions(ctx: *mut xdp_md, protocol: u32, offset: u32, end: u32) -> u32 {
+    skip(&Packet::xdp(ctx), protocol, offset, end)
+}
+
+/// The same for socket buffers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_tc_skip_extensions(ctx: *mut __sk_buff, protocol: u32, offset: u32, end: u32) -> u32 {
+    skip(&Packet::skb(ctx), protocol, offset, end)
+}
+
+#[inline(always)]
+fn skip(packet: &Packet, protocol: u32, offset: u32, end: u32) -> u32 {
     // An IPv6 header behind two VLAN tags ends at 62.
     let offset = offset as usize & 63;
-    match parse::skip_extensions(&Packet::at_ctx(ctx), protocol as u8, offset, end as usize) {
+    match parse::skip_extensions(packet, protocol as u8, offset, end as usize) {
         Ok((protocol, offset, more)) => {
             (more as u32) << 30 | (offset as u32 & MAX_OFFSET as u32) << 8 | protocol as u32
         }

@@ -1,24 +1,24 @@
 //! Where a packet goes next, and what to do when that is not known yet.
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-    bpf_fib_lookup as FibParams, xdp_md,
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
 };
+use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::bpf_fib_lookup;
-use nlb_common::abi::{NextHop, PARKED_BYTES, Parked};
+use nlb_common::abi::{LOOPBACK, NextHop, PARKED_BYTES, Parked};
 use nlb_common::frame::Frame;
 use nlb_common::net::{Addr, Mac};
-use nlb_common::verdict::{DropReason, Verdict};
+use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
-use crate::packet::{Aligned, Packet};
+use crate::packet::{Aligned, Context, Packet};
 use crate::tables;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The loopback interface. The kernel answers route look-ups only for interfaces that forward; asking on its behalf makes
-/// the packet one of our own, and lets us leave the real interfaces' settings alone. User space makes `lo` forward.
-const LOOPBACK: u32 = 1;
+/// Where a packet has to go through the kernel's stack, XDP leaves it to the program at the stack's door.
+pub const LOCAL: Verdict = Verdict::Pass(PassReason::Local);
 
 /// A question for the kernel and its answer.
 #[repr(C)]
@@ -28,22 +28,58 @@ struct Query {
     hop: NextHop,
 }
 
-/// The next hop towards `dst`, from the kernel's own routes and neighbours.
+/// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
 #[inline(always)]
-pub fn towards(packet: &Packet, src: Addr, dst: Addr) -> Result<NextHop, Verdict> {
+pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHop, Verdict> {
     let mut query = Query { src, dst, hop: NextHop::default() };
-    match nlb_next_hop(packet.ctx(), &mut query) {
-        BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
-        BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
-        _ => Err(Verdict::Drop(DropReason::NoRoute)),
+    const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
+    match packet.context() {
+        Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
+            answer if answer & TOO_LONG != 0 => Err(tables::too_long(answer & !TOO_LONG)),
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH
+                if tables::is_local_link(query.hop.ifindex) =>
+            {
+                Err(LOCAL)
+            }
+            BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
+            BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
+            // Also the answer about this host's own addresses.
+            BPF_FIB_LKUP_RET_NOT_FWDED if tables::is_local_link(LOOPBACK) => Err(LOCAL),
+            _ => Err(NO_ROUTE),
+        },
+        Context::Skb(ctx) => match nlb_tc_next_hop(ctx, &mut query) {
+            BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
+            // The stack finds its neighbours itself, and packets wait there meanwhile.
+            BPF_FIB_LKUP_RET_NO_NEIGH => Ok(NextHop::without_macs(query.hop.ifindex)),
+            BPF_FIB_LKUP_RET_NOT_FWDED => Ok(NextHop::without_macs(LOOPBACK)),
+            _ => Err(NO_ROUTE),
+        },
     }
 }
 
-/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`. Out of line, because the kernel's struct takes much of the
-/// stack.
+/// With the length that the way takes, in place of an answer.
+const TOO_LONG: u32 = 1 << 31;
+
+/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`, or `TOO_LONG`. Out of line, because the kernel's struct takes
+/// much of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query) -> u32 {
+extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32 {
+    look_up(ctx.cast(), query, len)
+}
+
+/// The same for socket buffers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_tc_next_hop(ctx: *mut __sk_buff, query: *mut Query) -> u32 {
+    // How long it may be, the kernel sees for itself: a buffer may be cut into segments later.
+    look_up(ctx.cast(), query, 0)
+}
+
+/// The kernel answers only for interfaces that forward; asking on behalf of loopback makes the packet one of our own, and
+/// lets us leave the real interfaces' settings alone. User space makes `lo` forward.
+#[inline(always)]
+fn look_up(ctx: *mut c_void, query: *mut Query, len: u32) -> u32 {
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
@@ -53,6 +89,7 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query) -> u32 {
     let mut params: Aligned<FibParams> = unsafe { core::mem::zeroed() };
     let params = &mut params.0;
     params.ifindex = LOOPBACK;
+    params.__bindgen_anon_1.tot_len = len as u16;
     if query.dst.is_v4() {
         params.family = AF_INET;
         params.__bindgen_anon_3.ipv4_src = query.src.words()[3];
@@ -63,7 +100,11 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query) -> u32 {
         params.__bindgen_anon_4.ipv6_dst = query.dst.words();
     }
     // SAFETY: valid context, and `params` is as long as we say.
-    let answer = unsafe { bpf_fib_lookup(ctx.cast(), params, size_of::<FibParams>() as i32, 0) } as u32;
+    let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
+    if answer == BPF_FIB_LKUP_RET_FRAG_NEEDED && len != 0 {
+        // SAFETY: a union of two 16-bit numbers; the kernel has put this one there.
+        return TOO_LONG | unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+    }
     // On success the kernel has filled in both MAC addresses.
     query.hop = NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex);
     answer
@@ -85,6 +126,10 @@ fn mac(bytes: &[u8; 6]) -> Mac {
 #[inline(always)]
 pub fn park(packet: &Packet, towards: Addr) -> Verdict {
     const FULL: Verdict = Verdict::Drop(DropReason::ParkFull);
+    if packet.is_skb() {
+        // Its checksum may be unfinished, so bytes alone would not do.
+        return FULL;
+    }
     let Some(mut room) = tables::parked().reserve(0) else { return FULL };
     let frame = room.as_mut_ptr();
     // SAFETY: the ring buffer gave us room for a whole frame.

@@ -28,8 +28,11 @@ pub fn pass(
     let [a, b, c, d] = met;
     let packets = heads(a.packets, b.packets, c.packets, d.packets);
     let flows = if new { heads(a.flows, b.flows, c.flows, d.flows) } else { 0 };
-    if packets | flows != 0 && nlb_pass(packets, flows, bytes) == 0 {
-        return Err(Verdict::Drop(DropReason::RateLimit));
+    if packets | flows != 0 {
+        if nlb_all_admit(packets, flows, bytes) == 0 {
+            return Err(Verdict::Drop(DropReason::RateLimit));
+        }
+        nlb_charge_all(packets, flows, bytes);
     }
     Ok(())
 }
@@ -45,13 +48,19 @@ extern "C" fn nlb_source_limits(hi: u64, lo: u64) -> u32 {
     tables::source_limits(Addr { hi, lo }).word()
 }
 
-/// 1 if every limit of the chains that start at these ids admits the packet; then it has been counted by all of them.
+/// 1 if every limit of the chains that start at these ids admits the packet. Not one function with [`nlb_charge_all`]: the
+/// compiler would keep each chain's head on the stack between the two, and callers leave little of it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_pass(packets: u64, flows: u64, bytes: u32) -> u32 {
-    each(packets, flows, |first| nlb_admits(first as u32, bytes))
-        .and_then(|()| each(packets, flows, |first| nlb_charge(first as u32, bytes)))
-        .is_some() as u32
+extern "C" fn nlb_all_admit(packets: u64, flows: u64, bytes: u32) -> u32 {
+    each(packets, flows, |first| nlb_admits(first as u32, bytes)).is_some() as u32
+}
+
+/// Counts the packet with every limit of these chains.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_charge_all(packets: u64, flows: u64, bytes: u32) -> u32 {
+    each(packets, flows, |first| nlb_charge(first as u32, bytes)).is_some() as u32
 }
 
 /// Calls for the first id of each chain, until the answer is 0.

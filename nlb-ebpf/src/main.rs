@@ -1,18 +1,26 @@
-//! The XDP programs. Thin: what a packet means is decided by `nlb-common` and [`steer`]; here verdicts become actions.
+//! The programs. Thin: what a packet means is decided by `nlb-common` and [`steer`]; here verdicts become actions.
 
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod ask;
 mod decap;
 mod extensions;
+mod fragments;
+mod gue;
 mod hop;
+mod icmp;
 mod limit;
 mod packet;
+mod quic;
 mod record;
 mod reject;
+mod stages;
 mod steer;
 mod tables;
+mod tc;
+mod too_big;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
@@ -22,22 +30,94 @@ use nlb_common::verdict::{SEEN_COUNTER, Verdict};
 
 use crate::packet::Packet;
 
+// The programs are inlined into the entry points that the macro makes: older kernels count 32 bytes of stack for each function
+// on the way, even if it uses none, and allow 512. They are written for frames of several buffers, and do not say so to
+// the kernel (`frags`): its generic mode would then leave the program at the stack's door without Ethernet headers.
+
 /// The balancer, on the interfaces that clients and backends are reached by.
 #[xdp]
+#[inline(always)]
 pub fn nlb(ctx: XdpContext) -> u32 {
     tables::count(SEEN_COUNTER);
-    let mut packet = Packet::new(&ctx);
-    let verdict = match steer::steer(&mut packet) {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match steer::steer::<false>(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
     };
     finish(&packet, verdict)
 }
 
-/// The receiving end of dsr-ipip, for module hosts without a kernel tunnel.
+/// Where the balancer goes on with fragments.
 #[xdp]
+#[inline(always)]
+pub fn nlb_fragments(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match fragments::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// Where the balancer goes on with ICMP that may be an error about one of its flows.
+#[xdp]
+#[inline(always)]
+pub fn nlb_icmp(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match icmp::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// Where the balancer goes on with packets of services that go by QUIC's connection ids.
+#[xdp]
+#[inline(always)]
+pub fn nlb_quic(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match quic::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// Where the balancer goes on with a packet that is too long for its way.
+#[xdp]
+#[inline(always)]
+pub fn nlb_too_big(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match too_big::answer(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// Where the balancer goes on with a packet that is to be refused.
+#[xdp]
+#[inline(always)]
+pub fn nlb_reject(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match reject::answer(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// Where the balancer goes on with packets to GUE backends.
+#[xdp]
+#[inline(always)]
+pub fn nlb_gue(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::xdp(ctx.ctx);
+    let verdict = match gue::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(&packet, verdict)
+}
+
+/// The receiving end of dsr-ipip and gue, for module hosts without a kernel tunnel.
+#[xdp]
+#[inline(always)]
 pub fn nlb_decap(ctx: XdpContext) -> u32 {
     tables::count(SEEN_COUNTER);
-    let mut packet = Packet::new(&ctx);
+    let mut packet = Packet::xdp(ctx.ctx);
     let verdict = match decap::decap(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
     };
@@ -55,6 +135,9 @@ pub fn nlb_jiffies(_ctx: XdpContext) -> u32 {
 /// The one place where a verdict becomes an action.
 #[inline(always)]
 fn finish(packet: &Packet, verdict: Verdict) -> u32 {
+    if let Verdict::GoOn(stage) = verdict {
+        stages::go_on(packet, stage);
+    }
     tables::count(verdict.counter());
     match verdict {
         Verdict::Pass(_) => xdp_action::XDP_PASS,
@@ -64,7 +147,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.
-        Verdict::Park | Verdict::Drop(_) => xdp_action::XDP_DROP,
+        Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => xdp_action::XDP_DROP,
     }
 }
 

@@ -1,80 +1,147 @@
 //! The frame under the program's hands, as the verifier wants it: two pointers, and a comparison before every access.
+//!
+//! It is a driver's, or one of the kernel's socket buffers. Which of the two is known where a program starts, and as
+//! everything here is inlined, the compiler leaves one of them in each program.
 
-use core::mem::MaybeUninit;
+#[cfg(target_arch = "bpf")]
+use core::arch::asm;
+use core::mem::{MaybeUninit, offset_of};
 
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::helpers::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
+use nlb_common::checksum::Delta;
 use nlb_common::frame::{Frame, Header, Wire};
+use nlb_common::net::L4;
+use nlb_common::rewrite;
+
+/// No L4 header starts beyond this: eight IPv6 extension headers of at most 2 KiB end within it.
+pub const MAX_OFFSET: usize = 0x7fff;
 
 pub struct Packet {
-    ctx: *mut xdp_md,
+    context: Context,
+}
+
+/// What the kernel hands to a program.
+#[derive(Clone, Copy)]
+pub enum Context {
+    Xdp(*mut xdp_md),
+    /// At the stack's door. Local stacks leave segmentation and checksums in such a buffer for later; of what it holds
+    /// only the first bytes, headers among them, lie in one piece.
+    Skb(*mut __sk_buff),
 }
 
 impl Packet {
     #[inline(always)]
-    pub fn new(ctx: &XdpContext) -> Self {
-        Packet { ctx: ctx.ctx }
-    }
-
-    /// For functions that are called with the context itself.
-    #[inline(always)]
-    pub fn at_ctx(ctx: *mut xdp_md) -> Self {
-        Packet { ctx }
+    pub fn xdp(ctx: *mut xdp_md) -> Self {
+        Packet { context: Context::Xdp(ctx) }
     }
 
     #[inline(always)]
-    pub fn ctx(&self) -> *mut xdp_md {
-        self.ctx
+    pub fn skb(ctx: *mut __sk_buff) -> Self {
+        Packet { context: Context::Skb(ctx) }
+    }
+
+    #[inline(always)]
+    pub fn context(&self) -> Context {
+        self.context
+    }
+
+    #[inline(always)]
+    pub fn is_skb(&self) -> bool {
+        matches!(self.context, Context::Skb(_))
     }
 
     /// The interface that the frame came from.
     #[inline(always)]
     pub fn ingress(&self) -> u32 {
-        // SAFETY: the kernel hands every XDP program a valid context.
-        unsafe { (*self.ctx).ingress_ifindex }
+        // SAFETY: the kernel hands every program a valid context.
+        unsafe {
+            match self.context {
+                Context::Xdp(ctx) => (*ctx).ingress_ifindex,
+                Context::Skb(ctx) => (*ctx).ifindex,
+            }
+        }
+    }
+
+    /// Makes sure that the first `len` bytes, or all there are, lie in one piece. `None` if the kernel has no memory for
+    /// that.
+    #[inline(always)]
+    pub fn pull(&mut self, len: usize) -> Option<()> {
+        let Context::Skb(ctx) = self.context else { return Some(()) };
+        let len = if len < self.len() { len } else { self.len() };
+        if self.at::<u8>(len.wrapping_sub(1) & MAX_PULL).is_some() {
+            return Some(());
+        }
+        // SAFETY: valid context; no pointer into the frame is kept.
+        (unsafe { bpf_skb_pull_data(ctx, len as u32) } == 0).then_some(())
+    }
+
+    /// Whether it is too long for a link, and nobody will cut it into segments before it gets there.
+    #[inline(always)]
+    pub fn exceeds(&self, mtu: u16) -> bool {
+        const LINK_HEADER: usize = 14;
+        match self.context {
+            // A wire takes no longer packets than the other.
+            Context::Xdp(_) => false,
+            // SAFETY: valid context.
+            Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + LINK_HEADER },
+        }
     }
 
     /// Moves the front of the frame by `delta` bytes: negative makes room, positive cuts off. `None` if there is no
     /// room; the frame is then as it was.
     #[inline(always)]
     pub fn move_front(&mut self, delta: i32) -> Option<()> {
+        let Context::Xdp(ctx) = self.context else { return None };
         // SAFETY: valid context. Pointers into the frame die here, and none is ever kept: each access takes its own.
-        (unsafe { bpf_xdp_adjust_head(self.ctx, delta) } == 0).then_some(())
+        (unsafe { bpf_xdp_adjust_head(ctx, delta) } == 0).then_some(())
     }
 
     /// Cuts the end of the frame off, down to `len` bytes. `None` if it is shorter.
     #[inline(always)]
     pub fn cut_to(&mut self, len: usize) -> Option<()> {
-        // The kernel's own word for it: from `len()`, the compiler would make arithmetic on pointers that the verifier
-        // refuses.
-        // SAFETY: valid context.
-        let now = unsafe { bpf_xdp_get_buff_len(self.ctx) };
-        let surplus = (now as usize).checked_sub(len)?;
+        let Context::Xdp(ctx) = self.context else { return None };
+        let surplus = self.len().checked_sub(len)?;
         // SAFETY: valid context; no pointer into the frame is kept.
-        (unsafe { bpf_xdp_adjust_tail(self.ctx, -(surplus as i32)) } == 0).then_some(())
+        (unsafe { bpf_xdp_adjust_tail(ctx, -(surplus as i32)) } == 0).then_some(())
     }
 
     /// Copies the whole frame, which must have from 1 to `N` bytes, `N` being a power of two.
     #[inline(always)]
     pub fn copy_to<const N: usize>(&self, buffer: *mut [u8; N]) -> Option<()> {
         const { assert!(N.is_power_of_two()) }
+        let Context::Xdp(ctx) = self.context else { return None };
         let len = self.len();
         // Compared only after the copy: a comparison before would let the compiler drop the mask, in which the
         // verifier sees the bounds.
         let bounded = (len.wrapping_sub(1) & (N - 1)) + 1;
         // SAFETY: `buffer` holds N bytes and `bounded` is at most that.
-        let copied = unsafe { bpf_xdp_load_bytes(self.ctx, 0, buffer.cast(), bounded as u32) } == 0;
+        let copied = unsafe { bpf_xdp_load_bytes(ctx, 0, buffer.cast(), bounded as u32) } == 0;
         (copied && bounded == len).then_some(())
     }
 
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        // SAFETY: valid context. `data` and `data_end` bound the frame's bytes; the comparison makes sure that a whole
-        // `T` lies between them.
-        unsafe {
-            let (data, end) = ((*self.ctx).data as usize, (*self.ctx).data_end as usize);
-            (data + offset + size_of::<T>() <= end).then_some((data + offset) as *mut T)
+        // The comparison makes sure that a whole `T` lies between them.
+        let (data, end) = self.bounds();
+        (data + offset + size_of::<T>() <= end).then_some((data + offset) as *mut T)
+    }
+
+    /// Where the bytes in one piece begin and end.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        match self.context {
+            Context::Xdp(ctx) => (
+                pointer::<{ offset_of!(xdp_md, data) }>(ctx),
+                pointer::<{ offset_of!(xdp_md, data_end) }>(ctx),
+            ),
+            Context::Skb(ctx) => (
+                pointer::<{ offset_of!(__sk_buff, data) }>(ctx),
+                pointer::<{ offset_of!(__sk_buff, data_end) }>(ctx),
+            ),
         }
     }
 }
@@ -83,7 +150,23 @@ impl Frame for Packet {
     #[inline(always)]
     fn len(&self) -> usize {
         // SAFETY: valid context.
-        unsafe { (*self.ctx).data_end as usize - (*self.ctx).data as usize }
+        unsafe {
+            match self.context {
+                Context::Xdp(ctx) => bpf_xdp_get_buff_len(ctx) as usize,
+                Context::Skb(ctx) => (*ctx).len as usize,
+            }
+        }
+    }
+
+    /// Most frames lie in one buffer, and need not ask the kernel for the others.
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        if let Context::Xdp(ctx) = self.context {
+            // SAFETY: valid context.
+            let first = unsafe { (*ctx).data_end as usize - (*ctx).data as usize };
+            return end <= first || end <= self.len();
+        }
+        end <= self.len()
     }
 
     #[inline(always)]
@@ -104,6 +187,89 @@ impl Frame for Packet {
         // the frame from being moved or accessed otherwise meanwhile.
         self.at::<T>(offset).map(|p| unsafe { &mut *p })
     }
+
+    /// The kernel knows which buffers hold a partial checksum, that of the pseudo header: ports do not change it. One that
+    /// it has summed up as a whole (CHECKSUM_COMPLETE) it follows the edits in.
+    #[inline(always)]
+    fn amend_checksum(
+        &mut self,
+        l4: L4,
+        l4_offset: usize,
+        v6: bool,
+        addresses: Delta,
+        ports: Delta,
+    ) -> Option<()> {
+        let Context::Skb(ctx) = self.context else {
+            return rewrite::amend_checksum(self, l4, l4_offset, v6, addresses, ports);
+        };
+        let (field, none_stays_none) = match l4 {
+            L4::Tcp => (16, 0),
+            L4::Udp => (6, BPF_F_MARK_MANGLED_0 as u64),
+        };
+        let at = (l4_offset + field) as u32;
+        let pseudo = BPF_F_PSEUDO_HDR as u64 | none_stays_none;
+        // SAFETY: valid context; no pointer into the frame is kept.
+        unsafe {
+            let amended = bpf_l4_csum_replace(ctx, at, 0, addresses.folded() as u64, pseudo) == 0
+                && bpf_l4_csum_replace(ctx, at, 0, ports.folded() as u64, none_stays_none) == 0;
+            if v6 {
+                // The helper takes for granted that the IP header makes up for its new addresses by a checksum, which
+                // IPv6 does not have, and no hop limit goes down. Refused if there is no whole sum, which is as well.
+                let header = addresses.word16(HOP, 0).folded();
+                bpf_csum_update(ctx, header as u32);
+            }
+            amended.then_some(())
+        }
+    }
+}
+
+/// One hop, as it lies in the word of an IPv6 header that ends with the hop limit.
+const HOP: u16 = u16::from_ne_bytes([0, 1]);
+
+/// No header ends later; the verifier wants a bound.
+const MAX_PULL: usize = 0x7ff;
+
+/// An offset with bounds that every verifier sees. The compiler may carry a number along in two parts, and before Linux 6.10
+/// the verifier knows nothing of what OR puts together; the compiler does, and drops any mask that it sees.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub fn bounded(mut offset: usize) -> usize {
+    // SAFETY: changes this one register.
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) offset, const MAX_OFFSET, options(pure, nomem, nostack, preserves_flags))
+    };
+    offset
+}
+
+/// For clippy, which looks at this crate as if it were the host's.
+#[cfg(not(target_arch = "bpf"))]
+pub fn bounded(offset: usize) -> usize {
+    offset & MAX_OFFSET
+}
+
+/// A pointer that a context holds at this offset. There it is a field of 32 bits, for which the verifier puts a whole pointer;
+/// the compiler, if it read the field itself, would think the upper half empty and sometimes move the lower alone.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
+    let pointer;
+    // SAFETY: reads a field of a valid context.
+    unsafe {
+        asm!(
+            "{0} = *(u32 *)({1} + {2})",
+            lateout(reg) pointer,
+            in(reg) context,
+            const OFFSET,
+            options(pure, readonly, nostack, preserves_flags)
+        )
+    };
+    pointer
+}
+
+/// For clippy.
+#[cfg(not(target_arch = "bpf"))]
+fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
+    context.addr() + OFFSET
 }
 
 /// Starts its contents on a multiple of 8. The verifier wants accesses to the stack aligned; the compiler, which may make

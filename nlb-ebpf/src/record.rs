@@ -5,7 +5,7 @@
 //! once a flow out of the way of the code that runs for every packet. A call costs 9 ns and passes plain pointers, which
 //! are checked for null because the verifier asks for that.
 
-use nlb_common::abi::Backend;
+use nlb_common::abi::{Backend, Settings};
 use nlb_common::flow::{Direction, Key, State};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
@@ -47,7 +47,8 @@ impl Facing {
         // A backend that calls its own VIP and is picked itself would answer itself directly.
         let hidden = backend.has(Backend::SNAT_ALWAYS)
             || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
-            || client == backend.addr;
+            || client == backend.addr
+            || backend.has(Backend::LOCAL) && nlb_is_ours(client.hi, client.lo) != 0;
         Facing {
             backend: backend.addr,
             addr: if hidden { backend.source } else { client },
@@ -70,6 +71,13 @@ impl Facing {
         let hash = hash::flow(self.backend, self.addr, self.backend_port, port, l4 as u8);
         (key, hash as u32 & flow_mask)
     }
+}
+
+/// 1 for an address of ours that clients of this host may have: a module on it would answer there past us.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_is_ours(hi: u64, lo: u64) -> u32 {
+    tables::address(Addr { hi, lo }).0.is_some() as u32
 }
 
 /// What stands for a client's address in the key of a transparent reply.
@@ -119,7 +127,8 @@ pub const NO_PORT: u32 = u32::MAX;
 /// A port that no living flow shows to this backend, as a memory word; 0 keeps the client's own.
 ///
 /// A backend tells flows apart by what it sees of the client, so two flows that look alike to it (one client port, two
-/// VIPs, one backend port) need different ports. A port is taken if a reply entry for it leads to a flow that still has it.
+/// VIPs, one backend port) need different ports. A port is taken if a reply entry for it leads to a flow that still has it and
+/// is not idle beyond its time.
 /// The first candidate follows from the flow's hash, so that a flow that lost its entry tends to get its old port back.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -130,7 +139,7 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
     // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
     let facing = unsafe { &*facing };
     let settings = tables::settings();
-    if facing.hidden == 0 && is_free(facing, facing.client_port, settings.flow_mask) {
+    if facing.hidden == 0 && is_free(facing, facing.client_port, &settings) {
         return 0;
     }
     let mut i = 0;
@@ -138,7 +147,7 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
         let fraction = facing.seed.wrapping_add(i * STRIDE) & 0xffff;
         let offset = (fraction * settings.snat_count as u32) >> 16;
         let port = Be16::new(settings.snat_first.wrapping_add(offset as u16));
-        if is_free(facing, port, settings.flow_mask) {
+        if is_free(facing, port, &settings) {
             return port.word() as u32;
         }
         i += 1;
@@ -147,13 +156,16 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
 }
 
 #[inline(always)]
-fn is_free(facing: &Facing, port: Be16, flow_mask: u32) -> bool {
-    let (key, bucket) = facing.reply(port, flow_mask);
+fn is_free(facing: &Facing, port: Be16, settings: &Settings) -> bool {
+    let (key, bucket) = facing.reply(port, settings.flow_mask);
     let Some((_, reply)) = tables::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
-    let Some((flow, state)) = tables::flow_at(reply.place()).and_then(|entry| entry.snapshot()) else {
+    let Some(entry) = tables::flow_at(reply.place()) else { return true };
+    let Some((flow, state)) = entry.snapshot() else { return true };
+    if !(flow.is_forward() && is_at(facing, &flow, state) && state.shown_port(&flow) == port) {
         return true;
-    };
-    !(flow.is_forward() && is_at(facing, &flow, state) && state.shown_port(&flow) == port)
+    }
+    // Taken away for good: should its client come back, it must not share the port.
+    state.is_expired(tables::now(settings), &tables::idle_times(settings)) && entry.remove(state)
 }
 
 /// Whether a flow goes to the same address and port, be it under another backend's number.

@@ -1,48 +1,60 @@
 //! The packet's way: whose is it, which flow is it part of, where does that flow go.
 
-use nlb_common::abi::{Address, Backend, NextHop, Service, Settings};
+use nlb_common::abi::{Address, Backend, NextHop, Service, Stage};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
-use nlb_common::net::{Be16, L4};
+use nlb_common::icmp;
+use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
 use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, PassReason, SendReason, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
-use crate::packet::Packet;
+use crate::packet::{Packet, bounded};
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
 use crate::tables::{self, Known};
-use crate::{ask, extensions, hop, limit, reject};
+use crate::{ask, extensions, fragments, gue, hop, limit, quic};
 
-const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
+pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
+/// `FIRST` is the program for fragments, on a first one: which way it goes is remembered for the others.
 #[inline(always)]
-pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn steer<const FIRST: bool>(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = tables::address(ip.dst);
     if let Some(dst) = dst {
         if dst.flags & Address::VIP != 0 {
-            return to_vip(packet, &ip, &dst);
+            return to_vip::<FIRST, false>(packet, &ip, &dst);
         }
         if dst.flags & Address::SOURCE != 0 {
-            return from_backend(packet, &ip, dst.id, Direction::Reply);
+            return from_backend::<FIRST>(packet, &ip, dst.id, Direction::Reply);
         }
     }
-    if transparent
-        && let (Some(src), _) = tables::address(ip.src)
-        && src.flags & Address::BACKEND != 0
-    {
-        return from_backend(packet, &ip, record::transparent_local(ip.dst), Direction::TransparentReply);
+    if transparent {
+        if icmp::is_icmp(&ip) {
+            // It may come from a router, and be about a packet to a backend that knows its client.
+            return Ok(Verdict::GoOn(Stage::Icmp));
+        } else if let (Some(src), _) = tables::address(ip.src)
+            && src.flags & Address::BACKEND != 0
+        {
+            let local = record::transparent_local(ip.dst);
+            return from_backend::<FIRST>(packet, &ip, local, Direction::TransparentReply);
+        }
     }
     Ok(Verdict::Pass(PassReason::NotOurs))
 }
 
+/// `QUIC` is the program for services that go by connection ids.
 #[inline(always)]
-fn to_vip(packet: &mut Packet, ip: &Ip, vip: &Known) -> Result<Verdict, Verdict> {
-    let segment = extensions::segment(packet, ip)?;
+pub fn to_vip<const FIRST: bool, const QUIC: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    vip: &Known,
+) -> Result<Verdict, Verdict> {
+    let segment = segment::<FIRST>(packet, ip)?;
     let service = tables::service_id(vip, segment.dport, segment.l4);
     if service == 0 {
         return if vip.flags & Address::SOURCE != 0 {
-            from_backend(packet, ip, vip.id, Direction::Reply)
+            from_backend::<FIRST>(packet, ip, vip.id, Direction::Reply)
         } else if vip.flags & Address::ASK != 0 && ask::is_open(ip, vip.id, &segment) {
             Ok(Verdict::Drop(DropReason::Asking))
         } else if vip.flags & Address::DROP_CLOSED != 0 {
@@ -54,12 +66,28 @@ fn to_vip(packet: &mut Packet, ip: &Ip, vip: &Known) -> Result<Verdict, Verdict>
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    match flow_of(packet, ip, &segment, vip, service) {
-        Ok(way) => send_to_backend(packet, ip, &segment, &way),
-        Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
-            Ok(reject::reject(packet, segment.l4))
-        }
+    match flow_of::<FIRST, QUIC>(packet, ip, &segment, vip, service) {
+        Ok(way) => send_to_backend::<FIRST>(packet, ip, &segment, service, &way),
+        Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => Ok(Verdict::GoOn(Stage::Reject)),
         Err(verdict) => Ok(verdict),
+    }
+}
+
+/// The segment of a packet that is ours. Fragments and ICMP are other programs' business.
+#[inline(always)]
+fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
+    const FRAGMENT: Verdict = Verdict::GoOn(Stage::Fragments);
+    if FIRST {
+        return extensions::segment(packet, ip);
+    }
+    if ip.is_fragment() {
+        return Err(FRAGMENT);
+    }
+    match extensions::segment(packet, ip) {
+        Ok(segment) if segment.more_fragments => Err(FRAGMENT),
+        Err(Verdict::Drop(DropReason::Fragment)) => Err(FRAGMENT),
+        Err(_) if icmp::is_icmp(ip) => Err(Verdict::GoOn(Stage::Icmp)),
+        found => found,
     }
 }
 
@@ -77,9 +105,24 @@ struct Way {
     hash: u64,
 }
 
-/// The backend of a packet's flow: the one on record if it still serves, else a fresh choice, put on record.
+/// The backend of a packet's flow: the one that its connection id names; else the one on record if it still serves; else a
+/// fresh choice. What is not on record is put there.
 #[inline(always)]
-fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: &Known, service: u16) -> Result<Way, Verdict> {
+fn flow_of<const FIRST: bool, const QUIC: bool>(
+    packet: &Packet,
+    ip: &Ip,
+    segment: &Segment,
+    vip: &Known,
+    service_id: u16,
+) -> Result<Way, Verdict> {
+    let service = tables::service(service_id).ok_or(INTERNAL)?;
+    let mut named = 0;
+    if QUIC {
+        named = quic::named(packet, ip, segment, service_id, service);
+    } else if !FIRST && service.flags & Service::QUIC != 0 {
+        // QUIC has no fragments (RFC 9000 section 14).
+        return Err(Verdict::GoOn(Stage::Quic));
+    }
     let settings = tables::settings();
     let now = tables::now(&settings);
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
@@ -89,10 +132,10 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: &Known, service: u1
 
     if let Some((way, state)) = bucket.find(&key)
         && let Some(backend) = tables::backend(state.backend())
-        && keeps(backend, state, segment)
+        && keeps(backend, state, segment, named)
     {
-        reachable(packet, backend)?;
-        limit::pass(tables::service(service).ok_or(INTERNAL)?, backend, ip.src, bytes(ip), false)?;
+        reachable(packet, ip, backend)?;
+        limit::pass(service, backend, ip.src, bytes(ip), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
             let facing = facing(backend, ip, segment, hash);
@@ -109,11 +152,9 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: &Known, service: u1
         return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
     }
 
-    let service_id = service;
-    let service = tables::service(service_id).ok_or(INTERNAL)?;
-    let backend_id = choose(vip, service_id, service, ip, hash)?;
+    let backend_id = choose(vip, service_id, service, ip, hash, named)?;
     let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
-    reachable(packet, backend)?;
+    reachable(packet, ip, backend)?;
     limit::pass(service, backend, ip.src, bytes(ip), true)?;
     let new = NewFlow { backend, backend_id, key, bucket: index, hash, now, flow_mask: settings.flow_mask };
     let snat_port = new.record(ip, segment)?;
@@ -121,29 +162,49 @@ fn flow_of(packet: &Packet, ip: &Ip, segment: &Segment, vip: &Known, service: u1
 }
 
 /// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the way is not known, and goes no
-/// further if it is our own, which came back.
+/// further if it is our own, which came back, or longer than the way takes.
 #[inline(always)]
-fn reachable(packet: &Packet, backend: &Backend) -> Result<(), Verdict> {
+pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
         return Err(hop::park(packet, backend.addr));
     }
-    if rewrite::source_mac(packet) == Some(backend.hop.src()) {
+    if backend.has(Backend::LOCAL) && !packet.is_skb() {
+        return Err(hop::LOCAL);
+    }
+    if came_back(packet, &backend.hop) {
         return Err(Verdict::Drop(DropReason::Loop));
+    }
+    let grown = outer_len(backend);
+    if packet.exceeds(backend.mtu) {
+        return Err(Verdict::Drop(DropReason::TooBig));
+    }
+    if !packet.is_skb() && ip.end - ip.l3 + grown > backend.mtu as usize {
+        return Err(tables::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
     }
     Ok(())
 }
 
+/// Whether the packet is one that we sent on to this hop before.
+#[inline(always)]
+pub fn came_back(packet: &Packet, hop: &NextHop) -> bool {
+    hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src())
+}
+
 /// Length of the IP packet.
 #[inline(always)]
-fn bytes(ip: &Ip) -> u32 {
+pub fn bytes(ip: &Ip) -> u32 {
     (ip.end - ip.l3) as u32
 }
 
-/// Whether a flow on record stays with its backend.
+/// Whether a flow on record stays with its backend. One whose packet names a backend does with that one, drained or not: its
+/// connection is there.
 #[inline(always)]
-fn keeps(backend: &Backend, state: State, segment: &Segment) -> bool {
+fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
     if backend.generation != state.generation() {
         return false;
+    }
+    if named != 0 {
+        return state.backend() == named;
     }
     let draining = backend.has(Backend::DRAINING);
     match segment.l4 {
@@ -153,15 +214,18 @@ fn keeps(backend: &Backend, state: State, segment: &Segment) -> bool {
     }
 }
 
-/// The backend for a new flow, or for the middle of one that we have no record of: by hash, so that every node and
-/// every life of this one choose alike.
+/// The backend for a new flow, or for the middle of one that we have no record of: the one that it names, or by hash, so that
+/// every node and every life of this one choose alike.
 #[inline(always)]
-fn choose(vip: &Known, service_id: u16, service: &Service, ip: &Ip, hash: u64) -> Result<u16, Verdict> {
-    let pool = if service.flags & Service::BY_SOURCE != 0 {
-        tables::pool_by_source(service_id, ip.src)
-    } else {
-        service.pool
-    };
+fn choose(
+    vip: &Known,
+    service_id: u16,
+    service: &Service,
+    ip: &Ip,
+    hash: u64,
+    named: u16,
+) -> Result<u16, Verdict> {
+    let pool = pool(service_id, service, ip.src);
     if pool == 0 {
         // Its routes are for other sources, so to this client there is no service.
         return Err(if vip.flags & Address::DROP_CLOSED != 0 {
@@ -170,9 +234,22 @@ fn choose(vip: &Known, service_id: u16, service: &Service, ip: &Ip, hash: u64) -
             Verdict::Pass(PassReason::ClosedPort)
         });
     }
+    if named != 0 {
+        return Ok(named);
+    }
     match tables::maglev(pool, maglev::slot(hash)) {
         0 => Err(Verdict::Drop(DropReason::NoBackend)),
         backend => Ok(backend),
+    }
+}
+
+/// The pool of a service for this client; 0 is none.
+#[inline(always)]
+pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
+    if service.flags & Service::BY_SOURCE != 0 {
+        tables::pool_by_source(service_id, client)
+    } else {
+        service.pool
     }
 }
 
@@ -242,72 +319,144 @@ fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16, fl
 }
 
 #[inline(always)]
-fn send_to_backend(packet: &mut Packet, ip: &Ip, segment: &Segment, way: &Way) -> Result<Verdict, Verdict> {
+fn send_to_backend<const FIRST: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    segment: &Segment,
+    service: u16,
+    way: &Way,
+) -> Result<Verdict, Verdict> {
     let backend = way.backend;
-    let hop = backend.hop;
     if let Some(stats) = tables::backend_stats(way.backend_id) {
         stats.packets += 1;
         stats.bytes += bytes(ip) as u64;
     }
-    match backend.mode {
-        Backend::NAT => {
-            let facing = facing(backend, ip, segment, way.hash);
-            let sport = if way.snat_port.is_zero() { segment.sport } else { way.snat_port };
-            let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
-            rewrite::translate(packet, ip, segment, &to).ok_or(INTERNAL)?;
+    if backend.mode != Backend::NAT {
+        if FIRST {
+            fragments::remember(way.backend_id, backend, service, false, (ip.src, ip.dst), way.hash);
         }
-        Backend::DSR_L2 => rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?,
-        _ => {
-            let grown = Outer::len(!backend.addr.is_v4());
-            if ip.end - ip.l3 + grown > backend.mtu as usize {
-                return Ok(Verdict::Drop(DropReason::TooBig));
-            }
-            rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
-            packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
-            let outer = Outer { src: backend.source, dst: backend.addr, flow_label: way.hash as u32 };
-            rewrite::encapsulate(packet, ip, grown, &outer).ok_or(INTERNAL)?;
-        }
+        return send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::Forward);
     }
-    send(packet, &hop, SendReason::Forward)
+    let facing = facing(backend, ip, segment, way.hash);
+    if FIRST {
+        let to = (facing.addr, backend.addr);
+        fragments::remember(way.backend_id, backend, service, false, to, way.hash);
+    }
+    let sport = if way.snat_port.is_zero() { segment.sport } else { way.snat_port };
+    let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
+    translate(packet, ip, segment, &to)?;
+    send(packet, &backend.hop, SendReason::Forward)
+}
+
+/// Sends a packet on as it is, behind outer headers if its backend wants them.
+#[inline(always)]
+pub fn send_untranslated(
+    packet: &mut Packet,
+    ip: &Ip,
+    (backend_id, backend): (u16, &Backend),
+    hash: u64,
+    reason: SendReason,
+) -> Result<Verdict, Verdict> {
+    if backend.mode == Backend::DSR_L2 {
+        rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
+        return send(packet, &backend.hop, reason);
+    }
+    if packet.is_skb() {
+        return Ok(Verdict::Drop(DropReason::Headroom));
+    }
+    if backend.mode == Backend::GUE {
+        return Ok(gue::hand_over(backend_id, hash, reason));
+    }
+    let grown = outer_len(backend);
+    rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
+    packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
+    let outer = Outer { src: backend.source, dst: backend.addr, flow_label: hash as u32 };
+    rewrite::encapsulate(packet, ip, grown, &outer).ok_or(INTERNAL)?;
+    send(packet, &backend.hop, reason)
+}
+
+/// Bytes of the outer headers that a backend wants.
+#[inline(always)]
+pub fn outer_len(backend: &Backend) -> usize {
+    let ip = Outer::len(!backend.addr.is_v4());
+    match backend.mode {
+        Backend::DSR_IPIP => ip,
+        Backend::GUE => ip + nlb_common::gue::HEADER,
+        _ => 0,
+    }
 }
 
 /// A packet that may be a backend's reply: from the address and port that a flow was sent to, back to where it seemed to
 /// come from.
 #[inline(always)]
-fn from_backend(packet: &mut Packet, ip: &Ip, local: u16, direction: Direction) -> Result<Verdict, Verdict> {
-    const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
+fn from_backend<const FIRST: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    local: u16,
+    direction: Direction,
+) -> Result<Verdict, Verdict> {
     // What is not sound TCP or UDP is not for us to judge here: the packet may be the host's own.
-    let segment = extensions::segment(packet, ip).map_err(|_| NOT_A_REPLY)?;
-    let settings = tables::settings();
-    let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
-    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
-    let bucket = tables::flows(hash as u32 & settings.flow_mask).ok_or(INTERNAL)?;
-    let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
-
-    let entry = tables::flow_at(reply.place()).ok_or(INTERNAL)?;
-    let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
-    let backend = tables::backend(state.backend()).ok_or(NOT_A_REPLY)?;
-    if !leads_back(ip, &segment, &flow, state, backend, direction) {
-        return Ok(NOT_A_REPLY);
-    }
+    let segment = match segment::<FIRST>(packet, ip) {
+        Ok(segment) => segment,
+        Err(Verdict::GoOn(stage)) => return Ok(Verdict::GoOn(stage)),
+        Err(_) => return Ok(NOT_A_REPLY),
+    };
+    let found = flow_answered_by(ip, &segment, local, direction)?;
+    let (flow, state) = (found.flow, found.state);
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
     let vip = tables::vip(flow.local()).ok_or(INTERNAL)?;
-    let hop = hop::towards(packet, vip, flow.remote())?;
-    if rewrite::source_mac(packet) == Some(hop.src()) {
+    let hop = hop::towards(packet, vip, flow.remote(), bytes(ip))?;
+    if came_back(packet, &hop) {
         return Ok(Verdict::Drop(DropReason::Loop));
     }
 
-    note_reply(&bucket.entries[way & 3], reply, entry, state, &segment, &settings);
+    note_reply(&found, &segment);
     if let Some(stats) = tables::backend_stats(state.backend()) {
         stats.reply_packets += 1;
         stats.reply_bytes += bytes(ip) as u64;
         stats.resets += segment.flags.has(TcpFlags::RST) as u64;
     }
+    if FIRST && let Some(backend) = tables::backend(state.backend()) {
+        fragments::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
+    }
     let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };
-    rewrite::translate(packet, ip, &segment, &to).ok_or(INTERNAL)?;
+    translate(packet, ip, &segment, &to)?;
     send(packet, &hop, SendReason::Reply)
+}
+
+const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
+
+/// A flow, and its two entries.
+pub struct Answered {
+    pub flow: Key,
+    pub state: State,
+    entry: &'static Entry,
+    reply: State,
+    reply_entry: &'static Entry,
+}
+
+/// The flow of which a backend's packet, with these addresses and ports, is a part.
+#[inline(always)]
+pub fn flow_answered_by(
+    ip: &Ip,
+    segment: &Segment,
+    local: u16,
+    direction: Direction,
+) -> Result<Answered, Verdict> {
+    let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
+    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
+    let bucket = tables::flows(hash as u32 & tables::settings().flow_mask).ok_or(INTERNAL)?;
+    let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
+
+    let entry = tables::flow_at(reply.place()).ok_or(INTERNAL)?;
+    let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
+    let backend = tables::backend(state.backend()).ok_or(NOT_A_REPLY)?;
+    if !leads_back(ip, segment, &flow, state, backend, direction) {
+        return Err(NOT_A_REPLY);
+    }
+    Ok(Answered { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
 }
 
 /// Whether the flow that a reply entry leads to is the one that this packet answers.
@@ -332,22 +481,21 @@ fn leads_back(
 
 /// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
 #[inline(always)]
-fn note_reply(
-    reply: &Entry,
-    reply_state: State,
-    flow: &Entry,
-    state: State,
-    segment: &Segment,
-    settings: &Settings,
-) {
-    let now = tables::now(settings);
-    let phase = flow::next_phase(state.phase(), segment.flags, false);
-    flow.touch(state, phase, now);
-    reply.touch(reply_state, phase, now);
+fn note_reply(found: &Answered, segment: &Segment) {
+    let now = tables::now(&tables::settings());
+    let phase = flow::next_phase(found.state.phase(), segment.flags, false);
+    found.entry.touch(found.state, phase, now);
+    found.reply_entry.touch(found.reply, phase, now);
 }
 
 #[inline(always)]
-fn send(packet: &mut Packet, hop: &NextHop, reason: SendReason) -> Result<Verdict, Verdict> {
+fn translate(packet: &mut Packet, ip: &Ip, segment: &Segment, to: &Tuple) -> Result<(), Verdict> {
+    let segment = Segment { offset: bounded(segment.offset), ..*segment };
+    rewrite::translate(packet, ip, &segment, to).ok_or(INTERNAL)
+}
+
+#[inline(always)]
+pub fn send(packet: &mut Packet, hop: &NextHop, reason: SendReason) -> Result<Verdict, Verdict> {
     rewrite::ethernet(packet, hop.dst(), hop.src()).ok_or(INTERNAL)?;
     Ok(Verdict::Send(reason, hop.ifindex))
 }

@@ -1,21 +1,22 @@
 //! The maps, and look-ups that the rest of the program makes in them.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked,
-    SERVICE_BUCKETS, SLAB_TABLES, Service, ServiceBucket, ServiceEntry, Settings, SourceKey, TABLE_COPIES,
-    Upcall,
+    SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings, SourceKey,
+    Stage, TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
+use nlb_common::gue;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
-use nlb_common::verdict::COUNTERS;
+use nlb_common::verdict::{COUNTERS, Verdict};
 
 use crate::packet::on_stack;
 
@@ -41,6 +42,10 @@ static SERVICES: Array<Service, 64> = Array::new();
 
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, u32, 1024> = LpmTrie::new();
+
+/// The backends that connection ids of QUIC name. Most have none, so memory is taken as it is needed.
+#[btf_map]
+static SERVERS: HashMap<ServerKey, u32, 64, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// The number of each pool's Maglev table.
 #[btf_map]
@@ -99,6 +104,14 @@ static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 #[btf_map]
 static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// What a program leaves behind for the one that it goes on in.
+#[btf_map]
+static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// By index, the interfaces that lead to this host itself or to containers on it: drivers cannot send there.
+#[btf_map]
+static LOCAL_LINKS: HashMap<u32, u32, { abi::LOCAL_LINKS }> = HashMap::new();
+
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
 static PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
@@ -130,6 +143,16 @@ pub fn settings() -> Settings {
     unsafe { core::ptr::read_volatile(&SETTINGS) }
 }
 
+/// The UDP port that GUE is sent to. Apart from the settings, which every packet reads.
+#[unsafe(no_mangle)]
+static GUE_PORT: u16 = gue::PORT;
+
+#[inline(always)]
+pub fn gue_port() -> Be16 {
+    // SAFETY: as in `settings`.
+    Be16::new(unsafe { core::ptr::read_volatile(&GUE_PORT) })
+}
+
 #[inline(always)]
 pub fn count(counter: u32) {
     if let Some(count) = EXITS.get_ptr_mut(counter) {
@@ -158,6 +181,26 @@ pub fn may_send_icmp_error() -> bool {
     }
     *sent += 1;
     *sent & 0xffff_ffff <= PER_TICK
+}
+
+/// The verdict on a packet of which the way takes no more than `mtu` bytes: the next program says so to its sender.
+#[inline(always)]
+pub fn too_long(mtu: u32) -> Verdict {
+    leave_behind(mtu as u64);
+    Verdict::GoOn(Stage::TooBig)
+}
+
+#[inline(always)]
+pub fn leave_behind(word: u64) {
+    if let Some(room) = LEFT_BEHIND.get_ptr_mut(0) {
+        // SAFETY: as in `count`.
+        unsafe { *room = word };
+    }
+}
+
+#[inline(always)]
+pub fn left_behind() -> Option<u64> {
+    LEFT_BEHIND.get(0).copied()
 }
 
 /// Time in ticks of about half a second.
@@ -209,7 +252,7 @@ fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<Known> {
 
 /// What an address is to us. By value: the verifier would follow a reference on from each of the places that it can
 /// point to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Known {
     pub flags: u32,
     pub id: u16,
@@ -253,6 +296,13 @@ pub fn pool_by_source(service: u16, client: Addr) -> u16 {
         [abi::SOURCE_KEY_SERVICE_BITS + 128, (service as u32).to_be(), a, b, c, d],
         |key: &Key<SourceKey>| SOURCES.get(key).map_or(0, |pool| *pool as u16),
     )
+}
+
+/// The backend that connection ids of a service name so; 0 is none.
+#[inline(always)]
+pub fn backend_named(server: &ServerKey) -> u16 {
+    // SAFETY: one word, which user space writes at once.
+    unsafe { SERVERS.get(server) }.map_or(0, |backend| *backend as u16)
 }
 
 /// The backend in a slot of a pool's Maglev table; 0 if the pool is empty.
@@ -318,6 +368,12 @@ pub fn limit(id: u16) -> Option<(&'static Limit, &'static [Word; LIMIT_WINDOWS])
 pub fn limit_stats(id: u16) -> Option<&'static mut LimitStats> {
     // SAFETY: as in `count`.
     LIMIT_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
+}
+
+#[inline(always)]
+pub fn is_local_link(ifindex: u32) -> bool {
+    // SAFETY: the value is not looked at.
+    unsafe { LOCAL_LINKS.get(ifindex) }.is_some()
 }
 
 #[inline(always)]

@@ -36,7 +36,7 @@ struct Args {
     /// What clients reach (repeatable): an address of the NLB and a port, for TCP and UDP
     #[arg(long, value_name = "ADDRESS:PORT")]
     vip: Vec<SocketAddr>,
-    /// How packets get here: nat, dsr-l2 or dsr-ipip
+    /// How packets get here: nat, dsr-l2, dsr-ipip or gue
     #[arg(long)]
     mode: Option<String>,
     /// More metadata for the NLB (repeatable), such as data_address=10.0.0.5

@@ -123,6 +123,14 @@ impl Instance {
         self
     }
 
+    /// Has QUIC connections stay here when their clients' addresses change: the connection ids that this instance chooses have
+    /// this configuration (0 to 6) in the three high bits of their first octet, and go on with this server id of 1 to 8 octets
+    /// and four or more of its own. Of the instances with one configuration, each has its own server id, all of one length.
+    pub fn quic_server(self, config: u8, id: &[u8]) -> Instance {
+        let hexadecimal: String = id.iter().map(|octet| format!("{octet:02x}")).collect();
+        self.metadata("quic_server_id", hexadecimal).metadata("quic_config_id", config.to_string())
+    }
+
     /// Serves TCP here. `[::]` takes IPv4, too.
     pub fn listen_tcp(mut self, address: SocketAddr) -> Instance {
         self.tcp.push(address);

@@ -305,7 +305,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn operators_routes_are_asked_of_those_they_are_for() {
         let mut desired = desired(&["a", "b"]);
-        let targets = crate::model::Targets::Instances(["b".to_owned()].into());
+        let targets = crate::model::Targets::Instances(BTreeSet::from(["b".to_owned()]).into());
         desired.operator_routes.insert("special".into(), Route { targets, ..route(90) }.into());
         let mut schedule = schedule(desired);
         let asked = schedule.take_due(Instant::now(), 2);

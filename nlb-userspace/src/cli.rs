@@ -61,7 +61,7 @@ enum Output {
 enum Command {
     /// Run the daemon: balance on these interfaces
     Serve(Box<Options>),
-    /// Run on a module's host: take the outer header off packets that come by dsr-ipip
+    /// Run on a module's host: take the outer headers off packets that come by dsr-ipip or gue
     Decap(decap::Settings),
     #[command(flatten)]
     Ask(Question),

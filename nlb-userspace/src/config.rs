@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use nlb_common::gue;
 
 use crate::compile::Limits;
 use crate::health::breaker;
@@ -33,6 +34,7 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
+    pub gue_port: u16,
     pub flows: Flows,
     /// What the record of the last hour may take.
     pub metrics_history_bytes: usize,
@@ -89,6 +91,7 @@ impl Options {
             pools: self.max_pools.unwrap_or(1024),
             addresses: self.max_vips.unwrap_or(1024),
             rate_limits: self.max_rate_limits.unwrap_or(16_384),
+            source_prefixes: self.max_source_prefixes.unwrap_or(1 << 20),
             counted_routes: self.max_counted_routes.unwrap_or(256),
         };
         let Limits { backends, services, pools, addresses, rate_limits, .. } = limits;
@@ -99,6 +102,8 @@ impl Options {
         );
         let max_flows = self.max_flows.unwrap_or(1 << 20);
         ensure!((1024..=1 << 26).contains(&max_flows), "--max-flows must be 1024 to {}", 1 << 26);
+        let gue_port = self.gue_port.unwrap_or(gue::PORT);
+        ensure!(gue_port != 0, "--gue-port must be 1 to 65535");
         let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
         ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
         Ok(Config {
@@ -108,6 +113,7 @@ impl Options {
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
+            gue_port,
             flows: Flows {
                 max: max_flows,
                 opening: span(self.idle_opening, 60),

@@ -10,13 +10,14 @@ use tokio::task::JoinSet;
 use crate::compile::Hops;
 use crate::config::Config;
 use crate::loader::{self, Datapath, Sizes};
-use crate::maps::bpf::{self, BpfMaps, Readings};
+use crate::maps::bpf::{self, BpfMaps, LocalLinks, Readings};
 use crate::maps::upcalls::Upcalls;
 use crate::model::Desired;
 use crate::netlink::Netlink;
 use crate::reconcile::{self, Applied};
 use crate::stats::{self, Collector, Traffic};
-use crate::{nexthop, park, upcall};
+use crate::wires::{Attachments, Wires};
+use crate::{inward, nexthop, park, upcall};
 
 /// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
 pub struct Running {
@@ -37,24 +38,31 @@ const OPEN_QUESTIONS: usize = 1024;
 
 /// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
 pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
+    let wires = Wires::new(&config.interfaces);
+    let links = Netlink::open()?.0.links().await?;
+    let any_veth = wires.any_veth(&links)?;
     loader::prepare_host()?;
     let sizes = Sizes {
         flows: config.flows,
         limits: config.limits,
         snat_ports: config.snat_ports.clone(),
-        use_tx: !any_veth(&config.interfaces).await?,
+        gue_port: config.gue_port,
+        use_tx: !any_veth,
     };
     let mut datapath = Datapath::load(&sizes)?;
+    datapath.load_door()?;
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
     let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
     let parked = bpf::parked(&mut datapath.bpf)?;
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut details =
         vec![("flow_table_entries".to_owned(), (sizes.flow_buckets() as usize * WAYS).to_string())];
-    for interface in &config.interfaces {
-        let mode = datapath.attach_balancer(interface, config.xdp_mode)?;
+    let (attachments, modes) =
+        Attachments::new(wires.clone(), datapath.for_wires()?, config.xdp_mode, &links)?;
+    for (interface, mode) in modes {
         details.push((format!("xdp.{interface}"), format!("{mode:?}").to_lowercase()));
     }
+    let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
@@ -62,7 +70,9 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
     let mut tasks = JoinSet::new();
-    tasks.spawn(nexthop::run(desired.clone(), asked, hops_sent));
+    tasks.spawn(nexthop::run(desired.clone(), asked, hops_sent, wires.clone()));
+    tasks.spawn(inward::run(wires, door, local));
+    tasks.spawn(attachments.keep());
     let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));
     tasks.spawn(async move {
         reconciler.await;
@@ -80,11 +90,4 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     });
     let upcalls = upcall::Line { questions, answers };
     Ok(Running { applied, traffic, hops, upcalls, details, tasks })
-}
-
-async fn any_veth(interfaces: &[String]) -> anyhow::Result<bool> {
-    let (netlink, _) = Netlink::open()?;
-    let links = netlink.links().await?;
-    let indexes = interfaces.iter().filter_map(|name| nix::net::if_::if_nametoindex(name.as_str()).ok());
-    Ok(indexes.filter_map(|index| links.get(&index)).any(|link| link.is_veth))
 }

@@ -1,4 +1,4 @@
-//! `nlb decap`: takes the outer header off packets that come by dsr-ipip, for module hosts without a kernel tunnel.
+//! `nlb decap`: takes the outer headers off packets that come by dsr-ipip or gue, for module hosts without a kernel tunnel.
 
 use std::net::IpAddr;
 
@@ -12,9 +12,10 @@ use crate::config::XdpMode;
 use crate::loader::Datapath;
 use crate::maps::bpf;
 
-/// Decapsulates what arrives on `interfaces` from `peers`, until SIGINT or SIGTERM. Packets from others pass as they are.
-pub async fn run(interfaces: &[String], peers: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
-    let mut datapath = Datapath::load_decap()?;
+/// Decapsulates what arrives on `interfaces` from `peers`, of UDP what is for `gue_port`, until SIGINT or SIGTERM. Packets from
+/// others pass as they are.
+pub async fn run(interfaces: &[String], peers: &[IpNet], gue_port: u16, mode: XdpMode) -> anyhow::Result<()> {
+    let mut datapath = Datapath::load_decap(gue_port)?;
     let mut trusted = bpf::peers(&mut datapath.bpf)?;
     for peer in peers {
         let prefix = Addr128::from(Some(*peer));

@@ -15,10 +15,23 @@ pub struct Drained {
     pub closed: u64,
     /// Flows that were left at the end.
     pub left: u64,
+    /// The flows that it kept meanwhile, in a word.
+    pub kept: &'static str,
 }
 
-/// Waits until the registration of this epoch has no TCP flows, is gone, or the deadline has passed. Begins once the
-/// maps hold the drain.
+/// UDP leaves a draining module at once, unless connection ids say that it must not.
+const TCP: &str = "TCP";
+const ALL: &str = "TCP and QUIC";
+
+impl Drained {
+    /// No drain took place.
+    pub fn nothing() -> Self {
+        Drained { closed: 0, left: 0, kept: TCP }
+    }
+}
+
+/// Waits until the registration of this epoch has none of the flows that it keeps, is gone, or the deadline has passed. Begins
+/// once the maps hold the drain.
 pub async fn wait(
     registry: &Registry,
     instance_id: &str,
@@ -31,8 +44,13 @@ pub async fn wait(
         snapshot.record(instance_id).is_ok_and(|record| record.epoch == epoch && record.drain.is_some())
     };
     traffic.mark_unchanged();
-    let flows =
-        |traffic: &watch::Receiver<Arc<Traffic>>| traffic.borrow().instance(instance_id).active_tcp_flows;
+    let is_named =
+        registry.snapshot().record(instance_id).is_ok_and(|record| record.registration.module.quic.is_some());
+    let kept = if is_named { ALL } else { TCP };
+    let flows = |traffic: &watch::Receiver<Arc<Traffic>>| {
+        let counts = traffic.borrow().instance(instance_id);
+        if is_named { counts.active_flows } else { counts.active_tcp_flows }
+    };
     let (mut most, mut left) = (flows(&traffic), flows(&traffic));
     // The reading under way may have missed a flow that began just before the drain: only the second is sure to be
     // of a later time.
@@ -53,7 +71,7 @@ pub async fn wait(
             break;
         }
     }
-    Drained { closed: most - left, left }
+    Drained { closed: most - left, left, kept }
 }
 
 #[cfg(test)]
@@ -61,8 +79,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Backend, ForwardMode, RouteKey, Snat};
-    use crate::registry::fixtures::{Fleet, registry};
+    use crate::model::{Backend, ForwardMode, RouteKey, Server, Snat};
+    use crate::registry::fixtures::{Fleet, registration, registry};
+    use crate::registry::{Now, Registration};
     use crate::stats::Counts;
 
     fn with_flows(tcp: u64) -> Arc<Traffic> {
@@ -75,13 +94,22 @@ mod tests {
             snat: Snat::Always,
         };
         let counts = Counts { active_flows: tcp + 5, active_tcp_flows: tcp, ..Counts::default() };
-        Arc::new(Traffic { backends: [(backend, counts)].into(), ..Traffic::default() })
+        Arc::new(Traffic { backends: [(backend.into(), counts)].into(), ..Traffic::default() })
     }
 
     /// Publishes these numbers of TCP flows, one a second, while alb-1 drains with this deadline.
     async fn drain_while(readings: &'static [u64], deadline: u64) -> (Drained, Duration) {
+        drain_of(registration("alb-1"), readings, deadline).await
+    }
+
+    async fn drain_of(
+        registration: Registration,
+        readings: &'static [u64],
+        deadline: u64,
+    ) -> (Drained, Duration) {
         let registry = registry();
-        let id = registry.add("alb-1");
+        let registered = registry.admit(registration, Now::read()).expect("room in the registry");
+        let id = registered.registration_id.reveal().to_owned();
         let draining = registry.begin_leaving("alb-1", &id).unwrap();
         let (sender, traffic) = watch::channel(with_flows(readings[0]));
         tokio::spawn(async move {
@@ -100,22 +128,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ends_when_the_last_flow_has_closed() {
         let (drained, took) = drain_while(&[3, 2, 2, 0, 0], 30).await;
-        assert_eq!(drained, Drained { closed: 3, left: 0 });
+        assert_eq!(drained, Drained { closed: 3, left: 0, kept: TCP });
         assert_eq!(took.as_secs(), 4);
     }
 
     #[tokio::test(start_paused = true)]
     async fn ends_at_the_deadline_with_what_is_left() {
         let (drained, took) = drain_while(&[5, 4, 2], 10).await;
-        assert_eq!(drained, Drained { closed: 3, left: 2 });
+        assert_eq!(drained, Drained { closed: 3, left: 2, kept: TCP });
         assert_eq!(took.as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_module_needs_one_reading_that_began_after_the_drain() {
         let (drained, took) = drain_while(&[0, 0, 0], 30).await;
-        assert_eq!(drained, Drained { closed: 0, left: 0 });
+        assert_eq!(drained, Drained { closed: 0, left: 0, kept: TCP });
         assert_eq!(took.as_secs(), 2);
+    }
+
+    /// Of which there are 5 at all times.
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_udp_flows_where_connection_ids_keep_them() {
+        let mut named = registration("alb-1");
+        named.module.quic = Server::new(0, &[1]);
+        let (drained, took) = drain_of(named, &[3, 0, 0, 0], 10).await;
+        assert_eq!(drained, Drained { closed: 3, left: 5, kept: ALL });
+        assert_eq!(took.as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]

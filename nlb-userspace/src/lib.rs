@@ -4,15 +4,19 @@
 //! kernel's maps, and `reconcile` brings the maps there. `stats` reads what the kernel counted.
 
 pub mod ability;
+pub mod alarms;
 pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod datapath;
 pub mod decap;
+pub mod descriptors;
 pub mod drain;
 pub mod grpc;
 pub mod health;
+pub mod inward;
 pub mod lease;
+pub mod link;
 pub mod load;
 pub mod loader;
 pub mod maps;
@@ -33,4 +37,5 @@ pub mod stats;
 pub mod store;
 pub mod upcall;
 pub mod vips;
+pub mod wires;
 pub mod wish;

@@ -5,19 +5,27 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use aya::programs::xdp::XdpMode as Attach;
-use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
-use nlb_common::abi::{PARKED_BYTES, Settings};
+use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
+use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode as Attach};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, Xdp};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya_obj::programs::XdpAttachType;
+use nix::net::if_::if_nametoindex;
+use nlb_common::abi::{PARKED_BYTES, Settings, Stage};
 use nlb_common::flow::{IdleTimes, WAYS};
 use tracing::{info, warn};
 
 use crate::compile::Limits;
 use crate::config::{Flows, XdpMode};
+use crate::maps::stages::{self, Stages};
 use crate::maps::swap;
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
+
+/// Helpers that the programs call and the way that parked packets go back are there since this one.
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 18, 0);
 
 /// What the program is loaded with.
 #[derive(Clone, Debug)]
@@ -26,6 +34,7 @@ pub struct Sizes {
     pub flows: Flows,
     pub limits: Limits,
     pub snat_ports: RangeInclusive<u16>,
+    pub gue_port: u16,
     /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
     /// program sits at its other end; a redirect, which is a little slower, arrives there.
     pub use_tx: bool,
@@ -51,50 +60,69 @@ pub struct Datapath {
     /// Gives access to the maps.
     pub bpf: Ebpf,
     clock: Clock,
+    _stages: Vec<Stages>,
 }
 
 impl Datapath {
-    /// Loads the balancer. The maps have the given sizes, and nothing in them.
+    /// Loads the balancer for drivers' frames. The maps have the given sizes, and nothing in them.
     pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
-        let settings = settings(sizes, &clock);
-        let pools = sizes.limits.pool_numbers().into();
-        let mut bpf = EbpfLoader::new()
-            .override_global("SETTINGS", &settings, true)
-            .map_max_entries("FLOWS", sizes.flow_buckets())
-            .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
-            .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
-            .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
-            .map_max_entries("POOLS", pools + 1)
-            .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
-            .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
-            .map_max_entries("SOURCES", 1 << 20)
-            .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
-            .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
-            .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
-            .map_max_entries("LIMITED_SOURCES", sizes.limits.rate_limits as u32 + 1)
-            .load(OBJECT)
-            .map_err(explain_load)?;
+        let mut bpf = open(sizes, &clock, VerifierLogLevel::default())?;
         program(&mut bpf, BALANCER)?.load().map_err(explain_load)?;
         program(&mut bpf, JIFFIES)?.load().map_err(explain_load)?;
-        Ok(Datapath { bpf, clock })
+        let mut stages = stages::take(&mut bpf, "STAGES")?;
+        for stage in Stage::ALL {
+            let program = program(&mut bpf, stage_name(stage))?;
+            program.load().map_err(explain_load)?;
+            stages.set(stage as u32, program.fd()?, 0)?;
+        }
+        Ok(Datapath { bpf, clock, _stages: vec![stages] })
     }
 
-    /// Loads the receiving end of dsr-ipip.
-    pub fn load_decap() -> anyhow::Result<Self> {
+    /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
+    pub fn load_door(&mut self) -> anyhow::Result<()> {
+        let bpf = &mut self.bpf;
+        classifier(bpf, DOOR)?.load().map_err(explain_load)?;
+        let mut stages = stages::take(bpf, "TC_STAGES")?;
+        for (stage, name) in
+            [(Stage::Icmp, DOOR_ICMP), (Stage::Fragments, DOOR_FRAGMENTS), (Stage::Quic, DOOR_QUIC)]
+        {
+            let program = classifier(bpf, name)?;
+            program.load().map_err(explain_load)?;
+            stages.set(stage as u32, program.fd()?, 0)?;
+        }
+        self._stages.push(stages);
+        Ok(())
+    }
+
+    /// Loads the receiving end of dsr-ipip and, on this port, of gue.
+    pub fn load_decap(gue_port: u16) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
-        let mut bpf =
-            EbpfLoader::new().map_max_entries("PEERS", 1 << 16).load(OBJECT).map_err(explain_load)?;
+        let mut bpf = EbpfLoader::new()
+            .override_global("GUE_PORT", &gue_port, true)
+            .map_max_entries("PEERS", 1 << 16)
+            .load(OBJECT)
+            .map_err(explain_load)?;
         program(&mut bpf, DECAP)?.load().map_err(explain_load)?;
-        Ok(Datapath { bpf, clock })
+        Ok(Datapath { bpf, clock, _stages: Vec::new() })
     }
 
-    pub fn attach_balancer(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
-        attach(program(&mut self.bpf, BALANCER)?, interface, mode)
+    /// The balancer for packets from the wire.
+    pub fn for_wires(&mut self) -> anyhow::Result<Balancer> {
+        let program = program(&mut self.bpf, BALANCER)?;
+        Ok(Balancer(Xdp::from_program_info(program.info()?, BALANCER.into(), XdpAttachType::Interface)?))
+    }
+
+    /// The balancer for packets of local stacks, once it is loaded.
+    pub fn door(&mut self) -> anyhow::Result<Door> {
+        let program = classifier(&mut self.bpf, DOOR)?;
+        Ok(Door(SchedClassifier::from_program_info(program.info()?, DOOR.into())?))
     }
 
     pub fn attach_decap(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
-        attach(program(&mut self.bpf, DECAP)?, interface, mode)
+        let ifindex = if_nametoindex(interface)
+            .map_err(|_| anyhow!("there is no interface {interface}; `ip link` lists them"))?;
+        attach(program(&mut self.bpf, DECAP)?, ifindex, interface, mode).map(|(_, mode)| mode)
     }
 
     pub fn clock(&self) -> &Clock {
@@ -122,14 +150,14 @@ impl Datapath {
         Ok((jiffies(program)? >> self.clock.shift) as u16)
     }
 
-    /// Instructions that the verifier went through for the balancer.
-    pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
-        Ok(program(&mut self.bpf, BALANCER)?.info()?.verified_instruction_count().unwrap_or(0))
-    }
-
     /// The balancer, for tests that run it on packets of their own.
     pub fn balancer(&mut self) -> anyhow::Result<&mut Xdp> {
         program(&mut self.bpf, BALANCER)
+    }
+
+    /// The balancer at the stack's door, likewise.
+    pub fn balancer_at_door(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        classifier(&mut self.bpf, DOOR)
     }
 
     /// The decapsulator, likewise.
@@ -138,11 +166,91 @@ impl Datapath {
     }
 }
 
+/// The object, set up for the balancer: it has its settings, and maps of the given sizes with nothing in them, but none of
+/// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
+pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
+    let settings = settings(sizes, clock);
+    let pools = sizes.limits.pool_numbers().into();
+    EbpfLoader::new()
+        .verifier_log_level(log)
+        .override_global("SETTINGS", &settings, true)
+        .override_global("GUE_PORT", &sizes.gue_port, true)
+        .map_max_entries("FLOWS", sizes.flow_buckets())
+        .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
+        .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
+        .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
+        .map_max_entries("POOLS", pools + 1)
+        .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
+        .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
+        // Of both states, while one is exchanged for another.
+        .map_max_entries("SOURCES", sizes.limits.source_prefixes.saturating_mul(2).max(1))
+        .map_max_entries("SERVERS", 2 * (sizes.limits.backends as u32 + 1))
+        .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMITED_SOURCES", 2 * (sizes.limits.rate_limits as u32 + 1))
+        .load(OBJECT)
+        .map_err(explain_load)
+}
+
 const BALANCER: &str = "nlb";
 const DECAP: &str = "nlb_decap";
 const JIFFIES: &str = "nlb_jiffies";
+const DOOR: &str = "nlb_tc";
+const DOOR_ICMP: &str = "nlb_tc_icmp";
+const DOOR_FRAGMENTS: &str = "nlb_tc_fragments";
+const DOOR_QUIC: &str = "nlb_tc_quic";
+
+/// The balancer where drivers take packets in.
+pub struct Balancer(Xdp);
+
+/// While it is there, the balancer serves an interface.
+pub struct Served(#[expect(dead_code, reason = "kept for what dropping it does")] XdpLink);
+
+impl Balancer {
+    /// The answer has the mode that it came to.
+    pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> anyhow::Result<(Served, XdpMode)> {
+        let (id, mode) = attach(&mut self.0, ifindex, name, mode)?;
+        Ok((Served(self.0.take_link(id)?), mode))
+    }
+}
+
+/// The balancer where the kernel's stack takes packets in (TC ingress).
+pub struct Door(SchedClassifier);
+
+/// While it is there, the program is at an interface's door.
+pub struct Attached(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
+
+impl Door {
+    pub fn attach(&mut self, interface: &str) -> anyhow::Result<Attached> {
+        // Before tcx (Linux 6.6) a queueing discipline has the programs, and a daemon that was killed may have left some.
+        if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
+            // Refused where it is there already.
+            let _ = tc::qdisc_add_clsact(interface);
+            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, DOOR);
+        }
+        let attached = self.0.attach(interface, TcAttachType::Ingress);
+        let id = attached.map_err(|error| explain_attach(interface, error))?;
+        Ok(Attached(self.0.take_link(id)?))
+    }
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Icmp => "nlb_icmp",
+        Stage::TooBig => "nlb_too_big",
+        Stage::Fragments => "nlb_fragments",
+        Stage::Gue => "nlb_gue",
+        Stage::Quic => "nlb_quic",
+        Stage::Reject => "nlb_reject",
+    }
+}
 
 fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
+}
+
+fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
     Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
 }
 
@@ -150,26 +258,32 @@ fn missing(program: &str) -> anyhow::Error {
     anyhow!("the eBPF object has no program {program}")
 }
 
-/// Attaches a program; the answer is the mode that it came to.
-fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
+/// Attaches a program; the answer has the mode that it came to.
+fn attach(
+    program: &mut Xdp,
+    ifindex: u32,
+    name: &str,
+    mode: XdpMode,
+) -> anyhow::Result<(XdpLinkId, XdpMode)> {
     let native = match mode {
         XdpMode::Generic => None,
-        XdpMode::Auto | XdpMode::Native => Some(program.attach(interface, Attach::Driver)),
+        XdpMode::Auto | XdpMode::Native => Some(program.attach_to_if_index(ifindex, Attach::Driver)),
     };
     match native {
-        Some(Ok(_)) => {
-            info!("attached to {interface} in native mode");
-            return Ok(XdpMode::Native);
+        Some(Ok(link)) => {
+            info!("attached to {name} in native mode");
+            return Ok((link, XdpMode::Native));
         }
-        Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(interface, error)),
+        Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(name, error)),
         Some(Err(error)) => {
-            warn!("{interface}: no native XDP ({}), using generic mode, which is slower", chain(&error))
+            warn!("{name}: no native XDP ({}), using generic mode, which is slower", chain(&error))
         }
         None => {}
     }
-    program.attach(interface, Attach::Skb).map_err(|error| explain_attach(interface, error))?;
-    info!("attached to {interface} in generic mode");
-    Ok(XdpMode::Generic)
+    let link =
+        program.attach_to_if_index(ifindex, Attach::Skb).map_err(|error| explain_attach(name, error))?;
+    info!("attached to {name} in generic mode");
+    Ok((link, XdpMode::Generic))
 }
 
 fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
@@ -199,7 +313,7 @@ pub struct Clock {
 
 impl Clock {
     /// Counts the kernel's jiffies for a fifth of a second, which tells the four rates that there are apart.
-    fn measure() -> anyhow::Result<Self> {
+    pub fn measure() -> anyhow::Result<Self> {
         const WAIT: Duration = Duration::from_millis(200);
         let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
         let program = program(&mut bpf, JIFFIES)?;
@@ -235,13 +349,31 @@ fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
 
 fn explain_load(error: impl std::error::Error) -> anyhow::Error {
     let text = chain(&error);
-    let remedy = if text.contains("ermission denied") || text.contains("not permitted") {
-        "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a container \
-         with these capabilities."
-    } else {
-        ""
+    let remedy = match KernelVersion::current() {
+        Ok(kernel) if kernel < OLDEST_KERNEL => {
+            format!("\nThe NLB needs Linux {OLDEST_KERNEL} or later, and this is {kernel}.")
+        }
+        // The verifier says the latter, too, where a program does what needs CAP_PERFMON.
+        _ if text.contains("not permitted") || text.contains("ermission denied") => {
+            "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a \
+             container with these capabilities."
+                .to_owned()
+        }
+        _ => String::new(),
     };
-    anyhow!("the kernel did not take the XDP program: {text}{remedy}")
+    anyhow!("the kernel did not take the XDP program: {}{remedy}", end_of(&text))
+}
+
+/// The last lines, where the verifier names what it refuses: what it says before may be thousands.
+fn end_of(text: &str) -> String {
+    const LINES: usize = 20;
+    let lines: Vec<_> = text.lines().collect();
+    match lines.len().checked_sub(LINES) {
+        Some(left_out @ 1..) => {
+            format!("{}\n({} lines left out)\n{}", lines[0], left_out - 1, lines[left_out..].join("\n"))
+        }
+        _ => text.to_owned(),
+    }
 }
 
 fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
@@ -266,11 +398,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`). It changes
-/// nothing for packets on other interfaces, and loopback never has any to forward.
+/// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`), and take in what
+/// one of the host's own addresses sends to another: what passes the host's door by us is given to it there. That changes
+/// nothing for packets on other interfaces, and loopback has no others.
 pub fn prepare_host() -> anyhow::Result<()> {
-    for family in ["ipv4", "ipv6"] {
-        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+    const SETTINGS: [(&str, &str); 3] =
+        [("ipv4", "forwarding"), ("ipv6", "forwarding"), ("ipv4", "accept_local")];
+    for (family, setting) in SETTINGS {
+        let path = format!("/proc/sys/net/{family}/conf/lo/{setting}");
         let Ok(now) = fs::read_to_string(&path) else {
             // A kernel without that family routes none of its packets.
             continue;
@@ -280,8 +415,8 @@ pub fn prepare_host() -> anyhow::Result<()> {
         }
         if let Err(error) = fs::write(&path, "1") {
             bail!(
-                "cannot write {path} ({error}), without which replies to clients find no route; run `sysctl -w \
-                 net.{family}.conf.lo.forwarding=1` on the host"
+                "cannot write {path} ({error}), without which replies to clients find no way; run `sysctl -w \
+                 net.{family}.conf.lo.{setting}=1` on the host"
             );
         }
     }

@@ -13,9 +13,11 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
 pub use nlb_common::net::L4;
+pub use nlb_common::quic::Server;
 
 /// Everything that has been asked for, at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub struct Module {
     pub snat: Snat,
     /// The port of routes that name none of their own; operators' routes included.
     pub listen_port: Option<u16>,
+    /// How the QUIC connection ids that it chooses name it, if they do.
+    pub quic: Option<Server>,
     pub routes: Routes,
     /// What it said of the routes that it was asked about, its own and the operator's.
     pub abilities: BTreeMap<RouteKey, Ability>,
@@ -151,6 +155,8 @@ pub enum ForwardMode {
     DsrL2,
     /// Wrapped in an outer IP header; the module unwraps, holds the VIP and answers the client directly.
     DsrIpip,
+    /// Likewise in a UDP datagram (Generic UDP Encapsulation).
+    Gue,
 }
 
 /// Whether a NATed backend sees our address as its client.
@@ -182,9 +188,9 @@ pub struct Route {
     /// Which modules an operator's route is for. A module's own route is always for that module.
     pub targets: Targets,
     /// Kept, returned, and not matched by the data path.
-    pub headers: BTreeMap<String, String>,
+    pub headers: Texts,
     pub path_pattern: String,
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Texts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -198,6 +204,10 @@ pub enum Destination {
     Prefix(IpNet),
 }
 
+/// What somebody attached to something, by key. Mostly it has no entry or a few, and there may be 100,000 of them: a tree
+/// would take half a KiB for the first entry.
+pub type Texts = LiteMap<String, String>;
+
 /// The modules that an operator's route is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -206,7 +216,24 @@ pub enum Targets {
     #[default]
     Implied,
     Type(ModuleType),
-    Instances(BTreeSet<String>),
+    Instances(InstanceIds),
+}
+
+/// Some instances: as small as a list, as quick to look into as a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeSet<String>")]
+pub struct InstanceIds(Box<[String]>);
+
+impl InstanceIds {
+    pub fn contains(&self, instance_id: &str) -> bool {
+        self.0.binary_search_by(|id| id.as_str().cmp(instance_id)).is_ok()
+    }
+}
+
+impl From<BTreeSet<String>> for InstanceIds {
+    fn from(ids: BTreeSet<String>) -> Self {
+        InstanceIds(ids.into_iter().collect())
+    }
 }
 
 /// The contract's application protocols.
@@ -285,7 +312,7 @@ impl Route {
         match module.mode {
             ForwardMode::Nat => self.listen_port.or(module.listen_port).or(self.port),
             // Direct server return leaves ports alone.
-            ForwardMode::DsrL2 | ForwardMode::DsrIpip => self.port,
+            ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => self.port,
         }
     }
 }
@@ -357,7 +384,7 @@ pub struct RateLimit {
     /// Units that may come at once; 0 is one second's worth of the highest of the rates.
     pub burst: u64,
     pub enabled: bool,
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Texts,
 }
 
 /// What a rate limit is for.

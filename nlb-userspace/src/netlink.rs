@@ -9,7 +9,7 @@ use futures_util::stream::StreamExt as _;
 use ipnet::IpNet;
 use nlb_common::net::Mac;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -17,16 +17,11 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 
+use crate::link::{Kind, Link};
+
 /// A connection to the kernel's routing tables.
 pub struct Netlink {
     handle: Handle,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Link {
-    pub mac: Mac,
-    pub mtu: u32,
-    pub is_veth: bool,
 }
 
 /// The way to an address.
@@ -63,25 +58,13 @@ impl Netlink {
         Ok((Netlink { handle }, notes))
     }
 
-    /// Links by index.
+    /// Links by index, but for those without MAC addresses.
     pub async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
         let mut links = HashMap::new();
         let mut answers = self.handle.link().get().execute();
         while let Some(message) = answers.try_next().await.context("listing links")? {
-            let (mut mac, mut mtu, mut is_veth) = (None, 0, false);
-            for attribute in message.attributes {
-                match attribute {
-                    LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new),
-                    LinkAttribute::Mtu(value) => mtu = value,
-                    LinkAttribute::LinkInfo(infos) => {
-                        is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth))
-                    }
-                    _ => {}
-                }
-            }
-            if let Some(mac) = mac {
-                links.insert(message.header.index, Link { mac, mtu, is_veth });
-            }
+            let ifindex = message.header.index;
+            links.extend(parse_link(message).map(|link| (ifindex, link)));
         }
         Ok(links)
     }
@@ -114,16 +97,23 @@ impl Netlink {
         Ok(macs)
     }
 
-    /// The kernel's choice of a way; `None` if there is none, or it ends on this host.
+    /// The kernel's choice of a way, by loopback if it ends on this host; `None` if there is none.
     pub async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
-        let question = match to {
-            IpAddr::V4(addr) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build()
-            }
-            IpAddr::V6(addr) => {
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build()
-            }
-        };
+        self.choose(to, None).await
+    }
+
+    /// The way of what comes from an address of this host, which policy rules may tell from others.
+    pub async fn route_from(&self, from: IpAddr, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+        self.choose(to, Some(from)).await
+    }
+
+    async fn choose(&self, to: IpAddr, from: Option<IpAddr>) -> anyhow::Result<Option<RouteTo>> {
+        let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        let mut question = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole(to))?;
+        if let Some(from) = from {
+            question = question.source_prefix(from, whole(from))?;
+        }
+        let question = question.build();
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
             Ok(answer) => Ok(answer.and_then(|message| parse_route(&message))),
@@ -144,6 +134,49 @@ impl Netlink {
             .replace();
         request.execute().await.with_context(|| format!("having the kernel resolve {addr}"))
     }
+}
+
+/// `None` for one that has no MAC address.
+fn parse_link(message: LinkMessage) -> Option<Link> {
+    let (mut mac, mut elsewhere) = (None, false);
+    let mut link = Link {
+        name: String::new(),
+        mac: Mac::NONE,
+        mtu: 0,
+        kind: Kind::Other,
+        below: None,
+        controller: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Link(ifindex) => link.below = Some(ifindex),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(ifindex) => link.controller = Some(ifindex),
+            LinkAttribute::LinkInfo(details) => {
+                link.kind = details.iter().find_map(kind).unwrap_or(Kind::Other);
+            }
+            _ => {}
+        }
+    }
+    link.below = link.below.filter(|_| !elsewhere);
+    Some(Link { mac: mac?, ..link })
+}
+
+fn kind(detail: &LinkInfo) -> Option<Kind> {
+    let LinkInfo::Kind(kind) = detail else { return None };
+    Some(match kind {
+        InfoKind::Veth => Kind::Veth,
+        InfoKind::Bridge => Kind::Bridge,
+        InfoKind::Bond => Kind::Bond,
+        InfoKind::Team => Kind::Team,
+        InfoKind::Vlan => Kind::Vlan,
+        InfoKind::MacVlan | InfoKind::MacVtap => Kind::MacVlan,
+        InfoKind::IpVlan | InfoKind::IpVtap => Kind::IpVlan,
+        _ => Kind::Other,
+    })
 }
 
 /// `None` for one that is still being asked.
@@ -171,7 +204,7 @@ fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> 
 }
 
 fn parse_route(message: &RouteMessage) -> Option<RouteTo> {
-    if message.header.kind != RouteType::Unicast {
+    if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
         return None;
     }
     let ip = |address: &RouteAddress| match address {

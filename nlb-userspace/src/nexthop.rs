@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nlb_common::abi::NextHop;
+use nlb_common::abi::{LOOPBACK, NextHop};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use crate::compile::{Hop, Hops};
 use crate::model::Desired;
 use crate::netlink::Netlink;
+use crate::wires::Wires;
 
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(10);
@@ -34,6 +35,7 @@ pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut asked: mpsc::Receiver<IpAddr>,
     hops: watch::Sender<Arc<Hops>>,
+    wires: Wires,
 ) -> anyhow::Result<()> {
     let (netlink, mut notes) = Netlink::open()?;
     let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
@@ -58,8 +60,13 @@ pub async fn run(
         let wanted = backends.iter().chain(temporary.keys()).copied().collect();
         let old = hops.borrow().clone();
         let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
+        if let Some(client) = fresh.filter(|addr| old.contains_key(addr))
+            && let Err(error) = resolve_from_vips(&netlink, client, &vips).await
+        {
+            debug!("{error:#}");
+        }
         let confirm = |addr| confirm_all || fresh == Some(addr);
-        match survey(&netlink, &wanted, &vips, remembered, confirm).await {
+        match survey(&netlink, &wires, &wanted, &vips, remembered, confirm).await {
             Ok(found) => {
                 hops.send_if_modified(|old| {
                     let changed = **old != found;
@@ -75,6 +82,22 @@ pub async fn run(
     }
 }
 
+/// A packet that is asked for although the way is known takes another one: policy rules send answers of a VIP elsewhere than
+/// this host's own packets. Its neighbours become known to the kernel, which the program asks itself.
+async fn resolve_from_vips(netlink: &Netlink, client: IpAddr, vips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+    let mut neighbours = BTreeSet::new();
+    for vip in vips.iter().filter(|vip| vip.is_ipv4() == client.is_ipv4()) {
+        // None from a VIP that this host does not hold.
+        if let Some(route) = netlink.route_from(*vip, client).await? {
+            neighbours.insert((route.ifindex, route.gateway.unwrap_or(client)));
+        }
+    }
+    for (ifindex, neighbour) in neighbours {
+        netlink.resolve(ifindex, neighbour).await?;
+    }
+    Ok(())
+}
+
 fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     let modules = desired.modules.values();
     modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
@@ -84,6 +107,7 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
 /// arrive as changes.
 async fn survey<'a>(
     netlink: &Netlink,
+    wires: &Wires,
     wanted: &BTreeSet<IpAddr>,
     vips: &BTreeSet<IpAddr>,
     remembered: impl Fn(IpAddr) -> Option<&'a Hop>,
@@ -100,19 +124,7 @@ async fn survey<'a>(
         let Some(route) = netlink.route(*addr).await? else { continue };
         let Some(link) = links.get(&route.ifindex) else { continue };
         let next = route.gateway.unwrap_or(*addr);
-        let neighbour = neighbours.get(&(route.ifindex, next)).copied();
-        if neighbour.flatten().is_none() || confirm(*addr) {
-            // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
-            if let Err(error) = netlink.resolve(route.ifindex, next).await {
-                debug!("{error:#}");
-            }
-        }
         let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
-        let mac = match neighbour {
-            Some(known) => known,
-            None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
-        };
-        let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let whole = if addr.is_ipv4() { 32 } else { 128 };
         let link_prefix = match route.gateway {
             Some(_) => whole,
@@ -120,8 +132,29 @@ async fn survey<'a>(
                 ours().filter(|net| net.contains(addr)).map(|net| net.prefix_len()).max().unwrap_or(whole)
             }
         };
+        let mtu = link.mtu.min(u16::MAX as u32) as u16;
+        if route.ifindex == LOOPBACK || wires.is_inward(link) {
+            // Packets go there through the kernel's stack, which knows its neighbours.
+            if let Some(source) = source(ours(), next, route.source, vips) {
+                let hop = NextHop::without_macs(route.ifindex);
+                hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: true });
+            }
+            continue;
+        }
+        let neighbour = neighbours.get(&(route.ifindex, next)).copied();
+        if neighbour.flatten().is_none() || confirm(*addr) {
+            // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
+            if let Err(error) = netlink.resolve(route.ifindex, next).await {
+                debug!("{error:#}");
+            }
+        }
+        let mac = match neighbour {
+            Some(known) => known,
+            None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
+        };
+        let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let hop = NextHop::new(mac, link.mac, route.ifindex);
-        hops.insert(*addr, Hop { hop, source, mtu: link.mtu.min(u16::MAX as u32) as u16, link_prefix });
+        hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: false });
     }
     Ok(hops)
 }

@@ -9,11 +9,12 @@
 //! So stopping after any change leaves maps that work: a new flow goes where it would have gone before, or where it will go
 //! after.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nlb_common::abi::{Address, AnyPort, Service};
+use nlb_common::abi::{Address, AnyPort, ServerKey, Service};
 
 use crate::compile::{Addr128, Rows};
 use crate::maps::Change;
@@ -33,13 +34,27 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
         new_rows(&current.services, &wanted.services).partition(|(id, _)| known(id));
     let (leave_sources, other_services): (Vec<_>, Vec<_>) =
         old_services.into_iter().partition(|(id, row)| by_source(&current.services[*id]) && !by_source(row));
+    let mut set_sources: Vec<_> = new_rows(&current.sources, &wanted.sources).collect();
+    set_sources.sort_by_key(|((_, prefix), _)| longest_first(prefix));
     let (old_sources, new_sources): (Vec<_>, Vec<_>) =
-        new_rows(&current.sources, &wanted.sources).partition(|((service, _), _)| known(service));
+        set_sources.into_iter().partition(|((service, _), _)| known(service));
     let is_read = |id: &u16| current.services.get(id).is_some_and(by_source);
     let (read_sources, unread_sources): (Vec<&_>, Vec<&_>) =
         gone(&current.sources, &wanted.sources).partition(|(service, _)| is_read(service));
-    let (sources_of_old, sources_of_gone): (Vec<&_>, Vec<&_>) =
+    let (mut sources_of_old, sources_of_gone): (Vec<&_>, Vec<&_>) =
         read_sources.into_iter().partition(|(service, _)| stays(service));
+    let is_met = |key: &ServerKey| current.services.get(&key.service()).is_some_and(|row| names(row, key));
+    let (met_servers, unmet_servers): (Vec<&_>, Vec<&_>) =
+        gone(&current.servers, &wanted.servers).partition(|key| is_met(key));
+    let (servers_of_old, servers_of_gone): (Vec<&_>, Vec<&_>) =
+        met_servers.into_iter().partition(|key| stays(&key.service()));
+    let (old_servers, new_servers): (Vec<_>, Vec<_>) =
+        new_rows(&current.servers, &wanted.servers).partition(|(key, _)| known(&key.service()));
+    sources_of_old.sort_by_key(|(_, prefix)| shortest_first(prefix));
+    let mut limited_sources: Vec<_> = new_rows(&current.limited_sources, &wanted.limited_sources).collect();
+    limited_sources.sort_by_key(|(prefix, _)| longest_first(prefix));
+    let mut unlimited_sources: Vec<_> = gone(&current.limited_sources, &wanted.limited_sources).collect();
+    unlimited_sources.sort_by_key(|prefix| shortest_first(prefix));
     let (old_pools, new_pools): (Vec<_>, Vec<_>) =
         new_rows(&current.pools, &wanted.pools).partition(|(id, _)| current.pools.contains_key(id));
 
@@ -49,8 +64,12 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
         |((service, prefix), pool): (&(u16, Addr128), &u16)| Change::SetSource(*service, *prefix, *pool);
     let clear_source = |(service, prefix): &(u16, Addr128)| Change::ClearSource(*service, *prefix);
 
+    let set_server = |(key, backend): (&ServerKey, &u16)| Change::SetServer(*key, *backend);
+    let clear_server = |key: &ServerKey| Change::ClearServer(*key);
+
     // What an attempt that failed left behind, and no packet reads yet.
     changes.extend(unread_sources.into_iter().map(clear_source));
+    changes.extend(unmet_servers.into_iter().map(clear_server));
 
     // Rate limits, before what they are for.
     for (id, row) in new_rows(&current.limits, &wanted.limits) {
@@ -61,8 +80,7 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
         }
     }
     changes.extend(
-        new_rows(&current.limited_sources, &wanted.limited_sources)
-            .map(|(prefix, limits)| Change::SetLimitedSource(*prefix, *limits)),
+        limited_sources.into_iter().map(|(prefix, limits)| Change::SetLimitedSource(*prefix, *limits)),
     );
     if current.common_limits != wanted.common_limits {
         changes.push(Change::SetCommonLimits(wanted.common_limits));
@@ -73,6 +91,7 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     changes
         .extend(new_rows(&current.backends, &wanted.backends).map(|(id, row)| Change::SetBackend(*id, *row)));
     changes.extend(new_rows(&current.vips, &wanted.vips).map(|(id, addr)| Change::SetVip(*id, *addr)));
+    changes.extend(new_servers.into_iter().map(set_server));
     changes.extend(new_pools.into_iter().map(set_pool));
     changes.extend(new_sources.into_iter().map(set_source));
     changes.extend(new_services.into_iter().map(set_service));
@@ -81,10 +100,12 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     // What stays: clients that go over to the pools of new prefixes, pools that change, clients that come from prefixes
     // which are gone.
     changes.extend(old_sources.into_iter().map(set_source));
+    changes.extend(old_servers.into_iter().map(set_server));
     changes.extend(other_services.into_iter().map(set_service));
     changes.extend(old_pools.into_iter().map(set_pool));
     changes.extend(leave_sources.into_iter().map(set_service));
     changes.extend(sources_of_old.into_iter().map(clear_source));
+    changes.extend(servers_of_old.into_iter().map(clear_server));
 
     // VIPs come and go, and with them their services for every port, which ports come over to whose own service is gone.
     changes.extend(addresses(&old_vips, &new_vips));
@@ -92,18 +113,32 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     changes.extend(addresses(&new_vips, &wanted.addresses));
     changes.extend(gone(&current.services, &wanted.services).map(|id| Change::ClearService(*id)));
     changes.extend(sources_of_gone.into_iter().map(clear_source));
+    changes.extend(servers_of_gone.into_iter().map(clear_server));
     changes.extend(gone(&current.pools, &wanted.pools).map(|id| Change::ClearPool(*id)));
     changes.extend(gone(&current.backends, &wanted.backends).map(|id| Change::ClearBackend(*id)));
-    changes.extend(
-        gone(&current.limited_sources, &wanted.limited_sources)
-            .map(|prefix| Change::ClearLimitedSource(*prefix)),
-    );
+    changes.extend(unlimited_sources.into_iter().map(|prefix| Change::ClearLimitedSource(*prefix)));
     changes.extend(gone(&current.limits, &wanted.limits).map(|id| Change::ClearLimit(*id)));
     changes
 }
 
+/// The order in which prefixes are set: a client never meets one between that which it will come under and that which it did.
+fn longest_first(prefix: &Addr128) -> Reverse<u8> {
+    Reverse(prefix.bits)
+}
+
+/// The order in which prefixes are cleared, for the same reason.
+fn shortest_first(prefix: &Addr128) -> u8 {
+    prefix.bits
+}
+
 fn by_source(service: &Service) -> bool {
     service.flags & Service::BY_SOURCE != 0
+}
+
+/// Whether packets of the service may name a server of this configuration, with an id of this length.
+fn names(service: &Service, key: &ServerKey) -> bool {
+    let server = key.server();
+    service.quic.of(server.config) == u32::from(server.len)
 }
 
 type Addresses = BTreeMap<IpAddr, Address>;

@@ -163,6 +163,7 @@ impl Registry {
                 }
             }
             refusal::check_suited(&registration, &registration.module.routes, &state.operator_routes)?;
+            refusal::check_server_id(&registration, &state.modules)?;
             let mut registration = registration;
             if let Some(old) = state.modules.get(&instance_id) {
                 // Until it is asked again, its last answers hold.

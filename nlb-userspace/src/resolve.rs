@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::model::DataAddresses;
 use crate::registry::Registry;
 use crate::vips::unusable;
+use crate::wires::Inward;
 
 /// A host as it was given.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,11 +47,13 @@ pub enum Unresolved {
 }
 
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+type Where = Pin<Box<dyn Future<Output = Option<Inward>> + Send>>;
 
-/// Looks names up.
+/// Looks names up, and knows which addresses are not on a wire.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<dyn Fn(String) -> Answer + Send + Sync>,
+    inward: Arc<dyn Fn(IpAddr) -> Where + Send + Sync>,
 }
 
 impl Resolver {
@@ -67,7 +70,28 @@ impl Resolver {
     where
         F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        Resolver { lookup: Arc::new(move |name| Box::pin(lookup(name))) }
+        Resolver {
+            lookup: Arc::new(move |name| Box::pin(lookup(name))),
+            inward: Arc::new(|_| Box::pin(async { None })),
+        }
+    }
+
+    /// The same, with somebody who tells what is inward; else nothing is.
+    pub fn with_inward<F>(self, inward: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Option<Inward>> + Send + 'static,
+    {
+        Resolver { inward: Arc::new(move |address| Box::pin(inward(address))), ..self }
+    }
+
+    /// The first of these addresses that is not reached by a wire, and where it is.
+    pub async fn first_inward(&self, data: DataAddresses) -> Option<(IpAddr, Inward)> {
+        for address in data.v4.map(IpAddr::V4).into_iter().chain(data.v6.map(IpAddr::V6)) {
+            if let Some(inward) = (self.inward)(address).await {
+                return Some((address, inward));
+            }
+        }
+        None
     }
 
     /// The addresses that traffic for these hosts goes to. Where a name has several of one family, the one in use is
@@ -271,6 +295,17 @@ mod tests {
         assert!(refused.to_string().contains("loopback"), "{refused}");
         let refused = resolver(&[]).resolve(&name(), DataAddresses::default()).await.unwrap_err();
         assert!(refused.to_string().contains("without addresses"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn tells_what_is_on_this_host() {
+        let resolver =
+            resolver(&[]).with_inward(|address| async move { address.is_ipv6().then_some(Inward::OwnHost) });
+        let v4 = DataAddresses { v4: Some("10.0.0.1".parse().unwrap()), v6: None };
+        let both = DataAddresses { v6: Some("2001:db8::1".parse().unwrap()), ..v4 };
+        assert_eq!(resolver.first_inward(v4).await, None);
+        let found = Some(("2001:db8::1".parse().unwrap(), Inward::OwnHost));
+        assert_eq!(resolver.first_inward(both).await, found);
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! `nlb serve`: puts the daemon together and runs it until it is told to stop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -11,9 +14,11 @@ use tracing::{info, warn};
 use crate::config::{Config, Configuration};
 use crate::grpc::{self, Control, Peers, Prober};
 use crate::metrics::{Recorder, Sources};
+use crate::netlink::Netlink;
 use crate::registry::{Now, Registry};
 use crate::resolve::{self, Resolver};
-use crate::{datapath, health, lease, promotion, shutdown, store, upcall, wish};
+use crate::wires::{Inward, Wires};
+use crate::{alarms, datapath, descriptors, health, lease, promotion, shutdown, store, upcall, wish};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -21,6 +26,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
+    descriptors::make_room(config.registry.max_modules)?;
     let _claimed = store::claim(&config.state_dir)?;
     let registry = Arc::new(restored(&config)?);
     let listener = TcpListener::bind(config.grpc).await;
@@ -45,7 +51,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     };
     let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
     tasks.spawn(async move { match recorder.run().await {} });
-    let resolver = Resolver::system();
+    let resolver = Resolver::system().with_inward(inward_addresses(&config)?);
     let (leases, names) =
         (lease::watch(registry.clone()), resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY));
     let promotions = promotion::watch(registry.clone(), traffic.clone());
@@ -55,10 +61,11 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let resets = health::passive::watch(registry.clone(), traffic.clone());
     tasks.spawn(async move { match checks.await {} });
     tasks.spawn(async move { match resets.await {} });
+    let alarms = alarms::watch(traffic.clone());
+    tasks.spawn(async move { match alarms.await {} });
     tasks.spawn(async move { match leases.await {} });
     tasks.spawn(async move { match promotions.await {} });
     tasks.spawn(async move { match names.await {} });
-    let peers = Peers::default();
     let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
     tasks.spawn(async move { match abilities.await {} });
     let wishes = grpc::ask_wishes(registry.clone(), peers.clone(), wish::EVERY);
@@ -116,6 +123,24 @@ fn restored(config: &Config) -> anyhow::Result<Registry> {
     })?;
     info!(routes, limits, directory = %directory.display(), "what operators had set is in force");
     Ok(registry)
+}
+
+/// Tells which addresses are inward; where the kernel does not answer, none is known to be.
+fn inward_addresses(
+    config: &Config,
+) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Inward>> + use<>> {
+    let wires = Wires::new(&config.interfaces);
+    let netlink = Arc::new(Netlink::open()?.0);
+    Ok(move |address| {
+        let (wires, netlink) = (wires.clone(), netlink.clone());
+        async move {
+            wires.inward(&netlink, address).await.unwrap_or_else(|error| {
+                warn!("whether {address} is on this host is not known: {error:#}");
+                None
+            })
+        }
+        .boxed()
+    })
 }
 
 fn vips(config: &Config) -> String {

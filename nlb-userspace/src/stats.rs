@@ -20,7 +20,7 @@ use crate::reconcile::Applied;
 /// The data path's counts at one moment. Counters only grow; gauges say how it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Traffic {
-    pub backends: BTreeMap<Backend, Counts>,
+    pub backends: BTreeMap<Arc<Backend>, Counts>,
     /// Gauge: flows by service.
     pub service_flows: BTreeMap<(IpAddr, u16, L4), u64>,
     /// By limit id, since the limit was set.

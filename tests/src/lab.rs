@@ -8,6 +8,9 @@
 //!                                                                      back ----+----- module ----+
 //! ```
 //!
+//! On one host, as containers make it: the NLB's host has a bridge of its own, with the modules behind it, and whatever
+//! offloads veths have by themselves; its clients are on a segment as above.
+//!
 //! A segment is a bridge in a namespace of its own, so that nothing of the host's network is involved. Everything is
 //! named `nlb-<pid>-<n>-...`: what a killed process leaves behind is removed by whoever builds a lab next.
 
@@ -27,6 +30,12 @@ pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 
 const FAMILY: &str = "nlb";
+/// Bridges that are segments.
+const LAN: &str = "lan";
+const FRONT: &str = "front";
+const BACK: &str = "back";
+/// What the NLB's addresses end with.
+const NLB: u8 = 1;
 /// Logs and other files of labs, below a directory that only root can write.
 const FILES: &str = "/run/nlb-lab";
 
@@ -37,8 +46,9 @@ pub struct Lab {
     pub modules: Vec<Host>,
     /// The modules' own way out, where there is one.
     pub gateway: Option<Host>,
-    _switch: Namespace,
-    name: String,
+    /// That the NLB's `eth0`, `eth1` are on.
+    segments: &'static [&'static str],
+    site: Site,
 }
 
 /// A host of the lab: its namespace, and its address in each family on `eth0`.
@@ -62,20 +72,20 @@ impl Lab {
     /// Everybody on one segment; the NLB has the one interface `eth0`.
     pub fn one_arm(clients: usize, modules: usize) -> Result<Lab> {
         let site = Site::new()?;
-        let lan = site.segment("lan", 0)?;
-        let nlb = lan.host("nlb", 1)?;
+        let lan = site.segment(LAN, 0)?;
+        let nlb = lan.host("nlb", NLB)?;
         let clients = lan.hosts("client", clients, 10)?;
         let modules = lan.hosts("module", modules, 20)?;
         hold_vips(&nlb)?;
-        Ok(Lab { clients, nlb, modules, gateway: None, _switch: site.switch, name: site.name })
+        Ok(Lab { clients, nlb, modules, gateway: None, segments: &[LAN], site })
     }
 
     /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`, its address ends alike).
     pub fn two_arm(clients: usize, modules: usize, default_route: DefaultRoute) -> Result<Lab> {
         let site = Site::new()?;
-        let front = site.segment("front", 0)?;
-        let back = site.segment("back", 1)?;
-        let nlb = site.router("nlb", 1, &front, &back)?;
+        let front = site.segment(FRONT, 0)?;
+        let back = site.segment(BACK, 1)?;
+        let nlb = site.router("nlb", NLB, &front, &back)?;
         let clients = front.hosts("client", clients, 10)?;
         let modules = back.hosts("module", modules, 20)?;
         let gateway = match default_route {
@@ -90,17 +100,46 @@ impl Lab {
             module.add_default_routes(back.v4(way_out).into(), back.v6(way_out).into())?;
         }
         hold_vips(&nlb)?;
-        Ok(Lab { clients, nlb, modules, gateway, _switch: site.switch, name: site.name })
+        Ok(Lab { clients, nlb, modules, gateway, segments: &[FRONT, BACK], site })
+    }
+
+    /// The modules are in containers of the NLB's host, on its bridge `br0`; clients are on the segment of its `eth0`.
+    pub fn same_host(clients: usize, modules: usize) -> Result<Lab> {
+        let site = Site::new()?;
+        let front = site.segment(FRONT, 0)?;
+        let nlb = front.host("nlb", NLB)?;
+        let clients = front.hosts("client", clients, 10)?;
+        let modules = site.containers(&nlb, 1, modules)?;
+        // As strict about forged sources (RFC 3704) as the most careful of distributions.
+        nlb.netns.sysctl("net/ipv4/conf/all/rp_filter", 1)?;
+        hold_vips(&nlb)?;
+        Ok(Lab { clients, nlb, modules, gateway: None, segments: &[FRONT], site })
+    }
+
+    /// Removes the NLB's interface to a segment, with its cable. The answer is its MAC address.
+    pub fn unplug(&self, interface: &str) -> Result<String> {
+        let mac = self.nlb.netns.mac(interface)?;
+        self.nlb.netns.ip(&["link", "delete", interface])?;
+        Ok(mac)
+    }
+
+    /// Puts an interface like the one that was removed in its place.
+    pub fn plug(&self, interface: &str, mac: &str) -> Result<()> {
+        let number = if interface == "eth0" { 0 } else { 1 };
+        let segment = Segment { site: &self.site, bridge: self.segments[number], number: number as u8 };
+        segment.attach(&self.nlb.netns, interface, "nlb", NLB)?;
+        self.nlb.netns.ip(&["link", "set", interface, "address", mac])?;
+        if number == 0 { hold_vips(&self.nlb) } else { Ok(()) }
     }
 
     /// Unique among all labs.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.site.name
     }
 
     /// A directory that goes with the lab.
     pub fn files(&self) -> PathBuf {
-        Path::new(FILES).join(&self.name)
+        Path::new(FILES).join(&self.site.name)
     }
 
     /// Starts a command of one of the hosts; see [`Process::start`].
@@ -111,8 +150,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Err(error) = remove_files(&self.name) {
-            eprintln!("files of lab {} are left behind: {error:#}", self.name);
+        if let Err(error) = remove_files(&self.site.name) {
+            eprintln!("files of lab {} are left behind: {error:#}", self.site.name);
         }
     }
 }
@@ -132,7 +171,8 @@ impl Host {
     }
 }
 
-/// A lab under construction: its name, and the namespace in which its bridges live.
+/// Where a lab is: its name, and the namespace in which its bridges live.
+#[derive(Debug)]
 struct Site {
     name: String,
     switch: Namespace,
@@ -148,6 +188,47 @@ impl Site {
             .with_context(|| format!("creating {} (this needs root)", files.display()))?;
         let switch = Namespace::create(format!("{name}-switch"))?;
         Ok(Site { name, switch })
+    }
+
+    /// Namespaces on a bridge of the host's, which forwards for them: what a container engine makes.
+    fn containers(&self, host: &Host, number: u8, count: usize) -> Result<Vec<Host>> {
+        const BRIDGE: &str = "br0";
+        let (v4, v6) = (network_v4(number), network_v6(number));
+        host.netns.ip(&["link", "add", BRIDGE, "type", "bridge"])?;
+        host.netns.ip(&["link", "set", BRIDGE, "up"])?;
+        host.netns.add_address(BRIDGE, v4(1).into(), 24)?;
+        host.netns.add_address(BRIDGE, v6(1).into(), 64)?;
+        host.netns.sysctl("net/ipv4/ip_forward", 1)?;
+        host.netns.sysctl("net/ipv6/conf/all/forwarding", 1)?;
+        (20..)
+            .take(count)
+            .enumerate()
+            .map(|(i, at)| {
+                let netns = Namespace::create(format!("{}-module{i}", self.name))?;
+                let port = format!("veth{i}");
+                host.netns.ip(&[
+                    "link",
+                    "add",
+                    &port,
+                    "master",
+                    BRIDGE,
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    "eth0",
+                    "netns",
+                    netns.name(),
+                ])?;
+                host.netns.ip(&["link", "set", &port, "up"])?;
+                netns.ip(&["link", "set", "eth0", "up"])?;
+                let container = Host { netns, v4: v4(at), v6: v6(at) };
+                container.netns.add_address("eth0", container.v4.into(), 24)?;
+                container.netns.add_address("eth0", container.v6.into(), 64)?;
+                container.add_default_routes(v4(1).into(), v6(1).into())?;
+                Ok(container)
+            })
+            .collect()
     }
 
     fn segment(&self, bridge: &'static str, number: u8) -> Result<Segment<'_>> {
@@ -197,12 +278,20 @@ impl Segment<'_> {
     }
 
     fn v4(&self, number: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77, self.number, number)
+        network_v4(self.number)(number)
     }
 
     fn v6(&self, number: u8) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd77, 0, 0, self.number.into(), 0, 0, 0, number.into())
+        network_v6(self.number)(number)
     }
+}
+
+fn network_v4(network: u8) -> impl Fn(u8) -> Ipv4Addr {
+    move |host| Ipv4Addr::new(10, 77, network, host)
+}
+
+fn network_v6(network: u8) -> impl Fn(u8) -> Ipv6Addr {
+    move |host| Ipv6Addr::new(0xfd77, 0, 0, network.into(), 0, 0, 0, host.into())
 }
 
 /// The kernel of the NLB's host answers ARP and neighbour discovery for the VIPs.

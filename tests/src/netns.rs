@@ -40,21 +40,32 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// That of a running process, such as a container's. Dropped, it ends with all that runs in it, like any other.
+    pub fn of_process(name: String, pid: &str) -> Result<Namespace> {
+        ip(&["netns", "attach", &name, pid])?;
+        Ok(Namespace { name })
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Runs a closure on a thread of its own inside the namespace. Sockets it opens stay there.
     pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T> {
-        let namespace =
-            File::open(self.path()).with_context(|| format!("opening namespace {}", self.name))?;
-        let entered = thread::scope(|scope| {
+        thread::scope(|scope| {
             scope
-                .spawn(|| setns(&namespace, CloneFlags::CLONE_NEWNET).map(|()| inside()))
+                .spawn(|| self.enter().map(|()| inside()))
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        entered.with_context(|| format!("entering namespace {} (this needs root)", self.name))
+        })
+    }
+
+    /// Moves the calling thread into the namespace for good.
+    pub fn enter(&self) -> Result<()> {
+        let namespace =
+            File::open(self.path()).with_context(|| format!("opening namespace {}", self.name))?;
+        setns(&namespace, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering namespace {} (this needs root)", self.name))
     }
 
     /// A command that will run inside. It is killed when the thread that starts it ends, whatever ends that.
@@ -80,6 +91,13 @@ impl Namespace {
 
     pub fn add_default_route(&self, via: IpAddr) -> Result<()> {
         self.ip(&["route", "add", "default", "via", &via.to_string()]).map(drop)
+    }
+
+    /// The MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<String> {
+        let shown = self.ip(&["-o", "link", "show", interface])?;
+        let mac = shown.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next());
+        Ok(mac.with_context(|| format!("no MAC address: {shown}"))?.to_owned())
     }
 
     /// Sets a kernel parameter, named by its path below /proc/sys.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::lab::{Host, Lab, VIP4, VIP6};
+use crate::netns::output;
 use crate::process::Process;
 
 /// Where the daemon's gRPC server listens in every lab, on the address of its host's `eth0`.
@@ -16,7 +17,8 @@ pub const GRPC_PORT: u16 = 50051;
 /// Where echo modules listen.
 pub const ECHO_PORT: u16 = 8080;
 
-const START: Duration = Duration::from_secs(15);
+/// An emulated machine takes its time to check the programs.
+const START: Duration = Duration::from_secs(120);
 
 /// Starts the daemon on these interfaces, with what operators of this lab had set, and waits until it answers.
 pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
@@ -38,6 +40,12 @@ pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
 
 pub fn grpc(lab: &Lab) -> SocketAddr {
     SocketAddr::new(lab.nlb.v4.into(), GRPC_PORT)
+}
+
+/// Asks the daemon something on the command line.
+pub fn ask(lab: &Lab, args: &[&str]) -> Result<String> {
+    let mut command = lab.nlb.netns.command(built("nlb")?);
+    output(command.args(["--server", &grpc(lab).to_string()]).args(args))
 }
 
 /// Starts an echo module on a host. It listens at `ECHO_PORT` and serves the VIPs' port 80, unless the arguments name

@@ -80,11 +80,13 @@ pub fn as_root(program: impl AsRef<Path>) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a `cargo test` that builds as the user who calls and tests as root, by way of cargo's runner setting, with these
-/// variables and arguments for the tests.
+/// Runs a `cargo test` that builds as the user who calls and tests as root, with these variables and arguments for the tests.
 pub fn run_tests_as_root(cargo: &mut Command, variables: &[String], arguments: &[&str]) -> Result<()> {
-    let mut runner = as_root("env")?;
-    runner.args(variables);
+    run_tests_by(as_root("env")?.args(variables), cargo, arguments)
+}
+
+/// Runs a `cargo test` whose test binaries are handed to a command of ours, by way of cargo's runner setting.
+pub fn run_tests_by(runner: &Command, cargo: &mut Command, arguments: &[&str]) -> Result<()> {
     let words = [runner.get_program()].into_iter().chain(runner.get_args());
     let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
     cargo.arg("--config").arg(format!("target.'cfg(unix)'.runner = [{}]", words.join(", ")));

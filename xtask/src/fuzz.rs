@@ -1,8 +1,10 @@
 //! `cargo xtask fuzz`: generated input for as long as one likes, where `cargo xtask test` takes a few thousand pieces of it.
 
+use std::fs;
+use std::process::Command;
 use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{command, setup, workspace};
 
@@ -14,6 +16,12 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Part {
+    /// Bytes made from those that reached something new, through the packet logic on this host (libFuzzer)
+    Parsers {
+        /// How long to go on
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Sequences of packets and table changes, through the XDP program and through an independent model of it
     Packets {
         /// How long to go on
@@ -26,12 +34,53 @@ enum Part {
 }
 
 pub fn fuzz(args: &Args) -> Result<()> {
-    let Part::Packets { seconds, seed } = args.part;
+    setup::setup()?;
+    match args.part {
+        Part::Parsers { seconds } => parsers(&format!("-max_total_time={seconds}")),
+        Part::Packets { seconds, seed } => packets(seconds, seed),
+    }
+}
+
+/// As many inputs as a check of everything has time for.
+pub fn parsers_for_a_while() -> Result<()> {
+    parsers("-runs=1000000")
+}
+
+/// Instruments code so that libFuzzer sees which edges an input reached, and what was compared with what.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
+
+/// What was learned stays in target/fuzz/corpus for the next run.
+fn parsers(until: &str) -> Result<()> {
+    let fuzz = workspace::root().join("target/fuzz");
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut cargo = workspace::cargo("build");
+    cargo.args(["--release", "--package", "nlb-fuzz", "--target", &host, "--target-dir"]).arg(&fuzz);
+    command::run(cargo.env("RUSTFLAGS", COVERAGE))?;
+
+    let corpus = fuzz.join("corpus");
+    fs::create_dir_all(&corpus)?;
+    let mut fuzzer = Command::new(fuzz.join(host).join("release/fuzz-parsers"));
+    fuzzer.arg(&corpus).args([
+        until,
+        "-max_len=300",
+        "-use_value_profile=1",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    ]);
+    fuzzer.arg(format!("-artifact_prefix={}/", fuzz.display()));
+    command::run(&mut fuzzer).context(
+        "an input was found that goes wrong; its file is named above. Run the program on that file alone to see it again",
+    )
+}
+
+/// Through the XDP program in the kernel.
+fn packets(seconds: u64, seed: Option<u64>) -> Result<()> {
     let seed = match seed {
         Some(seed) => seed,
         None => SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64,
     };
-    setup::setup()?;
     let mut cargo = workspace::cargo("test");
     cargo.args(["--quiet", "--package", "nlb-tests", "--test", "packets"]);
     let settings = [format!("NLB_FUZZ_SECONDS={seconds}"), format!("NLB_FUZZ_SEED={seed}")];

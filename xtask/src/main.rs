@@ -12,11 +12,14 @@ mod bench;
 mod bpf_toolchain;
 mod command;
 mod fuzz;
+mod image;
 mod proto;
 mod run;
 mod setup;
 mod test;
 mod tidy;
+mod verify;
+mod vm;
 mod workspace;
 
 /// Project tasks of the MarchProxy NLB
@@ -48,6 +51,13 @@ enum Task {
     Test,
     /// Set up, then look for packets that the XDP program treats otherwise than its model: `cargo xtask fuzz packets`
     Fuzz(fuzz::Args),
+    /// Set up, then have kernels check the XDP programs and run packets through them: the running one, or others in virtual
+    /// machines
+    Verify(verify::Args),
+    /// Run a program in a virtual machine with another kernel
+    Vm(vm::Args),
+    /// Set up, then build container images of the daemon and the echo example: marchproxy/nlb, marchproxy/echo
+    Image,
     /// The wire contract: check it, or generate clients in another language
     #[command(subcommand)]
     Proto(proto::Task),
@@ -63,6 +73,9 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::bench(&args),
         Task::Test => test::test(),
         Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Verify(args) => verify::verify(&args),
+        Task::Vm(args) => vm::run(&args),
+        Task::Image => image::image(),
         Task::Proto(task) => proto::run(&task),
         Task::Tidy => tidy::tidy(),
     };

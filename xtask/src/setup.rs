@@ -16,7 +16,10 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Programs that building, the demo and the tests start, and the Debian packages they come in.
 const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
+    ("dockerd", "docker.io"),
     ("ethtool", "ethtool"),
+    // libFuzzer is compiled from source.
+    ("g++", "g++"),
     ("go", "golang-go"),
     ("grpc_python_plugin", "protobuf-compiler-grpc"),
     ("ip", "iproute2"),
@@ -163,7 +166,7 @@ fn llvm_feature(compiler: &Compiler) -> String {
 }
 
 /// Administrators' programs are installed where a user's PATH may not lead.
-fn find_installed(program: &str) -> Option<PathBuf> {
+pub fn find_installed(program: &str) -> Option<PathBuf> {
     let sbin = ["/usr/sbin", "/sbin"]
         .map(|dir| Path::new(dir).join(program))
         .into_iter()

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{command, setup, tidy, workspace};
+use crate::{command, fuzz, image, setup, tidy, workspace};
 
 type Check = (&'static str, fn() -> Result<()>);
 
@@ -15,6 +15,7 @@ const CHECKS: &[Check] = &[
     ("clippy", clippy),
     ("clippy of the XDP programs", clippy_ebpf),
     ("unit tests", unit_tests),
+    ("fuzzing of the parsers", fuzz::parsers_for_a_while),
     ("privileged tests", privileged_tests),
 ];
 
@@ -61,7 +62,7 @@ fn unit_tests() -> Result<()> {
 }
 
 /// Built as the user who calls, run as root by way of cargo's runner setting. They start the daemon and the modules
-/// that are built first.
+/// that are built first, some of them in containers.
 fn privileged_tests() -> Result<()> {
     command::run(workspace::cargo("build").args([
         "--package",
@@ -73,6 +74,8 @@ fn privileged_tests() -> Result<()> {
         "--example",
         "echo",
     ]))?;
+    // What the tests with a container engine build their images of.
+    image::stage("dev")?;
     let mut cargo = workspace::cargo("test");
     cargo.args(["--package", "nlb-tests"]);
     command::run_tests_as_root(&mut cargo, &[], &[])

@@ -130,10 +130,10 @@ impl Entry {
         }
     }
 
-    /// Forgets the flow.
+    /// Forgets the flow. `false` if another CPU was faster: it lives on, or is another's.
     #[inline(always)]
-    pub fn remove(&self, state: State) {
-        let _ = self.state.exchange(state.0, FREE);
+    pub fn remove(&self, state: State) -> bool {
+        self.state.exchange(state.0, FREE)
     }
 
     /// Replaces what the entry says about its own flow. `false` if another CPU was faster.

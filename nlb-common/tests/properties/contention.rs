@@ -63,7 +63,7 @@ fn hammer(bucket: &Bucket, thread: u64) -> u64 {
                     0..=2 => {
                         bucket.entries[way].touch(state, state.phase() | phase::ESTABLISHED, round as u16)
                     }
-                    3 => bucket.entries[way].remove(state),
+                    3 => drop(bucket.entries[way].remove(state)),
                     _ => {}
                 }
             }

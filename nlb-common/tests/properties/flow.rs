@@ -119,7 +119,7 @@ fn filled(standings: &[Standing], now: u16) -> Bucket {
     for (id, standing) in standings.iter().enumerate() {
         let (way, old) = bucket.find(&key(id as u64)).expect("just recorded");
         match standing {
-            Standing::Free => bucket.entries[way].remove(old),
+            Standing::Free => assert!(bucket.entries[way].remove(old)),
             _ => assert!(bucket.entries[way].replace(old, entry(id as u64, *standing, now))),
         }
     }

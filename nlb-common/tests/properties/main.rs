@@ -5,8 +5,10 @@
 mod checksum;
 mod contention;
 mod flow;
+mod gue;
 mod limit;
 mod packet;
 mod parse;
+mod quic;
 mod rewrite;
 mod upcall;

@@ -119,6 +119,11 @@ impl From<Ip> for Addr {
 }
 
 impl Spec {
+    /// UDP without a checksum.
+    pub fn unchecked_udp(&self) -> bool {
+        self.unchecked && self.l4 == L4::Udp
+    }
+
     pub fn is_v6(&self) -> bool {
         matches!(self.src, Ip::V6(_))
     }
@@ -190,7 +195,7 @@ impl Spec {
 
     fn segment(&self) -> Vec<u8> {
         let sum = match checksum(&[&self.pseudo_header(), &self.l4_bytes(0)]) {
-            _ if self.l4 == L4::Udp && self.unchecked => 0,
+            _ if self.unchecked_udp() => 0,
             0 if self.l4 == L4::Udp => 0xffff,
             sum => sum,
         };

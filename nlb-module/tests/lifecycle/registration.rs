@@ -14,13 +14,16 @@ use super::mirror::{SOON, control, exchange, route, run};
 #[tokio::test]
 async fn registers_serves_and_reports() {
     let nlb = FakeNlb::start().await;
-    let running = run(&nlb.url(), |instance| instance.weight(40).metadata("forward_mode", "nat"));
+    let running = run(&nlb.url(), |instance| {
+        instance.weight(40).metadata("forward_mode", "nat").quic_server(3, &[0x0a, 0xb1])
+    });
     nlb.until("a registration", |seen| !seen.registrations.is_empty()).await;
     let registration = nlb.see(|seen| seen.registrations[0].clone());
     let instance = registration.instance.expect("an instance");
     assert_eq!((instance.instance_id.as_str(), instance.version.as_str()), ("mirror-1", "v1"));
     assert_eq!((instance.traffic_weight, instance.module_type()), (40, ModuleType::Alb));
     assert_eq!(instance.metadata["forward_mode"], "nat");
+    assert_eq!((&*instance.metadata["quic_server_id"], &*instance.metadata["quic_config_id"]), ("0ab1", "3"));
     assert_eq!(registration.initial_routes, [route("web", 80)]);
 
     let mut stream = running.connect().await;

@@ -1,4 +1,6 @@
-//! `nlb decap`: the receiving end of dsr-ipip.
+//! `nlb decap`: the receiving end of dsr-ipip and gue.
+
+use nlb_common::gue;
 
 use crate::config::{Net, XdpMode};
 use crate::decap;
@@ -11,6 +13,9 @@ pub struct Settings {
     /// The NLBs: addresses or CIDRs from which tunnelled packets are accepted [repeat, or separate by commas]
     #[arg(long, value_name = "ADDRESS|CIDR", value_delimiter = ',', required = true)]
     peer: Vec<Net>,
+    /// The NLBs' --gue-port
+    #[arg(long, value_name = "PORT", default_value_t = gue::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    gue_port: u16,
     /// Where in the kernel packets are met
     #[arg(long, value_enum, default_value = "auto")]
     xdp_mode: XdpMode,
@@ -18,5 +23,5 @@ pub struct Settings {
 
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let peers: Vec<_> = settings.peer.iter().map(|peer| peer.0).collect();
-    decap::run(&settings.iface, &peers, settings.xdp_mode).await
+    decap::run(&settings.iface, &peers, settings.gue_port, settings.xdp_mode).await
 }

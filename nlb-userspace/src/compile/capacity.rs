@@ -2,11 +2,15 @@
 //! everybody's changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::counted::Counted;
 use super::pools::Pool;
-use super::{Limits, Offers, TooMany, classifier};
+use super::{Limits, Offers, SOURCE_PREFIXES, TooMany, classifier};
 use crate::model::{Backend, Desired};
+
+/// Connection ids are as many for each service as there are modules that they name.
+pub const SERVERS: &str = "QUIC server ids, counted for each service";
 
 /// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
 /// of `limits.addresses` more.
@@ -14,19 +18,31 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
     let offers = Offers::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
     let services = classifier::services(&offers.by_vip, desired);
     // Those that do not fit below share a number here.
-    let numbers: BTreeMap<&Backend, u16> =
-        offers.backends.keys().zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX))).collect();
+    let numbers: BTreeMap<&Backend, u16> = offers
+        .backends
+        .keys()
+        .map(Arc::as_ref)
+        .zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX)))
+        .collect();
     let pool = |winners: &Vec<_>| Pool::new(winners, desired, |backend| numbers[backend]);
     let pools: BTreeSet<Pool> =
         services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
-    for (what, count, max, flag) in [
-        ("backends", offers.backends.len(), limits.backends, "--max-backends"),
-        ("services", services.len(), limits.services, "--max-services"),
-        ("pools", pools.len(), limits.pools, "--max-pools"),
-        ("VIPs and source addresses", offers.by_vip.len(), limits.addresses, "--max-vips"),
-        ("rate limits", super::limits::enabled(desired).count(), limits.rate_limits, "--max-rate-limits"),
+    let servers = services.iter().map(|service| service.named.len()).sum();
+    let prefixes = classifier::source_prefixes(&services);
+    for ((what, flag), count, max) in [
+        (("backends", "--max-backends"), offers.backends.len(), limits.backends.into()),
+        (("services", "--max-services"), services.len(), limits.services.into()),
+        (("pools", "--max-pools"), pools.len(), limits.pools.into()),
+        (("VIPs and source addresses", "--max-vips"), offers.by_vip.len(), limits.addresses.into()),
+        (
+            ("rate limits", "--max-rate-limits"),
+            super::limits::enabled(desired).count(),
+            limits.rate_limits.into(),
+        ),
+        (SOURCE_PREFIXES, prefixes, limits.source_prefixes),
+        ((SERVERS, "--max-backends"), servers, limits.backends.into()),
     ] {
-        if count > usize::from(max) {
+        if count > max as usize {
             return Err(TooMany { what, max, flag });
         }
     }
@@ -37,8 +53,18 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
 mod tests {
     use super::*;
     use crate::compile::{Hops, MapImage, compile};
-    use crate::model::Route;
+    use crate::model::{Protocol, Route, Routes, Server};
     use crate::registry::fixtures::{registration, route};
+
+    const PLENTY: Limits = Limits {
+        backends: 100,
+        services: 100,
+        pools: 100,
+        addresses: 100,
+        rate_limits: 100,
+        source_prefixes: 100,
+        counted_routes: 100,
+    };
 
     /// Two modules with two services on two VIPs, and a third for some of the clients of one.
     fn desired() -> Desired {
@@ -56,33 +82,45 @@ mod tests {
         desired
     }
 
+    /// One module behind two VIPs is one backend, with a name for each.
+    #[test]
+    fn connection_ids_are_counted_for_each_service() {
+        let mut desired = desired();
+        desired.modules.clear();
+        let mut module = registration("quic-1").module;
+        module.quic = Server::new(0, &[1]);
+        module.routes = Routes::unit("quic".into(), Route { protocol: Protocol::Udp, ..route(443) }.into());
+        desired.modules.insert("quic-1".into(), module.into());
+        desired.operator_routes.clear();
+        for (backends, refused) in [(1, true), (2, false)] {
+            let limits = Limits { backends, ..PLENTY };
+            let fits = fits(&desired, &limits).err();
+            let compiled = compile(&desired, &Hops::new(), &MapImage::empty(limits)).err();
+            assert_eq!(fits, compiled);
+            assert_eq!(fits.is_some_and(|why| why.what == SERVERS), refused, "room for {backends}");
+        }
+    }
+
     #[test]
     fn agrees_with_the_compiler() {
         let desired = desired();
-        let plenty = Limits {
-            backends: 100,
-            services: 100,
-            pools: 100,
-            addresses: 100,
-            rate_limits: 100,
-            counted_routes: 100,
-        };
         let refuses = |limits: &Limits| {
             let fits = fits(&desired, limits).err();
             let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits)).err();
             assert_eq!(fits, compiled, "{limits:?}");
             fits.is_some()
         };
-        assert!(!refuses(&plenty));
+        assert!(!refuses(&PLENTY));
         type Narrow = fn(Limits, u16) -> Limits;
-        let narrow: [Narrow; 4] = [
+        let narrow: [Narrow; 5] = [
             |limits, backends| Limits { backends, ..limits },
             |limits, services| Limits { services, ..limits },
             |limits, pools| Limits { pools, ..limits },
             |limits, addresses| Limits { addresses, ..limits },
+            |limits, prefixes| Limits { source_prefixes: prefixes.into(), ..limits },
         ];
         for narrow in narrow {
-            let least = (1..=100).find(|room| !refuses(&narrow(plenty, *room)));
+            let least = (1..=100).find(|room| !refuses(&narrow(PLENTY, *room)));
             assert!(least.is_some_and(|least| least > 1), "{least:?}");
         }
     }

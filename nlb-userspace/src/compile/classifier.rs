@@ -8,10 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey};
+use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey, Server};
 
 /// An instance that serves a route on one VIP.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ pub struct Offer<'a> {
     pub route: &'a Route,
     /// How exactly the route names the VIP.
     pub destination_bits: u8,
-    pub backend: Backend,
+    pub backend: Arc<Backend>,
     pub module: &'a Module,
 }
 
@@ -52,6 +53,19 @@ pub struct ServiceKey {
 pub struct Service<'a> {
     pub key: ServiceKey,
     pub pools: BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>>,
+    /// Those that QUIC's connection ids may name, whether they win new flows or not: their connections are older.
+    pub named: BTreeMap<Server, &'a Offer<'a>>,
+}
+
+/// Rows that the sources of these services take: a service that tells its clients apart has one for each prefix.
+pub fn source_prefixes(services: &[Service]) -> usize {
+    services.iter().filter(|service| service.is_by_source()).map(|service| service.pools.len()).sum()
+}
+
+impl Service<'_> {
+    fn is_by_source(&self) -> bool {
+        self.pools.keys().any(Option::is_some)
+    }
 }
 
 /// The services of all VIPs, in the order of their keys. A port with a rate limit of its own is a service of its own.
@@ -78,6 +92,7 @@ pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desi
             let candidates = own.iter().chain(for_every_port.into_iter().flatten()).copied();
             services.push(Service {
                 key: ServiceKey { vip: *vip, port: *port, l4: *l4 },
+                named: if *l4 == L4::Udp { named(candidates.clone()) } else { BTreeMap::new() },
                 pools: pools(candidates),
             });
         }
@@ -103,18 +118,34 @@ fn pools<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Option
     by_source.keys().map(|prefix| (*prefix, winners(&covering(prefix)))).collect()
 }
 
+/// Of the offers of one module, the best match.
+fn named<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Server, &'a Offer<'a>> {
+    let mut by_server: BTreeMap<Server, &Offer> = BTreeMap::new();
+    for offer in candidates {
+        let Some(server) = offer.module.quic else { continue };
+        let best = by_server.entry(server).or_insert(offer);
+        if (rank(offer), best.route_id) > (rank(best), offer.route_id) {
+            *best = offer;
+        }
+    }
+    by_server
+}
+
 /// The prefix of length 0 is any source.
 fn whole(source: Option<IpNet>) -> Option<IpNet> {
     source.filter(|net| net.prefix_len() > 0).map(|net| net.trunc())
 }
 
+/// Of two offers that match a packet, the one that comes later wins.
+fn rank(offer: &Offer) -> impl Ord {
+    let route = offer.route;
+    let source_bits = whole(route.source).map_or(0, |net| net.prefix_len());
+    (offer.owner != Owner::Learned, route.priority, source_bits, offer.destination_bits, route.port.is_some())
+}
+
 /// Of the offers for clients whose longest matching prefix is the same, those of the best match. An instance counts once, by
 /// its smallest route id.
 fn winners<'a>(covering: &[&'a Offer<'a>]) -> Vec<&'a Offer<'a>> {
-    let rank = |o: &Offer| {
-        let source_bits = whole(o.route.source).map_or(0, |net| net.prefix_len());
-        (o.owner != Owner::Learned, o.route.priority, source_bits, o.destination_bits, o.route.port.is_some())
-    };
     let best = covering.iter().map(|o| rank(o)).max();
     let mut by_instance: BTreeMap<&str, &Offer> = BTreeMap::new();
     for offer in covering.iter().copied().filter(|o| Some(rank(o)) == best) {

@@ -55,7 +55,7 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LimitUnit, RateLimit};
+    use crate::model::{LimitUnit, RateLimit, Texts};
     use crate::registry::fixtures::route;
 
     fn routes(numbers: impl IntoIterator<Item = usize>) -> Desired {
@@ -94,7 +94,7 @@ mod tests {
             per_hour: 0,
             burst: 0,
             enabled: true,
-            metadata: BTreeMap::new(),
+            metadata: Texts::new(),
         };
         desired.rate_limits.insert("few".into(), limit.into());
         assert!(is_counted(&before.renew(&desired, MOST as u16), MOST));

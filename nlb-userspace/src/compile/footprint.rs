@@ -17,6 +17,8 @@ use crate::model::{Desired, Destination, L4, Module, Route};
 pub struct Footprint {
     /// The routes of all modules, each as often as it is registered.
     module_routes: usize,
+    /// The modules that connection ids name.
+    named: usize,
     /// The backends of the modules' own routes.
     own_backends: usize,
     /// What routes match, leaving out the source and with it: each is at most a service, and a pool, for each of its VIPs.
@@ -59,19 +61,23 @@ impl Footprint {
         let learned = if desired.learned_routes.is_empty() { 0 } else { 2 * self.said };
         let backends = self.own_backends + 2 * desired.modules.len() * ports + learned;
         [
-            (backends, limits.backends),
-            (services, limits.services),
-            (pools, limits.pools),
-            (vips, limits.addresses),
-            (rate_limits, limits.rate_limits),
+            (backends, limits.backends.into()),
+            (self.named * services, limits.backends.into()),
+            (services, limits.services.into()),
+            (pools, limits.pools.into()),
+            // A pool for each prefix.
+            (pools, limits.source_prefixes),
+            (vips, limits.addresses.into()),
+            (rate_limits, limits.rate_limits.into()),
         ]
         .into_iter()
-        .all(|(count, max)| count <= usize::from(max))
+        .all(|(count, max)| count <= max as usize)
     }
 
     fn count_module(&mut self, module: &Module, step: Step) {
         let families = usize::from(module.data.v4.is_some()) + usize::from(module.data.v6.is_some());
         step.by(&mut self.module_routes, module.routes.len());
+        step.by(&mut self.named, usize::from(module.quic.is_some()));
         step.by(&mut self.own_backends, families * module.routes.len());
         step.by(&mut self.said, module.abilities.keys().filter(|key| key.operators).count());
         module.routes.values().for_each(|route| self.count_route(route, step));
@@ -186,11 +192,13 @@ impl<K: Ord + Clone> Default for Distinct<K> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::compile::fits;
-    use crate::model::{Ability, Protocol, RouteKey, Targets};
+    use crate::model::{Ability, Protocol, RouteKey, Server, Targets};
     use crate::registry::fixtures::{registration, route};
 
     fn any_route() -> impl Strategy<Value = Route> {
@@ -201,7 +209,10 @@ mod tests {
         ];
         let source = prop_oneof![Just(None), (1_u8..3).prop_map(|n| format!("10.{n}.0.0/16").parse().ok())];
         let port = prop_oneof![Just(None), (80_u16..83).prop_map(Some)];
-        let targets = prop_oneof![Just(Targets::Implied), Just(Targets::Instances(["m1".to_owned()].into()))];
+        let targets = prop_oneof![
+            Just(Targets::Implied),
+            Just(Targets::Instances(BTreeSet::from(["m1".to_owned()]).into()))
+        ];
         (destination, source, port, any::<bool>(), targets).prop_map(
             |(destination, source, port, udp, targets)| Route {
                 destination,
@@ -224,11 +235,16 @@ mod tests {
             let mut module = registration("m").module;
             let learned = RouteKey { id: "r1".to_owned(), operators: true };
             module.abilities = able.then(|| (learned, Ability::default())).into_iter().collect();
+            module.quic = six.then_some(Server { config: 0, len: 8, id: 0 });
             module.data.v6 = six.then(|| "2001:db8::a".parse().unwrap());
             module.routes = routes.into_iter().collect();
             module
         });
-        let modules = prop::collection::vec((0..3, module), 0..4);
+        let module = (0..3_u64, module).prop_map(|(n, mut module)| {
+            module.quic = module.quic.map(|server| Server { id: n, ..server });
+            (n, module)
+        });
+        let modules = prop::collection::vec(module, 0..4);
         (modules, routes(4), routes(3)).prop_map(|(modules, operators, learned)| Desired {
             vips: ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|vip| vip.parse().unwrap()).into(),
             modules: modules.into_iter().map(|(n, module)| (format!("m{n}"), module)).collect(),
@@ -242,11 +258,19 @@ mod tests {
         #[test]
         fn what_the_bound_lets_in_fits_whatever_came_before(
             history in prop::collection::vec(any_state(), 1..4),
-            rooms in prop::array::uniform4(1_u16..40),
+            rooms in prop::array::uniform5(1_u16..40),
         ) {
-            let [backends, services, pools, addresses] = rooms;
-            let limits =
-                Limits { backends, services, pools, addresses, rate_limits: 1, counted_routes: 2 };
+            let [backends, services, pools, addresses, prefixes] = rooms;
+            let source_prefixes = prefixes.into();
+            let limits = Limits {
+                backends,
+                services,
+                pools,
+                addresses,
+                rate_limits: 1,
+                source_prefixes,
+                counted_routes: 2,
+            };
             let mut footprint = Footprint::default();
             let mut before = Desired::default();
             for state in history {

@@ -3,6 +3,7 @@
 //! A number that was given up is not used again until all others have been, so that flows which still carry it have long
 //! been forgotten; the generation, which grows with every reuse, catches the rest.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbers from 1 to `max` for keys of type `K`; 0 means unset everywhere.
@@ -45,7 +46,10 @@ impl<K: Ord + Clone> Ids<K> {
         Ok(ids)
     }
 
-    pub fn get(&self, key: &K) -> Option<u16> {
+    pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<u16>
+    where
+        K: Borrow<Q>,
+    {
         self.by_key.get(key).copied()
     }
 
@@ -55,6 +59,11 @@ impl<K: Ord + Clone> Ids<K> {
 
     pub fn generation(&self, id: u16) -> u8 {
         self.generations.get(&id).copied().unwrap_or(0)
+    }
+
+    /// How many can be in use at a time.
+    pub fn max(&self) -> u16 {
+        self.max
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u16, &K)> {

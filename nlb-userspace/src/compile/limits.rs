@@ -155,7 +155,7 @@ fn burst(limit: &RateLimit) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::L4;
+    use crate::model::{L4, Texts};
 
     fn limit(target: LimitTarget, unit: LimitUnit) -> RateLimit {
         RateLimit {
@@ -166,7 +166,7 @@ mod tests {
             per_hour: 0,
             burst: 0,
             enabled: true,
-            metadata: BTreeMap::new(),
+            metadata: Texts::new(),
         }
     }
 

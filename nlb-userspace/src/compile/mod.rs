@@ -17,6 +17,7 @@ mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nlb_common::abi;
@@ -47,6 +48,8 @@ pub struct Hop {
     pub mtu: u16,
     /// The prefix length of the link that the address is on; the full length if it is behind a gateway.
     pub link_prefix: u8,
+    /// It ends on this host, or in a container on it.
+    pub local: bool,
 }
 
 /// The ways that are known. An address without a MAC yet is absent.
@@ -60,6 +63,8 @@ pub struct Limits {
     pub pools: u16,
     pub addresses: u16,
     pub rate_limits: u16,
+    /// Over all services, as often as each of them tells its clients apart by one.
+    pub source_prefixes: u32,
     /// Routes that are counted one by one.
     pub counted_routes: u16,
 }
@@ -77,7 +82,7 @@ impl Limits {
 pub struct MapImage {
     pub rows: Rows,
     /// What the ids in the rows stand for.
-    pub backend_ids: Ids<Backend>,
+    pub backend_ids: Ids<Arc<Backend>>,
     service_ids: Ids<ServiceKey>,
     /// By content: services with the same backends in the same shares have one table, and a table never changes.
     pool_ids: Ids<Pool>,
@@ -89,6 +94,7 @@ pub struct MapImage {
     sources: BTreeMap<IpAddr, IpAddr>,
     counted: Counted,
     counted_routes: u16,
+    source_prefixes: u32,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
@@ -103,12 +109,15 @@ pub struct FlowTuple {
     pub l4: L4,
 }
 
+/// What there may be too many of, and the flag for more room.
+const SOURCE_PREFIXES: (&str, &str) = ("source prefixes", "--max-source-prefixes");
+
 /// Why no image could be made. The maps stay as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many {what}: at most {max} fit; raise {flag}")]
 pub struct TooMany {
     pub what: &'static str,
-    pub max: u16,
+    pub max: u32,
     pub flag: &'static str,
 }
 
@@ -116,7 +125,7 @@ pub struct TooMany {
 pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapImage, TooMany> {
     let counted = before.counted.renew(desired, before.counted_routes);
     let offers = Offers::collect(desired, &counted);
-    let too_many = |what, flag| move |max| TooMany { what, max, flag };
+    let too_many = |what, flag| move |max: u16| TooMany { what, max: max.into(), flag };
 
     let services = classifier::services(&offers.by_vip, desired);
     let backend_ids = before
@@ -147,6 +156,10 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .limit_ids
         .renew(limits::enabled(desired).map(|(id, _)| id.clone()))
         .map_err(too_many("rate limits", "--max-rate-limits"))?;
+    if classifier::source_prefixes(&services) > before.source_prefixes as usize {
+        let (what, flag) = SOURCE_PREFIXES;
+        return Err(TooMany { what, max: before.source_prefixes, flag });
+    }
     let limited = Limited::new(desired, &limit_ids);
 
     let mut image = MapImage {
@@ -159,11 +172,15 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         sources,
         counted,
         counted_routes: before.counted_routes,
+        source_prefixes: before.source_prefixes,
         unserved: offers.unserved.clone(),
     };
     image.add_pools(before);
     for (service, pools) in services.iter().zip(&pools) {
-        image.add_service(service.key, pools, desired, &limited);
+        image.add_service(service, pools, desired, &limited);
+    }
+    if image.rows.servers.len() > usize::from(image.backend_ids.max()) {
+        return Err(too_many(capacity::SERVERS, "--max-backends")(image.backend_ids.max()));
     }
     image.add_backends(desired, &offers, &limited, hops);
     image.add_addresses(desired, &offers, &services);
@@ -183,6 +200,7 @@ impl MapImage {
             sources: BTreeMap::new(),
             counted: Counted::default(),
             counted_routes: limits.counted_routes,
+            source_prefixes: limits.source_prefixes,
             unserved: Vec::new(),
         }
     }
@@ -210,7 +228,7 @@ impl MapImage {
             flow.l4 as u8,
         );
         let id = self.rows.pools.get(&pool)?[nlb_common::maglev::slot(hash) as usize];
-        self.backend_ids.key(id)
+        self.backend_ids.key(id).map(Arc::as_ref)
     }
 
     /// Whether packets to this port find a service, be it one for every port.
@@ -256,14 +274,14 @@ impl MapImage {
     /// A service and its pools by source prefix; `None` is every other source.
     fn add_service(
         &mut self,
-        key: ServiceKey,
+        service: &classifier::Service,
         pools: &BTreeMap<Option<IpNet>, Pool>,
         desired: &Desired,
         limited: &Limited,
     ) {
-        let Some(id) = self.service_ids.get(&key) else { return };
+        let Some(id) = self.service_ids.get(&service.key) else { return };
         let by_source = pools.keys().any(Option::is_some);
-        let mut row = abi::Service { limits: limited.service(&key), ..Default::default() };
+        let mut row = abi::Service { limits: limited.service(&service.key), ..Default::default() };
         for (source, pool) in pools {
             let Some(pool_id) = self.pool_ids.get(pool) else { continue };
             if source.is_none() {
@@ -278,6 +296,12 @@ impl MapImage {
         }
         if desired.reject {
             row.flags |= abi::Service::REJECT;
+        }
+        for (server, offer) in &service.named {
+            let Some(backend) = self.backend_ids.get(&offer.backend) else { continue };
+            row.flags |= abi::Service::QUIC;
+            row.quic = row.quic.with(server);
+            self.rows.servers.insert(abi::ServerKey::new(id, server), backend);
         }
         self.rows.services.insert(id, row);
     }
@@ -312,9 +336,8 @@ impl MapImage {
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
         let marks = offers
             .by_vip
-            .iter()
-            .filter(|(_, offers)| desired.learn_routes || !offers.is_empty())
-            .map(|(vip, _)| (*vip, vip_flags))
+            .keys()
+            .map(|vip| (*vip, vip_flags))
             .chain(self.sources.values().map(|source| (*source, abi::Address::SOURCE)))
             .chain(
                 offers.backends.keys().filter(|b| is_transparent(b)).map(|b| (b.addr, abi::Address::BACKEND)),
@@ -353,6 +376,7 @@ impl Default for MapImage {
             pools: 0,
             addresses: 0,
             rate_limits: 0,
+            source_prefixes: 0,
             counted_routes: 0,
         })
     }

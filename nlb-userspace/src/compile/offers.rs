@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Hops;
 use super::classifier::{Offer, Owner};
@@ -11,7 +12,7 @@ use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, Ro
 /// Who offers to serve what.
 pub struct Offers<'a> {
     pub by_vip: BTreeMap<IpAddr, Vec<Offer<'a>>>,
-    pub backends: BTreeMap<Backend, &'a Module>,
+    pub backends: BTreeMap<Arc<Backend>, &'a Module>,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
@@ -58,7 +59,14 @@ impl<'a> Offers<'a> {
             match backend_for(instance_id, module, key, route, *vip) {
                 Ok(backend) => {
                     served = true;
-                    self.backends.insert(backend.clone(), module);
+                    let backend = match self.backends.get_key_value(&backend) {
+                        Some((known, _)) => known.clone(),
+                        None => {
+                            let backend = Arc::new(backend);
+                            self.backends.insert(backend.clone(), module);
+                            backend
+                        }
+                    };
                     offers.push(Offer { route_id, owner, route, destination_bits, backend, module });
                 }
                 Err(reason) => refused = Some((*vip, reason)),
@@ -104,7 +112,7 @@ fn backend_for(
     let addr = match module.mode {
         // NAT does not translate between the families.
         ForwardMode::Nat => same,
-        ForwardMode::DsrL2 | ForwardMode::DsrIpip => same.or(other),
+        ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => same.or(other),
     };
     let addr = addr.ok_or("the module has no data address of the right family")?;
     let port = route.data_port(module).unwrap_or(0);

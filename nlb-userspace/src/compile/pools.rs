@@ -14,7 +14,7 @@ use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pool {
     /// Backend id, slots and the backend itself; told apart by the first, mostly.
-    members: Arc<[(u16, u32, Backend)]>,
+    members: Arc<[(u16, u32, Arc<Backend>)]>,
 }
 
 impl Pool {
@@ -55,7 +55,7 @@ impl Pool {
 
     /// Every backend that could get new flows, and its slots of the table.
     pub fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
-        self.members.iter().map(|(_, slots, backend)| (backend, *slots))
+        self.members.iter().map(|(_, slots, backend)| (backend.as_ref(), *slots))
     }
 
     /// The ids of the backends that get new flows.

@@ -20,6 +20,8 @@ pub struct Rows {
     /// Service id and source prefix (in v4-mapped bits) to pool.
     pub sources: BTreeMap<(u16, Addr128), u16>,
     pub services: BTreeMap<u16, abi::Service>,
+    /// What connection ids of a service name to backend.
+    pub servers: BTreeMap<abi::ServerKey, u16>,
     pub service_ids: BTreeMap<u64, u16>,
     pub addresses: BTreeMap<IpAddr, abi::Address>,
     pub limits: BTreeMap<u16, abi::Limit>,
@@ -62,8 +64,14 @@ pub fn backend_row(
     if hop.is_some() {
         flags |= abi::Backend::RESOLVED;
     }
+    if hop.is_some_and(|hop| hop.local) {
+        flags |= abi::Backend::LOCAL;
+    }
+    // A process of this host would answer clients by the host's own routes, past us.
+    let on_host = hop.is_some_and(|hop| hop.hop.ifindex == abi::LOOPBACK);
     flags |= match backend.snat {
         Snat::Always => abi::Backend::SNAT_ALWAYS,
+        _ if on_host => abi::Backend::SNAT_ALWAYS,
         Snat::OnLink => abi::Backend::SNAT_ON_LINK,
         Snat::Never => 0,
     };
@@ -71,6 +79,7 @@ pub fn backend_row(
         ForwardMode::Nat => abi::Backend::NAT,
         ForwardMode::DsrL2 => abi::Backend::DSR_L2,
         ForwardMode::DsrIpip => abi::Backend::DSR_IPIP,
+        ForwardMode::Gue => abi::Backend::GUE,
     };
     let mapped = if backend.addr.is_ipv4() { 96 } else { 0 };
     abi::Backend {
@@ -96,4 +105,35 @@ fn backend_bits(backend: &Backend) -> u8 {
 /// Whether a backend may answer clients by their own addresses.
 pub fn is_transparent(backend: &Backend) -> bool {
     backend.mode == ForwardMode::Nat && backend.snat != Snat::Always
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_hidden_from_processes_of_this_host_whatever_they_wish() {
+        let backend = Backend {
+            instance_id: "m1".into(),
+            route: None,
+            addr: "10.0.0.2".parse().unwrap(),
+            port: 8080,
+            mode: ForwardMode::Nat,
+            snat: Snat::Never,
+        };
+        let flags = |ifindex, local| {
+            let hop = Hop {
+                hop: abi::NextHop::without_macs(ifindex),
+                source: "10.0.0.1".parse().unwrap(),
+                mtu: 1500,
+                link_prefix: 24,
+                local,
+            };
+            backend_row(&backend, 0, false, Some(&hop), 1, abi::Limits::NONE).flags
+        };
+        let known = abi::Backend::PRESENT | abi::Backend::RESOLVED;
+        assert_eq!(flags(7, false), known);
+        assert_eq!(flags(7, true), known | abi::Backend::LOCAL);
+        assert_eq!(flags(abi::LOOPBACK, true), known | abi::Backend::LOCAL | abi::Backend::SNAT_ALWAYS);
+    }
 }

@@ -54,6 +54,10 @@ pub struct Options {
     #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
     pub snat_ports: Option<Ports>,
 
+    /// UDP port that packets to modules with forward mode gue are sent to [default: 6080]
+    #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
+    pub gue_port: Option<u16>,
+
     /// How often modules send heartbeats [default: 10s]
     #[arg(long, env = "NLB_HEARTBEAT_INTERVAL", value_name = "TIME")]
     pub heartbeat_interval: Option<Span>,
@@ -127,6 +131,10 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
+    /// Source prefixes in the kernel's table, as often as services tell clients apart by them [default: 1048576]
+    #[arg(long, env = "NLB_MAX_SOURCE_PREFIXES", value_name = "NUMBER")]
+    pub max_source_prefixes: Option<u32>,
+
     /// Routes that are counted one by one; the others count together, by module [default: 256]
     #[arg(long, env = "NLB_MAX_COUNTED_ROUTES", value_name = "NUMBER")]
     pub max_counted_routes: Option<u16>,
@@ -188,6 +196,7 @@ impl Options {
             grpc,
             forward_mode,
             snat_ports,
+            gue_port,
             heartbeat_interval,
             missed_heartbeats,
             evict_after,
@@ -206,6 +215,7 @@ impl Options {
             max_backends,
             max_services,
             max_pools,
+            max_source_prefixes,
             max_counted_routes,
             max_rate_limits,
             max_vips,
@@ -233,6 +243,7 @@ impl From<&Config> for Options {
             grpc: Some(config.grpc),
             forward_mode: Some(registry.forward_mode.into()),
             snat_ports: Some(Ports(config.snat_ports.clone())),
+            gue_port: Some(config.gue_port),
             heartbeat_interval: Some(Span(registry.lease.interval)),
             missed_heartbeats: Some(registry.lease.missed),
             evict_after: Some(Span(registry.lease.evict_after)),
@@ -251,6 +262,7 @@ impl From<&Config> for Options {
             max_backends: Some(limits.backends),
             max_services: Some(limits.services),
             max_pools: Some(limits.pools),
+            max_source_prefixes: Some(limits.source_prefixes),
             max_counted_routes: Some(limits.counted_routes),
             max_rate_limits: Some(limits.rate_limits),
             max_vips: Some(limits.addresses),

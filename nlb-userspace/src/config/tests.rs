@@ -27,6 +27,7 @@ fn an_interface_is_all_it_takes() {
     assert_eq!(config.interfaces, ["eth0"]);
     assert_eq!(config.grpc, "127.0.0.1:50051".parse().unwrap());
     assert_eq!(config.snat_ports, 1024..=32_767);
+    assert_eq!(config.gue_port, 6080);
     assert_eq!(config.registry.lease, Terms::default());
     assert_eq!(config.registry.promotion, crate::promotion::Terms::default());
     assert_eq!(config.registry.resets, crate::health::breaker::Terms::default());
@@ -45,7 +46,7 @@ fn lists_are_repeated_or_separated_by_commas() {
 #[test]
 fn flags_come_before_the_file_and_the_file_before_defaults() {
     let file: Options = toml::from_str(
-        "iface = ['eth1']\ngrpc = '10.0.0.1:1'\nsnat_ports = '2000-3000'\nxdp_mode = 'generic'\n\
+        "iface = ['eth1']\ngrpc = '10.0.0.1:1'\nsnat_ports = '2000-3000'\ngue_port = 6081\nxdp_mode = 'generic'\n\
          heartbeat_interval = '2s'\nforward_mode = 'dsr-l2'\nvip = ['192.0.2.1']\nfail_open = false",
     )
     .unwrap();
@@ -55,6 +56,7 @@ fn flags_come_before_the_file_and_the_file_before_defaults() {
     assert!(config.registry.fail_open);
     assert_eq!(config.grpc, "10.0.0.1:1".parse().unwrap());
     assert_eq!(config.snat_ports, 2000..=3000);
+    assert_eq!(config.gue_port, 6081);
     assert_eq!(config.registry.lease.interval, Duration::from_secs(2));
     assert_eq!(config.registry.forward_mode, ForwardMode::DsrL2);
     assert_eq!(config.registry.drain_timeout, Duration::from_secs(30));
@@ -86,6 +88,8 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --vip 127.0.0.1", "loopback"),
         ("--iface a --snat-ports 0-5", "not a range of ports"),
         ("--iface a --snat-ports 5-4", "not a range of ports"),
+        ("--iface a --gue-port 0", "--gue-port"),
+        ("--iface a --gue-port 65536", "--gue-port"),
         ("--iface a --heartbeat-interval 0s", "not a length of time"),
         ("--iface a --heartbeat-interval 10", "not a length of time"),
         ("--iface a --missed-heartbeats 0", "--missed-heartbeats"),

@@ -33,6 +33,8 @@ pub enum Mode {
     DsrL2,
     /// Wrapped in an outer IP header; modules answer clients directly
     DsrIpip,
+    /// Wrapped in outer IP and UDP headers; modules answer clients directly
+    Gue,
 }
 
 impl From<ForwardMode> for Mode {
@@ -41,6 +43,7 @@ impl From<ForwardMode> for Mode {
             ForwardMode::Nat => Mode::Nat,
             ForwardMode::DsrL2 => Mode::DsrL2,
             ForwardMode::DsrIpip => Mode::DsrIpip,
+            ForwardMode::Gue => Mode::Gue,
         }
     }
 }
@@ -51,6 +54,7 @@ impl From<Mode> for ForwardMode {
             Mode::Nat => ForwardMode::Nat,
             Mode::DsrL2 => ForwardMode::DsrL2,
             Mode::DsrIpip => ForwardMode::DsrIpip,
+            Mode::Gue => ForwardMode::Gue,
         }
     }
 }

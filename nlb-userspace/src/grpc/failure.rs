@@ -128,9 +128,11 @@ impl Failure {
                 | Refusal::TooManyRoutes { .. }
                 | Refusal::TooManyLimitsMet { .. }
                 | Refusal::TooMany(_) => Code::ResourceExhausted,
-                Refusal::Unsuited { .. } | Refusal::VersionMismatch { .. } | Refusal::NotVip { .. } => {
-                    Code::InvalidArgument
-                }
+                Refusal::Unsuited { .. }
+                | Refusal::VersionMismatch { .. }
+                | Refusal::NotVip { .. }
+                | Refusal::ServerIdTaken { .. }
+                | Refusal::ServerIdLength { .. } => Code::InvalidArgument,
                 Refusal::Leaving(_) => Code::FailedPrecondition,
             },
         }

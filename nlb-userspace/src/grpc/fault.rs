@@ -1,12 +1,12 @@
 //! Faults in a message: which field is wrong, and what it should be. The simple fields are parsed here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::time::SystemTime;
 
 use prost_types::Timestamp;
 
-use crate::model::MAX_WEIGHT;
+use crate::model::{MAX_WEIGHT, Texts};
 
 /// A field that does not hold what it must.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,11 +83,11 @@ pub fn version(field: &str, value: &str) -> Result<String, Fault> {
     text(field, value, ID_LENGTH)
 }
 
-pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<BTreeMap<String, String>, Fault> {
+pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, Fault> {
     if map.len() > MAP_ENTRIES {
         return Err(Fault::new(field, format!("has {} entries; at most {MAP_ENTRIES} are kept", map.len())));
     }
-    let map: BTreeMap<String, String> = map.into_iter().collect();
+    let map: Texts = map.into_iter().collect();
     for (key, value) in &map {
         if key.is_empty() {
             return Err(Fault::new(field, "has an empty key"));
@@ -108,7 +108,7 @@ pub fn port(field: &str, number: i32) -> Result<Option<u16>, Fault> {
 }
 
 /// A port that a map entry names.
-pub fn port_entry(field: &str, map: &BTreeMap<String, String>, key: &str) -> Result<Option<u16>, Fault> {
+pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, Fault> {
     let Some(text) = map.get(key) else { return Ok(None) };
     match text.parse() {
         Ok(port) if port != 0 => Ok(Some(port)),

@@ -1,6 +1,5 @@
 //! The health check that a module asks for: HealthCheckConfig to the model.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper::http::uri::PathAndQuery;
@@ -8,6 +7,7 @@ use nlb_proto::{HealthCheckConfig, Protocol};
 
 use super::fault::{self, Fault};
 use crate::health::{Check, Probe};
+use crate::model::Texts;
 
 const LONGEST_SECONDS: i32 = 3600;
 const MOST_IN_A_ROW: i32 = 100;
@@ -75,7 +75,7 @@ pub fn parse(config: HealthCheckConfig) -> Result<Check, Fault> {
     })
 }
 
-fn kind(protocol: Protocol, has_path: bool, metadata: &BTreeMap<String, String>) -> Result<Kind, Fault> {
+fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fault> {
     match metadata.get("check").map(String::as_str) {
         None => {}
         Some("module") if matches!(protocol, Protocol::Unspecified | Protocol::Grpc) => {
@@ -141,7 +141,7 @@ fn path(path: &str) -> Result<String, Fault> {
     }
 }
 
-fn expected_status(metadata: &BTreeMap<String, String>) -> Result<Option<u16>, Fault> {
+fn expected_status(metadata: &Texts) -> Result<Option<u16>, Fault> {
     let Some(text) = metadata.get("expected_status") else { return Ok(None) };
     match text.parse() {
         Ok(status @ 200..=599) => Ok(Some(status)),
@@ -152,7 +152,7 @@ fn expected_status(metadata: &BTreeMap<String, String>) -> Result<Option<u16>, F
     }
 }
 
-fn deep(metadata: &BTreeMap<String, String>) -> Result<bool, Fault> {
+fn deep(metadata: &Texts) -> Result<bool, Fault> {
     match metadata.get("deep").map(String::as_str) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),

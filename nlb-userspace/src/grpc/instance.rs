@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use nlb_common::quic;
 use nlb_proto as proto;
 
 use super::fault::{self, Fault};
 use super::numbers::signed_32;
 use super::{names, scaling_config};
-use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Snat};
+use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Server, Snat, Texts};
 use crate::registry::{Claim, Record, Registration};
 use crate::resolve::{Endpoint, Host};
 use crate::stats::Counts;
@@ -45,6 +46,7 @@ pub fn parse(
             mode,
             snat: snat(&metadata, mode)?,
             listen_port: fault::port_entry("metadata", &metadata, "listen_port")?,
+            quic: quic(&metadata)?,
             routes: Routes::new(),
             abilities: BTreeMap::new(),
         },
@@ -53,7 +55,7 @@ pub fn parse(
         started_at: fault::time("started_at", instance.started_at)?,
         scaling: scaling_config::parse_metadata(&metadata)?,
         metadata,
-        capabilities: BTreeMap::new(),
+        capabilities: Texts::new(),
     };
     Ok((registration, claim))
 }
@@ -75,21 +77,19 @@ pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
     }
 }
 
-fn forward_mode(metadata: &BTreeMap<String, String>) -> Result<Option<ForwardMode>, Fault> {
+fn forward_mode(metadata: &Texts) -> Result<Option<ForwardMode>, Fault> {
     let problem = match metadata.get("forward_mode").map(String::as_str) {
         None => return Ok(None),
         Some("nat") => return Ok(Some(ForwardMode::Nat)),
         Some("dsr-l2") => return Ok(Some(ForwardMode::DsrL2)),
         Some("dsr-ipip") => return Ok(Some(ForwardMode::DsrIpip)),
-        Some("gue") => {
-            "gue is not supported by this build: it encapsulates in IP only; use dsr-ipip".to_owned()
-        }
-        Some(other) => format!("{other:?} is none of nat, dsr-l2 and dsr-ipip"),
+        Some("gue") => return Ok(Some(ForwardMode::Gue)),
+        Some(other) => format!("{other:?} is none of nat, dsr-l2, dsr-ipip and gue"),
     };
     Err(Fault::new("metadata.forward_mode", problem))
 }
 
-fn snat(metadata: &BTreeMap<String, String>, mode: ForwardMode) -> Result<Snat, Fault> {
+fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, Fault> {
     let replies_cross_us = match metadata.get("reply_path").map(String::as_str) {
         None => false,
         Some("nlb") => true,
@@ -117,8 +117,37 @@ fn snat(metadata: &BTreeMap<String, String>, mode: ForwardMode) -> Result<Snat, 
     }
 }
 
+/// How the connection ids that it chooses name it, in plain text as QUIC-LB has them.
+fn quic(metadata: &Texts) -> Result<Option<Server>, Fault> {
+    const ID: &str = "metadata.quic_server_id";
+    const CONFIG: &str = "metadata.quic_config_id";
+    let config = match metadata.get("quic_config_id") {
+        None => 0,
+        Some(number) => number.parse().ok().filter(|number| *number < quic::CONFIGS).ok_or_else(|| {
+            Fault::new(CONFIG, format!("{number:?} is not a number from 0 to {}", quic::CONFIGS - 1))
+        })?,
+    };
+    let Some(id) = metadata.get("quic_server_id") else {
+        return match metadata.contains_key("quic_config_id") {
+            true => Err(Fault::new(CONFIG, "means nothing without a quic_server_id; give both or neither")),
+            false => Ok(None),
+        };
+    };
+    let server = octets(id).and_then(|octets| Server::new(config, &octets));
+    server.map(Some).ok_or_else(|| {
+        Fault::new(ID, format!("{id:?} is not 1 to {} octets in hexadecimal, such as 0a1b", quic::MAX_ID))
+    })
+}
+
+fn octets(hexadecimal: &str) -> Option<Vec<u8>> {
+    let digits = hexadecimal.chars().map(|digit| Some(digit.to_digit(16)? as u8));
+    let digits: Vec<u8> = digits.collect::<Option<_>>()?;
+    let (pairs, odd) = digits.as_chunks();
+    odd.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
 /// Up to one host of each family; a name may stand for both.
-fn data_hosts(metadata: &BTreeMap<String, String>) -> Result<Option<Vec<Host>>, Fault> {
+fn data_hosts(metadata: &Texts) -> Result<Option<Vec<Host>>, Fault> {
     let Some(list) = metadata.get("data_address") else { return Ok(None) };
     let fault = |problem| Fault::new("metadata.data_address", problem);
     let hosts = list.split(',').map(|host| host.trim().parse::<Host>().map_err(fault));

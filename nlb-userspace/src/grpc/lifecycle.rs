@@ -237,8 +237,12 @@ impl Control {
         }
         let message = match drained {
             None => format!("{id} shuts down; it gets no new flows"),
-            Some(drain::Drained { left: 0, .. }) => format!("{id} shuts down; its TCP flows had closed"),
-            Some(drain::Drained { left, .. }) => format!("{id} shuts down; {left} TCP flows were left"),
+            Some(drain::Drained { left: 0, kept, .. }) => {
+                format!("{id} shuts down; its {kept} flows had closed")
+            }
+            Some(drain::Drained { left, kept, .. }) => {
+                format!("{id} shuts down; {left} {kept} flows were left")
+            }
         };
         Ok(ShutdownResponse { success: true, message, error: None })
     }

@@ -3,7 +3,6 @@
 //! The data path enforces limits on source prefixes, routes, services and everything together. Any other target means
 //! something to a module only, which is asked to enforce it.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,7 +12,7 @@ use super::Control;
 use super::failure::Failure;
 use super::fault::{self, Fault};
 use super::numbers::{signed_32, signed_64};
-use crate::model::{L4, LimitTarget, LimitUnit, RateLimit};
+use crate::model::{L4, LimitTarget, LimitUnit, RateLimit, Texts};
 use crate::stats::LimitCounts;
 
 impl Control {
@@ -159,7 +158,7 @@ fn render(id: &str, limit: &RateLimit, counts: LimitCounts) -> proto::RateLimit 
     }
 }
 
-fn unit(metadata: &BTreeMap<String, String>) -> Result<LimitUnit, Fault> {
+fn unit(metadata: &Texts) -> Result<LimitUnit, Fault> {
     match metadata.get(UNIT).map(String::as_str) {
         None | Some("requests") => Ok(LimitUnit::NewFlows),
         Some("packets") => Ok(LimitUnit::Packets),

@@ -16,7 +16,7 @@ use super::route::{self, Author};
 use super::{Control, health_check, instance, names, query, report, split};
 use crate::drain;
 use crate::lease::Standing;
-use crate::model::DataAddresses;
+use crate::model::{DataAddresses, ForwardMode};
 use crate::registry::{Claim, Now, Record, Refusal, Registered, Registration};
 use crate::stats::{Counts, Traffic};
 
@@ -71,7 +71,14 @@ impl Control {
     async fn resolve(&self, registration: &Registration) -> Result<DataAddresses, Failure> {
         let snapshot = self.registry.snapshot();
         let in_use = snapshot.record(&registration.instance_id).map(|old| old.registration.module.data);
-        Ok(self.resolver.resolve(&registration.data_hosts, in_use.unwrap_or_default()).await?)
+        let data = self.resolver.resolve(&registration.data_hosts, in_use.unwrap_or_default()).await?;
+        if registration.module.mode != ForwardMode::Nat
+            && let Some((address, inward)) = self.resolver.first_inward(data).await
+        {
+            let problem = format!("{address} is {inward}; use nat");
+            return Err(Fault::new("instance.metadata.forward_mode", problem).into());
+        }
+        Ok(data)
     }
 
     /// Which of a module's routes get no traffic, and why.
@@ -123,7 +130,7 @@ impl Control {
                     let traffic = control.traffic.clone();
                     drain::wait(&control.registry, &id, draining.epoch, traffic, deadline).await
                 }
-                Err(_) => drain::Drained { closed: 0, left: 0 },
+                Err(_) => drain::Drained::nothing(),
             };
             let removed = control.registry.remove(&id, draining.epoch);
             match removed {
@@ -136,9 +143,9 @@ impl Control {
             _ if !removed => {
                 "ended: the id was registered again, or unregistered, while it drained".to_owned()
             }
-            drain::Drained { left: 0, .. } => "unregistered; every TCP flow had closed".to_owned(),
-            drain::Drained { left, .. } => {
-                format!("unregistered at the deadline; {left} TCP flows are cut off")
+            drain::Drained { left: 0, kept, .. } => format!("unregistered; every {kept} flow had closed"),
+            drain::Drained { left, kept, .. } => {
+                format!("unregistered at the deadline; {left} {kept} flows are cut off")
             }
         };
         Ok(UnregisterModuleResponse {

@@ -94,6 +94,7 @@ pub fn forward_mode_name(mode: ForwardMode) -> &'static str {
         ForwardMode::Nat => "nat",
         ForwardMode::DsrL2 => "dsr-l2",
         ForwardMode::DsrIpip => "dsr-ipip",
+        ForwardMode::Gue => "gue",
     }
 }
 

@@ -47,9 +47,13 @@ impl Control {
         let draining = self.registry.begin_maintenance(&id)?;
         self.settled(draining.revision).await?;
         let drained = drain::wait(&self.registry, &id, draining.epoch, self.traffic.clone(), deadline).await;
-        let message = match drained.left {
-            0 => format!("{id} takes no new flows, and its TCP flows have closed"),
-            left => format!("{id} takes no new flows; {left} TCP flows live on"),
+        let message = match drained {
+            drain::Drained { left: 0, kept, .. } => {
+                format!("{id} takes no new flows, and its {kept} flows have closed")
+            }
+            drain::Drained { left, kept, .. } => {
+                format!("{id} takes no new flows; {left} {kept} flows live on")
+            }
         };
         Ok(DrainModuleResponse {
             success: true,

@@ -167,8 +167,13 @@ mod tests {
 
     /// Towards loopback we are 127.0.0.2.
     fn prober() -> Prober {
-        let hop =
-            Hop { hop: Default::default(), source: "127.0.0.2".parse().unwrap(), mtu: 1500, link_prefix: 8 };
+        let hop = Hop {
+            hop: Default::default(),
+            source: "127.0.0.2".parse().unwrap(),
+            mtu: 1500,
+            link_prefix: 8,
+            local: false,
+        };
         let hops: Hops = [("127.0.0.1".parse().unwrap(), hop)].into();
         Prober::new(Peers::default(), watch::channel(Arc::new(hops)).1)
     }

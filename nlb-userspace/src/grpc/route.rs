@@ -1,6 +1,6 @@
 //! Routes between the wire and the model. What the data path could not enforce is refused.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,7 +8,7 @@ use nlb_proto as proto;
 
 use super::fault::{self, Fault};
 use super::names;
-use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets};
+use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Texts};
 use crate::vips::Vips;
 
 /// Whose routes they are decides which metadata has a meaning.
@@ -19,7 +19,8 @@ pub enum Author {
 }
 
 const OPERATORS_KEYS: [&str; 2] = ["target_instances", "target_module_type"];
-const INSTANCES_KEYS: [&str; 4] = ["forward_mode", "snat", "reply_path", "data_address"];
+const INSTANCES_KEYS: [&str; 6] =
+    ["forward_mode", "snat", "reply_path", "data_address", "quic_server_id", "quic_config_id"];
 
 /// The routes of one message by id, or every fault in them.
 pub fn parse_all(
@@ -160,7 +161,7 @@ fn same_family(source: Option<IpNet>, destination: Destination) -> Result<(), Fa
     }
 }
 
-fn targets(author: Author, metadata: &BTreeMap<String, String>) -> Result<Targets, Fault> {
+fn targets(author: Author, metadata: &Texts) -> Result<Targets, Fault> {
     let misplaced = |key: &str, place| Err(Fault::new(format!("metadata.{key}"), place));
     if let Some(key) = INSTANCES_KEYS.into_iter().find(|key| metadata.contains_key(*key)) {
         return misplaced(key, "belongs to instance.metadata: it holds for all routes of an instance");
@@ -175,7 +176,7 @@ fn targets(author: Author, metadata: &BTreeMap<String, String>) -> Result<Target
         }
         (Author::Operator, [Some(ids), None]) => {
             let ids = ids.split(',').map(|id| fault::id("metadata.target_instances", id.trim()));
-            Ok(Targets::Instances(ids.collect::<Result<_, _>>()?))
+            Ok(Targets::Instances(ids.collect::<Result<BTreeSet<String>, _>>()?.into()))
         }
         (Author::Operator, [None, Some(name)]) => Ok(Targets::Type(target_type(name)?)),
     }

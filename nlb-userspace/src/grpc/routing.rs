@@ -17,7 +17,7 @@ use super::peers::{ANSWER_PATIENCE, Outcome};
 use super::route::{self, Author};
 use super::{Control, any, names};
 use crate::compile::{FlowTuple, MapImage};
-use crate::model::{Backend, Destination, ForwardMode, Routes};
+use crate::model::{Backend, Destination, ForwardMode, Routes, Texts};
 use crate::registry::{Commit, Now, Owner, State, Wanted};
 
 /// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
@@ -154,11 +154,7 @@ impl Control {
 
     /// The flows that a route may stand for: from the client that the context or the source names, else from any; to its
     /// destination, else to any VIP. There is at least one.
-    fn flows(
-        &self,
-        message: nlb_proto::Route,
-        context: &BTreeMap<String, String>,
-    ) -> Result<Vec<FlowTuple>, Fault> {
+    fn flows(&self, message: nlb_proto::Route, context: &Texts) -> Result<Vec<FlowTuple>, Fault> {
         let within = |fault: Fault| fault.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
         // Nothing is decided by these, and yet they are not taken whatever they hold.

@@ -1,12 +1,12 @@
 //! How a group scales, between the wire and the model: as the contract's message, or as entries of an instance's metadata.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nlb_proto::ScalingConfig;
 
 use super::fault::{self, Fault};
 use super::numbers::signed_32;
+use crate::model::Texts;
 use crate::scaling::{Policy, Targets};
 
 const LONGEST_COOLDOWN_SECONDS: u32 = 24 * 3600;
@@ -53,7 +53,7 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, Fault> {
 
 /// The same in metadata, by the fields' names; `None` if there is nothing of it. Whoever gives some wants it to be acted
 /// upon, so `auto_scaling_enabled` is true unless it says otherwise.
-pub fn parse_metadata(metadata: &BTreeMap<String, String>) -> Result<Option<Policy>, Fault> {
+pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, Fault> {
     let mut config = ScalingConfig { auto_scaling_enabled: true, ..Default::default() };
     let mut given = false;
     for (key, value) in metadata {

@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use anyhow::{Context, anyhow};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use nlb_common::abi::{
-    self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Service, SourceKey,
+    self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, ServerKey, Service,
+    SourceKey,
 };
 use nlb_common::maglev;
 use nlb_common::net::Addr;
@@ -31,6 +32,7 @@ pub struct BpfMaps {
     pools: Places,
     graces: Graces<MaglevTables>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    servers: HashMap<MapData, ServerKey, u32>,
     services: Array<MapData, Service>,
     service_ids: Copies<abi::ServiceBucket>,
     addresses: Copies<abi::AddressBucket>,
@@ -60,6 +62,7 @@ impl BpfMaps {
             pools: Places::new(words - 1, pool_words, &mut graces)?,
             graces,
             sources: take(bpf, "SOURCES")?.try_into()?,
+            servers: take(bpf, "SERVERS")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
             service_ids: Copies::new(
                 Elements::new(
@@ -169,6 +172,10 @@ impl MapStore for BpfMaps {
             Change::ClearSource(service, prefix) => {
                 self.sources.remove(&source_key(*service, prefix)).map_err(refused("SOURCES"))
             }
+            Change::SetServer(key, backend) => {
+                self.servers.insert(key, *backend as u32, 0).map_err(refused("SERVERS"))
+            }
+            Change::ClearServer(key) => self.servers.remove(key).map_err(refused("SERVERS")),
             Change::SetService(id, row) => self.services.set(*id as u32, row, 0).map_err(refused("SERVICES")),
             Change::ClearService(id) => {
                 self.services.set(*id as u32, Service::default(), 0).map_err(refused("SERVICES"))
@@ -271,4 +278,22 @@ pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
 /// The tunnel sources that `nlb decap` trusts.
 pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> {
     Ok(take(bpf, "PEERS")?.try_into()?)
+}
+
+/// The interfaces that lead to this host itself or to containers on it.
+pub struct LocalLinks(HashMap<MapData, u32, u32>);
+
+impl LocalLinks {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(LocalLinks(take(bpf, "LOCAL_LINKS")?.try_into()?))
+    }
+
+    pub fn insert(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        self.0.insert(ifindex, 1, 0).context("LOCAL_LINKS")
+    }
+
+    /// Of one that may not be there.
+    pub fn remove(&mut self, ifindex: u32) {
+        let _ = self.0.remove(&ifindex);
+    }
 }

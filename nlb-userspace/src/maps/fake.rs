@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use nlb_common::abi;
+use nlb_common::quic::Server;
 
 use super::{Change, MapError, MapStore};
 use crate::compile::Rows;
@@ -97,6 +98,12 @@ fn dump(rows: &Rows) -> String {
         let by_source = if service.flags & abi::Service::BY_SOURCE != 0 { " by-source" } else { "" };
         let _ = writeln!(out, "service {id} pool {}{by_source}{}", service.pool, chains(service.limits));
     }
+    for (key, backend) in &rows.servers {
+        let Server { config, len, id } = key.server();
+        let digits = 2 * usize::from(len);
+        let id = &format!("{id:016x}")[..digits];
+        let _ = writeln!(out, "server service {} config {config} id {id} backend {backend}", key.service());
+    }
     for ((service, prefix), pool) in &rows.sources {
         let addr = IpAddr::from(nlb_common::net::Addr::v6(prefix.addr));
         let _ = writeln!(out, "source service {service} {addr} bits {} pool {pool}", prefix.bits);
@@ -110,7 +117,7 @@ fn dump(rows: &Rows) -> String {
         let _ = writeln!(out, "pool {id} slots {}", shares.join(" "));
     }
     for (id, b) in &rows.backends {
-        let mode = ["nat", "dsr-l2", "dsr-ipip"][b.mode as usize];
+        let mode = ["nat", "dsr-l2", "dsr-ipip", "gue"][b.mode as usize];
         let _ = write!(out, "backend {id} generation {} {:?}:{:?} {mode}", b.generation, b.addr, b.port);
         let names = [
             (abi::Backend::DRAINING, "draining"),

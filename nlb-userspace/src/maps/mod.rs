@@ -8,6 +8,7 @@ pub mod fake;
 mod grace;
 pub mod layout;
 mod memory;
+pub mod stages;
 pub mod swap;
 pub mod upcalls;
 
@@ -32,6 +33,8 @@ pub enum Change {
     ClearPool(u16),
     SetSource(u16, Addr128, u16),
     ClearSource(u16, Addr128),
+    SetServer(abi::ServerKey, u16),
+    ClearServer(abi::ServerKey),
     SetService(u16, abi::Service),
     ClearService(u16),
     /// Swaps the table of services by VIP, port and protocol, whole.
@@ -70,6 +73,8 @@ impl Change {
             Change::ClearPool(id) => drop(rows.pools.remove(id)),
             Change::SetSource(service, prefix, pool) => drop(rows.sources.insert((*service, *prefix), *pool)),
             Change::ClearSource(service, prefix) => drop(rows.sources.remove(&(*service, *prefix))),
+            Change::SetServer(key, backend) => drop(rows.servers.insert(*key, *backend)),
+            Change::ClearServer(key) => drop(rows.servers.remove(key)),
             Change::SetService(id, row) => drop(rows.services.insert(*id, *row)),
             Change::ClearService(id) => drop(rows.services.remove(id)),
             Change::ReplaceServiceIds(ids) => rows.service_ids = ids.clone(),

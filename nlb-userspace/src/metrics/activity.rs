@@ -1,13 +1,14 @@
 //! When backends were last used, as far as their counters tell: to the second that they were looked at.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::model::Backend;
 use crate::stats::{Counts, Traffic};
 
 #[derive(Clone, Debug, Default)]
-pub struct Activity(BTreeMap<Backend, Seen>);
+pub struct Activity(BTreeMap<Arc<Backend>, Seen>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
@@ -63,7 +64,7 @@ mod tests {
         let mut activity = Activity::default();
         let mut look = |second, counts: Option<Counts>| {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
-            let backends = counts.map(|counts| (backend.clone(), counts)).into_iter().collect();
+            let backends = counts.map(|counts| (backend.clone().into(), counts)).into_iter().collect();
             activity.look(&Traffic { backends, ..Traffic::default() }, now);
             let last = activity.last_used(&backend)?;
             Some(last.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs())

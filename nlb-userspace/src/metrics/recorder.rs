@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::totals::Totals;
 use super::{History, Metrics, Reported, Sample, Subject, View, catalogue};
-use crate::model::{Health, ModuleType};
+use crate::model::{Backend, Health, ModuleType};
 use crate::reconcile::Applied;
 use crate::registry::{Now, Registry, State};
 use crate::stats::{Counts, Traffic};
@@ -104,7 +104,7 @@ impl Sources {
             history.seconds() as u64,
             history.bytes() as u64,
         ]);
-        // Nearly in their order, which makes it cheap to put them in order.
+        // Nearly in their order, which makes it cheap to put ten thousands of them in order.
         let mut rows: Vec<(Subject, Box<[u64]>)> =
             vec![(Subject::Nlb, nlb), (Subject::All, catalogue::counts(&totals.all))];
         rows.extend(traffic.exits.iter().map(|((verdict, reason), packets)| {
@@ -117,25 +117,6 @@ impl Sources {
         rows.extend(totals.instances.iter().map(|(instance_id, counts)| {
             (Subject::Instance { instance_id: instance_id.clone() }, catalogue::counts(counts))
         }));
-        rows.extend(totals.versions.iter().map(|(version, counts)| {
-            (Subject::Version { version: version.clone() }, catalogue::counts(counts))
-        }));
-        // A route of an instance's own and one of the operator's may have the same id.
-        let mut backends = BTreeMap::<Subject, Counts>::new();
-        for (backend, counts) in &traffic.backends {
-            let subject = Subject::Backend {
-                instance_id: backend.instance_id.clone(),
-                route_id: backend.route.as_ref().map_or_else(String::new, |route| route.id.clone()),
-                addr: SocketAddr::new(backend.addr, backend.port),
-            };
-            let sum = backends.entry(subject).or_default();
-            *sum = [*sum, *counts].into_iter().sum();
-        }
-        rows.extend(backends.into_iter().map(|(subject, counts)| (subject, catalogue::counts(&counts))));
-        rows.extend(traffic.limits.iter().map(|(limit_id, counts)| {
-            let row = Box::new([counts.passed, counts.refused]) as Box<[u64]>;
-            (Subject::RateLimit { limit_id: limit_id.clone() }, row)
-        }));
         rows.extend(state.modules.iter().map(|(instance_id, record)| {
             (Subject::Health { instance_id: instance_id.clone() }, catalogue::health(record.opinions()))
         }));
@@ -143,8 +124,37 @@ impl Sources {
             let row = catalogue::reported(record.report.as_ref()?);
             Some((Subject::Report { instance_id: instance_id.clone() }, row))
         }));
+        let backends = backends(&traffic);
+        rows.extend(backends.into_iter().map(|(subject, counts)| (subject, catalogue::counts(&counts))));
+        rows.extend(traffic.limits.iter().map(|(limit_id, counts)| {
+            let row = Box::new([counts.passed, counts.refused]) as Box<[u64]>;
+            (Subject::RateLimit { limit_id: limit_id.clone() }, row)
+        }));
+        rows.extend(totals.versions.iter().map(|(version, counts)| {
+            (Subject::Version { version: version.clone() }, catalogue::counts(counts))
+        }));
         Sample { at: now.wall, second, rows: rows.into_iter().collect() }
     }
+}
+
+/// Counts by the labels of backends. A route of an instance's own and one of the operator's may have the same id.
+fn backends(traffic: &Traffic) -> Vec<(Subject, Counts)> {
+    let subject = |backend: &Backend| Subject::Backend {
+        instance_id: backend.instance_id.clone(),
+        route_id: backend.route.as_ref().map_or_else(String::new, |route| route.id.clone()),
+        addr: SocketAddr::new(backend.addr, backend.port),
+    };
+    let mut all: Vec<(Subject, Counts)> =
+        traffic.backends.iter().map(|(backend, counts)| (subject(backend), *counts)).collect();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    all.dedup_by(|(next, counts), (last, sum)| {
+        let same = next == last;
+        if same {
+            *sum = [*sum, *counts].into_iter().sum();
+        }
+        same
+    });
+    all
 }
 
 /// Modules by type and health. Zeros are there too: an alert on "no healthy one" needs a series to look at.
@@ -167,6 +177,7 @@ fn census(state: &State) -> BTreeMap<Subject, Box<[u64]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{ForwardMode, RouteKey, Snat};
     use crate::registry::fixtures::{Fleet, registry};
 
     fn recorder() -> (Recorder, Metrics, Arc<Registry>) {
@@ -215,6 +226,23 @@ mod tests {
         for (subject, row) in &metrics.view().latest.rows {
             assert_eq!(row.len(), subject.family().len(), "{subject:?}");
         }
+    }
+
+    #[test]
+    fn routes_of_one_name_count_together() {
+        let backend = |operators, port| {
+            let route = Some(RouteKey { id: "web".into(), operators });
+            let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
+            Arc::new(Backend { instance_id: "a".into(), route, addr, port, mode, snat: Snat::Always })
+        };
+        let counts = |packets| Counts { packets, ..Counts::default() };
+        let counted = [(backend(false, 80), 1), (backend(false, 81), 2), (backend(true, 80), 4)];
+        let traffic = Traffic {
+            backends: counted.into_iter().map(|(backend, packets)| (backend, counts(packets))).collect(),
+            ..Traffic::default()
+        };
+        let sums: Vec<u64> = backends(&traffic).iter().map(|(_, sum)| sum.packets).collect();
+        assert_eq!(sums, [5, 2]);
     }
 
     #[tokio::test(start_paused = true)]

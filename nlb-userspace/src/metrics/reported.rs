@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::HOUR;
+use crate::model::Texts;
 
 /// What one instance's series may take. Where they take more, the oldest points go first.
 pub const BUDGET: usize = 64 << 10;
@@ -19,7 +20,7 @@ const POINT: usize = size_of::<(SystemTime, f64)>();
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Texts,
     pub value: f64,
     pub at: SystemTime,
 }
@@ -45,7 +46,7 @@ pub struct Ledger {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Texts,
 }
 
 impl Reported {
@@ -173,7 +174,7 @@ mod tests {
     }
 
     fn point(name: &str, value: f64, second: u64) -> Point {
-        Point { name: name.into(), labels: BTreeMap::new(), value, at: at(second) }
+        Point { name: name.into(), labels: Texts::new(), value, at: at(second) }
     }
 
     fn values(reported: &Reported) -> Vec<f64> {

@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::Backend;
 use crate::stats::{Counts, Traffic};
@@ -12,7 +13,7 @@ use crate::stats::{Counts, Traffic};
 #[derive(Debug, Default)]
 pub struct Totals {
     /// What each backend's counts were at the last look, and the version that they went to.
-    seen: BTreeMap<Backend, (Counts, String)>,
+    seen: BTreeMap<Arc<Backend>, (Counts, String)>,
     pub instances: BTreeMap<String, Counts>,
     pub versions: BTreeMap<String, Counts>,
     pub all: Counts,
@@ -25,10 +26,10 @@ impl Totals {
         for sum in sums {
             (sum.active_flows, sum.active_tcp_flows) = (0, 0);
         }
-        let is_gone = |backend: &Backend, _: &mut _| !traffic.backends.contains_key(backend);
+        let is_gone = |backend: &Arc<Backend>, _: &mut _| !traffic.backends.contains_key(backend);
         let gone: Vec<_> = self.seen.extract_if(.., is_gone).collect();
         for (backend, counts) in &traffic.backends {
-            let (before, version) = kept(&mut self.seen, backend);
+            let (before, version) = self.seen.entry(backend.clone()).or_default();
             // An instance that has just gone still counts for the version it had.
             if let Some(now) = versions.get(backend.instance_id.as_str()).filter(|now| *now != version) {
                 *version = (*now).to_owned();
@@ -110,7 +111,7 @@ mod tests {
                 mode: ForwardMode::Nat,
                 snat: Snat::Always,
             };
-            (backend, Counts { packets: *packets, active_flows: 1, ..Counts::default() })
+            (Arc::new(backend), Counts { packets: *packets, active_flows: 1, ..Counts::default() })
         };
         Traffic { backends: counts.iter().map(backend).collect(), ..Traffic::default() }
     }

@@ -61,8 +61,10 @@ impl Fleet {
             snat: Snat::Always,
         };
         let counts = Counts { new_flows, resets, ..Counts::default() };
-        self.traffic
-            .send_replace(Arc::new(Traffic { backends: [(backend, counts)].into(), ..Traffic::default() }));
+        self.traffic.send_replace(Arc::new(Traffic {
+            backends: [(backend.into(), counts)].into(),
+            ..Traffic::default()
+        }));
     }
 
     /// Lets so many seconds pass, one by one, so that every look happens.

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use tracing::info;
 
 use super::{Now, Record, Refusal, Registry, State};
-use crate::model::{Ability, Destination, L4, Protocol, Route, RouteKey, Targets};
+use crate::model::{Ability, Destination, L4, Protocol, Route, RouteKey, Targets, Texts};
 
 /// Learned routes at a time.
 pub const MOST_LEARNED: usize = 256;
@@ -81,9 +81,9 @@ impl Wanted {
             priority: 0,
             listen_port: None,
             targets: Targets::Implied,
-            headers: BTreeMap::new(),
+            headers: Texts::new(),
             path_pattern: String::new(),
-            metadata: [("learned".to_owned(), "true".to_owned())].into(),
+            metadata: [("learned".to_owned(), "true".to_owned())].into_iter().collect(),
         }
     }
 }

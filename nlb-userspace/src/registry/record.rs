@@ -1,6 +1,5 @@
 //! One registered module: what it said of itself, and how it stands with us.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
@@ -8,7 +7,7 @@ use imbl::OrdMap;
 
 use crate::health::{Check, Opinion, Opinions, Source};
 use crate::lease::{Lease, Standing};
-use crate::model::{Health, Module, Route};
+use crate::model::{Health, Module, Route, Texts};
 use crate::resolve::{Endpoint, Host};
 use crate::scaling::Policy;
 use crate::wish::Wish;
@@ -30,8 +29,8 @@ pub struct Registration {
     /// 0 is unlimited.
     pub max_connections: u32,
     pub started_at: Option<SystemTime>,
-    pub metadata: BTreeMap<String, String>,
-    pub capabilities: BTreeMap<String, String>,
+    pub metadata: Texts,
+    pub capabilities: Texts,
     /// How its group scales, if it says so.
     pub scaling: Option<Policy>,
 }

@@ -1,10 +1,14 @@
 //! Why a change is refused, in words that tell the caller what to do.
 
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
 use crate::compile::TooMany;
 use crate::model::{Destination, ForwardMode, Module, Route, Routes};
 use crate::resolve::Endpoint;
 
-use super::Registration;
+use super::{Record, Registration};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -27,6 +31,17 @@ pub enum Refusal {
     TooMany(TooMany),
     #[error("route {route_id:?} does not suit {instance_id:?}: {problem}")]
     Unsuited { route_id: String, instance_id: String, problem: String },
+    #[error(
+        "metadata quic_server_id is also that of {owner:?}, so connection ids would not tell them apart; give every instance \
+         its own"
+    )]
+    ServerIdTaken { owner: String },
+    #[error(
+        "metadata quic_server_id has another length ({len}) than that of {other:?} ({other_len}), which has the same \
+         quic_config_id, {config}; nothing in a connection id says how long it is, so make them equal, or use another \
+         quic_config_id"
+    )]
+    ServerIdLength { len: u8, config: u8, other: String, other_len: u8 },
     #[error("no registered instance has version {0:?}; register one first")]
     UnknownVersion(String),
     #[error(
@@ -81,6 +96,26 @@ pub(super) fn check_suited(
     Ok(())
 }
 
+/// Whether connection ids will tell a newcomer from the other modules.
+pub(super) fn check_server_id(
+    registration: &Registration,
+    modules: &OrdMap<String, Arc<Record>>,
+) -> Result<(), Refusal> {
+    let Some(server) = registration.module.quic else { return Ok(()) };
+    let others = modules.iter().filter(|(id, _)| **id != registration.instance_id);
+    let named = others.filter_map(|(id, record)| Some((id, record.registration.module.quic?)));
+    for (other, known) in named.filter(|(_, known)| known.config == server.config) {
+        if known.len != server.len {
+            let (len, config, other_len) = (server.len, server.config, known.len);
+            return Err(Refusal::ServerIdLength { len, config, other: other.clone(), other_len });
+        }
+        if known == server {
+            return Err(Refusal::ServerIdTaken { owner: other.clone() });
+        }
+    }
+    Ok(())
+}
+
 /// Whether a module can serve a route as the route asks for it.
 pub trait Suited {
     fn suits_ports(&self, module: &Module) -> Result<(), String>;
@@ -100,6 +135,7 @@ impl Suited for Route {
             ForwardMode::Nat => return Ok(()),
             ForwardMode::DsrL2 => "dsr-l2",
             ForwardMode::DsrIpip => "dsr-ipip",
+            ForwardMode::Gue => "gue",
         };
         match listen_port {
             Some(port) if Some(port) != self.port => Err(format!(

@@ -1,7 +1,8 @@
 //! What a module says of its own work in a heartbeat. Kept and shown; the data path counts for itself.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
+
+use crate::model::Texts;
 
 /// Latencies are milliseconds, memory is mebibytes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,7 +21,7 @@ pub struct Report {
     pub cpu_usage_percent: f64,
     pub memory_usage_mb: f64,
     pub since: Option<SystemTime>,
-    pub custom: BTreeMap<String, String>,
+    pub custom: Texts,
 }
 
 impl Report {

@@ -130,6 +130,8 @@ fn merge(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::fixtures::{Fleet, registration, registry, route, route_to};
     use super::*;
     use crate::model::{ForwardMode, Route, Targets};
@@ -191,8 +193,11 @@ mod tests {
         dsr.module.listen_port = Some(80);
         registry.admit(dsr, Now::read()).unwrap();
 
-        let elsewhere =
-            Route { listen_port: Some(1), targets: Targets::Instances(["alb-1".into()].into()), ..route(2) };
+        let elsewhere = Route {
+            listen_port: Some(1),
+            targets: Targets::Instances(BTreeSet::from(["alb-1".into()]).into()),
+            ..route(2)
+        };
         let operators = routes(&[("moved", elsewhere)]);
         let refused = registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read());
         assert!(matches!(refused, Err(Refusal::Unsuited { .. })));
@@ -211,7 +216,9 @@ mod tests {
         let mut tunnel = registration("alb-1");
         tunnel.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
         assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(Refusal::Unsuited { .. })));
-        tunnel.module.mode = ForwardMode::DsrIpip;
-        registry.admit(tunnel, Now::read()).unwrap();
+        for mode in [ForwardMode::DsrIpip, ForwardMode::Gue] {
+            tunnel.module.mode = mode;
+            registry.admit(tunnel.clone(), Now::read()).unwrap();
+        }
     }
 }

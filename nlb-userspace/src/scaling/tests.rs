@@ -147,7 +147,7 @@ impl Group {
             mode: ForwardMode::Nat,
             snat: Default::default(),
         };
-        self.traffic.backends.insert(backend, Counts { active_flows, ..Counts::default() });
+        self.traffic.backends.insert(backend.into(), Counts { active_flows, ..Counts::default() });
     }
 
     fn heartbeat(&self, instance_id: &str) -> Heard {

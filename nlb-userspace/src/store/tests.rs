@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets,
+    Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets, Texts,
 };
 use crate::promotion::Stage;
 use crate::registry::{GroupPolicy, Split, Steering};
@@ -49,8 +49,8 @@ fn name() -> impl Strategy<Value = String> {
     "[ -~äß☂]{0,12}"
 }
 
-fn names() -> impl Strategy<Value = BTreeMap<String, String>> {
-    btree_map(name(), name(), 0..3)
+fn names() -> impl Strategy<Value = Texts> {
+    btree_map(name(), name(), 0..3).prop_map(|map| map.into_iter().collect())
 }
 
 fn time() -> impl Strategy<Value = SystemTime> {
@@ -88,7 +88,7 @@ fn route() -> impl Strategy<Value = Arc<Route>> {
     let targets = prop_oneof![
         Just(Targets::Implied),
         module_type().prop_map(Targets::Type),
-        btree_set(name(), 0..3).prop_map(Targets::Instances)
+        btree_set(name(), 0..3).prop_map(|ids| Targets::Instances(ids.into()))
     ];
     let ports = (option::of(any::<u16>()), option::of(any::<u16>()));
     let matched = (protocol(), option::of(net()), destination, ports, any::<i32>());

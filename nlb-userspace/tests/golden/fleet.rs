@@ -209,7 +209,8 @@ impl Fleet {
             let hops = Arc::make_mut(hops);
             match source {
                 Some(source) => {
-                    let hop = Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24 };
+                    let hop =
+                        Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24, local: false };
                     hops.insert(address, hop);
                 }
                 None => drop(hops.remove(&address)),
@@ -245,6 +246,10 @@ impl Fleet {
             Change::ClearPool(id) => format!("clear pool {id}\n"),
             Change::SetSource(service, _, pool) => format!("set source of service {service}: pool {pool}\n"),
             Change::ClearSource(service, _) => format!("clear source of service {service}\n"),
+            Change::SetServer(key, backend) => {
+                format!("set server of service {}: backend {backend}\n", key.service())
+            }
+            Change::ClearServer(key) => format!("clear server of service {}\n", key.service()),
             Change::SetService(id, _) => format!("set service {id}\n"),
             Change::ClearService(id) => format!("clear service {id}\n"),
             Change::ReplaceServiceIds(ids) => format!("replace service ids: {} in all\n", ids.len()),

@@ -121,7 +121,8 @@ async fn checks_go_where_traffic_goes() {
             vec!["10.0.0.2:81", "[fd00::1]:81"],
         ),
         // Direct server return carries IPv6 in IPv4, and leaves ports alone.
-        (metadata(&[("forward_mode", "dsr-ipip")]), vec![v6], vec!["10.0.0.1:80"]),
+        (metadata(&[("forward_mode", "dsr-ipip")]), vec![v6.clone()], vec!["10.0.0.1:80"]),
+        (metadata(&[("forward_mode", "gue")]), vec![v6], vec!["10.0.0.1:80"]),
         (metadata(&[]), vec![udp.clone(), route("web")], vec!["10.0.0.1:80"]),
         (metadata(&[]), vec![udp], vec!["10.0.0.1:50051"]),
         (metadata(&[]), vec![], vec!["10.0.0.1:50051"]),

@@ -13,6 +13,11 @@ fn metadata(instance: &mut ModuleInstance, key: &str, value: &str) {
     *instance = with_metadata(std::mem::take(instance), &[(key, value)]);
 }
 
+fn quic(instance: &mut ModuleInstance, config: &str) {
+    metadata(instance, "quic_server_id", "0a");
+    metadata(instance, "quic_config_id", config);
+}
+
 fn route_metadata(route: &mut Route, key: &str, value: &str) {
     route.metadata.insert(key.into(), value.into());
 }
@@ -42,7 +47,7 @@ const CASES: &[Case] = &[
     (|i, _| metadata(i, "zone", "a\0b"), "instance.metadata.zone"),
     (|i, _| metadata(i, "zone", &"x".repeat(4097)), "instance.metadata.zone"),
     (|i, _| metadata(i, "", "x"), "instance.metadata"),
-    (|i, _| metadata(i, "forward_mode", "gue"), "instance.metadata.forward_mode"),
+    (|i, _| metadata(i, "forward_mode", "gre"), "instance.metadata.forward_mode"),
     (|i, _| metadata(i, "forward_mode", "NAT"), "instance.metadata.forward_mode"),
     (|i, _| metadata(i, "snat", "sometimes"), "instance.metadata.snat"),
     (|i, _| metadata(i, "reply_path", "moon"), "instance.metadata.reply_path"),
@@ -52,6 +57,17 @@ const CASES: &[Case] = &[
     (|i, _| metadata(i, "data_address", "10.0.0.1,10.0.0.2"), "instance.metadata.data_address"),
     (|i, _| metadata(i, "data_address", "10.0.0.1:80"), "instance.metadata.data_address"),
     (|i, _| metadata(i, "data_address", ""), "instance.metadata.data_address"),
+    (|i, _| metadata(i, "quic_server_id", ""), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "a"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "0x0a"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "+a"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "0g"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "0\u{661}"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_server_id", "010203040506070809"), "instance.metadata.quic_server_id"),
+    (|i, _| metadata(i, "quic_config_id", "1"), "instance.metadata.quic_config_id"),
+    (|i, _| quic(i, "7"), "instance.metadata.quic_config_id"),
+    (|i, _| quic(i, "-1"), "instance.metadata.quic_config_id"),
+    (|i, _| quic(i, ""), "instance.metadata.quic_config_id"),
     (
         |i, _| {
             metadata(i, "forward_mode", "dsr-l2");
@@ -78,6 +94,8 @@ const CASES: &[Case] = &[
     (|_, r| drop(r.headers.insert("host\r\n".into(), "x".into())), "initial_routes[0].headers"),
     (|_, r| route_metadata(r, "listen_port", "-1"), "initial_routes[0].metadata.listen_port"),
     (|_, r| route_metadata(r, "forward_mode", "nat"), "initial_routes[0].metadata.forward_mode"),
+    (|_, r| route_metadata(r, "quic_server_id", "0a"), "initial_routes[0].metadata.quic_server_id"),
+    (|_, r| route_metadata(r, "quic_config_id", "0"), "initial_routes[0].metadata.quic_config_id"),
     (|_, r| route_metadata(r, "target_instances", "b"), "initial_routes[0].metadata.target_instances"),
     (|_, r| route_metadata(r, "target_module_type", "ALB"), "initial_routes[0].metadata.target_module_type"),
 ];

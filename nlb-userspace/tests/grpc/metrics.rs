@@ -15,10 +15,10 @@ use super::fleet::{registration, registration_at};
 use super::nlb::Nlb;
 use super::reports::report;
 
-pub fn backend(instance_id: &str, port: u16) -> Backend {
+pub fn backend(instance_id: &str, port: u16) -> Arc<Backend> {
     let (addr, mode) = ("10.0.0.1".parse().unwrap(), ForwardMode::Nat);
     let route = Some(RouteKey { id: "web".into(), operators: false });
-    Backend { instance_id: instance_id.into(), route, addr, port, mode, snat: Default::default() }
+    Arc::new(Backend { instance_id: instance_id.into(), route, addr, port, mode, snat: Default::default() })
 }
 
 /// Numbers that differ, so that no two metrics can be confused.

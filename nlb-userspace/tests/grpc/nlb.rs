@@ -223,14 +223,14 @@ fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
         snat: Default::default(),
     };
     let counts = Counts { new_flows: 9, active_flows: tcp, active_tcp_flows: tcp, ..Counts::default() };
-    Arc::new(Traffic { backends: [(backend, counts)].into(), ..Traffic::default() })
+    Arc::new(Traffic { backends: [(backend.into(), counts)].into(), ..Traffic::default() })
 }
 
 /// Every module that the tests register is on our link.
 fn ways() -> Hops {
     let hop = |address: &str, source: &str| {
         let (address, source): (IpAddr, IpAddr) = (address.parse().unwrap(), source.parse().unwrap());
-        (address, Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24 })
+        (address, Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24, local: false })
     };
     let v4 = (1..=9).map(|n| hop(&format!("10.0.0.{n}"), "10.0.0.100"));
     v4.chain([hop("fd00::1", "fd00::100")]).collect()

@@ -9,7 +9,7 @@ use super::nlb::{Nlb, settings};
 #[tokio::test]
 async fn success_means_that_the_maps_hold_it() {
     let mut nlb = Nlb::start().await;
-    assert!(!nlb.maps.dump().contains("192.0.2.1"));
+    assert!(!nlb.maps.dump().contains("10.0.0.1"));
     let answer = nlb.modules.register_module(registration("alb-1")).await.unwrap().into_inner();
     assert!(answer.success && answer.error.is_none(), "{answer:?}");
     assert_eq!(answer.registration_id.len(), 32);
@@ -98,6 +98,29 @@ async fn a_route_without_a_way_to_serve_it_is_refused_or_told() {
     assert_eq!(error.code(), StatusCode::InvalidArgument);
     assert!(error.message.contains("IPv6"), "{}", error.message);
     assert!(nlb.listed("alb-1").await.is_none(), "a refused change changes nothing");
+}
+
+#[tokio::test]
+async fn connection_ids_have_to_tell_modules_apart() {
+    let mut nlb = Nlb::start().await;
+    let named = |id: &str, server: &str, config: &str| {
+        let metadata = [("quic_server_id", server), ("quic_config_id", config)];
+        RegisterModuleRequest { instance: Some(with_metadata(instance(id), &metadata)), ..registration(id) }
+    };
+    nlb.add(named("alb-1", "0a0b", "0")).await;
+    for (server, reason) in [("0A0B", "\"alb-1\""), ("0a", "2"), ("0a0b0c", "2")] {
+        let answer = nlb.modules.register_module(named("alb-2", server, "0")).await.unwrap().into_inner();
+        let error = answer.error.unwrap();
+        assert_eq!(error.code(), StatusCode::InvalidArgument, "{server}");
+        let told = error.message.contains("quic_server_id") && error.message.contains(reason);
+        assert!(told, "{server}: {}", error.message);
+        assert!(nlb.listed("alb-2").await.is_none(), "a refused change changes nothing");
+    }
+    nlb.add(named("alb-2", "0a0c", "0")).await;
+    nlb.add(named("alb-3", "0a", "1")).await;
+    nlb.add(named("alb-1", "0a0b", "0")).await;
+    nlb.add(named("alb-1", "0a0d", "0")).await;
+    nlb.add(named("alb-4", "0a0b", "0")).await;
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::generated::{LIMITS, World, flows, world};
-use super::invariants::{Outcome, broken, looked_up, name, outcome};
+use super::generated::{LIMITS, World, flows, servers, world};
+use super::invariants::{Outcome, broken, looked_up, name, named, outcome};
 
 /// A reconciler at work.
 struct Loop {
@@ -141,6 +141,10 @@ fn a_change_of_mind_after_a_fault_leads_back() {
             assert_eq!(broken(&rows), Vec::<String>::new());
             for flow in flows() {
                 assert_eq!(outcome(&rows, &flow), outcome(&first, &flow), "{flow:?} at step {position}");
+                for server in servers() {
+                    let (now, then) = (named(&rows, &flow, &server), named(&first, &flow, &server));
+                    assert_eq!(now, then, "{server:?} on {flow:?} at step {position}");
+                }
             }
         });
     }
@@ -211,11 +215,19 @@ proptest! {
                     let now = outcome(&rows, &flow);
                     let wanted = wholes.iter().any(|whole| outcome(whole, &flow) == now);
                     prop_assert!(wanted || now == Outcome::Passed, "{:?} of {:?} after {}", now, flow, name(&change));
+                    for server in servers() {
+                        let now = named(&rows, &flow, &server);
+                        let wanted = wholes.iter().any(|whole| named(whole, &flow, &server) == now);
+                        prop_assert!(wanted || now.is_none(), "{:?} of {:?} after {}", now, server, name(&change));
+                    }
                 }
             }
             let last = wholes.last().expect("at least one");
             for flow in flows() {
                 prop_assert_eq!(outcome(&rows, &flow), outcome(last, &flow), "{:?}", flow);
+                for server in servers() {
+                    prop_assert_eq!(named(&rows, &flow, &server), named(last, &flow, &server), "{:?}", flow);
+                }
             }
             Ok::<(), TestCaseError>(())
         })?;

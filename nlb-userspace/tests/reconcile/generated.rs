@@ -1,6 +1,5 @@
 //! Desired states and networks around, drawn from few enough addresses, ports and names that they overlap in every way.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nlb::compile::{Hop, Hops, Limits};
@@ -19,13 +18,17 @@ pub const LIMITS: Limits = Limits {
     pools: 1000,
     addresses: 1000,
     rate_limits: 1000,
+    source_prefixes: 1000,
     counted_routes: 2,
 };
 
 /// The first two are configured.
 const VIPS: [&str; 3] = ["192.0.2.1", "2001:db8::1", "192.0.2.9"];
 const PORTS: [u16; 3] = [53, 80, 443];
-const SOURCES: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "2001:db8:c::/48"];
+/// Of two configurations, the first with ids of two lengths: states may disagree about that, one after the other.
+const SERVERS: [(u8, &[u8]); 4] = [(0, &[1]), (0, &[2]), (0, &[1, 0]), (1, &[1])];
+/// Of which three lie one in the other.
+const SOURCES: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "2001:db8:c::/48"];
 const CLIENTS: [&str; 4] = ["10.1.0.1", "10.9.0.1", "198.51.100.1", "2001:db8:c::1"];
 
 /// Everything that the maps follow from.
@@ -75,15 +78,16 @@ fn module() -> impl Strategy<Value = Module> {
     let way = (
         weighted(0.9, 1..4_u8),
         weighted(0.5, 1..4_u8),
-        select(vec![Nat, Nat, DsrL2, DsrIpip]),
+        select(vec![Nat, Nat, DsrL2, DsrIpip, Gue]),
         select(vec![Snat::Always, Snat::OnLink, Snat::Never]),
+        weighted(0.5, select(servers())),
     );
     let said = (any::<bool>(), 0..2_i32);
     let said = said.prop_map(|(can_handle, priority)| Ability { can_handle, priority });
     let said = btree_map(("r[12]", any::<bool>()), said, 0..3);
-    (part, way, btree_map("r[12]", route(), 0..3), said).prop_map(|(part, way, routes, said)| {
+    (part, way, btree_map("r[1-6]", route(), 0..7), said).prop_map(|(part, way, routes, said)| {
         let (module_type, version, weight, health) = part;
-        let (v4, v6, mode, snat) = way;
+        let (v4, v6, mode, snat, quic) = way;
         let data = DataAddresses {
             v4: v4.map(|host| [10, 0, 0, host].into()),
             v6: v6.map(|host| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
@@ -100,6 +104,7 @@ fn module() -> impl Strategy<Value = Module> {
             mode,
             snat,
             listen_port,
+            quic,
             routes: routes.into(),
             abilities,
         }
@@ -123,9 +128,9 @@ fn route() -> impl Strategy<Value = Route> {
             priority,
             listen_port: None,
             targets: Targets::Implied,
-            headers: BTreeMap::new(),
+            headers: Texts::new(),
             path_pattern: String::new(),
-            metadata: BTreeMap::new(),
+            metadata: Texts::new(),
         },
     )
 }
@@ -143,10 +148,25 @@ fn hops() -> impl Strategy<Value = Hops> {
                 (false, false) => "fd00::100",
                 (false, true) => "fd00::101",
             };
-            (host, Hop { hop: Default::default(), source: address(source), mtu: 1500, link_prefix: 120 })
+            (
+                host,
+                Hop {
+                    hop: Default::default(),
+                    source: address(source),
+                    mtu: 1500,
+                    link_prefix: 120,
+                    local: false,
+                },
+            )
         };
         known.into_iter().zip(others).map(way).collect()
     })
+}
+
+/// How connection ids may name modules.
+pub fn servers() -> Vec<Server> {
+    let server = |(config, octets)| Server::new(config, octets).expect("a server id");
+    SERVERS.into_iter().map(server).collect()
 }
 
 /// One flow of each kind that the states above tell apart, at slots all over the tables.

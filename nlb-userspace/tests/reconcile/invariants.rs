@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use nlb::compile::Rows;
 use nlb::maps::Change;
-use nlb::model::L4;
-use nlb_common::abi::{Address, Backend, Service, ServiceEntry};
+use nlb::model::{L4, Server};
+use nlb_common::abi::{Address, Backend, ServerKey, Service, ServiceEntry};
 use nlb_common::net::{Addr, Be16};
 
 /// What would fail a packet that meets these rows: numbers that lead nowhere.
@@ -29,6 +29,10 @@ pub fn broken(rows: &Rows) -> Vec<String> {
     }
     for ((service, _), pool) in &rows.sources {
         expect(rows.pools.contains_key(pool), format!("a source of service {service} has no pool {pool}"));
+    }
+    for (key, id) in &rows.servers {
+        let present = rows.backends.get(id).is_some_and(|backend| backend.has(Backend::PRESENT));
+        expect(present, format!("{key:?} names backend {id}, which is not there"));
     }
     for (ip, address) in &rows.addresses {
         let is_vip = address.flags & Address::VIP != 0;
@@ -131,15 +135,7 @@ pub struct Flow {
 
 /// What the data path makes of a new flow by these rows.
 pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
-    let vip = rows.addresses.get(&flow.vip).filter(|address| address.flags & Address::VIP != 0);
-    let Some(vip) = vip else { return Outcome::Passed };
-    let own = rows.service_ids.get(&ServiceEntry::key(vip.id, Be16::new(flow.port), flow.l4));
-    let any_port = match flow.l4 {
-        L4::Tcp => vip.any_port.tcp,
-        L4::Udp => vip.any_port.udp,
-    };
-    let id = own.copied().unwrap_or(any_port);
-    let Some(service) = rows.services.get(&id) else { return Outcome::Passed };
+    let Some((id, service)) = service(rows, flow) else { return Outcome::Passed };
     let pool = if service.flags & Service::BY_SOURCE == 0 {
         service.pool
     } else {
@@ -150,8 +146,30 @@ pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
         covering.max_by_key(|((_, prefix), _)| prefix.bits).map_or(0, |(_, pool)| *pool)
     };
     let backend = rows.pools.get(&pool).map_or(0, |table| table[flow.slot]);
-    match rows.backends.get(&backend) {
-        Some(backend) => Outcome::To(backend.addr.into(), backend.port.get(), backend.mode),
-        None => Outcome::NoBackend,
+    rows.backends.get(&backend).map_or(Outcome::NoBackend, to)
+}
+
+/// Where a packet with a connection id that names this server goes; `None` if it goes the way of packets without.
+pub fn named(rows: &Rows, flow: &Flow, server: &Server) -> Option<Outcome> {
+    let (id, service) = service(rows, flow)?;
+    if service.flags & Service::QUIC == 0 || service.quic.of(server.config) != u32::from(server.len) {
+        return None;
     }
+    let backend = rows.servers.get(&ServerKey::new(id, server))?;
+    rows.backends.get(backend).map(to)
+}
+
+fn service<'a>(rows: &'a Rows, flow: &Flow) -> Option<(u16, &'a Service)> {
+    let vip = rows.addresses.get(&flow.vip).filter(|address| address.flags & Address::VIP != 0)?;
+    let own = rows.service_ids.get(&ServiceEntry::key(vip.id, Be16::new(flow.port), flow.l4));
+    let any_port = match flow.l4 {
+        L4::Tcp => vip.any_port.tcp,
+        L4::Udp => vip.any_port.udp,
+    };
+    let id = own.copied().unwrap_or(any_port);
+    Some((id, rows.services.get(&id)?))
+}
+
+fn to(backend: &Backend) -> Outcome {
+    Outcome::To(backend.addr.into(), backend.port.get(), backend.mode)
 }

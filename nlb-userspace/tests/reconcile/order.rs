@@ -5,8 +5,8 @@ use nlb::compile::{MapImage, compile};
 use nlb::plan::plan;
 use proptest::prelude::*;
 
-use super::generated::{LIMITS, flows, world};
-use super::invariants::{broken, looked_up, misnumbered, name, outcome};
+use super::generated::{LIMITS, flows, servers, world};
+use super::invariants::{broken, looked_up, misnumbered, name, named, outcome};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -31,6 +31,16 @@ proptest! {
                     "after {}, {flow:?} meets {now:?}; before it was {old:?}, it will be {new:?}",
                     name(&change)
                 );
+                for server in servers() {
+                    let now = named(&rows, &flow, &server);
+                    let (old, new) =
+                        (named(&before.rows, &flow, &server), named(&after.rows, &flow, &server));
+                    prop_assert!(
+                        now == old || now == new,
+                        "after {}, {server:?} on {flow:?} is {now:?}; before it was {old:?}, it will be {new:?}",
+                        name(&change)
+                    );
+                }
             }
         }
         prop_assert!(plan(&rows, &after.rows).is_empty(), "nothing is left to do");

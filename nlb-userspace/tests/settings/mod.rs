@@ -30,6 +30,7 @@ pub fn settings() -> Settings {
             pools: 64,
             addresses: 64,
             rate_limits: 64,
+            source_prefixes: 1000,
             counted_routes: 64,
         },
         accept_empty_ids: false,

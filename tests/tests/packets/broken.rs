@@ -125,5 +125,13 @@ fn row_6_extension_headers_are_walked_and_the_walk_is_bounded() -> Result<()> {
     let endless = family.syn().with(|p| p.extensions = vec![pad(60); 9]);
     drops(&mut rig, "nine headers", &endless.bytes(), "ipv6_extensions")?;
     let overlong = family.syn().with(|p| p.extensions = vec![(60, vec![200, 1, 4, 0, 0, 0, 0])]);
-    drops(&mut rig, "a header longer than the packet", &overlong.bytes(), "ip_header")
+    drops(&mut rig, "a header longer than the packet", &overlong.bytes(), "ip_header")?;
+    // Mobility, HIP, Shim6, experiments: headers that may have anything behind them.
+    for unknown in [135, 139, 140, 253, 254] {
+        let packet = family.syn().with(|p| p.extensions = vec![pad(60), pad(unknown)]);
+        drops(&mut rig, "an extension header that is not known", &packet.bytes(), "ipv6_extensions")?;
+        let outcome = rig.run(&packet.with(|p| p.dst = family.stranger))?;
+        assert_eq!(outcome.counted, [("pass not_ours".to_owned(), 1)].into(), "{unknown} to others");
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `nlb decap`: the receiving end of dsr-ipip.
+//! `nlb decap`: the receiving end of dsr-ipip and gue.
 
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
@@ -6,12 +6,16 @@ use nlb::compile::Addr128;
 use nlb::loader::Datapath;
 use nlb::maps::bpf;
 
-use crate::packet::{Outer, Packet};
-use crate::rig::{XDP_DROP, XDP_PASS, families, test_run};
+use crate::packet::{Outer, OuterUdp, Packet, UdpChecksum};
+use crate::rig::{Family, GUE_PORT, XDP_DROP, XDP_PASS, families, test_run};
 
 /// A decapsulator that trusts the families' source addresses.
 fn decapsulator() -> Result<Datapath> {
-    let mut datapath = Datapath::load_decap()?;
+    decapsulator_at(GUE_PORT)
+}
+
+fn decapsulator_at(gue_port: u16) -> Result<Datapath> {
+    let mut datapath = Datapath::load_decap(gue_port)?;
     let mut peers = bpf::peers(&mut datapath.bpf)?;
     for family in families() {
         let prefix = Addr128::from(Some(ipnet::IpNet::from(family.source)));
@@ -36,9 +40,11 @@ fn every_pair_of_families_is_unwrapped() -> Result<()> {
                 inner.ack().with(|p| p.tags = vec![(0x88a8, 42), (0x8100, 7)]),
                 inner.ack().with(|p| p.padding = vec![0xee; 5]),
             ] {
-                let (action, frame) =
-                    test_run(datapath.decapsulator()?, &wrapped(&packet, Outer::of(&outer, 7)).bytes())?;
-                assert_eq!((action, frame), (XDP_PASS, packet.bytes()));
+                for outer in tunnels(&outer) {
+                    let (action, frame) =
+                        test_run(datapath.decapsulator()?, &wrapped(&packet, outer).bytes())?;
+                    assert_eq!((action, frame), (XDP_PASS, packet.bytes()));
+                }
             }
         }
     }
@@ -49,10 +55,10 @@ fn every_pair_of_families_is_unwrapped() -> Result<()> {
 fn row_28_strangers_tunnels_are_left_alone() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
-        let outer = Outer { src: family.stranger, ..Outer::of(&family, 7) };
-        for packet in [wrapped(&family.syn(), outer), family.syn()] {
-            let (action, frame) = test_run(datapath.decapsulator()?, &packet.bytes())?;
-            assert_eq!((action, frame), (XDP_PASS, packet.bytes()));
+        left_alone(&mut datapath, &family.syn().bytes())?;
+        for outer in tunnels(&family) {
+            let outer = Outer { src: family.stranger, ..outer };
+            left_alone(&mut datapath, &wrapped(&family.syn(), outer).bytes())?;
         }
     }
     Ok(())
@@ -62,16 +68,101 @@ fn row_28_strangers_tunnels_are_left_alone() -> Result<()> {
 fn a_broken_inner_packet_is_dropped() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
-        let inner_at = if family.vip.is_ipv4() { 34 } else { 54 };
-        let good = wrapped(&family.syn(), Outer::of(&family, 7)).bytes();
-        let mut wrong_version = good.clone();
-        wrong_version[inner_at] ^= 0x20;
-        let mut too_long = good.clone();
-        let length_at = inner_at + if family.vip.is_ipv4() { 3 } else { 5 };
-        too_long[length_at] += 1;
-        for frame in [wrong_version, too_long] {
-            assert_eq!(test_run(datapath.decapsulator()?, &frame)?.0, XDP_DROP);
+        for outer in tunnels(&family) {
+            let ip_end = if family.vip.is_ipv4() { 34 } else { 54 };
+            let inner_at = ip_end + if outer.udp.is_some() { 8 } else { 0 };
+            let good = wrapped(&family.syn(), outer).bytes();
+            let mut wrong_version = good.clone();
+            // In IP, another than the outer header says; in UDP, one that there is not.
+            wrong_version[inner_at] ^= if outer.udp.is_some() { 0x10 } else { 0x20 };
+            let mut too_long = good.clone();
+            let length_at = inner_at + if family.vip.is_ipv4() { 3 } else { 5 };
+            too_long[length_at] += 1;
+            let mut broken = vec![wrong_version, too_long];
+            if outer.udp.is_some() {
+                // The datagram is shorter than the inner packet, or longer than the outer one.
+                for by in [-1, 1] {
+                    let mut frame = good.clone();
+                    frame[ip_end + 5] = frame[ip_end + 5].wrapping_add_signed(by);
+                    broken.push(frame);
+                }
+            }
+            for frame in broken {
+                assert_eq!(test_run(datapath.decapsulator()?, &frame)?.0, XDP_DROP);
+            }
         }
     }
+    Ok(())
+}
+
+/// The inner packet has a checksum of its own.
+#[test]
+fn a_wrong_checksum_of_the_outer_udp_header_does_not_matter() -> Result<()> {
+    let mut datapath = decapsulator()?;
+    for family in families() {
+        let packet = family.ack();
+        let mut frame = wrapped(&packet, in_udp(&family, UdpChecksum::Computed)).bytes();
+        frame[if family.vip.is_ipv4() { 34 } else { 54 } + 6] ^= 0x55;
+        assert_eq!(test_run(datapath.decapsulator()?, &frame)?, (XDP_PASS, packet.bytes()));
+    }
+    Ok(())
+}
+
+/// Whatever else comes in UDP, also from a peer and to GUE's port.
+#[test]
+fn other_datagrams_are_left_alone() -> Result<()> {
+    let mut datapath = decapsulator()?;
+    for family in families() {
+        let good = wrapped(&family.syn(), in_udp(&family, UdpChecksum::Zero)).bytes();
+        let udp_at = if family.vip.is_ipv4() { 34 } else { 54 };
+        let changed = |at: usize, bytes: &[u8]| {
+            let mut frame = good.clone();
+            frame[at..at + bytes.len()].copy_from_slice(bytes);
+            frame
+        };
+        left_alone(&mut datapath, &changed(udp_at + 2, &53_u16.to_be_bytes()))?;
+        // Variant 0, with a header of four bytes in front of an IPv4 packet; and variants that there are not.
+        for first in [0x00, 0x80, 0xc0] {
+            left_alone(&mut datapath, &changed(udp_at + 8, &[first, 4, 0, 0]))?;
+        }
+        if family.vip.is_ipv4() {
+            for fragment in [[0x20, 0], [0, 3]] {
+                left_alone(&mut datapath, &changed(20, &fragment))?;
+            }
+        }
+        let mut empty = good[..udp_at + 8].to_vec();
+        let length_at = if family.vip.is_ipv4() { 16 } else { 18 };
+        empty[length_at..length_at + 2].copy_from_slice(&if family.vip.is_ipv4() { [0, 28] } else { [0, 8] });
+        empty[udp_at + 4..udp_at + 6].copy_from_slice(&[0, 8]);
+        left_alone(&mut datapath, &empty)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_port_of_gue_is_a_setting() -> Result<()> {
+    let mut datapath = decapsulator_at(7777)?;
+    for family in families() {
+        let outer = in_udp(&family, UdpChecksum::Zero);
+        left_alone(&mut datapath, &wrapped(&family.syn(), outer).bytes())?;
+        let udp = outer.udp.map(|udp| OuterUdp { dport: 7777, ..udp });
+        let frame = wrapped(&family.syn(), Outer { udp, ..outer }).bytes();
+        assert_eq!(test_run(datapath.decapsulator()?, &frame)?, (XDP_PASS, family.syn().bytes()));
+    }
+    Ok(())
+}
+
+/// The ways in which a packet is wrapped towards that family's backend.
+fn tunnels(family: &Family) -> [Outer; 3] {
+    [Outer::of(family, 7), in_udp(family, UdpChecksum::Zero), in_udp(family, UdpChecksum::Computed)]
+}
+
+fn in_udp(family: &Family, checksum: UdpChecksum) -> Outer {
+    Outer { udp: Some(OuterUdp { sport: 50_000, dport: GUE_PORT, checksum }), ..Outer::of(family, 7) }
+}
+
+#[track_caller]
+fn left_alone(datapath: &mut Datapath, frame: &[u8]) -> Result<()> {
+    assert_eq!(test_run(datapath.decapsulator()?, frame)?, (XDP_PASS, frame.to_vec()));
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Rate limits (row 31): what is over one is dropped and counted against it, what is under is untouched.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nlb::model::{ForwardMode, L4, LimitTarget, LimitUnit, RateLimit};
+use aya::programs::Xdp;
+use nlb::model::{ForwardMode, L4, LimitTarget, LimitUnit, RateLimit, Texts};
 use nlb_common::abi::LimitStats;
 
 use crate::packet::Packet;
@@ -20,7 +21,7 @@ fn few(target: LimitTarget, unit: LimitUnit, units: u64) -> RateLimit {
         per_hour: units,
         burst: units,
         enabled: true,
-        metadata: BTreeMap::new(),
+        metadata: Texts::new(),
     }
 }
 
@@ -100,7 +101,7 @@ fn row_31_other_services_routes_and_sources_are_not_limited() -> Result<()> {
 
 #[test]
 fn row_31_packets_and_bytes_of_known_flows_are_limited() -> Result<()> {
-    for mode in [ForwardMode::Nat, ForwardMode::DsrL2, ForwardMode::DsrIpip] {
+    for mode in [ForwardMode::Nat, ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue] {
         for family in families() {
             let mut rig = Rig::new(mode)?;
             assert_eq!(through(&mut rig, [family.syn()])?, 1);
@@ -178,31 +179,71 @@ fn row_31_a_limit_can_be_raised() -> Result<()> {
 }
 
 /// One limit for all CPUs: each of them asks without end, and together they get what the limit gives in the time that really
-/// went by. The burst bridges a second in which this process is not given a CPU.
+/// went by. The burst bridges seconds in which this process is not given a CPU.
 #[test]
 fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
+    const BURST: u64 = 4000;
     let [family, _] = families();
-    let mut rig = Rig::new(ForwardMode::DsrL2)?;
-    assert_eq!(through(&mut rig, [family.syn()])?, 1);
-    let rate = RateLimit { per_second: 1000, per_hour: 0, ..few(LimitTarget::All, LimitUnit::Packets, 1000) };
-    limit(&mut rig, "rate", rate)?;
-    let frame = family.ack().bytes();
-    let start = Instant::now();
-    let passed = rig.on_each_cpu(|program| {
-        let mut passed = 0;
-        while start.elapsed() < Duration::from_secs(3) {
-            let (action, _) = test_run(program, &frame)?;
-            passed += u64::from(action == XDP_REDIRECT);
-        }
-        Ok(passed)
-    })?;
-    let wanted = 1000.0 + 1000.0 * start.elapsed().as_secs_f64();
-    assert!(passed.len() > 1, "this machine has one CPU: nothing to share");
-    assert!(passed.iter().all(|passed| *passed > 0), "{passed:?}");
-    let total: u64 = passed.iter().sum();
-    assert_eq!(counts(&rig, "rate")?.0, total, "the counter says the same");
-    let error = (total as f64 - wanted) / wanted;
-    assert!(error.abs() < 0.02, "{passed:?} passed, {wanted} should have: {:.2} %", error * 100.0);
+    let none = || few(LimitTarget::All, LimitUnit::Packets, 0);
+    let bytes = family.ack().bytes().len() as u64 - 14;
+    for (what, packet, units, limit_of) in [
+        ("packets a second", family.ack(), 1, RateLimit { per_second: 1000, burst: BURST, ..none() }),
+        (
+            "bytes a minute",
+            family.ack(),
+            bytes,
+            RateLimit { unit: LimitUnit::Bytes, per_minute: 60_000 * bytes, burst: BURST * bytes, ..none() },
+        ),
+        (
+            "new flows an hour",
+            family.syn(),
+            1,
+            RateLimit { unit: LimitUnit::NewFlows, per_hour: 3_600_000, burst: BURST, ..none() },
+        ),
+    ] {
+        let mut rig = Rig::new(ForwardMode::DsrL2)?;
+        assert_eq!(through(&mut rig, [family.syn()])?, 1);
+        limit(&mut rig, "rate", limit_of)?;
+        let flows = AtomicU16::new(1024);
+        // A flow that got through is on record, so the next packet is another flow's.
+        let next = || match what {
+            "new flows an hour" => packet.with(|p| p.sport = flows.fetch_add(1, Ordering::Relaxed)).bytes(),
+            _ => packet.bytes(),
+        };
+        let start = Instant::now();
+        // Asks until it is refused, after so much time, at a moment that is known: then nothing is left over from the burst, or
+        // from a pause in which nobody asked.
+        let ask = |program: &Xdp, least: Duration| -> Result<(u64, Duration)> {
+            let (mut passed, mut frame) = (0, next());
+            loop {
+                let before = start.elapsed();
+                let (action, _) = test_run(program, &frame)?;
+                let pause = start.elapsed() - before;
+                if action == XDP_REDIRECT {
+                    passed += 1;
+                    frame = next();
+                } else if before >= least && pause < Duration::from_millis(5) {
+                    return Ok((passed, before));
+                }
+            }
+        };
+        let (burst, first) = ask(rig.balancer()?, Duration::ZERO)?;
+        let passed = rig.on_each_cpu(|program| ask(program, first + Duration::from_secs(3)))?;
+        let (passed, last): (Vec<u64>, Vec<Duration>) = passed.into_iter().unzip();
+        let last = last.into_iter().max().expect("a CPU");
+        let wanted = 1000.0 * (last - first).as_secs_f64();
+        assert!(passed.len() > 1, "this machine has one CPU: nothing to share");
+        assert!(passed.iter().all(|passed| *passed > 0), "{what}: {passed:?}");
+        let total: u64 = passed.iter().sum();
+        assert!(burst >= BURST, "{what}: {burst} at once");
+        assert_eq!(counts(&rig, "rate")?.0, (burst + total) * units, "{what}: the counter says the same");
+        let error = (total as f64 - wanted) / wanted;
+        assert!(
+            error.abs() < 0.02,
+            "{what}: {passed:?} passed, {wanted} should have: {:.2} %",
+            error * 100.0
+        );
+    }
     Ok(())
 }
 

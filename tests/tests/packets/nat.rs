@@ -1,10 +1,13 @@
 //! NAT, both ways. Expected packets are built from nothing, so every one of them checks the incremental checksums
 //! (row 20).
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use anyhow::Result;
 use nlb::model::{Destination, ForwardMode, Route, Snat};
 
-use crate::packet::{ACK, FIN, Packet, SYN, Transport, UdpChecksum};
+use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
 use crate::rig::{
     BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families,
     sizes, source_port,
@@ -112,6 +115,27 @@ fn rows_4_5_8_and_25_padding_options_tags_and_data_in_the_syn() -> Result<()> {
     let v6 = families()[1];
     let packet = v6.syn().with(|p| p.extensions = vec![(60, vec![0, 1, 4, 0, 0, 0, 0])]);
     forwards(&mut rig, &v6, &packet)?;
+    Ok(())
+}
+
+/// The backend answers a reset that does not fit by an ACK (RFC 5961), and the connection lives on.
+#[test]
+fn row_15_a_challenge_takes_a_forged_reset_back() -> Result<()> {
+    for (family, challenged) in families().into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        let mut rig = Rig::new(ForwardMode::Nat)?;
+        let port = source_port(&rig.run(&family.syn())?.frame);
+        rig.run(&family.ack())?;
+        rig.module("m1").weight = 0;
+        rig.apply()?;
+        rig.run(&family.syn().with(|p| p.l4 = Transport::Tcp { flags: RST, seq: 77 }))?;
+        if challenged {
+            let request = family.translated(&family.ack(), port);
+            rig.run(&family.answer(&request, Transport::Tcp { flags: ACK, seq: 7000 }))?;
+        }
+        let outcome = rig.run(&family.syn())?;
+        let expected = if challenged { "send forward" } else { "drop no_backend" };
+        assert_eq!(outcome.counted, [(expected.to_owned(), 1)].into());
+    }
     Ok(())
 }
 
@@ -306,6 +330,45 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
             let port = u16::from_be_bytes([outcome.frame[36], outcome.frame[37]]);
             assert_eq!(port, first + i, "round {round}, service {i}");
         }
+    }
+    Ok(())
+}
+
+/// Four ports towards one backend are four flows, as long as these live.
+#[test]
+fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
+    let mut sizes = sizes();
+    sizes.snat_ports = 2000..=2003;
+    sizes.flows.opening = Duration::from_secs(2);
+    let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
+    for family in families() {
+        let syn = |n: u16| family.syn().with(|p| p.sport = 40_000 + n);
+        let mut ports = BTreeSet::new();
+        for n in 0..4 {
+            let outcome = rig.run(&syn(n))?;
+            assert_eq!(outcome.action, XDP_REDIRECT, "{n}: {:?}", outcome.counted);
+            ports.insert(source_port(&outcome.frame));
+        }
+        assert_eq!(ports, (2000..=2003).collect());
+        let refused = rig.run(&syn(4))?;
+        assert_eq!((refused.action, refused.counted), (XDP_DROP, [("drop snat_ports".to_owned(), 1)].into()));
+        assert_eq!(rig.run(&syn(0))?.action, XDP_REDIRECT, "flows that have a port go on");
+        assert_eq!(rig.run(&family.udp())?.action, XDP_REDIRECT, "the backend's other port has all four");
+
+        // Idle beyond their time, they have to share no longer: one gives its port up.
+        std::thread::sleep(Duration::from_secs(4));
+        let outcome = rig.run(&syn(4))?;
+        assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
+        let port = source_port(&outcome.frame);
+        let answer = family.answer(&family.translated(&syn(4), port), SYN_ACK);
+        returns(&mut rig, &answer, &syn(4))?;
+        // Whoever had it comes back as a new flow, with another port.
+        for n in 0..4 {
+            let outcome = rig.run(&syn(n).with(|p| p.l4 = Transport::Tcp { flags: ACK, seq: 1001 }))?;
+            let other = outcome.action == XDP_REDIRECT && source_port(&outcome.frame) != port;
+            assert!(other || outcome.counted.contains_key("drop snat_ports"), "{n}: {:?}", outcome.counted);
+        }
+        returns(&mut rig, &answer, &syn(4))?;
     }
     Ok(())
 }

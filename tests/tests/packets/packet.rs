@@ -24,6 +24,8 @@ pub struct Packet {
     pub tos: u8,
     /// IPv4 options, a multiple of 4 bytes.
     pub options: Vec<u8>,
+    /// Of IPv4.
+    pub id: u16,
     /// Offset in 8-byte units and whether more follow (IPv4).
     pub fragment: (u16, bool),
     /// IPv6 extension headers: type and body, the length byte included but not the next-header byte.
@@ -65,6 +67,15 @@ pub struct Outer {
     pub ttl: u8,
     /// Of IPv6.
     pub flow_label: u32,
+    /// A UDP header behind it (GUE).
+    pub udp: Option<OuterUdp>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct OuterUdp {
+    pub sport: u16,
+    pub dport: u16,
+    pub checksum: UdpChecksum,
 }
 
 pub const FIN: u8 = 1;
@@ -168,7 +179,10 @@ impl Packet {
 
 impl Outer {
     fn wrap(&self, inner: &Packet, bytes: &[u8]) -> Vec<u8> {
-        let protocol = if inner.src.is_ipv6() { 41 } else { 4 };
+        let (protocol, bytes) = match self.udp {
+            None => (if inner.src.is_ipv6() { 41 } else { 4 }, bytes.to_vec()),
+            Some(udp) => (17, self.datagram(&udp, bytes)),
+        };
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let mut ip = Ipv4Header::new(
@@ -182,7 +196,7 @@ impl Outer {
                 ip.dont_fragment = true;
                 (ip.dscp, ip.ecn) = split_tos(inner.tos);
                 ip.header_checksum = ip.calc_header_checksum();
-                [ip.to_bytes().as_slice(), bytes].concat()
+                [ip.to_bytes().as_slice(), &bytes].concat()
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 let ip = Ipv6Header {
@@ -194,10 +208,32 @@ impl Outer {
                     source: src.octets(),
                     destination: dst.octets(),
                 };
-                [ip.to_bytes().as_slice(), bytes].concat()
+                [ip.to_bytes().as_slice(), &bytes].concat()
             }
             _ => panic!("{self:?} mixes address families"),
         }
+    }
+
+    fn datagram(&self, udp: &OuterUdp, bytes: &[u8]) -> Vec<u8> {
+        let mut header = UdpHeader {
+            source_port: udp.sport,
+            destination_port: udp.dport,
+            length: (8 + bytes.len()) as u16,
+            checksum: 0,
+        };
+        if udp.checksum == UdpChecksum::Computed {
+            header.checksum = match (self.src, self.dst) {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                    header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), bytes)
+                }
+                (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                    header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), bytes)
+                }
+                _ => panic!("{self:?} mixes address families"),
+            }
+            .expect("short enough");
+        }
+        [header.to_bytes().as_slice(), bytes].concat()
     }
 }
 
@@ -214,7 +250,7 @@ fn ip(packet: &Packet, segment: &[u8]) -> Vec<u8> {
             .expect("short enough");
             ip.options = Ipv4Options::try_from(packet.options.as_slice()).expect("whole words");
             ip.total_len = (ip.header_len() + segment.len()) as u16;
-            ip.identification = 0x4242;
+            ip.identification = packet.id;
             ip.dont_fragment = packet.fragment == (0, false);
             ip.fragment_offset = IpFragOffset::try_new(packet.fragment.0).expect("13 bits");
             ip.more_fragments = packet.fragment.1;
@@ -248,4 +284,21 @@ fn ip(packet: &Packet, segment: &[u8]) -> Vec<u8> {
 
 fn split_tos(tos: u8) -> (etherparse::IpDscp, etherparse::IpEcn) {
     ((tos >> 2).try_into().expect("6 bits"), (tos & 3).try_into().expect("2 bits"))
+}
+
+/// The complement of the sum (RFC 1071); zero if the bytes hold their own.
+pub fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+pub fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
 }

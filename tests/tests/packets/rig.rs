@@ -3,15 +3,16 @@
 //! A rig has a namespace of its own with one interface towards the clients, whose routes and neighbours the program asks
 //! for replies. Backends are made known through the compiler and the map store that the daemon uses.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{MapData, RingBuf};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::maps::{HashMap, MapData, RingBuf};
+use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
@@ -22,23 +23,25 @@ use nlb::maps::bpf::{self, BpfMaps, Readings};
 use nlb::maps::upcalls::{self, Upcalls};
 use nlb::model::{
     DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
-    Snat, Targets,
+    Snat, Targets, Texts,
 };
 use nlb::plan::plan;
 use nlb::stats::{Collector, Traffic};
 use nlb::upcall::Question;
 use nlb_common::abi::{NextHop, Parked};
 use nlb_common::flow::IdleTimes;
+use nlb_common::fragment;
 use nlb_common::net;
 use nlb_common::verdict::{
     COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
 };
 use nlb_tests::netns::Namespace;
 
-use crate::packet::{ACK, Mac, Outer, Packet, SYN, Transport, UdpChecksum};
+use crate::packet::{ACK, Mac, Outer, OuterUdp, Packet, SYN, Transport, UdpChecksum};
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
+pub const XDP_TX: u32 = 3;
 pub const XDP_REDIRECT: u32 = 4;
 
 /// The client's side.
@@ -50,6 +53,7 @@ pub const BACKEND_MAC: Mac = [2, 0, 0, 0, 0, 0xb1];
 pub const OUR_BACK_MAC: Mac = [2, 0, 0, 0, 0, 0x02];
 pub const BACK_IFINDEX: u32 = 77;
 pub const BACK_MTU: u16 = 1500;
+pub const GUE_PORT: u16 = 6080;
 
 /// The addresses of one family.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,7 @@ impl Family {
             ttl: 64,
             tos: 0,
             options: Vec::new(),
+            id: 0x4242,
             fragment: (0, false),
             extensions: Vec::new(),
             l4: Transport::Tcp { flags: SYN, seq: 1000 },
@@ -152,12 +157,14 @@ pub struct Outcome {
 }
 
 pub struct Rig {
+    number: u32,
     namespace: Namespace,
     datapath: Datapath,
     maps: BpfMaps,
     collector: Collector,
     upcalls: Upcalls,
     parked: RingBuf<MapData>,
+    fragments: HashMap<MapData, fragment::Key, fragment::Way>,
     image: MapImage,
     pub desired: Desired,
     pub hops: Hops,
@@ -179,9 +186,11 @@ pub fn sizes() -> Sizes {
             pools: 100,
             addresses: 100,
             rate_limits: 100,
+            source_prefixes: 1000,
             counted_routes: 100,
         },
         snat_ports: 1024..=32_767,
+        gue_port: GUE_PORT,
         use_tx: true,
     }
 }
@@ -193,6 +202,15 @@ impl Rig {
     }
 
     pub fn sized(mode: ForwardMode, sizes: &Sizes) -> Result<Rig> {
+        Rig::with(mode, sizes, false)
+    }
+
+    /// With the programs at the stack's door besides, which take the kernel some seconds to verify.
+    pub fn with_door(mode: ForwardMode) -> Result<Rig> {
+        Rig::with(mode, &sizes(), true)
+    }
+
+    fn with(mode: ForwardMode, sizes: &Sizes, door: bool) -> Result<Rig> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace::create(format!("nlb-{}-{number}-rig", std::process::id()))?;
@@ -219,19 +237,25 @@ impl Rig {
         namespace.run(loader::prepare_host)??;
 
         let mut datapath = Datapath::load(sizes)?;
+        if door {
+            datapath.load_door()?;
+        }
         let maps = BpfMaps::take(&mut datapath.bpf)?;
         let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
         let parked = bpf::parked(&mut datapath.bpf)?;
+        let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
         let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
         let image = MapImage::empty(sizes.limits);
         let mut rig = Rig {
+            number,
             namespace,
             datapath,
             maps,
             collector,
             upcalls,
             parked,
+            fragments,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
             hops: Hops::new(),
@@ -249,7 +273,20 @@ impl Rig {
     pub fn know(&mut self, addr: IpAddr, source: IpAddr) {
         let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), BACK_IFINDEX);
         let link_prefix = if addr.is_ipv4() { 24 } else { 64 };
-        self.hops.insert(addr, Hop { hop, source, mtu: BACK_MTU, link_prefix });
+        self.hops.insert(addr, Hop { hop, source, mtu: BACK_MTU, link_prefix, local: false });
+    }
+
+    /// Moves the test's thread into the rig's namespace, unless it is there: a thread for each packet would take longer than all
+    /// the rest.
+    fn enter(&self) -> Result<()> {
+        thread_local! {
+            static INSIDE: Cell<u32> = const { Cell::new(u32::MAX) };
+        }
+        if INSIDE.get() != self.number {
+            self.namespace.enter()?;
+            INSIDE.set(self.number);
+        }
+        Ok(())
     }
 
     /// Brings the maps to what `desired` and `hops` say.
@@ -258,6 +295,29 @@ impl Rig {
         for change in plan(&self.image.rows, &image.rows) {
             self.maps.apply(&change)?;
         }
+        self.image = image;
+        Ok(())
+    }
+
+    /// The same, while a thread of its own does `work` over and over.
+    pub fn apply_under(&mut self, mut work: impl FnMut(&Xdp) -> Result<()> + Send) -> Result<()> {
+        self.enter()?;
+        let image = compile(&self.desired, &self.hops, &self.image)?;
+        let (program, maps): (&Xdp, _) = (self.datapath.balancer()?, &mut self.maps);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    work(program)?;
+                }
+                anyhow::Ok(())
+            });
+            let changes = plan(&self.image.rows, &image.rows);
+            let applied = changes.iter().try_for_each(|change| maps.apply(change));
+            done.store(true, Ordering::Relaxed);
+            worker.join().expect("the work does not panic")?;
+            anyhow::Ok(applied?)
+        })?;
         self.image = image;
         Ok(())
     }
@@ -317,13 +377,15 @@ impl Rig {
         }
     }
 
+    /// Forgets which way first fragments went.
+    pub fn forget_fragments(&mut self) -> Result<()> {
+        let keys: Vec<_> = self.fragments.keys().collect::<Result<_, _>>()?;
+        keys.iter().try_for_each(|key| Ok(self.fragments.remove(key)?))
+    }
+
     /// Says how the question about a destination stands, as the program reads it.
     pub fn answer_upcall(&mut self, question: &Question, standing: u64) -> Result<()> {
         Ok(self.upcalls.standing.insert(question.key, standing, 0)?)
-    }
-
-    pub fn verified_instructions(&mut self) -> Result<u32> {
-        self.datapath.verified_instructions()
     }
 
     pub fn run(&mut self, packet: &Packet) -> Result<Outcome> {
@@ -332,15 +394,29 @@ impl Rig {
 
     /// Runs the balancer on a frame as if it had come in by the loopback interface.
     pub fn run_bytes(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.enter()?;
         let before = self.readings().counters()?;
-        let program = self.datapath.balancer()?;
-        let (action, out) = self.namespace.run(|| test_run(program, frame))??;
+        let (action, out) = test_run(self.datapath.balancer()?, frame)?;
+        let after = self.readings().counters()?;
+        Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
+    }
+
+    /// Runs the balancer at the stack's door on a frame as if it had come in by the loopback interface.
+    pub fn run_at_door(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.enter()?;
+        let before = self.readings().counters()?;
+        let (action, out) = test_run(self.datapath.balancer_at_door()?, frame)?;
         let after = self.readings().counters()?;
         Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
     }
 }
 
 impl Rig {
+    /// The program, for tests that run it in a loop of their own.
+    pub fn balancer(&mut self) -> Result<&Xdp> {
+        Ok(self.datapath.balancer()?)
+    }
+
     /// Does this on every CPU at the same time.
     pub fn on_each_cpu<T: Send>(&mut self, work: impl Fn(&Xdp) -> Result<T> + Sync) -> Result<Vec<T>> {
         let program: &Xdp = self.datapath.balancer()?;
@@ -363,7 +439,10 @@ impl Rig {
     }
 }
 
-pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+pub fn test_run<P>(program: &P, frame: &[u8]) -> Result<(u32, Vec<u8>)>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
     let mut out = vec![0; frame.len() + 256];
     let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
     let result = program.test_run(options).context("BPF_PROG_TEST_RUN")?;
@@ -404,9 +483,9 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
         priority: 0,
         listen_port: (mode == ForwardMode::Nat).then_some(listen_port),
         targets: Targets::Implied,
-        headers: BTreeMap::new(),
+        headers: Texts::new(),
         path_pattern: String::new(),
-        metadata: BTreeMap::new(),
+        metadata: Texts::new(),
     };
     Module {
         module_type: ModuleType::Alb,
@@ -420,6 +499,7 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
         mode,
         snat: Snat::Always,
         listen_port: None,
+        quic: None,
         abilities: Default::default(),
         routes: Routes::from(vec![
             ("tcp".to_owned(), route(Protocol::Tcp, 80, 8080)),
@@ -436,6 +516,16 @@ pub fn source_port(frame: &[u8]) -> u16 {
 
 impl Outer {
     pub fn of(family: &Family, flow_label: u32) -> Outer {
-        Outer { src: family.source, dst: family.backend, ttl: 64, flow_label }
+        Outer { src: family.source, dst: family.backend, ttl: 64, flow_label, udp: None }
+    }
+
+    /// With a UDP header behind it, whose checksum is computed over IPv6 alone.
+    pub fn in_udp(self, sport: u16) -> Outer {
+        let checksum = if self.dst.is_ipv4() { UdpChecksum::Zero } else { UdpChecksum::Computed };
+        Outer { udp: Some(OuterUdp { sport, dport: GUE_PORT, checksum }), ..self }
+    }
+
+    pub fn without_udp_checksum(self) -> Outer {
+        Outer { udp: self.udp.map(|udp| OuterUdp { checksum: UdpChecksum::Zero, ..udp }), ..self }
     }
 }

@@ -9,7 +9,6 @@ use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
 use nlb_tests::lab::{Lab, VIP4, VIP6};
-use nlb_tests::netns::output;
 use nlb_tests::process::Process;
 use nlb_tests::programs::{self, built, grpc};
 use serde_json::Value;
@@ -30,14 +29,16 @@ pub enum Mode {
     Nat,
     DsrL2,
     DsrIpip,
+    Gue,
 }
 
 impl Mode {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Mode::Nat => "nat",
             Mode::DsrL2 => "dsr-l2",
             Mode::DsrIpip => "dsr-ipip",
+            Mode::Gue => "gue",
         }
     }
 }
@@ -80,40 +81,29 @@ impl Fleet {
     /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs' `port`. What
     /// listens at `listen_port` there, which DSR wants to be the same, is up to the test.
     pub fn with_foreign_module(lab: Lab, mode: Mode, port: u16, listen_port: u16) -> Result<Fleet> {
-        // Nobody sends heartbeats, so the lease has to outlast the test.
-        let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
-        let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
-        fleet.prepare(0, mode)?;
-        let host = &fleet.lab.modules[0];
-        let metadata = [
-            ("data_address".to_owned(), format!("{},{}", host.v4, host.v6)),
-            ("forward_mode".to_owned(), mode.name().to_owned()),
-        ];
-        let routes = [Protocol::Tcp, Protocol::Udp].map(|protocol| Route {
-            route_id: protocol.as_str_name().to_owned(),
-            protocol: protocol.into(),
-            destination_port: port.into(),
-            metadata: [("listen_port".to_owned(), listen_port.to_string())].into(),
-            ..Route::default()
-        });
-        let request = RegisterModuleRequest {
-            instance: Some(ModuleInstance {
-                instance_id: "foreign".to_owned(),
-                module_type: ModuleType::Alb.into(),
-                address: format!("{}:50052", host.v4),
-                health_status: HealthStatus::Healthy.into(),
-                metadata: metadata.into(),
-                ..ModuleInstance::default()
-            }),
-            initial_routes: routes.into(),
-            ..RegisterModuleRequest::default()
-        };
-        let server = format!("http://{}", grpc(&fleet.lab));
-        let response = on(&fleet.lab.nlb, || async move {
-            Ok(NlbServiceClient::connect(server).await?.register_module(request).await?.into_inner())
-        })?;
-        ensure!(response.success, "{response:?}");
+        let mut fleet = Fleet::for_foreign_modules(lab)?;
+        fleet.add_foreign("foreign", 0, mode, (port, listen_port), &[])?;
         Ok(fleet)
+    }
+
+    /// A daemon that has no modules yet, and does not miss their heartbeats: nobody sends them for what is no module of ours, so
+    /// the lease has to outlast the test.
+    pub fn for_foreign_modules(lab: Lab) -> Result<Fleet> {
+        let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
+        Ok(Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab })
+    }
+
+    /// Registers a module on the lab's host `n` by a bare gRPC call, with these metadata too.
+    pub fn add_foreign(
+        &mut self,
+        name: &str,
+        n: usize,
+        mode: Mode,
+        (port, listen_port): (u16, u16),
+        metadata: &[(&str, &str)],
+    ) -> Result<()> {
+        self.prepare(n, mode)?;
+        register(&self.lab, n, name, mode, &[(port, listen_port)], metadata).map(drop)
     }
 
     /// A fleet from what is already running.
@@ -139,7 +129,7 @@ impl Fleet {
         if mode != Mode::Nat {
             self.hold_vips(n)?;
         }
-        if mode == Mode::DsrIpip {
+        if matches!(mode, Mode::DsrIpip | Mode::Gue) {
             self.decapsulate(n)?;
         }
         Ok(())
@@ -207,7 +197,48 @@ impl Fleet {
 
     /// Asks the daemon something on the command line.
     pub fn nlb(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.lab.nlb.netns.command(built("nlb")?);
-        output(command.args(["--server", &grpc(&self.lab).to_string()]).args(args))
+        programs::ask(&self.lab, args)
     }
+}
+
+/// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and where packets to them go. The
+/// answer is the registration's id.
+pub fn register(
+    lab: &Lab,
+    n: usize,
+    name: &str,
+    mode: Mode,
+    ports: &[(u16, u16)],
+    metadata: &[(&str, &str)],
+) -> Result<String> {
+    let host = &lab.modules[n];
+    let data_address = format!("{},{}", host.v4, host.v6);
+    let metadata = [&[("data_address", &*data_address), ("forward_mode", mode.name())], metadata].concat();
+    let routes = ports.iter().flat_map(|(port, listen_port)| {
+        [Protocol::Tcp, Protocol::Udp].map(|protocol| Route {
+            route_id: format!("{}-{port}", protocol.as_str_name()),
+            protocol: protocol.into(),
+            destination_port: (*port).into(),
+            metadata: [("listen_port".to_owned(), listen_port.to_string())].into(),
+            ..Route::default()
+        })
+    });
+    let request = RegisterModuleRequest {
+        instance: Some(ModuleInstance {
+            instance_id: name.to_owned(),
+            module_type: ModuleType::Alb.into(),
+            address: format!("{}:50052", host.v4),
+            health_status: HealthStatus::Healthy.into(),
+            metadata: metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            ..ModuleInstance::default()
+        }),
+        initial_routes: routes.collect(),
+        ..RegisterModuleRequest::default()
+    };
+    let server = format!("http://{}", grpc(lab));
+    let response = on(&lab.nlb, || async move {
+        Ok(NlbServiceClient::connect(server).await?.register_module(request).await?.into_inner())
+    })?;
+    ensure!(response.success, "{response:?}");
+    Ok(response.registration_id)
 }

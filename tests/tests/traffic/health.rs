@@ -166,7 +166,7 @@ fn modules_that_hang_are_noticed_before_their_lease_ends() -> Result<()> {
 
 #[test]
 fn direct_server_return_is_checked_at_the_data_address() -> Result<()> {
-    for mode in [Mode::DsrL2, Mode::DsrIpip] {
+    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::Gue] {
         let check = ["--heartbeat", "1", "--check", "tcp", "--check-interval", "1"];
         let fleet = Fleet::start_with(Lab::one_arm(1, 2)?, mode, &[100, 100], &check, &LONG_LEASE)?;
         fleet.modules[1].signal(Signal::SIGKILL)?;

@@ -49,10 +49,11 @@ fn sockets(host: &Host) -> Result<String> {
 
 #[test]
 fn direct_server_return_works_across_segments() -> Result<()> {
-    let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
-    serves_all(&Fleet::start(lab, Mode::DsrL2, &[100, 100], &[])?)?;
-    let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
-    serves_all(&Fleet::start(lab, Mode::DsrIpip, &[100, 100], &[])?)
+    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::Gue] {
+        let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
+        serves_all(&Fleet::start(lab, mode, &[100, 100], &[])?)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -34,3 +34,8 @@ fn dsr_l2() -> Result<()> {
 fn dsr_ipip() -> Result<()> {
     thousand_flows(Mode::DsrIpip)
 }
+
+#[test]
+fn gue() -> Result<()> {
+    thousand_flows(Mode::Gue)
+}

@@ -9,7 +9,7 @@ use crate::stats::Counts;
 /// A registry under watch, and counters that are told what is added.
 struct Rig {
     registry: Arc<Registry>,
-    counts: BTreeMap<Backend, Counts>,
+    counts: BTreeMap<Arc<Backend>, Counts>,
     traffic: watch::Sender<Arc<Traffic>>,
     _watching: tokio::task::JoinSet<()>,
 }
@@ -52,7 +52,7 @@ impl Rig {
             mode: ForwardMode::Nat,
             snat: Snat::Always,
         };
-        let counts = self.counts.entry(backend).or_default();
+        let counts = self.counts.entry(backend.into()).or_default();
         counts.new_flows += new_flows;
         counts.resets += resets;
     }

@@ -1,19 +1,22 @@
 //! The control plane of a real daemon in a lab of its own, asked over gRPC from the daemon's own host.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::*;
 use nlb_tests::lab::{Lab, VIP4};
 use nlb_tests::process::Process;
 use nlb_tests::programs::{self, grpc};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use tonic::service::Routes;
+use tonic::transport::{Channel, Server};
 
 use crate::figures::{self, median_and_tail, milliseconds, print};
 
@@ -54,6 +57,9 @@ const SIZES: [&str; 14] = [
 /// Where the module host answers datagrams.
 const ECHO: u16 = 9000;
 
+/// Where modules say that they answer calls.
+const CONTROL: u16 = 50052;
+
 pub fn run(args: &Args) -> Result<()> {
     println!("{:<58} figure", "case");
     registrations(args.registrations)?;
@@ -79,8 +85,7 @@ impl Bench {
     fn ask<T: Send>(&self, work: impl AsyncFnOnce(Clients) -> Result<T> + Send) -> Result<T> {
         let server = format!("http://{}", grpc(&self.lab));
         self.lab.nlb.netns.run(|| {
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
             runtime.block_on(async {
                 let channel = Channel::from_shared(server)?.connect().await?;
                 let mut modules = NlbServiceClient::new(channel.clone());
@@ -96,7 +101,7 @@ impl Bench {
         let instance = ModuleInstance {
             instance_id: id.to_owned(),
             module_type: ModuleType::Alb.into(),
-            address: format!("{}:50052", host.v4),
+            address: format!("{}:{CONTROL}", host.v4),
             version: "v1".to_owned(),
             ..ModuleInstance::default()
         };
@@ -201,10 +206,23 @@ async fn unary_calls(clients: &mut Clients) -> Result<()> {
     Ok(())
 }
 
+/// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know it.
+fn answer_calls(bench: &Bench) -> Result<Runtime> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    bench.lab.modules[0].netns.run(|| {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let server = Server::builder().add_routes(Routes::default());
+        runtime.spawn(server.serve((Ipv4Addr::UNSPECIFIED, CONTROL).into()));
+        Ok(runtime)
+    })?
+}
+
 /// A fleet that only sends heartbeats: what that costs the daemon, and its packets.
 fn heartbeats(modules: u32) -> Result<()> {
     const SECONDS: u64 = 10;
     let mut bench = Bench::start()?;
+    let _answering = answer_calls(&bench)?;
     let pid = bench.nlb.pid();
     let (ids, took) = bench.ask(async |clients| {
         let start = Instant::now();
@@ -226,23 +244,25 @@ fn heartbeats(modules: u32) -> Result<()> {
     })?;
     print(&format!("{modules} modules registered, 200 at a time"), milliseconds(took));
 
+    // Once round, during which the daemon connects to all of them. The pause after it is too short for a missed heartbeat.
+    let rate = 1000;
+    bench.ask(async |clients| beat(clients, ids.clone(), rate, Duration::from_secs(SECONDS)).await)?;
     let quiet = packets_per_second(&bench, Duration::from_secs(3))?;
     let used = figures::cpu_time(pid)?;
-    std::thread::sleep(Duration::from_secs(3));
-    let idle = figures::cpu_time(pid)? - used;
-    print("CPU of the daemon with that fleet, silent", percent(idle, Duration::from_secs(3)));
+    let pause = Duration::from_secs(4);
+    std::thread::sleep(pause);
+    let silent = share(figures::cpu_time(pid)? - used, pause);
+    print("CPU of the daemon with that fleet, silent", percent(silent));
 
-    let rate = 1000;
     let traffic = AtomicU64::new(0);
     let mut took = std::thread::scope(|scope| {
-        let busy = scope.spawn(|| packets_per_second(&bench, Duration::from_secs(3)));
+        let loaded = scope.spawn(|| packets_per_second(&bench, Duration::from_secs(3)));
         let used = figures::cpu_time(pid)?;
         let took = bench.ask(async |clients| beat(clients, ids, rate, Duration::from_secs(SECONDS)).await)?;
-        print(
-            &format!("CPU of the daemon at {rate} heartbeats/s"),
-            percent(figures::cpu_time(pid)? - used, Duration::from_secs(SECONDS)),
-        );
-        traffic.store(busy.join().expect("the traffic does not panic")?, Ordering::Relaxed);
+        let busy = share(figures::cpu_time(pid)? - used, Duration::from_secs(SECONDS));
+        print(&format!("CPU of the daemon at {rate} heartbeats/s"), percent(busy));
+        print("CPU of the heartbeats alone", percent(busy - silent));
+        traffic.store(loaded.join().expect("the traffic does not panic")?, Ordering::Relaxed);
         anyhow::Ok(took)
     })?;
     print(&format!("Heartbeat at {rate}/s"), median_and_tail(&mut took));
@@ -252,8 +272,12 @@ fn heartbeats(modules: u32) -> Result<()> {
     Ok(())
 }
 
-fn percent(used: Duration, of: Duration) -> String {
-    format!("{:.1} % of a core", 100.0 * used.as_secs_f64() / of.as_secs_f64())
+fn share(used: Duration, of: Duration) -> f64 {
+    used.as_secs_f64() / of.as_secs_f64()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} % of a core", 100.0 * share)
 }
 
 /// So many heartbeats a second, each as its time comes, whatever the others take.

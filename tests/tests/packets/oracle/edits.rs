@@ -7,10 +7,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use etherparse::checksum::Sum16BitWords;
-use etherparse::{IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
+use etherparse::{IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
 use nlb::model::L4;
 
 use super::headers::{Ip, Segment, Tcp};
+use super::model::Told;
 use crate::packet::Mac;
 
 /// A frame to compare with. A broken checksum may come to zero in two ways, which mean the same.
@@ -80,19 +81,25 @@ pub fn aged(frame: &[u8], ip: &Ip) -> Frame {
     aged
 }
 
-/// From these addresses and ports to those, and one taken off the TTL.
-pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
+/// With other addresses and one taken off the TTL, what follows the header left as it is.
+pub fn readdressed(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr) -> Frame {
     let mut new = Frame::of(frame);
     new.bytes[ip.l3 + if ip.v6 { 7 } else { 8 }] = ip.ttl - 1;
     let (addresses, len) = if ip.v6 { (ip.l3 + 8, 16) } else { (ip.l3 + 12, 4) };
-    new.put(addresses, &octets(src.0));
-    new.put(addresses + len, &octets(dst.0));
-    new.put(segment.at, &src.1.to_be_bytes());
-    new.put(segment.at + 2, &dst.1.to_be_bytes());
+    new.put(addresses, &octets(src));
+    new.put(addresses + len, &octets(dst));
     if !ip.v6 {
         let (old, sum) = (header_sum(frame, ip), header_sum(&new.bytes, ip));
         new.carry(ip.l3 + 10, old, sum);
     }
+    new
+}
+
+/// From these addresses and ports to those, and one taken off the TTL.
+pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
+    let mut new = readdressed(frame, ip, src.0, dst.0);
+    new.put(segment.at, &src.1.to_be_bytes());
+    new.put(segment.at + 2, &dst.1.to_be_bytes());
     let at = segment.at + if segment.l4 == L4::Tcp { 16 } else { 6 };
     let none = segment.l4 == L4::Udp && !ip.v6 && frame[at..at + 2] == [0, 0];
     if !none {
@@ -110,12 +117,28 @@ pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), 
     new
 }
 
-/// With an outer header, and one taken off the inner TTL.
-pub fn wrapped(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr, flow_label: u32) -> Frame {
+/// What goes around a packet.
+pub struct Outer {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    /// Of a UDP header, if there is one.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// With outer headers, and one taken off the inner TTL.
+pub fn wrapped(frame: &[u8], ip: &Ip, outer: &Outer, flow_label: u32) -> Frame {
     let mut aged = aged(frame, ip);
-    let inner_len = (ip.end - ip.l3) as u16;
-    let protocol = IpNumber(if ip.v6 { 41 } else { 4 });
-    let (kind, header) = match (src, dst) {
+    let udp = outer.ports.map(|ports| outer_udp(&aged.bytes, ip, outer, ports));
+    let udp = udp.map_or(Vec::new(), |header| header.to_bytes().to_vec());
+    let inner_len = (ip.end - ip.l3 + udp.len()) as u16;
+    let protocol = IpNumber(if outer.ports.is_some() {
+        17
+    } else if ip.v6 {
+        41
+    } else {
+        4
+    });
+    let (kind, mut header) = match (outer.src, outer.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let mut outer =
                 Ipv4Header::new(inner_len, 64, protocol, src.octets(), dst.octets()).expect("short");
@@ -137,8 +160,9 @@ pub fn wrapped(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr, flow_label: u32)
             };
             ([0x86, 0xdd], outer.to_bytes().to_vec())
         }
-        _ => panic!("{src} and {dst} are of two families"),
+        (src, dst) => panic!("{src} and {dst} are of two families"),
     };
+    header.extend(udp);
     aged.put(ip.l3 - 2, &kind);
     let inner = aged.bytes.split_off(ip.l3);
     aged.bytes.extend(&header);
@@ -147,6 +171,29 @@ pub fn wrapped(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr, flow_label: u32)
         *at += header.len();
     }
     aged
+}
+
+/// The UDP header of GUE. Over IPv6 it has a checksum wherever the inner checksums cover all of the inner packet, and it is then
+/// the one of the packet with these as they should be: a fault in them shows outside, too.
+fn outer_udp(frame: &[u8], ip: &Ip, outer: &Outer, (source_port, destination_port): (u16, u16)) -> UdpHeader {
+    let mut inner = frame.to_vec();
+    let length = (ip.end - ip.l3 + 8) as u16;
+    let mut udp = UdpHeader { source_port, destination_port, length, checksum: 0 };
+    let (IpAddr::V6(src), IpAddr::V6(dst)) = (outer.src, outer.dst) else { return udp };
+    let bare = ip.next - ip.l3 == if ip.v6 { 40 } else { 20 };
+    let Ok(segment) = super::headers::segment(frame, ip) else { return udp };
+    let at = segment.at + if segment.l4 == L4::Tcp { 16 } else { 6 };
+    let none = segment.l4 == L4::Udp && frame[at..at + 2] == [0, 0];
+    let whole = segment.at == ip.next && segment.at + segment.len == ip.end && ip.fragment == (0, false);
+    if bare && whole && !none {
+        if !ip.v6 {
+            inner[ip.l3 + 10..ip.l3 + 12].copy_from_slice(&header_sum(frame, ip).to_be_bytes());
+        }
+        inner[at..at + 2].copy_from_slice(&segment_sum(frame, &segment, ip.src, ip.dst).to_be_bytes());
+        let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &inner[ip.l3..ip.end]);
+        udp.checksum = sum.expect("short");
+    }
+    udp
 }
 
 /// The reset that RFC 9293 section 3.10.7.1 wants for a segment to nobody.
@@ -189,12 +236,18 @@ pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
     Frame::of(&bytes)
 }
 
-/// Whether `out` tells the sender of `frame` that its port is unreachable (RFC 792, RFC 4443 section 3.1).
-pub fn is_unreachable(frame: &[u8], ip: &Ip, out: &[u8]) -> bool {
+/// Whether `out` tells the sender of `frame` this (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 and 3.2).
+pub fn tells(frame: &[u8], ip: &Ip, told: Told, out: &[u8]) -> bool {
     let Ok(answer) = super::headers::ip(out) else { return false };
     let icmp = &out[answer.next..answer.end];
-    let (protocol, kind) = if ip.v6 { (58, [1, 4]) } else { (1, [3, 3]) };
-    if icmp.len() < 8 + 8 || answer.protocol != protocol || icmp[..2] != kind {
+    let (protocol, kind, rest) = match (told, ip.v6) {
+        (Told::PortUnreachable, false) => (1, [3, 3], 0),
+        (Told::PortUnreachable, true) => (58, [1, 4], 0),
+        (Told::TooBig(mtu), false) => (1, [3, 4], mtu),
+        (Told::TooBig(mtu), true) => (58, [2, 0], mtu),
+    };
+    let rest = u32::from(rest).to_be_bytes();
+    if icmp.len() < 8 + 8 || answer.protocol != protocol || icmp[..2] != kind || icmp[4..8] != rest {
         return false;
     }
     let pseudo = if ip.v6 {

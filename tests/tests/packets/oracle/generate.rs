@@ -4,39 +4,11 @@
 use std::net::IpAddr;
 
 use super::model::{Model, data_port, family_of};
+use super::quic;
 use super::step::{Change, HEALTHS, MODES, Step};
 use crate::packet::{Packet, Transport, UdpChecksum};
+use crate::random::Random;
 use crate::rig::{BACKEND_MAC, CLIENT_MAC, OUR_BACK_MAC, OUR_MAC, families};
-
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): small, and the same for
-/// ever, which a seed that was once printed needs.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.word() % bound as u64) as usize
-    }
-
-    pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    /// True once in so many times.
-    pub fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-}
 
 /// One to four modules.
 pub fn fleet(random: &mut Random) -> Vec<Change> {
@@ -44,6 +16,9 @@ pub fn fleet(random: &mut Random) -> Vec<Change> {
     for number in 1..=random.below(4) as u8 + 1 {
         fleet.push(Change::Way(number, true));
         fleet.push(any_module(random, number));
+        if random.once_in(2) {
+            fleet.push(Change::Named(number, Some(quic::any_config(random))));
+        }
     }
     fleet
 }
@@ -55,13 +30,15 @@ fn any_module(random: &mut Random, number: u8) -> Change {
 
 pub fn change(random: &mut Random) -> Change {
     let number = random.below(4) as u8 + 1;
-    match random.below(8) {
+    match random.below(9) {
         0 => Change::Remove(number),
         1 => any_module(random, number),
         2 | 3 => Change::Health(number, random.pick(&HEALTHS).1),
         4 => Change::Weight(number, random.pick(&[0, 1, 100])),
         5 => Change::Way(number, random.once_in(2)),
         6 => Change::Reject(random.once_in(2)),
+        7 if random.once_in(3) => Change::Named(number, None),
+        7 => Change::Named(number, Some(quic::any_config(random))),
         _ => Change::DropClosed(random.once_in(2)),
     }
 }
@@ -114,7 +91,10 @@ fn request(random: &mut Random) -> Packet {
         family.source,
         family.stranger,
     ]);
-    let payload = vec![random.word() as u8; random.pick(&[0, 0, 1, 7, 33, 600])];
+    let payload = match udp && random.once_in(2) {
+        true => quic::payload(random),
+        false => vec![random.word() as u8; random.pick(&[0, 0, 1, 7, 33, 600])],
+    };
     family.syn().with(|p| {
         (p.src, p.dst, p.l4, p.payload) = (src, dst, l4, payload);
         (p.sport, p.dport) = (sport, dport);
@@ -124,7 +104,11 @@ fn request(random: &mut Random) -> Packet {
 /// One more packet of a flow.
 fn repeat(random: &mut Random, model: &Model, flows: usize) -> Packet {
     let (key, _) = model.flows.iter().nth(random.below(flows)).expect("below their number");
-    let (l4, payload) = (transport(random, key.udp), vec![0x5a; random.below(40)]);
+    let l4 = transport(random, key.udp);
+    let payload = match key.udp && random.once_in(2) {
+        true => quic::payload(random),
+        false => vec![0x5a; random.below(40)],
+    };
     family_of(key.client).syn().with(|p| {
         (p.src, p.dst, p.l4, p.payload) = (key.client, key.vip, l4, payload);
         (p.sport, p.dport) = (key.client_port, key.port);
@@ -186,8 +170,9 @@ fn vary(random: &mut Random, packet: &mut Packet) {
         if random.once_in(8) {
             packet.options = vec![1; 4 * (random.below(10) + 1)];
         }
-        if random.once_in(12) {
-            packet.fragment = random.pick(&[(0, true), (3, true), (185, false)]);
+        if random.once_in(6) {
+            packet.id = random.pick(&[1, 0x4242]);
+            packet.fragment = random.pick(&[(0, true), (0, true), (3, true), (185, false)]);
         }
     } else if random.once_in(6) {
         for _ in 0..random.pick(&[1, 1, 2, 3, 8, 9]) {
@@ -228,7 +213,8 @@ fn spoil(random: &mut Random, packet: &Packet, bytes: &mut Vec<u8>, words: &mut 
         }
         _ => {
             let at = (l3 + 2 * random.below(32)).min(bytes.len() - 2);
-            let word = random.pick(&[0, 1, 7, 8, 19, 20, 0xffff, random.0 as u16]);
+            let any = random.word() as u16;
+            let word = random.pick(&[0, 1, 7, 8, 19, 20, 0xffff, any]);
             bytes[at..at + 2].copy_from_slice(&u16::to_be_bytes(word));
             *words += &format!(", word at {at} is {word:#x}");
         }

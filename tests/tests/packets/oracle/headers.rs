@@ -26,8 +26,18 @@ pub struct Ip {
     pub tos: u8,
     /// In 8-byte units, and whether more follow.
     pub fragment: (u16, bool),
+    /// IPv4 without "do not fragment".
+    pub may_be_fragmented: bool,
     pub src: IpAddr,
     pub dst: IpAddr,
+}
+
+/// A fragment's place in its packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment {
+    pub id: u32,
+    pub later: bool,
+    pub more: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -97,6 +107,7 @@ fn ipv4(frame: &[u8], l3: usize) -> Result<Ip, Exits> {
         ttl: header.ttl(),
         tos: header.dcp().value() << 2 | header.ecn().value(),
         fragment: (header.fragments_offset().value(), header.more_fragments()),
+        may_be_fragmented: !header.dont_fragment(),
         src: header.source_addr().into(),
         dst: header.destination_addr().into(),
     })
@@ -120,9 +131,45 @@ fn ipv6(frame: &[u8], l3: usize) -> Result<Ip, Exits> {
         ttl: header.hop_limit(),
         tos: header.traffic_class(),
         fragment: (0, false),
+        may_be_fragmented: false,
         src: header.source_addr().into(),
         dst: header.destination_addr().into(),
     })
+}
+
+/// The fragment that a packet is. Should IPv6 have several fragment headers, which it must not, then the first says which, and
+/// any of them that more follow.
+pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
+    if !ip.v6 {
+        let header = Ipv4HeaderSlice::from_slice(&frame[ip.l3..]).ok()?;
+        let (offset, more) = ip.fragment;
+        let id = header.identification().into();
+        return (offset != 0 || more).then_some(Fragment { id, later: offset != 0, more });
+    }
+    let (mut protocol, mut at, mut found) = (ip.protocol, ip.next, None::<Fragment>);
+    for _ in 0..MOST_EXTENSIONS {
+        // It ends where the frame does: of a packet that is cut short, padding may be taken for a header's end.
+        let rest = frame.get(at..)?;
+        if protocol == 44 {
+            let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
+            let (later, id) = (header.fragment_offset().value() != 0, header.identification());
+            found.get_or_insert(Fragment { id, later, more: false }).more |= header.more_fragments();
+        }
+        if !EXTENSIONS.contains(&protocol) {
+            break;
+        }
+        let len = usize::from(*rest.get(1)?);
+        at += match protocol {
+            44 => 8,
+            51 => 4 * (len + 2),
+            _ => 8 * (len + 1),
+        };
+        if at > ip.end {
+            break;
+        }
+        protocol = rest[0];
+    }
+    found.filter(|fragment| fragment.later || fragment.more)
 }
 
 const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
@@ -139,6 +186,7 @@ pub fn segment(frame: &[u8], ip: &Ip) -> Result<Segment, Exits> {
     match protocol {
         6 => tcp(bytes, at),
         17 => udp(bytes, at, more),
+        135 | 139 | 140 | 253 | 254 if ip.v6 => Err(&["drop ipv6_extensions"]),
         _ => Err(&["pass protocol"]),
     }
 }

@@ -1,7 +1,7 @@
 //! The balancer as a plain program: what docs/datapath.md says of a packet, with flows in an ordered map and nothing fast
 //! about it.
 //!
-//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow labels. A SNAT port
+//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow labels and outer ports. A SNAT port
 //! may be any of the range that no other flow shows to the same backend, so it is read off the packet that was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,15 +12,17 @@ use nlb::compile::{FlowTuple, Hops, MapImage};
 use nlb::model::{Backend, Desired, Destination, ForwardMode, Health, L4, Module, Snat};
 
 use super::edits::{self, Frame};
+use super::fragments::{Followed, PacketId};
 use super::headers::{self, Exits, Ip, Segment, Tcp};
-use crate::rig::{BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, OUR_BACK_MAC, OUR_MAC, families};
+use super::quic;
+use crate::rig::{BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, GUE_PORT, OUR_BACK_MAC, OUR_MAC, families};
 
 /// What the model is told and does not decide itself.
 pub struct World<'a> {
     pub desired: &'a Desired,
     pub hops: &'a Hops,
     pub image: &'a MapImage,
-    pub flow_label: fn(&FlowTuple) -> u32,
+    pub flow_hash: fn(&FlowTuple) -> u32,
 }
 
 /// What has to come of a packet.
@@ -29,8 +31,16 @@ pub enum Expected {
     /// Untouched, by one of these exits.
     Untouched(Exits),
     Sent(&'static str, Frame),
-    /// An ICMP error or, at times, nothing, since their rate is limited.
-    Unreachable(Ip),
+    /// An ICMP error to its sender or, at times, nothing, since their rate is limited.
+    Told(Ip, Told),
+}
+
+/// What a sender is told by ICMP.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    PortUnreachable,
+    /// Longer than so many bytes.
+    TooBig(u16),
 }
 
 /// How much a backend's counters have to grow.
@@ -58,6 +68,8 @@ pub struct Flow {
     pub backend: Backend,
     /// What the backend sees: an address, ours or the client's, and a port.
     pub shown: (IpAddr, u16),
+    /// It is ours.
+    hidden: bool,
     client_fin: bool,
     backend_fin: bool,
     reset: bool,
@@ -69,14 +81,18 @@ pub struct Model {
     /// NAT backends to which a way was known once.
     reached: BTreeSet<IpAddr>,
     pub grown: BTreeMap<Backend, Growth>,
+    pub fragments: BTreeMap<PacketId, Followed>,
+    /// Flows whose connection id sent them elsewhere than their hash.
+    pub moved: u64,
 }
 
-type Decision = Result<Expected, Exits>;
+pub type Decision = Result<Expected, Exits>;
 
 impl Model {
     /// The tables have changed. Flows of backends that are gone go with them.
     pub fn tables_changed(&mut self, world: &World) {
         self.flows.retain(|_, flow| offered(world.desired, &flow.backend));
+        self.forget_fragments(world.desired);
         let nat: BTreeSet<IpAddr> = nat_modules(world.desired).flat_map(addresses).collect();
         self.reached.extend(nat.iter().filter(|addr| world.hops.contains_key(addr)));
         self.reached.retain(|addr| nat.contains(addr));
@@ -89,12 +105,17 @@ impl Model {
             Ok(ip) => ip,
             Err(exits) => return Ok(Expected::Untouched(exits)),
         };
-        // A VIP that no route leads to is an address like any other.
-        let served = !world.desired.modules.is_empty();
-        let decision = if served && world.desired.all_vips().contains(&ip.dst) {
-            self.client_packet(world, frame, &ip, out)?
+        let fragment = headers::fragment(frame, &ip);
+        let decision = if world.desired.all_vips().contains(&ip.dst) {
+            match fragment.filter(|fragment| fragment.later) {
+                Some(fragment) => self.follow(world, frame, &ip, &fragment, &["drop fragment"]),
+                None => self.client_packet(world, frame, &ip, out)?,
+            }
         } else if self.is_ours(ip.dst) || is_transparent(world.desired, ip.src) {
-            self.backend_packet(world, frame, &ip)
+            match fragment.filter(|fragment| fragment.later) {
+                Some(fragment) => self.follow(world, frame, &ip, &fragment, &["pass no_flow"]),
+                None => self.backend_packet(world, frame, &ip),
+            }
         } else {
             Err(&["pass not_ours"][..])
         };
@@ -140,14 +161,21 @@ impl Model {
             port: segment.dport,
             udp: segment.l4 == L4::Udp,
         };
-        let known = self.flows.get(&key).filter(|flow| stays(world.desired, flow, &segment)).cloned();
+        let is_whole = headers::fragment(frame, ip).is_none();
+        let named = if is_whole { named(world, frame, ip.dst, &segment) } else { None };
+        let keeps = |flow: &&Flow| match &named {
+            Some(backend) => flow.backend == *backend,
+            None => stays(world.desired, flow, &segment),
+        };
+        let known = self.flows.get(&key).filter(keeps).cloned();
         let (backend, is_new) = match &known {
             Some(flow) => (flow.backend.clone(), false),
             None => {
                 if !sources.iter().any(|s| s.is_none_or(|prefix| prefix.contains(&ip.src))) {
                     return Ok(Err(closed));
                 }
-                match world.image.choose(&tuple) {
+                self.moved += u64::from(named.is_some() && named.as_ref() != world.image.choose(&tuple));
+                match named.as_ref().or_else(|| world.image.choose(&tuple)) {
                     Some(backend) => (backend.clone(), true),
                     None => return Ok(refused(world.desired, frame, ip, &segment)),
                 }
@@ -159,6 +187,9 @@ impl Model {
         if frame[6..12] == OUR_BACK_MAC {
             return Ok(Err(&["drop loop"]));
         }
+        if let Some(stopped) = too_long(frame, ip, BACK_MTU - grown(&backend)) {
+            return Ok(stopped);
+        }
         let mut flow = match known {
             Some(flow) => flow,
             None => self.open(&key, &backend, out, &segment)?,
@@ -169,20 +200,27 @@ impl Model {
         growth.new_flows += u64::from(is_new);
         growth.packets += 1;
         growth.bytes += (ip.end - ip.l3) as u64;
+        let (src, dst) = match backend.mode {
+            ForwardMode::Nat => (flow.shown.0, backend.addr),
+            ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => (ip.src, ip.dst),
+        };
+        let followed = Followed { backend, src, dst, tuple: Some(tuple) };
+        self.remember(ip, headers::fragment(frame, ip), followed);
         Ok(forwarded(world, frame, ip, &segment, &tuple, &flow))
     }
 
     /// A flow that is not on record yet.
     fn open(&self, key: &FlowKey, backend: &Backend, out: &[u8], segment: &Segment) -> Result<Flow, String> {
-        let flow = |shown| Flow {
+        let flow = |shown, hidden| Flow {
             backend: backend.clone(),
             shown,
+            hidden,
             client_fin: false,
             backend_fin: false,
             reset: false,
         };
         if backend.mode != ForwardMode::Nat {
-            return Ok(flow((key.client, key.client_port)));
+            return Ok(flow((key.client, key.client_port), false));
         }
         let on_link = IpNet::new(backend.addr, if backend.addr.is_ipv4() { 24 } else { 64 })
             .expect("a length of the family's")
@@ -215,12 +253,14 @@ impl Model {
         if !right {
             return Err(format!("{addr} port {port} towards {} is not one to give this flow", backend.addr));
         }
-        Ok(flow((addr, port)))
+        Ok(flow((addr, port), hidden))
     }
 
     fn backend_packet(&mut self, world: &World, frame: &[u8], ip: &Ip) -> Decision {
         const NO_FLOW: Exits = &["pass no_flow"];
         let segment = headers::segment(frame, ip).map_err(|_| NO_FLOW)?;
+        // Whoever uses one of our addresses as a client is not told from us.
+        let to_us = self.is_ours(ip.dst);
         let (key, flow) = self
             .flows
             .iter_mut()
@@ -229,17 +269,14 @@ impl Model {
                     && key.udp == (segment.l4 == L4::Udp)
                     && (flow.backend.addr, data_port(&flow.backend, key.port)) == (ip.src, segment.sport)
                     && flow.shown == (ip.dst, segment.dport)
+                    && flow.hidden == to_us
             })
             .ok_or(NO_FLOW)?;
         if ip.ttl <= 1 {
             return Err(&["drop ttl_exceeded"]);
         }
-        let family = family_of(key.client);
-        if key.client != family.client {
-            return Err(if is_neighbour(key.client) { waits(frame) } else { &["drop no_route"] });
-        }
-        if frame[6..12] == OUR_MAC {
-            return Err(&["drop loop"]);
+        if let Some(stopped) = towards_client(frame, ip, key.client) {
+            return stopped;
         }
         flow.note(segment.tcp, false);
         let growth = self.grown.entry(flow.backend.clone()).or_default();
@@ -249,6 +286,8 @@ impl Model {
         let (vip, client) = ((key.vip, key.port), (key.client, key.client_port));
         debug_assert!(offered(world.desired, &flow.backend));
         let reply = edits::translated(frame, ip, &segment, vip, client);
+        let followed = Followed { backend: flow.backend.clone(), src: vip.0, dst: client.0, tuple: None };
+        self.remember(ip, headers::fragment(frame, ip), followed);
         Ok(Expected::Sent("send reply", reply.macs(CLIENT_MAC, OUR_MAC)))
     }
 }
@@ -266,6 +305,22 @@ impl Flow {
     fn is_closed(&self) -> bool {
         self.reset || self.client_fin && self.backend_fin
     }
+}
+
+/// The backend that a packet names by its connection id: of the module whose server id it has, as which it serves this VIP.
+fn named(world: &World, frame: &[u8], vip: IpAddr, segment: &Segment) -> Option<Backend> {
+    let payload = frame.get(segment.at + 8..segment.at + segment.len).filter(|_| segment.l4 == L4::Udp)?;
+    let mut modules = world.desired.modules.iter();
+    let (name, module) = modules.find(|(_, module)| quic::names(payload, module))?;
+    let route = module.routes.iter().find(|(_, route)| route.protocol.l4() == L4::Udp)?.0;
+    let mut backends = world.image.backend_ids.iter().map(|(_, backend)| &**backend);
+    let serves = |backend: &&Backend| {
+        let key = backend.route.as_ref();
+        backend.instance_id == *name
+            && key.is_some_and(|key| key.id == *route)
+            && same_family(backend.addr, vip)
+    };
+    backends.find(serves).cloned()
 }
 
 fn stays(desired: &Desired, flow: &Flow, segment: &Segment) -> bool {
@@ -286,46 +341,107 @@ fn forwarded(
     flow: &Flow,
 ) -> Decision {
     let backend = &flow.backend;
+    sent_on(world, frame, ip, backend, tuple, || {
+        let to = (backend.addr, data_port(backend, tuple.port));
+        edits::translated(frame, ip, segment, flow.shown, to)
+    })
+}
+
+/// A packet on its way to its backend; `translated` is what it is with NAT.
+pub fn sent_on(
+    world: &World,
+    frame: &[u8],
+    ip: &Ip,
+    backend: &Backend,
+    tuple: &FlowTuple,
+    translated: impl FnOnce() -> Frame,
+) -> Decision {
     let sent = match backend.mode {
-        ForwardMode::Nat => {
-            let to = (backend.addr, data_port(backend, tuple.port));
-            edits::translated(frame, ip, segment, flow.shown, to)
-        }
+        ForwardMode::Nat => translated(),
         ForwardMode::DsrL2 => edits::aged(frame, ip),
-        ForwardMode::DsrIpip => {
-            let outer = if backend.addr.is_ipv4() { 20 } else { 40 };
-            if ip.end - ip.l3 + outer > BACK_MTU as usize {
-                return Err(&["drop too_big"]);
-            }
-            let label = (world.flow_label)(tuple);
-            edits::wrapped(frame, ip, family_of(backend.addr).source, backend.addr, label)
+        ForwardMode::DsrIpip | ForwardMode::Gue => {
+            let hash = (world.flow_hash)(tuple);
+            // The dynamic ports (RFC 6335), of which there are 2^14, by the upper bits of the hash.
+            let in_udp = backend.mode == ForwardMode::Gue;
+            let ports = in_udp.then_some((49_152 + (hash >> 18) as u16, GUE_PORT));
+            let outer = edits::Outer { src: family_of(backend.addr).source, dst: backend.addr, ports };
+            edits::wrapped(frame, ip, &outer, hash & 0xf_ffff)
         }
     };
     Ok(Expected::Sent("send forward", sent.macs(BACKEND_MAC, OUR_BACK_MAC)))
+}
+
+/// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in that order.
+pub fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
+    let known = client == family_of(client).client;
+    if !known && !is_neighbour(client) {
+        Some(Err(&["drop no_route"]))
+    } else if let Some(stopped) = too_long(frame, ip, CLIENT_MTU) {
+        Some(stopped)
+    } else if !known {
+        Some(Err(waits(frame)))
+    } else if frame[6..12] == OUR_MAC {
+        Some(Err(&["drop loop"]))
+    } else {
+        None
+    }
+}
+
+/// Bytes that a packet grows by towards a backend.
+pub fn grown(backend: &Backend) -> u16 {
+    let outer_ip = if backend.addr.is_ipv4() { 20 } else { 40 };
+    match backend.mode {
+        ForwardMode::Nat | ForwardMode::DsrL2 => 0,
+        ForwardMode::DsrIpip => outer_ip,
+        ForwardMode::Gue => outer_ip + 8,
+    }
+}
+
+/// What becomes of a packet that the next link does not take (row 9).
+pub fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
+    if ip.end - ip.l3 <= mtu as usize {
+        return None;
+    }
+    Some(match ip.may_be_fragmented || !may_be_answered(frame, ip) {
+        true => Err(&["drop too_big"]),
+        false => Ok(Expected::Told(ip.clone(), Told::TooBig(mtu))),
+    })
 }
 
 /// A packet to a service that has nobody for it (row 2).
 fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decision {
     const DROPPED: Exits = &["drop no_backend"];
     match &segment.tcp {
-        _ if !desired.reject => Err(DROPPED),
-        None => Ok(Expected::Unreachable(ip.clone())),
-        Some(tcp) if tcp.rst || ip.v6 && segment.at != ip.next => Err(DROPPED),
+        _ if !desired.reject || !may_be_answered(frame, ip) => Err(DROPPED),
+        None => Ok(Expected::Told(ip.clone(), Told::PortUnreachable)),
+        Some(tcp) if tcp.rst => Err(DROPPED),
         Some(tcp) => Ok(Expected::Sent("send reject", edits::reset(frame, ip, segment, tcp))),
     }
 }
 
+/// Whether a packet came from a single host, and may be answered.
+fn may_be_answered(frame: &[u8], ip: &Ip) -> bool {
+    let single = match ip.src {
+        IpAddr::V4(v4) => !matches!(v4.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_loopback() && !v6.is_unspecified(),
+    };
+    single && frame[6] & 1 == 0
+}
+
 /// Whether an address is one to look for on the rig's link. IPv4's lowest is (since Linux 5.14), and so is IPv6's where the
 /// interface does not forward.
-fn is_neighbour(addr: IpAddr) -> bool {
+pub fn is_neighbour(addr: IpAddr) -> bool {
     let link = if addr.is_ipv4() { "198.51.100.1/24" } else { "2001:db8:c::1/64" };
     let link: IpNet = link.parse().expect("a prefix");
     let broadcast = addr.is_ipv4() && addr == link.broadcast();
     link.contains(&addr) && addr != link.addr() && !broadcast
 }
 
+/// Of the rig's link.
+const CLIENT_MTU: u16 = 1500;
+
 /// The longest frame that can wait for a next hop.
-fn waits(frame: &[u8]) -> Exits {
+pub fn waits(frame: &[u8]) -> Exits {
     if frame.len() > 2048 { &["drop park_full"] } else { &["park next_hop"] }
 }
 
@@ -344,7 +460,7 @@ fn services(desired: &Desired, vip: IpAddr, port: u16, l4: L4) -> Vec<Option<IpN
     fits.map(|route| route.source).collect()
 }
 
-fn offered(desired: &Desired, backend: &Backend) -> bool {
+pub fn offered(desired: &Desired, backend: &Backend) -> bool {
     let Some(module) = desired.modules.get(&backend.instance_id) else { return false };
     let route = backend.route.as_ref().and_then(|key| module.routes.get(&key.id));
     route.is_some_and(|route| {

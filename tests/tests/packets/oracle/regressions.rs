@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::run::Oracle;
+use super::run::{Hook, Oracle};
 use super::step::parse;
 
 const SEQUENCES: &[(&str, &str)] = &[
@@ -28,7 +28,7 @@ const SEQUENCES: &[(&str, &str)] = &[
 
 #[test]
 fn what_once_went_wrong_goes_right() -> Result<()> {
-    let mut oracle = Oracle::new()?;
+    let mut oracle = Oracle::new(Hook::Xdp)?;
     for (what, text) in SEQUENCES {
         if let Some(difference) = oracle.replay(&parse(text)?)? {
             bail!("{what}: {difference}");

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use nlb::model::{Destination, ForwardMode, Health, Module, Route, Snat};
 
 use super::edits::hex;
+use super::quic;
 use crate::rig::{self, Rig, families};
 
 #[derive(Clone, Debug)]
@@ -24,18 +25,21 @@ pub enum Change {
     Remove(u8),
     Health(u8, Health),
     Weight(u8, u32),
+    /// Connection ids of this configuration name it, or none do.
+    Named(u8, Option<u8>),
     /// Whether the way to it is known.
     Way(u8, bool),
     Reject(bool),
     DropClosed(bool),
 }
 
-pub const MODES: [(&str, ForwardMode, Snat); 5] = [
+pub const MODES: [(&str, ForwardMode, Snat); 6] = [
     ("nat", ForwardMode::Nat, Snat::Always),
     ("nat-on-link", ForwardMode::Nat, Snat::OnLink),
     ("nat-never", ForwardMode::Nat, Snat::Never),
     ("dsr-l2", ForwardMode::DsrL2, Snat::Always),
     ("dsr-ipip", ForwardMode::DsrIpip, Snat::Always),
+    ("gue", ForwardMode::Gue, Snat::Always),
 ];
 
 pub const HEALTHS: [(&str, Health); 5] = [
@@ -59,6 +63,9 @@ impl Change {
             }
             Change::Health(number, health) => change_module(rig, *number, |module| module.health = *health),
             Change::Weight(number, weight) => change_module(rig, *number, |module| module.weight = *weight),
+            Change::Named(number, config) => change_module(rig, *number, |module| {
+                module.quic = config.and_then(|config| quic::server(*number, config));
+            }),
             Change::Way(number, known) => {
                 let data = rig::module(ForwardMode::Nat, number + 1).data;
                 let addresses = [data.v4.map(Into::into), data.v6.map(Into::into)];
@@ -118,6 +125,8 @@ impl fmt::Display for Step {
                 write!(f, "health {number} {}", health.0)
             }
             Step::Change(Change::Weight(number, weight)) => write!(f, "weight {number} {weight}"),
+            Step::Change(Change::Named(number, Some(config))) => write!(f, "named {number} {config}"),
+            Step::Change(Change::Named(number, None)) => write!(f, "named {number} off"),
             Step::Change(Change::Way(number, known)) => write!(f, "way {number} {}", on(known)),
             Step::Change(Change::Reject(value)) => write!(f, "reject {}", on(value)),
             Step::Change(Change::DropClosed(value)) => write!(f, "drop-closed {}", on(value)),
@@ -151,6 +160,8 @@ fn step(line: &str) -> Result<Step> {
             Change::Health(number.parse()?, found.1)
         }
         ["weight", number, weight] => Change::Weight(number.parse()?, weight.parse()?),
+        ["named", number, "off"] => Change::Named(number.parse()?, None),
+        ["named", number, config] => Change::Named(number.parse()?, Some(config.parse()?)),
         ["way", number, known] => Change::Way(number.parse()?, on(known)?),
         ["reject", word] => Change::Reject(on(word)?),
         ["drop-closed", word] => Change::DropClosed(on(word)?),

@@ -1,0 +1,96 @@
+//! Fragments: which packet one is a part of, and which way that packet's first fragment went.
+//!
+//! Only the first fragment has ports, so what is decided for it is remembered under what all fragments of a packet have in
+//! common, and the others follow it (RFC 791 section 3.2, RFC 8200 section 4.5).
+
+use crate::frame::Frame;
+use crate::net::{Addr, Be16};
+use crate::parse::{self, Ip};
+
+/// What the fragments of one packet have in common, and no others for some time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key {
+    pub src: Addr,
+    pub dst: Addr,
+    /// As it lies in memory.
+    pub id: u32,
+    /// IPv4's ids are unique by protocol; 0 for IPv6.
+    pub protocol: u32,
+}
+
+/// Where a packet's first fragment went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The addresses that it got.
+    pub src: Addr,
+    pub dst: Addr,
+    pub backend: u16,
+    pub service: u16,
+    /// When, by the program's clock.
+    pub at: u16,
+    /// The backend's.
+    pub generation: u8,
+    /// 1 on the way from the backend to the client.
+    pub reply: u8,
+    /// Of the flow.
+    pub hash: u64,
+}
+
+/// For so many seconds the rest of a packet may come, as Linux waits for it.
+pub const SECONDS: u64 = 30;
+
+/// A fragment's place in its packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// As it lies in memory.
+    pub id: u32,
+    /// It is not the first.
+    pub later: bool,
+}
+
+/// The fragment that an IPv4 packet is.
+#[inline(always)]
+pub fn v4<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Fragment> {
+    let id: u16 = frame.read(ip.l3 + 4)?;
+    Some(Fragment { id: id as u32, later: ip.later_fragment })
+}
+
+/// The fragment that an IPv6 packet is, by the fragment header among the extension headers, which begin with one of type
+/// `protocol` at `offset`.
+#[inline(always)]
+pub fn v6<F: Frame + ?Sized>(frame: &F, mut protocol: u8, mut offset: usize) -> Option<Fragment> {
+    let mut walked = 0;
+    while walked < parse::MAX_EXTENSIONS && parse::is_extension(protocol) {
+        let h: [u8; 8] = frame.read(offset)?;
+        if protocol == parse::FRAGMENT {
+            let id = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
+            return Some(Fragment { id, later: Be16::from_bytes([h[2], h[3]]).get() & 0xfff8 != 0 });
+        }
+        offset += parse::extension_len(protocol, h[1]);
+        protocol = h[0];
+        walked += 1;
+    }
+    None
+}
+
+const _: () = assert!(size_of::<Key>() == 40 && size_of::<Way>() == 48);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fragment_header_is_found_behind_others() {
+        let destination = [44, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let fragment = [17, 0, 0, 0x11, 1, 2, 3, 4];
+        let headers = [&destination[..], &fragment].concat();
+        let id = u32::from_ne_bytes([1, 2, 3, 4]);
+        assert_eq!(v6(&headers[..], 60, 0), Some(Fragment { id, later: true }));
+        assert_eq!(v6(&headers[16..], 44, 0), Some(Fragment { id, later: true }));
+        assert_eq!(v6(&[17, 0, 0, 1, 1, 2, 3, 4][..], 44, 0), Some(Fragment { id, later: false }));
+        assert_eq!(v6(&headers[..20], 60, 0), None, "cut short");
+        assert_eq!(v6(&[17, 0, 0, 0, 0, 0, 0, 0][..], 60, 0), None, "no fragment header");
+    }
+}

@@ -1,0 +1,152 @@
+//! ICMP errors: which packet they quote, and what network address translation changes in them.
+//!
+//! An error quotes the packet that it is about: the IP header and at least 8 bytes more (RFC 792, RFC 4443 section 2.4), in
+//! which the ports lie. Whoever translated that packet has to translate the quote back, or the sender does not recognise
+//! its own packet (RFC 5508 section 4).
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::checksum::Delta;
+use crate::frame::Frame;
+use crate::net::{Addr, Be16, L4};
+use crate::parse::{Ip, Segment, TcpFlags};
+use crate::rewrite::{self, Tuple};
+
+pub(crate) const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
+
+/// Length of the header of an error.
+const HEADER: usize = 8;
+
+/// Bytes behind the quoted IP header that every error has.
+const QUOTED: usize = 8;
+
+/// A packet as an error quotes it: enough to find its flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Quote {
+    /// Offset of the quoted IP header in the frame.
+    pub l3: usize,
+    /// Offset of the quoted L4 header.
+    pub offset: usize,
+    pub l4: L4,
+    pub src: Addr,
+    pub dst: Addr,
+    pub sport: Be16,
+    pub dport: Be16,
+}
+
+/// Whether a packet is ICMP of its own IP version.
+#[inline(always)]
+pub const fn is_icmp(ip: &Ip) -> bool {
+    ip.protocol == if ip.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
+}
+
+/// The packet that an ICMP error is about: one of TCP or UDP, sent by whom the error is for. `None` for everything else.
+#[inline(always)]
+pub fn quote<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Quote> {
+    if !is_icmp(ip) || ip.is_fragment() {
+        return None;
+    }
+    let [kind, _]: [u8; 2] = frame.read(ip.next)?;
+    let l3 = ip.next + HEADER;
+    let quote = if ip.v6 {
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        if !matches!(kind, 1..=4) {
+            return None;
+        }
+        let h: Ipv6Hdr = frame.read(l3)?;
+        let offset = l3 + size_of::<Ipv6Hdr>();
+        quoted(frame, l3, offset, h.next_hdr, Addr::v6(h.src_addr), Addr::v6(h.dst_addr))?
+    } else {
+        // Destination unreachable, time exceeded, parameter problem.
+        if !matches!(kind, 3 | 11 | 12) {
+            return None;
+        }
+        let h: Ipv4Hdr = frame.read(l3)?;
+        let header_len = ((h.vihl & 0x0f) as usize) * 4;
+        let later_fragment = Be16::from_bytes(h.frags).get() & 0x1fff != 0;
+        if h.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() || later_fragment {
+            return None;
+        }
+        quoted(frame, l3, l3 + header_len, h.proto, Addr::v4(h.src_addr), Addr::v4(h.dst_addr))?
+    };
+    (quote.src == ip.dst && quote.offset + QUOTED <= ip.end).then_some(quote)
+}
+
+#[inline(always)]
+fn quoted<F: Frame + ?Sized>(
+    frame: &F,
+    l3: usize,
+    offset: usize,
+    protocol: u8,
+    src: Addr,
+    dst: Addr,
+) -> Option<Quote> {
+    let l4 = match protocol {
+        6 => L4::Tcp,
+        17 => L4::Udp,
+        _ => return None,
+    };
+    let ports: [u8; QUOTED] = frame.read(offset)?;
+    let [a, b, c, d, ..] = ports;
+    Some(Quote { l3, offset, l4, src, dst, sport: Be16::from_bytes([a, b]), dport: Be16::from_bytes([c, d]) })
+}
+
+impl Quote {
+    /// What a packet of the same flow in the other direction looks like, which is the direction that the error goes in:
+    /// flows are looked up by it.
+    #[inline(always)]
+    pub fn answered(&self, ip: &Ip) -> (Ip, Segment) {
+        let segment = Segment {
+            l4: self.l4,
+            offset: self.offset,
+            sport: self.dport,
+            dport: self.sport,
+            flags: TcpFlags(0),
+            more_fragments: false,
+        };
+        (Ip { src: self.dst, dst: self.src, ..*ip }, segment)
+    }
+}
+
+/// Gives an error other addresses, and the packet in it those that it had before it was translated; takes one off the TTL.
+#[inline(always)]
+pub fn translate<F: Frame + ?Sized>(
+    frame: &mut F,
+    ip: &Ip,
+    quote: &Quote,
+    (src, dst): (Addr, Addr),
+    inner: &Tuple,
+) -> Option<()> {
+    let addresses = Delta::new().addr(quote.src, inner.src).addr(quote.dst, inner.dst);
+    let ports = Delta::new().port(quote.sport, inner.sport).port(quote.dport, inner.dport);
+    let mut icmp = ports;
+
+    // The checksum of TCP lies beyond the 8 bytes that are always there.
+    let at = quote.offset + if matches!(quote.l4, L4::Tcp) { 16 } else { 6 };
+    if at + 2 <= ip.end
+        && let Some(old) = frame.read::<u16>(at)
+    {
+        let old = Be16::from_word(old);
+        let new = rewrite::amended(quote.l4, ip.v6, old, addresses.and(ports));
+        frame.write(at, new.word())?;
+        icmp = icmp.port(old, new);
+    }
+    frame.write(quote.offset, inner.sport.word())?;
+    frame.write(quote.offset + 2, inner.dport.word())?;
+
+    if ip.v6 {
+        let header: &mut Ipv6Hdr = frame.edit(quote.l3)?;
+        (header.src_addr, header.dst_addr) = (inner.src.v6_bytes(), inner.dst.v6_bytes());
+        // The quoted header has no checksum that makes up for its new addresses, and the error's own covers a pseudo header.
+        icmp = icmp.addr(quote.src, inner.src).addr(quote.dst, inner.dst).addr(ip.src, src).addr(ip.dst, dst);
+    } else {
+        // The quoted header's checksum makes up for its new addresses, so the error's own stays.
+        let header: &mut Ipv4Hdr = frame.edit(quote.l3)?;
+        header.check = addresses.apply(Be16::from_bytes(header.check)).bytes();
+        (header.src_addr, header.dst_addr) = (inner.src.v4_bytes(), inner.dst.v4_bytes());
+    }
+    let sum: u16 = frame.read(ip.next + 2)?;
+    frame.write(ip.next + 2, icmp.apply(Be16::from_word(sum)).word())?;
+    rewrite::readdress(frame, ip, src, dst)
+}

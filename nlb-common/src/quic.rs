@@ -1,0 +1,106 @@
+//! QUIC packets whose connection ids name the server that they are for, so that a client may change its address and go on
+//! with its connection.
+//!
+//! Connection ids are encrypted nowhere: the client puts the one that its server chose in front of every packet. QUIC-LB
+//! (draft-ietf-quic-load-balancers-21) says how servers choose them for a load balancer that is to find its way by them. In
+//! plain text they are
+//!
+//! ```text
+//! first octet                                       then
+//! | configuration (3 bits) | the server's own (5) | server id (1 to 8 octets here) | nonce (4 or more) |
+//! ```
+//!
+//! Where the connection id lies is the same in every version of QUIC (RFC 8999). In a short header nothing says how long it
+//! is: the configuration does.
+
+use crate::frame::Frame;
+use crate::net::Be16;
+
+/// The longest server id.
+pub const MAX_ID: usize = 8;
+
+/// Configurations are numbered from 0. The number that is left means that the id names nobody.
+pub const CONFIGS: u8 = 7;
+
+const UDP_HEADER: usize = 8;
+/// Set in the first byte of a long header.
+const LONG: u8 = 0x80;
+/// Where a long header says how long the destination's connection id is: behind the first byte and the version.
+const DCID_LEN: usize = 5;
+/// The byte before the connection id, its first octet, and the longest server id.
+const HEAD: usize = 2 + MAX_ID;
+/// Nonces of no configuration are shorter.
+const LEAST_NONCE: u32 = 4;
+
+/// A server as connection ids name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Server {
+    pub config: u8,
+    /// Octets of the id.
+    pub len: u8,
+    /// The id, from the highest octet down.
+    pub id: u64,
+}
+
+impl Server {
+    /// `None` if there is no such configuration, or no id of this length.
+    pub fn new(config: u8, octets: &[u8]) -> Option<Self> {
+        let mut id = [0; MAX_ID];
+        id.get_mut(..octets.len()).filter(|id| !id.is_empty())?.copy_from_slice(octets);
+        let server = Server { config, len: octets.len() as u8, id: u64::from_be_bytes(id) };
+        (config < CONFIGS).then_some(server)
+    }
+}
+
+/// How long server ids are in each configuration: four bits of a word each, 0 where it is not in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Lengths(u32);
+
+impl Lengths {
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Lengths(word)
+    }
+
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn of(self, config: u8) -> u32 {
+        self.0 >> (4 * (config & 7) as u32) & 0xf
+    }
+
+    /// With the configuration of this server in use.
+    pub const fn with(self, server: &Server) -> Self {
+        let shift = 4 * server.config as u32;
+        Lengths(self.0 & !(0xf << shift) | (server.len as u32) << shift)
+    }
+}
+
+/// The server that a QUIC packet is for by its connection id, whether or not there is one of that name. `udp` is where the
+/// UDP header lies, and `end` where the IP packet ends.
+#[inline(always)]
+pub fn server<F: Frame + ?Sized>(frame: &F, udp: usize, end: usize, lengths: Lengths) -> Option<Server> {
+    let len: [u8; 2] = frame.read(udp + 4)?;
+    let datagram_end = udp + Be16::from_bytes(len).get() as usize;
+    let payload = udp + UDP_HEADER;
+    let [first_byte, _]: [u8; 2] = frame.read(payload)?;
+    let is_long = first_byte & LONG != 0;
+    let at = if is_long { payload + DCID_LEN } else { payload };
+    // No QUIC packet is so short that these are not there, whatever the length of the id.
+    if at + HEAD > end || at + HEAD > datagram_end {
+        return None;
+    }
+    let head: [u8; HEAD] = frame.read(at)?;
+    let [before, first, a, b, c, d, e, f, g, h] = head;
+    let config = first >> 5;
+    let len = lengths.of(config);
+    if len == 0 || is_long && (before as u32) < 1 + len + LEAST_NONCE {
+        return None;
+    }
+    let id = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    Some(Server { config, len: len as u8, id: id & u64::MAX.wrapping_shl(64_u32.wrapping_sub(8 * len)) })
+}

@@ -1,0 +1,156 @@
+//! The programs at the stack's door: what comes from or goes to this host itself, and containers on it.
+//!
+//! Drivers cannot hand a packet to a bridge or to loopback, and packets that a local stack sends come with checksums and
+//! segments still to be made. So they are met where the kernel's stack takes packets in (TC ingress): on loopback, on
+//! bridges, and behind XDP on the interfaces that it serves, which leaves to this program what is local. The way of a
+//! packet is the same. What is none of ours goes on unchanged and uncounted: XDP or nobody has counted it.
+
+use core::ptr::null_mut;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use nlb_common::abi::{LOOPBACK, Stage};
+use nlb_common::frame::Frame;
+use nlb_common::net::Mac;
+use nlb_common::parse;
+use nlb_common::verdict::{DropReason, SEEN_COUNTER, Verdict};
+
+use crate::packet::Packet;
+use crate::{fragments, icmp, quic, stages, steer, tables};
+
+/// The headers that every packet of ours has: Ethernet, IPv4, UDP.
+const LEAST: usize = 14 + 20 + 8;
+/// What TCP has more.
+const TCP: usize = 20;
+/// Headers as long as we look at them: tags, options or extensions, and the packet that an ICMP error quotes.
+const MOST: usize = 256;
+
+/// The balancer, once more.
+#[classifier]
+pub fn nlb_tc(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut packet = Packet::skb(skb);
+    if has_been_here(skb) || !concerns_us(&mut packet) {
+        return TC_ACT_UNSPEC;
+    }
+    let verdict = match steer::steer::<false>(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(skb, &packet, verdict)
+}
+
+/// Where it goes on with ICMP.
+#[classifier]
+pub fn nlb_tc_icmp(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut packet = Packet::skb(skb);
+    if packet.pull(MOST).is_none() {
+        return TC_ACT_UNSPEC;
+    }
+    let verdict = match icmp::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(skb, &packet, verdict)
+}
+
+/// Where it goes on with fragments.
+#[classifier]
+pub fn nlb_tc_fragments(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut packet = Packet::skb(skb);
+    if packet.pull(MOST).is_none() {
+        return TC_ACT_UNSPEC;
+    }
+    let verdict = match fragments::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(skb, &packet, verdict)
+}
+
+/// Where it goes on with what may be QUIC.
+#[classifier]
+pub fn nlb_tc_quic(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut packet = Packet::skb(skb);
+    if packet.pull(MOST).is_none() {
+        return TC_ACT_UNSPEC;
+    }
+    let verdict = match quic::forward(&mut packet) {
+        Ok(verdict) | Err(verdict) => verdict,
+    };
+    finish(skb, &packet, verdict)
+}
+
+/// Whether the packet may be ours; then its headers lie in one piece. Loopback carries a lot that is not.
+#[inline(always)]
+fn concerns_us(packet: &mut Packet) -> bool {
+    if packet.pull(LEAST).is_none() {
+        return false;
+    }
+    let Ok(ip) = parse::ip(packet) else { return false };
+    let (known, transparent) = tables::address(ip.dst);
+    if known.is_none() && !transparent {
+        return false;
+    }
+    packet.pull(if parse::has_extensions(&ip) { MOST } else { ip.next + TCP }).is_some()
+}
+
+#[inline(always)]
+fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
+    let verdict = match verdict {
+        Verdict::Pass(_) => return TC_ACT_UNSPEC,
+        // Nobody here is told.
+        Verdict::GoOn(Stage::TooBig) => Verdict::Drop(DropReason::TooBig),
+        Verdict::GoOn(Stage::Reject) => Verdict::Drop(DropReason::NoBackend),
+        Verdict::GoOn(stage) => {
+            stages::go_on(packet, stage);
+            verdict
+        }
+        _ => verdict,
+    };
+    tables::count(SEEN_COUNTER);
+    tables::count(verdict.counter());
+    match verdict {
+        Verdict::Send(_, LOOPBACK) => {
+            mark(skb);
+            // SAFETY: the helper takes plain numbers.
+            (unsafe { bpf_redirect(LOOPBACK, BPF_F_INGRESS as u64) }) as i32
+        }
+        Verdict::Send(_, ifindex) if is_without_mac(packet) => {
+            // SAFETY: without parameters the helper takes the next hop from the packet's destination.
+            (unsafe { bpf_redirect_neigh(ifindex, null_mut(), 0, 0) }) as i32
+        }
+        // SAFETY: the helper takes plain numbers.
+        Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
+        Verdict::Pass(_) | Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => TC_ACT_SHOT,
+    }
+}
+
+/// Whether the neighbour's address is left to the stack.
+#[inline(always)]
+fn is_without_mac(packet: &Packet) -> bool {
+    packet.read(0) == Some(Mac::NONE.first) && packet.read(4) == Some(Mac::NONE.last)
+}
+
+/// Marks what comes out of loopback next as done with: it meets this program there. `tc_index` is for notes among classifiers,
+/// and nobody else looks at it before the stack drops it.
+const DONE: u32 = 0x4e4c;
+
+#[inline(always)]
+fn mark(skb: *mut __sk_buff) {
+    // SAFETY: valid context.
+    unsafe { (*skb).tc_index = DONE };
+}
+
+#[inline(always)]
+fn has_been_here(skb: *mut __sk_buff) -> bool {
+    // SAFETY: valid context.
+    let here = unsafe { (*skb).tc_index == DONE };
+    if here {
+        // SAFETY: valid context.
+        unsafe { (*skb).tc_index = 0 };
+    }
+    here
+}

@@ -1,0 +1,27 @@
+//! The program that tells a sender how long its packets may be, so that path MTU discovery works through the outer header
+//! (RFC 1191, RFC 8201).
+
+use nlb_common::parse;
+use nlb_common::refusal::{self, Error};
+use nlb_common::verdict::{DropReason, SendReason, Verdict};
+
+use crate::packet::Packet;
+use crate::tables;
+
+/// Answers a packet whose way takes no more than so many bytes. Whoever allows fragmentation expects no answer: its packet is
+/// dropped.
+#[inline(always)]
+pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+    const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
+    let ip = parse::ip(packet)?;
+    let mtu = tables::left_behind().ok_or(SILENT)? as u32;
+    let answers = ip.dont_fragment && refusal::may_be_answered(packet, &ip);
+    if !answers || !tables::may_send_icmp_error() {
+        return Ok(SILENT);
+    }
+    let grown = refusal::ICMP_GROWTH[ip.v6 as usize];
+    packet.move_front(-(grown as i32)).ok_or(SILENT)?;
+    let answered = refusal::icmp_error(packet, &ip, grown, Error::TooBig(mtu));
+    answered.and_then(|len| packet.cut_to(len)).ok_or(Verdict::Drop(DropReason::Internal))?;
+    Ok(Verdict::Send(SendReason::TooBig, packet.ingress()))
+}

@@ -1,0 +1,41 @@
+//! Room for sockets: each module is two connections, the one it keeps to us and the one on which we ask it.
+//!
+//! The usual soft limit, 1024 open files, is there for programs that use select(2), and would be reached with 500 modules.
+
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::warn;
+
+const PER_MODULE: u64 = 2;
+
+/// The programs, maps and listening sockets, and clients that are not modules.
+const BESIDES: u64 = 500;
+
+/// Raises the soft limit to the hard one, and says so if that is too little for so many modules.
+pub fn make_room(max_modules: usize) -> anyhow::Result<()> {
+    let limit = Resource::RLIMIT_NOFILE;
+    let (_, hard) = getrlimit(limit).context("cannot read the limit of open files")?;
+    setrlimit(limit, hard, hard)
+        .with_context(|| format!("cannot raise the limit of open files to {hard}"))?;
+    let needed = PER_MODULE * max_modules as u64 + BESIDES;
+    if hard < needed {
+        warn!(
+            "the limit of open files, {hard}, is too low for --max-modules {max_modules}: raise it to {needed} \
+             (LimitNOFILE= of systemd, --ulimit nofile= of docker)"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_is_raised_to_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        make_room(1).unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok((hard, hard)));
+    }
+}

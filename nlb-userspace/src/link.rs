@@ -1,0 +1,208 @@
+//! Links as the kernel describes them, and where XDP meets their packets.
+//!
+//! A link may be stacked on another (a VLAN device on a card) or be a port of one (a card of a bond). XDP runs in drivers, so
+//! such packets are met elsewhere than where the kernel has their addresses and routes, and an operator has to name the
+//! interface where they are met.
+
+use std::collections::HashMap;
+
+use nlb_common::net::Mac;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub name: String,
+    pub mac: Mac,
+    pub mtu: u32,
+    pub kind: Kind,
+    /// The one that it is stacked on, if that is in this network namespace.
+    pub below: Option<u32>,
+    /// The bridge or bond that it is a port of.
+    pub controller: Option<u32>,
+}
+
+/// What a link is, as far as that matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Veth,
+    Bridge,
+    Bond,
+    Team,
+    Vlan,
+    MacVlan,
+    IpVlan,
+    /// A card, a tap and everything else.
+    Other,
+}
+
+/// Why XDP cannot serve an interface, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuitable {
+    #[error("--iface {0}: there is no such interface with MAC addresses; `ip link` lists them")]
+    Missing(String),
+    #[error(
+        "--iface {0}: loopback is served without being named; name the interfaces that lead to other hosts"
+    )]
+    Loopback(String),
+    #[error(
+        "--iface {name} is {what}; XDP meets its packets on {instead}: name {instead}, and what is behind {name} is \
+         served, too"
+    )]
+    Stacked { name: String, what: &'static str, instead: String },
+    #[error(
+        "--iface {name} is {what}; XDP meets its packets on the interface below it, which is in another network \
+         namespace: run the NLB there"
+    )]
+    Elsewhere { name: String, what: &'static str },
+    #[error(
+        "--iface {name} is a port of {what} {of}, which has its addresses and routes: name {instead}{remark}"
+    )]
+    Port { name: String, what: &'static str, of: String, instead: String, remark: &'static str },
+}
+
+impl Link {
+    /// Whether packets go there through the kernel's stack: to containers and virtual machines of this host, and to whatever is
+    /// behind a link that XDP cannot send to.
+    pub fn is_inward(&self) -> bool {
+        self.kind == Kind::Bridge
+            || self.kind.stacked().is_some()
+            || self.kind == Kind::Veth && self.controller.is_none()
+    }
+}
+
+impl Kind {
+    /// Of links that are stacked on another, which has their packets first.
+    pub fn stacked(self) -> Option<&'static str> {
+        match self {
+            Kind::Vlan => Some("a VLAN device"),
+            Kind::MacVlan => Some("a macvlan device"),
+            Kind::IpVlan => Some("an ipvlan device"),
+            Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Other => None,
+        }
+    }
+
+    /// Of links that have ports and speak for them.
+    fn with_ports(self) -> Option<&'static str> {
+        match self {
+            Kind::Bond => Some("the bond"),
+            Kind::Team => Some("the team"),
+            Kind::Bridge => Some("the bridge"),
+            Kind::Veth | Kind::Vlan | Kind::MacVlan | Kind::IpVlan | Kind::Other => None,
+        }
+    }
+}
+
+/// The index of the interface with this name, if XDP can serve it.
+pub fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitable> {
+    let found = links.iter().find(|(_, link)| link.name == name);
+    let (ifindex, link) = found.ok_or_else(|| Unsuitable::Missing(name.to_owned()))?;
+    if *ifindex == nlb_common::abi::LOOPBACK {
+        return Err(Unsuitable::Loopback(name.to_owned()));
+    }
+    let name = || name.to_owned();
+    if let Some(what) = link.kind.stacked() {
+        return Err(match link.below.and_then(|below| links.get(&below)) {
+            Some(below) => {
+                Unsuitable::Stacked { name: name(), what, instead: outermost(below, links).name.clone() }
+            }
+            None => Unsuitable::Elsewhere { name: name(), what },
+        });
+    }
+    if let Some(controller) = link.controller.and_then(|controller| links.get(&controller))
+        && let Some(what) = controller.kind.with_ports()
+    {
+        let instead = outermost(controller, links);
+        let remark = if instead.kind == Kind::Bridge { ", which has generic XDP only" } else { "" };
+        let (of, instead) = (controller.name.clone(), instead.name.clone());
+        return Err(Unsuitable::Port { name: name(), what, of, instead, remark });
+    }
+    Ok(*ifindex)
+}
+
+/// From a link down and up to the one that XDP serves in its place.
+fn outermost<'a>(link: &'a Link, links: &'a HashMap<u32, Link>) -> &'a Link {
+    let stacked_on = link.below.filter(|_| link.kind.stacked().is_some()).and_then(|below| links.get(&below));
+    let port_of = || link.controller.and_then(|controller| links.get(&controller));
+    let next = stacked_on.or_else(|| port_of().filter(|of| of.kind.with_ports().is_some()));
+    next.map_or(link, |next| outermost(next, links))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VLAN: Kind = Kind::Vlan;
+
+    fn link(name: &str, kind: Kind) -> Link {
+        let (below, controller) = (None, None);
+        Link { name: name.to_owned(), mac: Mac::NONE, mtu: 1500, kind, below, controller }
+    }
+
+    fn stacked(name: &str, kind: Kind, below: u32) -> Link {
+        Link { below: Some(below), ..link(name, kind) }
+    }
+
+    fn port(name: &str, controller: u32) -> Link {
+        Link { controller: Some(controller), ..link(name, Kind::Other) }
+    }
+
+    /// The advice about an interface, of a host with many.
+    fn refusal(name: &str) -> Option<String> {
+        let links = [
+            (1, link("lo", Kind::Other)),
+            (2, link("eth0", Kind::Other)),
+            (3, stacked("eth0.10", VLAN, 2)),
+            (4, stacked("eth0.10.20", VLAN, 3)),
+            (5, link("bond0", Kind::Bond)),
+            (6, port("eth1", 5)),
+            (7, stacked("eth1.10", VLAN, 6)),
+            (8, stacked("bond0.10", VLAN, 5)),
+            (9, link("br0", Kind::Bridge)),
+            (10, port("eth2", 9)),
+            (11, Link { controller: Some(9), ..stacked("bond0.20", VLAN, 5) }),
+            (12, stacked("vf0", Kind::MacVlan, 99)),
+            (13, link("vrf0", Kind::Other)),
+            (14, port("eth3", 13)),
+            // Its other end has a number of the same kind.
+            (15, stacked("veth0", Kind::Veth, 2)),
+            (16, port("bond1", 9)),
+            (17, port("eth4", 16)),
+        ];
+        let mut links = HashMap::from(links);
+        links.entry(16).and_modify(|bond| bond.kind = Kind::Bond);
+        suitable(name, &links).err().map(|refused| refused.to_string())
+    }
+
+    #[test]
+    fn what_xdp_cannot_serve_is_refused_with_the_interface_to_name_instead() {
+        for (name, what, instead) in [
+            ("eth0.10", "a VLAN device", "name eth0,"),
+            ("eth0.10.20", "a VLAN device", "name eth0,"),
+            ("eth1.10", "a VLAN device", "name bond0,"),
+            ("bond0.10", "a VLAN device", "name bond0,"),
+            ("bond0.20", "a VLAN device", "name bond0,"),
+            ("eth1", "a port of the bond bond0", "name bond0"),
+            ("eth2", "a port of the bridge br0", "name br0, which has generic XDP only"),
+            ("eth4", "a port of the bond bond1", "name br0"),
+            ("vf0", "a macvlan device", "in another network namespace"),
+            ("lo", "loopback", "lead to other hosts"),
+            ("eth9", "no such interface", "`ip link`"),
+        ] {
+            let said = refusal(name).unwrap_or_else(|| panic!("{name} is not refused"));
+            assert!(said.contains(what) && said.contains(instead), "{name}: {said}");
+        }
+        for name in ["eth0", "bond0", "br0", "veth0", "eth3"] {
+            assert_eq!(refusal(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_xdp_cannot_send_to_is_inward() {
+        for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan] {
+            assert!(link("link", kind).is_inward(), "{kind:?}");
+        }
+        let port_of_a_bridge = Link { controller: Some(9), ..link("veth1", Kind::Veth) };
+        for wire in [link("eth0", Kind::Other), link("bond0", Kind::Bond), port_of_a_bridge] {
+            assert!(!wire.is_inward(), "{}", wire.name);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The interfaces that XDP serves, by name.
+//!
+//! A name outlives what bears it: a driver that is loaded anew, a card that is pulled out, or a container's cable that is made
+//! again leaves an interface with the same name and another index, without our program. The kernel's notes about links are
+//! therefore followed, and the program is attached again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use nlb_common::abi::LOOPBACK;
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::config::XdpMode;
+use crate::link::{self, Link};
+use crate::loader::{Balancer, Served};
+use crate::netlink::Netlink;
+
+/// Attaching may fail while a driver is still at its beginnings, and nobody says when that is over.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Names of interfaces.
+#[derive(Clone, Debug, Default)]
+pub struct Wires(Arc<BTreeSet<String>>);
+
+impl Wires {
+    pub fn new(interfaces: &[String]) -> Self {
+        Wires(Arc::new(interfaces.iter().cloned().collect()))
+    }
+
+    pub fn include(&self, link: &Link) -> bool {
+        self.0.contains(&link.name)
+    }
+
+    /// Whether packets go to a link through the kernel's stack. One that XDP serves is meant to be a wire, whatever it is.
+    pub fn is_inward(&self, link: &Link) -> bool {
+        !self.include(link) && link.is_inward()
+    }
+
+    /// Whether any of them is a veth; an error if one cannot be served.
+    pub fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
+        let mut any = false;
+        for name in self.0.iter() {
+            any |= links[&link::suitable(name, links)?].kind == link::Kind::Veth;
+        }
+        Ok(any)
+    }
+
+    /// Whether an address is reached through the kernel's stack, and why.
+    pub async fn inward(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Option<Inward>> {
+        let Some(route) = netlink.route(address).await? else { return Ok(None) };
+        if route.ifindex == LOOPBACK {
+            return Ok(Some(Inward::OwnHost));
+        }
+        let links = netlink.links().await?;
+        let link = links.get(&route.ifindex).filter(|link| self.is_inward(link));
+        Ok(link.map(|link| match link.kind.stacked() {
+            Some(what) => Inward::Behind { name: link.name.clone(), what },
+            None => Inward::OwnHost,
+        }))
+    }
+}
+
+/// Where an address is that packets reach through the kernel's stack, and why clients of a module there cannot be answered
+/// directly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inward {
+    #[error(
+        "on the NLB's own host, where no answer reaches a client directly: the host would take it for one of its own with a \
+         forged source"
+    )]
+    OwnHost,
+    #[error(
+        "behind {name}, {what}, where packets go through the kernel's stack: it would send them to the VIP's neighbour \
+         rather than the module's"
+    )]
+    Behind { name: String, what: &'static str },
+}
+
+/// The balancer at work on wires.
+pub struct Attachments {
+    wires: Wires,
+    balancer: Balancer,
+    mode: XdpMode,
+    /// Whether the program was loaded so that veths take what it sends.
+    veths: bool,
+    served: BTreeMap<String, (u32, Served)>,
+}
+
+impl Attachments {
+    /// Attaches to all of them; the answer says the modes that came of it, by interface.
+    pub fn new(
+        wires: Wires,
+        mut balancer: Balancer,
+        mode: XdpMode,
+        links: &HashMap<u32, Link>,
+    ) -> anyhow::Result<(Self, BTreeMap<String, XdpMode>)> {
+        let veths = wires.any_veth(links)?;
+        let (mut served, mut modes) = (BTreeMap::new(), BTreeMap::new());
+        for name in wires.0.iter() {
+            let ifindex = link::suitable(name, links)?;
+            let (attached, came_to) = balancer.attach(ifindex, name, mode)?;
+            served.insert(name.clone(), (ifindex, attached));
+            modes.insert(name.clone(), came_to);
+        }
+        Ok((Attachments { wires, balancer, mode, veths, served }, modes))
+    }
+
+    /// Attaches again to what was gone and is back, for as long as the daemon runs.
+    pub async fn keep(mut self) -> anyhow::Result<()> {
+        let (netlink, mut notes) = Netlink::open()?;
+        let mut said = BTreeMap::new();
+        loop {
+            self.compare(&netlink.links().await?, &mut said);
+            if let Ok(None) = timeout(AGAIN, notes.recv()).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What stands in the way of each interface is `said` once.
+    fn compare(&mut self, links: &HashMap<u32, Link>, said: &mut BTreeMap<String, String>) {
+        self.served.retain(|name, (ifindex, _)| links.get(ifindex).is_some_and(|link| link.name == *name));
+        for name in self.wires.0.iter() {
+            if self.served.contains_key(name) {
+                continue;
+            }
+            let attached = link::suitable(name, links).map_err(anyhow::Error::from).and_then(|ifindex| {
+                let is_veth = links[&ifindex].kind == link::Kind::Veth;
+                ensure!(
+                    self.veths || !is_veth,
+                    "it is a veth now, which the program was not loaded for; start the NLB again"
+                );
+                let (attached, _) = self.balancer.attach(ifindex, name, self.mode)?;
+                Ok((ifindex, attached))
+            });
+            match attached {
+                Ok(attached) => {
+                    said.remove(name);
+                    self.served.insert(name.clone(), attached);
+                    warn!("{name} is back and served again");
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if said.get(name) != Some(&why) {
+                        warn!(
+                            "{name} is gone, and so is the traffic that passes it, until it is back: {why}"
+                        );
+                        said.insert(name.clone(), why);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nlb_common::net::Mac;
+
+    use super::*;
+    use crate::link::Kind;
+
+    #[test]
+    fn what_is_named_is_a_wire_whatever_it_is() {
+        let wires = Wires::new(&["eth0".to_owned()]);
+        let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
+        let link = |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller };
+        assert!(wires.is_inward(&link("br0", Kind::Bridge)) && wires.is_inward(&link("veth0", Kind::Veth)));
+        assert!(!wires.is_inward(&link("eth0", Kind::Bridge)) && !wires.is_inward(&link("eth0", Kind::Veth)));
+        assert!(!wires.is_inward(&link("eth1", Kind::Other)));
+    }
+}

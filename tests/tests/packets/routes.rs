@@ -1,0 +1,251 @@
+//! Which routes a packet meets, of thousands that overlap: as reading them one by one says, also while they change.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail, ensure};
+use aya::programs::Xdp;
+use ipnet::IpNet;
+use nlb::compile::{Hop, Limits};
+use nlb::loader::Sizes;
+use nlb::model::{Destination, ForwardMode, L4, Protocol, Route, Routes, Targets, Texts};
+use nlb_common::abi::NextHop;
+use nlb_common::net;
+
+use crate::packet::{Packet, Transport, UdpChecksum};
+use crate::random::Random;
+use crate::rig::{self, OUR_BACK_MAC, Rig, XDP_PASS, XDP_REDIRECT, families, module, test_run};
+
+const MODULES: u8 = 4;
+const ROUTES_EACH: usize = 400;
+const PORTS: [u16; 4] = [53, 80, 443, 5000];
+
+#[test]
+fn thousands_of_routes_are_obeyed_as_if_read_one_by_one() -> Result<()> {
+    let mut random = Random::new(0x0c1a_5517);
+    let mut rig = rig()?;
+    let mut before = Vec::new();
+    let mut met_meanwhile = 0;
+    for generation in 0..4 {
+        let rules = rules(&mut random);
+        for number in 1..=MODULES {
+            rig.module(&name(number)).routes = routes(&rules, number);
+        }
+        let mut switching = Random::new(generation);
+        let mut steered = Vec::new();
+        rig.apply_under(|program| {
+            let flow = flow(&mut switching);
+            let module = steer(program, &flow)?;
+            steered.push((flow, module));
+            Ok(())
+        })?;
+        met_meanwhile += steered.len();
+        for (flow, module) in &steered {
+            obeys(flow, *module, &[&before, &rules])?;
+        }
+        for _ in 0..1000 {
+            let flow = flow(&mut random);
+            let module = steer(rig.balancer()?, &flow)?;
+            obeys(&flow, module, &[&rules])?;
+        }
+        before = rules;
+    }
+    println!("{met_meanwhile} packets came while routes were switched");
+    ensure!(met_meanwhile > 100, "only {met_meanwhile} packets came while routes were switched");
+    Ok(())
+}
+
+/// A route of a module, with what decides about packets.
+struct Rule {
+    module: u8,
+    udp: bool,
+    source: Option<IpNet>,
+    destination: Destination,
+    port: Option<u16>,
+    priority: i32,
+}
+
+/// The first packet of a flow.
+struct Flow {
+    client: IpAddr,
+    client_port: u16,
+    vip: IpAddr,
+    port: u16,
+    udp: bool,
+}
+
+/// The module that the program sends a new flow to.
+fn steer(program: &Xdp, flow: &Flow) -> Result<Option<u8>> {
+    let (action, frame) = test_run(program, &flow.packet().bytes())?;
+    match action {
+        XDP_PASS => Ok(None),
+        XDP_REDIRECT => Ok(Some(frame[5])),
+        other => bail!("{flow} was answered by action {other}"),
+    }
+}
+
+/// Whether one of these sets of rules sends the flow there.
+fn obeys(flow: &Flow, module: Option<u8>, generations: &[&Vec<Rule>]) -> Result<()> {
+    let allowed: Vec<BTreeSet<u8>> = generations.iter().map(|rules| flow.served_by(rules)).collect();
+    let right = allowed.iter().any(|modules| match module {
+        None => modules.is_empty(),
+        Some(module) => modules.contains(&module),
+    });
+    ensure!(right, "{flow} went to {module:?}; its routes say {allowed:?}");
+    Ok(())
+}
+
+impl Flow {
+    /// One by one: the modules of the best rules among those that match.
+    fn served_by(&self, rules: &[Rule]) -> BTreeSet<u8> {
+        let matching = || rules.iter().filter_map(|rule| Some((self.rank(rule)?, rule.module)));
+        let best = matching().map(|(rank, _)| rank).max();
+        matching().filter(|(rank, _)| Some(*rank) == best).map(|(_, module)| module).collect()
+    }
+
+    /// How well a rule matches, as docs/contract.md has it: by priority, source, destination, and port.
+    fn rank(&self, rule: &Rule) -> Option<(i32, u8, u8, bool)> {
+        let source = match rule.source {
+            None => 0,
+            Some(net) if net.contains(&self.client) => net.prefix_len(),
+            Some(_) => return None,
+        };
+        let destination = match rule.destination {
+            Destination::EveryVip => 0,
+            Destination::Address(vip) if vip == self.vip => u8::MAX,
+            Destination::Prefix(net) if net.contains(&self.vip) => net.prefix_len(),
+            _ => return None,
+        };
+        let port = rule.port.is_none_or(|port| port == self.port);
+        (port && rule.udp == self.udp).then_some((rule.priority, source, destination, rule.port.is_some()))
+    }
+
+    fn packet(&self) -> Packet {
+        let family = families()[self.vip.is_ipv6() as usize];
+        let mut packet = family.syn();
+        (packet.src, packet.dst) = (self.client, self.vip);
+        (packet.sport, packet.dport) = (self.client_port, self.port);
+        if self.udp {
+            packet.l4 = Transport::Udp { checksum: UdpChecksum::Computed };
+        }
+        packet
+    }
+}
+
+impl std::fmt::Display for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let l4 = if self.udp { L4::Udp } else { L4::Tcp };
+        write!(f, "{l4:?} from {} to {} port {}", self.client, self.vip, self.port)
+    }
+}
+
+/// The two VIPs of both families are configured.
+fn vips() -> Vec<IpAddr> {
+    families().iter().flat_map(|family| [family.vip, family.vip2]).collect()
+}
+
+fn rules(random: &mut Random) -> Vec<Rule> {
+    (1..=MODULES).flat_map(|number| vec![number; ROUTES_EACH]).map(|number| rule(random, number)).collect()
+}
+
+fn rule(random: &mut Random, module: u8) -> Rule {
+    let destination = match random.below(4) {
+        0 => Destination::Address(random.pick(&vips())),
+        1 => Destination::Prefix(
+            random.pick(&["192.0.2.0/24", "192.0.2.10/31", "2001:db8::/64"]).parse().expect("a prefix"),
+        ),
+        _ => Destination::EveryVip,
+    };
+    Rule {
+        module,
+        udp: random.once_in(2),
+        source: (!random.once_in(20)).then(|| source(random)),
+        destination,
+        port: (!random.once_in(4)).then(|| random.pick(&PORTS)),
+        priority: random.below(3) as i32,
+    }
+}
+
+/// A prefix around, or beside, some client.
+fn source(random: &mut Random) -> IpNet {
+    let client = client(random);
+    let bits = if client.is_ipv4() { [0, 8, 15, 16, 24, 31, 32] } else { [0, 32, 47, 48, 64, 127, 128] };
+    // Longer ones more often, or the short ones would cover all.
+    let bits = bits[random.below(7).max(random.below(7))];
+    IpNet::new(client, bits).expect("a length of that family").trunc()
+}
+
+/// Clients are close to each other, so that prefixes cover several of them, and each other.
+fn client(random: &mut Random) -> IpAddr {
+    let mut near = |beyond: usize| random.below(beyond) as u8;
+    let [a, b, c] = [near(2), near(4), near(8)];
+    if near(2) == 0 {
+        [10, a, b, c].into()
+    } else {
+        [0x2001, 0xdb8, a.into(), b.into(), 0, 0, 0, u16::from(c)].into()
+    }
+}
+
+fn flow(random: &mut Random) -> Flow {
+    let client = client(random);
+    let vips: Vec<IpAddr> = vips().into_iter().filter(|vip| vip.is_ipv4() == client.is_ipv4()).collect();
+    Flow {
+        client,
+        client_port: random.below(1 << 16).max(1) as u16,
+        vip: random.pick(&vips),
+        port: random.pick(&[53, 80, 443, 5000, 9999]),
+        udp: random.once_in(2),
+    }
+}
+
+/// Every module has a MAC address of its own, which tells where a packet went.
+fn rig() -> Result<Rig> {
+    let sizes = rig::sizes();
+    let limits = Limits { pools: 1000, source_prefixes: 100_000, counted_routes: 0, ..sizes.limits };
+    let mut rig = Rig::sized(ForwardMode::DsrL2, &Sizes { limits, ..sizes })?;
+    rig.desired.modules.remove("m1");
+    rig.apply()?;
+    for number in 1..=MODULES {
+        let module = module(ForwardMode::DsrL2, number);
+        let mac = net::Mac::new([2, 0, 0, 0, 1, number]);
+        for (addr, source) in module
+            .data
+            .v4
+            .map(IpAddr::from)
+            .into_iter()
+            .zip(["10.0.0.100"])
+            .chain(module.data.v6.map(IpAddr::from).into_iter().zip(["fd00::100"]))
+        {
+            let hop = NextHop::new(mac, net::Mac::new(OUR_BACK_MAC), rig::BACK_IFINDEX);
+            let source = source.parse()?;
+            rig.hops.insert(addr, Hop { hop, source, mtu: rig::BACK_MTU, link_prefix: 24, local: false });
+        }
+        rig.desired.modules.insert(name(number), module.into());
+    }
+    Ok(rig)
+}
+
+fn name(number: u8) -> String {
+    format!("m{number}")
+}
+
+fn routes(rules: &[Rule], module: u8) -> Routes {
+    let own = rules.iter().filter(|rule| rule.module == module).enumerate();
+    own.map(|(number, rule)| (format!("r{number}"), Arc::new(route(rule)))).collect()
+}
+
+fn route(rule: &Rule) -> Route {
+    Route {
+        protocol: if rule.udp { Protocol::Udp } else { Protocol::Tcp },
+        source: rule.source,
+        destination: rule.destination,
+        port: rule.port,
+        priority: rule.priority,
+        listen_port: None,
+        targets: Targets::Implied,
+        headers: Texts::new(),
+        path_pattern: String::new(),
+        metadata: Texts::new(),
+    }
+}

@@ -1,0 +1,138 @@
+//! The kernel's own tunnels take what the balancer sends: ipip, sit and ip6tnl what dsr-ipip does, and behind fou ("foo over
+//! UDP") what gue does. Every distribution has them, not every kernel does.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
+use nlb::model::ForwardMode;
+use nlb_tests::netns::{Namespace, output};
+
+use crate::dsr::rig_of_one_family;
+use crate::packet::{Packet, Transport, UdpChecksum};
+use crate::rig::{GUE_PORT, families};
+
+#[test]
+#[ignore = "wants a kernel that has ipip; `cargo xtask verify --kernel 6.12` boots one"]
+fn the_kernels_ip_tunnels_receive_every_pair_of_families() -> Result<()> {
+    every_pair_arrives(ForwardMode::DsrIpip, &ModuleHost::new("ipip")?)
+}
+
+#[test]
+#[ignore = "wants a kernel that has fou; `cargo xtask verify --kernel 6.12` boots one"]
+fn the_kernels_fou_receives_every_pair_of_families() -> Result<()> {
+    let host = ModuleHost::new("fou")?;
+    host.take_gue()?;
+    every_pair_arrives(ForwardMode::Gue, &host)?;
+
+    let [_, v6] = families();
+    let mut rig = rig_of_one_family(ForwardMode::Gue, &v6)?;
+    for client in families() {
+        let mut frame = rig.run(&client.udp())?.frame;
+        frame[54 + 6] ^= 0x55;
+        ensure!(
+            !host.receives(&client.udp(), &frame)?,
+            "{}: the outer checksum is not looked at",
+            client.vip
+        );
+    }
+    Ok(())
+}
+
+fn every_pair_arrives(mode: ForwardMode, host: &ModuleHost) -> Result<()> {
+    for (backend, underlay) in families().iter().zip(["IPv4", "IPv6"]) {
+        let mut rig = rig_of_one_family(mode, backend)?;
+        for (client, inner) in families().iter().zip(["IPv4", "IPv6"]) {
+            let mut datagrams = vec![("with a checksum", client.udp())];
+            if client.vip.is_ipv4() {
+                let none = Transport::Udp { checksum: UdpChecksum::Zero };
+                datagrams.push(("without a checksum", client.udp().with(|p| p.l4 = none)));
+            }
+            for (what, datagram) in datagrams {
+                let frame = rig.run(&datagram)?.frame;
+                ensure!(host.receives(&datagram, &frame)?, "{inner} in {underlay}, {what}, does not arrive");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A module's host that unwraps by the kernel's own means, and a cable that leads there.
+struct ModuleHost {
+    cable: OwnedFd,
+    services: [UdpSocket; 2],
+    host: Namespace,
+    _sender: Namespace,
+}
+
+impl ModuleHost {
+    /// It takes IP in IP.
+    fn new(name: &str) -> Result<ModuleHost> {
+        let name = |end| format!("nlb-{}-{name}-{end}", std::process::id());
+        let (sender, host) = (Namespace::create(name("sender"))?, Namespace::create(name("host"))?);
+        sender.cable("eth0", &host, "eth0")?;
+        host.ip(&["link", "set", "eth0", "address", "02:00:00:00:00:b1"])?;
+        for family in families() {
+            host.add_address("eth0", family.backend, if family.vip.is_ipv4() { 24 } else { 64 })?;
+            host.add_address("lo", family.vip, if family.vip.is_ipv4() { 32 } else { 128 })?;
+        }
+        let [v4, v6] = families().map(|family| (family.backend.to_string(), family.source.to_string()));
+        for (tunnel, (local, remote)) in [("ipip", &v4), ("sit", &v4), ("ip6tnl", &v6)] {
+            let ends = ["local", local, "remote", remote];
+            let mode: &[&str] = if tunnel == "ip6tnl" { &["mode", "any"] } else { &[] };
+            host.ip(&[&["link", "add", "tunnel", "type", tunnel], mode, &ends].concat())?;
+            host.ip(&["link", "set", "tunnel", "name", &format!("{tunnel}-nlb"), "up"])?;
+        }
+        let open = |family: crate::rig::Family| -> Result<UdpSocket> {
+            let socket = UdpSocket::bind(SocketAddr::new(family.vip, 53))?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            Ok(socket)
+        };
+        let [v4, v6] = families();
+        let services = host.run(|| -> Result<_> { Ok([open(v4)?, open(v6)?]) })??;
+        let cable = sender.run(cable_end)??;
+        Ok(ModuleHost { cable, services, host, _sender: sender })
+    }
+
+    fn take_gue(&self) -> Result<()> {
+        // Unlike tunnels, it is not loaded when it is asked for.
+        output(Command::new("modprobe").arg("fou"))?;
+        let port = GUE_PORT.to_string();
+        for family in ["-4", "-6"] {
+            self.host.ip(&[family, "fou", "add", "port", &port, "gue"])?;
+        }
+        Ok(())
+    }
+
+    /// Whether a datagram arrives, unharmed, that is sent in this frame.
+    fn receives(&self, datagram: &Packet, frame: &[u8]) -> Result<bool> {
+        send(self.cable.as_raw_fd(), frame, MsgFlags::empty()).context("sending a frame")?;
+        let mut received = [0; 64];
+        let service = &self.services[usize::from(datagram.dst.is_ipv6())];
+        match service.recv_from(&mut received) {
+            Ok((len, from)) => {
+                ensure!(from == SocketAddr::new(datagram.src, datagram.sport), "it comes from {from}");
+                ensure!(received[..len] == datagram.payload, "it says {:?}", &received[..len]);
+                Ok(true)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What is written there goes over the cable as it is.
+fn cable_end() -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+    let eth0 = getifaddrs()?
+        .filter(|interface| interface.interface_name == "eth0")
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .context("eth0 is not there")?;
+    bind(socket.as_raw_fd(), &eth0)?;
+    Ok(socket)
+}

@@ -1,0 +1,82 @@
+//! What hosts tell each other by ICMP, and who has to hear it.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use nlb_tests::lab::{Lab, VIP4, VIP6};
+use nlb_tests::netns::output;
+
+use crate::bulk::wait_for_port;
+use crate::fleet::{Fleet, Mode};
+
+/// The client's segments fill its link, so behind an outer header they are too long for the next: it has to be told, or its
+/// upload stands still.
+#[test]
+fn path_mtu_discovery_works_through_the_outer_header() -> Result<()> {
+    for (mode, longest) in [(Mode::DsrIpip, [1480, 1460]), (Mode::Gue, [1472, 1452])] {
+        uploads(mode, longest)?;
+    }
+    Ok(())
+}
+
+/// To a VIP of each family; the client learns that packets may be so long.
+fn uploads(mode: Mode, [longest4, longest6]: [u32; 2]) -> Result<()> {
+    let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, mode, 5201, 5201)?;
+    let mut command = fleet.lab.modules[0].netns.command("iperf3");
+    command.args(["--server", "--port", "5201"]);
+    let mut server = fleet.lab.start("iperf3", &mut command)?;
+    wait_for_port(&fleet, &mut server, 5201)?;
+    for (vip, family, longest) in [(VIP4.to_string(), "-4", longest4), (VIP6.to_string(), "-6", longest6)] {
+        let mut client = fleet.lab.clients[0].netns.command("iperf3");
+        client.args(["--client", &vip, "--port", "5201", "--bytes", "4M", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&output(&mut client)?)?;
+        // The server may still have some in its buffers when the client says that it is done; a black hole lets nothing through.
+        let received = report["end"]["sum_received"]["bytes"].as_f64();
+        ensure!(received.is_some_and(|bytes| bytes > 1e5), "{vip}: {report}");
+        let route = fleet.lab.clients[0].netns.ip(&[family, "route", "get", &vip])?;
+        ensure!(route.contains(&format!("mtu {longest}")), "what the client has learned: {route}");
+    }
+    Ok(())
+}
+
+/// What such an error quotes has to reach as far as the ports, behind a fragment's own header.
+#[test]
+fn a_fragmented_datagram_finds_its_length_over_ipv6() -> Result<()> {
+    let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::DsrIpip, 53, 53)?;
+    let server = fleet.lab.modules[0].netns.run(|| UdpSocket::bind((VIP6, 53)))??;
+    server.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let client = fleet.lab.clients[0].netns.run(|| {
+        let socket = UdpSocket::bind("[::]:0")?;
+        socket.connect((VIP6, 53))?;
+        std::io::Result::Ok(socket)
+    })??;
+    for _ in 0..50 {
+        // The first does not fit behind the outer header; what the client hears of that, it hears by the next.
+        let _ = client.send(&[7; 3000]);
+        if server.recv(&mut [0; 4000]).is_ok_and(|len| len == 3000) {
+            return Ok(());
+        }
+    }
+    bail!("no datagram has come through")
+}
+
+/// As on a direct connection, a client hears at once that nobody listens where its datagrams end.
+#[test]
+fn a_backends_port_unreachable_reaches_the_client() -> Result<()> {
+    let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::Nat, 53, 5353)?;
+    for vip in [IpAddr::from(VIP4), VIP6.into()] {
+        let socket = fleet.lab.clients[0].netns.run(|| {
+            let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(SocketAddr::new(vip, 53))?;
+            std::io::Result::Ok(socket)
+        })??;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send(b"is anybody there?")?;
+        let heard = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
+        ensure!(heard == Err(ErrorKind::ConnectionRefused), "{vip}: {heard:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Datagrams that are longer than the link: their fragments have to meet again at one module, and at the client.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nlb_tests::lab::Lab;
+
+use crate::fleet::{Fleet, Mode, vips};
+
+/// Three fragments each.
+const LONG: usize = 4000;
+
+fn long_datagrams(mode: Mode) -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, mode, &[100, 100], &[])?;
+    let client = &fleet.lab.clients[0];
+    for vip in vips() {
+        let mut answered = BTreeSet::new();
+        // As many as with one module alone would be an accident.
+        for n in 0..20_u8 {
+            let answer = client.netns.run(|| ask(vip, n))??;
+            let (name, rest) = answer.split_once(' ').context("an echo module says who it is")?;
+            ensure!(
+                rest.len() == LONG && rest.bytes().all(|byte| byte == b'a' + n),
+                "{mode:?} {vip}: {answer}"
+            );
+            answered.insert(name.to_owned());
+        }
+        ensure!(answered.len() == 2, "{mode:?} {vip}: only {answered:?} answered");
+    }
+    Ok(())
+}
+
+fn ask(vip: SocketAddr, n: u8) -> Result<String> {
+    let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(vip)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.send(&[b'a' + n; LONG])?;
+    let mut answer = vec![0; 2 * LONG];
+    let len = socket.recv(&mut answer).with_context(|| format!("no answer to {LONG} bytes from {vip}"))?;
+    Ok(String::from_utf8(answer[..len].to_vec())?)
+}
+
+#[test]
+fn long_datagrams_are_answered_with_nat() -> Result<()> {
+    long_datagrams(Mode::Nat)
+}
+
+#[test]
+fn long_datagrams_are_answered_directly() -> Result<()> {
+    long_datagrams(Mode::DsrL2)
+}

@@ -1,0 +1,170 @@
+//! Interfaces that XDP cannot serve, and those that come and go while it serves them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nlb_tests::lab::{DefaultRoute, Host, Lab};
+use nlb_tests::netns::output;
+use nlb_tests::programs::{self, built};
+
+use crate::clients::{Connection, L4, flows, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+#[test]
+fn what_xdp_cannot_serve_is_refused_with_the_interface_to_name_instead() -> Result<()> {
+    let lab = Lab::one_arm(1, 0)?;
+    let (nlb, other) = (&lab.nlb.netns, &lab.clients[0].netns);
+    for command in [
+        "link add link eth0 name over0 type macvlan mode bridge",
+        "link add link over0 name over1 type macvlan mode bridge",
+        "link add name br0 type bridge",
+        "link add name port0 type veth peer name far0",
+        "link set port0 master br0",
+        "link add link br0 name over2 type macvlan mode bridge",
+        "tuntap add name tun0 mode tun",
+    ] {
+        nlb.ip(&command.split(' ').collect::<Vec<_>>())?;
+    }
+    other.ip(&["link", "add", "link", "eth0", "name", "over3", "netns", nlb.name(), "type", "macvlan"])?;
+    for (interface, advice) in [
+        ("eth9", "--iface eth9: there is no such interface"),
+        ("tun0", "--iface tun0: there is no such interface with MAC addresses"),
+        ("lo", "--iface lo: loopback is served without being named"),
+        ("over0", "--iface over0 is a macvlan device; XDP meets its packets on eth0: name eth0"),
+        ("over1", "--iface over1 is a macvlan device; XDP meets its packets on eth0: name eth0"),
+        ("over2", "--iface over2 is a macvlan device; XDP meets its packets on br0: name br0"),
+        ("over3", "in another network namespace: run the NLB there"),
+        ("port0", "--iface port0 is a port of the bridge br0, which has its addresses and routes: name br0"),
+    ] {
+        let mut serve = nlb.command(built("nlb")?);
+        serve.args(["serve", "--iface", &format!("eth0,{interface}"), "--state-dir"]);
+        let refused = output(serve.arg(lab.files().join("state"))).err();
+        let said = refused.with_context(|| format!("{interface} was not refused"))?.to_string();
+        ensure!(said.contains(advice), "{interface}: {said}");
+    }
+    Ok(())
+}
+
+/// New connections and datagrams, from ports of their own.
+fn serves(client: &Host, first: u16) -> Result<()> {
+    for vip in vips() {
+        for l4 in [L4::Tcp, L4::Udp] {
+            flows(client, l4, vip, first, 20)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps connections open while something happens to the network, and asks again afterwards.
+fn outlive(fleet: &Fleet, happens: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    on(&fleet.lab.clients[0], || async {
+        let mut held = Vec::new();
+        for vip in vips() {
+            let mut connection = Connection::open(vip).await?;
+            held.push((connection.ask().await?, connection));
+        }
+        happens()?;
+        for (module, connection) in &mut held {
+            let again = connection.ask().await.with_context(|| format!("the connection to {module}"))?;
+            ensure!(again == *module, "answered by {module}, then by {again}");
+        }
+        Ok(())
+    })
+}
+
+fn wait_for_log(fleet: &Fleet, what: &str, times: usize) -> Result<()> {
+    fleet.wait_until(&format!("the daemon says: {what}"), |_| {
+        fleet.nlb.output().matches(what).count() >= times
+    })
+}
+
+#[test]
+fn modules_and_clients_behind_a_macvlan_device_are_reached_through_the_stack() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    nlb.ip(&["link", "add", "link", "eth0", "name", "over0", "type", "macvlan", "mode", "bridge"])?;
+    nlb.ip(&["link", "set", "over0", "up"])?;
+    let by_macvlan = |host: &Host| -> Result<()> {
+        let ours = &fleet.lab.nlb;
+        for (to, from) in
+            [(host.v4.to_string(), ours.v4.to_string()), (host.v6.to_string(), ours.v6.to_string())]
+        {
+            nlb.ip(&["route", "add", &to, "dev", "over0", "src", &from])?;
+        }
+        Ok(())
+    };
+    by_macvlan(&fleet.lab.modules[0])?;
+    fleet.wait_for(2)?;
+    serves(&fleet.lab.clients[0], 20_000)?;
+    by_macvlan(&fleet.lab.modules[1])?;
+    by_macvlan(&fleet.lab.clients[0])?;
+    fleet.wait_for(2)?;
+    serves(&fleet.lab.clients[0], 21_000)?;
+    let frames = nlb.ip(&["-s", "-j", "link", "show", "over0"])?;
+    let sent: serde_json::Value = serde_json::from_str(&frames)?;
+    ensure!(sent[0]["stats64"]["tx"]["packets"].as_u64() > Some(1_000), "{frames}");
+    let mut module = programs::echo(
+        &fleet.lab,
+        &fleet.lab.modules[0],
+        "direct",
+        &["--mode", "dsr-l2", "--listen", "[::]:80"],
+    )?;
+    let log = module.log().to_owned();
+    module.wait_until("it is told why", Duration::from_secs(10), || {
+        std::fs::read_to_string(&log).is_ok_and(|said| said.contains("behind over0, a macvlan device"))
+    })
+}
+
+#[test]
+fn an_interface_that_is_removed_and_made_again_is_served_again() -> Result<()> {
+    for (mode, interfaces) in [("auto", ["eth0", "eth1"]), ("generic", ["eth1", "eth0"])] {
+        let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
+        let fleet = Fleet::start_with(lab, Mode::Nat, &[100, 100], &[], &["--xdp-mode", mode])?;
+        for (first, interface) in [20_000, 21_000].into_iter().zip(interfaces) {
+            outlive(&fleet, || {
+                let mac = fleet.lab.unplug(interface)?;
+                std::thread::sleep(Duration::from_millis(300));
+                fleet.lab.plug(interface, &mac)?;
+                wait_for_log(&fleet, &format!("{interface} is back and served again"), 1)
+            })
+            .with_context(|| format!("{interface}, {mode}\n{}", fleet.nlb.output()))?;
+            ensure!(
+                fleet.nlb.output().contains(&format!("{interface} is gone")),
+                "the log does not say that it was gone"
+            );
+            fleet.wait_for(2)?;
+            serves(&fleet.lab.clients[0], first)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_link_that_goes_down_and_up_serves_as_before() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    // Else the kernel forgets its IPv6 addresses whenever a link goes down.
+    nlb.sysctl("net/ipv6/conf/eth0/keep_addr_on_down", 1)?;
+    outlive(&fleet, || {
+        nlb.ip(&["link", "set", "eth0", "down"])?;
+        std::thread::sleep(Duration::from_millis(300));
+        nlb.ip(&["link", "set", "eth0", "up"]).map(drop)
+    })?;
+    fleet.wait_for(2)?;
+    serves(&fleet.lab.clients[0], 20_000)
+}
+
+#[test]
+fn modules_are_reached_from_the_address_that_the_interface_has_now() -> Result<()> {
+    let fleet = Fleet::start(Lab::two_arm(1, 2, DefaultRoute::Gateway)?, Mode::Nat, &[100, 100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    serves(&fleet.lab.clients[0], 20_000)?;
+    for (old, new, prefix) in [("10.77.1.1", "10.77.1.2", 24), ("fd77:0:0:1::1", "fd77:0:0:1::2", 64)] {
+        nlb.ip(&["address", "delete", &format!("{old}/{prefix}"), "dev", "eth1"])?;
+        nlb.add_address("eth1", new.parse()?, prefix)?;
+    }
+    // What left with the old address is not answered any more.
+    std::thread::sleep(Duration::from_secs(1));
+    fleet.wait_for(2)?;
+    serves(&fleet.lab.clients[0], 21_000)
+}

@@ -1,0 +1,193 @@
+//! The two balancers, set up for the same VIPs in labs that are alike, and changed in the same ways.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+use nlb_proto::UnregisterModuleRequest;
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_tests::lab::{DefaultRoute, Lab};
+use nlb_tests::netns::{Namespace, output};
+use nlb_tests::process::Process;
+use nlb_tests::programs::{self, grpc};
+
+use crate::clients::on;
+use crate::fleet::{self, Mode, PORT, vips};
+
+/// A port of the VIPs that leads to where no backend listens.
+pub const DEAF_PORT: u16 = 81;
+
+/// The daemon's default.
+const GUE_PORT: &str = "6080";
+
+pub const BACKENDS: [&str; 2] = ["b0", "b1"];
+
+pub struct Site {
+    balancer: Balancer,
+    mode: Mode,
+    pub lab: Lab,
+}
+
+enum Balancer {
+    /// The kernel of the NLB's host.
+    Ipvs,
+    Nlb {
+        _daemon: Process,
+        registrations: Mutex<BTreeMap<usize, String>>,
+    },
+}
+
+impl Site {
+    pub fn of_ipvs(mode: Mode) -> Result<Site> {
+        let lab = lab(mode)?;
+        output(Command::new("modprobe").arg("ip_vs"))?;
+        // Without it, packets to a backend that was removed are dropped until their connection is forgotten.
+        lab.nlb.netns.sysctl("net/ipv4/vs/expire_nodest_conn", 1)?;
+        let site = Site { balancer: Balancer::Ipvs, mode, lab };
+        site.each_service(|service| site.ipvsadm("-A", service, &["-s", "rr"]))?;
+        Ok(site)
+    }
+
+    pub fn of_nlb(mode: Mode) -> Result<Site> {
+        let lab = lab(mode)?;
+        // Nobody sends heartbeats, so leases have to outlast the test. IPVS always answers what it cannot place.
+        let settings = ["--heartbeat-interval", "600s", "--evict-after", "1h", "--reject"];
+        let daemon = programs::serve(&lab, "eth0,eth1", &settings)?;
+        let balancer = Balancer::Nlb { _daemon: daemon, registrations: Mutex::default() };
+        Ok(Site { balancer, mode, lab })
+    }
+
+    /// Where a backend listens, in each family.
+    pub fn listen(&self, n: usize) -> [SocketAddr; 2] {
+        let host = &self.lab.modules[n];
+        match self.mode {
+            Mode::Nat => {
+                [IpAddr::from(host.v4), host.v6.into()].map(|own| SocketAddr::new(own, self.behind(PORT)))
+            }
+            _ => vips(),
+        }
+    }
+
+    pub fn add(&self, n: usize) -> Result<()> {
+        match &self.balancer {
+            Balancer::Ipvs => self.each_destination("-a", n, &["-w", "100"]),
+            Balancer::Nlb { registrations, .. } => {
+                let ports = [PORT, DEAF_PORT].map(|port| (port, self.behind(port)));
+                // IPVS shows clients' addresses to its backends, whose default route leads back to it.
+                let shown: &[_] = if self.mode == Mode::Nat { &[("reply_path", "nlb")] } else { &[] };
+                let id = fleet::register(&self.lab, n, BACKENDS[n], self.mode, &ports, shown)?;
+                registrations.lock().expect("nobody panics").insert(n, id);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn weigh(&self, n: usize, weight: u32) -> Result<()> {
+        let weight = weight.to_string();
+        match &self.balancer {
+            Balancer::Ipvs => self.each_destination("-e", n, &["-w", &weight]),
+            Balancer::Nlb { .. } => programs::ask(&self.lab, &["weight", BACKENDS[n], &weight]).map(drop),
+        }
+    }
+
+    pub fn remove(&self, n: usize) -> Result<()> {
+        match &self.balancer {
+            Balancer::Ipvs => self.each_service(|service| {
+                self.ipvsadm("-d", service, &["-r", &self.destination(n, service.1)])
+            }),
+            Balancer::Nlb { registrations, .. } => {
+                let known = registrations.lock().expect("nobody panics").remove(&n);
+                let request = UnregisterModuleRequest {
+                    instance_id: BACKENDS[n].to_owned(),
+                    registration_id: known.context("it is not there")?,
+                    ..UnregisterModuleRequest::default()
+                };
+                let server = format!("http://{}", grpc(&self.lab));
+                let response = on(&self.lab.nlb, || async move {
+                    Ok(NlbServiceClient::connect(server)
+                        .await?
+                        .unregister_module(request)
+                        .await?
+                        .into_inner())
+                })?;
+                ensure!(response.success, "{response:?}");
+                Ok(())
+            }
+        }
+    }
+
+    fn each_destination(&self, verb: &str, n: usize, options: &[&str]) -> Result<()> {
+        let way: &[_] = match self.mode {
+            Mode::Nat => &["--masquerading"],
+            Mode::DsrL2 => &["--gatewaying"],
+            Mode::DsrIpip => &["--ipip"],
+            Mode::Gue => &["--ipip", "--tun-type", "gue", "--tun-port", GUE_PORT, "--tun-csum"],
+        };
+        self.each_service(|service| {
+            self.ipvsadm(verb, service, &[&["-r", &self.destination(n, service.1)], way, options].concat())
+        })
+    }
+
+    fn each_service(&self, act: impl Fn((&str, SocketAddr)) -> Result<()>) -> Result<()> {
+        for vip in vips() {
+            for port in [PORT, DEAF_PORT] {
+                for protocol in ["-t", "-u"] {
+                    act((protocol, SocketAddr::new(vip.ip(), port)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ipvsadm(&self, verb: &str, (protocol, service): (&str, SocketAddr), options: &[&str]) -> Result<()> {
+        let mut ipvsadm = self.lab.nlb.netns.command("ipvsadm");
+        ipvsadm.args([verb, protocol, &service.to_string()]).args(options);
+        output(&mut ipvsadm).map(drop)
+    }
+
+    fn destination(&self, n: usize, service: SocketAddr) -> String {
+        let host = &self.lab.modules[n];
+        let address = if service.is_ipv4() { IpAddr::from(host.v4) } else { host.v6.into() };
+        SocketAddr::new(address, self.behind(service.port())).to_string()
+    }
+
+    /// The backends' port behind one of the VIPs'.
+    fn behind(&self, port: u16) -> u16 {
+        if self.mode == Mode::Nat { port + 8000 } else { port }
+    }
+}
+
+fn lab(mode: Mode) -> Result<Lab> {
+    let replies = if mode == Mode::Nat { DefaultRoute::Nlb } else { DefaultRoute::Gateway };
+    let lab = Lab::two_arm(1, BACKENDS.len(), replies)?;
+    // Else the kernel tells a client once a second that it cannot be served.
+    for host in lab.modules.iter().chain([&lab.nlb]) {
+        host.netns.sysctl("net/ipv4/icmp_ratelimit", 0)?;
+        host.netns.sysctl("net/ipv6/icmp/ratelimit", 0)?;
+    }
+    if matches!(mode, Mode::DsrIpip | Mode::Gue) {
+        output(Command::new("modprobe").args(["-a", "ipip", "ip6_tunnel", "fou", "fou6"]))?;
+        lab.modules.iter().try_for_each(|module| decapsulate(&module.netns, mode))?;
+    }
+    if mode != Mode::Nat {
+        for module in &lab.modules {
+            vips().iter().try_for_each(|vip| module.hold_quietly(vip.ip()))?;
+        }
+    }
+    Ok(lab)
+}
+
+/// By the kernel's own means.
+fn decapsulate(host: &Namespace, mode: Mode) -> Result<()> {
+    for tunnel in ["tunl0", "ip6tnl0"] {
+        host.ip(&["link", "set", tunnel, "up"])?;
+    }
+    if mode == Mode::Gue {
+        for family in ["-4", "-6"] {
+            host.ip(&[family, "fou", "add", "port", GUE_PORT, "gue"])?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The client: one flow at a time, from ports that the script chooses, and what came of it in words.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::backend::{BULK, count, pattern, reason};
+
+/// Longer than an emulated machine takes for anything; only silence takes that long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub async fn open(from: SocketAddr, to: SocketAddr) -> io::Result<Connection> {
+        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(from)?;
+        Ok(Connection { stream: BufReader::new(patiently(socket.connect(to)).await?) })
+    }
+
+    /// Says a line, and returns what is said in answer.
+    pub async fn say(&mut self, line: &str) -> io::Result<String> {
+        self.stream.write_all(format!("{line}\n").as_bytes()).await?;
+        self.listen().await
+    }
+
+    async fn listen(&mut self) -> io::Result<String> {
+        let mut answer = String::new();
+        match patiently(self.stream.read_line(&mut answer)).await? {
+            0 => Ok("the end".to_owned()),
+            _ => Ok(answer.trim_end().to_owned()),
+        }
+    }
+
+    /// Ends it by a RST.
+    pub fn reset(self) -> io::Result<()> {
+        self.stream.into_inner().set_zero_linger()
+    }
+}
+
+/// Two questions on a connection.
+pub async fn asks(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
+    let mut connection = Connection::open(from, to).await?;
+    Ok(format!("{}, {}", connection.say("who").await?, connection.say("who").await?))
+}
+
+/// Says so much, ends its half of the connection, and is answered.
+pub async fn uploads(from: SocketAddr, to: SocketAddr, len: usize) -> io::Result<String> {
+    let mut connection = Connection::open(from, to).await?;
+    let data = [b"count\n", &pattern(len)[..]].concat();
+    patiently(connection.stream.write_all(&data)).await?;
+    connection.stream.shutdown().await?;
+    connection.listen().await
+}
+
+/// Hears the backend's half of the connection to its end, and goes on talking.
+pub async fn downloads(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
+    let mut connection = Connection::open(from, to).await?;
+    connection.stream.write_all(b"send\n").await?;
+    let came = patiently(count(&mut connection.stream)).await?;
+    patiently(connection.stream.write_all(&pattern(BULK / 4))).await?;
+    Ok(came)
+}
+
+pub async fn is_reset(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
+    Connection::open(from, to).await?.say("reset").await
+}
+
+pub async fn resets(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
+    let mut connection = Connection::open(from, to).await?;
+    let name = connection.say("who").await?;
+    connection.reset()?;
+    Ok(name)
+}
+
+pub async fn socket(from: SocketAddr, to: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(from).await?;
+    socket.connect(to).await?;
+    Ok(socket)
+}
+
+/// A datagram, and the answer.
+pub async fn exchange(socket: &UdpSocket, len: usize) -> io::Result<String> {
+    socket.send(&pattern(len)).await?;
+    let mut answer = [0; 256];
+    let len = patiently(socket.recv(&mut answer)).await?;
+    Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
+}
+
+pub fn told(outcome: io::Result<String>) -> String {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::TimedOut => "silence".to_owned(),
+        Err(error) => reason(&error),
+        Ok(told) => told,
+    }
+}
+
+async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}

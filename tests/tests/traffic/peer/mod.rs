@@ -1,0 +1,73 @@
+//! The kernel's own balancer, IPVS, as a peer: the same traffic goes through it and through us, and clients and backends have
+//! to see the same of it.
+//!
+//! Where they do not, [`DIFFERENCES`] says so, and docs/testing.md why.
+
+mod backend;
+mod balancer;
+mod client;
+mod script;
+
+use anyhow::{Result, ensure};
+
+use crate::fleet::Mode;
+use balancer::Site;
+
+/// What comes out otherwise: in these modes a step, with IPVS and with us.
+const DIFFERENCES: &[(&[Mode], &str, &str, &str)] = &[
+    (ENCAPSULATED, "IPv4, a long datagram", ARRIVES, SILENCE),
+    (ENCAPSULATED, "IPv4, a second long datagram", ARRIVES, SILENCE),
+];
+
+const ENCAPSULATED: &[Mode] = &[Mode::DsrIpip, Mode::Gue];
+const ARRIVES: &str = "b0 got 3000 bytes as sent; b0 saw of the client: 3000 bytes as sent";
+const SILENCE: &str = "silence";
+
+#[test]
+#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+fn nat_is_like_masquerading() -> Result<()> {
+    compare(Mode::Nat)
+}
+
+#[test]
+#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+fn dsr_l2_is_like_gatewaying() -> Result<()> {
+    compare(Mode::DsrL2)
+}
+
+#[test]
+#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+fn dsr_ipip_is_like_tunneling() -> Result<()> {
+    compare(Mode::DsrIpip)
+}
+
+#[test]
+#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+fn gue_is_like_tunneling_in_udp() -> Result<()> {
+    compare(Mode::Gue)
+}
+
+fn compare(mode: Mode) -> Result<()> {
+    let theirs = script::play(&Site::of_ipvs(mode)?)?;
+    let ours = script::play(&Site::of_nlb(mode)?)?;
+    ensure!(theirs.len() == ours.len(), "{} steps, and {} steps", theirs.len(), ours.len());
+    let (mut same, mut different) = (0, Vec::new());
+    println!("\n{} with IPVS and with us:", mode.name());
+    for ((step, theirs), (_, ours)) in theirs.iter().zip(&ours) {
+        if theirs == ours {
+            println!("  same       {step}: {ours}");
+            same += 1;
+        } else {
+            println!("  different  {step}: {theirs} (IPVS), {ours} (nlb)");
+            different.push((step.as_str(), theirs.as_str(), ours.as_str()));
+        }
+    }
+    println!("  {same} steps alike, {} not", different.len());
+    let expected: Vec<_> = DIFFERENCES
+        .iter()
+        .filter(|(modes, ..)| modes.contains(&mode))
+        .map(|&(_, step, theirs, ours)| (step, theirs, ours))
+        .collect();
+    ensure!(different == expected, "what should be different, and no more: {expected:#?}");
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The traffic, the same for both balancers, and what the client and the backends tell of it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result};
+use nlb_tests::lab::Host;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+
+use super::backend::{BULK, Backend, Visit};
+use super::balancer::{BACKENDS, DEAF_PORT, Site};
+use super::client::{
+    Connection, PATIENCE, asks, downloads, exchange, is_reset, resets, socket, told, uploads,
+};
+use crate::clients::on;
+use crate::fleet::vips;
+
+/// Flows that are opened to see where new ones go.
+const FRESH: usize = 12;
+
+/// A port of the VIPs without a service.
+const CLOSED_PORT: u16 = 82;
+
+const SHORT: usize = 10;
+/// More than fits into a packet, so that it is sent in fragments.
+const LONG: usize = 3000;
+
+/// What came of each step.
+pub type Transcript = Vec<(String, String)>;
+
+pub fn play(site: &Site) -> Result<Transcript> {
+    let (seen, visits) = unbounded_channel();
+    let _backends = BACKENDS
+        .into_iter()
+        .enumerate()
+        .map(|(n, name)| Backend::start(&site.lab.modules[n], name, site.listen(n), &seen))
+        .collect::<Result<Vec<_>>>()?;
+    site.add(0)?;
+    let client = &site.lab.clients[0];
+    on(client, || async {
+        let mut script = Script { client, visits, last_port: 20_000, transcript: Transcript::new() };
+        for vip in vips() {
+            script.with_one_backend(vip).await?;
+        }
+        script.with_changes(site).await?;
+        Ok(script.transcript)
+    })
+}
+
+struct Script<'a> {
+    client: &'a Host,
+    visits: UnboundedReceiver<Visit>,
+    last_port: u16,
+    transcript: Transcript,
+}
+
+/// Flows to a VIP that last while backends come and go.
+struct Held {
+    vip: SocketAddr,
+    connection: Option<Connection>,
+    socket: UdpSocket,
+}
+
+impl Script<'_> {
+    async fn with_one_backend(&mut self, vip: SocketAddr) -> Result<()> {
+        // Twice: the first one may teach the client how long packets may be.
+        let long = [("a long datagram", LONG), ("a second long datagram", LONG)];
+        for (what, len) in [("a datagram", SHORT)].into_iter().chain(long) {
+            let from = self.next_port(vip);
+            let outcome = exchange(&socket(from, vip).await?, len).await;
+            match outcome {
+                Ok(_) => self.visit(from, what, outcome).await?,
+                Err(_) => self.note(vip, what, told(outcome)),
+            }
+        }
+
+        let from = self.next_port(vip);
+        self.visit(from, "two questions", asks(from, vip).await).await?;
+        let from = self.next_port(vip);
+        self.visit(from, "an upload that is small", uploads(from, vip, SHORT).await).await?;
+        let from = self.next_port(vip);
+        self.visit(from, "an upload that is large", uploads(from, vip, BULK).await).await?;
+        let from = self.next_port(vip);
+        self.visit(from, "a large download, and an upload after its end", downloads(from, vip).await).await?;
+        let from = self.next_port(vip);
+        self.visit(from, "a connection that the backend resets", is_reset(from, vip).await).await?;
+        let from = self.next_port(vip);
+        self.visit(from, "a connection that the client resets", resets(from, vip).await).await?;
+
+        for (what, port) in [
+            ("to a port that no backend listens on", DEAF_PORT),
+            ("to a port without a service", CLOSED_PORT),
+        ] {
+            let (to, from) = (SocketAddr::new(vip.ip(), port), self.next_port(vip));
+            self.note(vip, &format!("a connection {what}"), told(asks(from, to).await));
+            let datagram = exchange(&socket(from, to).await?, SHORT).await;
+            self.note(vip, &format!("a datagram {what}"), told(datagram));
+        }
+        Ok(())
+    }
+
+    async fn with_changes(&mut self, site: &Site) -> Result<()> {
+        let mut held = Vec::new();
+        for vip in vips() {
+            let connection = Connection::open(self.next_port(vip), vip).await?;
+            let socket = socket(self.next_port(vip), vip).await?;
+            held.push(Held { vip, connection: Some(connection), socket });
+        }
+        self.see("one backend", &mut held).await?;
+        site.add(1)?;
+        self.see("another is added", &mut held).await?;
+        site.weigh(0, 0)?;
+        self.see("the first gets weight 0", &mut held).await?;
+        site.remove(0)?;
+        self.see("the first is removed", &mut held).await?;
+        site.weigh(1, 0)?;
+        self.see("the other gets weight 0", &mut held).await?;
+        site.remove(1)?;
+        self.see("the other is removed", &mut held).await
+    }
+
+    /// Writes down how held flows go on, and who takes new ones.
+    async fn see(&mut self, when: &str, held: &mut [Held]) -> Result<()> {
+        for Held { vip, connection, socket: held_socket } in held {
+            if let Some(open) = connection {
+                let answer = open.say("who").await;
+                if answer.is_err() {
+                    *connection = None;
+                }
+                self.note(*vip, &format!("{when}: a held connection"), told(answer));
+            }
+            self.note(*vip, &format!("{when}: a held UDP flow"), told(exchange(held_socket, SHORT).await));
+
+            let (mut tcp, mut udp) = (BTreeSet::new(), BTreeSet::new());
+            for _ in 0..FRESH {
+                let from = self.next_port(*vip);
+                tcp.insert(told(asks(from, *vip).await));
+                udp.insert(told(exchange(&socket(from, *vip).await?, SHORT).await));
+            }
+            for (what, outcomes) in [("new connections", tcp), ("new UDP flows", udp)] {
+                let outcomes: Vec<_> = outcomes.into_iter().collect();
+                self.note(*vip, &format!("{when}: {what}"), outcomes.join(" / "));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what the client tells, and what the backend that it came to saw of it.
+    async fn visit(&mut self, client: SocketAddr, what: &str, outcome: io::Result<String>) -> Result<()> {
+        let line = told(outcome);
+        let visit = timeout(PATIENCE, self.visits.recv()).await.ok().flatten();
+        let Visit { backend, peer, told } =
+            visit.with_context(|| format!("{what}: {line}, and no backend saw the end of it"))?;
+        let peer = if peer == client { "the client".to_owned() } else { peer.to_string() };
+        self.note(client, what, format!("{line}; {backend} saw of {peer}: {told}"));
+        Ok(())
+    }
+
+    fn note(&mut self, address: SocketAddr, what: &str, line: String) {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        self.transcript.push((format!("{family}, {what}"), line));
+    }
+
+    /// A port that no earlier flow had, so that both balancers meet the same flows.
+    fn next_port(&mut self, vip: SocketAddr) -> SocketAddr {
+        self.last_port += 1;
+        let own = if vip.is_ipv4() { IpAddr::from(self.client.v4) } else { self.client.v6.into() };
+        SocketAddr::new(own, self.last_port)
+    }
+}

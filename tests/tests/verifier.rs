@@ -1,0 +1,165 @@
+//! Whether the kernel takes our programs, and what checking them costs it: every program of the object, under every
+//! combination of the settings that are fixed when it is loaded.
+//!
+//! A test binary of its own, because it takes file descriptors away from the whole process for a moment (see
+//! [`verifier_log`]).
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aya::VerifierLogLevel;
+use aya::programs::{Program, ProgramError};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::utsname::uname;
+use nlb::compile::Limits;
+use nlb::config::Flows;
+use nlb::loader::{self, Clock, Datapath, Sizes};
+
+/// Instructions that the verifier may go through: half of the kernel's own limit, so that a program which grows is noticed
+/// while there is room.
+const MOST_PROCESSED: u64 = 750_000;
+
+#[test]
+fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
+    let clock = Clock::measure()?;
+    println!("\nLinux {}", uname()?.release().to_string_lossy());
+    println!("{HEAD}");
+    for (settings, sizes) in combinations() {
+        let mut bpf = loader::open(&sizes, &clock, VerifierLogLevel::STATS)?;
+        let mut programs: Vec<_> = bpf.programs_mut().collect();
+        programs.sort_by_key(|(name, _)| *name);
+        assert!(!programs.is_empty(), "the object has no programs");
+        for (name, program) in programs {
+            let cost = Cost::of(program).with_context(|| format!("{name}, {settings}"))?;
+            println!("{name:<18} {settings:<16} {cost}");
+            assert!(cost.processed < MOST_PROCESSED, "{name} nears the kernel's limit of a million");
+        }
+    }
+    Ok(())
+}
+
+/// With the reason last, after what the kernel itself says.
+#[test]
+#[ignore = "for kernels that are too old; `cargo xtask verify --kernel 5.15` boots one"]
+fn an_older_kernel_is_refused_with_the_reason() -> Result<()> {
+    let (_, sizes) = combinations().remove(0);
+    let Err(error) = Datapath::load(&sizes) else { bail!("this kernel takes the programs") };
+    let text = error.to_string();
+    let reason = text.lines().last().unwrap_or_default();
+    assert!(reason.starts_with("The NLB needs Linux 5.18") && reason.contains(" and this is "), "{text}");
+    Ok(())
+}
+
+/// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier then knows, here
+/// at their least and as they are in large installations.
+fn combinations() -> Vec<(String, Sizes)> {
+    let seconds = Duration::from_secs;
+    let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
+        max,
+        opening: seconds(opening),
+        established: seconds(established),
+        closing: seconds(closing),
+        udp: seconds(udp),
+    };
+    // Sizes of maps, which the verifier does not look at.
+    let limits = Limits {
+        backends: 100,
+        services: 100,
+        pools: 100,
+        addresses: 100,
+        rate_limits: 100,
+        source_prefixes: 1000,
+        counted_routes: 100,
+    };
+    let numbers =
+        [("small", flows(1024, [1; 4]), 1..=1), ("large", flows(1 << 20, [60, 7200, 10, 120]), 1..=u16::MAX)];
+    let mut combinations = Vec::new();
+    for (size, flows, snat_ports) in numbers {
+        for (way, use_tx) in [("XDP_TX", true), ("redirect", false)] {
+            let sizes = Sizes { flows, limits, snat_ports: snat_ports.clone(), gue_port: 6080, use_tx };
+            combinations.push((format!("{way}, {size}"), sizes));
+        }
+    }
+    combinations
+}
+
+const HEAD: &str =
+    "program            settings          instructions  processed  peak states  time/ms  JIT/bytes  stack";
+
+/// What the kernel says of a program that it has taken.
+struct Cost {
+    /// As the kernel runs it.
+    instructions: u32,
+    jitted: u32,
+    /// Steps of the verifier, over all paths.
+    processed: u64,
+    peak_states: u64,
+    microseconds: u64,
+    /// Of the program and its functions, each for itself.
+    stack: String,
+}
+
+impl Cost {
+    fn of(program: &mut Program) -> Result<Cost> {
+        let log = verifier_log(|| load(program))?;
+        load(program)?;
+        let info = program.info()?;
+        Ok(Cost {
+            instructions: info.size_translated().context("the kernel does not say how long it is")? / 8,
+            jitted: info.size_jitted(),
+            processed: number_after(&log, "processed ")?,
+            peak_states: number_after(&log, "peak_states ")?,
+            microseconds: number_after(&log, "verification time ")?,
+            stack: word_after(&log, "stack depth ")?.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let milliseconds = self.microseconds as f64 / 1000.0;
+        write!(
+            f,
+            "{:>13} {:>10} {:>12} {milliseconds:>8.1} {:>10}  {}",
+            self.instructions, self.processed, self.peak_states, self.jitted, self.stack
+        )
+    }
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        other => panic!("this test does not know how to load a program of type {:?}", other.prog_type()),
+    }
+}
+
+/// What the verifier says of a program that it takes. aya keeps the log only of programs that do not load, so the kernel gets to
+/// verify this one and then has no file descriptor to hand it over by.
+fn verifier_log(load: impl FnOnce() -> Result<(), ProgramError>) -> Result<String> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;
+    let outcome = load();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    match outcome {
+        Err(ProgramError::LoadError { io_error, verifier_log })
+            if io_error.raw_os_error() == Some(nix::libc::EMFILE) =>
+        {
+            Ok(verifier_log.to_string())
+        }
+        Err(refused) => Err(refused.into()),
+        Ok(()) => bail!("a program was loaded without a file descriptor"),
+    }
+}
+
+fn number_after(log: &str, label: &str) -> Result<u64> {
+    let word = word_after(log, label)?;
+    word.parse().with_context(|| format!("{word:?} after {label:?} in the verifier's log is not a number"))
+}
+
+fn word_after<'a>(log: &'a str, label: &str) -> Result<&'a str> {
+    let (_, rest) =
+        log.split_once(label).with_context(|| format!("no {label:?} in the verifier's log:\n{log}"))?;
+    rest.split_whitespace().next().with_context(|| format!("nothing after {label:?} in the verifier's log"))
+}

@@ -1,0 +1,139 @@
+//! `cargo xtask verify`: whether kernels take the programs, and treat packets as this repository says, one kernel after the
+//! other.
+
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::vm::kernel::{self, Kernel};
+use crate::{command, setup, vm, workspace};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A kernel to boot in a virtual machine, in place of the running one; several may be named
+    #[arg(long, value_name = "VERSION", value_parser = kernel::find)]
+    kernel: Vec<&'static Kernel>,
+    /// The running kernel and all others
+    #[arg(long, conflicts_with = "kernel")]
+    all: bool,
+    /// Only this step: programs, packets, tunnels or peer
+    #[arg(long, value_name = "STEP", value_parser = ["programs", "packets", "tunnels", "peer"])]
+    step: Option<String>,
+    /// Use hardware virtualisation for other kernels; by default all is emulated, which works everywhere
+    #[arg(long)]
+    kvm: bool,
+}
+
+/// What is run on a kernel.
+struct Step {
+    name: &'static str,
+    /// The test binary, and arguments for it.
+    test: &'static str,
+    arguments: &'static [&'static str],
+    /// Whether the tests start the daemon.
+    daemon: bool,
+}
+
+impl Step {
+    const fn new(name: &'static str, test: &'static str, arguments: &'static [&'static str]) -> Step {
+        Step { name, test, arguments, daemon: false }
+    }
+}
+
+const PROGRAMS: Step = Step::new("programs", "verifier", &["--nocapture"]);
+const PACKETS: Step = Step::new("packets", "packets", &["--quiet"]);
+/// On a distribution's kernel, which has tunnels and a balancer of its own.
+const TUNNELS: Step = Step::new("tunnels", "packets", &["--ignored", "tunnels::"]);
+const PEER: Step =
+    Step { daemon: true, ..Step::new("peer", "traffic", &["--ignored", "--nocapture", "peer::"]) };
+/// On a kernel that is too old.
+const REFUSAL: Step =
+    Step::new("refusal", "verifier", &["--ignored", "an_older_kernel_is_refused_with_the_reason"]);
+
+pub fn verify(args: &Args) -> Result<()> {
+    setup::setup()?;
+    let others: Vec<_> = if args.all { kernel::ALL.iter().collect() } else { args.kernel.clone() };
+    let mut places = Vec::new();
+    if args.all || others.is_empty() {
+        places.push(Place::Here);
+    }
+    for kernel in others {
+        vm::prepare(kernel)?;
+        places.push(Place::Machine(kernel));
+    }
+
+    let wanted = |step: &&Step| args.step.as_deref().is_none_or(|name| name == step.name);
+    ensure!(
+        places.iter().flat_map(Place::steps).any(|step| wanted(&step)),
+        "none of these kernels takes that step; name one: --kernel 6.12"
+    );
+    let mut failed = false;
+    let mut report = String::new();
+    for place in places {
+        eprintln!("\n== {}", place.name());
+        report += &format!("\n  {:<16}", place.name());
+        for step in place.steps().iter().filter(wanted) {
+            let outcome = place.run(step, args.kvm);
+            if let Err(error) = &outcome {
+                eprintln!("{error:#}");
+            }
+            failed |= outcome.is_err();
+            report += &format!("  {}: {}", step.name, if outcome.is_ok() { "passed" } else { "FAILED" });
+        }
+    }
+    eprintln!("\nVerified:{report}");
+    if failed {
+        bail!("not every kernel agrees; see above");
+    }
+    Ok(())
+}
+
+/// Where tests run.
+enum Place {
+    Here,
+    Machine(&'static Kernel),
+}
+
+impl Place {
+    fn name(&self) -> String {
+        match self {
+            Place::Here => "running kernel".to_owned(),
+            Place::Machine(kernel) => format!("Linux {}", kernel.version),
+        }
+    }
+
+    fn steps(&self) -> &'static [Step] {
+        match self {
+            Place::Machine(kernel) if !kernel.suffices => &[REFUSAL],
+            Place::Machine(_) => &[PROGRAMS, PACKETS, TUNNELS, PEER],
+            Place::Here => &[PROGRAMS, PACKETS],
+        }
+    }
+
+    fn run(&self, step: &Step, kvm: bool) -> Result<()> {
+        let mut arguments = step.arguments.to_vec();
+        let runner = match self {
+            Place::Here => command::as_root("env")?,
+            Place::Machine(kernel) => {
+                let mut runner =
+                    Command::new(env::current_exe().context("finding the path of xtask itself")?);
+                runner.args(["vm", kernel.version]);
+                if kvm {
+                    runner.arg("--kvm");
+                }
+                if step.daemon {
+                    command::run(workspace::cargo("build").args(["--package", "nlb", "--bin", "nlb"]))?;
+                    runner.arg("--with").arg(workspace::debug_dir()?.join("nlb"));
+                }
+                runner.arg("--");
+                // Some tests watch the clock, and in an emulated machine others would keep them from their packets.
+                arguments.push("--test-threads=1");
+                runner
+            }
+        };
+        let mut cargo = workspace::cargo("test");
+        cargo.args(["--quiet", "--package", "nlb-tests", "--test", step.test]);
+        command::run_tests_by(&runner, &mut cargo, &arguments)
+    }
+}
