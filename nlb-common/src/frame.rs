@@ -75,11 +75,6 @@ pub trait Frame {
     /// The `T` at `offset`, to be edited in place: one bounds check for all of its fields.
     fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T>;
 
-    /// Whether it has `end` bytes, or more. Not all of them need lie where they can be read.
-    fn reaches(&self, end: usize) -> bool {
-        end <= self.len()
-    }
-
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

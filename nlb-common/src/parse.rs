@@ -150,7 +150,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
         return Err(DropReason::IpHeader);
     }
     let end = l3 + total_len;
-    if !frame.reaches(end) {
+    if end > frame.len() {
         return Err(DropReason::IpHeader);
     }
     // The low 13 bits count the offset of a fragment, the one above them says that more follow, and the next one that there
@@ -176,7 +176,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     let h: Ipv6Hdr = frame.read(l3).ok_or(DropReason::Truncated)?;
     let next = l3 + size_of::<Ipv6Hdr>();
     let end = next + Be16::from_bytes(h.payload_len).get() as usize;
-    if h.vcf[0] >> 4 != 6 || !frame.reaches(end) {
+    if h.vcf[0] >> 4 != 6 || end > frame.len() {
         return Err(DropReason::IpHeader);
     }
     Ok(Ip {

@@ -36,7 +36,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let protocol = if ip.v6 { 0 } else { ip.protocol as u32 };
     at_hand.key = Key { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
     if !fragment.later {
-        return steer::steer::<true>(packet);
+        return steer::steer_ip::<true>(packet, &ip);
     }
     let key = &at_hand.key;
     // SAFETY: map values stay readable while the program runs. Should another fragment's way be written there meanwhile, that

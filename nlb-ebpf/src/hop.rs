@@ -125,17 +125,24 @@ fn mac(bytes: &[u8; 6]) -> Mac {
 /// then sends the packet through this program again.
 #[inline(always)]
 pub fn park(packet: &Packet, towards: Addr) -> Verdict {
-    const FULL: Verdict = Verdict::Drop(DropReason::ParkFull);
-    if packet.is_skb() {
-        // Its checksum may be unfinished, so bytes alone would not do.
-        return FULL;
+    match packet.context() {
+        Context::Xdp(ctx) if nlb_park(ctx, towards.hi, towards.lo) == 0 => Verdict::Park,
+        // The checksum of a socket buffer may be unfinished, so bytes alone would not do.
+        _ => Verdict::Drop(DropReason::ParkFull),
     }
-    let Some(mut room) = tables::parked().reserve(0) else { return FULL };
+}
+
+/// Copies the packet into the ring; 0 if there is room. Out of line, so that the verifier follows the copying once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_park(ctx: *mut xdp_md, hi: u64, lo: u64) -> u32 {
+    let packet = Packet::xdp(ctx);
+    let Some(mut room) = tables::parked().reserve(0) else { return 1 };
     let frame = room.as_mut_ptr();
     // SAFETY: the ring buffer gave us room for a whole frame.
     let copied = unsafe {
         (&raw mut (*frame).head).write(Parked {
-            towards,
+            towards: Addr { hi, lo },
             ifindex: packet.ingress(),
             len: packet.len() as u32,
         });
@@ -144,11 +151,11 @@ pub fn park(packet: &Packet, towards: Addr) -> Verdict {
     match copied {
         Some(()) => {
             room.submit(0);
-            Verdict::Park
+            0
         }
         None => {
             room.discard(0);
-            FULL
+            1
         }
     }
 }

@@ -31,8 +31,9 @@ use nlb_common::verdict::{SEEN_COUNTER, Verdict};
 use crate::packet::Packet;
 
 // The programs are inlined into the entry points that the macro makes: older kernels count 32 bytes of stack for each function
-// on the way, even if it uses none, and allow 512. They are written for frames of several buffers, and do not say so to
-// the kernel (`frags`): its generic mode would then leave the program at the stack's door without Ethernet headers.
+// on the way, even if it uses none, and allow 512. They do not tell the kernel that they could do with frames of several
+// buffers (`frags`), and so meet none: its generic mode would then leave the program at the stack's door without Ethernet
+// headers.
 
 /// The balancer, on the interfaces that clients and backends are reached by.
 #[xdp]
@@ -40,7 +41,7 @@ use crate::packet::Packet;
 pub fn nlb(ctx: XdpContext) -> u32 {
     tables::count(SEEN_COUNTER);
     let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match steer::steer::<false>(&mut packet) {
+    let verdict = match steer::steer(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
     };
     finish(&packet, verdict)

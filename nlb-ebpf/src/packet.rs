@@ -10,7 +10,6 @@ use core::mem::{MaybeUninit, offset_of};
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use nlb_common::checksum::Delta;
 use nlb_common::frame::{Frame, Header, Wire};
@@ -109,18 +108,35 @@ impl Packet {
         (unsafe { bpf_xdp_adjust_tail(ctx, -(surplus as i32)) } == 0).then_some(())
     }
 
-    /// Copies the whole frame, which must have from 1 to `N` bytes, `N` being a power of two.
+    /// Copies the whole frame; `None` if the buffer is shorter. By loads and stores that the verifier sees one by one: the helper
+    /// that copies is there only since Linux 5.18.
     #[inline(always)]
     pub fn copy_to<const N: usize>(&self, buffer: *mut [u8; N]) -> Option<()> {
-        const { assert!(N.is_power_of_two()) }
-        let Context::Xdp(ctx) = self.context else { return None };
-        let len = self.len();
-        // Compared only after the copy: a comparison before would let the compiler drop the mask, in which the
-        // verifier sees the bounds.
-        let bounded = (len.wrapping_sub(1) & (N - 1)) + 1;
-        // SAFETY: `buffer` holds N bytes and `bounded` is at most that.
-        let copied = unsafe { bpf_xdp_load_bytes(ctx, 0, buffer.cast(), bounded as u32) } == 0;
-        (copied && bounded == len).then_some(())
+        const { assert!(N.is_multiple_of(8)) }
+        if self.len() > N {
+            return None;
+        }
+        let to: *mut u8 = buffer.cast();
+        let mut offset = 0;
+        while offset < N && self.copy_at::<u64>(offset, to) {
+            offset += 8;
+        }
+        // Less than eight bytes are left, and of those that the buffer has a multiple of eight.
+        if offset < N {
+            offset += if self.copy_at::<u32>(offset, to) { 4 } else { 0 };
+            offset += if self.copy_at::<u16>(offset, to) { 2 } else { 0 };
+            self.copy_at::<u8>(offset, to);
+        }
+        Some(())
+    }
+
+    /// Copies the `T` at this offset to the same one of a buffer that has room for it; `false` if the frame ends before.
+    #[inline(always)]
+    fn copy_at<T: Wire>(&self, offset: usize, to: *mut u8) -> bool {
+        let Some(value) = self.read::<T>(offset) else { return false };
+        // SAFETY: the only caller, `copy_to`, stays inside its buffer.
+        unsafe { to.add(offset).cast::<T>().write_unaligned(value) };
+        true
     }
 
     #[inline(always)]
@@ -149,24 +165,13 @@ impl Packet {
 impl Frame for Packet {
     #[inline(always)]
     fn len(&self) -> usize {
-        // SAFETY: valid context.
-        unsafe {
-            match self.context {
-                Context::Xdp(ctx) => bpf_xdp_get_buff_len(ctx) as usize,
-                Context::Skb(ctx) => (*ctx).len as usize,
-            }
-        }
-    }
-
-    /// Most frames lie in one buffer, and need not ask the kernel for the others.
-    #[inline(always)]
-    fn reaches(&self, end: usize) -> bool {
-        if let Context::Xdp(ctx) = self.context {
+        match self.context {
+            // A driver's frame lies in one buffer, as the programs do not say that they could do with several.
             // SAFETY: valid context.
-            let first = unsafe { (*ctx).data_end as usize - (*ctx).data as usize };
-            return end <= first || end <= self.len();
+            Context::Xdp(ctx) => unsafe { (*ctx).data_end as usize - (*ctx).data as usize },
+            // SAFETY: valid context.
+            Context::Skb(ctx) => unsafe { (*ctx).len as usize },
         }
-        end <= self.len()
     }
 
     #[inline(always)]

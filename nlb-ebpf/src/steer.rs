@@ -16,28 +16,33 @@ use crate::{ask, extensions, fragments, gue, hop, limit, quic};
 
 pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
+#[inline(always)]
+pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+    let ip = parse::ip(packet)?;
+    steer_ip::<false>(packet, &ip)
+}
+
 /// `FIRST` is the program for fragments, on a first one: which way it goes is remembered for the others.
 #[inline(always)]
-pub fn steer<const FIRST: bool>(packet: &mut Packet) -> Result<Verdict, Verdict> {
-    let ip = parse::ip(packet)?;
+pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
     let (dst, transparent) = tables::address(ip.dst);
     if let Some(dst) = dst {
         if dst.flags & Address::VIP != 0 {
-            return to_vip::<FIRST, false>(packet, &ip, &dst);
+            return to_vip::<FIRST, false>(packet, ip, &dst);
         }
         if dst.flags & Address::SOURCE != 0 {
-            return from_backend::<FIRST>(packet, &ip, dst.id, Direction::Reply);
+            return from_backend::<FIRST>(packet, ip, dst.id, Direction::Reply);
         }
     }
     if transparent {
-        if icmp::is_icmp(&ip) {
+        if icmp::is_icmp(ip) {
             // It may come from a router, and be about a packet to a backend that knows its client.
             return Ok(Verdict::GoOn(Stage::Icmp));
         } else if let (Some(src), _) = tables::address(ip.src)
             && src.flags & Address::BACKEND != 0
         {
             let local = record::transparent_local(ip.dst);
-            return from_backend::<FIRST>(packet, &ip, local, Direction::TransparentReply);
+            return from_backend::<FIRST>(packet, ip, local, Direction::TransparentReply);
         }
     }
     Ok(Verdict::Pass(PassReason::NotOurs))

@@ -35,7 +35,7 @@ pub fn nlb_tc(ctx: TcContext) -> i32 {
     if has_been_here(skb) || !concerns_us(&mut packet) {
         return TC_ACT_UNSPEC;
     }
-    let verdict = match steer::steer::<false>(&mut packet) {
+    let verdict = match steer::steer(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
     };
     finish(skb, &packet, verdict)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use nlb::compile::FlowTuple;
 use nlb::model::{Destination, ForwardMode, Health, L4, Module, Route, Routes};
+use nlb_common::abi::PARKED_BYTES;
 use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
@@ -221,8 +222,19 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
         let outcome = rig.run(&family.syn())?;
         assert_eq!(outcome.counted, [("park next_hop".to_owned(), 1)].into());
         assert_eq!(outcome.frame, family.syn().bytes());
-        let long = family.syn().with(|p| p.payload = vec![1; 2048]);
-        assert_eq!(rig.run(&long)?.counted, [("drop park_full".to_owned(), 1)].into(), "too long to wait");
+        assert_eq!(rig.parked(), [family.syn().bytes()]);
+        let headers = family.syn().bytes().len();
+        let of_length = |len: usize| {
+            let bytes = (0..len - headers).map(|n| n as u8);
+            family.syn().with(|p| p.payload = bytes.collect())
+        };
+        for len in (1000..1008).chain(PARKED_BYTES - 7..=PARKED_BYTES) {
+            rig.run(&of_length(len))?;
+            assert_eq!(rig.parked(), [of_length(len).bytes()], "{len} bytes");
+        }
+        let long = rig.run(&of_length(PARKED_BYTES + 1))?;
+        assert_eq!(long.counted, [("drop park_full".to_owned(), 1)].into(), "too long to wait");
+        assert!(rig.parked().is_empty());
         rig.know(family.backend, family.source);
         rig.apply()?;
         assert_eq!(rig.run(&family.syn())?.action, XDP_REDIRECT);
