@@ -16,6 +16,7 @@ mod packet;
 mod quic;
 mod record;
 mod reject;
+mod send;
 mod stages;
 mod steer;
 mod tables;

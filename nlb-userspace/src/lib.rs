@@ -14,6 +14,7 @@ pub mod descriptors;
 pub mod drain;
 pub mod grpc;
 pub mod health;
+pub mod inject;
 pub mod inward;
 pub mod lease;
 pub mod link;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
 use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode as Attach};
-use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{
+    ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp,
+};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::programs::XdpAttachType;
@@ -24,8 +26,11 @@ use crate::maps::swap;
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
 
-/// Helpers that the programs call and the way that parked packets go back are there since this one.
-const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 18, 0);
+/// The oldest that is tested. What the programs call has all been there since.
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
+
+/// Programs can be run on frames that really go where they are sent since this one.
+const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
 
 /// What the program is loaded with.
 #[derive(Clone, Debug)]
@@ -55,11 +60,24 @@ impl Sizes {
     }
 }
 
+/// What the balancer says is to become of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Dropped,
+    /// Left to the kernel's stack.
+    Passed,
+    /// Sent out of the interface that it came in by.
+    SentBack,
+    /// Sent out of some interface.
+    SentOn,
+}
+
 /// A loaded object.
 pub struct Datapath {
     /// Gives access to the maps.
     pub bpf: Ebpf,
     clock: Clock,
+    live_frames: bool,
     _stages: Vec<Stages>,
 }
 
@@ -70,13 +88,14 @@ impl Datapath {
         let mut bpf = open(sizes, &clock, VerifierLogLevel::default())?;
         program(&mut bpf, BALANCER)?.load().map_err(explain_load)?;
         program(&mut bpf, JIFFIES)?.load().map_err(explain_load)?;
+        classifier(&mut bpf, SEND)?.load().map_err(explain_load)?;
         let mut stages = stages::take(&mut bpf, "STAGES")?;
         for stage in Stage::ALL {
             let program = program(&mut bpf, stage_name(stage))?;
             program.load().map_err(explain_load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
         }
-        Ok(Datapath { bpf, clock, _stages: vec![stages] })
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: vec![stages] })
     }
 
     /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
@@ -104,7 +123,7 @@ impl Datapath {
             .load(OBJECT)
             .map_err(explain_load)?;
         program(&mut bpf, DECAP)?.load().map_err(explain_load)?;
-        Ok(Datapath { bpf, clock, _stages: Vec::new() })
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: Vec::new() })
     }
 
     /// The balancer for packets from the wire.
@@ -129,19 +148,75 @@ impl Datapath {
         &self.clock
     }
 
-    /// Sends a frame through the balancer as if it had just arrived on the interface. Where the program redirects it to, it
-    /// really goes. Needs Linux 5.18.
-    pub fn inject(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+    /// Whether the kernel can do [`inject_live`](Self::inject_live).
+    pub fn has_live_frames(&self) -> bool {
+        self.live_frames
+    }
+
+    /// Sends a frame through the balancer as if it had just arrived on the interface. Where the program sends it, it really goes.
+    pub fn inject_live(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        let context = arrival(frame, ifindex);
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
             attrs: TestRunAttrs::new().xdp_live_frames(1),
             ..TestRunOptions::new()
         };
+        self.run_balancer(options).map(drop)
+    }
+
+    /// Runs the balancer on a frame as if it had just arrived on the interface; the answer is what it makes of the frame. All
+    /// that the program notes, it notes.
+    pub fn try_out(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<(Fate, Vec<u8>)> {
+        let context = arrival(frame, ifindex);
+        let mut out = vec![0; frame.len() + ROOM_FOR_HEADERS];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let run = self.run_balancer(options)?;
+        out.truncate(run.data_size_out as usize);
+        // `enum xdp_action`.
+        let fate = match run.return_value {
+            2 => Fate::Passed,
+            3 => Fate::SentBack,
+            4 => Fate::SentOn,
+            _ => Fate::Dropped,
+        };
+        Ok((fate, out))
+    }
+
+    fn run_balancer(&self, options: TestRunOptions) -> anyhow::Result<TestRunResult> {
         let program: &Xdp = self.bpf.program(BALANCER).ok_or_else(|| missing(BALANCER))?.try_into()?;
-        program.test_run(options).map(drop).map_err(|error| anyhow!("{}", chain(&error)))
+        program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))
+    }
+
+    /// Sends a frame out of an interface, as it is.
+    pub fn send(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        self.hand_over(frame, ifindex, false)
+    }
+
+    /// Has the kernel's stack take a frame in as if it had arrived on the interface.
+    pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        self.hand_over(frame, ifindex, true)
+    }
+
+    fn hand_over(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
+        // `struct __sk_buff`: twelve words that are the kernel's, and the control block.
+        let mut context = [0_u32; 17];
+        (context[12], context[13]) = (ifindex, comes_in as u32);
+        let context = context.map(u32::to_ne_bytes).concat();
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        let program: &SchedClassifier = self.bpf.program(SEND).ok_or_else(|| missing(SEND))?.try_into()?;
+        let run = program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))?;
+        match run.return_value as i32 {
+            0 => Ok(()),
+            error @ ..0 => Err(std::io::Error::from_raw_os_error(-error).into()),
+            _ => bail!("the interface or the stack had no room for it"),
+        }
     }
 
     /// The time now, in the ticks that flows are stamped with.
@@ -196,6 +271,7 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
 const BALANCER: &str = "nlb";
 const DECAP: &str = "nlb_decap";
 const JIFFIES: &str = "nlb_jiffies";
+const SEND: &str = "nlb_send";
 const DOOR: &str = "nlb_tc";
 const DOOR_ICMP: &str = "nlb_tc_icmp";
 const DOOR_FRAGMENTS: &str = "nlb_tc_fragments";
@@ -253,6 +329,18 @@ fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
 fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
     Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
 }
+
+fn has_live_frames() -> anyhow::Result<bool> {
+    Ok(KernelVersion::current()? >= LIVE_FRAMES)
+}
+
+/// `struct xdp_md` of a frame that comes in: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
+    [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat()
+}
+
+/// More than any headers that the program puts in front.
+const ROOM_FOR_HEADERS: usize = 256;
 
 fn missing(program: &str) -> anyhow::Error {
     anyhow!("the eBPF object has no program {program}")
@@ -349,8 +437,14 @@ fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
 
 fn explain_load(error: impl std::error::Error) -> anyhow::Error {
     let text = chain(&error);
-    let remedy = match KernelVersion::current() {
-        Ok(kernel) if kernel < OLDEST_KERNEL => {
+    let remedy = remedy(KernelVersion::current().ok(), &text);
+    anyhow!("the kernel did not take the XDP program: {}{remedy}", end_of(&text))
+}
+
+/// What to do about a program that this kernel, saying so, did not take.
+fn remedy(kernel: Option<KernelVersion>, text: &str) -> String {
+    match kernel {
+        Some(kernel) if kernel < OLDEST_KERNEL => {
             format!("\nThe NLB needs Linux {OLDEST_KERNEL} or later, and this is {kernel}.")
         }
         // The verifier says the latter, too, where a program does what needs CAP_PERFMON.
@@ -360,8 +454,7 @@ fn explain_load(error: impl std::error::Error) -> anyhow::Error {
                 .to_owned()
         }
         _ => String::new(),
-    };
-    anyhow!("the kernel did not take the XDP program: {}{remedy}", end_of(&text))
+    }
 }
 
 /// The last lines, where the verifier names what it refuses: what it says before may be thousands.
@@ -425,3 +518,21 @@ pub fn prepare_host() -> anyhow::Result<()> {
 
 const _: () =
     assert!(PARKED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let old = Some(KernelVersion::new(5, 10, 0));
+        assert_eq!(
+            remedy(old, "unknown func 189: Permission denied"),
+            "\nThe NLB needs Linux 5.15.0 or later, and this is 5.10.0."
+        );
+        let new = Some(OLDEST_KERNEL);
+        assert!(remedy(new, "Operation not permitted (os error 1)").contains("needs CAP_BPF"));
+        assert_eq!(remedy(new, "Cannot allocate memory (os error 12)"), "");
+        assert_eq!(remedy(None, "Cannot allocate memory (os error 12)"), "");
+    }
+}

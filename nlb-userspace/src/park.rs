@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::compile::Hops;
+use crate::inject;
 use crate::loader::Datapath;
 use crate::reconcile::Applied;
 
@@ -77,7 +78,8 @@ pub async fn run(
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
         for frame in lot.let_go(|towards| can_go(towards, &hops, &applied)) {
-            if let Err(error) = datapath.inject(&frame.bytes, frame.ifindex) {
+            let towards = hops.get(&frame.towards).map(|hop| hop.hop.ifindex);
+            if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, towards) {
                 warn!("a packet that waited for {} could not be sent on: {error}", frame.towards);
             }
         }

@@ -22,3 +22,4 @@ mod rig;
 mod routes;
 mod tunnels;
 mod upcalls;
+mod waited;

@@ -17,6 +17,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
 use nlb::config::Flows;
+use nlb::inject;
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
 use nlb::maps::bpf::{self, BpfMaps, Readings};
@@ -412,6 +413,25 @@ impl Rig {
 }
 
 impl Rig {
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Whether the kernel sends frames on by itself.
+    pub fn has_live_frames(&self) -> bool {
+        self.datapath.has_live_frames()
+    }
+
+    /// Has a frame that came in by this interface go through the balancer to where that sends it, `live` or by hand.
+    pub fn inject(&self, live: bool, frame: &[u8], from: u32) -> Result<()> {
+        self.enter()?;
+        if live {
+            self.datapath.inject_live(frame, from)
+        } else {
+            inject::by_hand(&self.datapath, frame, from, None)
+        }
+    }
+
     /// The program, for tests that run it in a loop of their own.
     pub fn balancer(&mut self) -> Result<&Xdp> {
         Ok(self.datapath.balancer()?)

@@ -1,0 +1,77 @@
+//! Packets that waited go through the balancer again, and then really go somewhere: by the kernel's live frames where it has
+//! them, and by hand everywhere.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nlb::model::ForwardMode;
+use nlb_common::abi::NextHop;
+use nlb_common::net;
+use nlb_tests::netns::Namespace;
+
+use crate::rig::{BACKEND_MAC, OUR_BACK_MAC, Rig, families};
+
+#[test]
+fn row_22_what_waited_goes_where_the_program_sends_it() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::DsrL2)?;
+    let host = Namespace::create(format!("nlb-{}-waited-host", std::process::id()))?;
+    rig.namespace().cable("back0", &host, "eth0")?;
+    rig.namespace().ip(&["link", "set", "back0", "address", "02:00:00:00:00:02"])?;
+    let index = |name| rig.namespace().run(|| if_nametoindex(name));
+    let (front, back) = (index("up0")??, index("back0")??);
+    let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), back);
+    rig.hops.values_mut().for_each(|known| known.hop = hop);
+    rig.apply()?;
+    let (here, there) = (rig.namespace().run(|| listen("back0"))??, host.run(|| listen("eth0"))??);
+
+    let ways = if rig.has_live_frames() { &[false, true][..] } else { &[false] };
+    for live in ways {
+        for family in families() {
+            let request = family.ack();
+            let sent = request.with(|p| {
+                (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
+                p.ttl -= 1;
+            });
+            for (from, way) in [(front, "on"), (back, "back out of the interface that it came in by")] {
+                rig.inject(*live, &request.bytes(), from)?;
+                ensure!(hears(&there, &sent.bytes())?, "{} is not sent {way}, live: {live}", family.vip);
+            }
+            let stray = request.with(|p| p.dst = family.stranger).bytes();
+            rig.inject(*live, &stray, back)?;
+            ensure!(hears(&here, &stray)?, "{} is not taken in, live: {live}", family.stranger);
+        }
+    }
+    Ok(())
+}
+
+/// Hears all that an interface sends and takes in.
+fn listen(interface: &str) -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    let link = getifaddrs()?
+        .filter(|found| found.interface_name == interface)
+        .find_map(|found| found.address?.as_link_addr().copied())
+        .with_context(|| format!("{interface} is not there"))?;
+    bind(socket.as_raw_fd(), &link)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(2))?;
+    Ok(socket)
+}
+
+/// Whether this frame is among those that come next. The kernel says a few things of its own.
+fn hears(socket: &OwnedFd, frame: &[u8]) -> Result<bool> {
+    let mut heard = [0; 2048];
+    for _ in 0..100 {
+        match recv(socket.as_raw_fd(), &mut heard, MsgFlags::empty()) {
+            Ok(len) if heard[..len] == *frame => return Ok(true),
+            Ok(_) => {}
+            Err(nix::errno::Errno::EAGAIN) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
+}
