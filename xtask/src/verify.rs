@@ -47,9 +47,6 @@ const PACKETS: Step = Step::new("packets", "packets", &["--quiet"]);
 const TUNNELS: Step = Step::new("tunnels", "packets", &["--ignored", "tunnels::"]);
 const PEER: Step =
     Step { daemon: true, ..Step::new("peer", "traffic", &["--ignored", "--nocapture", "peer::"]) };
-/// On a kernel that is too old.
-const REFUSAL: Step =
-    Step::new("refusal", "verifier", &["--ignored", "an_older_kernel_is_refused_with_the_reason"]);
 
 pub fn verify(args: &Args) -> Result<()> {
     setup::setup()?;
@@ -105,7 +102,6 @@ impl Place {
 
     fn steps(&self) -> &'static [Step] {
         match self {
-            Place::Machine(kernel) if !kernel.suffices => &[REFUSAL],
             Place::Machine(_) => &[PROGRAMS, PACKETS, TUNNELS, PEER],
             Place::Here => &[PROGRAMS, PACKETS],
         }

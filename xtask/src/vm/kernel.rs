@@ -14,8 +14,6 @@ pub struct Kernel {
     pub version: &'static str,
     /// The release of a distribution whose kernel it is.
     release: Release,
-    /// Whether it has what the programs need; on one that is too old, the daemon has to say so.
-    pub suffices: bool,
 }
 
 enum Release {
@@ -24,9 +22,9 @@ enum Release {
 }
 
 pub const ALL: &[Kernel] = &[
-    Kernel { version: "5.15", release: Release::Ubuntu("jammy"), suffices: false },
-    Kernel { version: "6.1", release: Release::Debian("bookworm"), suffices: true },
-    Kernel { version: "6.12", release: Release::Debian("trixie"), suffices: true },
+    Kernel { version: "5.15", release: Release::Ubuntu("jammy") },
+    Kernel { version: "6.1", release: Release::Debian("bookworm") },
+    Kernel { version: "6.12", release: Release::Debian("trixie") },
 ];
 
 const KEYRINGS: &str = "usr/share/keyrings";
