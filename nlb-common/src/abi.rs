@@ -452,6 +452,7 @@ sizes!(
     Parked = 24,
     Upcall = 56,
     Settings = 28,
+    crate::sources::Sources = 24,
 );
 
 #[cfg(feature = "user")]
@@ -479,6 +480,7 @@ mod user {
         Settings,
         crate::fragment::Key,
         crate::fragment::Way,
+        crate::sources::Sources,
     );
 }
 

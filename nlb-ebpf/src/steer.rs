@@ -370,7 +370,8 @@ pub fn send_untranslated(
     let grown = outer_len(backend);
     rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
     packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
-    let outer = Outer { src: backend.source, dst: backend.addr, flow_label: hash as u32 };
+    let src = tables::ipip_source(!backend.addr.is_v4(), hash).unwrap_or(backend.source);
+    let outer = Outer { src, dst: backend.addr, flow_label: hash as u32 };
     rewrite::encapsulate(packet, ip, grown, &outer).ok_or(INTERNAL)?;
     send(packet, &backend.hop, reason)
 }

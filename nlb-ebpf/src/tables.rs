@@ -16,6 +16,7 @@ use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
 use nlb_common::gue;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::sources::Sources;
 use nlb_common::verdict::{COUNTERS, Verdict};
 
 use crate::packet::on_stack;
@@ -151,6 +152,20 @@ static GUE_PORT: u16 = gue::PORT;
 pub fn gue_port() -> Be16 {
     // SAFETY: as in `settings`.
     Be16::new(unsafe { core::ptr::read_volatile(&GUE_PORT) })
+}
+
+/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6. Apart from the settings likewise.
+#[unsafe(no_mangle)]
+static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
+
+/// The source of a flow's outer headers, if those vary by flow.
+#[inline(always)]
+pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
+    let [over_v4, over_v6] = &IPIP_SOURCES;
+    let sources = if v6 { over_v6 } else { over_v4 };
+    // SAFETY: as in `settings`.
+    let sources = unsafe { core::ptr::read_volatile(sources) };
+    (!sources.are_none()).then(|| sources.of(hash))
 }
 
 #[inline(always)]

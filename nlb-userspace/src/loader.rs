@@ -17,7 +17,7 @@ use nlb_common::flow::{IdleTimes, WAYS};
 use tracing::{info, warn};
 
 use crate::compile::Limits;
-use crate::config::{Flows, XdpMode};
+use crate::config::{Flows, OuterSources, XdpMode};
 use crate::maps::stages::{self, Stages};
 use crate::maps::swap;
 
@@ -35,6 +35,7 @@ pub struct Sizes {
     pub limits: Limits,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
+    pub ipip_sources: OuterSources,
     /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
     /// program sits at its other end; a redirect, which is a little slower, arrives there.
     pub use_tx: bool,
@@ -170,11 +171,13 @@ impl Datapath {
 /// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
 pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
     let settings = settings(sizes, clock);
+    let ipip_sources = sizes.ipip_sources.rows();
     let pools = sizes.limits.pool_numbers().into();
     EbpfLoader::new()
         .verifier_log_level(log)
         .override_global("SETTINGS", &settings, true)
         .override_global("GUE_PORT", &sizes.gue_port, true)
+        .override_global("IPIP_SOURCES", &ipip_sources, true)
         .map_max_entries("FLOWS", sizes.flow_buckets())
         .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
         .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)

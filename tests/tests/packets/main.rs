@@ -20,5 +20,6 @@ mod random;
 mod refusals;
 mod rig;
 mod routes;
+mod sources;
 mod tunnels;
 mod upcalls;

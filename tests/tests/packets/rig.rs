@@ -16,7 +16,7 @@ use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
-use nlb::config::Flows;
+use nlb::config::{Flows, OuterSources};
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
 use nlb::maps::bpf::{self, BpfMaps, Readings};
@@ -191,6 +191,7 @@ pub fn sizes() -> Sizes {
         },
         snat_ports: 1024..=32_767,
         gue_port: GUE_PORT,
+        ipip_sources: OuterSources::default(),
         use_tx: true,
     }
 }
