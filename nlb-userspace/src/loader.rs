@@ -279,7 +279,7 @@ fn attach(
         }
         Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(name, error)),
         Some(Err(error)) => {
-            warn!("{name}: no native XDP ({}), using generic mode, which is slower", chain(&error))
+            warn!("using generic mode, which is slower: {:#}", explain_attach(name, error))
         }
         None => {}
     }
@@ -379,11 +379,16 @@ fn end_of(text: &str) -> String {
     }
 }
 
+/// A veth says so of its other end's frames.
+const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, which native XDP needs here: set \
+                           a lower MTU (of a veth, at its other end), or --xdp-mode generic";
+
 fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
     let text = chain(&error);
     let remedy = match &error {
         ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",
         _ if text.contains("busy") => "; another XDP program is attached there: `ip link show` names it",
+        _ if text.contains("out of range") => LONG_FRAMES,
         _ if text.contains("not supported") => "; try --xdp-mode generic",
         _ => "",
     };

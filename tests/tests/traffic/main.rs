@@ -12,6 +12,7 @@ mod fragments;
 mod front;
 mod health;
 mod interfaces;
+mod jumbo;
 mod life;
 mod metrics;
 mod neighbours;
