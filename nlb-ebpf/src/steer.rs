@@ -2,6 +2,7 @@
 
 use nlb_common::abi::{Address, Backend, NextHop, Service, Stage};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
+use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
@@ -21,6 +22,9 @@ pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 pub fn steer<const FIRST: bool>(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = tables::address(ip.dst);
+    if (dst.is_some() || transparent) && is_of_local_vlan(packet, &ip) {
+        return Ok(hop::LOCAL);
+    }
     if let Some(dst) = dst {
         if dst.flags & Address::VIP != 0 {
             return to_vip::<FIRST, false>(packet, &ip, &dst);
@@ -41,6 +45,18 @@ pub fn steer<const FIRST: bool>(packet: &mut Packet) -> Result<Verdict, Verdict>
         }
     }
     Ok(Verdict::Pass(PassReason::NotOurs))
+}
+
+/// Whether the frame has the tag of a VLAN for which this host has a device. The stack takes such tags off, and puts on what
+/// belongs where the packet goes; others are kept. At the door there are none left.
+#[inline(always)]
+fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
+    const UNTAGGED: usize = 14;
+    if packet.is_skb() || ip.l3 == UNTAGGED {
+        return false;
+    }
+    let Some(tag) = packet.read::<u16>(UNTAGGED) else { return false };
+    tables::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
 /// `QUIC` is the program for services that go by connection ids.

@@ -109,9 +109,10 @@ static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// By index, the interfaces that lead to this host itself or to containers on it: drivers cannot send there.
+/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it: drivers cannot send there. And
+/// the VLANs that end on it, whose tags drivers cannot take off.
 #[btf_map]
-static LOCAL_LINKS: HashMap<u32, u32, { abi::LOCAL_LINKS }> = HashMap::new();
+static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
@@ -388,7 +389,14 @@ pub fn limit_stats(id: u16) -> Option<&'static mut LimitStats> {
 #[inline(always)]
 pub fn is_local_link(ifindex: u32) -> bool {
     // SAFETY: the value is not looked at.
-    unsafe { LOCAL_LINKS.get(ifindex) }.is_some()
+    unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, 0)) }.is_some()
+}
+
+/// Whether the host has a device for a VLAN of an interface.
+#[inline(always)]
+pub fn is_local_vlan(ifindex: u32, vlan: u16) -> bool {
+    // SAFETY: as above.
+    unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, vlan)) }.is_some()
 }
 
 #[inline(always)]

@@ -25,6 +25,7 @@ mod replies;
 mod same_host;
 mod scaling;
 mod shares;
+mod stacked;
 mod upcalls;
 mod uplinks;
 mod wire;
