@@ -346,8 +346,14 @@ pub struct LimitStats {
 /// The index of the loopback interface, in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// Links that lead to this host itself or to containers on it, at most.
+/// Links that lead to this host itself or to containers on it, and VLANs that end there, at most.
 pub const LOCAL_LINKS: usize = 4096;
+
+/// Key of such a link, with a VLAN's number that of the VLAN for which this host has a device on top of the link.
+#[inline(always)]
+pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
+    ifindex as u64 | (vlan as u64) << 32
+}
 
 /// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
 #[repr(C)]
@@ -452,6 +458,7 @@ sizes!(
     Parked = 24,
     Upcall = 56,
     Settings = 28,
+    crate::sources::Sources = 24,
 );
 
 #[cfg(feature = "user")]
@@ -479,6 +486,7 @@ mod user {
         Settings,
         crate::fragment::Key,
         crate::fragment::Way,
+        crate::sources::Sources,
     );
 }
 

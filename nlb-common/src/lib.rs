@@ -24,5 +24,6 @@ pub mod parse;
 pub mod quic;
 pub mod refusal;
 pub mod rewrite;
+pub mod sources;
 pub mod upcall;
 pub mod verdict;

@@ -2,6 +2,7 @@
 
 use nlb_common::abi::{Address, Backend, NextHop, Service, Stage};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
+use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
@@ -26,6 +27,9 @@ pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
     let (dst, transparent) = tables::address(ip.dst);
+    if (dst.is_some() || transparent) && is_of_local_vlan(packet, &ip) {
+        return Ok(hop::LOCAL);
+    }
     if let Some(dst) = dst {
         if dst.flags & Address::VIP != 0 {
             return to_vip::<FIRST, false>(packet, ip, &dst);
@@ -46,6 +50,18 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdi
         }
     }
     Ok(Verdict::Pass(PassReason::NotOurs))
+}
+
+/// Whether the frame has the tag of a VLAN for which this host has a device. The stack takes such tags off, and puts on what
+/// belongs where the packet goes; others are kept. At the door there are none left.
+#[inline(always)]
+fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
+    const UNTAGGED: usize = 14;
+    if packet.is_skb() || ip.l3 == UNTAGGED {
+        return false;
+    }
+    let Some(tag) = packet.read::<u16>(UNTAGGED) else { return false };
+    tables::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
 /// `QUIC` is the program for services that go by connection ids.
@@ -375,7 +391,8 @@ pub fn send_untranslated(
     let grown = outer_len(backend);
     rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
     packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
-    let outer = Outer { src: backend.source, dst: backend.addr, flow_label: hash as u32 };
+    let src = tables::ipip_source(!backend.addr.is_v4(), hash).unwrap_or(backend.source);
+    let outer = Outer { src, dst: backend.addr, flow_label: hash as u32 };
     rewrite::encapsulate(packet, ip, grown, &outer).ok_or(INTERNAL)?;
     send(packet, &backend.hop, reason)
 }

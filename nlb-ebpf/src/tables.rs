@@ -16,6 +16,7 @@ use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
 use nlb_common::gue;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::sources::Sources;
 use nlb_common::verdict::{COUNTERS, Verdict};
 
 use crate::packet::on_stack;
@@ -108,9 +109,10 @@ static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// By index, the interfaces that lead to this host itself or to containers on it: drivers cannot send there.
+/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it: drivers cannot send there. And
+/// the VLANs that end on it, whose tags drivers cannot take off.
 #[btf_map]
-static LOCAL_LINKS: HashMap<u32, u32, { abi::LOCAL_LINKS }> = HashMap::new();
+static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
@@ -151,6 +153,20 @@ static GUE_PORT: u16 = gue::PORT;
 pub fn gue_port() -> Be16 {
     // SAFETY: as in `settings`.
     Be16::new(unsafe { core::ptr::read_volatile(&GUE_PORT) })
+}
+
+/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6. Apart from the settings likewise.
+#[unsafe(no_mangle)]
+static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
+
+/// The source of a flow's outer headers, if those vary by flow.
+#[inline(always)]
+pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
+    let [over_v4, over_v6] = &IPIP_SOURCES;
+    let sources = if v6 { over_v6 } else { over_v4 };
+    // SAFETY: as in `settings`.
+    let sources = unsafe { core::ptr::read_volatile(sources) };
+    (!sources.are_none()).then(|| sources.of(hash))
 }
 
 #[inline(always)]
@@ -373,7 +389,14 @@ pub fn limit_stats(id: u16) -> Option<&'static mut LimitStats> {
 #[inline(always)]
 pub fn is_local_link(ifindex: u32) -> bool {
     // SAFETY: the value is not looked at.
-    unsafe { LOCAL_LINKS.get(ifindex) }.is_some()
+    unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, 0)) }.is_some()
+}
+
+/// Whether the host has a device for a VLAN of an interface.
+#[inline(always)]
+pub fn is_local_vlan(ifindex: u32, vlan: u16) -> bool {
+    // SAFETY: as above.
+    unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, vlan)) }.is_some()
 }
 
 #[inline(always)]

@@ -32,7 +32,7 @@ const MOST: usize = 256;
 pub fn nlb_tc(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let mut packet = Packet::skb(skb);
-    if has_been_here(skb) || !concerns_us(&mut packet) {
+    if has_been_here(skb) || is_of_vlan(skb) || !concerns_us(&mut packet) {
         return TC_ACT_UNSPEC;
     }
     let verdict = match steer::steer(&mut packet) {
@@ -81,6 +81,14 @@ pub fn nlb_tc_quic(ctx: TcContext) -> i32 {
         Ok(verdict) | Err(verdict) => verdict,
     };
     finish(skb, &packet, verdict)
+}
+
+/// Whether the kernel has taken a VLAN's tag off the frame, but not yet given it to the VLAN's device, at whose door it comes by
+/// next. Sent on from here it would get its tag back. VLAN 0 is none (IEEE 802.1Q, priority tags).
+#[inline(always)]
+fn is_of_vlan(skb: *mut __sk_buff) -> bool {
+    // SAFETY: valid context.
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & 0xfff != 0 }
 }
 
 /// Whether the packet may be ours; then its headers lie in one piece. Loopback carries a lot that is not.

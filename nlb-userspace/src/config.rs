@@ -2,6 +2,7 @@
 
 mod live;
 mod options;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -19,9 +20,11 @@ use crate::health::breaker;
 use crate::lease::Terms;
 use crate::promotion;
 use crate::registry;
+use crate::vips::Vips;
 
 pub use live::{Configuration, Proposal, Rejected};
 pub use options::Options;
+pub use sources::OuterSources;
 pub use values::{Mode, Net, Ports, Span, XdpMode};
 
 /// The daemon's settings, complete and consistent.
@@ -35,6 +38,8 @@ pub struct Config {
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
+    /// Of dsr-ipip.
+    pub ipip_sources: OuterSources,
     pub flows: Flows,
     /// What the record of the last hour may take.
     pub metrics_history_bytes: usize,
@@ -104,6 +109,9 @@ impl Options {
         ensure!((1024..=1 << 26).contains(&max_flows), "--max-flows must be 1024 to {}", 1 << 26);
         let gue_port = self.gue_port.unwrap_or(gue::PORT);
         ensure!(gue_port != 0, "--gue-port must be 1 to 65535");
+        let nets = |given: Option<Vec<Net>>| given.unwrap_or_default().into_iter().map(|net| net.0);
+        let vips: Vips = nets(self.vip).collect();
+        let ipip_sources = OuterSources::new(&nets(self.ipip_sources).collect::<Vec<_>>(), &vips)?;
         let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
         ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
         Ok(Config {
@@ -114,6 +122,7 @@ impl Options {
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
             gue_port,
+            ipip_sources,
             flows: Flows {
                 max: max_flows,
                 opening: span(self.idle_opening, 60),
@@ -124,7 +133,7 @@ impl Options {
             metrics_history_bytes,
             limits,
             registry: registry::Settings {
-                vips: self.vip.unwrap_or_default().into_iter().map(|net| net.0).collect(),
+                vips,
                 fail_open: self.fail_open.unwrap_or(true),
                 reject: self.reject.unwrap_or(false),
                 drop_closed_ports: self.drop_closed_ports.unwrap_or(false),

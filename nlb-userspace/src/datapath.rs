@@ -47,6 +47,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         limits: config.limits,
         snat_ports: config.snat_ports.clone(),
         gue_port: config.gue_port,
+        ipip_sources: config.ipip_sources,
         use_tx: !any_veth,
     };
     let mut datapath = Datapath::load(&sizes)?;

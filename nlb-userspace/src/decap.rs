@@ -1,7 +1,5 @@
 //! `nlb decap`: takes the outer headers off packets that come by dsr-ipip or gue, for module hosts without a kernel tunnel.
 
-use std::net::IpAddr;
-
 use anyhow::Context;
 use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
@@ -26,7 +24,7 @@ pub async fn run(interfaces: &[String], peers: &[IpNet], gue_port: u16, mode: Xd
     for interface in interfaces {
         datapath.attach_decap(interface, mode)?;
     }
-    let from: Vec<IpAddr> = peers.iter().map(IpNet::addr).collect();
-    info!("decapsulating on {} what comes from {from:?}", interfaces.join(", "));
+    let from: Vec<_> = peers.iter().map(IpNet::to_string).collect();
+    info!("decapsulating on {} what comes from {}", interfaces.join(", "), from.join(", "));
     crate::shutdown::signal_received().await
 }

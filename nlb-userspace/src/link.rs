@@ -27,7 +27,8 @@ pub enum Kind {
     Bridge,
     Bond,
     Team,
-    Vlan,
+    /// With this number.
+    Vlan(u16),
     MacVlan,
     IpVlan,
     /// A card, a tap and everything else.
@@ -73,7 +74,7 @@ impl Kind {
     /// Of links that are stacked on another, which has their packets first.
     pub fn stacked(self) -> Option<&'static str> {
         match self {
-            Kind::Vlan => Some("a VLAN device"),
+            Kind::Vlan(_) => Some("a VLAN device"),
             Kind::MacVlan => Some("a macvlan device"),
             Kind::IpVlan => Some("an ipvlan device"),
             Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Other => None,
@@ -86,7 +87,7 @@ impl Kind {
             Kind::Bond => Some("the bond"),
             Kind::Team => Some("the team"),
             Kind::Bridge => Some("the bridge"),
-            Kind::Veth | Kind::Vlan | Kind::MacVlan | Kind::IpVlan | Kind::Other => None,
+            Kind::Veth | Kind::Vlan(_) | Kind::MacVlan | Kind::IpVlan | Kind::Other => None,
         }
     }
 }
@@ -130,7 +131,7 @@ fn outermost<'a>(link: &'a Link, links: &'a HashMap<u32, Link>) -> &'a Link {
 mod tests {
     use super::*;
 
-    const VLAN: Kind = Kind::Vlan;
+    const VLAN: Kind = Kind::Vlan(10);
 
     fn link(name: &str, kind: Kind) -> Link {
         let (below, controller) = (None, None);

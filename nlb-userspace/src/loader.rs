@@ -19,7 +19,7 @@ use nlb_common::flow::{IdleTimes, WAYS};
 use tracing::{info, warn};
 
 use crate::compile::Limits;
-use crate::config::{Flows, XdpMode};
+use crate::config::{Flows, OuterSources, XdpMode};
 use crate::maps::stages::{self, Stages};
 use crate::maps::swap;
 
@@ -40,6 +40,7 @@ pub struct Sizes {
     pub limits: Limits,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
+    pub ipip_sources: OuterSources,
     /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
     /// program sits at its other end; a redirect, which is a little slower, arrives there.
     pub use_tx: bool,
@@ -245,11 +246,13 @@ impl Datapath {
 /// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
 pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
     let settings = settings(sizes, clock);
+    let ipip_sources = sizes.ipip_sources.rows();
     let pools = sizes.limits.pool_numbers().into();
     EbpfLoader::new()
         .verifier_log_level(log)
         .override_global("SETTINGS", &settings, true)
         .override_global("GUE_PORT", &sizes.gue_port, true)
+        .override_global("IPIP_SOURCES", &ipip_sources, true)
         .map_max_entries("FLOWS", sizes.flow_buckets())
         .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
         .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
@@ -364,7 +367,7 @@ fn attach(
         }
         Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(name, error)),
         Some(Err(error)) => {
-            warn!("{name}: no native XDP ({}), using generic mode, which is slower", chain(&error))
+            warn!("using generic mode, which is slower: {:#}", explain_attach(name, error))
         }
         None => {}
     }
@@ -469,11 +472,16 @@ fn end_of(text: &str) -> String {
     }
 }
 
+/// A veth says so of its other end's frames.
+const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, which native XDP needs here: set \
+                           a lower MTU (of a veth, at its other end), or --xdp-mode generic";
+
 fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
     let text = chain(&error);
     let remedy = match &error {
         ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",
         _ if text.contains("busy") => "; another XDP program is attached there: `ip link show` names it",
+        _ if text.contains("out of range") => LONG_FRAMES,
         _ if text.contains("not supported") => "; try --xdp-mode generic",
         _ => "",
     };

@@ -9,7 +9,7 @@ use futures_util::stream::StreamExt as _;
 use ipnet::IpNet;
 use nlb_common::net::Mac;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -156,7 +156,7 @@ fn parse_link(message: LinkMessage) -> Option<Link> {
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::Controller(ifindex) => link.controller = Some(ifindex),
             LinkAttribute::LinkInfo(details) => {
-                link.kind = details.iter().find_map(kind).unwrap_or(Kind::Other);
+                link.kind = kind(&details);
             }
             _ => {}
         }
@@ -165,18 +165,33 @@ fn parse_link(message: LinkMessage) -> Option<Link> {
     Some(Link { mac: mac?, ..link })
 }
 
-fn kind(detail: &LinkInfo) -> Option<Kind> {
-    let LinkInfo::Kind(kind) = detail else { return None };
-    Some(match kind {
-        InfoKind::Veth => Kind::Veth,
-        InfoKind::Bridge => Kind::Bridge,
-        InfoKind::Bond => Kind::Bond,
-        InfoKind::Team => Kind::Team,
-        InfoKind::Vlan => Kind::Vlan,
-        InfoKind::MacVlan | InfoKind::MacVtap => Kind::MacVlan,
-        InfoKind::IpVlan | InfoKind::IpVtap => Kind::IpVlan,
+fn kind(details: &[LinkInfo]) -> Kind {
+    let name = details.iter().find_map(|detail| match detail {
+        LinkInfo::Kind(name) => Some(name),
+        _ => None,
+    });
+    match name {
+        Some(InfoKind::Veth) => Kind::Veth,
+        Some(InfoKind::Bridge) => Kind::Bridge,
+        Some(InfoKind::Bond) => Kind::Bond,
+        Some(InfoKind::Team) => Kind::Team,
+        Some(InfoKind::Vlan) => Kind::Vlan(vlan_id(details)),
+        Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
+        Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
         _ => Kind::Other,
-    })
+    }
+}
+
+fn vlan_id(details: &[LinkInfo]) -> u16 {
+    let ids = details.iter().filter_map(|detail| match detail {
+        LinkInfo::Data(InfoData::Vlan(vlan)) => Some(vlan),
+        _ => None,
+    });
+    let id = ids.flatten().find_map(|attribute| match attribute {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    });
+    id.unwrap_or_default()
 }
 
 /// `None` for one that is still being asked.

@@ -40,11 +40,13 @@ impl Wires {
         !self.include(link) && link.is_inward()
     }
 
-    /// Whether any of them is a veth; an error if one cannot be served.
+    /// Whether any of them is a veth or has one as its port; an error if one cannot be served.
     pub fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
         let mut any = false;
         for name in self.0.iter() {
-            any |= links[&link::suitable(name, links)?].kind == link::Kind::Veth;
+            let ifindex = link::suitable(name, links)?;
+            let ports = links.values().filter(|link| link.controller == Some(ifindex));
+            any |= ports.chain([&links[&ifindex]]).any(|link| link.kind == link::Kind::Veth);
         }
         Ok(any)
     }

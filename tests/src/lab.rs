@@ -132,6 +132,30 @@ impl Lab {
         if number == 0 { hold_vips(&self.nlb) } else { Ok(()) }
     }
 
+    /// One more cable from the NLB to the segment of its `eth0`, where it ends in a port of this name. It has no addresses.
+    pub fn cable(&self, interface: &str, port: &str) -> Result<()> {
+        self.nlb.netns.cable(interface, self.switch(), port)?;
+        self.switch().ip(&["link", "set", port, "master", self.segments[0]]).map(drop)
+    }
+
+    /// Where the segments' ports are.
+    pub fn switch(&self) -> &Namespace {
+        &self.site.switch
+    }
+
+    /// Makes every link take packets of so many bytes.
+    pub fn stretch(&self, mtu: u32) -> Result<()> {
+        let hosts = self.clients.iter().chain(&self.modules).chain([&self.nlb]).chain(&self.gateway);
+        // The bridges of segments come after their ports, whose least they have by themselves.
+        for netns in hosts.map(|host| &host.netns).chain([&self.site.switch]) {
+            for link in netns.ip(&["-br", "link", "show", "type", "veth"])?.lines() {
+                let name = link.split(['@', ' ']).next().context("a link without a name")?;
+                netns.ip(&["link", "set", name, "mtu", &mtu.to_string()])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Unique among all labs.
     pub fn name(&self) -> &str {
         &self.site.name

@@ -125,10 +125,12 @@ impl Namespace {
 
     /// Local stacks leave checksums and segmentation to the device. A virtual one does neither, and XDP, which sees
     /// the packet next, cannot make up for it: with checksums in software, packets look as they do on a wire.
+    /// So do VLAN tags, which a device may put into frames that XDP has seen without.
     /// GRO switches on the receiver that takes in packets which XDP redirects to a veth; else they vanish.
     fn behave_like_wire(&self, interface: &str) -> Result<()> {
         let mut ethtool = self.command("ethtool");
-        ethtool.args(["-K", interface, "tx", "off", "tso", "off", "gso", "off", "gro", "on"]);
+        ethtool
+            .args(["-K", interface, "tx", "off", "tso", "off", "gso", "off", "txvlan", "off", "gro", "on"]);
         output(&mut ethtool).map(drop)
     }
 

@@ -13,8 +13,9 @@ use aya::programs::{Program, ProgramError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::utsname::uname;
 use nlb::compile::Limits;
-use nlb::config::Flows;
+use nlb::config::{Flows, OuterSources};
 use nlb::loader::{self, Clock, Sizes};
+use nlb::vips::Vips;
 
 /// Instructions that the verifier may go through: half of the kernel's own limit, so that a program which grows is noticed
 /// while there is room.
@@ -40,7 +41,7 @@ fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
 }
 
 /// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier then knows, here
-/// at their least and as they are in large installations.
+/// at their least and as they are in large installations, without and with prefixes of outer sources.
 fn combinations() -> Vec<(String, Sizes)> {
     let seconds = Duration::from_secs;
     let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
@@ -60,12 +61,17 @@ fn combinations() -> Vec<(String, Sizes)> {
         source_prefixes: 1000,
         counted_routes: 100,
     };
-    let numbers =
-        [("small", flows(1024, [1; 4]), 1..=1), ("large", flows(1 << 20, [60, 7200, 10, 120]), 1..=u16::MAX)];
+    let prefixes = ["10.200.0.0/16", "fd00:200::/64"].map(|prefix| prefix.parse().expect("a prefix"));
+    let many = OuterSources::new(&prefixes, &Vips::default()).expect("both may be sources");
+    let numbers = [
+        ("small", flows(1024, [1; 4]), 1..=1, OuterSources::default()),
+        ("large", flows(1 << 20, [60, 7200, 10, 120]), 1..=u16::MAX, many),
+    ];
     let mut combinations = Vec::new();
-    for (size, flows, snat_ports) in numbers {
+    for (size, flows, snat_ports, ipip_sources) in numbers {
         for (way, use_tx) in [("XDP_TX", true), ("redirect", false)] {
-            let sizes = Sizes { flows, limits, snat_ports: snat_ports.clone(), gue_port: 6080, use_tx };
+            let snat_ports = snat_ports.clone();
+            let sizes = Sizes { flows, limits, snat_ports, gue_port: 6080, ipip_sources, use_tx };
             combinations.push((format!("{way}, {size}"), sizes));
         }
     }

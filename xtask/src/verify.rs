@@ -17,8 +17,8 @@ pub struct Args {
     /// The running kernel and all others
     #[arg(long, conflicts_with = "kernel")]
     all: bool,
-    /// Only this step: programs, packets, tunnels or peer
-    #[arg(long, value_name = "STEP", value_parser = ["programs", "packets", "tunnels", "peer"])]
+    /// Only this step: programs, packets, tunnels, peer or interfaces
+    #[arg(long, value_name = "STEP", value_parser = ["programs", "packets", "tunnels", "peer", "interfaces"])]
     step: Option<String>,
     /// Use hardware virtualisation for other kernels; by default all is emulated, which works everywhere
     #[arg(long)]
@@ -47,6 +47,9 @@ const PACKETS: Step = Step::new("packets", "packets", &["--quiet"]);
 const TUNNELS: Step = Step::new("tunnels", "packets", &["--ignored", "tunnels::"]);
 const PEER: Step =
     Step { daemon: true, ..Step::new("peer", "traffic", &["--ignored", "--nocapture", "peer::"]) };
+/// With devices that only such kernels have.
+const INTERFACES: Step =
+    Step { daemon: true, ..Step::new("interfaces", "traffic", &["--ignored", "stacked::"]) };
 
 pub fn verify(args: &Args) -> Result<()> {
     setup::setup()?;
@@ -102,7 +105,7 @@ impl Place {
 
     fn steps(&self) -> &'static [Step] {
         match self {
-            Place::Machine(_) => &[PROGRAMS, PACKETS, TUNNELS, PEER],
+            Place::Machine(_) => &[PROGRAMS, PACKETS, TUNNELS, PEER, INTERFACES],
             Place::Here => &[PROGRAMS, PACKETS],
         }
     }

@@ -58,6 +58,11 @@ pub struct Options {
     #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
     pub gue_port: Option<u16>,
 
+    /// Prefixes that outer sources of forward mode dsr-ipip are taken from by the flow's hash, one of each family; none: the NLB's
+    /// own address [repeat, or separate by commas]
+    #[arg(long, env = "NLB_IPIP_SOURCES", value_name = "CIDR", value_delimiter = ',')]
+    pub ipip_sources: Option<Vec<Net>>,
+
     /// How often modules send heartbeats [default: 10s]
     #[arg(long, env = "NLB_HEARTBEAT_INTERVAL", value_name = "TIME")]
     pub heartbeat_interval: Option<Span>,
@@ -197,6 +202,7 @@ impl Options {
             forward_mode,
             snat_ports,
             gue_port,
+            ipip_sources,
             heartbeat_interval,
             missed_heartbeats,
             evict_after,
@@ -244,6 +250,7 @@ impl From<&Config> for Options {
             forward_mode: Some(registry.forward_mode.into()),
             snat_ports: Some(Ports(config.snat_ports.clone())),
             gue_port: Some(config.gue_port),
+            ipip_sources: Some(config.ipip_sources.nets().map(Net).collect()),
             heartbeat_interval: Some(Span(registry.lease.interval)),
             missed_heartbeats: Some(registry.lease.missed),
             evict_after: Some(Span(registry.lease.evict_after)),

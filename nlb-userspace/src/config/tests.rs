@@ -28,6 +28,7 @@ fn an_interface_is_all_it_takes() {
     assert_eq!(config.grpc, "127.0.0.1:50051".parse().unwrap());
     assert_eq!(config.snat_ports, 1024..=32_767);
     assert_eq!(config.gue_port, 6080);
+    assert_eq!(config.ipip_sources, OuterSources::default());
     assert_eq!(config.registry.lease, Terms::default());
     assert_eq!(config.registry.promotion, crate::promotion::Terms::default());
     assert_eq!(config.registry.resets, crate::health::breaker::Terms::default());
@@ -38,15 +39,17 @@ fn an_interface_is_all_it_takes() {
 
 #[test]
 fn lists_are_repeated_or_separated_by_commas() {
-    let config = complete("--iface a,b --iface c --vip 192.0.2.1,198.51.100.0/24").unwrap();
+    let line = "--iface a,b --iface c --vip 192.0.2.1,198.51.100.0/24 --ipip-sources 10.7.0.0/16,fd07::/64";
+    let config = complete(line).unwrap();
     assert_eq!(config.interfaces, ["a", "b", "c"]);
     assert_eq!(config.registry.vips.to_string(), "192.0.2.1, 198.51.100.0/24");
+    assert!(config.ipip_sources.nets().map(|net| net.to_string()).eq(["10.7.0.0/16", "fd07::/64"]));
 }
 
 #[test]
 fn flags_come_before_the_file_and_the_file_before_defaults() {
     let file: Options = toml::from_str(
-        "iface = ['eth1']\ngrpc = '10.0.0.1:1'\nsnat_ports = '2000-3000'\ngue_port = 6081\nxdp_mode = 'generic'\n\
+        "iface = ['eth1']\ngrpc = '10.0.0.1:1'\nsnat_ports = '2000-3000'\ngue_port = 6081\nipip_sources = ['10.7.0.0/16']\nxdp_mode = 'generic'\n\
          heartbeat_interval = '2s'\nforward_mode = 'dsr-l2'\nvip = ['192.0.2.1']\nfail_open = false",
     )
     .unwrap();
@@ -57,6 +60,7 @@ fn flags_come_before_the_file_and_the_file_before_defaults() {
     assert_eq!(config.grpc, "10.0.0.1:1".parse().unwrap());
     assert_eq!(config.snat_ports, 2000..=3000);
     assert_eq!(config.gue_port, 6081);
+    assert!(config.ipip_sources.nets().map(|net| net.to_string()).eq(["10.7.0.0/16"]));
     assert_eq!(config.registry.lease.interval, Duration::from_secs(2));
     assert_eq!(config.registry.forward_mode, ForwardMode::DsrL2);
     assert_eq!(config.registry.drain_timeout, Duration::from_secs(30));
@@ -90,6 +94,9 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --snat-ports 5-4", "not a range of ports"),
         ("--iface a --gue-port 0", "--gue-port"),
         ("--iface a --gue-port 65536", "--gue-port"),
+        ("--iface a --ipip-sources 10.7.0.1/16", "bits beyond its prefix"),
+        ("--iface a --ipip-sources 10.7.0.1", "--ipip-sources"),
+        ("--iface a --vip 10.7.3.1 --ipip-sources 10.7.0.0/16", "--ipip-sources"),
         ("--iface a --heartbeat-interval 0s", "not a length of time"),
         ("--iface a --heartbeat-interval 10", "not a length of time"),
         ("--iface a --missed-heartbeats 0", "--missed-heartbeats"),

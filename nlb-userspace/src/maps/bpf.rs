@@ -280,20 +280,20 @@ pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> 
     Ok(take(bpf, "PEERS")?.try_into()?)
 }
 
-/// The interfaces that lead to this host itself or to containers on it.
-pub struct LocalLinks(HashMap<MapData, u32, u32>);
+/// The interfaces that lead to this host itself or to containers on it, and VLANs that end there, by [`abi::local_link`].
+pub struct LocalLinks(HashMap<MapData, u64, u32>);
 
 impl LocalLinks {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
         Ok(LocalLinks(take(bpf, "LOCAL_LINKS")?.try_into()?))
     }
 
-    pub fn insert(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        self.0.insert(ifindex, 1, 0).context("LOCAL_LINKS")
+    pub fn insert(&mut self, link: u64) -> anyhow::Result<()> {
+        self.0.insert(link, 1, 0).context("LOCAL_LINKS")
     }
 
     /// Of one that may not be there.
-    pub fn remove(&mut self, ifindex: u32) {
-        let _ = self.0.remove(&ifindex);
+    pub fn remove(&mut self, link: u64) {
+        let _ = self.0.remove(&link);
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
+use ipnet::IpNet;
 use nlb::compile::Addr128;
 use nlb::loader::Datapath;
 use nlb::maps::bpf;
@@ -15,11 +16,15 @@ fn decapsulator() -> Result<Datapath> {
 }
 
 fn decapsulator_at(gue_port: u16) -> Result<Datapath> {
+    trusting(gue_port, &families().map(|family| family.source.into()))
+}
+
+pub fn trusting(gue_port: u16, peers: &[IpNet]) -> Result<Datapath> {
     let mut datapath = Datapath::load_decap(gue_port)?;
-    let mut peers = bpf::peers(&mut datapath.bpf)?;
-    for family in families() {
-        let prefix = Addr128::from(Some(ipnet::IpNet::from(family.source)));
-        peers.insert(&Key::new(prefix.bits as u32, prefix.addr), 1, 0)?;
+    let mut trusted = bpf::peers(&mut datapath.bpf)?;
+    for peer in peers {
+        let prefix = Addr128::from(Some(*peer));
+        trusted.insert(&Key::new(prefix.bits as u32, prefix.addr), 1, 0)?;
     }
     Ok(datapath)
 }

@@ -73,7 +73,11 @@ fn dsr_ipip_wraps_across_families() -> Result<()> {
 
 /// Its module has an address of that family alone.
 pub fn rig_of_one_family(mode: ForwardMode, family: &Family) -> Result<Rig> {
-    let mut rig = Rig::new(mode)?;
+    of_one_family(Rig::new(mode)?, mode, family)
+}
+
+/// A rig made so.
+pub fn of_one_family(mut rig: Rig, mode: ForwardMode, family: &Family) -> Result<Rig> {
     let mut only = module(mode, 2);
     if family.vip.is_ipv4() {
         only.data.v6 = None

@@ -12,7 +12,7 @@ use crate::rig::{
 const FRAGMENT: u8 = 44;
 
 /// The first fragment of a packet, with this id.
-fn first(packet: &Packet, id: u8) -> Packet {
+pub fn first(packet: &Packet, id: u8) -> Packet {
     packet.with(|p| {
         if p.src.is_ipv4() {
             (p.fragment, p.id) = ((0, true), id.into());
@@ -23,7 +23,7 @@ fn first(packet: &Packet, id: u8) -> Packet {
 }
 
 /// A later one, which has no L4 header.
-fn later(packet: &Packet, id: u8) -> Packet {
+pub fn later(packet: &Packet, id: u8) -> Packet {
     packet.with(|p| {
         let protocol = if matches!(p.l4, Transport::Udp { .. }) { 17 } else { 6 };
         (p.l4, p.payload) = (Transport::Other(protocol), b"the rest of the data".to_vec());

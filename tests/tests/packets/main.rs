@@ -20,6 +20,7 @@ mod random;
 mod refusals;
 mod rig;
 mod routes;
+mod sources;
 mod tunnels;
 mod upcalls;
 mod waited;

@@ -66,3 +66,40 @@ fn row_34_unknown_protocols_to_a_vip_pass() -> Result<()> {
     }
     Ok(())
 }
+
+/// The stack takes such a tag off. Others are kept, also inside one of another VLAN.
+#[test]
+fn row_8_packets_of_a_vlan_that_the_host_has_a_device_for_go_through_the_stack() -> Result<()> {
+    for mode in [ForwardMode::Nat, ForwardMode::DsrL2] {
+        let mut rig = Rig::new(mode)?;
+        rig.end_vlan(42)?;
+        for family in families() {
+            for (tags, local) in [
+                (vec![(0x8100, 42)], true),
+                (vec![(0x8100, 0x6000 | 42)], true),
+                (vec![(0x88a8, 42), (0x8100, 7)], true),
+                (vec![(0x8100, 43)], false),
+                (vec![(0x88a8, 7), (0x8100, 42)], false),
+                (vec![], false),
+            ] {
+                for packet in [family.syn(), family.ack(), family.udp()] {
+                    let packet = packet.with(|p| p.tags = tags.clone());
+                    let outcome = rig.run(&packet)?;
+                    if local {
+                        assert_eq!(outcome.counted, [("pass local".to_owned(), 1)].into());
+                        assert_eq!((outcome.action, outcome.frame), (XDP_PASS, packet.bytes()));
+                    } else {
+                        assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into(), "{tags:?}");
+                        assert_eq!(
+                            outcome.frame[12..][..4 * tags.len()],
+                            packet.bytes()[12..][..4 * tags.len()]
+                        );
+                    }
+                }
+            }
+            let stranger = family.syn().with(|p| (p.dst, p.tags) = (family.stranger, vec![(0x8100, 42)]));
+            assert_eq!(rig.run(&stranger)?.counted, [("pass not_ours".to_owned(), 1)].into());
+        }
+    }
+    Ok(())
+}

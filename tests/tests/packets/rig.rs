@@ -16,11 +16,11 @@ use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
-use nlb::config::Flows;
+use nlb::config::{Flows, OuterSources};
 use nlb::inject;
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
-use nlb::maps::bpf::{self, BpfMaps, Readings};
+use nlb::maps::bpf::{self, BpfMaps, LocalLinks, Readings};
 use nlb::maps::upcalls::{self, Upcalls};
 use nlb::model::{
     DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
@@ -29,7 +29,7 @@ use nlb::model::{
 use nlb::plan::plan;
 use nlb::stats::{Collector, Traffic};
 use nlb::upcall::Question;
-use nlb_common::abi::{NextHop, Parked};
+use nlb_common::abi::{LOOPBACK, NextHop, Parked, local_link};
 use nlb_common::flow::IdleTimes;
 use nlb_common::fragment;
 use nlb_common::net;
@@ -192,6 +192,7 @@ pub fn sizes() -> Sizes {
         },
         snat_ports: 1024..=32_767,
         gue_port: GUE_PORT,
+        ipip_sources: OuterSources::default(),
         use_tx: true,
     }
 }
@@ -367,6 +368,11 @@ impl Rig {
             frames.push(bytes[..len as usize].to_vec());
         }
         frames
+    }
+
+    /// Has the host have a device for this VLAN of the interface that packets come in by.
+    pub fn end_vlan(&mut self, id: u16) -> Result<()> {
+        LocalLinks::take(&mut self.datapath.bpf)?.insert(local_link(LOOPBACK, id))
     }
 
     /// Empties the flow table.

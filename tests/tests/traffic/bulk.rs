@@ -79,10 +79,10 @@ fn offload(host: &Host, interface: &str, features: &[&str]) -> Result<()> {
     output(host.netns.command("ethtool").args(["-K", interface]).args(features)).map(drop)
 }
 
-const DOWNLOADS: u16 = 8000;
+pub const DOWNLOADS: u16 = 8000;
 
 /// nginx on the first module's host, with a file of so many bytes.
-fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Process> {
+pub fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Process> {
     let files = fleet.lab.files();
     let root = files.join("root");
     fs::create_dir_all(&root)?;
@@ -109,7 +109,7 @@ fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Process> 
 }
 
 /// Fetches that file from both VIPs, and compares sums.
-fn download(fleet: &Fleet, client: &Host) -> Result<()> {
+pub fn download(fleet: &Fleet, client: &Host) -> Result<()> {
     let files = fleet.lab.files();
     for host in [VIP4.to_string(), format!("[{VIP6}]")] {
         let fetched = files.join("fetched");

@@ -1,7 +1,7 @@
 //! The balancer as a plain program: what docs/datapath.md says of a packet, with flows in an ordered map and nothing fast
 //! about it.
 //!
-//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow labels and outer ports. A SNAT port
+//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow labels, outer ports and outer sources. A SNAT port
 //! may be any of the range that no other flow shows to the same backend, so it is read off the packet that was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -364,11 +364,24 @@ pub fn sent_on(
             // The dynamic ports (RFC 6335), of which there are 2^14, by the upper bits of the hash.
             let in_udp = backend.mode == ForwardMode::Gue;
             let ports = in_udp.then_some((49_152 + (hash >> 18) as u16, GUE_PORT));
-            let outer = edits::Outer { src: family_of(backend.addr).source, dst: backend.addr, ports };
+            let src = if in_udp { family_of(backend.addr).source } else { outer_source(backend.addr, hash) };
+            let outer = edits::Outer { src, dst: backend.addr, ports };
             edits::wrapped(frame, ip, &outer, hash & 0xf_ffff)
         }
     };
     Ok(Expected::Sent("send forward", sent.macs(BACKEND_MAC, OUR_BACK_MAC)))
+}
+
+/// Prefixes that outer sources of dsr-ipip are taken from.
+pub const IPIP_SOURCES: [&str; 2] = ["10.200.0.0/16", "fd00:200::/112"];
+
+/// Their last 16 bits are the hash's.
+fn outer_source(backend: IpAddr, hash: u32) -> IpAddr {
+    let [high, low] = (hash as u16).to_be_bytes();
+    match backend {
+        IpAddr::V4(_) => [10, 200, high, low].into(),
+        IpAddr::V6(_) => [0xfd00, 0x200, 0, 0, 0, 0, 0, hash as u16].into(),
+    }
 }
 
 /// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in that order.

@@ -9,10 +9,11 @@ use nlb::model::Backend;
 use nlb_common::hash;
 use nlb_common::net::Be16;
 
-use super::model::{Expected, Growth, Model, Told, World};
+use super::model::{Expected, Growth, IPIP_SOURCES, Model, Told, World};
 use super::step::{Change, Step};
 use super::{door, edits};
 use crate::rig::{Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use crate::sources::sized;
 use nlb::model::ForwardMode;
 
 const XDP_TX: u32 = 3;
@@ -46,7 +47,10 @@ pub type Difference = String;
 impl Oracle {
     pub fn new(hook: Hook) -> Result<Oracle> {
         let mut rig = match hook {
-            Hook::Xdp => Rig::new(ForwardMode::Nat)?,
+            Hook::Xdp => {
+                let prefixes = IPIP_SOURCES.map(|prefix| prefix.parse().expect("a prefix"));
+                Rig::sized(ForwardMode::Nat, &sized(&prefixes)?)?
+            }
             Hook::Door => Rig::with_door(ForwardMode::Nat)?,
         };
         rig.desired.fail_open = false;
@@ -239,7 +243,7 @@ fn world(rig: &Rig) -> World<'_> {
     World { desired: &rig.desired, hops: &rig.hops, image: rig.image(), flow_hash }
 }
 
-/// It is part of no protocol how labels and outer ports come about, only that they vary by flow.
+/// It is part of no protocol how labels, outer ports and sources come about, only that they vary by flow.
 fn flow_hash(flow: &FlowTuple) -> u32 {
     let (sport, dport) = (Be16::new(flow.client_port), Be16::new(flow.port));
     hash::flow(flow.client.into(), flow.vip.into(), sport, dport, flow.l4 as u8) as u32

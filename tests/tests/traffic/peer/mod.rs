@@ -3,9 +3,9 @@
 //!
 //! Where they do not, [`DIFFERENCES`] says so, and docs/testing.md why.
 
-mod backend;
+pub mod backend;
 mod balancer;
-mod client;
+pub mod client;
 mod script;
 
 use anyhow::{Result, ensure};

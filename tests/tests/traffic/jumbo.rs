@@ -1,0 +1,107 @@
+//! Links whose frames are longer than Ethernet's (row 27): served where the driver gives each in one buffer, and in the kernel's
+//! stack where it does not.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nlb_tests::lab::Lab;
+use nlb_tests::programs::built;
+use tokio::net::UdpSocket;
+
+use crate::bulk::{DOWNLOADS, download, serve_downloads};
+use crate::clients::{Connection, on};
+use crate::fleet::{Fleet, Mode, vips};
+
+/// What veths give in one buffer, where pages have 4 KiB.
+const ONE_BUFFER: u32 = 3498;
+/// What they do not: most networks' jumbo frames, and the longest that there are.
+const SEVERAL: [u32; 2] = [9000, 65_535];
+
+const MODES: [Mode; 3] = [Mode::Nat, Mode::DsrL2, Mode::DsrIpip];
+
+fn stretched(mtu: u32) -> Result<Lab> {
+    let lab = Lab::one_arm(1, 1)?;
+    lab.stretch(mtu)?;
+    Ok(lab)
+}
+
+/// Long lines both ways, a download, and datagrams as long as the links take.
+fn serves(mtu: u32, mode: Mode, xdp: &str, expected: &str) -> Result<()> {
+    let mut fleet = Fleet::start_with(stretched(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
+    let status = fleet.nlb(&["status"])?;
+    let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
+    ensure!(came_to.ends_with(expected), "{status}");
+    let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
+    fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, listen), &[])?;
+    let _nginx = serve_downloads(&fleet, listen, 20 << 20)?;
+    let client = &fleet.lab.clients[0];
+    download(&fleet, client)?;
+    on(client, || async {
+        for vip in vips() {
+            let mut connection = Connection::open(vip).await?;
+            for _ in 0..20 {
+                connection.echo(&"long".repeat(50_000)).await?;
+            }
+            let headers = if vip.is_ipv4() { 28 } else { 48 };
+            let room = if mode == Mode::DsrIpip { headers - 8 } else { 0 };
+            // The answer begins with the module's name.
+            let longest = mtu.min(65_535) as usize - headers - room - "m0 ".len();
+            for length in [1400, longest / 2, longest] {
+                datagram(vip, length).await.with_context(|| format!("{length} bytes to {vip}"))?;
+            }
+        }
+        Ok(())
+    })
+    .with_context(|| fleet.nlb(&["status", "--packets"]).unwrap_or_default())
+}
+
+async fn datagram(to: std::net::SocketAddr, length: usize) -> Result<()> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).await?;
+    let question = vec![b'q'; length];
+    socket.send_to(&question, to).await?;
+    let mut answer = vec![0; 1 << 16];
+    let received = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut answer)).await;
+    let length = received.context("no answer")??;
+    ensure!(answer[..length].ends_with(&question), "it says {} bytes", length);
+    Ok(())
+}
+
+#[test]
+fn row_27_jumbo_frames_in_one_buffer_are_served_in_native_mode() -> Result<()> {
+    for mode in MODES {
+        serves(ONE_BUFFER, mode, "native", "native").with_context(|| format!("{mode:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn row_27_longer_ones_are_served_in_generic_mode() -> Result<()> {
+    for mtu in SEVERAL {
+        for mode in MODES {
+            serves(mtu, mode, "auto", "generic").with_context(|| format!("{mode:?}, MTU {mtu}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn row_27_native_mode_refuses_them_with_the_reason() -> Result<()> {
+    for mtu in SEVERAL {
+        let lab = stretched(mtu)?;
+        let mut serve = lab.nlb.netns.command(built("nlb")?);
+        serve.args(["serve", "--iface", "eth0", "--xdp-mode", "native", "--state-dir"]);
+        let refused = serve.arg(lab.files().join("state")).output()?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(!refused.status.success(), "it serves");
+        for part in ["cannot attach to eth0", "do not fit in one of the driver's buffers", "set a lower MTU"]
+        {
+            ensure!(said.contains(part), "{said}");
+        }
+    }
+    // And the other way round: while it is served in native mode, the kernel refuses longer frames.
+    let fleet = Fleet::start_with(stretched(ONE_BUFFER)?, Mode::Nat, &[100], &[], &["--xdp-mode", "native"])?;
+    let refused = fleet.lab.stretch(SEVERAL[0]).err().context("longer frames than the driver can take")?;
+    ensure!(refused.to_string().contains("mtu"), "{refused}");
+    Ok(())
+}
