@@ -1,99 +1,13 @@
-//! Builds the XDP programs and places the object in `OUT_DIR`, where `aya::include_bytes_aligned!` picks it up.
-//!
-//! They need their own compiler invocation: another target, another profile, and a linker that emits BPF.
+//! Builds the XDP programs, which the daemon carries.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, exit};
-use std::{env, fs};
+use std::process::exit;
 
-#[path = "../xtask/src/bpf_toolchain.rs"]
-mod bpf_toolchain;
-
-use bpf_toolchain::{Compiler, Core, LINKER_VAR, RUSTC_VAR, TARGET};
-
-const PACKAGE: &str = "nlb-ebpf";
-const PROFILE: &str = "bpf";
-const FLAGS: &[&str] = &[
-    "-Clink-arg=--btf",
-    // Compare-and-exchange, which the flow table is built on; Linux 5.12 and later.
-    "-Ctarget-cpu=v3",
-    // The kernel's BPF loads words from any address on every architecture that matters; without this, LLVM reads
-    // packet headers byte by byte.
-    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
-];
+#[path = "../xtask/src/bpf_build.rs"]
+mod bpf_build;
 
 fn main() {
-    if let Err(why) = build() {
+    if let Err(why) = bpf_build::build("nlb-ebpf", &["nlb-ebpf", "nlb-common"], "nlb.bpf.o") {
         eprintln!("\ncannot build the XDP programs: {why}");
         exit(1);
     }
-}
-
-fn build() -> Result<(), String> {
-    let manifest_dir = variable("CARGO_MANIFEST_DIR")?;
-    let workspace = manifest_dir.parent().ok_or("this crate is not in its workspace")?;
-    let missing = |why| format!("{why}\n\n`cargo xtask setup` installs what is missing.");
-    let compiler = bpf_toolchain::find_compiler().map_err(missing)?;
-    let linker = bpf_toolchain::find_linker(workspace).map_err(missing)?;
-    watch(workspace, &compiler, &linker);
-
-    let target_dir = workspace.join("target/ebpf");
-    let status = cargo(workspace, &target_dir, &compiler, &linker)?
-        .status()
-        .map_err(|error| format!("cargo does not start: {error}"))?;
-    if !status.success() {
-        return Err(format!(
-            "cargo build of {PACKAGE} failed, see above (compiler {})",
-            compiler.rustc.display()
-        ));
-    }
-    let object = target_dir.join(TARGET).join(PROFILE).join(PACKAGE);
-    fs::copy(&object, variable("OUT_DIR")?.join("nlb.bpf.o"))
-        .map(drop)
-        .map_err(|error| format!("copying {}: {error}", object.display()))
-}
-
-fn cargo(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path) -> Result<Command, String> {
-    let linker = linker.to_str().ok_or("the path of bpf-linker is not UTF-8")?;
-    let mut rustflags = format!("-Clinker={linker}");
-    for flag in FLAGS {
-        rustflags += "\x1f";
-        rustflags += flag;
-    }
-    let mut cargo = Command::new(variable("CARGO")?);
-    cargo
-        .current_dir(workspace)
-        .args(["build", "--package", PACKAGE, "--bin", PACKAGE, "--profile", PROFILE, "--target", TARGET])
-        .arg("--target-dir")
-        .arg(target_dir)
-        .env("RUSTC", &compiler.rustc)
-        // aya-ebpf uses `asm!` for BPF, which is not stable yet.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags);
-    // The outer cargo's wrappers (clippy, sccache) belong to its compiler, and its job server to its own processes.
-    for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "MAKEFLAGS", "CARGO_MAKEFLAGS"] {
-        cargo.env_remove(name);
-    }
-    if compiler.core == Core::Source {
-        cargo.arg("-Zbuild-std=core");
-    }
-    Ok(cargo)
-}
-
-fn watch(workspace: &Path, compiler: &Compiler, linker: &Path) {
-    let sources = ["nlb-ebpf", "nlb-common", "Cargo.toml", "Cargo.lock", "xtask/src/bpf_toolchain.rs"];
-    let files = sources.iter().map(|source| workspace.join(source));
-    for file in files.chain([compiler.rustc.clone(), linker.to_owned()]) {
-        println!("cargo::rerun-if-changed={}", file.display());
-    }
-    println!("cargo::rerun-if-changed=build.rs");
-    for name in [RUSTC_VAR, LINKER_VAR] {
-        println!("cargo::rerun-if-env-changed={name}");
-    }
-}
-
-fn variable(name: &str) -> Result<PathBuf, String> {
-    env::var_os(name)
-        .map(PathBuf::from)
-        .ok_or_else(|| format!("{name} is not set; cargo sets it for build scripts"))
 }

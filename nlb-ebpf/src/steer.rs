@@ -27,7 +27,7 @@ pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
     let (dst, transparent) = tables::address(ip.dst);
-    if (dst.is_some() || transparent) && is_of_local_vlan(packet, &ip) {
+    if (dst.is_some() || transparent) && is_of_local_vlan(packet, ip) {
         return Ok(hop::LOCAL);
     }
     if let Some(dst) = dst {

@@ -155,20 +155,25 @@ impl Collector {
             unasked: counters[verdict::UNASKED_COUNTER as usize],
             ..Traffic::default()
         };
-        let counted = image.backend_ids.iter().map(|(id, _)| Ok((id, self.readings.backend(id)?)));
-        let counted = counted.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-        for (id, tenant) in self.backends.iter_mut().filter(|(id, _)| !counted.contains_key(id)) {
+        let counted =
+            image.backend_ids.iter().map(|(id, backend)| Ok((id, backend, self.readings.backend(id)?)));
+        let counted = counted.collect::<anyhow::Result<Vec<_>>>()?;
+        for (id, tenant) in self.backends.iter_mut().filter(|(id, _)| image.backend_ids.key(**id).is_none()) {
             if tenant.left_at.is_none() {
                 tenant.left_at = Some(self.readings.backend(*id)?);
             }
         }
         // After the counters: a flow that begins in between must not look as if it had ended.
         let flows = self.count_flows(image, now);
-        for (id, backend) in image.backend_ids.iter() {
-            let active = flows.by_backend.get(&id).copied().unwrap_or_default();
-            let counts = self.counts(id, image.backend_ids.generation(id), counted[&id], active);
-            traffic.backends.insert(backend.clone(), counts);
-        }
+        // Collected in their order, which is much cheaper than one by one.
+        traffic.backends = counted
+            .into_iter()
+            .map(|(id, backend, counted)| {
+                let active = flows.by_backend.get(&id).copied().unwrap_or_default();
+                let counts = self.counts(id, image.backend_ids.generation(id), counted, active);
+                (backend.clone(), counts)
+            })
+            .collect();
         for (id, name) in image.limit_ids.iter() {
             let counts = self.limit_counts(id, image.limit_ids.generation(id))?;
             traffic.limits.insert(name.clone(), counts);

@@ -39,6 +39,8 @@ fn clippy() -> Result<()> {
         "--workspace",
         "--exclude",
         "nlb-ebpf",
+        "--exclude",
+        "nlb-floors",
         "--all-targets",
         "--",
         "--deny",
@@ -51,7 +53,8 @@ fn clippy() -> Result<()> {
 fn clippy_ebpf() -> Result<()> {
     command::run(
         workspace::cargo("clippy")
-            .args(["--package", "nlb-ebpf", "--profile", "bpf", "--", "--deny", "warnings"])
+            .args(["--package", "nlb-ebpf", "--package", "nlb-floors", "--profile", "bpf"])
+            .args(["--", "--deny", "warnings"])
             // As in the build: aya-ebpf uses `asm!` for BPF.
             .env("RUSTC_BOOTSTRAP", "1"),
     )

@@ -72,6 +72,7 @@ const RULES: &[Rule] = &[
             "nlb-common/src/frame.rs",
             "nlb-userspace/src/maps/",
             "nlb-userspace/src/park.rs",
+            "tests/floors/src/",
         ],
         words: &["unsafe"],
         why: "unsafe is for packets, maps and what is shared with the kernel",

@@ -66,8 +66,9 @@ impl<K: Ord + Clone> Ids<K> {
         self.max
     }
 
+    /// In the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (u16, &K)> {
-        self.by_id.iter().map(|(id, key)| (*id, key))
+        self.by_key.iter().map(|(key, id)| (*id, key))
     }
 
     /// Numbers that were in use before are the last choice: the maps may still lead there.

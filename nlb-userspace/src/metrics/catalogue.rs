@@ -9,6 +9,8 @@ use crate::model::Health;
 use crate::registry::Report;
 use crate::stats::Counts;
 
+use super::sample::Row;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows, from 0, while its series lives.
@@ -110,8 +112,8 @@ macro_rules! flows {
 pub const NEW_FLOWS: usize = 0;
 pub const ACTIVE_FLOWS: usize = 2;
 
-pub fn counts(counts: &Counts) -> Box<[u64]> {
-    Box::new([
+pub fn counts(counts: &Counts) -> Row {
+    Row::from_buf([
         counts.new_flows,
         counts.closed_flows,
         counts.active_flows,
@@ -194,14 +196,14 @@ const fn by_source(source: &'static str) -> Metric {
 }
 
 /// An instance without a health check is none the worse for it.
-pub fn health(opinions: Opinions) -> Box<[u64]> {
+pub fn health(opinions: Opinions) -> Row {
     let Opinions { module, lease, check, resets, operator } = opinions;
     let share = |health| match health {
         Health::Healthy => 2,
         Health::Degraded => 1,
         Health::Starting | Health::Unhealthy | Health::Stopping => 0,
     };
-    Box::new([module, lease, check.unwrap_or(Health::Healthy), resets, operator].map(share))
+    Row::from_slice(&[module, lease, check.unwrap_or(Health::Healthy), resets, operator].map(share))
 }
 
 /// What heartbeats say, in the order of [`reported`].
@@ -235,9 +237,9 @@ pub const MEMORY: usize = 1;
 pub const LATENCY: usize = 2;
 pub const QUEUE: usize = 3;
 
-pub fn reported(report: &Report) -> Box<[u64]> {
+pub fn reported(report: &Report) -> Row {
     // Casts of floats saturate, so that absurd figures stay harmless.
-    Box::new([
+    Row::from_slice(&[
         (report.cpu_usage_percent * 100.0).round() as u64,
         (report.memory_usage_mb * 1024.0 * 1024.0).round() as u64,
         (report.avg_latency_ms * 1000.0).round() as u64,

@@ -130,7 +130,8 @@ mod tests {
     /// `busy` of the instances count one more flow with every second.
     fn sample(second: u64, instances: usize, busy: usize) -> Sample {
         let count = |n: usize| if n < busy { second } else { 7 };
-        let rows = (0..instances).map(|n| (instance(n), [count(n), 3, 3, 9 * count(n), 900, 1, 1, 0].into()));
+        let rows = (0..instances)
+            .map(|n| (instance(n), [count(n), 3, 3, 9 * count(n), 900, 1, 1, 0].as_slice().into()));
         Sample { at: at(second), second, rows: rows.collect() }
     }
 

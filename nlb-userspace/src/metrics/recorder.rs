@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::sample::Row;
 use super::totals::Totals;
 use super::{History, Metrics, Reported, Sample, Subject, View, catalogue};
 use crate::model::{Backend, Health, ModuleType};
@@ -92,7 +93,7 @@ impl Sources {
         totals.add(&traffic, &versions);
 
         let started = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let nlb: Box<[u64]> = Box::new([
+        let nlb = Row::from_slice(&[
             traffic.packets_seen,
             traffic.unrecorded,
             traffic.unasked,
@@ -105,13 +106,13 @@ impl Sources {
             history.bytes() as u64,
         ]);
         // Nearly in their order, which makes it cheap to put ten thousands of them in order.
-        let mut rows: Vec<(Subject, Box<[u64]>)> =
+        let mut rows: Vec<(Subject, Row)> =
             vec![(Subject::Nlb, nlb), (Subject::All, catalogue::counts(&totals.all))];
         rows.extend(traffic.exits.iter().map(|((verdict, reason), packets)| {
-            (Subject::Exit { verdict, reason }, Box::new([*packets]) as Box<[u64]>)
+            (Subject::Exit { verdict, reason }, Row::from_slice(&[*packets]))
         }));
         rows.extend(traffic.service_flows.iter().map(|((vip, port, l4), flows)| {
-            (Subject::Service { vip: *vip, port: *port, l4: *l4 }, Box::new([*flows]) as Box<[u64]>)
+            (Subject::Service { vip: *vip, port: *port, l4: *l4 }, Row::from_slice(&[*flows]))
         }));
         rows.extend(census(&state));
         rows.extend(totals.instances.iter().map(|(instance_id, counts)| {
@@ -127,7 +128,7 @@ impl Sources {
         let backends = backends(&traffic);
         rows.extend(backends.into_iter().map(|(subject, counts)| (subject, catalogue::counts(&counts))));
         rows.extend(traffic.limits.iter().map(|(limit_id, counts)| {
-            let row = Box::new([counts.passed, counts.refused]) as Box<[u64]>;
+            let row = Row::from_slice(&[counts.passed, counts.refused]);
             (Subject::RateLimit { limit_id: limit_id.clone() }, row)
         }));
         rows.extend(totals.versions.iter().map(|(version, counts)| {
@@ -158,7 +159,7 @@ fn backends(traffic: &Traffic) -> Vec<(Subject, Counts)> {
 }
 
 /// Modules by type and health. Zeros are there too: an alert on "no healthy one" needs a series to look at.
-fn census(state: &State) -> BTreeMap<Subject, Box<[u64]>> {
+fn census(state: &State) -> BTreeMap<Subject, Row> {
     use Health::*;
     use ModuleType::*;
     let types = [Alb, Dblb, Ailb, Rtmp, ModuleType::Nlb];
@@ -169,8 +170,9 @@ fn census(state: &State) -> BTreeMap<Subject, Box<[u64]>> {
     for record in state.modules.values() {
         *census.entry((record.registration.module.module_type, record.health())).or_default() += 1;
     }
-    let row =
-        |((module_type, health), count)| (Subject::Modules { module_type, health }, Box::new([count]) as _);
+    let row = |((module_type, health), count)| {
+        (Subject::Modules { module_type, health }, Row::from_slice(&[count]))
+    };
     census.into_iter().map(row).collect()
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
+use smallvec::SmallVec;
+
 use super::catalogue::{self, Family};
 use crate::model::{Health, L4, ModuleType};
 use crate::stats::Counts;
@@ -126,13 +128,17 @@ fn lower(variant: &impl std::fmt::Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
 
+/// The values of a subject. Most families have this many at most, and their rows need no memory of their own: of a large
+/// fleet there are tens of thousands, made anew every second.
+pub type Row = SmallVec<[u64; 9]>;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub at: SystemTime,
     /// Whole seconds since the recorder began, by a clock that never jumps.
     pub second: u64,
     /// One value for each metric of the subject's family, in its order.
-    pub rows: BTreeMap<Subject, Box<[u64]>>,
+    pub rows: BTreeMap<Subject, Row>,
 }
 
 impl Sample {

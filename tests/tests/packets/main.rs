@@ -14,13 +14,13 @@ mod limits;
 mod nat;
 mod oracle;
 mod others;
-mod packet;
 mod quic;
 mod random;
 mod refusals;
-mod rig;
 mod routes;
 mod sources;
 mod tunnels;
 mod upcalls;
 mod waited;
+
+use nlb_tests::{packet, rig};

@@ -17,6 +17,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Server};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::figures::{self, median_and_tail, milliseconds, print};
 
@@ -91,7 +93,8 @@ impl Bench {
                 let mut modules = NlbServiceClient::new(channel.clone());
                 // It listens before it has loaded its programs, and answers after.
                 modules.get_nlb_status(GetNlbStatusRequest::default()).await?;
-                work(Clients { modules, front: ModuleServiceClient::new(channel) }).await
+                let health = HealthClient::new(channel.clone());
+                work(Clients { modules, front: ModuleServiceClient::new(channel), health }).await
             })
         })?
     }
@@ -113,6 +116,7 @@ impl Bench {
 struct Clients {
     modules: NlbServiceClient<Channel>,
     front: ModuleServiceClient<Channel>,
+    health: HealthClient<Channel>,
 }
 
 impl Clients {
@@ -246,7 +250,9 @@ fn heartbeats(modules: u32) -> Result<()> {
 
     // Once round, during which the daemon connects to all of them. The pause after it is too short for a missed heartbeat.
     let rate = 1000;
-    bench.ask(async |clients| beat(clients, ids.clone(), rate, Duration::from_secs(SECONDS)).await)?;
+    let length = Duration::from_secs(SECONDS);
+    let ids = Arc::new(ids);
+    bench.ask(async |clients| at_rate(rate, length, |i| heartbeat(clients.clone(), ids.clone(), i)).await)?;
     let quiet = packets_per_second(&bench, Duration::from_secs(3))?;
     let used = figures::cpu_time(pid)?;
     let pause = Duration::from_secs(4);
@@ -258,14 +264,20 @@ fn heartbeats(modules: u32) -> Result<()> {
     let mut took = std::thread::scope(|scope| {
         let loaded = scope.spawn(|| packets_per_second(&bench, Duration::from_secs(3)));
         let used = figures::cpu_time(pid)?;
-        let took = bench.ask(async |clients| beat(clients, ids, rate, Duration::from_secs(SECONDS)).await)?;
-        let busy = share(figures::cpu_time(pid)? - used, Duration::from_secs(SECONDS));
+        let took = bench.ask(async |clients| {
+            at_rate(rate, length, |i| heartbeat(clients.clone(), ids.clone(), i)).await
+        })?;
+        let busy = share(figures::cpu_time(pid)? - used, length);
         print(&format!("CPU of the daemon at {rate} heartbeats/s"), percent(busy));
         print("CPU of the heartbeats alone", percent(busy - silent));
         traffic.store(loaded.join().expect("the traffic does not panic")?, Ordering::Relaxed);
         anyhow::Ok(took)
     })?;
     print(&format!("Heartbeat at {rate}/s"), median_and_tail(&mut took));
+    let used = figures::cpu_time(pid)?;
+    bench.ask(async |clients| at_rate(rate, length, |_| check(clients.health.clone())).await)?;
+    let checked = share(figures::cpu_time(pid)? - used, length);
+    print("CPU of as many health checks, the least that a call costs", percent(checked - silent));
     let ratio = traffic.into_inner() as f64 / quiet as f64;
     print("datagrams/s through the data path, with heartbeats/without", format!("{ratio:.2}"));
     ensure!(bench.nlb.ended()?.is_none(), "the daemon ended: {}", bench.nlb.output());
@@ -280,33 +292,21 @@ fn percent(share: f64) -> String {
     format!("{:.1} % of a core", 100.0 * share)
 }
 
-/// So many heartbeats a second, each as its time comes, whatever the others take.
-async fn beat(
-    clients: Clients,
-    ids: Vec<(String, String)>,
-    rate: u32,
-    length: Duration,
-) -> Result<Vec<Duration>> {
-    let ids = Arc::new(ids);
+/// So many calls a second, each as its time comes, whatever the others take.
+async fn at_rate<F>(rate: u32, length: Duration, call: impl Fn(usize) -> F) -> Result<Vec<Duration>>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut calls = JoinSet::new();
     let start = Instant::now();
     let mut next = 0;
     while start.elapsed() < length {
         ticks.tick().await;
-        let (ids, mut clients) = (ids.clone(), clients.clone());
+        let call = call(next);
         calls.spawn(async move {
-            let (instance_id, registration_id) = ids[next % ids.len()].clone();
-            let request = HeartbeatRequest {
-                instance_id,
-                registration_id,
-                status: HealthStatus::Healthy.into(),
-                ..HeartbeatRequest::default()
-            };
             let start = Instant::now();
-            let answer = clients.modules.heartbeat(request).await?.into_inner();
-            ensure!(answer.acknowledged, "{}", answer.message);
-            Ok(start.elapsed())
+            call.await.map(|()| start.elapsed())
         });
         next += 1;
     }
@@ -315,6 +315,25 @@ async fn beat(
         took.push(call??);
     }
     Ok(took)
+}
+
+async fn heartbeat(mut clients: Clients, ids: Arc<Vec<(String, String)>>, i: usize) -> Result<()> {
+    let (instance_id, registration_id) = ids[i % ids.len()].clone();
+    let request = HeartbeatRequest {
+        instance_id,
+        registration_id,
+        status: HealthStatus::Healthy.into(),
+        ..HeartbeatRequest::default()
+    };
+    let answer = clients.modules.heartbeat(request).await?.into_inner();
+    ensure!(answer.acknowledged, "{}", answer.message);
+    Ok(())
+}
+
+/// Asks whether the daemon serves: a library answers, which looks up one word.
+async fn check(mut health: HealthClient<Channel>) -> Result<()> {
+    health.check(HealthCheckRequest::default()).await?;
+    Ok(())
 }
 
 /// Small datagrams from one thread through the NLB, as many as arrive. The receiver is not the module under load.

@@ -4,6 +4,7 @@
 
 mod control;
 mod figures;
+mod packets;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,10 +20,13 @@ struct Cli {
 enum Part {
     /// The control plane: registrations, heartbeats, many routes, many services
     Control(control::Args),
+    /// One packet: the XDP program beside floors
+    Packets(packets::Args),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().part {
         Part::Control(args) => control::run(&args),
+        Part::Packets(args) => packets::run(&args),
     }
 }

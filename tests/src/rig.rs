@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::netns::Namespace;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
@@ -36,7 +37,6 @@ use nlb_common::net;
 use nlb_common::verdict::{
     COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
 };
-use nlb_tests::netns::Namespace;
 
 use crate::packet::{ACK, Mac, Outer, OuterUdp, Packet, SYN, Transport, UdpChecksum};
 
@@ -280,7 +280,7 @@ impl Rig {
 
     /// Moves the test's thread into the rig's namespace, unless it is there: a thread for each packet would take longer than all
     /// the rest.
-    fn enter(&self) -> Result<()> {
+    pub fn enter(&self) -> Result<()> {
         thread_local! {
             static INSIDE: Cell<u32> = const { Cell::new(u32::MAX) };
         }
@@ -438,7 +438,7 @@ impl Rig {
         }
     }
 
-    /// The program, for tests that run it in a loop of their own.
+    /// The program, for those that run it in a loop of their own.
     pub fn balancer(&mut self) -> Result<&Xdp> {
         Ok(self.datapath.balancer()?)
     }

@@ -1,0 +1,77 @@
+//! Makes the frame what it was, gives it the next flow's client, and runs the program that is measured.
+//!
+//! Everything is done whether it is needed or not, so that it costs the same in front of every program: what the
+//! driver costs by itself is measured in front of [`crate::floor::nothing`], and taken off.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+
+use crate::frame;
+
+/// Bytes of the frame that are put back: every header that a program may have changed.
+const HEADERS: usize = 96;
+
+/// The frame as it should be; user space writes it.
+#[btf_map]
+static TEMPLATE: Array<[u64; HEADERS / 8], 1> = Array::new();
+
+/// Frames that this CPU has made.
+#[btf_map]
+static TURN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// The program that is measured.
+#[btf_map]
+static MEASURED: ProgramArray<1> = ProgramArray::new();
+
+/// What user space sets before it loads the driver, as constants.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Plan {
+    /// The frame's length.
+    len: u32,
+    /// Flows, less 1; their number is a power of two.
+    flows: u32,
+    /// Where the last four bytes of the client's address are, and its port.
+    client_at: u32,
+    port_at: u32,
+}
+
+#[unsafe(no_mangle)]
+static PLAN: Plan = Plan { len: 128, flows: 0, client_at: 26, port_at: 34 };
+
+#[xdp]
+pub fn drive(ctx: XdpContext) -> u32 {
+    match prepare(ctx.ctx) {
+        // SAFETY: valid context, and nothing here has to be dropped.
+        Some(()) => unsafe {
+            MEASURED.tail_call(&ctx, 0);
+        },
+        None => return xdp_action::XDP_ABORTED,
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn prepare(ctx: *mut xdp_md) -> Option<()> {
+    // SAFETY: a valid reference. Volatile, because user space replaces the value, which the compiler must not assume away.
+    let plan = unsafe { core::ptr::read_volatile(&PLAN) };
+    let moved = frame::len(ctx) as i32 - plan.len as i32;
+    // SAFETY: valid context; no pointer into the frame is kept.
+    if unsafe { bpf_xdp_adjust_head(ctx, moved) } != 0 {
+        return None;
+    }
+    frame::write(ctx, 0, *TEMPLATE.get(0)?)?;
+    let turn = TURN.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
+    let turn = unsafe {
+        *turn += 1;
+        *turn
+    };
+    // An odd factor visits every flow once a round, in no order that caches could guess.
+    let flow = (turn as u32).wrapping_mul(0x9e37_79b1) & plan.flows;
+    frame::write(ctx, plan.client_at as usize, (0xc633_0000 + (flow >> 12)).to_be())?;
+    frame::write(ctx, plan.port_at as usize, (4096 + (flow & 0xfff) as u16).to_be())
+}

@@ -1,0 +1,100 @@
+//! The floors.
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, xdp_action, xdp_md};
+use aya_ebpf::btf_maps::HashMap;
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+
+use crate::frame::{self, read, write};
+
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+
+/// Where a service's packets go, by address, port and protocol: the one look-up that a stateless balancer makes.
+#[btf_map]
+static TUNNELS: HashMap<[u32; 2], Tunnel, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// The addresses of outer headers: IPv4, and MACs as they lie in the frame.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tunnel {
+    src: u32,
+    dst: u32,
+    macs: [u32; 3],
+}
+
+/// What the driver costs.
+#[xdp]
+pub fn nothing(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Back to where it came from: the least that any XDP program does that sends packets.
+#[xdp]
+pub fn mac_swap(ctx: XdpContext) -> u32 {
+    let (Some(dst), Some(src)) = (read::<[u16; 3]>(ctx.ctx, 0), read::<[u16; 3]>(ctx.ctx, 6)) else {
+        return xdp_action::XDP_DROP;
+    };
+    match write(ctx.ctx, 0, src).and(write(ctx.ctx, 6, dst)) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+/// Headers read, the service looked up in a hash map of the kernel's, and MACs written.
+#[xdp]
+pub fn look_up(ctx: XdpContext) -> u32 {
+    let done = found(ctx.ctx).and_then(|(tunnel, _)| write(ctx.ctx, 0, tunnel.macs));
+    if done.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+/// The same, and put into an outer IPv4 header: a balancer without state, flows, counters or backends to choose from.
+#[xdp]
+pub fn ipip(ctx: XdpContext) -> u32 {
+    if wrap(ctx.ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+#[inline(always)]
+fn found(ctx: *mut xdp_md) -> Option<(Tunnel, u16)> {
+    if read::<u16>(ctx, 12)? != 0x0800_u16.to_be() {
+        return None;
+    }
+    let header = read::<[u8; IPV4]>(ctx, ETHERNET)?;
+    let len = u16::from_be_bytes([header[2], header[3]]);
+    if header[0] != 0x45 || frame::len(ctx) < ETHERNET + len as usize || header[9] != 6 && header[9] != 17 {
+        return None;
+    }
+    let port = read::<u16>(ctx, ETHERNET + IPV4 + 2)?;
+    let key = [read::<u32>(ctx, ETHERNET + 16)?, port as u32 | (header[9] as u32) << 16];
+    // SAFETY: user space writes it before packets come.
+    Some((unsafe { *TUNNELS.get(key)? }, len))
+}
+
+#[inline(always)]
+fn wrap(ctx: *mut xdp_md) -> Option<()> {
+    let (tunnel, len) = found(ctx)?;
+    let Tunnel { src, dst, macs } = tunnel;
+    let len = (len + IPV4 as u16).to_be();
+    let words = [u32::from_ne_bytes([0x45, 0, len as u8, (len >> 8) as u8]), 0, 0x40 | 4 << 8, src, dst];
+    let mut sum = 0_u64;
+    let mut i = 0;
+    while i < words.len() {
+        sum += words[i] as u64;
+        i += 1;
+    }
+    sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    let [first, second, third, ..] = words;
+    grow(ctx, IPV4)?;
+    write(ctx, 0, macs)?;
+    write(ctx, 12, 0x0800_u16.to_be())?;
+    write(ctx, ETHERNET, [first, second, third | (!sum as u32 & 0xffff) << 16, src, dst])
+}
+
+#[inline(always)]
+fn grow(ctx: *mut xdp_md, bytes: usize) -> Option<()> {
+    // SAFETY: valid context; no pointer into the frame is kept.
+    (unsafe { bpf_xdp_adjust_head(ctx, -(bytes as i32)) } == 0).then_some(())
+}
