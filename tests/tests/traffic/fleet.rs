@@ -166,17 +166,17 @@ impl Fleet {
     }
 
     pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
+        // The first answer comes when the programs are loaded, which emulated machines take minutes for.
+        let mut modules = self.modules()?;
         let deadline = Instant::now() + Duration::from_secs(45);
-        loop {
-            let modules = self.modules()?;
-            if done(&modules) && self.is_applied()? {
-                return Ok(());
-            }
+        while !(done(&modules) && self.is_applied()?) {
             if Instant::now() > deadline {
                 bail!("waited in vain until {what}: {modules:?}\nnlb:\n{}", self.nlb.output());
             }
             std::thread::sleep(Duration::from_millis(50));
+            modules = self.modules()?;
         }
+        Ok(())
     }
 
     /// What `nlb modules` says, by instance id.
