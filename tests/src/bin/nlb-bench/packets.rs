@@ -1,6 +1,6 @@
 //! What a packet costs: the balancer beside programs that do the least that there is to do.
 //!
-//! Every figure is the median of several passes, and in each pass the floor is measured just before the balancer: machines
+//! Every figure is the best of several passes, and in each pass the floor is measured just before the balancer: machines
 //! change their speed from minute to minute, so only what was measured together is compared.
 
 mod cases;
@@ -97,42 +97,52 @@ fn floor() -> Result<Driver> {
     Driver::new(&packet.bytes(), Client::V4, 1, 1)
 }
 
-/// Nanoseconds of a program in front of its own driver, or the floors', and of the floor `ipip` right before.
+/// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
+#[derive(Clone, Copy)]
+struct Sample {
+    floor_idle: f64,
+    ipip: f64,
+    idle: f64,
+    measured: f64,
+}
+
+/// A program in front of its own driver, or the floors', and the floor `ipip` right before.
 fn sample(
     floor: &mut Driver,
     own: Option<&mut Driver>,
     measured: &aya::programs::ProgramFd,
     packets: u32,
-) -> Result<(f64, f64)> {
+) -> Result<Sample> {
     let (nothing, ipip) = (floor.floor("nothing")?, floor.floor("ipip")?);
-    let (idle, _) = floor.time(&nothing, packets)?;
-    let (wrapped, _) = floor.time(&ipip, packets)?;
+    let (floor_idle, _) = floor.time(&nothing, packets)?;
+    let (ipip, _) = floor.time(&ipip, packets)?;
     let driver = own.unwrap_or(floor);
     let nothing = driver.floor("nothing")?;
-    let (own_idle, _) = driver.time(&nothing, packets)?;
-    let (taken, _) = driver.time(measured, packets)?;
-    Ok((taken - own_idle, wrapped - idle))
+    let (idle, _) = driver.time(&nothing, packets)?;
+    let (measured, _) = driver.time(measured, packets)?;
+    Ok(Sample { floor_idle, ipip, idle, measured })
 }
 
-fn summary(case: &str, samples: Vec<(f64, f64)>) -> Figure {
-    let ratios = sorted(samples.iter().map(|(taken, floor)| taken / floor));
+fn summary(case: &str, samples: Vec<Sample>) -> Figure {
+    let (nanoseconds, ratio) = best(&samples);
+    let parts = samples.len().div_ceil(3).max(1);
+    let ratios: Vec<f64> = samples.chunks(parts).map(|part| best(part).1).collect();
     Figure {
         case: case.to_owned(),
-        nanoseconds: middle(&sorted(samples.iter().map(|(taken, _)| *taken))),
-        ratio: middle(&ratios),
-        lowest_ratio: ratios[0],
-        highest_ratio: ratios[ratios.len() - 1],
+        nanoseconds,
+        ratio,
+        lowest_ratio: ratios.iter().copied().fold(ratio, f64::min),
+        highest_ratio: ratios.iter().copied().fold(ratio, f64::max),
     }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn middle(sorted: &[f64]) -> f64 {
-    sorted[sorted.len() / 2]
+/// Nanoseconds of the program, and as a multiple of the floor's, by the best pass of each: what disturbs one makes it slower.
+fn best(samples: &[Sample]) -> (f64, f64) {
+    let least = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(f64::INFINITY, f64::min);
+    let measured = least(|sample| sample.measured) - least(|sample| sample.idle);
+    let floor = least(|sample| sample.ipip) - least(|sample| sample.floor_idle);
+    // Whole nanoseconds are what the kernel tells; a floor of none is a disturbed one.
+    (measured, measured / floor.max(1.0))
 }
 
 fn print(figure: &Figure, case: Option<&Case>, before: Option<&[Figure]>) {
