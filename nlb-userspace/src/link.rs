@@ -119,6 +119,13 @@ pub fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitabl
     Ok(*ifindex)
 }
 
+/// Whether a link is a veth or has one as its port.
+pub fn has_veth(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
+    let itself_and_ports =
+        links.iter().filter(|(index, link)| **index == ifindex || link.controller == Some(ifindex));
+    itself_and_ports.map(|(_, link)| link.kind).any(|kind| kind == Kind::Veth)
+}
+
 /// From a link down and up to the one that XDP serves in its place.
 fn outermost<'a>(link: &'a Link, links: &'a HashMap<u32, Link>) -> &'a Link {
     let stacked_on = link.below.filter(|_| link.kind.stacked().is_some()).and_then(|below| links.get(&below));
@@ -194,6 +201,18 @@ mod tests {
         for name in ["eth0", "bond0", "br0", "veth0", "eth3"] {
             assert_eq!(refusal(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_bond_of_veths_has_veths() {
+        let of_kinds = |kinds: [Kind; 3]| {
+            let [own, port, other] = kinds;
+            let port = Link { controller: Some(2), ..link("port", port) };
+            has_veth(2, &HashMap::from([(2, link("own", own)), (3, port), (4, link("other", other))]))
+        };
+        assert!(of_kinds([Kind::Veth, Kind::Other, Kind::Other]));
+        assert!(of_kinds([Kind::Bond, Kind::Veth, Kind::Other]));
+        assert!(!of_kinds([Kind::Bond, Kind::Other, Kind::Veth]));
     }
 
     #[test]

@@ -338,7 +338,7 @@ fn has_live_frames() -> anyhow::Result<bool> {
 }
 
 /// `struct xdp_md` of a frame that comes in: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
+pub fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
     [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat()
 }
 

@@ -44,9 +44,7 @@ impl Wires {
     pub fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
         let mut any = false;
         for name in self.0.iter() {
-            let ifindex = link::suitable(name, links)?;
-            let ports = links.values().filter(|link| link.controller == Some(ifindex));
-            any |= ports.chain([&links[&ifindex]]).any(|link| link.kind == link::Kind::Veth);
+            any |= link::has_veth(link::suitable(name, links)?, links);
         }
         Ok(any)
     }
@@ -131,10 +129,9 @@ impl Attachments {
                 continue;
             }
             let attached = link::suitable(name, links).map_err(anyhow::Error::from).and_then(|ifindex| {
-                let is_veth = links[&ifindex].kind == link::Kind::Veth;
                 ensure!(
-                    self.veths || !is_veth,
-                    "it is a veth now, which the program was not loaded for; start the NLB again"
+                    self.veths || !link::has_veth(ifindex, links),
+                    "it is a veth now, or has one as its port, which the program was not loaded for; start the NLB again"
                 );
                 let (attached, _) = self.balancer.attach(ifindex, name, self.mode)?;
                 Ok((ifindex, attached))

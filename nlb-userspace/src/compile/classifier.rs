@@ -63,7 +63,8 @@ pub fn source_prefixes(services: &[Service]) -> usize {
 }
 
 impl Service<'_> {
-    fn is_by_source(&self) -> bool {
+    /// Whether it tells its clients apart.
+    pub fn is_by_source(&self) -> bool {
         self.pools.keys().any(Option::is_some)
     }
 }

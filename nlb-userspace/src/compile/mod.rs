@@ -280,7 +280,7 @@ impl MapImage {
         limited: &Limited,
     ) {
         let Some(id) = self.service_ids.get(&service.key) else { return };
-        let by_source = pools.keys().any(Option::is_some);
+        let by_source = service.is_by_source();
         let mut row = abi::Service { limits: limited.service(&service.key), ..Default::default() };
         for (source, pool) in pools {
             let Some(pool_id) = self.pool_ids.get(pool) else { continue };
