@@ -10,12 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::netns::Namespace;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
 use nlb::config::{Flows, OuterSources};
 use nlb::inject;
@@ -38,6 +35,8 @@ use nlb_common::verdict::{
     COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
 };
 
+use crate::cpu;
+use crate::netns::Namespace;
 use crate::packet::{ACK, Mac, Outer, OuterUdp, Packet, SYN, Transport, UdpChecksum};
 
 pub const XDP_DROP: u32 = 1;
@@ -401,20 +400,20 @@ impl Rig {
 
     /// Runs the balancer on a frame as if it had come in by the loopback interface.
     pub fn run_bytes(&mut self, frame: &[u8]) -> Result<Outcome> {
-        self.enter()?;
-        let before = self.readings().counters()?;
-        let (action, out) = test_run(self.datapath.balancer()?, frame)?;
-        let after = self.readings().counters()?;
-        Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
+        self.outcome(|datapath| test_run(datapath.balancer()?, frame))
     }
 
     /// Runs the balancer at the stack's door on a frame as if it had come in by the loopback interface.
     pub fn run_at_door(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.outcome(|datapath| test_run(datapath.balancer_at_door()?, frame))
+    }
+
+    fn outcome(&mut self, run: impl FnOnce(&mut Datapath) -> Result<(u32, Vec<u8>)>) -> Result<Outcome> {
         self.enter()?;
         let before = self.readings().counters()?;
-        let (action, out) = test_run(self.datapath.balancer_at_door()?, frame)?;
+        let (action, frame) = run(&mut self.datapath)?;
         let after = self.readings().counters()?;
-        Ok(Outcome { action, frame: out, counted: grown(&before, &after) })
+        Ok(Outcome { action, frame, counted: grown(&before, &after) })
     }
 }
 
@@ -446,16 +445,14 @@ impl Rig {
     /// Does this on every CPU at the same time.
     pub fn on_each_cpu<T: Send>(&mut self, work: impl Fn(&Xdp) -> Result<T> + Sync) -> Result<Vec<T>> {
         let program: &Xdp = self.datapath.balancer()?;
-        let here = sched_getaffinity(Pid::from_raw(0))?;
-        let cpus = (0..CpuSet::count()).filter(|cpu| here.is_set(*cpu).unwrap_or(false));
+        let cpus = cpu::available()?;
         std::thread::scope(|scope| {
             let workers: Vec<_> = cpus
+                .into_iter()
                 .map(|cpu| {
                     let work = &work;
                     scope.spawn(move || {
-                        let mut set = CpuSet::new();
-                        set.set(cpu)?;
-                        sched_setaffinity(Pid::from_raw(0), &set)?;
+                        cpu::stay_on(cpu)?;
                         work(program)
                     })
                 })

@@ -6,7 +6,6 @@
 
 #![no_std]
 #![no_main]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod drive;
 mod floor;

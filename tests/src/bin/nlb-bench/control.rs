@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nlb::descriptors;
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::*;
@@ -211,9 +211,8 @@ async fn unary_calls(clients: &mut Clients) -> Result<()> {
 }
 
 /// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know it.
-fn answer_calls(bench: &Bench) -> Result<Runtime> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+fn answer_calls(bench: &Bench, modules: u32) -> Result<Runtime> {
+    descriptors::make_room(modules as usize)?;
     bench.lab.modules[0].netns.run(|| {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let server = Server::builder().add_routes(Routes::default());
@@ -226,7 +225,7 @@ fn answer_calls(bench: &Bench) -> Result<Runtime> {
 fn heartbeats(modules: u32) -> Result<()> {
     const SECONDS: u64 = 10;
     let mut bench = Bench::start()?;
-    let _answering = answer_calls(&bench)?;
+    let _answering = answer_calls(&bench, modules)?;
     let pid = bench.nlb.pid();
     let (ids, took) = bench.ask(async |clients| {
         let start = Instant::now();

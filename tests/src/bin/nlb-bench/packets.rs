@@ -10,12 +10,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use cases::{CASES, Case};
+use cases::{CASES, Case, filled};
 use driver::{Client, Driver};
+use nlb_common::abi::LOOPBACK;
+use nlb_tests::cpu;
 use nlb_tests::rig::families;
 
 #[derive(clap::Args)]
@@ -48,7 +48,8 @@ struct Figure {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    stay_on_one_cpu()?;
+    let cpus = cpu::available()?;
+    cpu::stay_on(*cpus.last().context("no CPU to run on")?)?;
     let before = args.compare.as_ref().map(read).transpose()?;
     println!("{:<44} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
     let mut figures = Vec::new();
@@ -76,9 +77,9 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut floor = floor()?;
     let mut driver = Driver::new(&scene.frame, scene.client, case.flows, scene.ifindex)?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
-    let packets = args.packets.max(if case.fresh { 0 } else { case.flows });
+    let packets = if case.fresh { args.packets } else { args.packets.max(case.flows) };
     // Brings the flows on record.
-    let (_, action) = driver.time(&balancer, packets.max(case.flows.min(1 << 21)))?;
+    let (_, action) = driver.time(&balancer, packets)?;
     ensure!(action == case.action, "the program answered {action}, not {}", case.action);
     let mut samples = Vec::new();
     for _ in 0..args.passes {
@@ -93,8 +94,7 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
 /// A driver for the floors, with a known flow's packet.
 fn floor() -> Result<Driver> {
     let [v4, _] = families();
-    let packet = v4.ack().with(|p| p.payload = vec![0x2a; driver::FRAME - 54]);
-    Driver::new(&packet.bytes(), Client::V4, 1, 1)
+    Driver::new(&filled(v4.ack()).bytes(), Client::V4, 1, LOOPBACK)
 }
 
 /// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
@@ -172,12 +172,4 @@ fn changed(now: &Figure, before: &[Figure]) -> String {
 fn read(file: &PathBuf) -> Result<Vec<Figure>> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no file of results", file.display()))
-}
-
-fn stay_on_one_cpu() -> Result<()> {
-    let here = sched_getaffinity(Pid::from_raw(0))?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| here.is_set(*cpu).unwrap_or(false));
-    let mut one = CpuSet::new();
-    one.set(last.context("no CPU to run on")?)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &one)?)
 }

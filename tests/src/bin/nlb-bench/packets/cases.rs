@@ -2,14 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::net::if_::if_nametoindex;
-use nlb::compile::Hop;
 use nlb::config::Flows;
 use nlb::loader::Sizes;
 use nlb::model::ForwardMode;
-use nlb_common::abi::NextHop;
-use nlb_common::net;
-use nlb_tests::packet::{ACK, Packet, SYN, Transport, UdpChecksum};
-use nlb_tests::rig::{self, Family, OUR_MAC, Rig, XDP_PASS, XDP_TX, families};
+use nlb_tests::packet::{ACK, Packet, Transport};
+use nlb_tests::rig::{self, Family, Rig, XDP_PASS, XDP_TX, families};
 
 use super::driver::{Client, FRAME};
 
@@ -137,12 +134,8 @@ impl Case {
         }
         let ifindex = if_nametoindex("up0").context("the rig's interface")?;
         // Out by the interface that it came in by, like the floors.
-        let hop =
-            NextHop::new(net::Mac::new([2, 0, 0, 0, 0, 0xb1]), net::Mac::new([2, 0, 0, 0, 0, 2]), ifindex);
-        for family in [v4, v6] {
-            let link_prefix = if family.backend.is_ipv4() { 24 } else { 64 };
-            let way = Hop { hop, source: family.source, mtu: 1500, link_prefix, local: false };
-            rig.hops.insert(family.backend, way);
+        for way in rig.hops.values_mut() {
+            way.hop.ifindex = ifindex;
         }
         rig.apply()?;
         let (frame, client) = match self.packet {
@@ -153,16 +146,12 @@ impl Case {
     }
 
     fn request(&self, family: &Family) -> Packet {
-        let packet = match self.packet {
+        filled(match self.packet {
             Kind::Syn => family.syn(),
-            Kind::Udp => family.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Computed }),
-            _ => family.ack(),
-        };
-        let stranger = self.packet == Kind::Stranger;
-        filled(packet.with(|p| {
-            p.dst_mac = OUR_MAC;
-            p.dst = if stranger { family.stranger } else { p.dst };
-        }))
+            Kind::Udp => family.udp(),
+            Kind::Stranger => family.ack().with(|p| p.dst = family.stranger),
+            Kind::Tcp | Kind::Reply => family.ack(),
+        })
     }
 
     /// The frame that a backend answers a request with.
@@ -171,13 +160,12 @@ impl Case {
         ensure!(syn.action == XDP_TX || syn.action == rig::XDP_REDIRECT, "a SYN: {syn:?}");
         let port = rig::source_port(&syn.frame);
         let request = family.translated(&family.syn(), port);
-        let answer = family.answer(&request, Transport::Tcp { flags: ACK | SYN, seq: 1 });
-        Ok(filled(answer.with(|p| p.l4 = Transport::Tcp { flags: ACK, seq: 2 })).bytes())
+        Ok(filled(family.answer(&request, Transport::Tcp { flags: ACK, seq: 2 })).bytes())
     }
 }
 
 /// As long as the driver wants it.
-fn filled(packet: Packet) -> Packet {
+pub fn filled(packet: Packet) -> Packet {
     packet.with(|p| {
         p.payload.clear();
         let headers = p.bytes().len();

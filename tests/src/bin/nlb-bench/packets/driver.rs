@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nlb::loader;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors.bpf.o"));
 
@@ -82,8 +83,7 @@ impl Driver {
     }
 
     fn burst(&mut self, runs: u32) -> Result<(f64, u32)> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, FRAME as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+        let context = loader::arrival(&self.frame, self.ifindex);
         let options = TestRunOptions {
             data_in: Some(&self.frame),
             ctx_in: Some(&context),
