@@ -42,7 +42,7 @@ impl Step {
 }
 
 const PROGRAMS: Step = Step::new("programs", "verifier", &["--nocapture"]);
-const PACKETS: Step = Step::new("packets", "packets", &["--quiet"]);
+const PACKETS: Step = Step::new("packets", "packets", &[]);
 /// On a distribution's kernel, which has tunnels and a balancer of its own.
 const TUNNELS: Step = Step::new("tunnels", "packets", &["--ignored", "tunnels::"]);
 const PEER: Step =
