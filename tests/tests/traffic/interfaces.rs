@@ -46,7 +46,7 @@ fn what_xdp_cannot_serve_is_refused_with_the_interface_to_name_instead() -> Resu
 }
 
 /// New connections and datagrams, from ports of their own.
-fn serves(client: &Host, first: u16) -> Result<()> {
+pub fn serves(client: &Host, first: u16) -> Result<()> {
     for vip in vips() {
         for l4 in [L4::Tcp, L4::Udp] {
             flows(client, l4, vip, first, 20)?;
@@ -72,7 +72,7 @@ fn outlive(fleet: &Fleet, happens: impl FnOnce() -> Result<()> + Send) -> Result
     })
 }
 
-fn wait_for_log(fleet: &Fleet, what: &str, times: usize) -> Result<()> {
+pub fn wait_for_log(fleet: &Fleet, what: &str, times: usize) -> Result<()> {
     fleet.wait_until(&format!("the daemon says: {what}"), |_| {
         fleet.nlb.output().matches(what).count() >= times
     })
