@@ -94,7 +94,7 @@ impl Kind {
     }
 
     /// Of links that have ports and speak for them.
-    fn with_ports(self) -> Option<&'static str> {
+    pub fn with_ports(self) -> Option<&'static str> {
         match self {
             Kind::Bond => Some("the bond"),
             Kind::Team => Some("the team"),

@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nlb_common::abi::LOOPBACK;
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::XdpMode;
-use crate::link::{self, Link};
+use crate::link::{self, Kind, Link};
 use crate::loader::{Balancer, Served};
 use crate::netlink::Netlink;
 
@@ -116,7 +116,7 @@ impl Attachments {
                 modes.insert(name.clone(), None);
                 continue;
             }
-            let (attached, came_to) = balancer.attach(ifindex, name, mode)?;
+            let (attached, came_to) = attach(&mut balancer, ifindex, mode, links)?;
             served.insert(name.clone(), (ifindex, attached));
             modes.insert(name.clone(), Some(came_to));
         }
@@ -157,7 +157,7 @@ impl Attachments {
                     self.veths || !link::has_veth(ifindex, links),
                     "it is a veth now, or has one as its port, which the program was not loaded for; start the NLB again"
                 );
-                let (attached, _) = self.balancer.attach(ifindex, name, self.mode)?;
+                let (attached, _) = attach(&mut self.balancer, ifindex, self.mode, links)?;
                 Ok((ifindex, attached))
             });
             match attached {
@@ -180,6 +180,34 @@ impl Attachments {
     }
 }
 
+fn attach(
+    balancer: &mut Balancer,
+    ifindex: u32,
+    mode: XdpMode,
+    links: &HashMap<u32, Link>,
+) -> anyhow::Result<(Served, XdpMode)> {
+    let link = links.get(&ifindex).context("the link is gone")?;
+    let (served, came_to) = balancer.attach(ifindex, &link.name, mode)?;
+    // The kernel merges what a port takes in before generic mode sees it, unless the program is on the port itself. It counts on
+    // the stack to take that apart again and to finish the checksums.
+    if came_to == XdpMode::Generic
+        && let Some(what) = link.kind.with_ports()
+    {
+        warn!(
+            "{what} {0} is served in generic mode, where packets that its ports have merged (GRO) are lost or leave with wrong \
+             checksums: `ethtool -K <port> gro off` for each port",
+            link.name
+        );
+        if link.kind == Kind::Bridge {
+            warn!(
+                "for nat alone {} needs no name: it is served through the kernel's stack then, merged or not",
+                link.name
+            );
+        }
+    }
+    Ok((served, came_to))
+}
+
 fn has_notes(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
     links.get(&ifindex).is_some_and(Link::has_notes)
 }
@@ -189,7 +217,6 @@ mod tests {
     use nlb_common::net::Mac;
 
     use super::*;
-    use crate::link::Kind;
 
     #[test]
     fn what_is_named_is_a_wire_unless_xdp_would_lose_notes_on_its_frames() {
