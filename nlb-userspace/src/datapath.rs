@@ -61,7 +61,8 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (attachments, modes) =
         Attachments::new(wires.clone(), datapath.for_wires()?, config.xdp_mode, &links)?;
     for (interface, mode) in modes {
-        details.push((format!("xdp.{interface}"), format!("{mode:?}").to_lowercase()));
+        let mode = mode.map_or("none".to_owned(), |mode| format!("{mode:?}").to_lowercase());
+        details.push((format!("xdp.{interface}"), mode));
     }
     let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
     let datapath = Arc::new(datapath);

@@ -1,7 +1,7 @@
 //! The links that lead inward: to this host itself, to containers and virtual machines on it, and to whatever XDP cannot send
 //! to, such as VLAN devices.
 //!
-//! XDP meets what comes in from a wire. Modules and clients on the NLB's own host are behind loopback, bridges and veths,
+//! XDP meets what comes in from a wire. Modules and clients on the NLB's own host are behind loopback, bridges, veths and taps,
 //! where the program at the stack's door meets them. Such links come and go with containers' networks, so the kernel's
 //! notes about links are followed.
 
@@ -26,8 +26,11 @@ pub async fn run(wires: Wires, mut door: Door, mut local: LocalLinks) -> anyhow:
         let links = netlink.links().await?;
         let has_door =
             |ifindex: u32, link: &Link| ifindex == LOOPBACK || wires.include(link) || wires.is_inward(link);
-        doors.retain(|ifindex, _: &mut Attached| {
-            let stays = links.get(ifindex).is_some_and(|link| has_door(*ifindex, link));
+        doors.retain(|ifindex, (was_wire, _): &mut (bool, Attached)| {
+            // A tap may come to be none while it is there.
+            let stays = links
+                .get(ifindex)
+                .is_some_and(|link| has_door(*ifindex, link) && wires.include(link) == *was_wire);
             if !stays {
                 local.remove(local_link(*ifindex, 0));
             }
@@ -44,7 +47,7 @@ pub async fn run(wires: Wires, mut door: Door, mut local: LocalLinks) -> anyhow:
             match attached {
                 Ok(attached) => {
                     info!("at the stack's door of {}", link.name);
-                    doors.insert(*ifindex, attached);
+                    doors.insert(*ifindex, (is_wire, attached));
                 }
                 Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
                 // It may be gone again.

@@ -31,7 +31,12 @@ pub enum Kind {
     Vlan(u16),
     MacVlan,
     IpVlan,
-    /// A card, a tap and everything else.
+    Tap {
+        /// Its frames come with notes (`IFF_VNET_HDR`), as those of virtual machines do: a checksum may be unfinished, and a
+        /// frame many segments. XDP has no such notes.
+        notes: bool,
+    },
+    /// A card and everything else.
     Other,
 }
 
@@ -64,9 +69,16 @@ impl Link {
     /// Whether packets go there through the kernel's stack: to containers and virtual machines of this host, and to whatever is
     /// behind a link that XDP cannot send to.
     pub fn is_inward(&self) -> bool {
-        self.kind == Kind::Bridge
-            || self.kind.stacked().is_some()
-            || self.kind == Kind::Veth && self.controller.is_none()
+        match self.kind {
+            Kind::Bridge => true,
+            Kind::Veth | Kind::Tap { .. } => self.controller.is_none(),
+            kind => kind.stacked().is_some(),
+        }
+    }
+
+    /// Whether its frames come with notes that XDP would lose, so that it cannot be a wire.
+    pub fn has_notes(&self) -> bool {
+        self.kind == Kind::Tap { notes: true }
     }
 }
 
@@ -77,17 +89,19 @@ impl Kind {
             Kind::Vlan(_) => Some("a VLAN device"),
             Kind::MacVlan => Some("a macvlan device"),
             Kind::IpVlan => Some("an ipvlan device"),
-            Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Other => None,
+            Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Tap { .. } | Kind::Other => None,
         }
     }
 
     /// Of links that have ports and speak for them.
-    fn with_ports(self) -> Option<&'static str> {
+    pub fn with_ports(self) -> Option<&'static str> {
         match self {
             Kind::Bond => Some("the bond"),
             Kind::Team => Some("the team"),
             Kind::Bridge => Some("the bridge"),
-            Kind::Veth | Kind::Vlan(_) | Kind::MacVlan | Kind::IpVlan | Kind::Other => None,
+            Kind::Veth | Kind::Vlan(_) | Kind::MacVlan | Kind::IpVlan | Kind::Tap { .. } | Kind::Other => {
+                None
+            }
         }
     }
 }
@@ -217,12 +231,14 @@ mod tests {
 
     #[test]
     fn what_xdp_cannot_send_to_is_inward() {
-        for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan] {
+        let taps = [false, true].map(|notes| Kind::Tap { notes });
+        for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan].into_iter().chain(taps) {
             assert!(link("link", kind).is_inward(), "{kind:?}");
         }
-        let port_of_a_bridge = Link { controller: Some(9), ..link("veth1", Kind::Veth) };
-        for wire in [link("eth0", Kind::Other), link("bond0", Kind::Bond), port_of_a_bridge] {
-            assert!(!wire.is_inward(), "{}", wire.name);
+        let port = |kind| Link { controller: Some(9), ..link("port", kind) };
+        let ports = [Kind::Veth].into_iter().chain(taps).map(port);
+        for wire in [link("eth0", Kind::Other), link("bond0", Kind::Bond)].into_iter().chain(ports) {
+            assert!(!wire.is_inward(), "{wire:?}");
         }
     }
 }

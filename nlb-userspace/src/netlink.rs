@@ -8,6 +8,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::StreamExt as _;
 use ipnet::IpNet;
 use nlb_common::net::Mac;
+use rtnetlink::packet_core::Nla as _;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
@@ -178,6 +179,8 @@ fn kind(details: &[LinkInfo]) -> Kind {
         Some(InfoKind::Vlan) => Kind::Vlan(vlan_id(details)),
         Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
         Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
+        // One with a MAC address: others do not become links here.
+        Some(InfoKind::Tun) => Kind::Tap { notes: has_notes(details) },
         _ => Kind::Other,
     }
 }
@@ -192,6 +195,22 @@ fn vlan_id(details: &[LinkInfo]) -> u16 {
         _ => None,
     });
     id.unwrap_or_default()
+}
+
+/// What the kernel says of a tap's frames, which the library does not know.
+fn has_notes(details: &[LinkInfo]) -> bool {
+    const IFLA_TUN_VNET_HDR: u16 = 5;
+    let mut attributes = details.iter().filter_map(|detail| match detail {
+        LinkInfo::Data(InfoData::Tun(attributes)) => Some(attributes),
+        _ => None,
+    });
+    attributes.any(|attributes| {
+        attributes.iter().any(|attribute| {
+            let mut value = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut value);
+            attribute.kind() == IFLA_TUN_VNET_HDR && value != [0]
+        })
+    })
 }
 
 /// `None` for one that is still being asked.

@@ -2,20 +2,20 @@
 //!
 //! A name outlives what bears it: a driver that is loaded anew, a card that is pulled out, or a container's cable that is made
 //! again leaves an interface with the same name and another index, without our program. The kernel's notes about links are
-//! therefore followed, and the program is attached again.
+//! therefore followed, and the program is attached again. So it is noticed, too, when a tap comes to be none that XDP can serve.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nlb_common::abi::LOOPBACK;
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::XdpMode;
-use crate::link::{self, Link};
+use crate::link::{self, Kind, Link};
 use crate::loader::{Balancer, Served};
 use crate::netlink::Netlink;
 
@@ -31,8 +31,9 @@ impl Wires {
         Wires(Arc::new(interfaces.iter().cloned().collect()))
     }
 
+    /// Whether XDP serves a link: it is named, and XDP can.
     pub fn include(&self, link: &Link) -> bool {
-        self.0.contains(&link.name)
+        self.0.contains(&link.name) && !link.has_notes()
     }
 
     /// Whether packets go to a link through the kernel's stack. One that XDP serves is meant to be a wire, whatever it is.
@@ -80,6 +81,10 @@ pub enum Inward {
     Behind { name: String, what: &'static str },
 }
 
+/// Why a tap that is named is no wire.
+const NOTES: &str = "its frames come with notes on unfinished checksums and segments, as those of virtual machines do, which XDP \
+                     does not have";
+
 /// The balancer at work on wires.
 pub struct Attachments {
     wires: Wires,
@@ -91,20 +96,29 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to all of them; the answer says the modes that came of it, by interface.
+    /// Attaches to all of them; the answer says the modes that came of it, by interface. What is no wire has none.
     pub fn new(
         wires: Wires,
         mut balancer: Balancer,
         mode: XdpMode,
         links: &HashMap<u32, Link>,
-    ) -> anyhow::Result<(Self, BTreeMap<String, XdpMode>)> {
+    ) -> anyhow::Result<(Self, BTreeMap<String, Option<XdpMode>>)> {
         let veths = wires.any_veth(links)?;
         let (mut served, mut modes) = (BTreeMap::new(), BTreeMap::new());
         for name in wires.0.iter() {
             let ifindex = link::suitable(name, links)?;
-            let (attached, came_to) = balancer.attach(ifindex, name, mode)?;
+            if has_notes(ifindex, links) {
+                ensure!(
+                    mode != XdpMode::Native,
+                    "--iface {name}: {NOTES}; it is served without being named, through the kernel's stack, or as a wire if \
+                     its frames come without (qemu: vnet_hdr=off)"
+                );
+                modes.insert(name.clone(), None);
+                continue;
+            }
+            let (attached, came_to) = attach(&mut balancer, ifindex, mode, links)?;
             served.insert(name.clone(), (ifindex, attached));
-            modes.insert(name.clone(), came_to);
+            modes.insert(name.clone(), Some(came_to));
         }
         Ok((Attachments { wires, balancer, mode, veths, served }, modes))
     }
@@ -123,17 +137,27 @@ impl Attachments {
 
     /// What stands in the way of each interface is `said` once.
     fn compare(&mut self, links: &HashMap<u32, Link>, said: &mut BTreeMap<String, String>) {
-        self.served.retain(|name, (ifindex, _)| links.get(ifindex).is_some_and(|link| link.name == *name));
+        let wires = &self.wires;
+        self.served.retain(|name, (ifindex, _)| {
+            links.get(ifindex).is_some_and(|link| link.name == *name && wires.include(link))
+        });
         for name in self.wires.0.iter() {
             if self.served.contains_key(name) {
                 continue;
             }
-            let attached = link::suitable(name, links).map_err(anyhow::Error::from).and_then(|ifindex| {
+            let suitable = link::suitable(name, links);
+            if suitable.as_ref().is_ok_and(|ifindex| has_notes(*ifindex, links)) {
+                if said.insert(name.clone(), NOTES.to_owned()).is_none_or(|before| before != NOTES) {
+                    warn!("{name} is served through the kernel's stack, as if it were not named: {NOTES}");
+                }
+                continue;
+            }
+            let attached = suitable.map_err(anyhow::Error::from).and_then(|ifindex| {
                 ensure!(
                     self.veths || !link::has_veth(ifindex, links),
                     "it is a veth now, or has one as its port, which the program was not loaded for; start the NLB again"
                 );
-                let (attached, _) = self.balancer.attach(ifindex, name, self.mode)?;
+                let (attached, _) = attach(&mut self.balancer, ifindex, self.mode, links)?;
                 Ok((ifindex, attached))
             });
             match attached {
@@ -156,20 +180,54 @@ impl Attachments {
     }
 }
 
+fn attach(
+    balancer: &mut Balancer,
+    ifindex: u32,
+    mode: XdpMode,
+    links: &HashMap<u32, Link>,
+) -> anyhow::Result<(Served, XdpMode)> {
+    let link = links.get(&ifindex).context("the link is gone")?;
+    let (served, came_to) = balancer.attach(ifindex, &link.name, mode)?;
+    // The kernel merges what a port takes in before generic mode sees it, unless the program is on the port itself. It counts on
+    // the stack to take that apart again and to finish the checksums.
+    if came_to == XdpMode::Generic
+        && let Some(what) = link.kind.with_ports()
+    {
+        warn!(
+            "{what} {0} is served in generic mode, where packets that its ports have merged (GRO) are lost or leave with wrong \
+             checksums: `ethtool -K <port> gro off` for each port",
+            link.name
+        );
+        if link.kind == Kind::Bridge {
+            warn!(
+                "for nat alone {} needs no name: it is served through the kernel's stack then, merged or not",
+                link.name
+            );
+        }
+    }
+    Ok((served, came_to))
+}
+
+fn has_notes(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
+    links.get(&ifindex).is_some_and(Link::has_notes)
+}
+
 #[cfg(test)]
 mod tests {
     use nlb_common::net::Mac;
 
     use super::*;
-    use crate::link::Kind;
 
     #[test]
-    fn what_is_named_is_a_wire_whatever_it_is() {
+    fn what_is_named_is_a_wire_unless_xdp_would_lose_notes_on_its_frames() {
         let wires = Wires::new(&["eth0".to_owned()]);
         let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
         let link = |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller };
         assert!(wires.is_inward(&link("br0", Kind::Bridge)) && wires.is_inward(&link("veth0", Kind::Veth)));
         assert!(!wires.is_inward(&link("eth0", Kind::Bridge)) && !wires.is_inward(&link("eth0", Kind::Veth)));
         assert!(!wires.is_inward(&link("eth1", Kind::Other)));
+        let taps = [false, true].map(|notes| link("eth0", Kind::Tap { notes }));
+        assert_eq!(taps.each_ref().map(|tap| wires.is_inward(tap)), [false, true]);
+        assert_eq!(taps.each_ref().map(|tap| wires.include(tap)), [true, false]);
     }
 }

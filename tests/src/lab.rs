@@ -135,7 +135,19 @@ impl Lab {
     /// One more cable from the NLB to the segment of its `eth0`, where it ends in a port of this name. It has no addresses.
     pub fn cable(&self, interface: &str, port: &str) -> Result<()> {
         self.nlb.netns.cable(interface, self.switch(), port)?;
+        self.connect(port)
+    }
+
+    /// Makes an interface of the switch's a port of the segment of the NLB's `eth0`.
+    pub fn connect(&self, port: &str) -> Result<()> {
         self.switch().ip(&["link", "set", port, "master", self.segments[0]]).map(drop)
+    }
+
+    /// Gives an `eth0` of the NLB's that was made in place of the first one that one's addresses.
+    pub fn address(&self) -> Result<()> {
+        self.nlb.netns.add_address("eth0", self.nlb.v4.into(), 24)?;
+        self.nlb.netns.add_address("eth0", self.nlb.v6.into(), 64)?;
+        hold_vips(&self.nlb)
     }
 
     /// Where the segments' ports are.

@@ -75,7 +75,7 @@ fn downloads_by_the_wire_arrive_whole_whatever_hosts_merge() -> Result<()> {
     Ok(())
 }
 
-fn offload(host: &Host, interface: &str, features: &[&str]) -> Result<()> {
+pub fn offload(host: &Host, interface: &str, features: &[&str]) -> Result<()> {
     output(host.netns.command("ethtool").args(["-K", interface]).args(features)).map(drop)
 }
 

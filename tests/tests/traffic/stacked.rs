@@ -40,9 +40,7 @@ fn bond(lab: &Lab) -> Result<()> {
         nlb.ip(&["link", "set", near, "master", "eth0"])?;
     }
     nlb.ip(&["link", "set", "eth0", "up"])?;
-    let addresses: [(IpAddr, u8); 4] =
-        [(lab.nlb.v4.into(), 24), (lab.nlb.v6.into(), 64), (VIP4.into(), 32), (VIP6.into(), 128)];
-    addresses.iter().try_for_each(|(address, prefix)| nlb.add_address("eth0", *address, *prefix))
+    lab.address()
 }
 
 const NAMES: [&str; 3] = ["m0", "m1", "m2"];

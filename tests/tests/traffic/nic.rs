@@ -1,0 +1,122 @@
+//! The network card of a virtual machine, without the machine: two taps, and frames that are carried from one to the other with
+//! the notes that virtio makes on them.
+//!
+//! To the kernel on either side this is what qemu or vhost does with the queues of a card: it takes from a tap frames whose
+//! checksums and segments are still to be made, if it said that it can, and writes such frames to the other one.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nlb_tests::netns::Namespace;
+use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
+
+/// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
+const NOTES: usize = 10;
+/// VIRTIO_NET_HDR_F_NEEDS_CSUM.
+const NEEDS_CHECKSUM: u8 = 1;
+const LONGEST_FRAME: usize = (1 << 16) + 18;
+/// A tap that its last owner has left is free within this.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// What the machine behind the card can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offloads {
+    /// It leaves checksums and segmentation to the host, and takes frames without: virtio, as it is by default.
+    All,
+    /// None, and frames have no notes: OpenVPN's and other such programs' taps.
+    None,
+}
+
+/// Unplugged when dropped: its taps are then gone, but for those that were there before.
+pub struct Nic {
+    carriers: Vec<JoinHandle<()>>,
+    unplug: Arc<InterruptEvent>,
+    sent: Arc<Sent>,
+}
+
+/// Frames from the machine, by what was left to the host.
+#[derive(Debug, Default)]
+struct Sent {
+    frames: AtomicU64,
+    unfinished: AtomicU64,
+    unsegmented: AtomicU64,
+}
+
+impl Nic {
+    /// A tap of the host's is the other side of one that is the machine's card. Both are up.
+    pub fn plug(host: (&Namespace, &str), machine: (&Namespace, &str), offloads: Offloads) -> Result<Nic> {
+        let [outside, inside] = [host, machine].map(|(netns, name)| -> Result<_> {
+            let tap = netns.run(|| tap(name, offloads))?.with_context(|| format!("making tap {name}"))?;
+            netns.ip(&["link", "set", name, "up"])?;
+            Ok(Arc::new(tap))
+        });
+        let (outside, inside) = (outside?, inside?);
+        let unplug = Arc::new(InterruptEvent::new()?);
+        let (sent, received) = (Arc::new(Sent::default()), Arc::default());
+        let notes = if offloads == Offloads::All { NOTES } else { 0 };
+        let ways =
+            [(inside.clone(), outside.clone(), sent.clone()), (outside.clone(), inside.clone(), received)];
+        let carriers = ways.map(|(from, to, count)| {
+            let unplug = unplug.clone();
+            spawn(move || carry(&from, &to, notes, &count, &unplug))
+        });
+        Ok(Nic { carriers: carriers.into(), unplug, sent })
+    }
+
+    /// Frames that the machine sent, those whose checksum it left to the host, and those of several segments.
+    pub fn sent(&self) -> [u64; 3] {
+        let Sent { frames, unfinished, unsegmented } = &*self.sent;
+        [frames, unfinished, unsegmented].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        if let Err(error) = self.unplug.trigger() {
+            return eprintln!("a tap is left behind: {error}");
+        }
+        for carrier in self.carriers.drain(..) {
+            // It has said why, if it panicked.
+            let _ = carrier.join();
+        }
+    }
+}
+
+fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
+    let started = Instant::now();
+    loop {
+        let tap = DeviceBuilder::new()
+            .name(name)
+            .layer(Layer::L2)
+            .offload(offloads == Offloads::All)
+            .inherit_enable_state()
+            .build_sync();
+        match tap {
+            // A program that another test has started since may have the last owner's descriptor for as long as it takes to start.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < HANDOVER => {
+                sleep(Duration::from_millis(10))
+            }
+            tap => {
+                let tap = tap?;
+                tap.set_nonblocking(true)?;
+                return Ok(tap);
+            }
+        }
+    }
+}
+
+fn carry(from: &SyncDevice, to: &SyncDevice, notes: usize, count: &Sent, unplug: &InterruptEvent) {
+    let mut frame = vec![0; NOTES + LONGEST_FRAME];
+    while let Ok(length) = from.recv_intr(&mut frame, unplug) {
+        let note = |at: usize| if notes == 0 { 0 } else { frame[at] };
+        count.frames.fetch_add(1, Ordering::Relaxed);
+        count.unfinished.fetch_add((note(0) & NEEDS_CHECKSUM).into(), Ordering::Relaxed);
+        count.unsegmented.fetch_add((note(1) != 0).into(), Ordering::Relaxed);
+        // A tap that does not take a frame loses it, as a card does.
+        let _ = to.send(&frame[..length]);
+    }
+}
