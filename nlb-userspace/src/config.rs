@@ -112,6 +112,7 @@ impl Options {
         let nets = |given: Option<Vec<Net>>| given.unwrap_or_default().into_iter().map(|net| net.0);
         let vips: Vips = nets(self.vip).collect();
         let ipip_sources = OuterSources::new(&nets(self.ipip_sources).collect::<Vec<_>>(), &vips)?;
+        let vips = vips.without(ipip_sources.nets());
         let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
         ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
         Ok(Config {

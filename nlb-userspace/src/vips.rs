@@ -12,12 +12,19 @@ use crate::model::Destination;
 pub struct Vips {
     addresses: BTreeSet<IpAddr>,
     prefixes: BTreeSet<IpNet>,
+    /// Where outer headers come from, which is where no host is.
+    taken: Vec<IpNet>,
 }
 
 impl Vips {
     /// The single addresses, which wildcards and prefixes stand for.
     pub fn addresses(&self) -> &BTreeSet<IpAddr> {
         &self.addresses
+    }
+
+    /// All but those in the prefixes that outer headers take their sources from.
+    pub fn without(self, taken: impl Iterator<Item = IpNet>) -> Self {
+        Vips { taken: taken.collect(), ..self }
     }
 
     /// All of them, as they were given.
@@ -34,7 +41,15 @@ impl Vips {
                     .into(),
             ),
             Destination::EveryVip => Ok(()),
-            Destination::Address(address) if self.admits(*address) => virtual_address(*address),
+            Destination::Address(address) if self.admits(*address) => {
+                match self.taken.iter().find(|taken| taken.contains(address)) {
+                    Some(taken) => Err(format!(
+                        "{address} is in {taken}, which outer headers come from (--ipip-sources); name an address \
+                         outside"
+                    )),
+                    None => virtual_address(*address),
+                }
+            }
             Destination::Address(address) => {
                 Err(format!("{address} is not among the configured VIPs ({self}); add it with --vip"))
             }
@@ -83,6 +98,7 @@ impl FromIterator<IpNet> for Vips {
         Vips {
             addresses: addresses.into_iter().map(|net| net.addr()).collect(),
             prefixes: prefixes.into_iter().map(|net| net.trunc()).collect(),
+            taken: Vec::new(),
         }
     }
 }
@@ -136,6 +152,14 @@ mod tests {
         let vips = vips(&["192.0.2.1/32", "198.51.100.0/24"]);
         assert!(vips.admit(&prefix("198.51.100.0/25")).is_err());
         assert!(vips.admit(&prefix("0.0.0.0/0")).is_ok());
+    }
+
+    #[test]
+    fn outer_sources_are_not_to_be_claimed() {
+        let vips = Vips::default().without(["10.7.0.0/16".parse().unwrap()].into_iter());
+        assert_eq!(vips.admit(&address("10.8.0.1")), Ok(()));
+        let refusal = vips.admit(&address("10.7.3.1")).unwrap_err();
+        assert!(refusal.contains("10.7.0.0/16") && refusal.contains("--ipip-sources"), "{refusal}");
     }
 
     #[test]
