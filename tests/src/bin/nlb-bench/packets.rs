@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use cases::{CASES, Case, filled};
-use driver::{Client, Driver};
+use driver::{BURSTS, Client, Driver};
 use nlb_common::abi::LOOPBACK;
 use nlb_tests::cpu;
 use nlb_tests::rig::families;
@@ -77,7 +77,8 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut floor = floor()?;
     let mut driver = Driver::new(&scene.frame, scene.client, case.flows, scene.ifindex)?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
-    let packets = if case.fresh { args.packets } else { args.packets.max(case.flows) };
+    // Each burst meets every flow, as traffic would: between bursts, others use the caches.
+    let packets = if case.fresh { args.packets } else { args.packets.max(BURSTS * case.flows) };
     // Brings the flows on record.
     let (_, action) = driver.time(&balancer, packets)?;
     ensure!(action == case.action, "the program answered {action}, not {}", case.action);

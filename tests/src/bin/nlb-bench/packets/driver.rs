@@ -31,6 +31,9 @@ impl Client {
     pub const NONE: Client = Client { address: 100, port: 104 };
 }
 
+/// Bursts that are made of so many runs.
+pub const BURSTS: u32 = 20;
+
 pub struct Driver {
     bpf: Ebpf,
     measured: ProgramArray<MapData>,
@@ -70,7 +73,6 @@ impl Driver {
     /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts of so many runs together, since
     /// whatever disturbs a burst makes it slower. Beside it what the last run answered.
     pub fn time(&mut self, measured: &ProgramFd, runs: u32) -> Result<(f64, u32)> {
-        const BURSTS: u32 = 20;
         self.measured.set(0, measured, 0)?;
         let mut best = f64::INFINITY;
         let mut answer = 0;
