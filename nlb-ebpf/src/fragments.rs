@@ -56,7 +56,7 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
         dst: to.1,
         backend: backend_id,
         service,
-        at: tables::now(&tables::settings()),
+        at: tables::now(),
         generation: backend.generation,
         reply: reply as u8,
         hash,
@@ -69,8 +69,7 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
 
 #[inline(always)]
 fn follow(packet: &mut Packet, ip: &Ip, way: &Way) -> Result<Verdict, Verdict> {
-    let settings = tables::settings();
-    let age = tables::now(&settings).wrapping_sub(way.at) as u64;
+    let age = tables::now().wrapping_sub(way.at) as u64;
     // A tick is half a second, or a little more.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
@@ -111,9 +110,10 @@ fn follow(packet: &mut Packet, ip: &Ip, way: &Way) -> Result<Verdict, Verdict> {
 /// What becomes of a fragment whose first was not seen: what may be the host's own is left to it.
 #[inline(always)]
 fn unknown(ip: &Ip) -> Verdict {
-    match tables::address(ip.dst) {
-        (Some(dst), _) if dst.flags & Address::VIP != 0 => Verdict::Drop(DropReason::Fragment),
-        _ => Verdict::Pass(PassReason::NoFlow),
+    if tables::address(ip.dst).0.is(Address::VIP) {
+        Verdict::Drop(DropReason::Fragment)
+    } else {
+        Verdict::Pass(PassReason::NoFlow)
     }
 }
 

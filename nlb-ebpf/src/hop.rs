@@ -8,6 +8,7 @@ use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::bpf_fib_lookup;
 use nlb_common::abi::{LOOPBACK, NextHop, PARKED_BYTES, Parked};
 use nlb_common::frame::Frame;
+use nlb_common::hash;
 use nlb_common::net::{Addr, Mac};
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
@@ -26,22 +27,26 @@ struct Query {
     src: Addr,
     dst: Addr,
     hop: NextHop,
+    /// The longest packet that may go there.
+    mtu: u32,
+    _pad: u32,
 }
 
 /// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
 #[inline(always)]
 pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHop, Verdict> {
-    let mut query = Query { src, dst, hop: NextHop::default() };
+    if !packet.is_skb()
+        && let Some(hop) = remembered(src, dst, len)
+    {
+        return Ok(hop);
+    }
+    let mut query = Query { src, dst, hop: NextHop::default(), mtu: 0, _pad: 0 };
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
         Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
             answer if answer & TOO_LONG != 0 => Err(tables::too_long(answer & !TOO_LONG)),
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH
-                if tables::is_local_link(query.hop.ifindex) =>
-            {
-                Err(LOCAL)
-            }
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
+            ON_THIS_HOST => Err(LOCAL),
             BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
             // Also the answer about this host's own addresses.
             BPF_FIB_LKUP_RET_NOT_FWDED if tables::is_local_link(LOOPBACK) => Err(LOCAL),
@@ -60,12 +65,58 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHo
 /// With the length that the way takes, in place of an answer.
 const TOO_LONG: u32 = 1 << 31;
 
-/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`, or `TOO_LONG`. Out of line, because the kernel's struct takes
-/// much of the stack.
+/// In place of an answer that XDP cannot follow.
+const ON_THIS_HOST: u32 = 1 << 30;
+
+/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`, `ON_THIS_HOST`, or `TOO_LONG`. Out of line, because the kernel's
+/// struct takes much of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32 {
-    look_up(ctx.cast(), query, len)
+    if query.is_null() {
+        return BPF_FIB_LKUP_RET_NOT_FWDED;
+    }
+    let answer = look_up(ctx.cast(), query, len);
+    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
+    let query = unsafe { &*query };
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if tables::is_local_link(query.hop.ifindex) => {
+            ON_THIS_HOST
+        }
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            remember(query);
+            answer
+        }
+        _ => answer,
+    }
+}
+
+/// A way that the kernel knew when it was last asked; all zeros, which lead from nobody to nobody, if it never was.
+#[repr(C)]
+pub struct KnownWay {
+    src: Addr,
+    dst: Addr,
+    hop: NextHop,
+    mtu: u32,
+    /// When that was, in ticks.
+    at: u32,
+}
+
+/// What the kernel says of a way is taken to hold for the rest of a tick, half a second at most: to ask it for every packet
+/// costs several times what all the rest does.
+#[inline(always)]
+fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
+    let way = tables::known_way(hash::addr(dst))?;
+    let holds = way.dst == dst && way.src == src && way.at == tables::ticks() && len <= way.mtu;
+    holds.then_some(way.hop)
+}
+
+#[inline(always)]
+fn remember(query: &Query) {
+    if let Some(way) = tables::known_way(hash::addr(query.dst)) {
+        let Query { src, dst, hop, mtu, .. } = *query;
+        *way = KnownWay { src, dst, hop, mtu, at: tables::ticks() };
+    }
 }
 
 /// The same for socket buffers.
@@ -105,6 +156,8 @@ fn look_up(ctx: *mut c_void, query: *mut Query, len: u32) -> u32 {
         // SAFETY: a union of two 16-bit numbers; the kernel has put this one there.
         return TOO_LONG | unsafe { params.__bindgen_anon_1.mtu_result } as u32;
     }
+    // SAFETY: as above, and it has put the way's MTU there if it was told a length.
+    query.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
     // On success the kernel has filled in both MAC addresses.
     query.hop = NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex);
     answer

@@ -18,7 +18,6 @@ use crate::tables::{self, Known};
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = tables::address(ip.dst);
-    let dst = dst.unwrap_or_default();
     let flags = dst.flags;
     let Some(quote) = icmp::quote(packet, &ip) else {
         return Ok(Verdict::Pass(if flags & Address::VIP != 0 {
@@ -35,10 +34,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     if flags & Address::SOURCE != 0 {
         return to_client(packet, &ip, &quote, dst.id, Direction::Reply);
     }
-    if transparent
-        && let (Some(backend), _) = tables::address(quote.dst)
-        && backend.flags & Address::BACKEND != 0
-    {
+    if transparent && tables::address(quote.dst).0.is(Address::BACKEND) {
         return to_client(
             packet,
             &ip,
@@ -56,10 +52,7 @@ fn unclaimed(ip: &Ip, flags: u32) -> PassReason {
     if flags & (Address::VIP | Address::SOURCE) != 0 {
         return PassReason::NoFlow;
     }
-    match tables::address(ip.src) {
-        (Some(src), _) if src.flags & Address::BACKEND != 0 => PassReason::NoFlow,
-        _ => PassReason::NotOurs,
-    }
+    if tables::address(ip.src).0.is(Address::BACKEND) { PassReason::NoFlow } else { PassReason::NotOurs }
 }
 
 /// The verdict on an error that is too long for its way: one is never answered by another (RFC 1122 section 3.2.2).
@@ -76,11 +69,10 @@ struct Way {
 /// As it is on record; else, without translation, by hash, as for the middle of a connection.
 #[inline(always)]
 fn way_of(ip: &Ip, quote: &Quote, vip: &Known) -> Option<Way> {
-    let settings = tables::settings();
     let (client, segment) = quote.answered(ip);
     let hash = hash::flow(client.src, client.dst, segment.sport, segment.dport, segment.l4 as u8);
     let key = Key::new(client.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
-    if let Some((_, state)) = tables::flows(hash as u32 & settings.flow_mask)?.find(&key)
+    if let Some((_, state)) = tables::flows(tables::flow_bucket(hash))?.find(&key)
         && let Some(backend) = tables::backend(state.backend())
         && backend.generation == state.generation()
     {

@@ -82,11 +82,10 @@ fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
-    let settings = tables::settings();
-    let now = tables::nanoseconds(&settings);
+    let (now, jiffy) = (tables::nanoseconds(), tables::jiffy());
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
-        let admits = |i: usize| limit.windows[i].admits(&due[i], now, settings.jiffy as u64, units);
+        let admits = |i: usize| limit.windows[i].admits(&due[i], now, jiffy, units);
         if admits(0) && admits(1) && admits(2) {
             return true;
         }
@@ -101,7 +100,7 @@ extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
-    let now = tables::nanoseconds(&tables::settings());
+    let now = tables::nanoseconds();
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
         limit.windows[0].charge(&due[0], now, units);

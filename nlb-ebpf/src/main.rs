@@ -143,9 +143,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     tables::count(verdict.counter());
     match verdict {
         Verdict::Pass(_) => xdp_action::XDP_PASS,
-        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && tables::settings().use_tx != 0 => {
-            xdp_action::XDP_TX
-        }
+        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && tables::uses_tx() => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.

@@ -10,17 +10,20 @@ use nlb_common::quic::{self, Lengths};
 use nlb_common::verdict::{PassReason, Verdict};
 
 use crate::packet::{Context, Packet, bounded};
-use crate::{steer, tables};
+use crate::{extensions, steer, tables};
 
 /// Sends a client's packet to the backend of its connection.
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
-    match tables::address(ip.dst) {
-        (Some(vip), _) if vip.flags & Address::VIP != 0 => steer::to_vip::<false, true>(packet, &ip, &vip),
-        // It was a VIP a moment ago.
-        _ => Ok(Verdict::Pass(PassReason::NotOurs)),
+    let segment = extensions::segment(packet, &ip)?;
+    let (vip, _) = tables::address(ip.dst);
+    if !vip.is(Address::VIP) {
+        // It was one a moment ago.
+        return Ok(Verdict::Pass(PassReason::NotOurs));
     }
+    let service = tables::service_id(&vip, segment.dport, segment.l4);
+    steer::to_service::<false, true>(packet, &ip, &segment, &vip, service)
 }
 
 /// The backend that a packet's connection id names; 0 if it names none that is there.

@@ -5,7 +5,7 @@
 //! once a flow out of the way of the code that runs for every packet. A call costs 9 ns and passes plain pointers, which
 //! are checked for null because the verifier asks for that.
 
-use nlb_common::abi::{Backend, Settings};
+use nlb_common::abi::{Address, Backend};
 use nlb_common::flow::{Direction, Key, State};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
@@ -64,12 +64,12 @@ impl Facing {
 
     /// The key of the backend's replies to `port`, and their bucket.
     #[inline(always)]
-    pub fn reply(&self, port: Be16, flow_mask: u32) -> (Key, u32) {
+    pub fn reply(&self, port: Be16) -> (Key, u32) {
         let l4 = if self.protocol == L4::Tcp as u16 { L4::Tcp } else { L4::Udp };
         let direction = if self.hidden != 0 { Direction::Reply } else { Direction::TransparentReply };
         let key = Key::new(self.backend, self.backend_port, port, self.local, l4, direction);
         let hash = hash::flow(self.backend, self.addr, self.backend_port, port, l4 as u8);
-        (key, hash as u32 & flow_mask)
+        (key, tables::flow_bucket(hash))
     }
 }
 
@@ -77,7 +77,7 @@ impl Facing {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_is_ours(hi: u64, lo: u64) -> u32 {
-    tables::address(Addr { hi, lo }).0.is_some() as u32
+    tables::address(Addr { hi, lo }).0.is(Address::ANY) as u32
 }
 
 /// What stands for a client's address in the key of a transparent reply.
@@ -96,9 +96,8 @@ pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Entry`.
     let entry = unsafe { &*entry };
-    let settings = tables::settings();
-    let idle = tables::idle_times(&settings);
-    let now = tables::now(&settings);
+    let idle = tables::idle_times();
+    let now = tables::now();
     let Some(bucket) = tables::flows(entry.bucket) else { return 0 };
     let way = match bucket.find(&entry.key) {
         Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some(way),
@@ -138,16 +137,16 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
     let facing = unsafe { &*facing };
-    let settings = tables::settings();
-    if facing.hidden == 0 && is_free(facing, facing.client_port, &settings) {
+    let (first, count) = tables::snat_ports();
+    if facing.hidden == 0 && is_free(facing, facing.client_port) {
         return 0;
     }
     let mut i = 0;
     while i < CANDIDATES {
         let fraction = facing.seed.wrapping_add(i * STRIDE) & 0xffff;
-        let offset = (fraction * settings.snat_count as u32) >> 16;
-        let port = Be16::new(settings.snat_first.wrapping_add(offset as u16));
-        if is_free(facing, port, &settings) {
+        let offset = (fraction * count as u32) >> 16;
+        let port = Be16::new(first.wrapping_add(offset as u16));
+        if is_free(facing, port) {
             return port.word() as u32;
         }
         i += 1;
@@ -156,8 +155,8 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
 }
 
 #[inline(always)]
-fn is_free(facing: &Facing, port: Be16, settings: &Settings) -> bool {
-    let (key, bucket) = facing.reply(port, settings.flow_mask);
+fn is_free(facing: &Facing, port: Be16) -> bool {
+    let (key, bucket) = facing.reply(port);
     let Some((_, reply)) = tables::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
     let Some(entry) = tables::flow_at(reply.place()) else { return true };
     let Some((flow, state)) = entry.snapshot() else { return true };
@@ -165,7 +164,7 @@ fn is_free(facing: &Facing, port: Be16, settings: &Settings) -> bool {
         return true;
     }
     // Taken away for good: should its client come back, it must not share the port.
-    state.is_expired(tables::now(settings), &tables::idle_times(settings)) && entry.remove(state)
+    state.is_expired(tables::now(), &tables::idle_times()) && entry.remove(state)
 }
 
 /// Whether a flow goes to the same address and port, be it under another backend's number.

@@ -27,29 +27,41 @@ pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
     let (dst, transparent) = tables::address(ip.dst);
-    if (dst.is_some() || transparent) && is_of_local_vlan(packet, ip) {
+    if (dst.is(Address::ANY) || transparent) && is_of_local_vlan(packet, ip) {
         return Ok(hop::LOCAL);
     }
-    if let Some(dst) = dst {
-        if dst.flags & Address::VIP != 0 {
-            return to_vip::<FIRST, false>(packet, ip, &dst);
+    if dst.is(Address::VIP) {
+        let segment = segment::<FIRST>(packet, ip)?;
+        let service = tables::service_id(&dst, segment.dport, segment.l4);
+        if service != 0 {
+            return to_service::<FIRST, false>(packet, ip, &segment, &dst, service);
         }
-        if dst.flags & Address::SOURCE != 0 {
-            return from_backend::<FIRST>(packet, ip, dst.id, Direction::Reply);
-        }
-    }
-    if transparent {
-        if icmp::is_icmp(ip) {
-            // It may come from a router, and be about a packet to a backend that knows its client.
-            return Ok(Verdict::GoOn(Stage::Icmp));
-        } else if let (Some(src), _) = tables::address(ip.src)
-            && src.flags & Address::BACKEND != 0
-        {
-            let local = record::transparent_local(ip.dst);
-            return from_backend::<FIRST>(packet, ip, local, Direction::TransparentReply);
+        if !dst.is(Address::SOURCE) {
+            return Ok(to_closed_port(ip, &segment, &dst));
         }
     }
-    Ok(Verdict::Pass(PassReason::NotOurs))
+    let (local, direction) = if dst.is(Address::SOURCE) {
+        (dst.id, Direction::Reply)
+    } else if transparent && icmp::is_icmp(ip) {
+        // It may come from a router, and be about a packet to a backend that knows its client.
+        return Ok(Verdict::GoOn(Stage::Icmp));
+    } else if transparent && tables::address(ip.src).0.is(Address::BACKEND) {
+        (record::transparent_local(ip.dst), Direction::TransparentReply)
+    } else {
+        return Ok(Verdict::Pass(PassReason::NotOurs));
+    };
+    from_backend::<FIRST>(packet, ip, local, direction)
+}
+
+#[inline(always)]
+fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
+    if vip.is(Address::ASK) && ask::is_open(ip, vip.id, segment) {
+        Verdict::Drop(DropReason::Asking)
+    } else if vip.is(Address::DROP_CLOSED) {
+        Verdict::Drop(DropReason::ClosedPort)
+    } else {
+        Verdict::Pass(PassReason::ClosedPort)
+    }
 }
 
 /// Whether the frame has the tag of a VLAN for which this host has a device. The stack takes such tags off, and puts on what
@@ -66,29 +78,18 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
 
 /// `QUIC` is the program for services that go by connection ids.
 #[inline(always)]
-pub fn to_vip<const FIRST: bool, const QUIC: bool>(
+pub fn to_service<const FIRST: bool, const QUIC: bool>(
     packet: &mut Packet,
     ip: &Ip,
+    segment: &Segment,
     vip: &Known,
+    service: u16,
 ) -> Result<Verdict, Verdict> {
-    let segment = segment::<FIRST>(packet, ip)?;
-    let service = tables::service_id(vip, segment.dport, segment.l4);
-    if service == 0 {
-        return if vip.flags & Address::SOURCE != 0 {
-            from_backend::<FIRST>(packet, ip, vip.id, Direction::Reply)
-        } else if vip.flags & Address::ASK != 0 && ask::is_open(ip, vip.id, &segment) {
-            Ok(Verdict::Drop(DropReason::Asking))
-        } else if vip.flags & Address::DROP_CLOSED != 0 {
-            Ok(Verdict::Drop(DropReason::ClosedPort))
-        } else {
-            Ok(Verdict::Pass(PassReason::ClosedPort))
-        };
-    }
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    match flow_of::<FIRST, QUIC>(packet, ip, &segment, vip, service) {
-        Ok(way) => send_to_backend::<FIRST>(packet, ip, &segment, service, &way),
+    match flow_of::<FIRST, QUIC>(packet, ip, segment, vip, service) {
+        Ok(way) => send_to_backend::<FIRST>(packet, ip, segment, service, &way),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => Ok(Verdict::GoOn(Stage::Reject)),
         Err(verdict) => Ok(verdict),
     }
@@ -144,11 +145,10 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
         // QUIC has no fragments (RFC 9000 section 14).
         return Err(Verdict::GoOn(Stage::Quic));
     }
-    let settings = tables::settings();
-    let now = tables::now(&settings);
+    let now = tables::now();
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
     let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
-    let index = hash as u32 & settings.flow_mask;
+    let index = tables::flow_bucket(hash);
     let bucket = tables::flows(index).ok_or(INTERNAL)?;
 
     if let Some((way, state)) = bucket.find(&key)
@@ -160,14 +160,7 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
             let facing = facing(backend, ip, segment, hash);
-            record_reply(
-                &facing,
-                state.shown_port(&key),
-                tables::place(index, way),
-                phase,
-                now,
-                settings.flow_mask,
-            );
+            record_reply(&facing, state.shown_port(&key), tables::place(index, way), phase, now);
         }
         bucket.entries[way & 3].touch(state, phase, now);
         return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
@@ -177,7 +170,7 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
     let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     reachable(packet, ip, backend)?;
     limit::pass(service, backend, ip.src, bytes(ip), true)?;
-    let new = NewFlow { backend, backend_id, key, bucket: index, hash, now, flow_mask: settings.flow_mask };
+    let new = NewFlow { backend, backend_id, key, bucket: index, hash, now };
     let snat_port = new.record(ip, segment)?;
     Ok(Way { backend_id, backend, snat_port, hash })
 }
@@ -249,7 +242,7 @@ fn choose(
     let pool = pool(service_id, service, ip.src);
     if pool == 0 {
         // Its routes are for other sources, so to this client there is no service.
-        return Err(if vip.flags & Address::DROP_CLOSED != 0 {
+        return Err(if vip.is(Address::DROP_CLOSED) {
             Verdict::Drop(DropReason::ClosedPort)
         } else {
             Verdict::Pass(PassReason::ClosedPort)
@@ -282,7 +275,6 @@ struct NewFlow {
     bucket: u32,
     hash: u64,
     now: u16,
-    flow_mask: u32,
 }
 
 impl NewFlow {
@@ -305,8 +297,7 @@ impl NewFlow {
         // NAT cannot do without entries, so these displace others if they must.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
         let shown = if port.is_zero() { segment.sport } else { port };
-        let place = tables::place(self.bucket, way);
-        if record_reply(&facing, shown, place, phase, self.now, self.flow_mask) {
+        if record_reply(&facing, shown, tables::place(self.bucket, way), phase, self.now) {
             Ok(port)
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))
@@ -334,8 +325,8 @@ fn facing(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Facing {
 
 /// Records where a backend's packets to `port` lead. `false` if there is no entry to spare.
 #[inline(always)]
-fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16, flow_mask: u32) -> bool {
-    let (key, bucket) = facing.reply(port, flow_mask);
+fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16) -> bool {
+    let (key, bucket) = facing.reply(port);
     nlb_record(&record::Entry { key, state: State::reply(place, phase, now), bucket, must: 1 }) != 0
 }
 
@@ -469,7 +460,7 @@ pub fn flow_answered_by(
 ) -> Result<Answered, Verdict> {
     let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
-    let bucket = tables::flows(hash as u32 & tables::settings().flow_mask).ok_or(INTERNAL)?;
+    let bucket = tables::flows(tables::flow_bucket(hash)).ok_or(INTERNAL)?;
     let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
 
     let entry = tables::flow_at(reply.place()).ok_or(INTERNAL)?;
@@ -504,7 +495,7 @@ fn leads_back(
 /// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
 #[inline(always)]
 fn note_reply(found: &Answered, segment: &Segment) {
-    let now = tables::now(&tables::settings());
+    let now = tables::now();
     let phase = flow::next_phase(found.state.phase(), segment.flags, false);
     found.entry.touch(found.state, phase, now);
     found.reply_entry.touch(found.reply, phase, now);

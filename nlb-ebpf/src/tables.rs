@@ -19,6 +19,7 @@ use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::sources::Sources;
 use nlb_common::verdict::{COUNTERS, Verdict};
 
+use crate::hop::KnownWay;
 use crate::packet::on_stack;
 
 /// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way.
@@ -105,6 +106,12 @@ static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 #[btf_map]
 static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Ways that this CPU has asked the kernel for, by a hash of where they lead.
+#[btf_map]
+static KNOWN_WAYS: PerCpuArray<KnownWay, KNOWN_WAYS_OF_CPU> = PerCpuArray::new();
+
+const KNOWN_WAYS_OF_CPU: usize = 4096;
+
 /// What a program leaves behind for the one that it goes on in.
 #[btf_map]
 static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
@@ -138,11 +145,24 @@ static SETTINGS: Settings = Settings {
     jiffy: 4_000_000,
 };
 
+/// What user space has put in the place of a constant.
 #[inline(always)]
-pub fn settings() -> Settings {
-    // SAFETY: a valid reference. Volatile, because user space replaces the value before the program is loaded, which
-    // the compiler must not assume away.
-    unsafe { core::ptr::read_volatile(&SETTINGS) }
+fn constant<T: Copy>(constant: &'static T) -> T {
+    // SAFETY: a valid reference. Volatile, because the value is replaced before the program is loaded, which the compiler must
+    // not assume away.
+    unsafe { core::ptr::read_volatile(constant) }
+}
+
+/// Whether packets may go back out of the interface they came in by with XDP_TX.
+#[inline(always)]
+pub fn uses_tx() -> bool {
+    constant(&SETTINGS.use_tx) != 0
+}
+
+/// The first source port of SNAT, and how many there are.
+#[inline(always)]
+pub fn snat_ports() -> (u16, u16) {
+    (constant(&SETTINGS.snat_first), constant(&SETTINGS.snat_count))
 }
 
 /// The UDP port that GUE is sent to. Apart from the settings, which every packet reads.
@@ -151,8 +171,7 @@ static GUE_PORT: u16 = gue::PORT;
 
 #[inline(always)]
 pub fn gue_port() -> Be16 {
-    // SAFETY: as in `settings`.
-    Be16::new(unsafe { core::ptr::read_volatile(&GUE_PORT) })
+    Be16::new(constant(&GUE_PORT))
 }
 
 /// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6. Apart from the settings likewise.
@@ -164,8 +183,7 @@ static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
 pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
     let [over_v4, over_v6] = &IPIP_SOURCES;
     let sources = if v6 { over_v6 } else { over_v4 };
-    // SAFETY: as in `settings`.
-    let sources = unsafe { core::ptr::read_volatile(sources) };
+    let sources = constant(sources);
     (!sources.are_none()).then(|| sources.of(hash))
 }
 
@@ -188,7 +206,7 @@ pub fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
 #[inline(always)]
 pub fn may_send_icmp_error() -> bool {
     const PER_TICK: u64 = 500;
-    let tick = (now(&settings()) as u64) << 32;
+    let tick = (now() as u64) << 32;
     let Some(sent) = ICMP_ERRORS.get_ptr_mut(0) else { return false };
     // SAFETY: as in `count`.
     let sent = unsafe { &mut *sent };
@@ -207,6 +225,13 @@ pub fn too_long(mtu: u32) -> Verdict {
 }
 
 #[inline(always)]
+pub fn known_way(hash: u64) -> Option<&'static mut KnownWay> {
+    let way = KNOWN_WAYS.get_ptr_mut(hash as u32 & (KNOWN_WAYS_OF_CPU as u32 - 1));
+    // SAFETY: as in `count`.
+    way.map(|way| unsafe { &mut *way })
+}
+
+#[inline(always)]
 pub fn leave_behind(word: u64) {
     if let Some(room) = LEFT_BEHIND.get_ptr_mut(0) {
         // SAFETY: as in `count`.
@@ -219,39 +244,57 @@ pub fn left_behind() -> Option<u64> {
     LEFT_BEHIND.get(0).copied()
 }
 
-/// Time in ticks of about half a second.
+/// Time in ticks of about half a second, as flows are stamped with it.
 #[inline(always)]
-pub fn now(settings: &Settings) -> u16 {
+pub fn now() -> u16 {
+    ticks() as u16
+}
+
+/// The same, which does not come round.
+#[inline(always)]
+pub fn ticks() -> u32 {
     // SAFETY: the helper takes no arguments.
-    (unsafe { bpf_jiffies64() } >> settings.tick_shift) as u16
+    (unsafe { bpf_jiffies64() } >> constant(&SETTINGS.tick_shift)) as u32
+}
+
+/// Nanoseconds from one jiffy to the next.
+#[inline(always)]
+pub fn jiffy() -> u64 {
+    constant(&SETTINGS.jiffy) as u64
 }
 
 /// Time in nanoseconds, from jiffy to jiffy.
 #[inline(always)]
-pub fn nanoseconds(settings: &Settings) -> u64 {
+pub fn nanoseconds() -> u64 {
     // SAFETY: the helper takes no arguments.
-    unsafe { bpf_jiffies64() }.wrapping_mul(settings.jiffy as u64)
+    unsafe { bpf_jiffies64() }.wrapping_mul(jiffy())
 }
 
 #[inline(always)]
-pub fn idle_times(s: &Settings) -> IdleTimes {
-    IdleTimes { opening: s.opening, established: s.established, closing: s.closing, udp: s.udp }
+pub fn idle_times() -> IdleTimes {
+    IdleTimes {
+        opening: constant(&SETTINGS.opening),
+        established: constant(&SETTINGS.established),
+        closing: constant(&SETTINGS.closing),
+        udp: constant(&SETTINGS.udp),
+    }
 }
 
 /// What an address is to us, and whether there are backends whose replies are found by their source address.
 #[inline(always)]
-pub fn address(addr: Addr) -> (Option<Known>, bool) {
+pub fn address(addr: Addr) -> (Known, bool) {
     let (index, table) = (Address::bucket(addr), current(CURRENT_ADDRESSES));
-    let Some(bucket) = ADDRESSES.get(table + index) else { return (None, false) };
+    let Some(bucket) = ADDRESSES.get(table + index) else { return (Known::default(), false) };
     let transparent = bucket[0].flags & Address::TRANSPARENT != 0;
     if let Some(found) = find_address(bucket, addr) {
-        return (Some(found), transparent);
+        return (found, transparent);
     }
     if bucket[0].flags & Address::OVERFLOWED == 0 {
-        return (None, transparent);
+        return (Known::default(), transparent);
     }
     let next = (index + 1) & (ADDRESS_BUCKETS - 1);
-    (ADDRESSES.get(table + next).and_then(|bucket| find_address(bucket, addr)), transparent)
+    let found = ADDRESSES.get(table + next).and_then(|bucket| find_address(bucket, addr));
+    (found.unwrap_or_default(), transparent)
 }
 
 /// Where the current copy of a table begins.
@@ -266,14 +309,22 @@ fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<Known> {
     Some(Known { flags: entry.flags, id: entry.id, any_tcp: entry.any_port.tcp, any_udp: entry.any_port.udp })
 }
 
-/// What an address is to us. By value: the verifier would follow a reference on from each of the places that it can
-/// point to.
+/// What an address is to us; without flags, nothing. By value: the verifier would follow a reference on from each of the places
+/// that it can point to. And no `Option`: the compiler would carry along what is not there, which the verifier refuses to see read.
 #[derive(Clone, Copy, Default)]
 pub struct Known {
     pub flags: u32,
     pub id: u16,
     any_tcp: u16,
     any_udp: u16,
+}
+
+impl Known {
+    /// Whether it has one of these flags.
+    #[inline(always)]
+    pub fn is(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
 }
 
 /// The service of a VIP's port; 0 if there is none.
@@ -341,6 +392,12 @@ pub fn backend(id: u16) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn vip(id: u16) -> Option<Addr> {
     VIPS.get(id as u32).copied()
+}
+
+/// The bucket of a flow's hash.
+#[inline(always)]
+pub fn flow_bucket(hash: u64) -> u32 {
+    hash as u32 & constant(&SETTINGS.flow_mask)
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use nlb_common::abi::{LOOPBACK, Stage};
+use nlb_common::abi::{Address, LOOPBACK, Stage};
 use nlb_common::frame::Frame;
 use nlb_common::net::Mac;
 use nlb_common::parse;
@@ -99,7 +99,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
     }
     let Ok(ip) = parse::ip(packet) else { return false };
     let (known, transparent) = tables::address(ip.dst);
-    if known.is_none() && !transparent {
+    if !known.is(Address::ANY) && !transparent {
         return false;
     }
     packet.pull(if parse::has_extensions(&ip) { MOST } else { ip.next + TCP }).is_some()
