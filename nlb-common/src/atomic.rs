@@ -1,34 +1,41 @@
 //! A shared 64-bit word with compare-and-exchange on every target.
 //!
-//! For the host this is `AtomicU64`. For BPF it is not: the compiler's description of that target denies
+//! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is not: the compiler's description of that target denies
 //! compare-and-exchange, which BPF has had since Linux 5.12, and its code generator knows no relaxed loads. There, an
 //! aligned 64-bit load or store is one instruction, so volatile access is what atomics would compile to, and the intrinsic
 //! behind `compare_exchange` works.
 
 #[cfg(not(target_arch = "bpf"))]
 mod word {
+    #[cfg(not(loom))]
     use core::sync::atomic::{AtomicU64, Ordering};
+
+    #[cfg(loom)]
+    use loom::sync::atomic::{AtomicU64, Ordering};
 
     #[repr(transparent)]
     #[derive(Default)]
     pub struct Word(AtomicU64);
 
+    // The orders are those that every load and store has on x86, for which the BPF program is made (Sewell et al., "x86-TSO",
+    // CACM 53(7), 2010).
     impl Word {
+        #[cfg(not(loom))]
         pub const fn new(value: u64) -> Self {
             Word(AtomicU64::new(value))
         }
 
         pub fn load(&self) -> u64 {
-            self.0.load(Ordering::Relaxed)
+            self.0.load(Ordering::Acquire)
         }
 
         pub fn store(&self, value: u64) {
-            self.0.store(value, Ordering::Relaxed);
+            self.0.store(value, Ordering::Release);
         }
 
         /// Stores `new` if the word is still `old`, and says whether it was.
         pub fn exchange(&self, old: u64, new: u64) -> bool {
-            self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+            self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::Acquire).is_ok()
         }
     }
 }

@@ -15,6 +15,7 @@ const CHECKS: &[Check] = &[
     ("clippy", clippy),
     ("clippy of the XDP programs", clippy_ebpf),
     ("unit tests", unit_tests),
+    ("interleavings of the flow table", interleavings),
     ("fuzzing of the parsers", fuzz::parsers_for_a_while),
     ("privileged tests", privileged_tests),
 ];
@@ -62,6 +63,16 @@ fn clippy_ebpf() -> Result<()> {
 
 fn unit_tests() -> Result<()> {
     command::run(&mut workspace::cargo("test"))
+}
+
+/// By a model checker, for which the table's words are another type: hence with flags and a directory of its own.
+fn interleavings() -> Result<()> {
+    command::run(
+        workspace::cargo("test")
+            .args(["--package", "nlb-common", "--test", "interleavings", "--release"])
+            .args(["--target-dir", "target/loom"])
+            .env("RUSTFLAGS", "--cfg loom"),
+    )
 }
 
 /// Built as the user who calls, run as root by way of cargo's runner setting. They start the daemon and the modules

@@ -1,0 +1,169 @@
+//! The flow table in every interleaving of a few threads, and with every value that a load may see on x86: loom runs them one by
+//! one. `contention` in `properties` tries real threads, which meet some interleavings often and others never.
+//!
+//! Built with `--cfg loom` only, as `cargo xtask test` does (docs/testing.md).
+#![cfg(loom)]
+
+use loom::sync::Arc;
+use loom::thread;
+use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
+use nlb_common::net::{Addr, Be16, L4};
+
+const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000 };
+
+/// The flows of a full bucket, by their numbers; the first is idle longest, so that it is the one to give way.
+const OLD: [u16; 4] = [1, 2, 3, 4];
+const NOW: u16 = 100;
+
+/// Every word of the key tells which flow it is, so that a mixture of two keys belongs to nobody.
+fn key(flow: u16) -> Key {
+    let port = Be16::new(flow);
+    let addr = Addr { hi: flow.into(), lo: !u64::from(flow) };
+    Key::new(addr, port, port, flow, L4::Udp, Direction::Forward)
+}
+
+/// The backend tells whose it is.
+fn state(flow: u16, seen: u16) -> State {
+    State::forward(flow, Be16::new(flow), 0, phase::UDP | phase::ESTABLISHED, seen)
+}
+
+fn full() -> Arc<Bucket> {
+    let bucket = Bucket::default();
+    for flow in OLD {
+        assert!(record(&bucket, flow, 90 + flow).is_some());
+    }
+    Arc::new(bucket)
+}
+
+/// Puts a flow on record, in the place of another if it must.
+fn record(bucket: &Bucket, flow: u16, now: u16) -> Option<usize> {
+    bucket.insert(&key(flow), state(flow, now), now, &IDLE, true, |_, _| false)
+}
+
+/// Looks a flow up; what is found has to be its own.
+fn find(bucket: &Bucket, flow: u16) -> Option<(usize, State)> {
+    let found = bucket.find(&key(flow));
+    if let Some((_, state)) = found {
+        assert_eq!(state.backend(), flow, "another flow's backend");
+        assert_eq!(state.snat_port(), Be16::new(flow), "another flow's port");
+    }
+    found
+}
+
+/// Every entry is one flow's, and none has two.
+fn is_sound(bucket: &Bucket) {
+    let mut seen = Vec::new();
+    for entry in &bucket.entries {
+        let (there, state) = entry.snapshot().expect("nobody is at work any more");
+        assert_eq!(there, key(state.backend()), "a mixture was left behind");
+        assert!(!seen.contains(&state.backend()), "flow {} is there twice", state.backend());
+        seen.push(state.backend());
+    }
+}
+
+#[test]
+fn a_reader_meets_the_old_flow_or_the_new_one_or_none() {
+    loom::model(|| {
+        let bucket = full();
+        let writer = {
+            let bucket = bucket.clone();
+            thread::spawn(move || record(&bucket, 9, NOW))
+        };
+        find(&bucket, 1);
+        find(&bucket, 9);
+        assert!(writer.join().unwrap().is_some(), "nobody was in its way");
+        assert!(find(&bucket, 9).is_some() && find(&bucket, 1).is_none());
+        is_sound(&bucket);
+    });
+}
+
+#[test]
+fn of_two_writers_to_an_entry_one_wins_and_the_other_knows() {
+    loom::model(|| {
+        let bucket = full();
+        let writers = [8, 9].map(|flow| {
+            let bucket = bucket.clone();
+            thread::spawn(move || record(&bucket, flow, NOW).is_some())
+        });
+        let won = writers.map(|writer| writer.join().unwrap());
+        assert!(won.contains(&true), "one of them was first");
+        // The second may come late enough to take the first's entry, or another.
+        let there = [8, 9].map(|flow| find(&bucket, flow).is_some());
+        assert!(there.contains(&true));
+        for (won, there) in won.into_iter().zip(there) {
+            assert!(won || !there, "one that was told it lost is there");
+        }
+        is_sound(&bucket);
+    });
+}
+
+#[test]
+fn a_reader_is_not_confused_by_two_writers() {
+    loom::model(|| {
+        let bucket = full();
+        let writers = [8, 9].map(|flow| {
+            let bucket = bucket.clone();
+            thread::spawn(move || record(&bucket, flow, NOW))
+        });
+        find(&bucket, 9);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        is_sound(&bucket);
+    });
+}
+
+#[test]
+fn a_late_packet_of_the_old_flow_does_not_touch_the_new_one() {
+    loom::model(|| {
+        let bucket = full();
+        let writer = {
+            let bucket = bucket.clone();
+            thread::spawn(move || record(&bucket, 9, NOW))
+        };
+        if let Some((way, state)) = find(&bucket, 1) {
+            bucket.entries[way].touch(state, state.phase() | phase::ESTABLISHED, NOW + 1);
+        }
+        writer.join().unwrap();
+        is_sound(&bucket);
+        if let Some((_, state)) = find(&bucket, 9) {
+            assert_eq!(state.seen(), NOW, "the time of another flow's packet");
+        }
+    });
+}
+
+#[test]
+fn a_fin_is_not_lost_to_a_packet_at_the_same_time() {
+    loom::model(|| {
+        let bucket = Arc::new(Bucket::default());
+        let open = State::forward(1, Be16::new(1), 0, phase::ESTABLISHED, NOW);
+        bucket.insert(&key(1), open, NOW, &IDLE, true, |_, _| false);
+        let threads = [phase::CLIENT_FIN, phase::BACKEND_FIN].map(|fin| {
+            let bucket = bucket.clone();
+            thread::spawn(move || {
+                let (way, state) = find(&bucket, 1).expect("nobody takes it away");
+                bucket.entries[way].touch(state, state.phase() | fin, NOW + 1);
+            })
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let (_, state) = find(&bucket, 1).expect("nobody took it away");
+        assert!(state.is_closed(), "a FIN was lost: {:b}", state.phase());
+    });
+}
+
+#[test]
+fn who_forgets_a_flow_forgets_no_other() {
+    loom::model(|| {
+        let bucket = full();
+        let writer = {
+            let bucket = bucket.clone();
+            thread::spawn(move || record(&bucket, 9, NOW).is_some())
+        };
+        if let Some((way, state)) = find(&bucket, 1) {
+            bucket.entries[way].remove(state);
+        }
+        assert!(writer.join().unwrap() == find(&bucket, 9).is_some(), "a flow that nobody removed");
+    });
+}
