@@ -179,26 +179,32 @@ fn row_31_a_limit_can_be_raised() -> Result<()> {
 }
 
 /// One limit for all CPUs: each of them asks without end, and together they get what the limit gives in the time that really
-/// went by. The burst bridges seconds in which this process is not given a CPU.
+/// went by. The burst bridges seconds in which this process is not given a CPU, and the rate is one that emulated machines reach.
 #[test]
 fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
-    const BURST: u64 = 4000;
+    const RATE: u64 = 200;
+    const BURST: u64 = 4 * RATE;
     let [family, _] = families();
     let none = || few(LimitTarget::All, LimitUnit::Packets, 0);
     let bytes = family.ack().bytes().len() as u64 - 14;
     for (what, packet, units, limit_of) in [
-        ("packets a second", family.ack(), 1, RateLimit { per_second: 1000, burst: BURST, ..none() }),
+        ("packets a second", family.ack(), 1, RateLimit { per_second: RATE, burst: BURST, ..none() }),
         (
             "bytes a minute",
             family.ack(),
             bytes,
-            RateLimit { unit: LimitUnit::Bytes, per_minute: 60_000 * bytes, burst: BURST * bytes, ..none() },
+            RateLimit {
+                unit: LimitUnit::Bytes,
+                per_minute: 60 * RATE * bytes,
+                burst: BURST * bytes,
+                ..none()
+            },
         ),
         (
             "new flows an hour",
             family.syn(),
             1,
-            RateLimit { unit: LimitUnit::NewFlows, per_hour: 3_600_000, burst: BURST, ..none() },
+            RateLimit { unit: LimitUnit::NewFlows, per_hour: 3600 * RATE, burst: BURST, ..none() },
         ),
     ] {
         let mut rig = Rig::new(ForwardMode::DsrL2)?;
@@ -231,7 +237,7 @@ fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
         let passed = rig.on_each_cpu(|program| ask(program, first + Duration::from_secs(3)))?;
         let (passed, last): (Vec<u64>, Vec<Duration>) = passed.into_iter().unzip();
         let last = last.into_iter().max().expect("a CPU");
-        let wanted = 1000.0 * (last - first).as_secs_f64();
+        let wanted = RATE as f64 * (last - first).as_secs_f64();
         assert!(passed.len() > 1, "this machine has one CPU: nothing to share");
         assert!(passed.iter().all(|passed| *passed > 0), "{what}: {passed:?}");
         let total: u64 = passed.iter().sum();
