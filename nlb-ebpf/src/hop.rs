@@ -76,6 +76,8 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
+    // Read before the kernel is asked, so that a change meanwhile counts.
+    let moment = tables::moment_of_ways();
     let answer = look_up(ctx.cast(), query, len);
     // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
     let query = unsafe { &*query };
@@ -84,7 +86,7 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32
             ON_THIS_HOST
         }
         BPF_FIB_LKUP_RET_SUCCESS => {
-            remember(query);
+            remember(query, moment);
             answer
         }
         _ => answer,
@@ -97,25 +99,26 @@ pub struct KnownWay {
     src: Addr,
     dst: Addr,
     hop: NextHop,
-    mtu: u32,
-    /// When that was, in ticks.
-    at: u32,
+    mtu: u64,
+    /// When that was.
+    moment: u64,
 }
 
-/// What the kernel says of a way is taken to hold for the rest of a tick, half a second at most: to ask it for every packet
-/// costs several times what all the rest does.
+/// What the kernel says of a way is taken to hold until user space hears of a change, and no longer than to the end of a tick, half a
+/// second at most: to ask it for every packet costs several times what all the rest does.
 #[inline(always)]
 fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
     let way = tables::known_way(hash::addr(dst))?;
-    let holds = way.dst == dst && way.src == src && way.at == tables::ticks() && len <= way.mtu;
+    let holds =
+        way.dst == dst && way.src == src && way.moment == tables::moment_of_ways() && len as u64 <= way.mtu;
     holds.then_some(way.hop)
 }
 
 #[inline(always)]
-fn remember(query: &Query) {
+fn remember(query: &Query, moment: u64) {
     if let Some(way) = tables::known_way(hash::addr(query.dst)) {
         let Query { src, dst, hop, mtu, .. } = *query;
-        *way = KnownWay { src, dst, hop, mtu, at: tables::ticks() };
+        *way = KnownWay { src, dst, hop, mtu: mtu as u64, moment };
     }
 }
 

@@ -112,6 +112,10 @@ static KNOWN_WAYS: PerCpuArray<KnownWay, KNOWN_WAYS_OF_CPU> = PerCpuArray::new()
 
 const KNOWN_WAYS_OF_CPU: usize = 4096;
 
+/// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told of.
+#[btf_map]
+static WAYS_CHANGED: Array<u64, 1, MMAPABLE> = Array::new();
+
 /// What a program leaves behind for the one that it goes on in.
 #[btf_map]
 static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
@@ -222,6 +226,12 @@ pub fn may_send_icmp_error() -> bool {
 pub fn too_long(mtu: u32) -> Verdict {
     leave_behind(mtu as u64);
     Verdict::GoOn(Stage::TooBig)
+}
+
+/// The moment for which the kernel's answer about a way holds: a tick of the clock, and until something changes.
+#[inline(always)]
+pub fn moment_of_ways() -> u64 {
+    WAYS_CHANGED.get(0).map_or(0, |changes| *changes << 32) | ticks() as u64
 }
 
 #[inline(always)]

@@ -10,14 +10,14 @@ use tokio::task::JoinSet;
 use crate::compile::Hops;
 use crate::config::Config;
 use crate::loader::{self, Datapath, Sizes};
-use crate::maps::bpf::{self, BpfMaps, LocalLinks, Readings};
+use crate::maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
 use crate::maps::upcalls::Upcalls;
 use crate::model::Desired;
 use crate::netlink::Netlink;
 use crate::reconcile::{self, Applied};
 use crate::stats::{self, Collector, Traffic};
 use crate::wires::{Attachments, Wires};
-use crate::{inward, nexthop, park, upcall};
+use crate::{inward, nexthop, park, upcall, ways};
 
 /// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
 pub struct Running {
@@ -65,6 +65,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         details.push((format!("xdp.{interface}"), mode));
     }
     let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
+    let ways_changed = WaysChanged::take(&mut datapath.bpf)?;
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
@@ -74,6 +75,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let mut tasks = JoinSet::new();
     tasks.spawn(nexthop::run(desired.clone(), asked, hops_sent, wires.clone()));
     tasks.spawn(inward::run(wires, door, local));
+    tasks.spawn(ways::run(ways_changed));
     tasks.spawn(attachments.keep());
     let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));
     tasks.spawn(async move {

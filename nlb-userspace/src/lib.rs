@@ -38,5 +38,6 @@ pub mod stats;
 pub mod store;
 pub mod upcall;
 pub mod vips;
+pub mod ways;
 pub mod wires;
 pub mod wish;

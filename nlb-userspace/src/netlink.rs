@@ -35,7 +35,7 @@ pub struct RouteTo {
 }
 
 impl Netlink {
-    /// Opens the connection. The receiver gets a note when links, addresses, routes or neighbours change; several
+    /// Opens the connection. The receiver gets a note when links, addresses, routes, rules or neighbours change; several
     /// changes may make one note.
     pub fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
         let groups = [
@@ -43,8 +43,10 @@ impl Netlink {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
         ];
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;

@@ -270,6 +270,24 @@ impl Readings {
     }
 }
 
+/// How often the kernel's ways have changed.
+pub struct WaysChanged {
+    words: Words,
+    times: u32,
+}
+
+impl WaysChanged {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let words = Words::new(array(bpf, "WAYS_CHANGED")?.fd().as_fd(), 1)?;
+        Ok(WaysChanged { words, times: 0 })
+    }
+
+    pub fn count(&mut self) {
+        self.times = self.times.wrapping_add(1);
+        self.words.store(0, self.times);
+    }
+}
+
 /// Frames that wait for a next hop.
 pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
     Ok(take(bpf, "PARKED")?.try_into()?)

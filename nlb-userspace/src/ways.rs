@@ -1,0 +1,13 @@
+//! Tells the programs that the kernel's ways may have changed, so that replies follow at once: they remember what the kernel said of
+//! them last (`nlb-ebpf/src/hop.rs`).
+
+use crate::maps::bpf::WaysChanged;
+use crate::netlink::Netlink;
+
+pub async fn run(mut changed: WaysChanged) -> anyhow::Result<()> {
+    let (_netlink, mut notes) = Netlink::open()?;
+    while notes.recv().await.is_some() {
+        changed.count();
+    }
+    anyhow::bail!("the kernel's notes about routes have ended")
+}
