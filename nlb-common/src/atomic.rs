@@ -1,9 +1,9 @@
 //! A shared 64-bit word with compare-and-exchange on every target.
 //!
-//! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is not: the compiler's description of that target denies
-//! compare-and-exchange, which BPF has had since Linux 5.12, and its code generator knows no relaxed loads. There, an
-//! aligned 64-bit load or store is one instruction, so volatile access is what atomics would compile to, and the intrinsic
-//! behind `compare_exchange` works.
+//! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is not: the compiler's description of
+//! that target denies compare-and-exchange, which BPF has had since Linux 5.12, and its code generator knows no relaxed loads.
+//! There, an aligned 64-bit load or store is one instruction, so volatile access is what atomics would compile to, and the
+//! intrinsic behind `compare_exchange` works.
 
 #[cfg(not(target_arch = "bpf"))]
 mod word {

@@ -5,7 +5,7 @@
 #![cfg(loom)]
 
 use loom::sync::Arc;
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
 use nlb_common::net::{Addr, Be16, L4};
 
@@ -40,6 +40,12 @@ fn record(bucket: &Bucket, flow: u16, now: u16) -> Option<usize> {
     bucket.insert(&key(flow), state(flow, now), now, &IDLE, true, |_, _| false)
 }
 
+/// A thread that does so.
+fn writer(bucket: &Arc<Bucket>, flow: u16) -> JoinHandle<Option<usize>> {
+    let bucket = bucket.clone();
+    thread::spawn(move || record(&bucket, flow, NOW))
+}
+
 /// Looks a flow up; what is found has to be its own.
 fn find(bucket: &Bucket, flow: u16) -> Option<(usize, State)> {
     let found = bucket.find(&key(flow));
@@ -65,10 +71,7 @@ fn is_sound(bucket: &Bucket) {
 fn a_reader_meets_the_old_flow_or_the_new_one_or_none() {
     loom::model(|| {
         let bucket = full();
-        let writer = {
-            let bucket = bucket.clone();
-            thread::spawn(move || record(&bucket, 9, NOW))
-        };
+        let writer = writer(&bucket, 9);
         find(&bucket, 1);
         find(&bucket, 9);
         assert!(writer.join().unwrap().is_some(), "nobody was in its way");
@@ -81,11 +84,8 @@ fn a_reader_meets_the_old_flow_or_the_new_one_or_none() {
 fn of_two_writers_to_an_entry_one_wins_and_the_other_knows() {
     loom::model(|| {
         let bucket = full();
-        let writers = [8, 9].map(|flow| {
-            let bucket = bucket.clone();
-            thread::spawn(move || record(&bucket, flow, NOW).is_some())
-        });
-        let won = writers.map(|writer| writer.join().unwrap());
+        let writers = [8, 9].map(|flow| writer(&bucket, flow));
+        let won = writers.map(|writer| writer.join().unwrap().is_some());
         assert!(won.contains(&true), "one of them was first");
         // The second may come late enough to take the first's entry, or another.
         let there = [8, 9].map(|flow| find(&bucket, flow).is_some());
@@ -101,10 +101,7 @@ fn of_two_writers_to_an_entry_one_wins_and_the_other_knows() {
 fn a_reader_is_not_confused_by_two_writers() {
     loom::model(|| {
         let bucket = full();
-        let writers = [8, 9].map(|flow| {
-            let bucket = bucket.clone();
-            thread::spawn(move || record(&bucket, flow, NOW))
-        });
+        let writers = [8, 9].map(|flow| writer(&bucket, flow));
         find(&bucket, 9);
         for writer in writers {
             writer.join().unwrap();
@@ -117,10 +114,7 @@ fn a_reader_is_not_confused_by_two_writers() {
 fn a_late_packet_of_the_old_flow_does_not_touch_the_new_one() {
     loom::model(|| {
         let bucket = full();
-        let writer = {
-            let bucket = bucket.clone();
-            thread::spawn(move || record(&bucket, 9, NOW))
-        };
+        let writer = writer(&bucket, 9);
         if let Some((way, state)) = find(&bucket, 1) {
             bucket.entries[way].touch(state, state.phase() | phase::ESTABLISHED, NOW + 1);
         }
@@ -157,13 +151,10 @@ fn a_fin_is_not_lost_to_a_packet_at_the_same_time() {
 fn who_forgets_a_flow_forgets_no_other() {
     loom::model(|| {
         let bucket = full();
-        let writer = {
-            let bucket = bucket.clone();
-            thread::spawn(move || record(&bucket, 9, NOW).is_some())
-        };
+        let writer = writer(&bucket, 9);
         if let Some((way, state)) = find(&bucket, 1) {
             bucket.entries[way].remove(state);
         }
-        assert!(writer.join().unwrap() == find(&bucket, 9).is_some(), "a flow that nobody removed");
+        assert!(writer.join().unwrap().is_some() == find(&bucket, 9).is_some(), "a flow that nobody removed");
     });
 }

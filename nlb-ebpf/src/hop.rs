@@ -28,8 +28,7 @@ struct Query {
     dst: Addr,
     hop: NextHop,
     /// The longest packet that may go there.
-    mtu: u32,
-    _pad: u32,
+    mtu: u64,
 }
 
 /// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
@@ -40,7 +39,7 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHo
     {
         return Ok(hop);
     }
-    let mut query = Query { src, dst, hop: NextHop::default(), mtu: 0, _pad: 0 };
+    let mut query = Query { src, dst, hop: NextHop::default(), mtu: 0 };
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
         Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
@@ -76,11 +75,11 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
+    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
+    let query = unsafe { &mut *query };
     // Read before the kernel is asked, so that a change meanwhile counts.
     let moment = tables::moment_of_ways();
     let answer = look_up(ctx.cast(), query, len);
-    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
-    let query = unsafe { &*query };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if tables::is_local_link(query.hop.ifindex) => {
             ON_THIS_HOST
@@ -104,8 +103,8 @@ pub struct KnownWay {
     moment: u64,
 }
 
-/// What the kernel says of a way is taken to hold until user space hears of a change, and no longer than to the end of a tick, half a
-/// second at most: to ask it for every packet costs several times what all the rest does.
+/// What the kernel says of a way is taken to hold until user space hears of a change, and no longer than to the end of a tick,
+/// half a second at most: to ask it for every packet costs several times what all the rest does.
 #[inline(always)]
 fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
     let way = tables::known_way(hash::addr(dst))?;
@@ -117,8 +116,8 @@ fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
 #[inline(always)]
 fn remember(query: &Query, moment: u64) {
     if let Some(way) = tables::known_way(hash::addr(query.dst)) {
-        let Query { src, dst, hop, mtu, .. } = *query;
-        *way = KnownWay { src, dst, hop, mtu: mtu as u64, moment };
+        let Query { src, dst, hop, mtu } = *query;
+        *way = KnownWay { src, dst, hop, mtu, moment };
     }
 }
 
@@ -126,6 +125,11 @@ fn remember(query: &Query, moment: u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_tc_next_hop(ctx: *mut __sk_buff, query: *mut Query) -> u32 {
+    if query.is_null() {
+        return BPF_FIB_LKUP_RET_NOT_FWDED;
+    }
+    // SAFETY: as in `nlb_next_hop`.
+    let query = unsafe { &mut *query };
     // How long it may be, the kernel sees for itself: a buffer may be cut into segments later.
     look_up(ctx.cast(), query, 0)
 }
@@ -133,12 +137,7 @@ extern "C" fn nlb_tc_next_hop(ctx: *mut __sk_buff, query: *mut Query) -> u32 {
 /// The kernel answers only for interfaces that forward; asking on behalf of loopback makes the packet one of our own, and
 /// lets us leave the real interfaces' settings alone. User space makes `lo` forward.
 #[inline(always)]
-fn look_up(ctx: *mut c_void, query: *mut Query, len: u32) -> u32 {
-    if query.is_null() {
-        return BPF_FIB_LKUP_RET_NOT_FWDED;
-    }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
-    let query = unsafe { &mut *query };
+fn look_up(ctx: *mut c_void, query: &mut Query, len: u32) -> u32 {
     // SAFETY: all of the struct's fields are integers or unions of them, for which zero is valid.
     let mut params: Aligned<FibParams> = unsafe { core::mem::zeroed() };
     let params = &mut params.0;
@@ -155,12 +154,12 @@ fn look_up(ctx: *mut c_void, query: *mut Query, len: u32) -> u32 {
     }
     // SAFETY: valid context, and `params` is as long as we say.
     let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
+    // SAFETY: a union of two 16-bit numbers; where it was told a length, the kernel has put this one there.
+    let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
     if answer == BPF_FIB_LKUP_RET_FRAG_NEEDED && len != 0 {
-        // SAFETY: a union of two 16-bit numbers; the kernel has put this one there.
-        return TOO_LONG | unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+        return TOO_LONG | mtu as u32;
     }
-    // SAFETY: as above, and it has put the way's MTU there if it was told a length.
-    query.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+    query.mtu = mtu as u64;
     // On success the kernel has filled in both MAC addresses.
     query.hop = NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex);
     answer

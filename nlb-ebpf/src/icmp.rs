@@ -18,20 +18,19 @@ use crate::tables::{self, Known};
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = tables::address(ip.dst);
-    let flags = dst.flags;
     let Some(quote) = icmp::quote(packet, &ip) else {
-        return Ok(Verdict::Pass(if flags & Address::VIP != 0 {
+        return Ok(Verdict::Pass(if dst.is(Address::VIP) {
             PassReason::Protocol
         } else {
-            unclaimed(&ip, flags)
+            unclaimed(&ip, &dst)
         }));
     };
-    if flags & Address::VIP != 0
+    if dst.is(Address::VIP)
         && let Some(way) = way_of(&ip, &quote, &dst)
     {
         return to_backend(packet, &ip, &quote, &way);
     }
-    if flags & Address::SOURCE != 0 {
+    if dst.is(Address::SOURCE) {
         return to_client(packet, &ip, &quote, dst.id, Direction::Reply);
     }
     if transparent && tables::address(quote.dst).0.is(Address::BACKEND) {
@@ -43,16 +42,17 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
             Direction::TransparentReply,
         );
     }
-    Ok(Verdict::Pass(unclaimed(&ip, flags)))
+    Ok(Verdict::Pass(unclaimed(&ip, &dst)))
 }
 
 /// Why ICMP that is about no flow is left to the kernel.
 #[inline(always)]
-fn unclaimed(ip: &Ip, flags: u32) -> PassReason {
-    if flags & (Address::VIP | Address::SOURCE) != 0 {
-        return PassReason::NoFlow;
+fn unclaimed(ip: &Ip, dst: &Known) -> PassReason {
+    if dst.is(Address::VIP | Address::SOURCE) || tables::address(ip.src).0.is(Address::BACKEND) {
+        PassReason::NoFlow
+    } else {
+        PassReason::NotOurs
     }
-    if tables::address(ip.src).0.is(Address::BACKEND) { PassReason::NoFlow } else { PassReason::NotOurs }
 }
 
 /// The verdict on an error that is too long for its way: one is never answered by another (RFC 1122 section 3.2.2).

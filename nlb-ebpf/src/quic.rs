@@ -23,6 +23,10 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
         return Ok(Verdict::Pass(PassReason::NotOurs));
     }
     let service = tables::service_id(&vip, segment.dport, segment.l4);
+    if service == 0 {
+        // Nor is there a service any more.
+        return Ok(steer::to_closed_port(&ip, &segment, &vip));
+    }
     steer::to_service::<false, true>(packet, &ip, &segment, &vip, service)
 }
 

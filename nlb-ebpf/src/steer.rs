@@ -54,7 +54,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdi
 }
 
 #[inline(always)]
-fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
+pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
     if vip.is(Address::ASK) && ask::is_open(ip, vip.id, segment) {
         Verdict::Drop(DropReason::Asking)
     } else if vip.is(Address::DROP_CLOSED) {

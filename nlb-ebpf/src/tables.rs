@@ -169,7 +169,7 @@ pub fn snat_ports() -> (u16, u16) {
     (constant(&SETTINGS.snat_first), constant(&SETTINGS.snat_count))
 }
 
-/// The UDP port that GUE is sent to. Apart from the settings, which every packet reads.
+/// The UDP port that GUE is sent to. Apart from the settings, which `nlb decap` has none of.
 #[unsafe(no_mangle)]
 static GUE_PORT: u16 = gue::PORT;
 
@@ -178,7 +178,7 @@ pub fn gue_port() -> Be16 {
     Be16::new(constant(&GUE_PORT))
 }
 
-/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6. Apart from the settings likewise.
+/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6.
 #[unsafe(no_mangle)]
 static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
 
@@ -262,7 +262,7 @@ pub fn now() -> u16 {
 
 /// The same, which does not come round.
 #[inline(always)]
-pub fn ticks() -> u32 {
+fn ticks() -> u32 {
     // SAFETY: the helper takes no arguments.
     (unsafe { bpf_jiffies64() } >> constant(&SETTINGS.tick_shift)) as u32
 }
@@ -323,7 +323,7 @@ fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<Known> {
 /// that it can point to. And no `Option`: the compiler would carry along what is not there, which the verifier refuses to see read.
 #[derive(Clone, Copy, Default)]
 pub struct Known {
-    pub flags: u32,
+    flags: u32,
     pub id: u16,
     any_tcp: u16,
     any_udp: u16,

@@ -65,7 +65,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         details.push((format!("xdp.{interface}"), mode));
     }
     let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
-    let ways_changed = WaysChanged::take(&mut datapath.bpf)?;
+    let ways_changed = Arc::new(WaysChanged::take(&mut datapath.bpf)?);
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
@@ -74,7 +74,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
     let mut tasks = JoinSet::new();
     tasks.spawn(nexthop::run(desired.clone(), asked, hops_sent, wires.clone()));
-    tasks.spawn(inward::run(wires, door, local));
+    tasks.spawn(inward::run(wires, door, local, ways_changed.clone()));
     tasks.spawn(ways::run(ways_changed));
     tasks.spawn(attachments.keep());
     let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));

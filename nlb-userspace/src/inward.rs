@@ -6,18 +6,24 @@
 //! notes about links are followed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use nlb_common::abi::{LOOPBACK, local_link};
 use tracing::{info, warn};
 
 use crate::link::{Kind, Link};
 use crate::loader::{Attached, Door};
-use crate::maps::bpf::LocalLinks;
+use crate::maps::bpf::{LocalLinks, WaysChanged};
 use crate::netlink::Netlink;
 use crate::wires::Wires;
 
 /// Keeps the program at the door of every link that it belongs to, for as long as the daemon runs.
-pub async fn run(wires: Wires, mut door: Door, mut local: LocalLinks) -> anyhow::Result<()> {
+pub async fn run(
+    wires: Wires,
+    mut door: Door,
+    mut local: LocalLinks,
+    ways_changed: Arc<WaysChanged>,
+) -> anyhow::Result<()> {
     let (netlink, mut notes) = Netlink::open()?;
     let mut doors = BTreeMap::new();
     let mut known_vlans = BTreeSet::new();
@@ -62,6 +68,8 @@ pub async fn run(wires: Wires, mut door: Door, mut local: LocalLinks) -> anyhow:
             }
         }
         known_vlans = vlans;
+        // What leads inward is no way for XDP any more, and what did may have become one.
+        ways_changed.count();
         starting = false;
         if notes.recv().await.is_none() {
             return Ok(());

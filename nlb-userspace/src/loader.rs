@@ -87,13 +87,13 @@ impl Datapath {
     pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let mut bpf = open(sizes, &clock, VerifierLogLevel::default())?;
-        patiently(program(&mut bpf, BALANCER)?, |program| program.load())?;
-        patiently(program(&mut bpf, JIFFIES)?, |program| program.load())?;
-        patiently(classifier(&mut bpf, SEND)?, |program| program.load())?;
+        patiently(program(&mut bpf, BALANCER)?, Xdp::load)?;
+        patiently(program(&mut bpf, JIFFIES)?, Xdp::load)?;
+        patiently(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
         let mut stages = stages::take(&mut bpf, "STAGES")?;
         for stage in Stage::ALL {
             let program = program(&mut bpf, stage_name(stage))?;
-            patiently(&mut *program, |program| program.load())?;
+            patiently(program, Xdp::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
         }
         Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: vec![stages] })
@@ -102,13 +102,13 @@ impl Datapath {
     /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
     pub fn load_door(&mut self) -> anyhow::Result<()> {
         let bpf = &mut self.bpf;
-        patiently(classifier(bpf, DOOR)?, |program| program.load())?;
+        patiently(classifier(bpf, DOOR)?, SchedClassifier::load)?;
         let mut stages = stages::take(bpf, "TC_STAGES")?;
         for (stage, name) in
             [(Stage::Icmp, DOOR_ICMP), (Stage::Fragments, DOOR_FRAGMENTS), (Stage::Quic, DOOR_QUIC)]
         {
             let program = classifier(bpf, name)?;
-            patiently(&mut *program, |program| program.load())?;
+            patiently(program, SchedClassifier::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
         }
         self._stages.push(stages);
@@ -123,7 +123,7 @@ impl Datapath {
             .map_max_entries("PEERS", 1 << 16)
             .load(OBJECT)
             .map_err(explain_load)?;
-        patiently(program(&mut bpf, DECAP)?, |program| program.load())?;
+        patiently(program(&mut bpf, DECAP)?, Xdp::load)?;
         Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: Vec::new() })
     }
 
@@ -408,7 +408,7 @@ impl Clock {
         const WAIT: Duration = Duration::from_millis(200);
         let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
         let program = program(&mut bpf, JIFFIES)?;
-        patiently(&mut *program, |program| program.load())?;
+        patiently(program, Xdp::load)?;
         let first = jiffies(program)?;
         let start = Instant::now();
         std::thread::sleep(WAIT);
@@ -446,13 +446,14 @@ fn patiently<P>(program: &mut P, load: impl Fn(&mut P) -> Result<(), ProgramErro
         ProgramError::LoadError { io_error, .. } => io_error.kind() == std::io::ErrorKind::WouldBlock,
         _ => false,
     };
-    for _ in 1..ATTEMPTS {
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
         match load(program) {
-            Err(error) if was_disturbed(&error) => {}
+            Err(error) if left > 0 && was_disturbed(&error) => {}
             ended => return ended.map_err(explain_load),
         }
     }
-    load(program).map_err(explain_load)
 }
 
 fn explain_load(error: impl std::error::Error) -> anyhow::Error {

@@ -1,10 +1,12 @@
-//! Tells the programs that the kernel's ways may have changed, so that replies follow at once: they remember what the kernel said of
-//! them last (`nlb-ebpf/src/hop.rs`).
+//! Tells the programs that the kernel's ways may have changed, so that replies follow at once: they remember what the kernel said
+//! of them last (`nlb-ebpf/src/hop.rs`).
+
+use std::sync::Arc;
 
 use crate::maps::bpf::WaysChanged;
 use crate::netlink::Netlink;
 
-pub async fn run(mut changed: WaysChanged) -> anyhow::Result<()> {
+pub async fn run(changed: Arc<WaysChanged>) -> anyhow::Result<()> {
     let (_netlink, mut notes) = Netlink::open()?;
     while notes.recv().await.is_some() {
         changed.count();

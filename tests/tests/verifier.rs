@@ -17,8 +17,8 @@ use nlb::config::{Flows, OuterSources};
 use nlb::loader::{self, Clock, Sizes};
 use nlb::vips::Vips;
 
-/// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program which grows is noticed
-/// while there is room.
+/// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program which grows is
+/// noticed while there is room.
 const MOST_PROCESSED: u64 = 750_000;
 
 #[test]

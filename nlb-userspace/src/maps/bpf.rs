@@ -271,20 +271,16 @@ impl Readings {
 }
 
 /// How often the kernel's ways have changed.
-pub struct WaysChanged {
-    words: Words,
-    times: u32,
-}
+pub struct WaysChanged(Words);
 
 impl WaysChanged {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let words = Words::new(array(bpf, "WAYS_CHANGED")?.fd().as_fd(), 1)?;
-        Ok(WaysChanged { words, times: 0 })
+        Ok(WaysChanged(Words::new(array(bpf, "WAYS_CHANGED")?.fd().as_fd(), 1)?))
     }
 
-    pub fn count(&mut self) {
-        self.times = self.times.wrapping_add(1);
-        self.words.store(0, self.times);
+    /// Has the programs ask the kernel again.
+    pub fn count(&self) {
+        self.0.increment(0);
     }
 }
 

@@ -49,11 +49,19 @@ impl Words {
 
     /// Packets that read it from now on see what was written before.
     pub fn store(&self, index: u32, value: u32) {
+        self.words()[index as usize].store(value.into(), Ordering::Release);
+    }
+
+    /// Likewise.
+    pub fn increment(&self, index: u32) {
+        self.words()[index as usize].fetch_add(1, Ordering::Release);
+    }
+
+    fn words(&self) -> &[AtomicU64] {
         // SAFETY: the memory starts on a page and consists of words, which nobody accesses but atomically.
-        let words = unsafe {
+        unsafe {
             std::slice::from_raw_parts(self.0.as_ptr().cast::<AtomicU64>(), self.0.len() / size_of::<u64>())
-        };
-        words[index as usize].store(value.into(), Ordering::Release);
+        }
     }
 }
 

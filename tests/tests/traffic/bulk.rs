@@ -8,7 +8,7 @@ use nlb_tests::lab::{Host, Lab, VIP4, VIP6};
 use nlb_tests::netns::output;
 use nlb_tests::process::Process;
 
-use crate::fleet::{Fleet, Mode};
+use crate::fleet::{Fleet, Mode, register};
 
 const DOWNLOAD_BYTES: usize = 100 << 20;
 
@@ -106,6 +106,14 @@ pub fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Proce
     let mut nginx = fleet.lab.start("nginx", &mut command)?;
     wait_for_port(fleet, &mut nginx, listen)?;
     Ok(nginx)
+}
+
+/// Has nginx beside the first module, on a host that is prepared for this mode, serve 20 MiB, which the first client fetches.
+pub fn download_beside(fleet: &Fleet, mode: Mode) -> Result<()> {
+    let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
+    register(&fleet.lab, 0, "nginx", mode, &[(DOWNLOADS, listen)], &[])?;
+    let _nginx = serve_downloads(fleet, listen, 20 << 20)?;
+    download(fleet, &fleet.lab.clients[0])
 }
 
 /// Fetches that file from both VIPs, and compares sums.

@@ -69,13 +69,18 @@ impl Fleet {
             if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
         // A quick lease, so that tests of dead modules do not take half a minute.
         let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "1s"], serve].concat())?;
-        let mut fleet = Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab };
-        for (n, weight) in weights.iter().enumerate() {
-            fleet.prepare(n, mode)?;
-            fleet.add(&format!("m{n}"), n, mode, *weight, args)?;
-        }
-        fleet.wait_for(weights.len())?;
+        let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
+        fleet.enlist(mode, weights, args)?;
         Ok(fleet)
+    }
+
+    /// Starts a module of each weight, `m0` and so on, on the lab's hosts one after the other, and waits for all.
+    pub fn enlist(&mut self, mode: Mode, weights: &[u32], args: &[&str]) -> Result<()> {
+        for (n, weight) in weights.iter().enumerate() {
+            self.prepare(n, mode)?;
+            self.add(&format!("m{n}"), n, mode, *weight, args)?;
+        }
+        self.wait_for(weights.len())
     }
 
     /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs' `port`. What
@@ -90,7 +95,7 @@ impl Fleet {
     /// the lease has to outlast the test.
     pub fn for_foreign_modules(lab: Lab) -> Result<Fleet> {
         let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
-        Ok(Fleet { modules: Vec::new(), _tunnels: Vec::new(), nlb, lab })
+        Ok(Fleet::from_parts(lab, nlb, Vec::new()))
     }
 
     /// Registers a module on the lab's host `n` by a bare gRPC call, with these metadata too.

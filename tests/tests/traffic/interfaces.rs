@@ -7,7 +7,7 @@ use nlb_tests::lab::{DefaultRoute, Host, Lab};
 use nlb_tests::netns::output;
 use nlb_tests::programs::{self, built};
 
-use crate::bulk::{DOWNLOADS, download, offload, serve_downloads};
+use crate::bulk::{download_beside, offload};
 use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 
@@ -54,14 +54,9 @@ fn a_bridge_that_leads_to_other_hosts_needs_no_name_for_nat() -> Result<()> {
     lab.nlb.netns.ip(&["link", "add", "other0", "type", "veth", "peer", "name", "other1"])?;
     let nlb = programs::serve(&lab, "other0", &["--heartbeat-interval", "60s"])?;
     let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
-    for (n, name) in ["m0", "m1"].into_iter().enumerate() {
-        fleet.add(name, n, Mode::Nat, 100, &[])?;
-    }
-    fleet.wait_for(2)?;
+    fleet.enlist(Mode::Nat, &[100, 100], &[])?;
     serves(&fleet.lab.clients[0], 20_000)?;
-    fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, 8081), &[])?;
-    let _nginx = serve_downloads(&fleet, 8081, 20 << 20)?;
-    download(&fleet, &fleet.lab.clients[0])
+    download_beside(&fleet, Mode::Nat)
 }
 
 /// Puts a bridge in place of the NLB's `eth0`, with a cable to the segment as its port.
@@ -80,17 +75,14 @@ fn a_bridge_that_leads_to_other_hosts_is_served_in_generic_mode() -> Result<()> 
     for mode in [Mode::Nat, Mode::DsrL2, Mode::DsrIpip] {
         let lab = Lab::one_arm(1, 2)?;
         bridge(&lab)?;
-        let mut fleet = Fleet::start(lab, mode, &[100, 100], &[])?;
+        let fleet = Fleet::start(lab, mode, &[100, 100], &[])?;
         let status = fleet.nlb(&["status"])?;
         let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
         ensure!(came_to.ends_with("generic"), "{status}");
         wait_for_log(&fleet, "`ethtool -K <port> gro off`", 1)?;
         offload(&fleet.lab.nlb, "near0", &["gro", "off"])?;
         serves(&fleet.lab.clients[0], 20_000).with_context(|| format!("{mode:?}"))?;
-        let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
-        fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, listen), &[])?;
-        let _nginx = serve_downloads(&fleet, listen, 20 << 20)?;
-        download(&fleet, &fleet.lab.clients[0])?;
+        download_beside(&fleet, mode).with_context(|| format!("{mode:?}"))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use nlb_tests::lab::Lab;
 use nlb_tests::programs::built;
 use tokio::net::UdpSocket;
 
-use crate::bulk::{DOWNLOADS, download, serve_downloads};
+use crate::bulk::download_beside;
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 
@@ -27,15 +27,12 @@ fn stretched(mtu: u32) -> Result<Lab> {
 
 /// Long lines both ways, a download, and datagrams as long as the links take.
 fn serves(mtu: u32, mode: Mode, xdp: &str, expected: &str) -> Result<()> {
-    let mut fleet = Fleet::start_with(stretched(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
+    let fleet = Fleet::start_with(stretched(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
     let status = fleet.nlb(&["status"])?;
     let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
     ensure!(came_to.ends_with(expected), "{status}");
-    let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
-    fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, listen), &[])?;
-    let _nginx = serve_downloads(&fleet, listen, 20 << 20)?;
+    download_beside(&fleet, mode)?;
     let client = &fleet.lab.clients[0];
-    download(&fleet, client)?;
     on(client, || async {
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;

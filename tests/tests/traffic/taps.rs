@@ -10,7 +10,7 @@ use nlb_tests::lab::{Host, Lab};
 use nlb_tests::netns::output;
 use nlb_tests::programs::{self, built};
 
-use crate::bulk::{DOWNLOADS, download, offload, serve_downloads};
+use crate::bulk::{DOWNLOADS, download, download_beside, offload, serve_downloads};
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::interfaces::{serves, wait_for_log};
@@ -70,10 +70,7 @@ impl Site {
         put_on_a_bridge(&lab.nlb, "tap1", 6)?;
         let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "60s"], serve].concat())?;
         let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
-        for (n, name) in ["m0", "m1"].into_iter().enumerate() {
-            fleet.add(name, n, Mode::Nat, 100, &[])?;
-        }
-        fleet.wait_for(2)?;
+        fleet.enlist(Mode::Nat, &[100, 100], &[])?;
         fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, 8081), &[])?;
         Ok(Site { fleet, nics })
     }
@@ -155,10 +152,7 @@ fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<
     let mut nic = move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::None)?;
     let nlb = programs::serve(&lab, "eth0,tap0", &["--heartbeat-interval", "60s", "--xdp-mode", "native"])?;
     let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
-    for (n, name) in ["m0", "m1"].into_iter().enumerate() {
-        fleet.add(name, n, Mode::Nat, 100, &[])?;
-    }
-    fleet.wait_for(2)?;
+    fleet.enlist(Mode::Nat, &[100, 100], &[])?;
     let has_program = || -> Result<bool> {
         let shown = fleet.lab.nlb.netns.ip(&["-d", "link", "show", "tap0"])?;
         Ok(shown.contains("prog/xdp"))
@@ -198,13 +192,10 @@ fn a_tap_whose_frames_come_without_notes_is_a_wire() -> Result<()> {
             for host in lab.clients.iter().chain(&lab.modules) {
                 offload(host, "eth0", &["tx", "on", "tso", "on", "gso", "on"])?;
             }
-            let mut fleet = Fleet::start_with(lab, mode, &[100, 100], &[], &["--xdp-mode", xdp])?;
+            let fleet = Fleet::start_with(lab, mode, &[100, 100], &[], &["--xdp-mode", xdp])?;
             let what = || format!("{xdp}, {mode:?}\n{}", fleet.nlb.output());
             serves(&fleet.lab.clients[0], 20_000).with_context(what)?;
-            let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
-            fleet.add_foreign("nginx", 0, Mode::Nat, (DOWNLOADS, listen), &[])?;
-            let _nginx = serve_downloads(&fleet, listen, 20 << 20)?;
-            download(&fleet, &fleet.lab.clients[0]).with_context(|| format!("{xdp}, {mode:?}"))?;
+            download_beside(&fleet, mode).with_context(|| format!("{xdp}, {mode:?}"))?;
         }
     }
     Ok(())
