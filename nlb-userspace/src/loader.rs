@@ -1,15 +1,15 @@
 //! Loads the XDP programs and attaches them to interfaces.
 
+mod clock;
+mod refusal;
+
 use std::fs;
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
 use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode as Attach};
-use aya::programs::{
-    ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp,
-};
+use aya::programs::{SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::programs::XdpAttachType;
@@ -18,6 +18,11 @@ use nlb_common::abi::{PARKED_BYTES, Settings, Stage};
 use nlb_common::flow::{IdleTimes, WAYS};
 use tracing::{info, warn};
 
+pub use clock::Clock;
+use clock::jiffies;
+pub(crate) use refusal::chain;
+use refusal::{explain_attach, explain_load, patiently};
+
 use crate::compile::Limits;
 use crate::config::{Flows, OuterSources, XdpMode};
 use crate::maps::stages::{self, Stages};
@@ -25,9 +30,6 @@ use crate::maps::swap;
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
-
-/// The oldest that is tested. What the programs call has all been there since.
-const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
 
 /// Programs can be run on frames that really go where they are sent since this one.
 const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
@@ -393,130 +395,6 @@ fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
     }
 }
 
-/// How the kernel's jiffies relate to time.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    /// Jiffies a second: 100, 250, 300 or 1000 (the kernel's CONFIG_HZ).
-    hertz: u32,
-    /// Jiffies shifted right by this are ticks of about half a second.
-    shift: u32,
-}
-
-impl Clock {
-    /// Counts the kernel's jiffies for a fifth of a second, which tells the four rates that there are apart.
-    pub fn measure() -> anyhow::Result<Self> {
-        const WAIT: Duration = Duration::from_millis(200);
-        let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
-        let program = program(&mut bpf, JIFFIES)?;
-        patiently(program, Xdp::load)?;
-        let first = jiffies(program)?;
-        let start = Instant::now();
-        std::thread::sleep(WAIT);
-        let second = jiffies(program)?;
-        let end = Instant::now();
-        let measured = second.wrapping_sub(first) as f64 / (end - start).as_secs_f64();
-        let hertz = [100, 250, 300, 1000]
-            .into_iter()
-            .min_by_key(|hertz| (measured - *hertz as f64).abs() as u64)
-            .unwrap_or(250);
-        // The largest power of two that fits half a second, or just above.
-        Ok(Clock { hertz, shift: (hertz / 2).next_power_of_two().trailing_zeros() })
-    }
-
-    /// A duration in ticks, at least 1 and less than half of what 16 bits count, so that ages cannot be mistaken.
-    pub fn ticks(&self, duration: Duration) -> u16 {
-        let ticks = duration.as_secs_f64() * self.hertz as f64 / (1_u64 << self.shift) as f64;
-        ticks.ceil().clamp(1.0, i16::MAX as f64) as u16
-    }
-}
-
-/// The low 32 bits of the kernel's tick counter.
-fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
-    // The kernel takes no frame shorter than an Ethernet header.
-    let frame = [0; 64];
-    let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
-    Ok(run.context("running a program in the kernel")?.return_value)
-}
-
-/// Loads a program. The kernel gives up where a signal comes in while it verifies, as one does whenever a child of this process
-/// ends, and says that it may be asked again.
-fn patiently<P>(program: &mut P, load: impl Fn(&mut P) -> Result<(), ProgramError>) -> anyhow::Result<()> {
-    const ATTEMPTS: usize = 10;
-    let was_disturbed = |error: &ProgramError| match error {
-        ProgramError::LoadError { io_error, .. } => io_error.kind() == std::io::ErrorKind::WouldBlock,
-        _ => false,
-    };
-    let mut left = ATTEMPTS;
-    loop {
-        left -= 1;
-        match load(program) {
-            Err(error) if left > 0 && was_disturbed(&error) => {}
-            ended => return ended.map_err(explain_load),
-        }
-    }
-}
-
-fn explain_load(error: impl std::error::Error) -> anyhow::Error {
-    let text = chain(&error);
-    let remedy = remedy(KernelVersion::current().ok(), &text);
-    anyhow!("the kernel did not take the XDP program: {}{remedy}", end_of(&text))
-}
-
-/// What to do about a program that this kernel, saying so, did not take.
-fn remedy(kernel: Option<KernelVersion>, text: &str) -> String {
-    match kernel {
-        Some(kernel) if kernel < OLDEST_KERNEL => {
-            format!("\nThe NLB needs Linux {OLDEST_KERNEL} or later, and this is {kernel}.")
-        }
-        // The verifier says the latter, too, where a program does what needs CAP_PERFMON.
-        _ if text.contains("not permitted") || text.contains("ermission denied") => {
-            "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a \
-             container with these capabilities."
-                .to_owned()
-        }
-        _ => String::new(),
-    }
-}
-
-/// The last lines, where the verifier names what it refuses: what it says before may be thousands.
-fn end_of(text: &str) -> String {
-    const LINES: usize = 20;
-    let lines: Vec<_> = text.lines().collect();
-    match lines.len().checked_sub(LINES) {
-        Some(left_out @ 1..) => {
-            format!("{}\n({} lines left out)\n{}", lines[0], left_out - 1, lines[left_out..].join("\n"))
-        }
-        _ => text.to_owned(),
-    }
-}
-
-/// A veth says so of its other end's frames.
-const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, which native XDP needs here: set \
-                           a lower MTU (of a veth, at its other end), or --xdp-mode generic";
-
-fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
-    let text = chain(&error);
-    let remedy = match &error {
-        ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",
-        _ if text.contains("busy") => "; another XDP program is attached there: `ip link show` names it",
-        _ if text.contains("out of range") => LONG_FRAMES,
-        _ if text.contains("not supported") => "; try --xdp-mode generic",
-        _ => "",
-    };
-    anyhow!("cannot attach to {interface}: {text}{remedy}")
-}
-
-/// An error with its causes, which aya keeps apart.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!(": {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
 /// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`), and take in what
 /// one of the host's own addresses sends to another: what passes the host's door by us is given to it there. That changes
 /// nothing for packets on other interfaces, and loopback has no others.
@@ -544,21 +422,3 @@ pub fn prepare_host() -> anyhow::Result<()> {
 
 const _: () =
     assert!(PARKED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let old = Some(KernelVersion::new(5, 10, 0));
-        assert_eq!(
-            remedy(old, "unknown func 189: Permission denied"),
-            "\nThe NLB needs Linux 5.15.0 or later, and this is 5.10.0."
-        );
-        let new = Some(OLDEST_KERNEL);
-        assert!(remedy(new, "Operation not permitted (os error 1)").contains("needs CAP_BPF"));
-        assert_eq!(remedy(new, "Cannot allocate memory (os error 12)"), "");
-        assert_eq!(remedy(None, "Cannot allocate memory (os error 12)"), "");
-    }
-}

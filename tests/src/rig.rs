@@ -18,7 +18,7 @@ use nlb::config::{Flows, OuterSources};
 use nlb::inject;
 use nlb::loader::{self, Datapath, Sizes};
 use nlb::maps::MapStore;
-use nlb::maps::bpf::{self, BpfMaps, LocalLinks, Readings};
+use nlb::maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
 use nlb::maps::upcalls::{self, Upcalls};
 use nlb::model::{
     DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
@@ -372,6 +372,11 @@ impl Rig {
     /// Has the host have a device for this VLAN of the interface that packets come in by.
     pub fn end_vlan(&mut self, id: u16) -> Result<()> {
         LocalLinks::take(&mut self.datapath.bpf)?.insert(local_link(LOOPBACK, id))
+    }
+
+    /// To tell the program that the kernel's ways have changed; there is one.
+    pub fn ways_changed(&mut self) -> Result<WaysChanged> {
+        WaysChanged::take(&mut self.datapath.bpf)
     }
 
     /// Empties the flow table.

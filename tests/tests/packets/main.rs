@@ -22,5 +22,6 @@ mod sources;
 mod tunnels;
 mod upcalls;
 mod waited;
+mod ways;
 
 use nlb_tests::{packet, rig};

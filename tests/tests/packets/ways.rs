@@ -1,0 +1,98 @@
+//! How long the program goes by what the kernel said of a way, which each CPU remembers.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nlb::maps::bpf::WaysChanged;
+use nlb::model::ForwardMode;
+use nlb_tests::cpu;
+
+use crate::packet::{ACK, Packet, SYN, Transport};
+use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};
+
+/// Longer than a tick of the program's clock.
+const TICK: Duration = Duration::from_millis(600);
+
+/// A rig, on one CPU so that there is one memory, and how its program is told of changes.
+fn rig() -> Result<(Rig, WaysChanged)> {
+    cpu::stay_on(*cpu::available()?.first().context("no CPU to run on")?)?;
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let changed = rig.ways_changed()?;
+    Ok((rig, changed))
+}
+
+/// A backend's answer to the client's SYN.
+fn answer(rig: &mut Rig, family: &Family) -> Result<Packet> {
+    let syn = rig.run(&family.syn())?;
+    ensure!(syn.action == XDP_REDIRECT, "a SYN: {syn:?}");
+    let request = family.translated(&family.syn(), source_port(&syn.frame));
+    Ok(family.answer(&request, Transport::Tcp { flags: SYN | ACK, seq: 9000 }))
+}
+
+/// What is counted of a packet that goes to the client, or waits until somebody knows where that is.
+fn exit(rig: &mut Rig, packet: &Packet) -> Result<String> {
+    let outcome = rig.run(packet)?;
+    outcome.counted.into_keys().next().context("every packet has an exit")
+}
+
+fn neighbour(rig: &Rig, family: &Family, there: bool) -> Result<()> {
+    let client = family.client.to_string();
+    let rest: &[_] = if there { &["lladdr", "02:00:00:00:00:c1", "nud", "permanent"] } else { &[] };
+    let verb = if there { "replace" } else { "del" };
+    rig.namespace().ip(&[&["neigh", verb, &client, "dev", "up0"], rest].concat()).map(drop)
+}
+
+#[test]
+fn a_way_is_remembered_until_a_change_is_told() -> Result<()> {
+    let (mut rig, changed) = rig()?;
+    for family in families() {
+        let answer = answer(&mut rig, &family)?;
+        // A tick may end at any time, so it is tried more than once.
+        let mut remembered = false;
+        for _ in 0..20 {
+            neighbour(&rig, &family, true)?;
+            ensure!(exit(&mut rig, &answer)? == "send reply");
+            neighbour(&rig, &family, false)?;
+            remembered |= exit(&mut rig, &answer)? == "send reply";
+            changed.count();
+            ensure!(
+                exit(&mut rig, &answer)? == "park next_hop",
+                "to {}, of which a change was told",
+                family.client
+            );
+        }
+        ensure!(remembered, "the kernel was asked each time");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_way_is_remembered_for_a_tick_at_most() -> Result<()> {
+    let (mut rig, _changed) = rig()?;
+    for family in families() {
+        let answer = answer(&mut rig, &family)?;
+        ensure!(exit(&mut rig, &answer)? == "send reply");
+        neighbour(&rig, &family, false)?;
+        std::thread::sleep(TICK);
+        ensure!(exit(&mut rig, &answer)? == "park next_hop", "to {}, a tick later", family.client);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_too_long_for_a_remembered_way_is_too_long() -> Result<()> {
+    let (mut rig, _changed) = rig()?;
+    rig.namespace().ip(&["link", "set", "up0", "mtu", "1400"])?;
+    for family in families() {
+        let answer = answer(&mut rig, &family)?;
+        let headers = if family.vip.is_ipv4() { 40 } else { 60 };
+        for (len, expected) in [(1400, "send reply"), (1401, "send too_big")] {
+            // The kernel says so, and so does what is remembered of the shorter packet.
+            ensure!(exit(&mut rig, &answer)? == "send reply");
+            let outcome = rig.run(&answer.with(|p| p.payload = vec![0x2a; len - headers]))?;
+            assert_eq!(outcome.counted, [(expected.to_owned(), 1)].into(), "{len} bytes from {}", family.vip);
+            assert_eq!(outcome.action == XDP_TX, expected == "send too_big", "it goes back to the backend");
+        }
+    }
+    Ok(())
+}
