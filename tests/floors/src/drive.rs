@@ -12,7 +12,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::frame;
 
 /// Bytes of the frame that are put back: every header that a program may have changed.
-const HEADERS: usize = 96;
+const HEADERS: usize = 128;
 
 /// The frame as it should be; user space writes it.
 #[btf_map]
@@ -34,13 +34,16 @@ struct Plan {
     len: u32,
     /// Flows, less 1; their number is a power of two.
     flows: u32,
-    /// Where the last four bytes of the client's address are, and its port.
+    /// Where the last four bytes of the client's address are, and the port that varies.
     client_at: u32,
     port_at: u32,
+    /// The first of these ports; their number is two to the power of `port_bits`.
+    first_port: u32,
+    port_bits: u32,
 }
 
 #[unsafe(no_mangle)]
-static PLAN: Plan = Plan { len: 128, flows: 0, client_at: 26, port_at: 34 };
+static PLAN: Plan = Plan { len: 128, flows: 0, client_at: 26, port_at: 34, first_port: 4096, port_bits: 12 };
 
 #[xdp]
 pub fn drive(ctx: XdpContext) -> u32 {
@@ -72,6 +75,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     };
     // An odd factor visits every flow once a round, in no order that caches could guess.
     let flow = (turn as u32).wrapping_mul(0x9e37_79b1) & plan.flows;
-    frame::write(ctx, plan.client_at as usize, (0xc633_0000 + (flow >> 12)).to_be())?;
-    frame::write(ctx, plan.port_at as usize, (4096 + (flow & 0xfff) as u16).to_be())
+    let port = plan.first_port + (flow & ((1 << plan.port_bits) - 1));
+    frame::write(ctx, plan.client_at as usize, (0xc633_0000 + (flow >> plan.port_bits)).to_be())?;
+    frame::write(ctx, plan.port_at as usize, (port as u16).to_be())
 }

@@ -5,6 +5,7 @@
 mod control;
 mod figures;
 mod packets;
+mod results;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -5,18 +5,20 @@
 
 mod cases;
 mod driver;
-
-use std::fs;
-use std::path::PathBuf;
+mod scene;
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::ProgramFd;
 use serde::{Deserialize, Serialize};
 
-use cases::{CASES, Case, filled};
-use driver::{BURSTS, Client, Driver};
+use cases::{CASES, Case};
+use driver::{Bursts, Driver, Flows};
 use nlb_common::abi::LOOPBACK;
 use nlb_tests::cpu;
-use nlb_tests::rig::families;
+use nlb_tests::rig::{XDP_TX, families};
+use scene::filled;
+
+use crate::results::{self, Files};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,12 +31,8 @@ pub struct Args {
     /// Only cases whose name contains this
     #[arg(long)]
     only: Option<String>,
-    /// Where the figures are written
-    #[arg(long, default_value = "bench/results.json")]
-    results: PathBuf,
-    /// Figures of an earlier run, to show what has changed beyond noise
-    #[arg(long)]
-    compare: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// Figures of one case, in nanoseconds and as multiples of the floor `ipip` measured beside it.
@@ -47,55 +45,77 @@ struct Figure {
     highest_ratio: f64,
 }
 
+/// The floors, and how many flows they tell apart.
+const FLOORS: &[(&str, &str, u32)] = &[
+    ("floor: mac_swap", "mac_swap", 1),
+    ("floor: look_up", "look_up", 1),
+    ("floor: ipip", "ipip", 1),
+    ("floor: ipip, a look at memory for each of 64k", "ipip_of_flow", 1 << 16),
+    ("floor: ipip, a look at memory for each of 1M", "ipip_of_flow", 1 << 20),
+    ("floor: ipip, a look at memory for each of 16M", "ipip_of_flow", 1 << 24),
+];
+
 pub fn run(args: &Args) -> Result<()> {
     let cpus = cpu::available()?;
     cpu::stay_on(*cpus.last().context("no CPU to run on")?)?;
-    let before = args.compare.as_ref().map(read).transpose()?;
-    println!("{:<44} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
-    let mut figures = Vec::new();
-    for name in ["mac_swap", "look_up", "ipip"] {
-        let mut floor = floor()?;
-        let measured = floor.floor(name)?;
-        let samples = (0..args.passes).map(|_| sample(&mut floor, None, &measured, args.packets));
-        figures.push(summary(&format!("floor: {name}"), samples.collect::<Result<Vec<_>>>()?));
-        print(figures.last().expect("just pushed"), None, before.as_deref());
+    let before = args.files.before::<Figure>("packets")?;
+    println!("{:<46} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
+    let mut figures: Vec<Figure> = Vec::new();
+    let wanted = |name: &str| args.only.as_deref().is_none_or(|part| name.contains(part));
+    for (name, floor, flows) in FLOORS.iter().filter(|(name, _, flows)| *flows == 1 || wanted(name)) {
+        figures.push(measure_floor(name, floor, *flows, args).with_context(|| *name)?);
+        print(&figures, None, before.as_deref());
     }
-    let wanted = |case: &&Case| args.only.as_deref().is_none_or(|part| case.name.contains(part));
-    for case in CASES.iter().filter(wanted) {
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
         figures.push(measure(case, args).with_context(|| case.name)?);
-        print(figures.last().expect("just pushed"), Some(case), before.as_deref());
+        print(&figures, Some(case), before.as_deref());
     }
-    if let Some(dir) = args.results.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    fs::write(&args.results, serde_json::to_string_pretty(&figures)? + "\n")
-        .with_context(|| format!("writing {}", args.results.display()))
+    args.files.write("packets", &figures)
+}
+
+fn measure_floor(name: &str, program: &str, flows: u32, args: &Args) -> Result<Figure> {
+    let mut ipip = floor()?;
+    let [v4, _] = families();
+    // In as much memory as the balancer's table has for so many: four entries of half a line for each.
+    let lines = if flows == 1 { 1 } else { flows * 2 };
+    let mut own = Driver::new(&filled(v4.ack()).bytes(), Flows::V4, flows, LOOPBACK, lines)?;
+    let measured = own.floor(program)?;
+    let bursts = Bursts::of(args.packets, flows);
+    let passes = passes(args, flows);
+    let (_, action) = own.time(&measured, bursts)?;
+    ensure!(action == XDP_TX, "the program answered {action}, not {XDP_TX}");
+    let samples = (0..passes).map(|_| sample(&mut ipip, &mut own, &measured, args.packets, bursts));
+    Ok(summary(name, &samples.collect::<Result<Vec<_>>>()?))
 }
 
 fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut scene = case.set_up()?;
-    let mut floor = floor()?;
-    let mut driver = Driver::new(&scene.frame, scene.client, case.flows, scene.ifindex)?;
+    let mut ipip = floor()?;
+    let mut driver = Driver::new(&scene.frame, scene.flows, case.flows, scene.ifindex, 1)?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
-    // Each burst meets every flow, as traffic would: between bursts, others use the caches.
-    let packets = if case.fresh { args.packets } else { args.packets.max(BURSTS * case.flows) };
+    let bursts = Bursts::of(args.packets, if case.fresh { 1 } else { case.flows });
     // Brings the flows on record.
-    let (_, action) = driver.time(&balancer, packets)?;
+    let (_, action) = driver.time(&balancer, bursts)?;
     ensure!(action == case.action, "the program answered {action}, not {}", case.action);
     let mut samples = Vec::new();
-    for _ in 0..args.passes {
+    for _ in 0..passes(args, case.flows) {
         if case.fresh {
             scene.rig.forget_flows();
         }
-        samples.push(sample(&mut floor, Some(&mut driver), &balancer, packets)?);
+        samples.push(sample(&mut ipip, &mut driver, &balancer, args.packets, bursts)?);
     }
-    Ok(summary(case.name, samples))
+    Ok(summary(case.name, &samples))
+}
+
+/// Fewer where each takes long.
+fn passes(args: &Args, flows: u32) -> usize {
+    if flows > 1 << 20 { args.passes.div_ceil(3) } else { args.passes }
 }
 
 /// A driver for the floors, with a known flow's packet.
 fn floor() -> Result<Driver> {
     let [v4, _] = families();
-    Driver::new(&filled(v4.ack()).bytes(), Client::V4, 1, LOOPBACK)
+    Driver::new(&filled(v4.ack()).bytes(), Flows::V4, 1, LOOPBACK, 1)
 }
 
 /// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
@@ -107,25 +127,26 @@ struct Sample {
     measured: f64,
 }
 
-/// A program in front of its own driver, or the floors', and the floor `ipip` right before.
+/// A program in front of its own driver, and the floor `ipip` right before.
 fn sample(
     floor: &mut Driver,
-    own: Option<&mut Driver>,
-    measured: &aya::programs::ProgramFd,
+    driver: &mut Driver,
+    measured: &ProgramFd,
     packets: u32,
+    bursts: Bursts,
 ) -> Result<Sample> {
     let (nothing, ipip) = (floor.floor("nothing")?, floor.floor("ipip")?);
-    let (floor_idle, _) = floor.time(&nothing, packets)?;
-    let (ipip, _) = floor.time(&ipip, packets)?;
-    let driver = own.unwrap_or(floor);
+    let of_one = Bursts::of(packets, 1);
+    let (floor_idle, _) = floor.time(&nothing, of_one)?;
+    let (ipip, _) = floor.time(&ipip, of_one)?;
     let nothing = driver.floor("nothing")?;
-    let (idle, _) = driver.time(&nothing, packets)?;
-    let (measured, _) = driver.time(measured, packets)?;
+    let (idle, _) = driver.time(&nothing, bursts)?;
+    let (measured, _) = driver.time(measured, bursts)?;
     Ok(Sample { floor_idle, ipip, idle, measured })
 }
 
-fn summary(case: &str, samples: Vec<Sample>) -> Figure {
-    let (nanoseconds, ratio) = best(&samples);
+fn summary(case: &str, samples: &[Sample]) -> Figure {
+    let (nanoseconds, ratio) = best(samples);
     let parts = samples.len().div_ceil(3).max(1);
     let ratios: Vec<f64> = samples.chunks(parts).map(|part| best(part).1).collect();
     Figure {
@@ -146,17 +167,25 @@ fn best(samples: &[Sample]) -> (f64, f64) {
     (measured, measured / floor.max(1.0))
 }
 
-fn print(figure: &Figure, case: Option<&Case>, before: Option<&[Figure]>) {
+/// The last of the figures so far.
+fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
+    let (figure, others) = figures.split_last().expect("one was just made");
     let goal = case.and_then(|case| case.goal);
-    let (most, peer) = goal.map_or(Default::default(), |goal| (format!("{:.1}", goal.most), goal.peer));
-    let mark = if goal.is_some_and(|goal| figure.ratio > goal.most) { " over" } else { "" };
+    // What another case of this run cost, if the goal is a multiple of that.
+    let basis = goal.and_then(|goal| goal.of).and_then(|of| others.iter().find(|other| other.case == of));
+    let (most, peer) = goal.map_or(Default::default(), |goal| {
+        let most = goal.most * basis.map_or(1.0, |basis| basis.ratio);
+        ((goal.of.is_none() || basis.is_some()).then_some(most), goal.peer)
+    });
+    let mark = if most.is_some_and(|most| figure.ratio > most) { " over" } else { "" };
     println!(
-        "{:<44} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {most:>6} {peer:>9}{mark}{}",
+        "{:<46} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {:>6} {peer:>9}{mark}{}",
         figure.case,
         figure.nanoseconds,
         figure.ratio,
         figure.lowest_ratio,
         figure.highest_ratio,
+        most.map_or_else(String::new, |most| format!("{most:.1}")),
         before.map_or_else(String::new, |before| changed(figure, before))
     );
 }
@@ -164,13 +193,6 @@ fn print(figure: &Figure, case: Option<&Case>, before: Option<&[Figure]>) {
 /// How the ratio has changed since an earlier run, if the spreads do not meet.
 fn changed(now: &Figure, before: &[Figure]) -> String {
     let Some(then) = before.iter().find(|then| then.case == now.case) else { return "  new".to_owned() };
-    if now.lowest_ratio <= then.highest_ratio && then.lowest_ratio <= now.highest_ratio {
-        return String::new();
-    }
-    format!("  {:+.0} %", 100.0 * (now.ratio / then.ratio - 1.0))
-}
-
-fn read(file: &PathBuf) -> Result<Vec<Figure>> {
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no file of results", file.display()))
+    let range = |figure: &Figure| figure.lowest_ratio..=figure.highest_ratio;
+    results::change((now.ratio, range(now)), (then.ratio, range(then)))
 }

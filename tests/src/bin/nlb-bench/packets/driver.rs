@@ -12,27 +12,48 @@ use nlb::loader;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors.bpf.o"));
 
 /// Bytes of the frame that are put back each time.
-const HEADERS: usize = 96;
+const HEADERS: usize = 128;
 
 /// Every frame is this long.
 pub const FRAME: usize = 128;
 
-/// Where a frame names its client: the last four bytes of the address, and the port.
+/// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which ports there are.
 #[derive(Clone, Copy)]
-pub struct Client {
-    pub address: u32,
-    pub port: u32,
+pub struct Flows {
+    address: u32,
+    port: u32,
+    first_port: u16,
+    port_bits: u32,
 }
 
-impl Client {
-    pub const V4: Client = Client { address: 26, port: 34 };
-    pub const V6: Client = Client { address: 34, port: 54 };
-    /// In the payload: all frames are of one flow, as they are.
-    pub const NONE: Client = Client { address: 100, port: 104 };
+impl Flows {
+    /// By the client's address and port.
+    pub const V4: Flows = Flows { address: 26, port: 34, first_port: 4096, port_bits: 12 };
+    pub const V6: Flows = Flows { address: 34, port: 54, ..Flows::V4 };
+    /// By something in the payload: all frames are of one flow, as they are.
+    pub const ONE: Flows = Flows { address: 120, port: 124, ..Flows::V4 };
+    /// By the port of the IPv4 service that they are for, of which there are so many.
+    pub const SERVICES: Flows = Flows { address: 120, port: 36, first_port: FIRST_SERVICE, port_bits: 13 };
 }
 
-/// Bursts that are made of so many runs.
-pub const BURSTS: u32 = 20;
+pub const FIRST_SERVICE: u16 = 4096;
+
+/// Runs in bursts, of which the best counts.
+#[derive(Clone, Copy)]
+pub struct Bursts {
+    pub number: u32,
+    pub runs: u32,
+}
+
+impl Bursts {
+    /// About so many runs, in bursts that meet every flow, as traffic would: between bursts, others use the caches.
+    pub fn of(runs: u32, flows: u32) -> Bursts {
+        const NUMBER: u32 = 20;
+        const MOST_RUNS: u32 = 1 << 26;
+        let runs = runs.div_ceil(NUMBER).max(flows);
+        Bursts { number: (MOST_RUNS / runs).clamp(3, NUMBER), runs }
+    }
+}
 
 pub struct Driver {
     bpf: Ebpf,
@@ -42,12 +63,18 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// For frames like this one, of `flows` flows (a power of two), from the interface of that index.
-    pub fn new(frame: &[u8], client: Client, flows: u32, ifindex: u32) -> Result<Driver> {
+    /// For frames like this one, of `number` flows (a power of two), from the interface of that index. Floors that look at
+    /// memory have `lines` of it, another power of two.
+    pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
         anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
-        let plan = [FRAME as u32, flows - 1, client.address, client.port];
-        let mut bpf = EbpfLoader::new().override_global("PLAN", &plan, true).load(OBJECT)?;
-        for name in ["drive", "nothing", "mac_swap", "look_up", "ipip"] {
+        let Flows { address, port, first_port, port_bits } = flows;
+        let plan = [FRAME as u32, number - 1, address, port, first_port.into(), port_bits];
+        let mut bpf = EbpfLoader::new()
+            .override_global("PLAN", &plan, true)
+            .override_global("LAST_LINE", &(lines - 1), true)
+            .map_max_entries("LINES", lines)
+            .load(OBJECT)?;
+        for name in ["drive", "nothing", "mac_swap", "look_up", "ipip", "ipip_of_flow"] {
             program(&mut bpf, name)?.load()?;
         }
         let words =
@@ -70,15 +97,15 @@ impl Driver {
         Ok(program(&mut self.bpf, name)?.fd()?.try_clone()?)
     }
 
-    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts of so many runs together, since
-    /// whatever disturbs a burst makes it slower. Beside it what the last run answered.
-    pub fn time(&mut self, measured: &ProgramFd, runs: u32) -> Result<(f64, u32)> {
+    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts, since whatever disturbs a burst makes
+    /// it slower. Beside it what the last run answered.
+    pub fn time(&mut self, measured: &ProgramFd, bursts: Bursts) -> Result<(f64, u32)> {
         self.measured.set(0, measured, 0)?;
         let mut best = f64::INFINITY;
         let mut answer = 0;
-        for _ in 0..BURSTS {
+        for _ in 0..bursts.number {
             let taken;
-            (taken, answer) = self.burst(runs.div_ceil(BURSTS))?;
+            (taken, answer) = self.burst(bursts.runs)?;
             best = best.min(taken);
         }
         Ok((best, answer))

@@ -1,0 +1,55 @@
+//! The figures of a run in a file, each part's under its name, and what has changed since another.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+#[derive(clap::Args)]
+pub struct Files {
+    /// Where the figures are written; those of other parts stay
+    #[arg(long, default_value = "bench/results.json")]
+    results: PathBuf,
+    /// Figures of an earlier run, to show what has changed beyond noise
+    #[arg(long)]
+    compare: Option<PathBuf>,
+}
+
+impl Files {
+    /// A part's figures in the file to compare with, if there is one.
+    pub fn before<T: DeserializeOwned>(&self, part: &str) -> Result<Option<Vec<T>>> {
+        let Some(file) = &self.compare else { return Ok(None) };
+        let mut parts = read(file).with_context(|| format!("reading {}", file.display()))?;
+        let Some(figures) = parts.remove(part) else { return Ok(None) };
+        let figures = serde_json::from_value(figures);
+        figures.map(Some).with_context(|| format!("{}: {part}", file.display()))
+    }
+
+    pub fn write<T: Serialize>(&self, part: &str, figures: &[T]) -> Result<()> {
+        let file = &self.results;
+        if let Some(dir) = file.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let mut parts = if file.exists() { read(file)? } else { Map::new() };
+        parts.insert(part.to_owned(), serde_json::to_value(figures)?);
+        fs::write(file, serde_json::to_string_pretty(&parts)? + "\n")
+            .with_context(|| format!("writing {}", file.display()))
+    }
+}
+
+fn read(file: &Path) -> Result<Map<String, Value>> {
+    let text = fs::read_to_string(file)?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no file of results", file.display()))
+}
+
+/// A change in words, if the two ranges do not meet.
+pub fn change(now: (f64, RangeInclusive<f64>), then: (f64, RangeInclusive<f64>)) -> String {
+    if now.1.start() <= then.1.end() && then.1.start() <= now.1.end() {
+        return String::new();
+    }
+    format!("  {:+.0} %", 100.0 * (now.0 / then.0 - 1.0))
+}
