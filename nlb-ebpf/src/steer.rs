@@ -283,7 +283,7 @@ impl NewFlow {
     fn record(&self, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
         let phase = flow::first_phase(segment.l4, segment.flags);
         if self.backend.mode != Backend::NAT {
-            if self.entry(Be16::new(0), phase, false).is_none() {
+            if !self.record_if_there_is_room(phase) {
                 tables::count(UNRECORDED_COUNTER);
             }
             return Ok(Be16::new(0));
@@ -302,6 +302,22 @@ impl NewFlow {
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))
         }
+    }
+
+    /// Entries of a full bucket grow old with the clock's ticks, so each CPU looks for one to spare once a tick.
+    #[inline(always)]
+    fn record_if_there_is_room(&self, phase: u8) -> bool {
+        const NOTED: u64 = 1 << 63;
+        let full = NOTED | (self.bucket as u64) << 16 | self.now as u64;
+        let Some(noted) = tables::full_bucket(self.bucket) else { return false };
+        if *noted == full {
+            return false;
+        }
+        let recorded = self.entry(Be16::new(0), phase, false).is_some();
+        if !recorded {
+            *noted = full;
+        }
+        recorded
     }
 
     /// The way of the flow's entry in its bucket.

@@ -69,6 +69,12 @@ static VIPS: Array<Addr, 64> = Array::new();
 #[btf_map]
 static FLOWS: Array<Bucket, 64, MMAPABLE> = Array::new();
 
+/// Buckets that this CPU found full lately, each with the tick in which that was.
+#[btf_map]
+static FULL_BUCKETS: PerCpuArray<u64, FULL_BUCKETS_OF_CPU> = PerCpuArray::new();
+
+const FULL_BUCKETS_OF_CPU: usize = 4096;
+
 #[btf_map]
 static EXITS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
@@ -413,6 +419,13 @@ pub fn flow_bucket(hash: u64) -> u32 {
 #[inline(always)]
 pub fn flows(bucket: u32) -> Option<&'static Bucket> {
     FLOWS.get(bucket)
+}
+
+/// Where it is noted that a bucket was found full.
+#[inline(always)]
+pub fn full_bucket(bucket: u32) -> Option<&'static mut u64> {
+    // SAFETY: as in `count`.
+    FULL_BUCKETS.get_ptr_mut(bucket & (FULL_BUCKETS_OF_CPU as u32 - 1)).map(|noted| unsafe { &mut *noted })
 }
 
 /// The entry at a place that [`place`] made.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use nlb::compile::FlowTuple;
@@ -268,6 +269,16 @@ fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<
             assert_eq!(goes_to(&mut rig, &middle(n))?, chosen, "flow {n} was pushed out");
             rig.module(&format!("m{chosen}")).weight = 100;
             rig.apply()?;
+        }
+        // That there is room again is found out with the next tick.
+        rig.forget_flows();
+        std::thread::sleep(Duration::from_millis(600));
+        for n in 40..44 {
+            let outcome = rig.run(&flow(n))?;
+            assert_eq!(
+                (outcome.action, outcome.counted),
+                (XDP_REDIRECT, [("send forward".to_owned(), 1)].into())
+            );
         }
     }
     Ok(())

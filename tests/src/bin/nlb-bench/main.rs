@@ -5,7 +5,9 @@
 mod control;
 mod figures;
 mod packets;
+mod picture;
 mod results;
+mod scale;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -23,11 +25,17 @@ enum Part {
     Control(control::Args),
     /// One packet: the XDP program beside floors
     Packets(packets::Args),
+    /// Draw how costs grow, from the results of `packets`
+    Picture(picture::Args),
+    /// Growth: memory for each flow, backend and route, and several CPUs at once
+    Scale(scale::Args),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().part {
         Part::Control(args) => control::run(&args),
         Part::Packets(args) => packets::run(&args),
+        Part::Picture(args) => picture::run(&args),
+        Part::Scale(args) => scale::run(&args),
     }
 }

@@ -11,11 +11,14 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::ProgramFd;
 use serde::{Deserialize, Serialize};
 
-use cases::{CASES, Case};
-use driver::{Bursts, Driver, Flows};
+use cases::CASES;
+pub use cases::{Case, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
+use driver::Flows;
+pub use driver::{Bursts, Driver};
 use nlb_common::abi::LOOPBACK;
 use nlb_tests::cpu;
 use nlb_tests::rig::{XDP_TX, families};
+pub use scene::Traffic;
 use scene::filled;
 
 use crate::results::{self, Files};
@@ -37,9 +40,9 @@ pub struct Args {
 
 /// Figures of one case, in nanoseconds and as multiples of the floor `ipip` measured beside it.
 #[derive(Clone, Serialize, Deserialize)]
-struct Figure {
-    case: String,
-    nanoseconds: f64,
+pub struct Figure {
+    pub case: String,
+    pub nanoseconds: f64,
     ratio: f64,
     lowest_ratio: f64,
     highest_ratio: f64,
@@ -91,7 +94,7 @@ fn measure_floor(name: &str, program: &str, flows: u32, args: &Args) -> Result<F
 fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut scene = case.set_up()?;
     let mut ipip = floor()?;
-    let mut driver = Driver::new(&scene.frame, scene.flows, case.flows, scene.ifindex, 1)?;
+    let mut driver = scene.traffic.driver()?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
     let bursts = Bursts::of(args.packets, if case.fresh { 1 } else { case.flows });
     // Brings the flows on record.

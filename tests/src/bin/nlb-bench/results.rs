@@ -22,11 +22,7 @@ pub struct Files {
 impl Files {
     /// A part's figures in the file to compare with, if there is one.
     pub fn before<T: DeserializeOwned>(&self, part: &str) -> Result<Option<Vec<T>>> {
-        let Some(file) = &self.compare else { return Ok(None) };
-        let mut parts = read(file).with_context(|| format!("reading {}", file.display()))?;
-        let Some(figures) = parts.remove(part) else { return Ok(None) };
-        let figures = serde_json::from_value(figures);
-        figures.map(Some).with_context(|| format!("{}: {part}", file.display()))
+        self.compare.as_deref().map_or(Ok(None), |file| section(file, part))
     }
 
     pub fn write<T: Serialize>(&self, part: &str, figures: &[T]) -> Result<()> {
@@ -41,8 +37,15 @@ impl Files {
     }
 }
 
+/// A part's figures in a file, if they are there.
+pub fn section<T: DeserializeOwned>(file: &Path, part: &str) -> Result<Option<Vec<T>>> {
+    let Some(figures) = read(file)?.remove(part) else { return Ok(None) };
+    let figures = serde_json::from_value(figures);
+    figures.map(Some).with_context(|| format!("{}: {part}", file.display()))
+}
+
 fn read(file: &Path) -> Result<Map<String, Value>> {
-    let text = fs::read_to_string(file)?;
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no file of results", file.display()))
 }
 

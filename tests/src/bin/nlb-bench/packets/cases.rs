@@ -111,7 +111,14 @@ impl Case {
     }
 }
 
-const TEN_ROUTES: &str = "stateless pick, 10 routes";
+/// What several CPUs do at once.
+pub const KNOWN_AMONG_64K: Case =
+    known("known flow among 64k, dsr-ipip, TCP v4").flows(1 << 16, 1 << 20).goal(1.8, "2.6-5.4");
+
+pub const TEN_ROUTES: Case = stateless("stateless pick, 10 routes").besides(Besides::Routes(10));
+pub const MANY_ROUTES: Case = stateless("stateless pick, 100,000 routes")
+    .besides(Besides::Routes(100_000))
+    .times(1.25, TEN_ROUTES.name);
 
 pub const CASES: &[Case] = &[
     case("not ours: pass", ForwardMode::DsrIpip, Kind::Stranger).goal(0.2, "1.0-1.2"),
@@ -137,17 +144,18 @@ pub const CASES: &[Case] = &[
         .flows(1 << 20, 1 << 16)
         .goal(2.0, "9.8"),
     known("known flow among 1k, dsr-ipip, TCP v4").flows(1 << 10, 1 << 16).goal(1.0, "3.0"),
-    known("known flow among 64k, dsr-ipip, TCP v4").flows(1 << 16, 1 << 20).goal(1.8, "2.6-5.4"),
+    KNOWN_AMONG_64K,
     known("known flow among 1M, dsr-ipip, TCP v4").flows(1 << 20, 1 << 22).goal(2.2, "4.3-5.4"),
     known("known flow among 16M, dsr-ipip, TCP v4").flows(1 << 24, 1 << 26),
     stateless("stateless pick, 1 route").besides(Besides::Routes(1)),
-    stateless(TEN_ROUTES).besides(Besides::Routes(10)),
+    TEN_ROUTES,
     stateless("stateless pick, 1,000 routes").besides(Besides::Routes(1000)),
-    stateless("stateless pick, 100,000 routes").besides(Besides::Routes(100_000)).times(1.25, TEN_ROUTES),
+    stateless("stateless pick, 10,000 routes").besides(Besides::Routes(10_000)),
+    MANY_ROUTES,
     known("known flow, 100,000 routes")
         .besides(Besides::Routes(100_000))
         .times(1.25, "known flow, dsr-ipip, TCP v4"),
-    known("known flow among 8k").flows(1 << 13, 1 << 16),
+    known("known flow among 8k, dsr-ipip, TCP v4").flows(1 << 13, 1 << 16),
     known("known flow among 8k, of as many services")
         .flows(1 << 13, 1 << 16)
         .besides(Besides::Services(10_000)),

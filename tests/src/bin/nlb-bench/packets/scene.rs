@@ -14,13 +14,25 @@ use nlb_tests::packet::{ACK, Packet, Transport, internet_checksum};
 use nlb_tests::rig::{self, Family, Rig, XDP_REDIRECT, XDP_TX, families, module};
 
 use super::cases::{Besides, Case, Kind};
-use super::driver::{FIRST_SERVICE, FRAME, Flows};
+use super::driver::{Driver, FIRST_SERVICE, FRAME, Flows};
 
 pub struct Scene {
     pub rig: Rig,
-    pub frame: Vec<u8>,
-    pub flows: Flows,
-    pub ifindex: u32,
+    pub traffic: Traffic,
+}
+
+/// The frame that comes, and how it varies.
+pub struct Traffic {
+    frame: Vec<u8>,
+    flows: Flows,
+    number: u32,
+    ifindex: u32,
+}
+
+impl Traffic {
+    pub fn driver(&self) -> Result<Driver> {
+        Driver::new(&self.frame, self.flows, self.number, self.ifindex, 1)
+    }
 }
 
 impl Case {
@@ -63,7 +75,7 @@ impl Case {
             _ if self.v6 => Flows::V6,
             _ => Flows::V4,
         };
-        Ok(Scene { rig, frame, flows, ifindex })
+        Ok(Scene { rig, traffic: Traffic { frame, flows, number: self.flows, ifindex } })
     }
 
     fn request(&self, family: &Family) -> Packet {

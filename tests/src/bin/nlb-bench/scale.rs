@@ -1,0 +1,145 @@
+//! How the data path grows: what each flow, backend, service and route takes of the kernel's memory, and what a packet costs
+//! when several CPUs forward at once.
+//!
+//! On the way of a known flow's packet nothing is written that CPUs share but the flow's own time stamp, twice a second. So one
+//! CPU should not notice the others, even if they forward packets of the same flows.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Context, Result};
+use aya::programs::ProgramFd;
+use nlb::loader::Sizes;
+use nlb::model::ForwardMode;
+use nlb_tests::cpu;
+use nlb_tests::rig::{self, Rig};
+use serde::Serialize;
+
+use crate::packets::{Bursts, Case, Driver, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES, Traffic};
+use crate::results::Files;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Bursts of packets on each CPU, each of 64k flows
+    #[arg(long, default_value_t = 200)]
+    bursts: usize,
+    #[command(flatten)]
+    files: Files,
+}
+
+#[derive(Serialize)]
+struct Figure {
+    case: String,
+    value: f64,
+    unit: &'static str,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut figures = memory()?;
+    figures.extend(cores(args.bursts)?);
+    for Figure { case, value, unit } in &figures {
+        println!("{case:<58} {value:>8.1} {unit}");
+    }
+    args.files.write("scale", &figures)
+}
+
+fn memory() -> Result<Vec<Figure>> {
+    type Enlarge = fn(&mut Sizes, u32);
+    let room: [(&str, Enlarge); 4] = [
+        ("flow", |sizes, number| sizes.flows.max += number),
+        ("backend", |sizes, number| sizes.limits.backends += number as u16),
+        ("service", |sizes, number| sizes.limits.services += number as u16),
+        ("rate limit", |sizes, number| sizes.limits.rate_limits += number as u16),
+    ];
+    let with = |enlarge: Enlarge, number| {
+        let mut sizes = rig::sizes();
+        enlarge(&mut sizes, number);
+        let rig = Rig::sized(ForwardMode::DsrIpip, &sizes)?;
+        let used = kernel_memory()?;
+        drop(rig);
+        anyhow::Ok(used)
+    };
+    let mut figures = Vec::new();
+    for (what, enlarge) in room {
+        // Flows come in powers of two.
+        let number = 1 << 14;
+        let doubled = if what == "flow" { 1 << 16 } else { number };
+        let each = (with(enlarge, doubled)? - with(enlarge, 0)?) / f64::from(doubled);
+        figures.push(Figure {
+            case: format!("memory: room for one more {what}"),
+            value: each,
+            unit: "bytes",
+        });
+    }
+    let used = |case: &Case| {
+        let _scene = case.set_up()?;
+        kernel_memory()
+    };
+    let each = (used(&MANY_ROUTES)? - used(&TEN_ROUTES)?) / (100_000.0 - 10.0);
+    figures.push(Figure { case: "memory: a route by source prefix".to_owned(), value: each, unit: "bytes" });
+    Ok(figures)
+}
+
+/// What the kernel says that all maps of this process take, in bytes.
+fn kernel_memory() -> Result<f64> {
+    let mut maps = BTreeMap::new();
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        // Some are closed meanwhile.
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    Ok(maps.values().sum::<u64>() as f64)
+}
+
+fn cores(bursts: usize) -> Result<Vec<Figure>> {
+    let mut scene = KNOWN_AMONG_64K.set_up()?;
+    let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
+    let cpus = cpu::available()?;
+    let mut figures = Vec::new();
+    let mut alone = 0.0;
+    for number in 1..=cpus.len() {
+        let each = at_once(&scene.traffic, &balancer, &cpus[..number], bursts)?;
+        if number == 1 {
+            alone = each;
+        }
+        let case = |what: &str| format!("known flow among 64k, on {number} of {} CPUs: {what}", cpus.len());
+        figures.push(Figure { case: case("a packet on each"), value: each, unit: "ns" });
+        let together = number as f64 * alone / each;
+        figures.push(Figure { case: case("packets a second"), value: together, unit: "x one CPU's" });
+    }
+    Ok(figures)
+}
+
+/// What a packet costs while so many CPUs forward the same flows: the median of all bursts.
+fn at_once(traffic: &Traffic, balancer: &ProgramFd, cpus: &[usize], bursts: usize) -> Result<f64> {
+    let burst = Bursts { number: 1, runs: KNOWN_AMONG_64K.flows };
+    let prepare = |cpu| {
+        cpu::stay_on(cpu)?;
+        let mut driver = traffic.driver()?;
+        let nothing = driver.floor("nothing")?;
+        let (idle, _) = driver.time(&nothing, Bursts { number: 20, ..burst })?;
+        // Brings the flows on record.
+        driver.time(balancer, burst)?;
+        anyhow::Ok((driver, idle))
+    };
+    let start = Barrier::new(cpus.len());
+    let measure = |cpu| {
+        let prepared = prepare(cpu);
+        start.wait();
+        let (mut driver, idle): (Driver, f64) = prepared?;
+        (0..bursts).map(|_| Ok(driver.time(balancer, burst)?.0 - idle)).collect::<Result<Vec<_>>>()
+    };
+    let taken = thread::scope(|scope| {
+        let workers: Vec<_> = cpus.iter().map(|cpu| scope.spawn(|| measure(*cpu))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("no panic")).collect::<Result<Vec<_>>>()
+    });
+    let mut taken = taken?.concat();
+    taken.sort_by(f64::total_cmp);
+    taken.get(taken.len() / 2).copied().context("no burst was asked for")
+}
