@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     take_turns(args.passes, &loads, contenders.iter().filter(|one| one.kind.connects()), &mut samples)?;
     let frames: [&Load; 1] = [&|contender, samples| packets(contender, args.packets, samples)];
     take_turns(args.passes, &frames, contenders.iter().filter(|one| one.kind.passes_frames()), &mut samples)?;
-    samples.subtract_direct();
+    samples.compare_with_none();
     let rows = samples.rows();
     results::print(&rows);
     results::write(&rows, &args.results)
@@ -120,9 +120,9 @@ fn latencies(contender: &Contender, requests: u32, samples: &mut Samples) -> Res
 }
 
 fn packets(contender: &Contender, count: u32, samples: &mut Samples) -> Result<()> {
-    let rates = frames::rates(contender, count)?;
-    samples.record(Measure::PacketsSent, contender.kind, rates.sent / 1e3);
-    samples.record(Measure::Packets, contender.kind, rates.arrived / 1e3);
+    let rate = frames::per_second(contender, count)?;
+    samples.record(Measure::Packets, contender.kind, rate / 1e3);
+    samples.record(Measure::CpuPerPacket, contender.kind, 1e9 / rate);
     Ok(())
 }
 

@@ -25,10 +25,10 @@ const CHUNK: usize = 128 << 10;
 pub const NUMBER: usize = 8;
 
 /// The request's number, and the length of its answer.
-pub fn request(number: u64, answer: u64) -> [u8; 16] {
+pub fn request(number: u64, answer: usize) -> [u8; 16] {
     let mut request = [0; 16];
     request[..NUMBER].copy_from_slice(&number.to_le_bytes());
-    request[NUMBER..].copy_from_slice(&answer.to_le_bytes());
+    request[NUMBER..].copy_from_slice(&(answer as u64).to_le_bytes());
     request
 }
 

@@ -17,7 +17,7 @@ const KEPT: usize = 32;
 const DOWNLOADS: usize = 4;
 
 /// Bytes of one answer to a download.
-const DOWNLOAD: u64 = 4 << 20;
+const DOWNLOAD: usize = 4 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -57,11 +57,12 @@ pub fn bytes(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     by_many(
         DOWNLOADS,
         |client, until| {
+            let mut room = vec![0; 256 << 10];
             let mut connection = Connection::open(targets, client)?;
             while Instant::now() < until {
-                connection.fetch(DOWNLOAD)?;
+                connection.fetch(DOWNLOAD, &mut room)?;
             }
-            Ok(connection.asked * DOWNLOAD)
+            Ok(connection.asked * DOWNLOAD as u64)
         },
         length,
     )
@@ -112,24 +113,20 @@ impl Connection {
     }
 
     fn ask(&mut self) -> Result<()> {
-        self.fetch(NUMBER as u64)
+        self.fetch(NUMBER, &mut [])
     }
 
-    /// Has an answer of so many bytes come.
-    fn fetch(&mut self, bytes: u64) -> Result<()> {
+    /// Has an answer of so many bytes come, some at a time.
+    fn fetch(&mut self, bytes: usize, room: &mut [u8]) -> Result<()> {
         self.asked += 1;
         self.stream.write_all(&request(self.asked, bytes)).context("asking")?;
         let mut number = [0; NUMBER];
         self.stream.read_exact(&mut number).context("waiting for an answer")?;
         ensure!(number == self.asked.to_le_bytes(), "request {} got another answer: {number:?}", self.asked);
-        let mut left = bytes as usize - NUMBER;
-        if left == 0 {
-            return Ok(());
-        }
-        let mut rest = [0; 256 << 10];
+        let mut left = bytes - NUMBER;
         while left > 0 {
-            let room = left.min(rest.len());
-            let read = self.stream.read(&mut rest[..room]).context("waiting for the rest of an answer")?;
+            let some = left.min(room.len());
+            let read = self.stream.read(&mut room[..some]).context("waiting for the rest of an answer")?;
             ensure!(read > 0, "the connection was closed {left} bytes before the end of an answer");
             left -= read;
         }

@@ -23,6 +23,8 @@ use super::{floors, proxies};
 pub enum Kind {
     /// Nobody between client and backend.
     Direct,
+    /// Frames are made, and dropped as soon as they are there: what that takes is in all other figures of frames, too.
+    XdpDrop,
     /// The least XDP program that sends a packet, which sends it back to where it came from.
     XdpTx,
     /// The least XDP program that passes a packet on to the other segment.
@@ -36,8 +38,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Direct,
+        Kind::XdpDrop,
         Kind::XdpTx,
         Kind::XdpRedirect,
         Kind::Forwarding,
@@ -50,8 +53,9 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Direct => "direct",
+            Kind::XdpDrop => "XDP_DROP",
             Kind::XdpTx => "XDP_TX",
-            Kind::XdpRedirect => "redirect",
+            Kind::XdpRedirect => "XDP_REDIRECT",
             Kind::Forwarding => "forwarding",
             Kind::Nftables => "nftables",
             Kind::Haproxy => "haproxy",
@@ -62,7 +66,7 @@ impl Kind {
 
     /// Whether connections come to be through it.
     pub fn connects(self) -> bool {
-        self != Kind::XdpTx
+        !matches!(self, Kind::XdpDrop | Kind::XdpTx)
     }
 
     /// Whether it takes single frames for two backends, and sends them on by itself.
@@ -102,7 +106,7 @@ impl Contender {
         let backends: Vec<_> = lab.modules.iter().map(|host| SocketAddr::new(host.v4.into(), PORT)).collect();
         let (mut proxy, mut _daemon, mut _floor) = (None, None, None);
         match kind {
-            Kind::Direct | Kind::Forwarding => {}
+            Kind::Direct | Kind::XdpDrop | Kind::Forwarding => {}
             Kind::XdpTx => _floor = Some(floors::send_back(&lab)?),
             Kind::XdpRedirect => _floor = Some(floors::pass_on(&lab)?),
             Kind::Nftables => proxies::nftables(&lab, VIP, &backends)?,
@@ -111,8 +115,8 @@ impl Contender {
             Kind::Nlb => _daemon = Some(nlb(&lab)?),
         }
         let targets = match kind {
-            Kind::Direct | Kind::XdpTx | Kind::XdpRedirect | Kind::Forwarding => backends,
             Kind::Nftables | Kind::Haproxy | Kind::Nginx | Kind::Nlb => vec![VIP],
+            _ => backends,
         };
         Ok(Contender { kind, targets, proxy, _daemon, _floor, _backends, lab })
     }

@@ -4,6 +4,8 @@
 //! Both are at the switch's ends of the balancer's own cables: bridges and the stacks of hosts take longer for a packet than
 //! what is measured.
 
+use std::array::from_fn;
+
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions};
@@ -21,7 +23,7 @@ const HEAD: usize = 48;
 const FRAME: usize = 60;
 
 /// Ethernet, IPv4 and UDP.
-const HEADERS: usize = 42;
+const BEFORE_PAYLOAD: usize = 42;
 
 /// Frames that the kernel has made before it sends them, as a card's driver takes in what has come: NAPI's budget.
 const BATCH: u32 = 64;
@@ -30,29 +32,28 @@ const BATCH: u32 = 64;
 const FRONT: &str = "front-nlb";
 const BACK: &str = "back-nlb";
 
-/// Frames that are made as fast as they can be, and what becomes of them.
-pub struct Rates {
-    pub sent: f64,
-    pub arrived: f64,
-}
-
-pub fn rates(contender: &Contender, frames: u32) -> Result<Rates> {
+/// Frames that arrive in a second, of so many that one CPU makes, sends through the balancer, and takes off again: with each
+/// batch it does all of that, so none waits, and none is lost.
+pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     let Contender { kind, lab, .. } = contender;
     let mut bpf = floors::open()?;
-    let out = if *kind == Kind::XdpTx { FRONT } else { BACK };
-    floors::attach(&mut bpf, "sink", lab.switch(), &[out])?;
+    let (netns, interface) = match kind {
+        Kind::XdpDrop => (&lab.nlb.netns, "eth0"),
+        Kind::XdpTx => (lab.switch(), FRONT),
+        _ => (lab.switch(), BACK),
+    };
+    floors::attach(&mut bpf, "sink", netns, &[interface])?;
     floors::load(&mut bpf, "generate")?;
     let frame = frame(contender)?;
-    let words = frame[..HEAD].chunks(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight")));
-    let words: Vec<u64> = words.collect();
-    let words: [u64; HEAD / 8] = words.try_into().expect("as many as the head has");
+    let words = from_fn(|i| u64::from_ne_bytes(frame[8 * i..][..8].try_into().expect("eight bytes")));
     let headers = bpf.take_map("HEADERS").context("no map HEADERS")?;
     Array::<_, [u64; HEAD / 8]>::try_from(headers)?.set(0, words, 0)?;
     let arrived = PerCpuArray::<_, u64>::try_from(bpf.take_map("ARRIVED").context("no map ARRIVED")?)?;
 
     let generator = floors::program(&mut bpf, "generate")?;
+    let cpu = *cpu::available()?.first().context("no CPU to run on")?;
     let took = lab.switch().run(|| {
-        cpu::stay_on(0)?;
+        cpu::stay_on(cpu)?;
         let context = loader::arrival(&frame, if_nametoindex(FRONT)?);
         let options = TestRunOptions {
             data_in: Some(&frame),
@@ -71,8 +72,9 @@ pub fn rates(contender: &Contender, frames: u32) -> Result<Rates> {
         ensure!(wanted == (count > 0), "{count} frames arrived for the address that ends with {address}");
         total += count;
     }
-    let rate = |frames: u64| frames as f64 / took.as_secs_f64();
-    Ok(Rates { sent: rate(frames.into()), arrived: rate(total) })
+    let lost = u64::from(frames).saturating_sub(total);
+    ensure!(lost <= u64::from(frames) / 100, "{lost} of {frames} frames were lost");
+    Ok(total as f64 / took.as_secs_f64())
 }
 
 /// From the client to what the contender serves, for the program that makes frames to write a source port into.
@@ -90,7 +92,7 @@ fn frame(contender: &Contender) -> Result<Vec<u8>> {
         packet.payload.clear();
         // What stands here with a port of 0; see the program.
         packet.payload.extend([0xff, 0xff]);
-        packet.payload.resize(FRAME - HEADERS, 0);
+        packet.payload.resize(FRAME - BEFORE_PAYLOAD, 0);
     });
     let frame = packet.bytes();
     ensure!(frame.len() == FRAME, "a frame of {} bytes", frame.len());

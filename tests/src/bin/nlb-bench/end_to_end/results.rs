@@ -12,8 +12,9 @@ use super::contenders::Kind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    PacketsSent,
     Packets,
+    CpuPerPacket,
+    CpuPerPacketAdded,
     Connections,
     Requests,
     Bits,
@@ -30,27 +31,29 @@ pub enum Measure {
     P999Added,
 }
 
-/// Measures that tell what a contender adds to what there is without it, and from which.
-const ADDED: [(Measure, Measure); 5] = [
-    (Measure::CpuPerConnection, Measure::CpuPerConnectionAdded),
-    (Measure::CpuPerGigabit, Measure::CpuPerGigabitAdded),
-    (Measure::P50, Measure::P50Added),
-    (Measure::P99, Measure::P99Added),
-    (Measure::P999, Measure::P999Added),
+/// Measures that tell what a contender adds to what there is without it: of what, and to whose figure.
+const ADDED: [(Measure, Measure, Kind); 6] = [
+    (Measure::CpuPerPacketAdded, Measure::CpuPerPacket, Kind::XdpDrop),
+    (Measure::CpuPerConnectionAdded, Measure::CpuPerConnection, Kind::Direct),
+    (Measure::CpuPerGigabitAdded, Measure::CpuPerGigabit, Kind::Direct),
+    (Measure::P50Added, Measure::P50, Kind::Direct),
+    (Measure::P99Added, Measure::P99, Kind::Direct),
+    (Measure::P999Added, Measure::P999, Kind::Direct),
 ];
 
 impl Measure {
     /// What it is, its unit, and digits behind the point.
     fn shown(self) -> (&'static str, &'static str, usize) {
         match self {
-            Measure::PacketsSent => ("small packets sent", "kpps", 0),
-            Measure::Packets => ("small packets arrived", "kpps", 0),
+            Measure::Packets => ("small packets, one CPU", "1000/s", 0),
+            Measure::CpuPerPacket => ("CPU per small packet, all hosts", "ns", 0),
+            Measure::CpuPerPacketAdded => ("CPU per small packet, added", "ns", 0),
             Measure::Connections => ("connections", "1/s", 0),
             Measure::Requests => ("requests on kept connections", "1/s", 0),
             Measure::Bits => ("downloads", "Gbit/s", 2),
             Measure::CpuPerConnection => ("CPU per connection, all hosts", "us", 1),
             Measure::CpuPerConnectionAdded => ("CPU per connection, added", "us", 1),
-            Measure::CpuPerConnectionOwn => ("CPU per connection, of the proxy's processes", "us", 1),
+            Measure::CpuPerConnectionOwn => ("CPU per connection, own processes", "us", 1),
             Measure::CpuPerGigabit => ("CPU per Gbit, all hosts", "ms", 1),
             Measure::CpuPerGigabitAdded => ("CPU per Gbit, added", "ms", 1),
             Measure::P50 => ("latency p50", "us", 1),
@@ -106,13 +109,13 @@ impl Samples {
     }
 
     /// Adds what each contender adds to what there is without one, pass by pass.
-    pub fn subtract_direct(&mut self) {
-        for (whole, added) in ADDED {
-            let Some(direct) = self.0.get(&(whole, Kind::Direct)).cloned() else { continue };
-            for contender in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Direct) {
-                let samples = self.0.get(&(whole, contender)).cloned().unwrap_or_default();
-                for (sample, direct) in samples.iter().zip(&direct) {
-                    self.record(added, contender, sample - direct);
+    pub fn compare_with_none(&mut self) {
+        for (added, whole, none) in ADDED {
+            let Some(without) = self.0.get(&(whole, none)).cloned() else { continue };
+            for contender in Kind::ALL.into_iter().filter(|kind| *kind != none) {
+                let with = self.0.get(&(whole, contender)).cloned().unwrap_or_default();
+                for (with, without) in with.iter().zip(&without) {
+                    self.record(added, contender, with - without);
                 }
             }
         }
@@ -138,50 +141,50 @@ impl Samples {
 
 /// A table for each measure.
 pub fn print(rows: &[Row]) {
-    for of_one in rows.chunk_by(|one, next| one.measure == next.measure) {
-        let (title, unit, _) = of_one[0].measure.shown();
-        let beside: Vec<Kind> =
-            BESIDE.into_iter().filter(|kind| of_one.iter().any(|row| row.contender == *kind)).collect();
-        let heads: String =
-            beside.iter().map(|kind| format!("{:>13}", format!("x {}", kind.name()))).collect();
-        println!("\n{:<46}{heads}{unit:>10}{:>20}", title, "spread");
-        for row in of_one {
-            let ratios: String = beside
-                .iter()
-                .map(|kind| {
-                    ratio(row, *kind, of_one).map_or(format!("{:>13}", "-"), |r| format!("{r:>13.2}"))
-                })
-                .collect();
-            let digits = row.measure.shown().2;
+    for rows in rows.chunk_by(|one, next| one.measure == next.measure) {
+        let (title, unit, digits) = rows[0].measure.shown();
+        let beside: Vec<&Row> = BESIDE.into_iter().filter_map(|kind| of(kind, rows)).collect();
+        let heads = beside.iter().map(|other| format!("{:>15}", format!("x {}", other.contender.name())));
+        println!("\n{title:<34}{}{unit:>10}{:>18}", heads.collect::<String>(), "spread");
+        for row in rows {
+            let ratios = beside.iter().map(|other| match ratio(row, other) {
+                Some(ratio) => format!("{ratio:>15.2}"),
+                None => format!("{:>15}", "-"),
+            });
             let spread = format!("{:.digits$}-{:.digits$}", row.lowest, row.highest);
-            let marks = goals(row, of_one);
-            println!("  {:<44}{ratios}{:>10.digits$}{spread:>20}{marks}", row.contender.name(), row.value);
+            println!(
+                "  {:<32}{}{:>10.digits$}{spread:>18}{}",
+                row.contender.name(),
+                ratios.collect::<String>(),
+                row.value,
+                goals(row, rows)
+            );
         }
     }
 }
 
-/// None beside what is not above zero, as what is added may be where machines are disturbed.
-fn ratio(row: &Row, beside: Kind, rows: &[Row]) -> Option<f64> {
-    let other = rows.iter().find(|other| other.contender == beside)?;
-    (other.value > 0.0).then_some(row.value / other.value)
+/// None where one is not above zero, as what is added may be where the machine is disturbed.
+fn ratio(row: &Row, other: &Row) -> Option<f64> {
+    (row.value > 0.0 && other.value > 0.0).then_some(row.value / other.value)
 }
 
 /// The goals that there are for a figure, and which of them are missed.
 fn goals(row: &Row, rows: &[Row]) -> String {
     let goals = GOALS.iter().filter(|goal| goal.measure == row.measure && row.contender == Kind::Nlb);
-    goals
-        .map(|goal| {
-            let ratio = ratio(row, goal.beside, rows);
-            let (word, bound, missed) = match goal.bound {
-                Bound::AtLeast(least) => {
-                    (">=", least, ratio.is_none_or(|ratio| ratio < least).then_some("under"))
-                }
-                Bound::AtMost(most) => ("<=", most, ratio.is_none_or(|ratio| ratio > most).then_some("over")),
-            };
-            let missed = missed.map_or(String::new(), |missed| format!(" {missed}"));
-            format!("  goal {word} {bound} x {}{missed}", goal.beside.name())
-        })
-        .collect()
+    let shown = goals.map(|goal| {
+        let other = of(goal.beside, rows).map_or(f64::NAN, |other| other.value);
+        let (word, bound, kept, missed) = match goal.bound {
+            Bound::AtLeast(least) => ("at least", least, row.value >= least * other, " under"),
+            Bound::AtMost(most) => ("at most", most, row.value <= most * other, " over"),
+        };
+        let missed = if kept { "" } else { missed };
+        format!("  {word} {bound} x {}{missed}", goal.beside.name())
+    });
+    shown.collect()
+}
+
+fn of(contender: Kind, rows: &[Row]) -> Option<&Row> {
+    rows.iter().find(|row| row.contender == contender)
 }
 
 pub fn write(rows: &[Row], to: &Path) -> Result<()> {
