@@ -13,6 +13,9 @@ pub struct Args {
 
 pub fn bench(args: &Args) -> Result<()> {
     setup::setup()?;
+    if args.part[0] == "end-to-end" {
+        setup::balancers()?;
+    }
     command::run(
         workspace::cargo("build")
             .args(["--quiet", "--release", "--package", "nlb", "--package", "nlb-tests"])

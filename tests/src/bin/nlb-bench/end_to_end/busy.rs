@@ -46,6 +46,6 @@ fn idle() -> Result<(u32, Duration)> {
 pub fn own_time(process: &Process) -> Result<Duration> {
     let pid = process.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let children = children.split_whitespace().map(|child| Ok(cpu_time(child.parse()?)?));
+    let children = children.split_whitespace().map(|child| cpu_time(child.parse()?));
     children.sum::<Result<Duration>>().and_then(|theirs| Ok(theirs + cpu_time(pid)?))
 }
