@@ -13,6 +13,7 @@ mod frames;
 mod proxies;
 mod results;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ pub struct Args {
     results: PathBuf,
 }
 
-/// A load, and how long or how often it is laid on.
+/// Has a contender bear a load, and records what came of it.
 type Load<'a> = dyn Fn(&Contender, &mut Samples) -> Result<()> + 'a;
 
 pub fn run(args: &Args) -> Result<()> {
@@ -58,15 +59,17 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     let mut samples = Samples::default();
     take_turns(args.passes, &loads, contenders.iter().filter(|one| one.kind.connects()), &mut samples)?;
+    // Last, because the program that takes frames off changes how the wire works while it is there.
     let frames: [&Load; 1] = [&|contender, samples| packets(contender, args.packets, samples)];
     take_turns(args.passes, &frames, contenders.iter().filter(|one| one.kind.passes_frames()), &mut samples)?;
     samples.compare_with_none();
     let rows = samples.rows();
+    results::write(&rows, &args.results)?;
     results::print(&rows);
-    results::write(&rows, &args.results)
+    Ok(())
 }
 
-/// Has each contender take each load, pass by pass. What the first pass says is forgotten: it is for neighbours to be found,
+/// Has each contender bear each load, pass by pass. What the first pass says is forgotten: it is for neighbours to be found,
 /// caches to be filled and windows to grow.
 fn take_turns<'a>(
     passes: usize,
@@ -136,15 +139,12 @@ struct Work {
     own: Option<Duration>,
 }
 
-fn work(
-    contender: &Contender,
-    load: impl FnOnce(&[std::net::SocketAddr]) -> Result<u64> + Send,
-) -> Result<Work> {
+fn work(contender: &Contender, load: impl FnOnce(&[SocketAddr]) -> Result<u64> + Send) -> Result<Work> {
     let own = || contender.proxy.as_ref().map(own_time).transpose();
     let (before, busy, start) = (own()?, Busy::since_now()?, Instant::now());
     let done = contender.as_client(load)? as f64;
     let (time, busy, after) = (start.elapsed(), busy.time()?, own()?);
-    Ok(Work { done, time, busy, own: after.zip(before).map(|(after, before)| after - before) })
+    Ok(Work { done, time, busy, own: after.zip(before).map(|(after, before)| after.saturating_sub(before)) })
 }
 
 /// All CPUs are counted, so whatever else they do is counted, too.

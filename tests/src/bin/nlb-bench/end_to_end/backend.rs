@@ -3,11 +3,16 @@
 //! A thread blocks for each connection. That leaves out what an event loop would do between two requests, and is the same for
 //! all.
 
+use std::env;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nlb_tests::lab::{Host, Lab};
+use nlb_tests::netns::Namespace;
+use nlb_tests::process::Process;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,6 +35,22 @@ pub fn request(number: u64, answer: usize) -> [u8; 16] {
     request[..NUMBER].copy_from_slice(&number.to_le_bytes());
     request[NUMBER..].copy_from_slice(&(answer as u64).to_le_bytes());
     request
+}
+
+/// Starts one on a host.
+pub fn start(lab: &Lab, host: &Host, listen: SocketAddr) -> Result<Process> {
+    let mut command = host.netns.command(env::current_exe()?);
+    command.args(["backend", &listen.to_string()]);
+    let mut backend = lab.start(&format!("backend-{}", host.v4), &mut command)?;
+    wait_until_it_listens(&mut backend, &host.netns, listen)?;
+    Ok(backend)
+}
+
+pub fn wait_until_it_listens(process: &mut Process, on: &Namespace, at: SocketAddr) -> Result<()> {
+    const START: Duration = Duration::from_secs(10);
+    process.wait_until("it listens", START, || {
+        on.run(|| TcpStream::connect_timeout(&at, START)).is_ok_and(|stream| stream.is_ok())
+    })
 }
 
 pub fn run(args: &Args) -> Result<()> {

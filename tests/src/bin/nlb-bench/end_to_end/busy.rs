@@ -24,7 +24,7 @@ impl Busy {
     /// the rest it samples.
     pub fn time(&self) -> Result<Duration> {
         let (cpus, idle) = idle()?;
-        Ok((self.since.elapsed() * cpus).saturating_sub(idle - self.idle))
+        Ok((self.since.elapsed() * cpus).saturating_sub(idle.saturating_sub(self.idle)))
     }
 }
 

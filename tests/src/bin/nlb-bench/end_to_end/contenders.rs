@@ -1,22 +1,19 @@
 //! Who is compared, each at work in a lab of its own: clients on one segment, backends on another, and between them the host
 //! that balances or only forwards.
 
-use std::env;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
 use nlb_tests::lab::{DefaultRoute, Host, Lab, VIP4};
-use nlb_tests::netns::Namespace;
 use nlb_tests::process::Process;
 use nlb_tests::programs::{self, grpc};
 use serde::{Deserialize, Serialize};
 
-use super::{floors, proxies};
+use super::{backend, floors, proxies};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,7 +66,7 @@ impl Kind {
         !matches!(self, Kind::XdpDrop | Kind::XdpTx)
     }
 
-    /// Whether it takes single frames for two backends, and sends them on by itself.
+    /// Whether it passes on frames that no connection of its own has brought.
     pub fn passes_frames(self) -> bool {
         !matches!(self, Kind::Direct | Kind::Haproxy | Kind::Nginx)
     }
@@ -80,7 +77,6 @@ const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(VIP4), 80);
 const PORT: u16 = 8080;
 
 const BACKENDS: usize = 2;
-const START: Duration = Duration::from_secs(10);
 
 pub struct Contender {
     pub kind: Kind,
@@ -102,8 +98,12 @@ impl Contender {
             _ => Lab::two_arm(1, BACKENDS, DefaultRoute::Nlb),
         }?;
         tune(&lab)?;
-        let _backends = lab.modules.iter().map(|host| backend(&lab, host)).collect::<Result<_>>()?;
         let backends: Vec<_> = lab.modules.iter().map(|host| SocketAddr::new(host.v4.into(), PORT)).collect();
+        let _backends = backends
+            .iter()
+            .zip(&lab.modules)
+            .map(|(at, host)| backend::start(&lab, host, *at))
+            .collect::<Result<_>>()?;
         let (mut proxy, mut _daemon, mut _floor) = (None, None, None);
         match kind {
             Kind::Direct | Kind::XdpDrop | Kind::Forwarding => {}
@@ -156,21 +156,6 @@ fn tune(lab: &Lab) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn backend(lab: &Lab, host: &Host) -> Result<Process> {
-    let listen = SocketAddr::new(host.v4.into(), PORT);
-    let mut command = host.netns.command(env::current_exe()?);
-    command.args(["backend", &listen.to_string()]);
-    let mut backend = lab.start(&format!("backend-{}", host.v4), &mut command)?;
-    wait_until_it_listens(&mut backend, &host.netns, listen)?;
-    Ok(backend)
-}
-
-pub fn wait_until_it_listens(process: &mut Process, on: &Namespace, at: SocketAddr) -> Result<()> {
-    process.wait_until("it listens", START, || {
-        on.run(|| TcpStream::connect_timeout(&at, START)).is_ok_and(|stream| stream.is_ok())
-    })
 }
 
 /// The daemon on both interfaces; backends see their clients' addresses, as behind DNAT, and answer by way of the NLB.

@@ -25,7 +25,7 @@ const FRAME: usize = 60;
 /// Ethernet, IPv4 and UDP.
 const BEFORE_PAYLOAD: usize = 42;
 
-/// Frames that the kernel has made before it sends them, as a card's driver takes in what has come: NAPI's budget.
+/// Frames that are made before they are sent: as many as a card's driver takes in at a time (NAPI's weight).
 const BATCH: u32 = 64;
 
 /// The switch's ends of the balancer's cables.
@@ -33,7 +33,7 @@ const FRONT: &str = "front-nlb";
 const BACK: &str = "back-nlb";
 
 /// Frames that arrive in a second, of so many that one CPU makes, sends through the balancer, and takes off again: with each
-/// batch it does all of that, so none waits, and none is lost.
+/// batch it does all of that, so none waits, and few can be lost.
 pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     let Contender { kind, lab, .. } = contender;
     let mut bpf = floors::open()?;
@@ -72,8 +72,7 @@ pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
         ensure!(wanted == (count > 0), "{count} frames arrived for the address that ends with {address}");
         total += count;
     }
-    let lost = u64::from(frames).saturating_sub(total);
-    ensure!(lost <= u64::from(frames) / 100, "{lost} of {frames} frames were lost");
+    ensure!(total > u64::from(frames) / 10 * 9, "of {frames} frames, only {total} arrived");
     Ok(total as f64 / took.as_secs_f64())
 }
 

@@ -10,7 +10,7 @@ use nlb_tests::lab::Lab;
 use nlb_tests::netns::output;
 use nlb_tests::process::Process;
 
-use super::contenders::wait_until_it_listens;
+use super::backend::wait_until_it_listens;
 
 /// DNAT by the kernel; the first packet of a connection chooses, and connection tracking remembers.
 pub fn nftables(lab: &Lab, vip: SocketAddr, backends: &[SocketAddr]) -> Result<()> {
