@@ -6,13 +6,18 @@ use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure, and its options: `control --help` lists them
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "PART")]
+    /// What to measure, and its options: `packets --help` lists them. Else all but `control`; `--compare FILE` shows what has
+    /// changed since the run that wrote this file
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PART")]
     part: Vec<String>,
 }
 
 pub fn bench(args: &Args) -> Result<()> {
     setup::setup()?;
+    let all = args.part.first().is_none_or(|first| first.starts_with('-'));
+    if all || args.part[0] == "end-to-end" {
+        setup::balancers()?;
+    }
     command::run(
         workspace::cargo("build")
             .args(["--quiet", "--release", "--package", "nlb", "--package", "nlb-tests"])

@@ -45,7 +45,7 @@ enum Task {
         override_usage = "cargo xtask run [--duration <TIME>]\n       cargo xtask run -- serve --iface eth0 ..."
     )]
     Run(run::Args),
-    /// Set up, build with optimisation, and measure: `cargo xtask bench packets`
+    /// Set up, build with optimisation, and measure: packets, growth, and the whole way beside other balancers
     Bench(bench::Args),
     /// Set up, then check and test everything; the first failure ends it
     Test,

@@ -41,6 +41,11 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/google/protobuf", "python3-protobuf"),
 ];
 
+/// Other balancers, which only the benchmark needs that compares them.
+const BALANCERS: &[(&str, &str)] = &[("haproxy", "haproxy"), ("nft", "nftables")];
+const BALANCERS_MODULES: &[(&str, &str)] =
+    &[("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
+
 pub fn setup() -> Result<()> {
     eprintln!("Setting up");
     programs()?;
@@ -49,9 +54,17 @@ pub fn setup() -> Result<()> {
 }
 
 pub fn programs() -> Result<()> {
-    let missing_libraries = || LIBRARIES.iter().filter(|(path, _)| !Path::new(path).exists());
-    let missing_programs = || PROGRAMS.iter().filter(|(program, _)| find_installed(program).is_none());
-    let missing = || missing_programs().chain(missing_libraries());
+    install_missing(PROGRAMS, LIBRARIES)
+}
+
+pub fn balancers() -> Result<()> {
+    install_missing(BALANCERS, BALANCERS_MODULES)
+}
+
+fn install_missing(programs: &[(&str, &str)], files: &[(&str, &str)]) -> Result<()> {
+    let missing_files = || files.iter().filter(|(path, _)| !Path::new(path).exists());
+    let missing_programs = || programs.iter().filter(|(program, _)| find_installed(program).is_none());
+    let missing = || missing_programs().chain(missing_files());
     let mut packages: Vec<_> = missing().map(|(_, package)| *package).collect();
     packages.dedup();
     if !packages.is_empty() {
@@ -62,7 +75,7 @@ pub fn programs() -> Result<()> {
             );
         }
     }
-    eprintln!("  programs: {}", PROGRAMS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "));
+    eprintln!("  programs: {}", programs.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "));
     Ok(())
 }
 

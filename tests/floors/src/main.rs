@@ -2,7 +2,7 @@
 //!
 //! The floors do what no balancer can do without, and nothing else. [`drive`] stands in front of each, and of the balancer:
 //! BPF_PROG_TEST_RUN repeats a program on what it left behind the last time, so somebody has to make the frame what it was,
-//! and to change its flow.
+//! and to change its flow. In [`live`] frames travel.
 
 #![no_std]
 #![no_main]
@@ -10,6 +10,7 @@
 mod drive;
 mod floor;
 mod frame;
+mod live;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -1,5 +1,6 @@
 //! The figures of a run in a file, each part's under its name, and what has changed since another.
 
+use std::ffi::OsString;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,13 @@ pub struct Files {
 }
 
 impl Files {
+    /// The options that say so.
+    pub fn options(&self) -> Vec<OsString> {
+        let mut options = vec!["--results".into(), self.results.clone().into()];
+        options.extend(self.compare.iter().flat_map(|file| ["--compare".into(), file.clone().into()]));
+        options
+    }
+
     /// A part's figures in the file to compare with, if there is one.
     pub fn before<T: DeserializeOwned>(&self, part: &str) -> Result<Option<Vec<T>>> {
         self.compare.as_deref().map_or(Ok(None), |file| section(file, part))

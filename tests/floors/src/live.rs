@@ -1,0 +1,113 @@
+//! Frames that really travel: who makes them, who counts and drops them, and the least that can pass them on between.
+//!
+//! The kernel runs [`generate`] on pages that come back with whatever was last written to them (BPF_F_TEST_XDP_LIVE_FRAMES),
+//! so it writes all of the headers, each time for the next flow.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+
+use crate::frame::{read, write};
+
+/// Where things are in a frame of UDP over IPv4 without options.
+const ETHER_TYPE: usize = 12;
+const PROTOCOL: usize = 23;
+const LAST_OF_DESTINATION: usize = 33;
+const SOURCE_PORT: usize = 34;
+const PAYLOAD: usize = 42;
+
+/// Headers, and the first bytes of the payload.
+const HEAD: usize = 48;
+
+/// The frame's head, for a source port of 0; user space writes it.
+#[btf_map]
+static HEADERS: Array<[u64; HEAD / 8], 1> = Array::new();
+
+/// Frames that this CPU has made.
+#[btf_map]
+static MADE: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Frames that arrived, by the last byte of their destination.
+#[btf_map]
+static ARRIVED: PerCpuArray<u64, 256> = PerCpuArray::new();
+
+/// Where packets are passed on to, by the last byte of their destination.
+#[btf_map]
+static HOPS: Array<Hop, 256> = Array::new();
+
+/// MAC addresses as they lie in the frame, and the interface.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Hop {
+    macs: [u32; 3],
+    ifindex: u32,
+}
+
+/// Ports of the flows: so many, a power of two, from the first on.
+const PORTS: u16 = 1024;
+const FIRST_PORT: u16 = 4096;
+
+/// Sends the next flow's frame out of the interface that the context names.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    if make(ctx.ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+#[inline(always)]
+fn make(ctx: *mut xdp_md) -> Option<()> {
+    let made = MADE.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
+    let turn = unsafe {
+        *made += 1;
+        *made
+    };
+    let port = FIRST_PORT + (turn as u16 & (PORTS - 1));
+    write(ctx, 0, *HEADERS.get(0)?)?;
+    write(ctx, SOURCE_PORT, port.to_be())?;
+    // Makes up for the port in the checksum, which is right for every flow so.
+    write(ctx, PAYLOAD, (!port).to_be())
+}
+
+/// Counts and drops UDP over IPv4; the rest goes on to where it would have gone.
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    if taken(ctx.ctx).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}
+
+#[inline(always)]
+fn taken(ctx: *mut xdp_md) -> Option<()> {
+    const UDP: u8 = 17;
+    let address = read::<u8>(ctx, LAST_OF_DESTINATION)?;
+    if read::<u16>(ctx, ETHER_TYPE)? != 0x0800_u16.to_be() || read::<u8>(ctx, PROTOCOL)? != UDP {
+        return None;
+    }
+    let arrived = ARRIVED.get_ptr_mut(address as u32)?;
+    // SAFETY: as in `make`.
+    unsafe { *arrived += 1 };
+    Some(())
+}
+
+/// A router with one look-up in an array: MACs written, and out of the interface that the destination is behind.
+#[xdp]
+pub fn pass_on(ctx: XdpContext) -> u32 {
+    next(ctx.ctx).map_or(xdp_action::XDP_PASS, |ifindex| {
+        // SAFETY: the helper has no conditions.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    })
+}
+
+#[inline(always)]
+fn next(ctx: *mut xdp_md) -> Option<u32> {
+    let address = read::<u8>(ctx, LAST_OF_DESTINATION)?;
+    if read::<u16>(ctx, ETHER_TYPE)? != 0x0800_u16.to_be() {
+        return None;
+    }
+    let hop = *HOPS.get(address as u32)?;
+    if hop.ifindex == 0 {
+        return None;
+    }
+    write(ctx, 0, hop.macs)?;
+    Some(hop.ifindex)
+}

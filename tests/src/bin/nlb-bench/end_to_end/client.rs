@@ -1,0 +1,135 @@
+//! The load: clients that wait for one answer before they ask again, each in a thread of its own, on the clients' host.
+//!
+//! Every answer is checked, and one that is wrong or missing ends the bench.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::backend::{NUMBER, request};
+
+/// Connections of each kind at a time.
+const SHORT: usize = 16;
+const KEPT: usize = 32;
+const DOWNLOADS: usize = 4;
+
+/// Bytes of one answer to a download.
+const DOWNLOAD: usize = 4 << 20;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connects, asks, and closes, again and again; the answer is how often.
+pub fn connections(targets: &[SocketAddr], length: Duration) -> Result<u64> {
+    by_many(
+        SHORT,
+        |client, until| {
+            let mut done = 0;
+            while Instant::now() < until {
+                Connection::open(targets, client + done)?.ask()?;
+                done += 1;
+            }
+            Ok(done as u64)
+        },
+        length,
+    )
+}
+
+/// Asks on connections that stay open; the answer is how often.
+pub fn requests(targets: &[SocketAddr], length: Duration) -> Result<u64> {
+    by_many(
+        KEPT,
+        |client, until| {
+            let mut connection = Connection::open(targets, client)?;
+            while Instant::now() < until {
+                connection.ask()?;
+            }
+            Ok(connection.asked)
+        },
+        length,
+    )
+}
+
+/// Downloads; the answer is the number of bytes.
+pub fn bytes(targets: &[SocketAddr], length: Duration) -> Result<u64> {
+    by_many(
+        DOWNLOADS,
+        |client, until| {
+            let mut room = vec![0; 256 << 10];
+            let mut connection = Connection::open(targets, client)?;
+            while Instant::now() < until {
+                connection.fetch(DOWNLOAD, &mut room)?;
+            }
+            Ok(connection.asked * DOWNLOAD as u64)
+        },
+        length,
+    )
+}
+
+/// How long each of so many requests on one connection took to its answer.
+pub fn latencies(targets: &[SocketAddr], requests: u32) -> Result<Vec<Duration>> {
+    let mut connection = Connection::open(targets, 0)?;
+    (0..requests)
+        .map(|_| {
+            let start = Instant::now();
+            connection.ask().map(|()| start.elapsed())
+        })
+        .collect()
+}
+
+/// What so many clients did, each of which is told its number and when to end.
+fn by_many(
+    clients: usize,
+    work: impl Fn(usize, Instant) -> Result<u64> + Sync,
+    length: Duration,
+) -> Result<u64> {
+    let until = Instant::now() + length;
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients)
+            .map(|client| {
+                let work = &work;
+                scope.spawn(move || work(client, until))
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().expect("a client does not panic")).sum()
+    })
+}
+
+struct Connection {
+    stream: TcpStream,
+    asked: u64,
+}
+
+impl Connection {
+    /// To one of the targets, by turns.
+    fn open(targets: &[SocketAddr], turn: usize) -> Result<Connection> {
+        let target = targets[turn % targets.len()];
+        let stream = TcpStream::connect(target).with_context(|| format!("connecting to {target}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Connection { stream, asked: 0 })
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        self.fetch(NUMBER, &mut [])
+    }
+
+    /// Has an answer of so many bytes come, some at a time.
+    fn fetch(&mut self, bytes: usize, room: &mut [u8]) -> Result<()> {
+        self.asked += 1;
+        self.stream.write_all(&request(self.asked, bytes)).context("asking")?;
+        let mut number = [0; NUMBER];
+        self.stream.read_exact(&mut number).context("waiting for an answer")?;
+        ensure!(number == self.asked.to_le_bytes(), "request {} got another answer: {number:?}", self.asked);
+        let mut left = bytes - NUMBER;
+        while left > 0 {
+            let some = left.min(room.len());
+            let read = self.stream.read(&mut room[..some]).context("waiting for the rest of an answer")?;
+            ensure!(read > 0, "the connection was closed {left} bytes before the end of an answer");
+            left -= read;
+        }
+        Ok(())
+    }
+}
