@@ -224,8 +224,13 @@ impl Datapath {
 
     /// The time now, in the ticks that flows are stamped with.
     pub fn now(&self) -> anyhow::Result<u16> {
+        Ok((self.jiffies()? >> self.clock.shift) as u16)
+    }
+
+    /// The same as the kernel counts it.
+    pub fn jiffies(&self) -> anyhow::Result<u32> {
         let program: &Xdp = self.bpf.program(JIFFIES).ok_or_else(|| missing(JIFFIES))?.try_into()?;
-        Ok((jiffies(program)? >> self.clock.shift) as u16)
+        jiffies(program)
     }
 
     /// The balancer, for tests that run it on packets of their own.

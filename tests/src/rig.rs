@@ -345,6 +345,16 @@ impl Rig {
         self.collector.collect(&self.image, now)
     }
 
+    /// The program's clock.
+    pub fn jiffies(&self) -> Result<u32> {
+        self.datapath.jiffies()
+    }
+
+    /// From one moment of that clock to another.
+    pub fn between(&self, first: u32, last: u32) -> Duration {
+        self.datapath.clock().duration(last.wrapping_sub(first))
+    }
+
     pub fn idle_times(&self, sizes: &Sizes) -> IdleTimes {
         sizes.idle_times(self.datapath.clock())
     }

@@ -38,6 +38,11 @@ impl Clock {
         Ok(Clock { hertz, shift: (hertz / 2).next_power_of_two().trailing_zeros() })
     }
 
+    /// How long so many jiffies take.
+    pub fn duration(&self, jiffies: u32) -> Duration {
+        Duration::from_secs(jiffies.into()) / self.hertz
+    }
+
     /// A duration in ticks, at least 1 and less than half of what 16 bits count, so that ages cannot be mistaken.
     pub fn ticks(&self, duration: Duration) -> u16 {
         let ticks = duration.as_secs_f64() * self.hertz as f64 / (1_u64 << self.shift) as f64;
