@@ -59,9 +59,9 @@ const RULES: &[Rule] = &[
     },
     Rule {
         files: &["nlb-userspace/src/"],
-        except: &["nlb-userspace/src/loader.rs"],
+        except: &["nlb-userspace/src/loader.rs", "nlb-userspace/src/loader/"],
         words: &["aya::programs"],
-        why: "only loader.rs loads and attaches programs",
+        why: "only the loader loads and attaches programs",
     },
     Rule {
         files: &[""],
