@@ -84,17 +84,29 @@ fn draw(
     let highest = all().map(|(_, y)| *y).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(28)
         .x_label_area_size(40)
         .y_label_area_size(50)
         .build_cartesian_2d((1..most).log_scale(), 0.0..highest * 1.3)?;
-    chart.configure_mesh().x_desc(what).y_desc("ns a packet").light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(what)
+        .y_desc("ns a packet")
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .light_line_style(WHITE)
+        .draw()?;
     for ((name, points), color) in lines.into_iter().zip([&BLUE, &RED]) {
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
     }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .border_style(BLACK)
+        .background_style(WHITE)
+        .draw()?;
     Ok(())
 }
 
