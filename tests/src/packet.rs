@@ -92,6 +92,21 @@ impl Packet {
         packet
     }
 
+    /// The same from whom it is and to whom, with ICMP in it: type and code, and what follows its header, whose second half
+    /// says 1450.
+    pub fn icmp(&self, [kind, code]: [u8; 2], body: &[u8]) -> Packet {
+        self.with(|p| {
+            p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 });
+            p.payload = [&[kind, code, 0, 0, 0, 0, 5, 0xaa], body].concat();
+            let mut summed = p.payload.clone();
+            if p.src.is_ipv6() {
+                let pseudo = [octets(p.src), octets(p.dst), (p.payload.len() as u32).to_be_bytes().to_vec()];
+                summed = [pseudo.concat(), vec![0, 0, 0, 58], summed].concat();
+            }
+            p.payload[2..4].copy_from_slice(&internet_checksum(&summed));
+        })
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         let segment = self.segment();
         let inner = ip(self, &segment);

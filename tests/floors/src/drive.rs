@@ -11,12 +11,12 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::frame;
 
-/// Bytes of the frame that are put back: every header that a program may have changed.
-const HEADERS: usize = 128;
+/// Every frame is this long.
+const FRAME: usize = 128;
 
 /// The frame as it should be; user space writes it.
 #[btf_map]
-static TEMPLATE: Array<[u64; HEADERS / 8], 1> = Array::new();
+static TEMPLATE: Array<[u64; FRAME / 8], 1> = Array::new();
 
 /// Frames that this CPU has made.
 #[btf_map]
@@ -30,8 +30,6 @@ static MEASURED: ProgramArray<1> = ProgramArray::new();
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Plan {
-    /// The frame's length.
-    len: u32,
     /// Flows, less 1; their number is a power of two.
     flows: u32,
     /// Where the last four bytes of the client's address are, and the port that varies.
@@ -43,7 +41,7 @@ struct Plan {
 }
 
 #[unsafe(no_mangle)]
-static PLAN: Plan = Plan { len: 128, flows: 0, client_at: 26, port_at: 34, first_port: 4096, port_bits: 12 };
+static PLAN: Plan = Plan { flows: 0, client_at: 26, port_at: 34, first_port: 4096, port_bits: 12 };
 
 #[xdp]
 pub fn drive(ctx: XdpContext) -> u32 {
@@ -61,18 +59,13 @@ pub fn drive(ctx: XdpContext) -> u32 {
 fn prepare(ctx: *mut xdp_md) -> Option<()> {
     // SAFETY: a valid reference. Volatile, because user space replaces the value, which the compiler must not assume away.
     let plan = unsafe { core::ptr::read_volatile(&PLAN) };
-    let moved = frame::len(ctx) as i32 - plan.len as i32;
+    let moved = frame::len(ctx) as i32 - FRAME as i32;
     // SAFETY: valid context; no pointer into the frame is kept.
     if unsafe { bpf_xdp_adjust_head(ctx, moved) } != 0 {
         return None;
     }
     frame::write(ctx, 0, *TEMPLATE.get(0)?)?;
-    let turn = TURN.get_ptr_mut(0)?;
-    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
-    let turn = unsafe {
-        *turn += 1;
-        *turn
-    };
+    let turn = frame::count(&TURN, 0)?;
     // An odd factor visits every flow once a round, in no order that caches could guess.
     let flow = (turn as u32).wrapping_mul(0x9e37_79b1) & plan.flows;
     let port = plan.first_port + (flow & ((1 << plan.port_bits) - 1));

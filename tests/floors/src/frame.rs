@@ -1,6 +1,7 @@
-//! A frame's bytes, each access compared with its end first, as the verifier wants it.
+//! A frame's bytes, each access compared with its end first, as the verifier wants it; and counts of frames.
 
 use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 
 /// The bytes from `offset` on, if a whole `T` is there.
@@ -28,4 +29,15 @@ pub fn write<T: Copy>(ctx: *mut xdp_md, offset: usize, value: T) -> Option<()> {
 pub fn len(ctx: *mut xdp_md) -> usize {
     // SAFETY: as in `at`.
     unsafe { bpf_xdp_get_buff_len(ctx) as usize }
+}
+
+/// One more, on this CPU; the answer is how many there are.
+#[inline(always)]
+pub fn count<const N: usize>(counts: &PerCpuArray<u64, N>, of: u32) -> Option<u64> {
+    let count = counts.get_ptr_mut(of)?;
+    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
+    unsafe {
+        *count += 1;
+        Some(*count)
+    }
 }

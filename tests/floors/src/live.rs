@@ -9,7 +9,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
-use crate::frame::{read, write};
+use crate::frame::{count, read, write};
 
 /// Where things are in a frame of UDP over IPv4 without options.
 const ETHER_TYPE: usize = 12;
@@ -57,12 +57,7 @@ pub fn generate(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn make(ctx: *mut xdp_md) -> Option<()> {
-    let made = MADE.get_ptr_mut(0)?;
-    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
-    let turn = unsafe {
-        *made += 1;
-        *made
-    };
+    let turn = count(&MADE, 0)?;
     let port = FIRST_PORT + (turn as u16 & (PORTS - 1));
     write(ctx, 0, *HEADERS.get(0)?)?;
     write(ctx, SOURCE_PORT, port.to_be())?;
@@ -83,10 +78,7 @@ fn taken(ctx: *mut xdp_md) -> Option<()> {
     if read::<u16>(ctx, ETHER_TYPE)? != 0x0800_u16.to_be() || read::<u8>(ctx, PROTOCOL)? != UDP {
         return None;
     }
-    let arrived = ARRIVED.get_ptr_mut(address as u32)?;
-    // SAFETY: as in `make`.
-    unsafe { *arrived += 1 };
-    Some(())
+    count(&ARRIVED, address as u32).map(drop)
 }
 
 /// A router with one look-up in an array: MACs written, and out of the interface that the destination is behind.

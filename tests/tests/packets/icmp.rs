@@ -3,7 +3,7 @@
 use anyhow::Result;
 use nlb::model::{ForwardMode, Snat};
 
-use crate::packet::{Packet, Transport, UdpChecksum, internet_checksum, octets};
+use crate::packet::{Packet, Transport, UdpChecksum, internet_checksum};
 use crate::rig::{
     BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, OUR_BACK_MAC, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS,
     XDP_REDIRECT, XDP_TX, families, source_port,
@@ -27,16 +27,7 @@ fn error(from: &Packet, about: &Packet, (kind, code): (u8, u8), much: Much) -> P
         Much::EightBytes => &about_bytes[..headers + 8],
         Much::All => about_bytes,
     };
-    from.with(|p| {
-        p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 });
-        p.payload = [&[kind, code, 0, 0, 0, 0, 5, 0xaa], quoted].concat();
-        let mut summed = p.payload.clone();
-        if p.src.is_ipv6() {
-            let pseudo = [octets(p.src), octets(p.dst), (p.payload.len() as u32).to_be_bytes().to_vec()];
-            summed = [pseudo.concat(), vec![0, 0, 0, 58], summed].concat();
-        }
-        p.payload[2..4].copy_from_slice(&internet_checksum(&summed));
-    })
+    from.icmp([kind, code], quoted)
 }
 
 /// What a host got, as the sender of it would say: as it would have come from there.

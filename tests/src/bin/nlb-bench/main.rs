@@ -5,6 +5,7 @@
 mod control;
 mod end_to_end;
 mod figures;
+mod floors;
 mod packets;
 mod picture;
 mod results;

@@ -174,12 +174,12 @@ fn best(samples: &[Sample]) -> (f64, f64) {
 fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
     let (figure, others) = figures.split_last().expect("one was just made");
     let goal = case.and_then(|case| case.goal);
-    // What another case of this run cost, if the goal is a multiple of that.
-    let basis = goal.and_then(|goal| goal.of).and_then(|of| others.iter().find(|other| other.case == of));
-    let (most, peer) = goal.map_or(Default::default(), |goal| {
-        let most = goal.most * basis.map_or(1.0, |basis| basis.ratio);
-        ((goal.of.is_none() || basis.is_some()).then_some(most), goal.peer)
+    let most = goal.and_then(|goal| {
+        // Of what another case of this run cost, if that was measured.
+        let basis = goal.of.map(|of| others.iter().find(|other| other.case == of));
+        Some(goal.most * basis.map_or(Some(1.0), |basis| Some(basis?.ratio))?)
     });
+    let peer = goal.map_or("", |goal| goal.peer);
     let mark = if most.is_some_and(|most| figure.ratio > most) { " over" } else { "" };
     println!(
         "{:<46} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {:>6} {peer:>9}{mark}{}",

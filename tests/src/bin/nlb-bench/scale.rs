@@ -6,20 +6,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::sync::Barrier;
 use std::thread;
 
 use anyhow::{Context, Result};
 use aya::programs::ProgramFd;
+use nlb::compile::Limits;
 use nlb::loader::Sizes;
 use nlb::model::ForwardMode;
+use nlb_common::abi::SLAB_TABLES;
 use nlb_common::flow::Entry;
+use nlb_common::maglev;
 use nlb_tests::cpu;
 use nlb_tests::rig::{self, Rig};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::packets::{Bursts, Case, Driver, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES, Traffic};
-use crate::results::Files;
+use crate::results::{Files, change};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,51 +34,60 @@ pub struct Args {
     files: Files,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Figure {
     case: String,
     value: f64,
-    unit: &'static str,
+    unit: String,
+}
+
+impl Figure {
+    fn new(case: String, value: f64, unit: &str) -> Figure {
+        Figure { case, value, unit: unit.to_owned() }
+    }
+
+    /// A single figure, whose noise nothing tells: a tenth is taken for it.
+    fn range(&self) -> (f64, RangeInclusive<f64>) {
+        (self.value, 0.95 * self.value..=1.05 * self.value)
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let before = args.files.before::<Figure>("scale")?.unwrap_or_default();
     let mut figures = memory()?;
     figures.extend(cores(args.bursts)?);
-    for Figure { case, value, unit } in &figures {
-        println!("{case:<58} {value:>8.1} {unit}");
+    for figure in &figures {
+        let then = before.iter().find(|then| then.case == figure.case);
+        let changed = then.map_or_else(String::new, |then| change(figure.range(), then.range()));
+        println!("{:<58} {:>8.1} {}{changed}", figure.case, figure.value, figure.unit);
     }
     args.files.write("scale", &figures)
 }
 
 fn memory() -> Result<Vec<Figure>> {
-    type Enlarge = fn(&mut Sizes, u32);
-    let room: [(&str, Enlarge); 3] = [
-        ("backend", |sizes, number| sizes.limits.backends += number as u16),
-        ("service", |sizes, number| sizes.limits.services += number as u16),
-        ("rate limit", |sizes, number| sizes.limits.rate_limits += number as u16),
-    ];
-    let with = |enlarge: Enlarge, number| {
-        let mut sizes = rig::sizes();
-        enlarge(&mut sizes, number);
-        memory_of(|| Rig::sized(ForwardMode::DsrIpip, &sizes))
+    const MORE: u16 = 1 << 14;
+    let each = |what: &str, bytes: f64| Figure::new(format!("memory: {what}"), bytes, "bytes");
+    let sized = |sizes: &Sizes| memory_of(|| Rig::sized(ForwardMode::DsrIpip, sizes));
+    let sizes = rig::sizes();
+    let before = sized(&sizes)?;
+    let more = |limits| {
+        let bytes = sized(&Sizes { limits, ..sizes.clone() })? - before;
+        anyhow::Ok(bytes / f64::from(MORE))
     };
-    // The table of flows is mapped and its descriptor closed, so it is not among those that are added up.
-    let flow = size_of::<Entry>() as f64;
-    let mut figures =
-        vec![Figure { case: "memory: room for one more flow".to_owned(), value: flow, unit: "bytes" }];
-    for (what, enlarge) in room {
-        let number = 1 << 14;
-        let each = (with(enlarge, number)? - with(enlarge, 0)?) / f64::from(number);
-        figures.push(Figure {
-            case: format!("memory: room for one more {what}"),
-            value: each,
-            unit: "bytes",
-        });
-    }
-    let used = |case: &Case| memory_of(|| case.set_up());
-    let each = (used(&MANY_ROUTES)? - used(&TEN_ROUTES)?) / (100_000.0 - 10.0);
-    figures.push(Figure { case: "memory: a route by source prefix".to_owned(), value: each, unit: "bytes" });
-    Ok(figures)
+    let limits = sizes.limits;
+    let routes = |case: &Case| memory_of(|| case.set_up());
+    let a_route = (routes(&MANY_ROUTES)? - routes(&TEN_ROUTES)?) / (100_000.0 - 10.0);
+    Ok(vec![
+        // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added up.
+        each("room for one more flow", size_of::<Entry>() as f64),
+        each("room for one more backend", more(Limits { backends: limits.backends + MORE, ..limits })?),
+        each("room for one more service", more(Limits { services: limits.services + MORE, ..limits })?),
+        each(
+            "room for one more rate limit",
+            more(Limits { rate_limits: limits.rate_limits + MORE, ..limits })?,
+        ),
+        each("a route by source prefix", a_route),
+    ])
 }
 
 /// What the kernel says that the maps of something take, in bytes.
@@ -85,13 +98,17 @@ fn memory_of<T>(set_up: impl FnOnce() -> Result<T>) -> Result<f64> {
     Ok(added.map(|(_, bytes)| bytes as f64).sum())
 }
 
-/// This process's maps: their ids, and the bytes that each takes.
+/// This process's maps: their ids, and the bytes that each takes. But for slabs of Maglev tables, which are made and given up by
+/// themselves.
 fn maps() -> Result<BTreeMap<u64, u64>> {
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo")? {
         // Some are closed meanwhile.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        if field("max_entries:") == Some(u64::from(SLAB_TABLES * maglev::LINES)) {
+            continue;
+        }
         if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
             maps.insert(id, bytes);
         }
@@ -111,9 +128,9 @@ fn cores(bursts: usize) -> Result<Vec<Figure>> {
             alone = each;
         }
         let case = |what: &str| format!("known flow among 64k, on {number} of {} CPUs: {what}", cpus.len());
-        figures.push(Figure { case: case("a packet on each"), value: each, unit: "ns" });
+        figures.push(Figure::new(case("a packet on each"), each, "ns"));
         let together = number as f64 * alone / each;
-        figures.push(Figure { case: case("packets a second"), value: together, unit: "x one CPU's" });
+        figures.push(Figure::new(case("packets a second"), together, "x one CPU's"));
     }
     Ok(figures)
 }

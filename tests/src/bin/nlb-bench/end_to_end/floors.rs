@@ -3,14 +3,13 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::Array;
-use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_nametoindex;
 use nlb_tests::lab::Lab;
 use nlb_tests::netns::Namespace;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors.bpf.o"));
+use crate::floors::{self, map, program};
 
 /// Sends packets that come to the balancer's host back.
 pub fn send_back(lab: &Lab) -> Result<Ebpf> {
@@ -22,7 +21,7 @@ pub fn send_back(lab: &Lab) -> Result<Ebpf> {
 /// Passes packets that come to the balancer's host on to whom they are addressed to.
 pub fn pass_on(lab: &Lab) -> Result<Ebpf> {
     let mut bpf = open()?;
-    let mut hops = Array::<_, [u32; 4]>::try_from(bpf.take_map("HOPS").context("no map HOPS")?)?;
+    let mut hops = Array::<_, [u32; 4]>::try_from(map(&mut bpf, "HOPS")?)?;
     let hosts =
         lab.clients.iter().map(|host| (host, "eth0")).chain(lab.modules.iter().map(|host| (host, "eth1")));
     for (host, interface) in hosts {
@@ -37,16 +36,12 @@ pub fn pass_on(lab: &Lab) -> Result<Ebpf> {
 
 /// The programs, none of them loaded yet.
 pub fn open() -> Result<Ebpf> {
-    Ok(EbpfLoader::new().load(OBJECT)?)
+    floors::open(&mut EbpfLoader::new())
 }
 
 /// For those who load all that refers to a map before they take the map.
 pub fn load(bpf: &mut Ebpf, name: &str) -> Result<()> {
     Ok(program(bpf, name)?.load()?)
-}
-
-pub fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    Ok(bpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
 
 /// Until the object is dropped.

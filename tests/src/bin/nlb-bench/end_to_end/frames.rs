@@ -4,8 +4,6 @@
 //! Both are at the switch's ends of the balancer's own cables: bridges and the stacks of hosts take longer for a packet than
 //! what is measured.
 
-use std::array::from_fn;
-
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions};
@@ -17,6 +15,7 @@ use nlb_tests::rig::families;
 
 use super::contenders::{Contender, Kind};
 use super::floors;
+use crate::floors::{map, program, words};
 
 /// Bytes that are written anew for each frame, and of a whole frame.
 const HEAD: usize = 48;
@@ -45,12 +44,10 @@ pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     floors::attach(&mut bpf, "sink", netns, &[interface])?;
     floors::load(&mut bpf, "generate")?;
     let frame = frame(contender)?;
-    let words = from_fn(|i| u64::from_ne_bytes(frame[8 * i..][..8].try_into().expect("eight bytes")));
-    let headers = bpf.take_map("HEADERS").context("no map HEADERS")?;
-    Array::<_, [u64; HEAD / 8]>::try_from(headers)?.set(0, words, 0)?;
-    let arrived = PerCpuArray::<_, u64>::try_from(bpf.take_map("ARRIVED").context("no map ARRIVED")?)?;
+    Array::<_, [u64; HEAD / 8]>::try_from(map(&mut bpf, "HEADERS")?)?.set(0, words(&frame), 0)?;
+    let arrived = PerCpuArray::<_, u64>::try_from(map(&mut bpf, "ARRIVED")?)?;
 
-    let generator = floors::program(&mut bpf, "generate")?;
+    let generator = program(&mut bpf, "generate")?;
     let cpu = *cpu::available()?.first().context("no CPU to run on")?;
     let took = lab.switch().run(|| {
         cpu::stay_on(cpu)?;

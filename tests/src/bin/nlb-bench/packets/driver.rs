@@ -5,16 +5,13 @@
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
-use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramFd, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use nlb::loader;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors.bpf.o"));
+use crate::floors::{self, map, program, words};
 
-/// Bytes of the frame that are put back each time.
-const HEADERS: usize = 128;
-
-/// Every frame is this long.
+/// Every frame is this long, and put back each time.
 pub const FRAME: usize = 128;
 
 /// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which ports there are.
@@ -68,21 +65,19 @@ impl Driver {
     pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
         anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
         let Flows { address, port, first_port, port_bits } = flows;
-        let plan = [FRAME as u32, number - 1, address, port, first_port.into(), port_bits];
-        let mut bpf = EbpfLoader::new()
-            .override_global("PLAN", &plan, true)
-            .override_global("LAST_LINE", &(lines - 1), true)
-            .map_max_entries("LINES", lines)
-            .load(OBJECT)?;
+        let plan = [number - 1, address, port, first_port.into(), port_bits];
+        let last_line = lines - 1;
+        let mut bpf = floors::open(
+            EbpfLoader::new()
+                .override_global("PLAN", &plan, true)
+                .override_global("LAST_LINE", &last_line, true)
+                .map_max_entries("LINES", lines),
+        )?;
         for name in ["drive", "nothing", "mac_swap", "look_up", "ipip", "ipip_of_flow"] {
             program(&mut bpf, name)?.load()?;
         }
-        let words =
-            frame[..HEADERS].chunks(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight")));
-        let words: Vec<u64> = words.collect();
-        let words: [u64; HEADERS / 8] = words.try_into().expect("as many as headers have");
-        let mut template = Array::<_, [u64; HEADERS / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
-        template.set(0, words, 0)?;
+        let mut template = Array::<_, [u64; FRAME / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
+        template.set(0, words(frame), 0)?;
         // The floors' service is where the frame goes, if it is IPv4.
         let word = |at: usize| u32::from_ne_bytes(frame[at..at + 4].try_into().expect("four bytes"));
         let port = u32::from(u16::from_ne_bytes([frame[36], frame[37]]));
@@ -125,12 +120,4 @@ impl Driver {
         // after the runs, the kernel patches its XDP dispatcher and waits for all CPUs.
         Ok((run.duration.as_nanos() as f64, run.return_value))
     }
-}
-
-fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    Ok(bpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
-}
-
-fn map(bpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
-    bpf.take_map(name).with_context(|| format!("no map {name}"))
 }

@@ -10,7 +10,7 @@ use nlb::compile::Limits;
 use nlb::config::Flows as FlowSettings;
 use nlb::loader::Sizes;
 use nlb::model::{Destination, L4, LimitTarget, LimitUnit, RateLimit, Route, Texts};
-use nlb_tests::packet::{ACK, Packet, Transport, internet_checksum};
+use nlb_tests::packet::{ACK, Packet, Transport};
 use nlb_tests::rig::{self, Family, Rig, XDP_REDIRECT, XDP_TX, families, module};
 
 use super::cases::{Besides, Case, Kind};
@@ -83,7 +83,7 @@ impl Case {
             Kind::Syn => family.syn(),
             Kind::Udp => family.udp(),
             Kind::Stranger => family.ack().with(|p| p.dst = family.stranger),
-            Kind::Echo => icmp(family, [8, 0], &[]),
+            Kind::Echo => return icmp(family, [8, 0], &[0x2a; FRAME]),
             Kind::Tcp | Kind::Reply | Kind::Error => family.ack(),
         })
     }
@@ -94,7 +94,7 @@ impl Besides {
         match self {
             Besides::Nothing => {}
             Besides::Routes(number) => {
-                let to_all = rig.module("m1").routes.get("tcp").context("the rig's route")?.as_ref().clone();
+                let to_all = rig.route("m1", "tcp").clone();
                 let routes = &mut rig.module("m1").routes;
                 routes.clear();
                 routes.extend((0..number).map(|n| {
@@ -103,7 +103,7 @@ impl Besides {
                 }));
             }
             Besides::Services(number) => {
-                let any = rig.module("m1").routes.get("tcp").context("the rig's route")?.as_ref().clone();
+                let any = rig.route("m1", "tcp").clone();
                 rig.module("m1").routes.extend((0..number).map(|n| {
                     let (destination, port) = (Destination::Address(family.vip), Some(FIRST_SERVICE + n));
                     (format!("s{n}"), Arc::new(Route { destination, port, ..any.clone() }))
@@ -167,10 +167,7 @@ fn error(rig: &mut Rig, family: &Family) -> Result<Vec<u8>> {
         p.l4 = Transport::Tcp { flags: ACK, seq: 2 };
     }));
     let kind = if family.vip.is_ipv4() { [3, 4] } else { [2, 0] };
-    let mut quoted = answer.bytes().split_off(14);
-    let headers = if family.vip.is_ipv4() { 14 + 20 + 8 } else { 14 + 40 + 8 };
-    quoted.truncate(FRAME - headers);
-    Ok(icmp(family, kind, &quoted).bytes())
+    Ok(icmp(family, kind, &answer.bytes()[14..]).bytes())
 }
 
 /// Opens the client's connection; the answer is the port that the backend sees.
@@ -180,27 +177,17 @@ fn opened(rig: &mut Rig, family: &Family) -> Result<u16> {
     Ok(rig::source_port(&syn.frame))
 }
 
-/// ICMP to the VIP.
-fn icmp(family: &Family, [kind, code]: [u8; 2], body: &[u8]) -> Packet {
-    family.syn().with(|p| {
-        p.src = family.stranger;
-        p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 });
-        p.payload = [&[kind, code, 0, 0, 0, 0, 5, 0xaa], body].concat();
-        let sum = internet_checksum(&p.payload);
-        p.payload[2..4].copy_from_slice(&sum);
-    })
+/// ICMP to the VIP, with as much of this as there is room for.
+fn icmp(family: &Family, kind: [u8; 2], body: &[u8]) -> Packet {
+    let headers = if family.vip.is_ipv4() { 14 + 20 + 8 } else { 14 + 40 + 8 };
+    family.syn().with(|p| p.src = family.stranger).icmp(kind, &body[..FRAME - headers])
 }
 
 /// As long as the driver wants it.
 pub fn filled(packet: Packet) -> Packet {
     packet.with(|p| {
-        let headers = match p.l4 {
-            Transport::Other(_) => p.bytes().len(),
-            _ => {
-                p.payload.clear();
-                p.bytes().len()
-            }
-        };
-        p.payload.extend(std::iter::repeat_n(0x2a, FRAME - headers));
+        p.payload.clear();
+        let headers = p.bytes().len();
+        p.payload = vec![0x2a; FRAME - headers];
     })
 }
