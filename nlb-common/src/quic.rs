@@ -73,6 +73,11 @@ impl Lengths {
         self.0 >> (4 * (config & 7) as u32) & 0xf
     }
 
+    /// Whether packets may name this server: ids of its configuration are as long as its own.
+    pub const fn reads(self, server: &Server) -> bool {
+        self.of(server.config) == server.len as u32
+    }
+
     /// With the configuration of this server in use.
     pub const fn with(self, server: &Server) -> Self {
         let shift = 4 * server.config as u32;

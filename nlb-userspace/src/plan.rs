@@ -43,7 +43,9 @@ pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
         gone(&current.sources, &wanted.sources).partition(|(service, _)| is_read(service));
     let (mut sources_of_old, sources_of_gone): (Vec<&_>, Vec<&_>) =
         read_sources.into_iter().partition(|(service, _)| stays(service));
-    let is_met = |key: &ServerKey| current.services.get(&key.service()).is_some_and(|row| names(row, key));
+    let is_met = |key: &ServerKey| {
+        current.services.get(&key.service()).is_some_and(|row| row.quic.reads(&key.server()))
+    };
     let (met_servers, unmet_servers): (Vec<&_>, Vec<&_>) =
         gone(&current.servers, &wanted.servers).partition(|key| is_met(key));
     let (servers_of_old, servers_of_gone): (Vec<&_>, Vec<&_>) =
@@ -133,12 +135,6 @@ fn shortest_first(prefix: &Addr128) -> u8 {
 
 fn by_source(service: &Service) -> bool {
     service.flags & Service::BY_SOURCE != 0
-}
-
-/// Whether packets of the service may name a server of this configuration, with an id of this length.
-fn names(service: &Service, key: &ServerKey) -> bool {
-    let server = key.server();
-    service.quic.of(server.config) == u32::from(server.len)
 }
 
 type Addresses = BTreeMap<IpAddr, Address>;

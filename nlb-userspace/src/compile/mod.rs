@@ -297,10 +297,17 @@ impl MapImage {
         if desired.reject {
             row.flags |= abi::Service::REJECT;
         }
-        for (server, offer) in &service.named {
-            let Some(backend) = self.backend_ids.get(&offer.backend) else { continue };
+        let named = service.named.iter();
+        let named: Vec<_> = named
+            .filter_map(|(server, offer)| Some((server, self.backend_ids.get(&offer.backend)?)))
+            .collect();
+        for (server, _) in &named {
             row.flags |= abi::Service::QUIC;
             row.quic = row.quic.with(server);
+        }
+        // Ids of a configuration have one length; a row for another would be read by nobody until that changes, in the middle of a
+        // plan.
+        for (server, backend) in named.into_iter().filter(|(server, _)| row.quic.reads(server)) {
             self.rows.servers.insert(abi::ServerKey::new(id, server), backend);
         }
         self.rows.services.insert(id, row);
