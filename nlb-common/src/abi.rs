@@ -22,7 +22,10 @@ pub const TABLE_COPIES: u32 = 8;
 /// Indexes of the words that say where the current copies begin, in buckets.
 pub const CURRENT_ADDRESSES: u32 = 0;
 pub const CURRENT_SERVICES: u32 = 1;
-pub const CURRENT_WORDS: u32 = 2;
+pub const CURRENT_WORDS: u32 = 3;
+
+/// Index of the word that is the [`crate::prefix::Table`] of source prefixes.
+pub const CURRENT_PREFIXES: u32 = 2;
 
 /// Maglev tables that lie in one map, one after the other.
 pub const SLAB_TABLES: u32 = 16;
@@ -120,20 +123,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// Source prefixes choose the pool: ask the classifier.
+    /// Source prefixes choose the pool of the clients that they cover.
     pub const BY_SOURCE: u16 = 1;
     /// Answer a client that cannot be served with a RST or an ICMP unreachable, instead of silence.
     pub const REJECT: u16 = 2;
     /// Connection ids of QUIC may name the backend. TCP services do not have it.
     pub const QUIC: u16 = 4;
-}
-
-/// Key of the classifier: a prefix of the service id (32 bits, network order) and the v4-mapped source address (128).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SourceKey {
-    pub service: [u8; 4],
-    pub addr: [u8; 16],
 }
 
 /// Key of the backends that connection ids of QUIC name.
@@ -160,9 +155,6 @@ impl ServerKey {
         quic::Server { config: (self.scope >> 16) as u8, len: (self.scope >> 24) as u8, id: self.id }
     }
 }
-
-/// Bits of a [`SourceKey`] ahead of the address.
-pub const SOURCE_KEY_SERVICE_BITS: u32 = 32;
 
 /// A backend, by backend id. One cache line.
 #[repr(C, align(64))]
@@ -446,7 +438,6 @@ sizes!(
     Address = 32,
     ServiceEntry = 16,
     Service = 12,
-    SourceKey = 20,
     ServerKey = 16,
     Backend = 64,
     NextHop = 16,
@@ -476,7 +467,6 @@ mod user {
         Address,
         ServiceEntry,
         Service,
-        SourceKey,
         ServerKey,
         Backend,
         BackendStats,

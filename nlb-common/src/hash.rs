@@ -38,6 +38,16 @@ pub const fn addr(addr: Addr) -> u64 {
     finish(addr.hi.wrapping_mul(K[0]).wrapping_add(addr.lo.wrapping_mul(K[1])))
 }
 
+/// The hash of a prefix, of 32 bits: its address, and a word of all else that it is known by, with a secret in it. The upper
+/// half is not just added to the rest: whoever picks addresses could make the sums equal whatever the secret is.
+#[inline(always)]
+pub const fn prefix(addr: Addr, rest: u64) -> u32 {
+    let upper = addr.hi.wrapping_mul(K[0]) ^ rest;
+    let upper = (upper ^ (upper >> 32)).wrapping_mul(K[3]);
+    let both = upper ^ addr.lo.wrapping_mul(K[1]);
+    ((both ^ (both >> 32)).wrapping_mul(K[2]) >> 32) as u32
+}
+
 /// The hash of one word.
 #[inline(always)]
 pub const fn word(word: u64) -> u64 {

@@ -21,6 +21,7 @@ pub mod limit;
 pub mod maglev;
 pub mod net;
 pub mod parse;
+pub mod prefix;
 pub mod quic;
 pub mod refusal;
 pub mod rewrite;

@@ -1,5 +1,5 @@
-//! The flow table in every interleaving of a few threads, and with every value that a load may see on x86: loom runs them one by
-//! one. `contention` in `properties` tries real threads, which meet some interleavings often and others never.
+//! The tables that packets look into while others write them, in every interleaving of a few threads, and with every value that
+//! a load may see on x86: loom runs them one by one. `contention` in `properties` tries real threads, which meet some interleavings often and others never.
 //!
 //! Built with `--cfg loom` only, as `cargo xtask test` does (docs/testing.md).
 #![cfg(loom)]
@@ -8,6 +8,7 @@ use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::prefix::{self, Says};
 
 const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000 };
 
@@ -156,5 +157,52 @@ fn who_forgets_a_flow_forgets_no_other() {
             bucket.entries[way].remove(state);
         }
         assert!(writer.join().unwrap().is_some() == find(&bucket, 9).is_some(), "a flow that nobody removed");
+    });
+}
+
+/// Both words of the address tell whose they are.
+fn host(hi: u32, lo: u32) -> prefix::Key {
+    prefix::Key::new(1, Addr { hi: hi.into(), lo: lo.into() }, 128)
+}
+
+fn stands_for(value: u32) -> Says {
+    Says { value, longer: false }
+}
+
+#[test]
+fn a_search_meets_the_old_prefix_or_the_new_one_and_no_mixture() {
+    loom::model(|| {
+        let entry = Arc::new(prefix::Entry::default());
+        entry.publish(&host(1, 1), stands_for(1));
+        let writer = thread::spawn({
+            let entry = entry.clone();
+            move || {
+                entry.clear();
+                entry.publish(&host(2, 2), stands_for(2));
+            }
+        });
+        for n in [1, 2] {
+            assert!(entry.matches(&host(n, n)).is_none_or(|says| says.value == n), "what another stands for");
+        }
+        for mixture in [host(1, 2), host(2, 1)] {
+            assert_eq!(entry.matches(&mixture), None, "a mixture");
+        }
+        writer.join().unwrap();
+        assert_eq!(entry.matches(&host(2, 2)), Some(stands_for(2)));
+    });
+}
+
+#[test]
+fn a_search_meets_what_a_prefix_stood_for_or_what_it_will() {
+    loom::model(|| {
+        let entry = Arc::new(prefix::Entry::default());
+        entry.publish(&host(1, 1), stands_for(1));
+        let writer = thread::spawn({
+            let entry = entry.clone();
+            move || entry.say(Says { value: 2, longer: true })
+        });
+        let says = entry.matches(&host(1, 1)).expect("it is always there");
+        assert!(says == stands_for(1) || says == Says { value: 2, longer: true }, "{says:?}");
+        writer.join().unwrap();
     });
 }

@@ -6,6 +6,7 @@
 use nlb_common::abi::{Backend, LIMIT_CHAIN, LIMIT_WINDOWS, Limit, Limits, Service};
 use nlb_common::atomic::Word;
 use nlb_common::net::Addr;
+use nlb_common::prefix;
 use nlb_common::verdict::{DropReason, Verdict};
 
 use crate::tables;
@@ -23,7 +24,10 @@ pub fn pass(
     let common = tables::common_limits();
     let mut met = [common.all, service.limits, backend.limits, Limits::NONE];
     if common.by_source.packets != 0 || new && common.by_source.flows != 0 {
-        met[3] = Limits::from_word(nlb_source_limits(client.hi, client.lo));
+        met[3] = match tables::nlb_longest_prefix(prefix::LIMITED.into(), client.hi, client.lo) {
+            prefix::NONE => Limits::NONE,
+            word => Limits::from_word(word),
+        };
     }
     let [a, b, c, d] = met;
     let packets = heads(a.packets, b.packets, c.packets, d.packets);
@@ -40,12 +44,6 @@ pub fn pass(
 #[inline(always)]
 const fn heads(a: u16, b: u16, c: u16, d: u16) -> u64 {
     a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn nlb_source_limits(hi: u64, lo: u64) -> u32 {
-    tables::source_limits(Addr { hi, lo }).word()
 }
 
 /// 1 if every limit of the chains that start at these ids admits the packet. Not one function with [`nlb_charge_all`]: the

@@ -6,6 +6,7 @@ use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
+use nlb_common::prefix;
 use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, PassReason, SendReason, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
@@ -261,10 +262,12 @@ fn choose(
 #[inline(always)]
 pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     if service.flags & Service::BY_SOURCE != 0 {
-        tables::pool_by_source(service_id, client)
-    } else {
-        service.pool
+        let pool = tables::nlb_longest_prefix(service_id.into(), client.hi, client.lo);
+        if pool != prefix::NONE {
+            return pool as u16;
+        }
     }
+    service.pool
 }
 
 /// A flow that is to be put on record.

@@ -7,15 +7,16 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
-    CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, Limits, Parked,
-    SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings, SourceKey,
-    Stage, TABLE_COPIES, Upcall,
+    CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
+    Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings, Stage,
+    TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
 use nlb_common::gue;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::prefix;
 use nlb_common::sources::Sources;
 use nlb_common::verdict::{COUNTERS, Verdict};
 
@@ -42,8 +43,14 @@ static CURRENT: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 static SERVICES: Array<Service, 64> = Array::new();
 
+/// Source prefixes: of services, which they choose pools for, and of clients with rate limits.
 #[btf_map]
-static SOURCES: LpmTrie<SourceKey, u32, 1024> = LpmTrie::new();
+static PREFIXES: ArrayOfMaps<Array<prefix::Bucket, { prefix::SLAB_BUCKETS as usize }, MMAPABLE>, 2> =
+    ArrayOfMaps::new();
+
+/// Their shortest and longest, by scope.
+#[btf_map]
+static PREFIX_LENGTHS: Array<u64, 64, MMAPABLE> = Array::new();
 
 /// The backends that connection ids of QUIC name. Most have none, so memory is taken as it is needed.
 #[btf_map]
@@ -93,10 +100,6 @@ static LIMIT_CLOCKS: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
 
 #[btf_map]
 static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
-
-/// Limits by source prefix: the longest that covers an address leads on to the others.
-#[btf_map]
-static LIMITED_SOURCES: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
 
 #[btf_map]
 static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
@@ -371,14 +374,32 @@ pub fn service(id: u16) -> Option<&'static Service> {
     SERVICES.get(id as u32)
 }
 
-/// The pool for a client that the service sorts by source prefix.
-#[inline(always)]
-pub fn pool_by_source(service: u16, client: Addr) -> u16 {
-    let [a, b, c, d] = client.words();
-    on_stack(
-        [abi::SOURCE_KEY_SERVICE_BITS + 128, (service as u32).to_be(), a, b, c, d],
-        |key: &Key<SourceKey>| SOURCES.get(key).map_or(0, |pool| *pool as u16),
-    )
+/// What the longest source prefix of a scope that covers a client stands for; [`prefix::NONE`] if none does. Out of line for
+/// the reasons that `record` gives.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
+    let Some(lengths) = PREFIX_LENGTHS.get(scope) else { return prefix::NONE };
+    let Some(table) = CURRENT.get(CURRENT_PREFIXES) else { return prefix::NONE };
+    prefix::longest(scope as u16, Addr { hi, lo }, prefix::Lengths::from_word(*lengths), |key| {
+        match nlb_find_prefix(key.tag, key.addr.hi, key.addr.lo, *table) {
+            0 => None,
+            word => Some(prefix::Says::from_word(word)),
+        }
+    })
+}
+
+/// What the table of prefixes says of one of them; 0 if it is not there. Apart from the search, of which the verifier follows
+/// every way to every length.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
+    let table = prefix::Table::from_word(table);
+    let found = prefix::find(&prefix::Key { addr: Addr { hi, lo }, tag }, table, |bucket| {
+        let (slab, place) = table.place(bucket);
+        PREFIXES.get_value(slab, &place)
+    });
+    found.map_or(0, |says| tag | says.word())
 }
 
 /// The backend that connection ids of a service name so; 0 is none.
@@ -444,14 +465,6 @@ pub fn place(bucket: u32, way: usize) -> u32 {
 #[inline(always)]
 pub fn common_limits() -> CommonLimits {
     COMMON_LIMITS.get(0).copied().unwrap_or_default()
-}
-
-#[inline(always)]
-pub fn source_limits(client: Addr) -> Limits {
-    let [a, b, c, d] = client.words();
-    on_stack([128, a, b, c, d], |key: &Key<[u8; 16]>| {
-        LIMITED_SOURCES.get(key).map_or(Limits::NONE, |limits| Limits::from_word(*limits))
-    })
 }
 
 /// A limit and when its windows are due.

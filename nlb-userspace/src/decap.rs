@@ -16,7 +16,7 @@ pub async fn run(interfaces: &[String], peers: &[IpNet], gue_port: u16, mode: Xd
     let mut datapath = Datapath::load_decap(gue_port)?;
     let mut trusted = bpf::peers(&mut datapath.bpf)?;
     for peer in peers {
-        let prefix = Addr128::from(Some(*peer));
+        let prefix = Addr128::from(*peer);
         trusted
             .insert(&Key::new(prefix.bits as u32, prefix.addr), 1, 0)
             .with_context(|| format!("listing the peer {peer}"))?;

@@ -26,7 +26,7 @@ use refusal::{explain_attach, explain_load, patiently};
 use crate::compile::Limits;
 use crate::config::{Flows, OuterSources, XdpMode};
 use crate::maps::stages::{self, Stages};
-use crate::maps::swap;
+use crate::maps::{prefixes, swap};
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
@@ -255,6 +255,9 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
     let settings = settings(sizes, clock);
     let ipip_sources = sizes.ipip_sources.rows();
     let pools = sizes.limits.pool_numbers().into();
+    let prefixes = sizes.limits.source_prefixes.saturating_add(sizes.limits.rate_limits.into());
+    // Of both states, while one is exchanged for another.
+    let prefix_slabs = prefixes::slabs(prefixes.saturating_mul(2));
     EbpfLoader::new()
         .verifier_log_level(log)
         .override_global("SETTINGS", &settings, true)
@@ -267,13 +270,13 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
         .map_max_entries("POOLS", pools + 1)
         .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
         .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
-        // Of both states, while one is exchanged for another.
-        .map_max_entries("SOURCES", sizes.limits.source_prefixes.saturating_mul(2).max(1))
+        .map_max_entries("PREFIXES", prefix_slabs)
+        .map_max_entries("PREFIX_LENGTHS", sizes.limits.services as u32 + 1)
+        // Likewise.
         .map_max_entries("SERVERS", 2 * (sizes.limits.backends as u32 + 1))
         .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
         .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
         .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
-        .map_max_entries("LIMITED_SOURCES", 2 * (sizes.limits.rate_limits as u32 + 1))
         .load(OBJECT)
         .map_err(explain_load)
 }

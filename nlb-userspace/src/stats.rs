@@ -138,7 +138,7 @@ struct Tenant {
 
 impl Collector {
     pub fn new(readings: Readings, idle: IdleTimes) -> Self {
-        let expired = vec![0; readings.flows.buckets().len() * WAYS];
+        let expired = vec![0; readings.flows.all().len() * WAYS];
         Collector { readings, idle, expired, backends: BTreeMap::new(), limit_offsets: BTreeMap::new() }
     }
 
@@ -223,7 +223,7 @@ impl Collector {
 
     fn count_flows(&mut self, image: &MapImage, now: u16) -> Flows {
         let mut flows = Flows::default();
-        let entries = self.readings.flows.buckets().iter().flat_map(|bucket| &bucket.entries);
+        let entries = self.readings.flows.all().iter().flat_map(|bucket| &bucket.entries);
         for (place, (entry, expired)) in entries.zip(&mut self.expired).enumerate() {
             if place % ENTRIES_AT_A_TIME == 0 {
                 std::thread::yield_now();

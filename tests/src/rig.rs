@@ -391,7 +391,7 @@ impl Rig {
 
     /// Empties the flow table.
     pub fn forget_flows(&self) {
-        for entry in self.readings().flows.buckets().iter().flat_map(|bucket| &bucket.entries) {
+        for entry in self.readings().flows.all().iter().flat_map(|bucket| &bucket.entries) {
             if let Some((_, state)) = entry.snapshot() {
                 entry.remove(state);
             }

@@ -15,7 +15,7 @@ const CHECKS: &[Check] = &[
     ("clippy", clippy),
     ("clippy of the XDP programs", clippy_ebpf),
     ("unit tests", unit_tests),
-    ("interleavings of the flow table", interleavings),
+    ("interleavings of the tables", interleavings),
     ("fuzzing of the parsers", fuzz::parsers_for_a_while),
     ("privileged tests", privileged_tests),
 ];

@@ -59,7 +59,7 @@ pub struct Service<'a> {
 
 /// Rows that the sources of these services take: a service that tells its clients apart has one for each prefix.
 pub fn source_prefixes(services: &[Service]) -> usize {
-    services.iter().filter(|service| service.is_by_source()).map(|service| service.pools.len()).sum()
+    services.iter().map(|service| service.pools.keys().flatten().count()).sum()
 }
 
 impl Service<'_> {

@@ -119,14 +119,9 @@ impl<'a> Limited<'a> {
         rows.common_limits.all = self.heads(&LimitTarget::All);
         for (target, heads) in &self.targets {
             let LimitTarget::Source(net) = target else { continue };
-            rows.limited_sources.insert(Addr128::from(Some(*net)), *heads);
+            rows.limited_sources.insert(Addr128::from(*net), *heads);
             rows.common_limits.by_source.flows |= (heads.flows != 0) as u16;
             rows.common_limits.by_source.packets |= (heads.packets != 0) as u16;
-        }
-        // IPv4 addresses are held inside IPv6's, but a prefix of IPv6 that happens to cover them is not meant for them.
-        let v4 = Addr128::from(Some(IpNet::V4(Default::default())));
-        if !rows.limited_sources.is_empty() {
-            rows.limited_sources.entry(v4).or_default();
         }
         rows.limits = self.rows;
     }
@@ -201,20 +196,13 @@ mod tests {
             ("d", limit(source("10.1.2.0/24"), LimitUnit::NewFlows)),
             ("e", limit(source("fd00::/8"), LimitUnit::Packets)),
         ]);
-        let heads = |net: &str| rows.limited_sources[&Addr128::from(Some(net.parse().unwrap()))];
+        let heads = |net: &str| rows.limited_sources[&Addr128::from(net.parse::<IpNet>().unwrap())];
         let inner = heads("10.1.2.0/24");
         assert_eq!(chain(&rows, inner.flows), [1, 4, 2]);
         assert_eq!(chain(&rows, inner.packets), [3], "by way of the outer prefix alone");
         assert_eq!(chain(&rows, heads("10.0.0.0/8").flows), [2]);
         assert_eq!(chain(&rows, heads("fd00::/8").packets), [5]);
         assert_eq!(rows.common_limits.by_source, abi::Limits { flows: 1, packets: 1 });
-    }
-
-    #[test]
-    fn a_prefix_of_ipv6_around_the_mapped_addresses_is_not_for_ipv4() {
-        let rows = compiled(&[("all", limit(source("::/0"), LimitUnit::Packets))]);
-        let v4 = Addr128::from(Some("0.0.0.0/0".parse().unwrap()));
-        assert_eq!(rows.limited_sources[&v4], abi::Limits::NONE);
     }
 
     #[test]

@@ -215,11 +215,9 @@ impl MapImage {
         };
         let service_id = *self.rows.service_ids.get(&key).unwrap_or(&any_port);
         let service = self.rows.services.get(&service_id)?;
-        let pool = if service.flags & abi::Service::BY_SOURCE != 0 {
-            self.pool_by_source(service_id, flow.client.into())
-        } else {
-            service.pool
-        };
+        let by_source = service.flags & abi::Service::BY_SOURCE != 0;
+        let by_source = by_source.then(|| self.pool_by_source(service_id, flow.client.into())).flatten();
+        let pool = by_source.unwrap_or(service.pool);
         let hash = nlb_common::hash::flow(
             flow.client.into(),
             flow.vip.into(),
@@ -246,12 +244,12 @@ impl MapImage {
         slots
     }
 
-    fn pool_by_source(&self, service: u16, client: Addr) -> u16 {
+    fn pool_by_source(&self, service: u16, client: Addr) -> Option<u16> {
         let all = Addr128 { addr: [0; 16], bits: 0 };
         let rows = self.rows.sources.range((service, all)..).take_while(|((id, _), _)| *id == service);
-        rows.filter(|((_, prefix), _)| Addr::v6(prefix.addr).shares_prefix(client, prefix.bits))
+        rows.filter(|((_, prefix), _)| prefix.covers(client))
             .max_by_key(|((_, prefix), _)| prefix.bits)
-            .map_or(0, |(_, pool)| *pool)
+            .map(|(_, pool)| *pool)
     }
 
     /// The tables of pools that are new are built; the others are taken over.
@@ -284,11 +282,9 @@ impl MapImage {
         let mut row = abi::Service { limits: limited.service(&service.key), ..Default::default() };
         for (source, pool) in pools {
             let Some(pool_id) = self.pool_ids.get(pool) else { continue };
-            if source.is_none() {
-                row.pool = pool_id;
-            }
-            if by_source {
-                self.rows.sources.insert((id, Addr128::from(*source)), pool_id);
+            match source {
+                None => row.pool = pool_id,
+                Some(net) => drop(self.rows.sources.insert((id, Addr128::from(*net)), pool_id)),
             }
         }
         if by_source {

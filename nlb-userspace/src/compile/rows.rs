@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nlb_common::abi;
 use nlb_common::net::{Addr, Be16};
+use nlb_common::prefix::V4;
 
 use super::Hop;
 use crate::model::{Backend, ForwardMode, Snat};
@@ -17,7 +18,7 @@ pub struct Rows {
     pub backends: BTreeMap<u16, abi::Backend>,
     pub vips: BTreeMap<u16, Addr>,
     pub pools: BTreeMap<u16, Arc<[u16]>>,
-    /// Service id and source prefix (in v4-mapped bits) to pool.
+    /// Service id and source prefix to the pool of the clients that it covers; of others, the service's own.
     pub sources: BTreeMap<(u16, Addr128), u16>,
     pub services: BTreeMap<u16, abi::Service>,
     /// What connection ids of a service name to backend.
@@ -36,16 +37,43 @@ pub struct Addr128 {
     pub bits: u8,
 }
 
-impl From<Option<IpNet>> for Addr128 {
-    fn from(net: Option<IpNet>) -> Self {
+impl From<IpNet> for Addr128 {
+    fn from(net: IpNet) -> Self {
         match net {
-            None => Addr128 { addr: [0; 16], bits: 0 },
-            Some(IpNet::V4(net)) => {
-                Addr128 { addr: net.network().to_ipv6_mapped().octets(), bits: 96 + net.prefix_len() }
+            IpNet::V4(net) => {
+                Addr128 { addr: net.network().to_ipv6_mapped().octets(), bits: V4 + net.prefix_len() }
             }
-            Some(IpNet::V6(net)) => Addr128 { addr: net.network().octets(), bits: net.prefix_len() },
+            IpNet::V6(net) => Addr128 { addr: net.network().octets(), bits: net.prefix_len() },
         }
     }
+}
+
+impl Addr128 {
+    /// Whether it is a prefix of IPv4 addresses.
+    pub fn is_v4(&self) -> bool {
+        self.bits >= V4 && Addr::v6(self.addr).is_v4()
+    }
+
+    /// Prefixes of IPv6 do not cover addresses of IPv4, which are held inside them.
+    pub fn covers(&self, addr: Addr) -> bool {
+        self.is_v4() == addr.is_v4() && Addr::v6(self.addr).shares_prefix(addr, self.bits)
+    }
+
+    /// The prefix of this length around it.
+    pub fn cut(&self, bits: u8) -> Addr128 {
+        let addr = u128::from_be_bytes(self.addr) & !host_bits(bits);
+        Addr128 { addr: addr.to_be_bytes(), bits }
+    }
+
+    /// The last address that it covers.
+    pub fn last(&self) -> [u8; 16] {
+        (u128::from_be_bytes(self.addr) | host_bits(self.bits)).to_be_bytes()
+    }
+}
+
+/// The bits of addresses behind the first `bits`.
+fn host_bits(bits: u8) -> u128 {
+    u128::MAX.checked_shr(bits.into()).unwrap_or(0)
 }
 
 /// The row of a backend.

@@ -48,7 +48,7 @@ impl OuterSources {
     pub fn rows(&self) -> [Sources; 2] {
         [self.v4, self.v6].map(|net| {
             net.map_or(Sources::NONE, |net| {
-                let prefix = Addr128::from(Some(net));
+                let prefix = Addr128::from(net);
                 Sources::new(IpAddr::from(prefix.addr).into(), prefix.bits)
             })
         })

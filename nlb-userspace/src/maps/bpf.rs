@@ -5,25 +5,24 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, anyhow};
 use aya::Ebpf;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use nlb_common::abi::{
     self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, ServerKey, Service,
-    SourceKey,
 };
+use nlb_common::flow::Bucket;
 use nlb_common::maglev;
 use nlb_common::net::Addr;
+use nlb_common::prefix::{self, Lengths, Scope, Table};
 use nlb_common::verdict::COUNTERS;
 
 use super::grace::{Graces, Kernel};
-use super::memory::{Elements, Flows, Words};
+use super::memory::{Elements, Shared, Words};
+use super::prefixes::{Prefixes, TABLES, Tables};
+use super::slabs::Slabs;
 use super::swap::{Copies, Places};
 use super::{Change, MapError, MapStore, layout};
-use crate::compile::Addr128;
 use crate::loader::chain;
-
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
-const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The maps that the reconciler writes.
 pub struct BpfMaps {
@@ -31,7 +30,7 @@ pub struct BpfMaps {
     vips: Array<MapData, AddrRow>,
     pools: Places,
     graces: Graces<MaglevTables>,
-    sources: LpmTrie<MapData, SourceKey, u32>,
+    prefixes: Prefixes<PrefixTables>,
     servers: HashMap<MapData, ServerKey, u32>,
     services: Array<MapData, Service>,
     service_ids: Copies<abi::ServiceBucket>,
@@ -40,7 +39,6 @@ pub struct BpfMaps {
     current: Words,
     limits: Array<MapData, Limit>,
     limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
-    limited_sources: LpmTrie<MapData, [u8; 16], u32>,
     common_limits: Array<MapData, CommonLimits>,
 }
 
@@ -50,18 +48,27 @@ type AddrRow = [u64; 2];
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let maglev_tables = MaglevTables { slabs: take(bpf, "MAGLEV_TABLES")?.try_into()?, first: None };
-        let mut graces = Graces::new(maglev_tables).context("starting the thread of grace periods")?;
+        let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
+        let mut graces =
+            Graces::new(MaglevTables(maglev_tables)).context("starting the thread of grace periods")?;
         let pools = array(bpf, "POOLS")?;
         let words = pools.info()?.max_entries();
         let pool_words = Words::new(pools.fd().as_fd(), words)?;
         let current = array(bpf, "CURRENT")?;
+        let lengths = array(bpf, "PREFIX_LENGTHS")?;
+        let prefix_slabs = slabs(bpf, "PREFIXES", prefix::SLAB_BUCKETS)?;
+        let most_slabs = prefix_slabs.len() / TABLES;
+        let prefix_tables = PrefixTables {
+            slabs: prefix_slabs,
+            lengths: Words::new(lengths.fd().as_fd(), lengths.info()?.max_entries())?,
+            current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
+        };
         Ok(BpfMaps {
             backends: take(bpf, "BACKENDS")?.try_into()?,
             vips: take(bpf, "VIPS")?.try_into()?,
             pools: Places::new(words - 1, pool_words, &mut graces)?,
             graces,
-            sources: take(bpf, "SOURCES")?.try_into()?,
+            prefixes: Prefixes::new(prefix_tables, most_slabs as u16)?,
             servers: take(bpf, "SERVERS")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
             service_ids: Copies::new(
@@ -81,7 +88,6 @@ impl BpfMaps {
             current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
             limits: take(bpf, "LIMITS")?.try_into()?,
             limit_clocks: take(bpf, "LIMIT_CLOCKS")?.try_into()?,
-            limited_sources: take(bpf, "LIMITED_SOURCES")?.try_into()?,
             common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
         })
     }
@@ -112,34 +118,51 @@ impl BpfMaps {
     }
 }
 
-/// The map of maps that Maglev tables lie in. The kernel ends every update of such a map with a grace period.
-struct MaglevTables {
-    slabs: ArrayOfMaps<MapData>,
-    first: Option<MapData>,
-}
+/// Where Maglev tables lie.
+struct MaglevTables(Slabs<maglev::Line>);
 
 impl Kernel for MaglevTables {
     type Slab = Elements<maglev::Line>;
     type Error = MapError;
 
     fn grace(&mut self) -> Result<(), MapError> {
-        match &self.first {
-            Some(first) => self.slabs.set(0, first, 0).map_err(refused("MAGLEV_TABLES")),
-            None => Ok(()),
-        }
+        self.0.grace()
     }
 
     fn add_slab(&mut self, number: u32) -> Result<Elements<maglev::Line>, MapError> {
-        const MAP: &str = "MAGLEV_TABLES";
-        let lines = abi::SLAB_TABLES * maglev::LINES;
-        let size = size_of::<maglev::Line>() as u32;
-        let map = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, 4, size, lines, BPF_F_MMAPABLE);
-        let map = MapData::create(map, "nlb_maglev", None).map_err(refused(MAP))?;
-        let memory = Elements::new(map.fd().as_fd(), lines).map_err(refused(MAP))?;
-        self.slabs.set(number, &map, 0).map_err(refused(MAP))?;
-        self.first.get_or_insert(map);
-        Ok(memory)
+        self.0.add(number, Elements::new)
     }
+}
+
+/// Where source prefixes lie.
+struct PrefixTables {
+    slabs: Slabs<prefix::Bucket>,
+    lengths: Words,
+    current: Words,
+}
+
+impl Tables for PrefixTables {
+    fn make(&mut self, first: u16, slabs: u16) -> Result<Vec<Shared<prefix::Bucket>>, MapError> {
+        let numbers = u32::from(first)..u32::from(first) + u32::from(slabs);
+        numbers.map(|number| self.slabs.add(number, Shared::new)).collect()
+    }
+
+    fn go_over(&mut self, to: Table, from: Option<Table>) {
+        self.current.store(abi::CURRENT_PREFIXES, to.word());
+        let Some(from) = from else { return };
+        let numbers = u32::from(from.first())..u32::from(from.first()) + u32::from(from.slabs());
+        // What cannot be given back now is when its place is taken.
+        let _ =
+            self.slabs.grace().and_then(|()| numbers.into_iter().try_for_each(|n| self.slabs.give_back(n)));
+    }
+
+    fn set_lengths(&mut self, scope: Scope, lengths: Lengths) {
+        self.lengths.store(scope.into(), lengths.word());
+    }
+}
+
+fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result<Slabs<T>> {
+    Ok(Slabs::new(take(bpf, name)?.try_into()?, name, elements))
 }
 
 /// An array that is accessed through memory.
@@ -165,12 +188,12 @@ impl MapStore for BpfMaps {
                 self.pools.clear(*id);
                 Ok(())
             }
-            Change::SetSource(service, prefix, pool) => self
-                .sources
-                .insert(&source_key(*service, prefix), *pool as u32, 0)
-                .map_err(refused("SOURCES")),
+            Change::SetSource(service, prefix, pool) => {
+                self.prefixes.set(*service, *prefix, u32::from(*pool))
+            }
             Change::ClearSource(service, prefix) => {
-                self.sources.remove(&source_key(*service, prefix)).map_err(refused("SOURCES"))
+                self.prefixes.clear(*service, *prefix);
+                Ok(())
             }
             Change::SetServer(key, backend) => {
                 self.servers.insert(key, *backend as u32, 0).map_err(refused("SERVERS"))
@@ -189,12 +212,12 @@ impl MapStore for BpfMaps {
             Change::ClearLimit(id) => {
                 self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("LIMITS"))
             }
-            Change::SetLimitedSource(prefix, limits) => self
-                .limited_sources
-                .insert(&prefix_key(prefix), limits.word(), 0)
-                .map_err(refused("LIMITED_SOURCES")),
+            Change::SetLimitedSource(prefix, limits) => {
+                self.prefixes.set(prefix::LIMITED, *prefix, limits.word())
+            }
             Change::ClearLimitedSource(prefix) => {
-                self.limited_sources.remove(&prefix_key(prefix)).map_err(refused("LIMITED_SOURCES"))
+                self.prefixes.clear(prefix::LIMITED, *prefix);
+                Ok(())
             }
             Change::SetCommonLimits(limits) => {
                 self.common_limits.set(0, limits, 0).map_err(refused("COMMON_LIMITS"))
@@ -203,18 +226,7 @@ impl MapStore for BpfMaps {
     }
 }
 
-fn source_key(service: u16, prefix: &Addr128) -> Key<SourceKey> {
-    Key::new(
-        abi::SOURCE_KEY_SERVICE_BITS + prefix.bits as u32,
-        SourceKey { service: (service as u32).to_be_bytes(), addr: prefix.addr },
-    )
-}
-
-fn prefix_key(prefix: &Addr128) -> Key<[u8; 16]> {
-    Key::new(prefix.bits as u32, prefix.addr)
-}
-
-fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
+pub(super) fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
     move |error| MapError::Kernel { map, reason: chain(&error) }
 }
 
@@ -227,7 +239,7 @@ pub struct Readings {
     pub exits: PerCpuArray<MapData, u64>,
     pub backends: PerCpuArray<MapData, BackendStats>,
     pub limits: PerCpuArray<MapData, LimitStats>,
-    pub flows: Flows,
+    pub flows: Shared<Bucket>,
 }
 
 impl Readings {
@@ -237,8 +249,7 @@ impl Readings {
             exits: take(bpf, "EXITS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,
             limits: take(bpf, "LIMIT_STATS")?.try_into()?,
-            flows: Flows::new(flows.fd().as_fd(), flow_buckets as usize)
-                .context("mapping FLOWS into memory")?,
+            flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
         })
     }
 

@@ -48,7 +48,7 @@ impl Words {
     }
 
     /// Packets that read it from now on see what was written before.
-    pub fn store(&self, index: u32, value: u32) {
+    pub fn store(&self, index: u32, value: impl Into<u64>) {
         self.words()[index as usize].store(value.into(), Ordering::Release);
     }
 
@@ -65,19 +65,49 @@ impl Words {
     }
 }
 
-/// A flow table in shared memory.
-pub struct Flows(MmapMut);
+/// What packets and user space read and write at the same time.
+///
+/// # Safety
+///
+/// The type consists of atomics, for which every bit pattern is valid.
+pub unsafe trait Atomics {}
 
-impl Flows {
-    /// `buckets` of them, from a map that has that many.
-    pub fn new(fd: BorrowedFd<'_>, buckets: usize) -> std::io::Result<Self> {
-        map(fd, buckets * size_of::<nlb_common::flow::Bucket>()).map(Flows)
+// SAFETY: made of `nlb_common::atomic::Word`s.
+unsafe impl Atomics for nlb_common::flow::Bucket {}
+
+// SAFETY: as above, and of padding that nobody looks at.
+unsafe impl Atomics for nlb_common::prefix::Bucket {}
+
+/// A table in shared memory.
+pub struct Shared<T> {
+    memory: MmapMut,
+    kind: PhantomData<T>,
+}
+
+impl<T: Atomics> Shared<T> {
+    /// `count` elements of it, from a map that has that many.
+    pub fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
+        Ok(Shared { memory: map(fd, count as usize * size_of::<T>())?, kind: PhantomData })
     }
 
-    pub fn buckets(&self) -> &[nlb_common::flow::Bucket] {
-        let len = self.0.len() / size_of::<nlb_common::flow::Bucket>();
-        // SAFETY: the memory starts on a page and is `len` buckets long. A bucket consists of atomics, for which every bit
-        // pattern is valid and which others may change at any time.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), len) }
+    pub fn all(&self) -> &[T] {
+        let len = self.memory.len() / size_of::<T>();
+        // SAFETY: the memory starts on a page and is `len` elements long, which others may change at any time: they are atomics.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), len) }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
+
+    /// Of zeros, in the place of a map's.
+    pub fn memory(bytes: usize) -> OwnedFd {
+        let memory = memfd_create(c"table", MFdFlags::empty()).expect("memory");
+        ftruncate(&memory, bytes as i64).expect("room");
+        memory
     }
 }

@@ -8,6 +8,8 @@ pub mod fake;
 mod grace;
 pub mod layout;
 mod memory;
+pub mod prefixes;
+mod slabs;
 pub mod stages;
 pub mod swap;
 pub mod upcalls;

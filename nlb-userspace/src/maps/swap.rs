@@ -213,17 +213,10 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    use nix::unistd::ftruncate;
     use proptest::prelude::*;
 
+    use super::super::memory::tests::memory;
     use super::*;
-
-    fn memory(bytes: usize) -> std::os::fd::OwnedFd {
-        let memory = memfd_create(c"table", MFdFlags::empty()).expect("memory");
-        ftruncate(&memory, bytes as i64).expect("room");
-        memory
-    }
 
     fn elements<T: Pod>(count: u32) -> Elements<T> {
         Elements::new(memory(count as usize * size_of::<T>()).as_fd(), count).expect("shared memory")

@@ -136,15 +136,13 @@ pub struct Flow {
 /// What the data path makes of a new flow by these rows.
 pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
     let Some((id, service)) = service(rows, flow) else { return Outcome::Passed };
-    let pool = if service.flags & Service::BY_SOURCE == 0 {
-        service.pool
-    } else {
-        let client = Addr::from(flow.client);
-        let covering = rows.sources.iter().filter(|((of, prefix), _)| {
-            *of == id && Addr::v6(prefix.addr).shares_prefix(client, prefix.bits)
-        });
-        covering.max_by_key(|((_, prefix), _)| prefix.bits).map_or(0, |(_, pool)| *pool)
-    };
+    let by_source = service.flags & Service::BY_SOURCE != 0;
+    let covering = rows
+        .sources
+        .iter()
+        .filter(|((of, prefix), _)| by_source && *of == id && prefix.covers(flow.client.into()));
+    let longest = covering.max_by_key(|((_, prefix), _)| prefix.bits);
+    let pool = longest.map_or(service.pool, |(_, pool)| *pool);
     let backend = rows.pools.get(&pool).map_or(0, |table| table[flow.slot]);
     rows.backends.get(&backend).map_or(Outcome::NoBackend, to)
 }

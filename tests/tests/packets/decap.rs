@@ -23,7 +23,7 @@ pub fn trusting(gue_port: u16, peers: &[IpNet]) -> Result<Datapath> {
     let mut datapath = Datapath::load_decap(gue_port)?;
     let mut trusted = bpf::peers(&mut datapath.bpf)?;
     for peer in peers {
-        let prefix = Addr128::from(Some(*peer));
+        let prefix = Addr128::from(*peer);
         trusted.insert(&Key::new(prefix.bits as u32, prefix.addr), 1, 0)?;
     }
     Ok(datapath)

@@ -1,0 +1,422 @@
+//! The longest prefix that covers an address, by binary search on the lengths of prefixes.
+//!
+//! A trie follows the bits of an address through a pointer each, and every pointer may be a cache miss. Here a hash table
+//! holds the prefixes, and a search asks it for the address cut to one length after another: where that is there, longer ones
+//! may be too; where it is not, only shorter ones can (Waldvogel, Varghese, Turner and Plattner, "Scalable High Speed IP
+//! Routing Lookups", SIGCOMM 1997). For that to be true, a prefix leaves *markers* at those shorter lengths of its own search
+//! from which it goes on to longer ones. A marker knows what the longest prefix around itself stands for, so a search that was
+//! led on in vain need not go back. The lengths that people use come first, so they are found in one to three steps; and
+//! lengths beyond those in use are passed over without a look.
+//!
+//! User space is the only writer ([`Entry::publish`], [`Entry::clear`]); packets look the table up at any time.
+
+use crate::atomic::{Word, fence};
+use crate::hash;
+use crate::net::Addr;
+
+/// Bits of the v4-mapped form ahead of an IPv4 address.
+pub const V4: u8 = 96;
+
+/// What is found where no prefix covers an address.
+pub const NONE: u32 = u32::MAX;
+
+/// Lengths that one search can ask for, at most.
+pub const STEPS: usize = 10;
+
+/// Buckets in which an entry can lie, at most: its home, and others behind it.
+pub const CHAIN: usize = 8;
+
+pub const WAYS: usize = 2;
+
+/// Buckets that lie in one map.
+pub const SLAB_BUCKETS: u32 = 1 << 16;
+
+/// One set of prefixes among those that share the table, which knows its clients by source: a service, by its id.
+pub type Scope = u16;
+
+/// The prefixes that have rate limits. No service has this id.
+pub const LIMITED: Scope = 0;
+
+/// A prefix of one scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub addr: Addr,
+    /// What the word of its entry says of the scope and the length.
+    pub tag: u64,
+}
+
+impl Key {
+    /// Of this length in v4-mapped bits, the prefix that covers the address.
+    #[inline(always)]
+    pub const fn new(scope: Scope, addr: Addr, bits: u8) -> Self {
+        let addr = if bits <= 64 {
+            Addr { hi: addr.hi & mask(bits), lo: 0 }
+        } else {
+            Addr { hi: addr.hi, lo: addr.lo & mask(bits - 64) }
+        };
+        Key { addr, tag: USED | (scope as u64) << 32 | (bits as u64) << 48 }
+    }
+}
+
+/// A word, in network order, of which the first `bits` (0 to 64) bits are set.
+#[inline(always)]
+const fn mask(bits: u8) -> u64 {
+    if bits == 0 { 0 } else { (u64::MAX << (64 - bits)).to_be() }
+}
+
+/// Where a table lies, and how big it is: as one word, so that packets go over to another at once.
+///
+/// Three quarters of its buckets are homes; the rest are put behind those that overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table(u64);
+
+impl Table {
+    /// In `slabs` slabs, from the one at `first` on. The seed makes it hard to have many prefixes meet in one bucket.
+    pub const fn new(first: u16, slabs: u16, seed: u32) -> Self {
+        Table(first as u64 | (slabs as u64) << 16 | (seed as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Table(word)
+    }
+
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The slab of a bucket, and the bucket's place in it.
+    #[inline(always)]
+    pub const fn place(self, bucket: u32) -> (u32, u32) {
+        (self.first() as u32 + bucket / SLAB_BUCKETS, bucket % SLAB_BUCKETS)
+    }
+
+    #[inline(always)]
+    pub const fn first(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub const fn slabs(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline(always)]
+    pub const fn homes(self) -> u32 {
+        self.slabs() as u32 * (SLAB_BUCKETS / 4 * 3)
+    }
+
+    pub const fn buckets(self) -> u32 {
+        self.slabs() as u32 * SLAB_BUCKETS
+    }
+
+    /// The bucket where the search for a prefix begins.
+    #[inline(always)]
+    pub const fn home(self, key: &Key) -> u32 {
+        let hash = hash::prefix(key.addr, key.tag ^ (self.0 >> 32));
+        // Scales 32 bits to the number of homes (Lemire, "Fast Random Integer Generation in an Interval", 2019).
+        ((hash as u64 * self.homes() as u64) >> 32) as u32
+    }
+}
+
+/// One cache line of entries.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub struct Bucket {
+    pub entries: [Entry; WAYS],
+    /// The bucket behind this one; 0, which is a home, is none.
+    pub next: Word,
+    _pad: u64,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// A prefix and what it stands for. Its last word says, from the lowest bit on: what it stands for (32 bits), the scope (16),
+/// the length (8), how often the entry changed hands (6), whether it is in use, whether longer prefixes may be there.
+#[repr(C)]
+#[derive(Default)]
+pub struct Entry {
+    hi: Word,
+    lo: Word,
+    word: Word,
+}
+
+const OWNER: u64 = 1 << 56;
+const OWNERS: u64 = 0x3f << 56;
+const USED: u64 = 1 << 62;
+const LONGER: u64 = 1 << 63;
+const TAG: u64 = USED | 0x00ff_ffff_0000_0000;
+
+/// What an entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Says {
+    /// What the longest prefix that covers this one stands for, itself included; [`NONE`] if there is none.
+    pub value: u32,
+    /// Whether longer prefixes may have left their marker here.
+    pub longer: bool,
+}
+
+impl Says {
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Says { value: word as u32, longer: word & LONGER != 0 }
+    }
+
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.value as u64 | if self.longer { LONGER } else { 0 }
+    }
+}
+
+impl Entry {
+    /// What the entry says, if it is that of `key`. Its owner is asked for before and after, because it may change while the
+    /// key is compared; it would have to change 64 times meanwhile to look the same.
+    #[inline(always)]
+    pub fn matches(&self, key: &Key) -> Option<Says> {
+        let word = self.word.load();
+        if word & TAG != key.tag {
+            return None;
+        }
+        fence();
+        if self.lo.load() != key.addr.lo || self.hi.load() != key.addr.hi {
+            return None;
+        }
+        fence();
+        let again = self.word.load();
+        ((word ^ again) & (TAG | OWNERS) == 0).then_some(Says::from_word(again))
+    }
+
+    pub fn is_free(&self) -> bool {
+        self.word.load() & USED == 0
+    }
+
+    /// Makes a free entry that of `key`.
+    pub fn publish(&self, key: &Key, says: Says) {
+        let owner = self.word.load().wrapping_add(OWNER) & OWNERS;
+        self.hi.store(key.addr.hi);
+        self.lo.store(key.addr.lo);
+        self.word.store(key.tag | owner | says.word());
+    }
+
+    /// Changes what an entry in use says.
+    pub fn say(&self, says: Says) {
+        self.word.store(self.word.load() & (TAG | OWNERS) | says.word());
+    }
+
+    pub fn clear(&self) {
+        self.word.store(self.word.load() & OWNERS);
+    }
+}
+
+/// The lengths that a search may still ask for, in v4-mapped bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    low: u32,
+    /// The first that it may not.
+    end: u32,
+}
+
+impl Search {
+    /// All lengths of a family.
+    #[inline(always)]
+    pub const fn of(v4: bool) -> Self {
+        Search { low: if v4 { V4 as u32 } else { 0 }, end: 129 }
+    }
+
+    /// The length to ask for: of those that are possible the most popular, or that in their middle.
+    #[inline(always)]
+    pub const fn length(&self) -> Option<u8> {
+        const OF_V4: [u32; 4] = [V4 as u32 + 24, V4 as u32 + 32, V4 as u32 + 16, V4 as u32 + 8];
+        const OF_V6: [u32; 5] = [48, 64, 128, 32, 56];
+        if self.low >= self.end {
+            return None;
+        }
+        let popular = if self.low >= V4 as u32 { self.first_of(OF_V4) } else { self.first_of(OF_V6) };
+        Some(if popular != 0 { popular } else { self.low + (self.end - self.low) / 2 } as u8)
+    }
+
+    /// The first of these lengths that is possible; 0 if none is.
+    #[inline(always)]
+    const fn first_of<const N: usize>(&self, lengths: [u32; N]) -> u32 {
+        let mut i = 0;
+        while i < N {
+            if self.low <= lengths[i] && lengths[i] < self.end {
+                return lengths[i];
+            }
+            i += 1;
+        }
+        0
+    }
+
+    #[inline(always)]
+    pub const fn longer_than(self, bits: u8) -> Self {
+        Search { low: bits as u32 + 1, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn shorter_than(self, bits: u8) -> Self {
+        Search { end: bits as u32, ..self }
+    }
+}
+
+/// The shortest and the longest prefix of each family that a scope has, in v4-mapped bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    pub v4: [u8; 2],
+    pub v6: [u8; 2],
+}
+
+impl Lengths {
+    /// No length is at least the first and at most the second.
+    pub const NO_PREFIX: [u8; 2] = [u8::MAX, 0];
+
+    /// Maps begin with zeros, which stand for no prefix of either family.
+    const NONE: u32 = u32::from_ne_bytes([u8::MAX, 0, u8::MAX, 0]);
+
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d] = (word as u32 ^ Self::NONE).to_ne_bytes();
+        Lengths { v4: [a, b], v6: [c, d] }
+    }
+
+    pub const fn word(self) -> u32 {
+        let ([a, b], [c, d]) = (self.v4, self.v6);
+        u32::from_ne_bytes([a, b, c, d]) ^ Self::NONE
+    }
+}
+
+/// What the table says of a prefix.
+#[inline(always)]
+pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Bucket>) -> Option<Says> {
+    let mut index = table.home(key);
+    let mut met = 0;
+    while met < CHAIN {
+        let bucket = bucket(index)?;
+        if let Some(says) = bucket.entries[0].matches(key) {
+            return Some(says);
+        }
+        if let Some(says) = bucket.entries[1].matches(key) {
+            return Some(says);
+        }
+        index = bucket.next.load() as u32;
+        if index == 0 {
+            return None;
+        }
+        met += 1;
+    }
+    None
+}
+
+/// What the longest prefix of a scope that covers an address stands for; [`NONE`] if none does. Prefixes of IPv6 do not cover
+/// addresses of IPv4.
+#[inline(always)]
+pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -> Option<Says>) -> u32 {
+    let [shortest, longest] = if addr.is_v4() { lengths.v4 } else { lengths.v6 };
+    if shortest == longest {
+        return find(&Key::new(scope, addr, shortest)).map_or(NONE, |says| says.value);
+    }
+    let mut search = Search::of(addr.is_v4());
+    let mut best = NONE;
+    let mut step = 0;
+    while step < STEPS {
+        step += 1;
+        let Some(bits) = search.length() else { break };
+        if bits < shortest {
+            search = search.longer_than(bits);
+            continue;
+        }
+        if bits > longest {
+            search = search.shorter_than(bits);
+            continue;
+        }
+        match find(&Key::new(scope, addr, bits)) {
+            Some(says) => {
+                best = says.value;
+                if !says.longer {
+                    break;
+                }
+                search = search.longer_than(bits);
+            }
+            None => search = search.shorter_than(bits),
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps_to(v4: bool, bits: u8) -> usize {
+        let mut search = Search::of(v4);
+        let mut steps = 0;
+        while let Some(length) = search.length() {
+            steps += 1;
+            if length == bits {
+                return steps;
+            }
+            search = if length < bits { search.longer_than(length) } else { search.shorter_than(length) };
+        }
+        panic!("a search never asks for {bits}")
+    }
+
+    #[test]
+    fn every_length_is_asked_for_and_popular_ones_soon() {
+        let most = |v4, lengths: core::ops::RangeInclusive<u8>| {
+            lengths.map(|bits| steps_to(v4, bits)).max().expect("some lengths")
+        };
+        assert_eq!(most(true, V4..=128), 7);
+        assert_eq!(most(false, 0..=128), STEPS);
+        for (v4, bits, steps) in
+            [(true, 24, 1), (true, 32, 2), (true, 16, 2), (true, 8, 3), (true, 28, 3), (true, 0, 7)]
+        {
+            assert_eq!(steps_to(v4, V4 + bits), steps, "/{bits}");
+        }
+        for (bits, steps) in [(48, 1), (64, 2), (32, 2), (128, 3), (56, 3), (0, 8)] {
+            assert_eq!(steps_to(false, bits), steps, "/{bits}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_the_prefix_and_nothing_behind_it() {
+        let addr = |s: &str| Addr::from(s.parse::<core::net::IpAddr>().unwrap());
+        let v4 = |bits| Key::new(1, addr("10.129.255.255"), V4 + bits).addr;
+        assert_eq!(v4(9), addr("10.128.0.0"));
+        assert_eq!(v4(32), addr("10.129.255.255"));
+        assert_eq!(v4(0), addr("0.0.0.0"));
+        let v6 = |bits| Key::new(1, addr("2001:db8:ffff:ffff:8000::1"), bits).addr;
+        assert_eq!(v6(0), addr("::"));
+        assert_eq!(v6(33), addr("2001:db8:8000::"));
+        assert_eq!(v6(64), addr("2001:db8:ffff:ffff::"));
+        assert_eq!(v6(65), addr("2001:db8:ffff:ffff:8000::"));
+        assert_eq!(v6(128), addr("2001:db8:ffff:ffff:8000::1"));
+    }
+
+    #[test]
+    fn homes_are_spread_over_three_quarters_of_the_table() {
+        let table = Table::from_word(Table::new(7, 2, 0xdead_beef).word());
+        assert_eq!((table.homes(), table.buckets()), (98_304, 131_072));
+        assert_eq!(table.place(65_537), (8, 1));
+        let mut quarters = [0; 4];
+        for n in 0..98_304_u32 {
+            let home = table.home(&Key::new(1, Addr::v4(n.to_be_bytes()), 128));
+            quarters[(home / 32_768) as usize] += 1;
+        }
+        assert_eq!(quarters[3], 0);
+        assert!(quarters[..3].iter().all(|homes| (32_000..33_600).contains(homes)), "{quarters:?}");
+    }
+
+    #[test]
+    fn lengths_that_were_never_set_are_none() {
+        let none = Lengths { v4: Lengths::NO_PREFIX, v6: Lengths::NO_PREFIX };
+        assert_eq!(Lengths::from_word(0), none);
+        for lengths in [none, Lengths { v4: [V4, 128], v6: [0, 64] }] {
+            assert_eq!(Lengths::from_word(lengths.word().into()), lengths);
+        }
+        for addr in [Addr::v4([10, 0, 0, 1]), Addr::v6([0x20; 16])] {
+            assert_eq!(longest(1, addr, none, |_| panic!("a look")), NONE);
+        }
+    }
+}
