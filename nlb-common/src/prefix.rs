@@ -211,53 +211,99 @@ impl Entry {
 }
 
 /// The lengths that a search may still ask for, in v4-mapped bits.
-#[derive(Clone, Copy, Debug)]
-pub struct Search {
-    low: u32,
+#[derive(Clone, Copy)]
+struct Possible {
+    low: u8,
     /// The first that it may not.
-    end: u32,
+    end: u8,
 }
 
-impl Search {
-    /// All lengths of a family.
-    #[inline(always)]
-    pub const fn of(v4: bool) -> Self {
-        Search { low: if v4 { V4 as u32 } else { 0 }, end: 129 }
+impl Possible {
+    const fn of(v4: bool) -> Self {
+        Possible { low: if v4 { V4 } else { 0 }, end: 129 }
     }
 
     /// The length to ask for: of those that are possible the most popular, or that in their middle.
-    #[inline(always)]
-    pub const fn length(&self) -> Option<u8> {
-        const OF_V4: [u32; 4] = [V4 as u32 + 24, V4 as u32 + 32, V4 as u32 + 16, V4 as u32 + 8];
-        const OF_V6: [u32; 5] = [48, 64, 128, 32, 56];
+    const fn pick(self) -> u8 {
+        const OF_V4: &[u8] = &[V4 + 24, V4 + 32, V4 + 16, V4 + 8];
+        const OF_V6: &[u8] = &[48, 64, 128, 32, 56];
         if self.low >= self.end {
-            return None;
+            return NO_MORE;
         }
-        let popular = if self.low >= V4 as u32 { self.first_of(OF_V4) } else { self.first_of(OF_V6) };
-        Some(if popular != 0 { popular } else { self.low + (self.end - self.low) / 2 } as u8)
-    }
-
-    /// The first of these lengths that is possible; 0 if none is.
-    #[inline(always)]
-    const fn first_of<const N: usize>(&self, lengths: [u32; N]) -> u32 {
+        let popular = if self.low >= V4 { OF_V4 } else { OF_V6 };
         let mut i = 0;
-        while i < N {
-            if self.low <= lengths[i] && lengths[i] < self.end {
-                return lengths[i];
+        while i < popular.len() {
+            if self.low <= popular[i] && popular[i] < self.end {
+                return popular[i];
             }
             i += 1;
         }
-        0
+        self.low + (self.end - self.low) / 2
+    }
+
+    const fn shorter_than(self, bits: u8) -> Self {
+        Possible { end: bits, ..self }
+    }
+
+    const fn longer_than(self, bits: u8) -> Self {
+        Possible { low: bits + 1, ..self }
+    }
+}
+
+/// In the place of a length: the search is over.
+const NO_MORE: u8 = u8::MAX;
+
+/// By length, that which is asked for next if it is not there, and if it is.
+type Turns = [[u8; 2]; 256];
+
+static TURNS_OF_V4: Turns = turns(true);
+static TURNS_OF_V6: Turns = turns(false);
+
+const fn turns(v4: bool) -> Turns {
+    let mut turns = [[NO_MORE; 2]; 256];
+    let mut bits = Possible::of(v4).low;
+    while bits <= 128 {
+        let mut possible = Possible::of(v4);
+        while possible.pick() != bits {
+            let picked = possible.pick();
+            possible =
+                if picked < bits { possible.longer_than(picked) } else { possible.shorter_than(picked) };
+        }
+        turns[bits as usize] = [possible.shorter_than(bits).pick(), possible.longer_than(bits).pick()];
+        bits += 1;
+    }
+    turns
+}
+
+/// The lengths that are asked for, one after the other.
+#[derive(Clone, Copy)]
+pub struct Search {
+    turns: &'static Turns,
+    bits: u8,
+}
+
+impl Search {
+    #[inline(always)]
+    pub fn of(v4: bool) -> Self {
+        const FIRST: [u8; 2] = [Possible::of(false).pick(), Possible::of(true).pick()];
+        let turns = if v4 { &TURNS_OF_V4 } else { &TURNS_OF_V6 };
+        Search { turns, bits: FIRST[v4 as usize] }
+    }
+
+    /// The length to ask for; `None` if there is none left.
+    #[inline(always)]
+    pub fn length(&self) -> Option<u8> {
+        (self.bits != NO_MORE).then_some(self.bits)
     }
 
     #[inline(always)]
-    pub const fn longer_than(self, bits: u8) -> Self {
-        Search { low: bits as u32 + 1, ..self }
+    pub fn shorter(self) -> Self {
+        Search { bits: self.turns[self.bits as usize][0], ..self }
     }
 
     #[inline(always)]
-    pub const fn shorter_than(self, bits: u8) -> Self {
-        Search { end: bits as u32, ..self }
+    pub fn longer(self) -> Self {
+        Search { bits: self.turns[self.bits as usize][1], ..self }
     }
 }
 
@@ -266,6 +312,8 @@ impl Search {
 pub struct Lengths {
     pub v4: [u8; 2],
     pub v6: [u8; 2],
+    /// The rest of the word that they were read from: 0, which the kernel's verifier does not know.
+    zero: u8,
 }
 
 impl Lengths {
@@ -275,10 +323,14 @@ impl Lengths {
     /// Maps begin with zeros, which stand for no prefix of either family.
     const NONE: u32 = u32::from_ne_bytes([u8::MAX, 0, u8::MAX, 0]);
 
+    pub const fn new(v4: [u8; 2], v6: [u8; 2]) -> Self {
+        Lengths { v4, v6, zero: 0 }
+    }
+
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         let [a, b, c, d] = (word as u32 ^ Self::NONE).to_ne_bytes();
-        Lengths { v4: [a, b], v6: [c, d] }
+        Lengths { v4: [a, b], v6: [c, d], zero: (word >> 32) as u8 }
     }
 
     pub const fn word(self) -> u32 {
@@ -318,17 +370,19 @@ pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -
         return find(&Key::new(scope, addr, shortest)).map_or(NONE, |says| says.value);
     }
     let mut search = Search::of(addr.is_v4());
+    // If the verifier knew the first length it would know all, and follow every way to each of them.
+    search.bits += lengths.zero;
     let mut best = NONE;
     let mut step = 0;
     while step < STEPS {
         step += 1;
         let Some(bits) = search.length() else { break };
         if bits < shortest {
-            search = search.longer_than(bits);
+            search = search.longer();
             continue;
         }
         if bits > longest {
-            search = search.shorter_than(bits);
+            search = search.shorter();
             continue;
         }
         match find(&Key::new(scope, addr, bits)) {
@@ -337,9 +391,9 @@ pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -
                 if !says.longer {
                     break;
                 }
-                search = search.longer_than(bits);
+                search = search.longer();
             }
-            None => search = search.shorter_than(bits),
+            None => search = search.shorter(),
         }
     }
     best
@@ -357,7 +411,7 @@ mod tests {
             if length == bits {
                 return steps;
             }
-            search = if length < bits { search.longer_than(length) } else { search.shorter_than(length) };
+            search = if length < bits { search.longer() } else { search.shorter() };
         }
         panic!("a search never asks for {bits}")
     }
@@ -410,9 +464,9 @@ mod tests {
 
     #[test]
     fn lengths_that_were_never_set_are_none() {
-        let none = Lengths { v4: Lengths::NO_PREFIX, v6: Lengths::NO_PREFIX };
+        let none = Lengths::new(Lengths::NO_PREFIX, Lengths::NO_PREFIX);
         assert_eq!(Lengths::from_word(0), none);
-        for lengths in [none, Lengths { v4: [V4, 128], v6: [0, 64] }] {
+        for lengths in [none, Lengths::new([V4, 128], [0, 64])] {
             assert_eq!(Lengths::from_word(lengths.word().into()), lengths);
         }
         for addr in [Addr::v4([10, 0, 0, 1]), Addr::v6([0x20; 16])] {

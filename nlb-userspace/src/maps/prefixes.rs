@@ -254,7 +254,7 @@ impl<T: Tables> Prefixes<T> {
             let mut lengths = self.lengths.range((scope, v4, 0)..=(scope, v4, u8::MAX)).map(|(key, _)| key.2);
             lengths.next().map_or(Lengths::NO_PREFIX, |first| [first, lengths.next_back().unwrap_or(first)])
         };
-        self.tables.set_lengths(scope, Lengths { v4: of(true), v6: of(false) });
+        self.tables.set_lengths(scope, Lengths::new(of(true), of(false)));
     }
 }
 
@@ -269,9 +269,9 @@ fn markers(prefix: &Addr128) -> Vec<u8> {
     while let Some(bits) = search.length().filter(|bits| *bits != prefix.bits) {
         search = if bits < prefix.bits {
             markers.push(bits);
-            search.longer_than(bits)
+            search.longer()
         } else {
-            search.shorter_than(bits)
+            search.shorter()
         };
     }
     markers
