@@ -212,6 +212,7 @@ impl MapStore for BpfMaps {
             Change::ClearLimit(id) => {
                 self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("LIMITS"))
             }
+            // Never the word that stands for no prefix: no limit is at the head of both chains.
             Change::SetLimitedSource(prefix, limits) => {
                 self.prefixes.set(prefix::LIMITED, *prefix, limits.word())
             }

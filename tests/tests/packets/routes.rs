@@ -56,6 +56,51 @@ fn thousands_of_routes_are_obeyed_as_if_read_one_by_one() -> Result<()> {
     Ok(())
 }
 
+/// The kernel's table of source prefixes gives way to a larger one while packets search it.
+#[test]
+fn a_table_of_prefixes_that_grows_loses_nobody() -> Result<()> {
+    // Of two entries each, since no two share what leads to them; one slab has room for 90,000.
+    const HOSTS: u32 = 60_000;
+    let host = |n: u32| IpAddr::from((0x0a00_0001 + (n << 8)).to_be_bytes());
+    let (around, outside) = (IpAddr::from([10, 255, 0, 2]), IpAddr::from([11, 0, 0, 1]));
+    let vip = families()[0].vip;
+    let rule = |module, source: IpNet| Rule {
+        module,
+        udp: false,
+        source: Some(source),
+        destination: Destination::Address(vip),
+        port: Some(443),
+        priority: 0,
+    };
+    let mut rig = rig()?;
+    rig.module("m1").routes = routes(&[rule(1, "10.0.0.0/8".parse()?)], 1);
+    rig.apply()?;
+
+    let mut random = Random::new(7);
+    let mut meets = |program: &Xdp, client, modules: &[Option<u8>]| {
+        let client_port = random.below(1 << 16).max(1) as u16;
+        let flow = Flow { client, client_port, vip, port: 443, udp: false };
+        let module = steer(program, &flow)?;
+        ensure!(modules.contains(&module), "{flow} went to {module:?}, not to one of {modules:?}");
+        Ok(())
+    };
+    let hosts: Vec<Rule> = (0..HOSTS).map(|n| rule(2, host(n).into())).collect();
+    for (routes, then) in [(routes(&hosts, 2), Some(2)), (Routes::default(), Some(1))] {
+        rig.module("m2").routes = routes;
+        let mut number = 0;
+        rig.apply_under(|program| {
+            number = (number + 7919) % HOSTS;
+            meets(program, host(number), &[Some(1), Some(2)])?;
+            meets(program, around, &[Some(1)])?;
+            meets(program, outside, &[None])
+        })?;
+        for n in (0..HOSTS).step_by(997) {
+            meets(rig.balancer()?, host(n), &[then])?;
+        }
+    }
+    Ok(())
+}
+
 /// A route of a module, with what decides about packets.
 struct Rule {
     module: u8,
