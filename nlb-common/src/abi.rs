@@ -19,13 +19,12 @@ pub const SERVICE_WAYS: usize = 4;
 /// Copies of the address and service tables. Packets look into one; the others are filled when it is their turn.
 pub const TABLE_COPIES: u32 = 8;
 
-/// Indexes of the words that say where the current copies begin, in buckets.
+/// Indexes of the words that say where the current tables are: of the first two, the copy's first bucket; of source prefixes, a
+/// [`crate::prefix::Table`].
 pub const CURRENT_ADDRESSES: u32 = 0;
 pub const CURRENT_SERVICES: u32 = 1;
-pub const CURRENT_WORDS: u32 = 3;
-
-/// Index of the word that is the [`crate::prefix::Table`] of source prefixes.
 pub const CURRENT_PREFIXES: u32 = 2;
+pub const CURRENT_WORDS: u32 = 3;
 
 /// Maglev tables that lie in one map, one after the other.
 pub const SLAB_TABLES: u32 = 16;

@@ -124,6 +124,16 @@ impl Addr {
         [a, b, c, d]
     }
 
+    /// The first `bits` bits (0 to 128, counted in the v4-mapped form), and zeros.
+    #[inline(always)]
+    pub const fn prefix(self, bits: u8) -> Addr {
+        if bits <= 64 {
+            Addr { hi: self.hi & mask(bits), lo: 0 }
+        } else {
+            Addr { hi: self.hi, lo: self.lo & mask(bits - 64) }
+        }
+    }
+
     /// Whether the first `prefix_len` bits (0 to 128, counted in the v4-mapped form) of both addresses agree.
     #[inline(always)]
     pub const fn shares_prefix(self, other: Addr, prefix_len: u8) -> bool {
@@ -137,6 +147,12 @@ impl Addr {
             (hi & !(u64::MAX >> prefix_len)) == 0
         }
     }
+}
+
+/// A word, in network order, of which the first `bits` (0 to 64) bits are set.
+#[inline(always)]
+const fn mask(bits: u8) -> u64 {
+    if bits == 0 { 0 } else { (u64::MAX << (64 - bits)).to_be() }
 }
 
 #[cfg(target_endian = "little")]

@@ -49,19 +49,8 @@ impl Key {
     /// Of this length in v4-mapped bits, the prefix that covers the address.
     #[inline(always)]
     pub const fn new(scope: Scope, addr: Addr, bits: u8) -> Self {
-        let addr = if bits <= 64 {
-            Addr { hi: addr.hi & mask(bits), lo: 0 }
-        } else {
-            Addr { hi: addr.hi, lo: addr.lo & mask(bits - 64) }
-        };
-        Key { addr, tag: USED | (scope as u64) << 32 | (bits as u64) << 48 }
+        Key { addr: addr.prefix(bits), tag: USED | (scope as u64) << 32 | (bits as u64) << 48 }
     }
-}
-
-/// A word, in network order, of which the first `bits` (0 to 64) bits are set.
-#[inline(always)]
-const fn mask(bits: u8) -> u64 {
-    if bits == 0 { 0 } else { (u64::MAX << (64 - bits)).to_be() }
 }
 
 /// Where a table lies, and how big it is: as one word, so that packets go over to another at once.
@@ -100,6 +89,11 @@ impl Table {
     #[inline(always)]
     pub const fn slabs(self) -> u16 {
         (self.0 >> 16) as u16
+    }
+
+    /// The numbers of its slabs.
+    pub const fn numbers(self) -> core::ops::Range<u32> {
+        self.first() as u32..self.first() as u32 + self.slabs() as u32
     }
 
     #[inline(always)]

@@ -24,10 +24,7 @@ pub fn pass(
     let common = tables::common_limits();
     let mut met = [common.all, service.limits, backend.limits, Limits::NONE];
     if common.by_source.packets != 0 || new && common.by_source.flows != 0 {
-        met[3] = match tables::nlb_longest_prefix(prefix::LIMITED.into(), client.hi, client.lo) {
-            prefix::NONE => Limits::NONE,
-            word => Limits::from_word(word),
-        };
+        met[3] = tables::longest_prefix(prefix::LIMITED, client).map_or(Limits::NONE, Limits::from_word);
     }
     let [a, b, c, d] = met;
     let packets = heads(a.packets, b.packets, c.packets, d.packets);

@@ -6,7 +6,6 @@ use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
-use nlb_common::prefix;
 use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, PassReason, SendReason, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
@@ -261,11 +260,10 @@ fn choose(
 /// The pool of a service for this client; 0 is none.
 #[inline(always)]
 pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
-    if service.flags & Service::BY_SOURCE != 0 {
-        let pool = tables::nlb_longest_prefix(service_id.into(), client.hi, client.lo);
-        if pool != prefix::NONE {
-            return pool as u16;
-        }
+    if service.flags & Service::BY_SOURCE != 0
+        && let Some(pool) = tables::longest_prefix(service_id, client)
+    {
+        return pool as u16;
     }
     service.pool
 }

@@ -374,11 +374,19 @@ pub fn service(id: u16) -> Option<&'static Service> {
     SERVICES.get(id as u32)
 }
 
-/// What the longest source prefix of a scope that covers a client stands for; [`prefix::NONE`] if none does. Out of line for
-/// the reasons that `record` gives.
+/// What the longest source prefix of a scope that covers a client stands for, if one does.
+#[inline(always)]
+pub fn longest_prefix(scope: prefix::Scope, client: Addr) -> Option<u32> {
+    match nlb_longest_prefix(scope.into(), client.hi, client.lo) {
+        prefix::NONE => None,
+        value => Some(value),
+    }
+}
+
+/// The same, out of line for the reasons that `record` gives.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
+extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     let Some(lengths) = PREFIX_LENGTHS.get(scope) else { return prefix::NONE };
     let Some(table) = CURRENT.get(CURRENT_PREFIXES) else { return prefix::NONE };
     prefix::longest(scope as u16, Addr { hi, lo }, prefix::Lengths::from_word(*lengths), |key| {
@@ -389,8 +397,8 @@ pub extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     })
 }
 
-/// What the table of prefixes says of one of them; 0 if it is not there. Apart from the search, of which the verifier follows
-/// every way to every length.
+/// What the table of prefixes says of one of them; 0 if it is not there. Apart from the search, so that the verifier does
+/// not go through it for every step.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {

@@ -215,9 +215,7 @@ impl MapImage {
         };
         let service_id = *self.rows.service_ids.get(&key).unwrap_or(&any_port);
         let service = self.rows.services.get(&service_id)?;
-        let by_source = service.flags & abi::Service::BY_SOURCE != 0;
-        let by_source = by_source.then(|| self.pool_by_source(service_id, flow.client.into())).flatten();
-        let pool = by_source.unwrap_or(service.pool);
+        let pool = self.pool_by_source(service_id, flow.client.into()).unwrap_or(service.pool);
         let hash = nlb_common::hash::flow(
             flow.client.into(),
             flow.vip.into(),

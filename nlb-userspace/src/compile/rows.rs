@@ -61,19 +61,14 @@ impl Addr128 {
 
     /// The prefix of this length around it.
     pub fn cut(&self, bits: u8) -> Addr128 {
-        let addr = u128::from_be_bytes(self.addr) & !host_bits(bits);
-        Addr128 { addr: addr.to_be_bytes(), bits }
+        Addr128 { addr: Addr::v6(self.addr).prefix(bits).v6_bytes(), bits }
     }
 
     /// The last address that it covers.
     pub fn last(&self) -> [u8; 16] {
-        (u128::from_be_bytes(self.addr) | host_bits(self.bits)).to_be_bytes()
+        let behind = u128::MAX.checked_shr(self.bits.into()).unwrap_or(0);
+        (u128::from_be_bytes(self.addr) | behind).to_be_bytes()
     }
-}
-
-/// The bits of addresses behind the first `bits`.
-fn host_bits(bits: u8) -> u128 {
-    u128::MAX.checked_shr(bits.into()).unwrap_or(0)
 }
 
 /// The row of a backend.

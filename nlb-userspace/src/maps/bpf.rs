@@ -29,7 +29,7 @@ pub struct BpfMaps {
     backends: Array<MapData, Backend>,
     vips: Array<MapData, AddrRow>,
     pools: Places,
-    graces: Graces<MaglevTables>,
+    graces: Graces<Slabs<maglev::Line>>,
     prefixes: Prefixes<PrefixTables>,
     servers: HashMap<MapData, ServerKey, u32>,
     services: Array<MapData, Service>,
@@ -49,8 +49,7 @@ impl BpfMaps {
     /// Takes the maps out of a loaded object.
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
         let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
-        let mut graces =
-            Graces::new(MaglevTables(maglev_tables)).context("starting the thread of grace periods")?;
+        let mut graces = Graces::new(maglev_tables).context("starting the thread of grace periods")?;
         let pools = array(bpf, "POOLS")?;
         let words = pools.info()?.max_entries();
         let pool_words = Words::new(pools.fd().as_fd(), words)?;
@@ -119,18 +118,16 @@ impl BpfMaps {
 }
 
 /// Where Maglev tables lie.
-struct MaglevTables(Slabs<maglev::Line>);
-
-impl Kernel for MaglevTables {
+impl Kernel for Slabs<maglev::Line> {
     type Slab = Elements<maglev::Line>;
     type Error = MapError;
 
     fn grace(&mut self) -> Result<(), MapError> {
-        self.0.grace()
+        Slabs::grace(self)
     }
 
     fn add_slab(&mut self, number: u32) -> Result<Elements<maglev::Line>, MapError> {
-        self.0.add(number, Elements::new)
+        self.add(number, Elements::new)
     }
 }
 
@@ -142,18 +139,15 @@ struct PrefixTables {
 }
 
 impl Tables for PrefixTables {
-    fn make(&mut self, first: u16, slabs: u16) -> Result<Vec<Shared<prefix::Bucket>>, MapError> {
-        let numbers = u32::from(first)..u32::from(first) + u32::from(slabs);
-        numbers.map(|number| self.slabs.add(number, Shared::new)).collect()
+    fn make(&mut self, table: Table) -> Result<Vec<Shared<prefix::Bucket>>, MapError> {
+        table.numbers().map(|number| self.slabs.add(number, Shared::new)).collect()
     }
 
     fn go_over(&mut self, to: Table, from: Option<Table>) {
         self.current.store(abi::CURRENT_PREFIXES, to.word());
         let Some(from) = from else { return };
-        let numbers = u32::from(from.first())..u32::from(from.first()) + u32::from(from.slabs());
         // What cannot be given back now is when its place is taken.
-        let _ =
-            self.slabs.grace().and_then(|()| numbers.into_iter().try_for_each(|n| self.slabs.give_back(n)));
+        let _ = self.slabs.grace().and_then(|()| from.numbers().try_for_each(|n| self.slabs.give_back(n)));
     }
 
     fn set_lengths(&mut self, scope: Scope, lengths: Lengths) {
