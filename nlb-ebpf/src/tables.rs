@@ -23,7 +23,8 @@ use nlb_common::verdict::{COUNTERS, Verdict};
 use crate::hop::KnownWay;
 use crate::packet::on_stack;
 
-/// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way.
+/// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way. Elements of such a map begin on
+/// a page, so that one of 64 bytes lies in one cache line; those of others begin in the middle of one, behind the map's own head.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 // Lengths that depend on configuration are set when the object is loaded; these are the smallest that make sense.
@@ -41,7 +42,7 @@ static SERVICE_IDS: Array<ServiceBucket, { (TABLE_COPIES * SERVICE_BUCKETS) as u
 static CURRENT: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
-static SERVICES: Array<Service, 64> = Array::new();
+static SERVICES: Array<Service, 64, MMAPABLE> = Array::new();
 
 /// Source prefixes: of services, which they choose pools for, and of clients with rate limits.
 #[btf_map]
@@ -67,7 +68,7 @@ static MAGLEV_TABLES: ArrayOfMaps<
 > = ArrayOfMaps::new();
 
 #[btf_map]
-static BACKENDS: Array<Backend, 64> = Array::new();
+static BACKENDS: Array<Backend, 64, MMAPABLE> = Array::new();
 
 /// The addresses behind the ids of VIPs.
 #[btf_map]

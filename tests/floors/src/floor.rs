@@ -1,6 +1,6 @@
 //! The floors.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, xdp_action, xdp_md};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{btf_map, xdp};
@@ -24,9 +24,9 @@ pub struct Tunnel {
     macs: [u32; 3],
 }
 
-/// As many cache lines as a table of flows has; user space sets their number, a power of two.
+/// As many cache lines as a table of flows has; user space sets their number, a power of two. The flag has them begin on a page.
 #[btf_map]
-static LINES: Array<[u64; 8], 1> = Array::new();
+static LINES: Array<[u64; 8], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Less 1.
 #[unsafe(no_mangle)]
@@ -66,22 +66,28 @@ pub fn ipip(ctx: XdpContext) -> u32 {
 /// The same, and one look at memory that is the flow's own: the least that any table of so many flows costs.
 #[xdp]
 pub fn ipip_of_flow(ctx: XdpContext) -> u32 {
-    if own_line(ctx.ctx).and_then(|()| wrap(ctx.ctx)).is_some() {
-        xdp_action::XDP_TX
-    } else {
-        xdp_action::XDP_PASS
-    }
+    // No line says no.
+    let own = own_line(ctx.ctx).filter(|line| line[0] == 0);
+    if own.and_then(|_| wrap(ctx.ctx)).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
 }
 
-/// Fails if a flow's line says so, which none does.
+/// The same, and something put down there: the least that a new flow costs.
+#[xdp]
+pub fn ipip_of_new_flow(ctx: XdpContext) -> u32 {
+    let own = own_line(ctx.ctx).filter(|line| line[0] == 0);
+    let noted = own.map(|line| line[1] = line[1].wrapping_add(1));
+    if noted.and_then(|()| wrap(ctx.ctx)).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+/// The line of the packet's flow.
 #[inline(always)]
-fn own_line(ctx: *mut xdp_md) -> Option<()> {
+fn own_line(ctx: *mut xdp_md) -> Option<&'static mut [u64; 8]> {
     let (client, port) = (read::<u32>(ctx, ETHERNET + 12)?, read::<u16>(ctx, ETHERNET + IPV4)?);
     let hash = (client as u64 | (port as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     // SAFETY: a valid reference. Volatile, because user space replaces the value.
     let last = unsafe { core::ptr::read_volatile(&LAST_LINE) };
-    let line = LINES.get(hash as u32 & last)?;
-    (line[0] == 0).then_some(())
+    // SAFETY: the packets of a run come one after the other.
+    LINES.get_ptr_mut(hash as u32 & last).map(|line| unsafe { &mut *line })
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use cases::CASES;
 pub use cases::{Case, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
+use cases::{KNOWN_AMONG_1M, KNOWN_AMONG_16M, NEW_FLOW};
 use driver::Flows;
 pub use driver::{Bursts, Driver};
 use nlb_common::abi::LOOPBACK;
@@ -48,14 +49,41 @@ pub struct Figure {
     highest_ratio: f64,
 }
 
-/// The floors, and how many flows they tell apart.
-const FLOORS: &[(&str, &str, u32)] = &[
-    ("floor: mac_swap", "mac_swap", 1),
-    ("floor: look_up", "look_up", 1),
-    ("floor: ipip", "ipip", 1),
-    ("floor: ipip, a look at memory for each of 64k", "ipip_of_flow", 1 << 16),
-    ("floor: ipip, a look at memory for each of 1M", "ipip_of_flow", 1 << 20),
-    ("floor: ipip, a look at memory for each of 16M", "ipip_of_flow", 1 << 24),
+/// A program that does the least that there is to do, for so many flows in as much memory as a table with room for that many
+/// has. It meets every flow in each burst, or each burst has other ones if they are `fresh`.
+struct Floor {
+    name: &'static str,
+    program: &'static str,
+    flows: u32,
+    room: u32,
+    fresh: bool,
+}
+
+impl Floor {
+    const fn of_one(name: &'static str, program: &'static str) -> Floor {
+        Floor { name, program, flows: 1, room: 1, fresh: false }
+    }
+
+    const fn among(name: &'static str, case: &Case) -> Floor {
+        let &Case { flows, room, fresh, .. } = case;
+        let program = if fresh { "ipip_of_new_flow" } else { "ipip_of_flow" };
+        Floor { name, program, flows, room, fresh }
+    }
+
+    /// A table has an entry of half a line for each flow that there is room for.
+    fn lines(&self) -> u32 {
+        self.room.div_ceil(2)
+    }
+}
+
+const FLOORS: &[Floor] = &[
+    Floor::of_one("floor: mac_swap", "mac_swap"),
+    Floor::of_one("floor: look_up", "look_up"),
+    Floor::of_one("floor: ipip", "ipip"),
+    Floor::among("floor: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K),
+    Floor::among("floor: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M),
+    Floor::among("floor: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M),
+    Floor::among("floor: ipip, a line written for a new flow", &NEW_FLOW),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -65,8 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{:<46} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
     let mut figures: Vec<Figure> = Vec::new();
     let wanted = |name: &str| args.only.as_deref().is_none_or(|part| name.contains(part));
-    for (name, floor, flows) in FLOORS.iter().filter(|(name, _, flows)| *flows == 1 || wanted(name)) {
-        figures.push(measure_floor(name, floor, *flows, args).with_context(|| *name)?);
+    for floor in FLOORS.iter().filter(|floor| floor.flows == 1 || wanted(floor.name)) {
+        figures.push(measure_floor(floor, args).with_context(|| floor.name)?);
         print(&figures, None, before.as_deref());
     }
     for case in CASES.iter().filter(|case| wanted(case.name)) {
@@ -76,24 +104,23 @@ pub fn run(args: &Args) -> Result<()> {
     args.files.write("packets", &figures)
 }
 
-fn measure_floor(name: &str, program: &str, flows: u32, args: &Args) -> Result<Figure> {
-    let mut ipip = floor()?;
+fn measure_floor(floor: &Floor, args: &Args) -> Result<Figure> {
+    let mut ipip = ipip()?;
     let [v4, _] = families();
-    // In as much memory as the balancer's table has for so many: four entries of half a line for each.
-    let lines = if flows == 1 { 1 } else { flows * 2 };
-    let mut own = Driver::new(&filled(v4.ack()).bytes(), Flows::V4, flows, LOOPBACK, lines)?;
-    let measured = own.floor(program)?;
-    let bursts = Bursts::of(args.packets, flows);
-    let passes = passes(args, flows);
+    let frame = filled(v4.ack()).bytes();
+    let mut own = Driver::new(&frame, Flows::V4, floor.flows, LOOPBACK, floor.lines())?;
+    let measured = own.floor(floor.program)?;
+    let bursts = Bursts::of(args.packets, if floor.fresh { 1 } else { floor.flows });
     let (_, action) = own.time(&measured, bursts)?;
     ensure!(action == XDP_TX, "the program answered {action}, not {XDP_TX}");
-    let samples = (0..passes).map(|_| sample(&mut ipip, &mut own, &measured, args.packets, bursts));
-    Ok(summary(name, &samples.collect::<Result<Vec<_>>>()?))
+    let passes = 0..passes(args, floor.flows);
+    let samples = passes.map(|_| sample(&mut ipip, &mut own, &measured, args.packets, bursts));
+    Ok(summary(floor.name, &samples.collect::<Result<Vec<_>>>()?))
 }
 
 fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut scene = case.set_up()?;
-    let mut ipip = floor()?;
+    let mut ipip = ipip()?;
     let mut driver = scene.traffic.driver()?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
     let bursts = Bursts::of(args.packets, if case.fresh { 1 } else { case.flows });
@@ -115,8 +142,8 @@ fn passes(args: &Args, flows: u32) -> usize {
     if flows > 1 << 20 { args.passes.div_ceil(3) } else { args.passes }
 }
 
-/// A driver for the floors, with a known flow's packet.
-fn floor() -> Result<Driver> {
+/// A driver for the floor `ipip`, with a known flow's packet.
+fn ipip() -> Result<Driver> {
     let [v4, _] = families();
     Driver::new(&filled(v4.ack()).bytes(), Flows::V4, 1, LOOPBACK, 1)
 }

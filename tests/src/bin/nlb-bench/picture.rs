@@ -34,7 +34,7 @@ const BY_FLOWS: [Line; 2] = [
         ],
     ),
     (
-        "floor: ipip and one look at memory",
+        "floor: ipip and one line of memory",
         &[
             (1, "floor: ipip"),
             (1 << 16, "floor: ipip, a look at memory for each of 64k"),

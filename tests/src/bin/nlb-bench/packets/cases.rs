@@ -115,6 +115,15 @@ impl Case {
 pub const KNOWN_AMONG_64K: Case =
     known("known flow among 64k, dsr-ipip, TCP v4").flows(1 << 16, 1 << 20).goal(1.8, "2.6-5.4");
 
+pub const KNOWN_AMONG_1M: Case =
+    known("known flow among 1M, dsr-ipip, TCP v4").flows(1 << 20, 1 << 22).goal(2.2, "4.3-5.4");
+pub const KNOWN_AMONG_16M: Case = known("known flow among 16M, dsr-ipip, TCP v4").flows(1 << 24, 1 << 26);
+
+pub const NEW_FLOW: Case = case("new flow recorded, dsr-ipip, TCP v4", ForwardMode::DsrIpip, Kind::Syn)
+    .flows(1 << 24, 1 << 22)
+    .fresh()
+    .goal(2.0, "9.8");
+
 pub const TEN_ROUTES: Case = stateless("stateless pick, 10 routes").besides(Besides::Routes(10));
 pub const MANY_ROUTES: Case = stateless("stateless pick, 100,000 routes")
     .besides(Besides::Routes(100_000))
@@ -136,17 +145,14 @@ pub const CASES: &[Case] = &[
     case("ICMP error about an answer, nat, v6", ForwardMode::Nat, Kind::Error).v6(),
     case("ICMP echo to the VIP: pass", ForwardMode::DsrIpip, Kind::Echo),
     stateless("stateless pick, dsr-ipip, TCP v4").goal(1.0, "2.6"),
-    case("new flow recorded, dsr-ipip, TCP v4", ForwardMode::DsrIpip, Kind::Syn)
-        .flows(1 << 24, 1 << 22)
-        .fresh()
-        .goal(2.0, "9.8"),
+    NEW_FLOW,
     case("SYN flood of 1M sources, dsr-ipip, v4", ForwardMode::DsrIpip, Kind::Syn)
         .flows(1 << 20, 1 << 16)
         .goal(2.0, "9.8"),
     known("known flow among 1k, dsr-ipip, TCP v4").flows(1 << 10, 1 << 16).goal(1.0, "3.0"),
     KNOWN_AMONG_64K,
-    known("known flow among 1M, dsr-ipip, TCP v4").flows(1 << 20, 1 << 22).goal(2.2, "4.3-5.4"),
-    known("known flow among 16M, dsr-ipip, TCP v4").flows(1 << 24, 1 << 26),
+    KNOWN_AMONG_1M,
+    KNOWN_AMONG_16M,
     stateless("stateless pick, 1 route").besides(Besides::Routes(1)),
     TEN_ROUTES,
     stateless("stateless pick, 1,000 routes").besides(Besides::Routes(1000)),

@@ -73,7 +73,7 @@ impl Driver {
                 .override_global("LAST_LINE", &last_line, true)
                 .map_max_entries("LINES", lines),
         )?;
-        for name in ["drive", "nothing", "mac_swap", "look_up", "ipip", "ipip_of_flow"] {
+        for name in ["drive", "nothing", "mac_swap", "look_up", "ipip", "ipip_of_flow", "ipip_of_new_flow"] {
             program(&mut bpf, name)?.load()?;
         }
         let mut template = Array::<_, [u64; FRAME / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
