@@ -25,15 +25,18 @@ mod word {
             Word(AtomicU64::new(value))
         }
 
+        #[inline]
         pub fn load(&self) -> u64 {
             self.0.load(Ordering::Acquire)
         }
 
+        #[inline]
         pub fn store(&self, value: u64) {
             self.0.store(value, Ordering::Release);
         }
 
         /// Stores `new` if the word is still `old`, and says whether it was.
+        #[inline]
         pub fn exchange(&self, old: u64, new: u64) -> bool {
             self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::Acquire).is_ok()
         }

@@ -111,6 +111,9 @@ impl Entry {
     #[inline(always)]
     pub fn snapshot(&self) -> Option<(Key, State)> {
         let state = State(self.state.load());
+        if !state.is_live() {
+            return None;
+        }
         fence();
         let key = Key([self.key[0].load(), self.key[1].load(), self.key[2].load()]);
         fence();
