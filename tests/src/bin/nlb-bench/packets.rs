@@ -12,8 +12,8 @@ use aya::programs::ProgramFd;
 use serde::{Deserialize, Serialize};
 
 use cases::CASES;
-pub use cases::{Case, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
-use cases::{KNOWN_AMONG_1M, KNOWN_AMONG_16M, NEW_FLOW};
+use cases::NEW_FLOW;
+pub use cases::{Case, KNOWN_AMONG_1M, KNOWN_AMONG_16M, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
 use driver::Flows;
 pub use driver::{Bursts, Driver};
 use nlb_common::abi::LOOPBACK;
@@ -51,8 +51,8 @@ pub struct Figure {
 
 /// A program that does the least that there is to do, for so many flows in as much memory as a table with room for that many
 /// has. It meets every flow in each burst, or each burst has other ones if they are `fresh`.
-struct Floor {
-    name: &'static str,
+pub struct Floor {
+    pub name: &'static str,
     program: &'static str,
     flows: u32,
     room: u32,
@@ -76,13 +76,17 @@ impl Floor {
     }
 }
 
+pub const READ_AMONG_64K: Floor = Floor::among("floor: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K);
+pub const READ_AMONG_1M: Floor = Floor::among("floor: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M);
+pub const READ_AMONG_16M: Floor = Floor::among("floor: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M);
+
 const FLOORS: &[Floor] = &[
     Floor::of_one("floor: mac_swap", "mac_swap"),
     Floor::of_one("floor: look_up", "look_up"),
     Floor::of_one("floor: ipip", "ipip"),
-    Floor::among("floor: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K),
-    Floor::among("floor: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M),
-    Floor::among("floor: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M),
+    READ_AMONG_64K,
+    READ_AMONG_1M,
+    READ_AMONG_16M,
     Floor::among("floor: ipip, a line written for a new flow", &NEW_FLOW),
 ];
 

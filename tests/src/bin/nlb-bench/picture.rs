@@ -1,11 +1,15 @@
 //! Draws how a packet's cost grows with flows and with routes, from the figures of a run.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
 
-use crate::packets::{Figure, MANY_ROUTES, TEN_ROUTES};
+use crate::packets::{
+    Figure, KNOWN_AMONG_1M, KNOWN_AMONG_16M, KNOWN_AMONG_64K, MANY_ROUTES, READ_AMONG_1M, READ_AMONG_16M,
+    READ_AMONG_64K, TEN_ROUTES,
+};
 use crate::results;
 
 #[derive(clap::Args)]
@@ -28,19 +32,14 @@ const BY_FLOWS: [Line; 2] = [
             (1, "known flow, dsr-ipip, TCP v4"),
             (1 << 10, "known flow among 1k, dsr-ipip, TCP v4"),
             (1 << 13, "known flow among 8k, dsr-ipip, TCP v4"),
-            (1 << 16, "known flow among 64k, dsr-ipip, TCP v4"),
-            (1 << 20, "known flow among 1M, dsr-ipip, TCP v4"),
-            (1 << 24, "known flow among 16M, dsr-ipip, TCP v4"),
+            (1 << 16, KNOWN_AMONG_64K.name),
+            (1 << 20, KNOWN_AMONG_1M.name),
+            (1 << 24, KNOWN_AMONG_16M.name),
         ],
     ),
     (
         "floor: ipip and one line of memory",
-        &[
-            (1, "floor: ipip"),
-            (1 << 16, "floor: ipip, a look at memory for each of 64k"),
-            (1 << 20, "floor: ipip, a look at memory for each of 1M"),
-            (1 << 24, "floor: ipip, a look at memory for each of 16M"),
-        ],
+        &[(1 << 16, READ_AMONG_64K.name), (1 << 20, READ_AMONG_1M.name), (1 << 24, READ_AMONG_16M.name)],
     ),
 ];
 
@@ -64,12 +63,16 @@ const BY_ROUTES: [Line; 2] = [
 pub fn run(args: &Args) -> Result<()> {
     let figures = results::section::<Figure>(&args.results, "packets")?
         .with_context(|| format!("{} has no figures of packets", args.results.display()))?;
-    let area = SVGBackend::new(&args.picture, (900, 360)).into_drawing_area();
+    // Written as a whole, so that one that cannot be drawn leaves the last one as it is.
+    let mut picture = String::new();
+    let area = SVGBackend::with_string(&mut picture, (900, 360)).into_drawing_area();
     area.fill(&WHITE)?;
     let (left, right) = area.split_horizontally(450);
     draw(&left, "flows on record", &BY_FLOWS, &figures)?;
     draw(&right, "routes", &BY_ROUTES, &figures)?;
-    area.present().with_context(|| format!("writing {}", args.picture.display()))
+    area.present()?;
+    drop((area, left, right));
+    fs::write(&args.picture, picture).with_context(|| format!("writing {}", args.picture.display()))
 }
 
 fn draw(
