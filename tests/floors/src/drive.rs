@@ -64,7 +64,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     if unsafe { bpf_xdp_adjust_head(ctx, moved) } != 0 {
         return None;
     }
-    frame::write(ctx, 0, *TEMPLATE.get(0)?)?;
+    frame::write_head(ctx, TEMPLATE.get(0)?)?;
     let turn = frame::count(&TURN, 0)?;
     // An odd factor visits every flow once a round, in no order that caches could guess.
     let flow = (turn as u32).wrapping_mul(0x9e37_79b1) & plan.flows;

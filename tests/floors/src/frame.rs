@@ -24,6 +24,19 @@ pub fn write<T: Copy>(ctx: *mut xdp_md, offset: usize, value: T) -> Option<()> {
     at::<T>(ctx, offset).map(|place| unsafe { place.write_unaligned(value) })
 }
 
+/// The first bytes of the frame, word by word: what the compiler makes of a copy of so many bytes is a loop over bytes.
+#[inline(always)]
+pub fn write_head<const N: usize>(ctx: *mut xdp_md, words: &[u64; N]) -> Option<()> {
+    let head = at::<[u64; N]>(ctx, 0)?.cast::<u64>();
+    let mut i = 0;
+    while i < N {
+        // SAFETY: `at` checked the bounds.
+        unsafe { head.add(i).write_unaligned(words[i]) };
+        i += 1;
+    }
+    Some(())
+}
+
 /// The kernel's own word for it: from the pointers, the compiler would reckon in 32 bits, which the verifier refuses.
 #[inline(always)]
 pub fn len(ctx: *mut xdp_md) -> usize {

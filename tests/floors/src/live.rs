@@ -9,7 +9,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
-use crate::frame::{count, read, write};
+use crate::frame::{count, read, write, write_head};
 
 /// Where things are in a frame of UDP over IPv4 without options.
 const ETHER_TYPE: usize = 12;
@@ -59,7 +59,7 @@ pub fn generate(ctx: XdpContext) -> u32 {
 fn make(ctx: *mut xdp_md) -> Option<()> {
     let turn = count(&MADE, 0)?;
     let port = FIRST_PORT + (turn as u16 & (PORTS - 1));
-    write(ctx, 0, *HEADERS.get(0)?)?;
+    write_head(ctx, HEADERS.get(0)?)?;
     write(ctx, SOURCE_PORT, port.to_be())?;
     // Makes up for the port in the checksum, which is right for every flow so.
     write(ctx, PAYLOAD, (!port).to_be())
