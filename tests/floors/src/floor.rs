@@ -53,33 +53,34 @@ pub fn mac_swap(ctx: XdpContext) -> u32 {
 /// Headers read, the service looked up in a hash map of the kernel's, and MACs written.
 #[xdp]
 pub fn look_up(ctx: XdpContext) -> u32 {
-    let done = found(ctx.ctx).and_then(|(tunnel, _)| write(ctx.ctx, 0, tunnel.macs));
-    if done.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+    sent(found(ctx.ctx).and_then(|(tunnel, _)| write(ctx.ctx, 0, tunnel.macs)))
 }
 
 /// The same, and put into an outer IPv4 header: a balancer without state, flows, counters or backends to choose from.
 #[xdp]
 pub fn ipip(ctx: XdpContext) -> u32 {
-    if wrap(ctx.ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+    sent(wrap(ctx.ctx))
 }
 
 /// The same, and one look at memory that is the flow's own: the least that any table of so many flows costs.
 #[xdp]
 pub fn ipip_of_flow(ctx: XdpContext) -> u32 {
-    // No line says no.
-    let own = own_line(ctx.ctx).filter(|line| line[0] == 0);
-    if own.and_then(|_| wrap(ctx.ctx)).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+    sent(own_line(ctx.ctx).and_then(|_| wrap(ctx.ctx)))
 }
 
 /// The same, and something put down there: the least that a new flow costs.
 #[xdp]
 pub fn ipip_of_new_flow(ctx: XdpContext) -> u32 {
-    let own = own_line(ctx.ctx).filter(|line| line[0] == 0);
-    let noted = own.map(|line| line[1] = line[1].wrapping_add(1));
-    if noted.and_then(|()| wrap(ctx.ctx)).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+    let noted = own_line(ctx.ctx).map(|line| line[1] = line[1].wrapping_add(1));
+    sent(noted.and_then(|()| wrap(ctx.ctx)))
 }
 
-/// The line of the packet's flow.
+#[inline(always)]
+fn sent(done: Option<()>) -> u32 {
+    if done.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+/// The line of the packet's flow, unless its first word says no, which none does: it has to be read.
 #[inline(always)]
 fn own_line(ctx: *mut xdp_md) -> Option<&'static mut [u64; 8]> {
     let (client, port) = (read::<u32>(ctx, ETHERNET + 12)?, read::<u16>(ctx, ETHERNET + IPV4)?);
@@ -87,7 +88,8 @@ fn own_line(ctx: *mut xdp_md) -> Option<&'static mut [u64; 8]> {
     // SAFETY: a valid reference. Volatile, because user space replaces the value.
     let last = unsafe { core::ptr::read_volatile(&LAST_LINE) };
     // SAFETY: the packets of a run come one after the other.
-    LINES.get_ptr_mut(hash as u32 & last).map(|line| unsafe { &mut *line })
+    let line = LINES.get_ptr_mut(hash as u32 & last).map(|line| unsafe { &mut *line });
+    line.filter(|line| line[0] == 0)
 }
 
 #[inline(always)]

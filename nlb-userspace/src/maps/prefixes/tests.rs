@@ -70,6 +70,13 @@ impl Tables for Seen {
     }
 }
 
+/// A table of at most so many slabs, with memory for `left` over its whole life, and what packets see of it.
+fn empty(left: u64, most: u16) -> (Seen, Prefixes<Seen>) {
+    let seen = Seen::with_room(left);
+    let prefixes = Prefixes::new(seen.clone(), most).expect("memory for one slab");
+    (seen, prefixes)
+}
+
 fn prefix(net: &str) -> Addr128 {
     net.parse::<IpNet>().expect("a prefix").into()
 }
@@ -80,8 +87,7 @@ fn addr(addr: &str) -> Addr {
 
 #[test]
 fn a_prefix_of_ipv6_does_not_cover_ipv4() {
-    let seen = Seen::with_room(1);
-    let mut prefixes = Prefixes::new(seen.clone(), 1).unwrap();
+    let (seen, mut prefixes) = empty(1, 1);
     prefixes.set(1, prefix("::/0"), 6).unwrap();
     prefixes.set(1, prefix("::/8"), 8).unwrap();
     assert_eq!(seen.longest(1, addr("10.0.0.1")), NONE);
@@ -110,8 +116,7 @@ fn no_prefix_leaves_more_markers_than_there_is_room_for() {
 #[test]
 fn the_table_grows_and_everything_is_found_in_the_new_one() {
     const PREFIXES: u32 = 200_000;
-    let seen = Seen::with_room(100);
-    let mut prefixes = Prefixes::new(seen.clone(), slabs(PREFIXES) as u16).unwrap();
+    let (seen, mut prefixes) = empty(100, slabs(PREFIXES) as u16);
     let host = |n: u32| Addr128::from(IpNet::from(IpAddr::from((n * 77).to_be_bytes())));
     for n in 0..PREFIXES {
         prefixes.set(1, host(n), n).unwrap();
@@ -133,8 +138,7 @@ fn the_table_grows_and_everything_is_found_in_the_new_one() {
 #[test]
 fn where_there_is_no_room_the_table_stays_as_it_is() {
     let in_the_way = |most, left| {
-        let seen = Seen::with_room(left);
-        let mut prefixes = Prefixes::new(seen.clone(), most).unwrap();
+        let (seen, mut prefixes) = empty(left, most);
         let host = |n: u32| Addr128::from(IpNet::from(IpAddr::from((n << 8).to_be_bytes())));
         let (refused, error) = (0..)
             .find_map(|n| prefixes.set(1, host(n), n).err().map(|error| (n, error)))
@@ -202,8 +206,7 @@ proptest! {
 
     #[test]
     fn a_search_finds_what_reading_one_by_one_does(steps in prop::collection::vec(any_step(), 1..120)) {
-        let seen = Seen::with_room(1);
-        let mut prefixes = Prefixes::new(seen.clone(), 1).unwrap();
+        let (seen, mut prefixes) = empty(1, 1);
         let mut known = Known::new();
         let mut asked: Vec<Addr> = Vec::new();
         for step in steps {
@@ -235,8 +238,7 @@ proptest! {
 /// and one whose prefix comes and goes finds that or the one around it.
 #[test]
 fn beside_a_writer_clients_find_what_was_or_what_will_be() {
-    let seen = Seen::with_room(1000);
-    let mut prefixes = Prefixes::new(seen.clone(), 16).unwrap();
+    let (seen, mut prefixes) = empty(1000, 16);
     prefixes.set(1, prefix("10.0.0.0/8"), 8).unwrap();
     prefixes.set(1, prefix("10.1.0.0/20"), 20).unwrap();
     let done = AtomicBool::new(false);

@@ -11,8 +11,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::ProgramFd;
 use serde::{Deserialize, Serialize};
 
-use cases::CASES;
-use cases::NEW_FLOW;
+use cases::{CASES, NEW_FLOW};
 pub use cases::{Case, KNOWN_AMONG_1M, KNOWN_AMONG_16M, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
 use driver::Flows;
 pub use driver::{Bursts, Driver};
@@ -114,7 +113,7 @@ fn measure_floor(floor: &Floor, args: &Args) -> Result<Figure> {
     let frame = filled(v4.ack()).bytes();
     let mut own = Driver::new(&frame, Flows::V4, floor.flows, LOOPBACK, floor.lines())?;
     let measured = own.floor(floor.program)?;
-    let bursts = Bursts::of(args.packets, if floor.fresh { 1 } else { floor.flows });
+    let bursts = bursts(args, floor.flows, floor.fresh);
     let (_, action) = own.time(&measured, bursts)?;
     ensure!(action == XDP_TX, "the program answered {action}, not {XDP_TX}");
     let passes = 0..passes(args, floor.flows);
@@ -127,7 +126,7 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut ipip = ipip()?;
     let mut driver = scene.traffic.driver()?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
-    let bursts = Bursts::of(args.packets, if case.fresh { 1 } else { case.flows });
+    let bursts = bursts(args, case.flows, case.fresh);
     // Brings the flows on record.
     let (_, action) = driver.time(&balancer, bursts)?;
     ensure!(action == case.action, "the program answered {action}, not {}", case.action);
@@ -139,6 +138,11 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
         samples.push(sample(&mut ipip, &mut driver, &balancer, args.packets, bursts)?);
     }
     Ok(summary(case.name, &samples))
+}
+
+/// Each meets every flow, or flows of its own if they are to be fresh.
+fn bursts(args: &Args, flows: u32, fresh: bool) -> Bursts {
+    Bursts::of(args.packets, if fresh { 1 } else { flows })
 }
 
 /// Fewer where each takes long.
