@@ -1,43 +1,35 @@
 //! The MarchProxy NLB: everything of it that runs in user space.
 //!
-//! `grpc` turns calls into `model`; `registry` holds what is desired; `compile` turns that into the contents of the
-//! kernel's maps, and `reconcile` brings the maps there. `stats` reads what the kernel counted.
+//! One folder is one room, and a room imports only rooms that stand below it; from the top down:
+//!
+//! | room | what it is |
+//! |---|---|
+//! | `cli` | the `nlb` command |
+//! | `daemon` | puts the daemon together and runs it |
+//! | `grpc` | the gRPC services, and the calls to modules |
+//! | `datapath` | all that touches the kernel |
+//! | `controllers` | tasks that observe something and write the registry |
+//! | `telemetry` | metrics and alarms |
+//! | `store` | what outlives the daemon, on disk |
+//! | `registry` | the single writer of desired state |
+//! | `policy` | pure decisions |
+//! | `reconcile` | the loop that brings the maps to what is desired |
+//! | `compile` | desired state to the rows of the maps |
+//! | `config` | settings from flags, environment and file |
+//! | `model` | desired state as plain data |
+//!
+//! `cargo xtask tidy` holds the order of the rooms.
 
-pub mod ability;
-pub mod alarms;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod controllers;
+pub mod daemon;
 pub mod datapath;
-pub mod decap;
-pub mod descriptors;
-pub mod drain;
 pub mod grpc;
-pub mod health;
-pub mod inject;
-pub mod inward;
-pub mod lease;
-pub mod link;
-pub mod load;
-pub mod loader;
-pub mod maps;
-pub mod metrics;
 pub mod model;
-pub mod netlink;
-pub mod nexthop;
-pub mod park;
-pub mod plan;
-pub mod promotion;
+pub mod policy;
 pub mod reconcile;
 pub mod registry;
-pub mod resolve;
-pub mod scaling;
-pub mod serve;
-pub mod shutdown;
-pub mod stats;
 pub mod store;
-pub mod upcall;
-pub mod vips;
-pub mod ways;
-pub mod wires;
-pub mod wish;
+pub mod telemetry;

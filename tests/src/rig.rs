@@ -13,20 +13,23 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, TestRunResult, Xdp};
-use nlb::compile::{Hop, Hops, Limits, MapImage, compile};
+use nlb::compile::{MapImage, compile};
 use nlb::config::{Flows, OuterSources};
-use nlb::inject;
-use nlb::loader::{self, Datapath, Sizes};
-use nlb::maps::MapStore;
-use nlb::maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
-use nlb::maps::upcalls::{self, Upcalls};
+use nlb::datapath::counters::Collector;
+use nlb::datapath::inject;
+use nlb::datapath::loader::{self, Datapath, Sizes};
+use nlb::datapath::maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
+use nlb::datapath::maps::upcalls::{self, Upcalls};
+use nlb::model::next_hop::{Hop, Hops};
+use nlb::model::settings::TableSizes;
+use nlb::model::traffic::Traffic;
+use nlb::model::upcall::Question;
 use nlb::model::{
     DataAddresses, Desired, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
     Snat, Targets, Texts,
 };
-use nlb::plan::plan;
-use nlb::stats::{Collector, Traffic};
-use nlb::upcall::Question;
+use nlb::reconcile::change::MapStore;
+use nlb::reconcile::plan::plan;
 use nlb_common::abi::{LOOPBACK, NextHop, Parked, local_link};
 use nlb_common::flow::IdleTimes;
 use nlb_common::fragment;
@@ -180,7 +183,7 @@ pub fn sizes() -> Sizes {
             closing: seconds(10),
             udp: seconds(120),
         },
-        limits: Limits {
+        limits: TableSizes {
             backends: 1000,
             services: 100,
             pools: 100,

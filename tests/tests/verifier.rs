@@ -12,10 +12,10 @@ use aya::VerifierLogLevel;
 use aya::programs::{Program, ProgramError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::utsname::uname;
-use nlb::compile::Limits;
 use nlb::config::{Flows, OuterSources};
-use nlb::loader::{self, Clock, Sizes};
-use nlb::vips::Vips;
+use nlb::datapath::loader::{self, Clock, Sizes};
+use nlb::model::settings::TableSizes;
+use nlb::model::vips::Vips;
 
 /// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program which grows is
 /// noticed while there is room.
@@ -52,7 +52,7 @@ fn combinations() -> Vec<(String, Sizes)> {
         udp: seconds(udp),
     };
     // Sizes of maps, which the verifier does not look at.
-    let limits = Limits {
+    let limits = TableSizes {
         backends: 100,
         services: 100,
         pools: 100,

@@ -3,7 +3,8 @@
 use nlb_common::gue;
 
 use crate::config::{Net, XdpMode};
-use crate::decap;
+use crate::daemon::shutdown;
+use crate::datapath::decap;
 
 #[derive(clap::Args)]
 pub struct Settings {
@@ -23,5 +24,6 @@ pub struct Settings {
 
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let peers: Vec<_> = settings.peer.iter().map(|peer| peer.0).collect();
-    decap::run(&settings.iface, &peers, settings.gue_port, settings.xdp_mode).await
+    decap::run(&settings.iface, &peers, settings.gue_port, settings.xdp_mode, shutdown::signal_received())
+        .await
 }

@@ -6,8 +6,8 @@ use nlb_proto::{GetRateLimitsRequest, RateLimit, RemoveRateLimitRequest, SetRate
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]

@@ -8,8 +8,8 @@ use nlb_proto::{GetLoadDistributionRequest, LoadInfo, RebalanceLoadRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]

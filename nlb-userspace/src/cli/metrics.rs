@@ -7,8 +7,8 @@ use nlb_proto::{GetModuleMetricsRequest, GetNlbMetricsRequest, MetricDataPoint};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::said;
+use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]

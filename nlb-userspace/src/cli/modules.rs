@@ -5,8 +5,8 @@ use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Pagination, Query};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::said;
+use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]

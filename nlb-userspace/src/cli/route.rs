@@ -6,8 +6,8 @@ use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{DeleteRouteRequest, Protocol, Route, UpdateRoutingRequest};
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table;
 
 #[derive(Subcommand)]

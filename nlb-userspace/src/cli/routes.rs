@@ -5,9 +5,9 @@ use nlb_proto::{GetRoutingTableRequest, Pagination, Query, RoutingEntry};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::said;
 use super::modules::equals;
+use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]

@@ -5,8 +5,8 @@ use nlb_proto::{ModuleType, ScalingConfig, TriggerScalingRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table;
 use crate::config::Span;
 

@@ -9,8 +9,8 @@ use nlb_proto::{CheckHealthRequest, GetNlbStatusRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::said;
+use super::output::Output;
 use super::table;
 
 #[derive(clap::Args)]

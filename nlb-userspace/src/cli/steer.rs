@@ -6,8 +6,8 @@ use nlb_proto::{DrainModuleRequest, ResumeModuleRequest, SetTrafficWeightRequest
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table;
 use crate::config::Span;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::Output;
+use super::output::Output;
 
 /// What one line shows.
 pub trait Row: Serialize {

@@ -5,8 +5,8 @@ use nlb_proto::{PromoteVersionRequest, RollbackRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Output;
 use super::connection::{accepted, said};
+use super::output::Output;
 use super::table;
 
 #[derive(clap::Args)]

@@ -4,17 +4,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::classifier;
 use super::counted::Counted;
+use super::offers::Offers;
 use super::pools::Pool;
-use super::{Limits, Offers, SOURCE_PREFIXES, TooMany, classifier};
+use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired};
+
+/// What there may be too many of, and the flag for more room.
+pub(super) const SOURCE_PREFIXES: (&str, &str) = ("source prefixes", "--max-source-prefixes");
+
+/// Why no image could be made. The maps stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many {what}: at most {max} fit; raise {flag}")]
+pub struct TooMany {
+    pub what: &'static str,
+    pub max: u32,
+    pub flag: &'static str,
+}
 
 /// Connection ids are as many for each service as there are modules that they name.
 pub const SERVERS: &str = "QUIC server ids, counted for each service";
 
 /// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
 /// of `limits.addresses` more.
-pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
+pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
     let offers = Offers::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
     let services = classifier::services(&offers.by_vip, desired);
     // Those that do not fit below share a number here.
@@ -52,11 +66,12 @@ pub fn fits(desired: &Desired, limits: &Limits) -> Result<(), TooMany> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::{Hops, MapImage, compile};
+    use crate::compile::{MapImage, compile};
+    use crate::model::next_hop::Hops;
     use crate::model::{Protocol, Route, Routes, Server};
     use crate::registry::fixtures::{registration, route};
 
-    const PLENTY: Limits = Limits {
+    const PLENTY: TableSizes = TableSizes {
         backends: 100,
         services: 100,
         pools: 100,
@@ -93,7 +108,7 @@ mod tests {
         desired.modules.insert("quic-1".into(), module.into());
         desired.operator_routes.clear();
         for (backends, refused) in [(1, true), (2, false)] {
-            let limits = Limits { backends, ..PLENTY };
+            let limits = TableSizes { backends, ..PLENTY };
             let fits = fits(&desired, &limits).err();
             let compiled = compile(&desired, &Hops::new(), &MapImage::empty(limits)).err();
             assert_eq!(fits, compiled);
@@ -104,20 +119,20 @@ mod tests {
     #[test]
     fn agrees_with_the_compiler() {
         let desired = desired();
-        let refuses = |limits: &Limits| {
+        let refuses = |limits: &TableSizes| {
             let fits = fits(&desired, limits).err();
             let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits)).err();
             assert_eq!(fits, compiled, "{limits:?}");
             fits.is_some()
         };
         assert!(!refuses(&PLENTY));
-        type Narrow = fn(Limits, u16) -> Limits;
+        type Narrow = fn(TableSizes, u16) -> TableSizes;
         let narrow: [Narrow; 5] = [
-            |limits, backends| Limits { backends, ..limits },
-            |limits, services| Limits { services, ..limits },
-            |limits, pools| Limits { pools, ..limits },
-            |limits, addresses| Limits { addresses, ..limits },
-            |limits, prefixes| Limits { source_prefixes: prefixes.into(), ..limits },
+            |limits, backends| TableSizes { backends, ..limits },
+            |limits, services| TableSizes { services, ..limits },
+            |limits, pools| TableSizes { pools, ..limits },
+            |limits, addresses| TableSizes { addresses, ..limits },
+            |limits, prefixes| TableSizes { source_prefixes: prefixes.into(), ..limits },
         ];
         for narrow in narrow {
             let least = (1..=100).find(|room| !refuses(&narrow(PLENTY, *room)));

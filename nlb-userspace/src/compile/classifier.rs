@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::compile::rows::ServiceKey;
 use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey, Server};
 
 /// An instance that serves a route on one VIP.
@@ -39,14 +40,6 @@ impl Offer<'_> {
     pub fn key(&self) -> RouteKey {
         RouteKey { id: self.route_id.to_owned(), operators: self.owner != Owner::Instance }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServiceKey {
-    pub vip: IpAddr,
-    /// `None` is every port that has no service of its own.
-    pub port: Option<u16>,
-    pub l4: L4,
 }
 
 /// A service and its pools, by source prefix.

@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
-use super::Limits;
+use crate::model::settings::TableSizes;
 use crate::model::{Desired, Destination, L4, Module, Route};
 
 /// Clones share what is equal.
@@ -49,7 +49,7 @@ impl Footprint {
     }
 
     /// Whether the state, whose footprint this is, surely fits.
-    pub fn fits(&self, desired: &Desired, limits: &Limits) -> bool {
+    pub fn fits(&self, desired: &Desired, limits: &TableSizes) -> bool {
         let rate_limits = desired.rate_limits.len();
         let vips = desired.vips.len() + self.named_vips.len();
         // A port with a rate limit of its own is a service.
@@ -262,7 +262,7 @@ mod tests {
         ) {
             let [backends, services, pools, addresses, prefixes] = rooms;
             let source_prefixes = prefixes.into();
-            let limits = Limits {
+            let limits = TableSizes {
                 backends,
                 services,
                 pools,

@@ -10,9 +10,10 @@ use ipnet::IpNet;
 use nlb_common::abi;
 use nlb_common::limit::{MAX_BYTES, Window};
 
-use super::classifier::ServiceKey;
 use super::ids::Ids;
-use super::rows::{Addr128, Rows};
+use super::rows::Rows;
+use super::rows::ServiceKey;
+use crate::model::prefix::Addr128;
 use crate::model::{Desired, LimitTarget, LimitUnit, RateLimit};
 
 /// The limits that are in force.

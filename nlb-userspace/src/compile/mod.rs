@@ -23,59 +23,24 @@ use ipnet::IpNet;
 use nlb_common::abi;
 use nlb_common::net::{Addr, Be16};
 
+use crate::model::next_hop::Hops;
+use crate::model::prefix::Addr128;
+use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired, Health, L4};
-use classifier::ServiceKey;
 use counted::Counted;
 use ids::Ids;
 use limits::Limited;
 use maglev::Member;
 use offers::Offers;
 use pools::Pool;
-pub use rows::{Addr128, Rows};
+pub use rows::Rows;
+use rows::ServiceKey;
 use rows::{backend_row, is_transparent};
 
-pub use capacity::fits;
+use capacity::SOURCE_PREFIXES;
+pub use capacity::{TooMany, fits};
 pub use footprint::Footprint;
 pub use limits::longest_chain;
-
-/// What the kernel's routes and neighbours say of the way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hop {
-    pub hop: abi::NextHop,
-    /// Our address on that way.
-    pub source: IpAddr,
-    /// The largest IP packet, in bytes.
-    pub mtu: u16,
-    /// The prefix length of the link that the address is on; the full length if it is behind a gateway.
-    pub link_prefix: u8,
-    /// It ends on this host, or in a container on it.
-    pub local: bool,
-}
-
-/// The ways that are known. An address without a MAC yet is absent.
-pub type Hops = BTreeMap<IpAddr, Hop>;
-
-/// How many of each there can be: the lengths of the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub backends: u16,
-    pub services: u16,
-    pub pools: u16,
-    pub addresses: u16,
-    pub rate_limits: u16,
-    /// Over all services, as often as each of them tells its clients apart by one.
-    pub source_prefixes: u32,
-    /// Routes that are counted one by one.
-    pub counted_routes: u16,
-}
-
-impl Limits {
-    /// The numbers of pools, which are the places of their map: twice as many as may be in use, so that all pools can change at
-    /// once and none takes the number of another that packets still look into.
-    pub fn pool_numbers(&self) -> u16 {
-        self.pools.saturating_mul(2)
-    }
-}
 
 /// Everything that the maps should hold, row by row.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,18 +72,6 @@ pub struct FlowTuple {
     pub vip: IpAddr,
     pub port: u16,
     pub l4: L4,
-}
-
-/// What there may be too many of, and the flag for more room.
-const SOURCE_PREFIXES: (&str, &str) = ("source prefixes", "--max-source-prefixes");
-
-/// Why no image could be made. The maps stay as they are.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many {what}: at most {max} fit; raise {flag}")]
-pub struct TooMany {
-    pub what: &'static str,
-    pub max: u32,
-    pub flag: &'static str,
 }
 
 /// The contents of the maps for `desired`, with the numbers of `before`.
@@ -189,7 +142,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
 }
 
 impl MapImage {
-    pub fn empty(limits: Limits) -> Self {
+    pub fn empty(limits: TableSizes) -> Self {
         MapImage {
             rows: Rows::default(),
             backend_ids: Ids::new(limits.backends),
@@ -371,7 +324,7 @@ impl MapImage {
 impl Default for MapImage {
     /// An image with room for nothing, which stands for maps that are not there.
     fn default() -> Self {
-        MapImage::empty(Limits {
+        MapImage::empty(TableSizes {
             backends: 0,
             services: 0,
             pools: 0,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Hops;
 use super::classifier::{Offer, Owner};
 use super::counted::Counted;
+use crate::model::next_hop::Hops;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// Who offers to serve what.

@@ -4,13 +4,21 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use nlb_common::abi;
 use nlb_common::net::{Addr, Be16};
-use nlb_common::prefix::V4;
 
-use super::Hop;
+use crate::model::L4;
+use crate::model::next_hop::Hop;
+use crate::model::prefix::Addr128;
 use crate::model::{Backend, ForwardMode, Snat};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceKey {
+    pub vip: IpAddr,
+    /// `None` is every port that has no service of its own.
+    pub port: Option<u16>,
+    pub l4: L4,
+}
 
 /// The rows of the maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,47 +36,6 @@ pub struct Rows {
     pub limits: BTreeMap<u16, abi::Limit>,
     pub limited_sources: BTreeMap<Addr128, abi::Limits>,
     pub common_limits: abi::CommonLimits,
-}
-
-/// A prefix in v4-mapped bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Addr128 {
-    pub addr: [u8; 16],
-    pub bits: u8,
-}
-
-impl From<IpNet> for Addr128 {
-    fn from(net: IpNet) -> Self {
-        match net {
-            IpNet::V4(net) => {
-                Addr128 { addr: net.network().to_ipv6_mapped().octets(), bits: V4 + net.prefix_len() }
-            }
-            IpNet::V6(net) => Addr128 { addr: net.network().octets(), bits: net.prefix_len() },
-        }
-    }
-}
-
-impl Addr128 {
-    /// Whether it is a prefix of IPv4 addresses.
-    pub fn is_v4(&self) -> bool {
-        self.bits >= V4 && Addr::v6(self.addr).is_v4()
-    }
-
-    /// Prefixes of IPv6 do not cover addresses of IPv4, which are held inside them.
-    pub fn covers(&self, addr: Addr) -> bool {
-        self.is_v4() == addr.is_v4() && Addr::v6(self.addr).shares_prefix(addr, self.bits)
-    }
-
-    /// The prefix of this length around it.
-    pub fn cut(&self, bits: u8) -> Addr128 {
-        Addr128 { addr: Addr::v6(self.addr).prefix(bits).v6_bytes(), bits }
-    }
-
-    /// The last address that it covers.
-    pub fn last(&self) -> [u8; 16] {
-        let behind = u128::MAX.checked_shr(self.bits.into()).unwrap_or(0);
-        (u128::from_be_bytes(self.addr) | behind).to_be_bytes()
-    }
 }
 
 /// The row of a backend.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::atomic_file;
 use super::{Config, Options};
-use crate::store;
 
 const FILE: &str = "config.json";
 
@@ -178,7 +178,7 @@ impl Kept {
 
     /// Whole or not at all, also if the machine stops meanwhile.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
-        store::replace(directory, FILE, |file| file.write_all(&serde_json::to_vec_pretty(self)?))
+        atomic_file::replace(directory, FILE, |file| file.write_all(&serde_json::to_vec_pretty(self)?))
             .with_context(|| format!("cannot keep the settings in {}; see --state-dir", directory.display()))
     }
 }

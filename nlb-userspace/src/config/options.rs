@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Mode, Net, Ports, Span, XdpMode};
+use super::{Mode, Net, Ports, Span, XdpMode};
 
 const STATE_DIR: &str = "/var/lib/nlb";
 
@@ -232,54 +232,6 @@ impl Options {
             idle_closing,
             idle_udp,
         )
-    }
-}
-
-impl From<&Config> for Options {
-    /// Every setting, as somebody would write it who leaves nothing to the defaults.
-    fn from(config: &Config) -> Options {
-        let (registry, limits, flows) = (&config.registry, &config.limits, &config.flows);
-        Options {
-            config: None,
-            state_dir: None,
-            ignore_state: None,
-            iface: Some(config.interfaces.clone()),
-            vip: Some(registry.vips.nets().map(Net).collect()),
-            xdp_mode: Some(config.xdp_mode),
-            grpc: Some(config.grpc),
-            forward_mode: Some(registry.forward_mode.into()),
-            snat_ports: Some(Ports(config.snat_ports.clone())),
-            gue_port: Some(config.gue_port),
-            ipip_sources: Some(config.ipip_sources.nets().map(Net).collect()),
-            heartbeat_interval: Some(Span(registry.lease.interval)),
-            missed_heartbeats: Some(registry.lease.missed),
-            evict_after: Some(Span(registry.lease.evict_after)),
-            drain_timeout: Some(Span(registry.drain_timeout)),
-            promotion_step: Some(Span(registry.promotion.step)),
-            promotion_max_error_percent: Some(registry.promotion.max_error_percent),
-            max_reset_percent: Some(registry.resets.max_percent),
-            reset_back_off: Some(Span(registry.resets.back_off)),
-            fail_open: Some(registry.fail_open),
-            reject: Some(registry.reject),
-            drop_closed_ports: Some(registry.drop_closed_ports),
-            learn_routes: Some(registry.learn_routes),
-            accept_empty_ids: Some(registry.accept_empty_ids),
-            max_modules: Some(registry.max_modules),
-            max_routes: Some(registry.max_routes),
-            max_backends: Some(limits.backends),
-            max_services: Some(limits.services),
-            max_pools: Some(limits.pools),
-            max_source_prefixes: Some(limits.source_prefixes),
-            max_counted_routes: Some(limits.counted_routes),
-            max_rate_limits: Some(limits.rate_limits),
-            max_vips: Some(limits.addresses),
-            max_flows: Some(flows.max),
-            idle_opening: Some(Span(flows.opening)),
-            idle_established: Some(Span(flows.established)),
-            idle_closing: Some(Span(flows.closing)),
-            idle_udp: Some(Span(flows.udp)),
-            metrics_history_bytes: Some(config.metrics_history_bytes),
-        }
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::{bail, ensure};
 use ipnet::IpNet;
 use nlb_common::sources::Sources;
 
-use crate::compile::Addr128;
-use crate::vips::Vips;
+use crate::model::prefix::Addr128;
+use crate::model::vips::Vips;
 
 const FLAG: &str = "--ipip-sources";
 

@@ -1,9 +1,12 @@
 //! Flags, variables and file together.
 
+use std::time::Duration;
+
 use clap::Parser;
 
 use super::*;
 use crate::model::ForwardMode;
+use crate::model::settings::LeaseConfig;
 
 #[derive(Parser)]
 struct Line {
@@ -29,9 +32,9 @@ fn an_interface_is_all_it_takes() {
     assert_eq!(config.snat_ports, 1024..=32_767);
     assert_eq!(config.gue_port, 6080);
     assert_eq!(config.ipip_sources, OuterSources::default());
-    assert_eq!(config.registry.lease, Terms::default());
-    assert_eq!(config.registry.promotion, crate::promotion::Terms::default());
-    assert_eq!(config.registry.resets, crate::health::breaker::Terms::default());
+    assert_eq!(config.registry.lease, LeaseConfig::default());
+    assert_eq!(config.registry.promotion, crate::model::settings::PromotionConfig::default());
+    assert_eq!(config.registry.resets, crate::model::settings::OutlierConfig::default());
     assert_eq!(config.registry.forward_mode, ForwardMode::Nat);
     assert!(config.registry.fail_open && !config.registry.accept_empty_ids);
     assert!(complete("").unwrap_err().to_string().contains("--iface"));

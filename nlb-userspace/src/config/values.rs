@@ -77,7 +77,7 @@ impl FromStr for Net {
                 net.addr()
             ));
         }
-        match crate::vips::unusable(net.addr()) {
+        match crate::model::vips::unusable(net.addr()) {
             Some(kind) if net.prefix_len() == net.max_prefix_len() => {
                 Err(format!("{text:?} is {kind}: clients cannot connect to it"))
             }

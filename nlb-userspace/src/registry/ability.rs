@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{Registry, State};
-use crate::ability::Question;
 use crate::model::Ability;
+use crate::model::can_handle::Question;
 
 impl Registry {
     /// Takes over answers. Modules and routes that have gone meanwhile do not matter.
@@ -62,9 +62,9 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Fleet, registry};
     use super::*;
     use crate::model::RouteKey;
+    use crate::registry::fixtures::{Fleet, registry};
 
     fn answer(can_handle: bool, priority: i32) -> BTreeMap<Question, Ability> {
         let route = RouteKey { id: "web".into(), operators: false };

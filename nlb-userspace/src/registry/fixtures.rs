@@ -6,15 +6,17 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use crate::compile::Limits;
-use crate::health::{Check, Probe};
-use crate::lease::Terms;
+use crate::model::settings::LeaseConfig;
+use crate::model::settings::TableSizes;
 use crate::model::{
     DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes, Snat,
     Targets,
 };
+use crate::policy::health::{Check, Probe};
 
-use super::{Claim, Now, Refusal, Registered, Registration, Registry, Settings};
+use super::{Claim, Refusal, Registered, Registration, Registry};
+use crate::model::clock::Now;
+use crate::model::settings::Settings;
 
 pub fn settings() -> Settings {
     Settings {
@@ -23,12 +25,12 @@ pub fn settings() -> Settings {
         reject: false,
         drop_closed_ports: false,
         learn_routes: false,
-        lease: Terms::default(),
+        lease: LeaseConfig::default(),
         promotion: Default::default(),
         resets: Default::default(),
         max_modules: 4,
         max_routes: 8,
-        limits: Limits {
+        limits: TableSizes {
             backends: 64,
             services: 64,
             pools: 64,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::{Record, Registry, State};
-use crate::health::{Opinion, Source, Target};
 use crate::model::{Backend, Destination, Health, L4, Route};
+use crate::policy::health::{Opinion, Source, Target};
 
 impl Registry {
     /// A source that watches that very registration has come to another opinion of it.

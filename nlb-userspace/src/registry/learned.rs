@@ -7,33 +7,19 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tracing::info;
 
-use super::{Now, Record, Refusal, Registry, State};
-use crate::model::{Ability, Destination, L4, Protocol, Route, RouteKey, Targets, Texts};
+use super::{Record, Refusal, Registry, State};
+use crate::model::clock::Now;
+use crate::model::destination::Wanted;
+use crate::model::{Ability, Destination, Route, RouteKey};
+use crate::registry::Learned;
 
 /// Learned routes at a time.
 pub const MOST_LEARNED: usize = 256;
-
-/// A destination that packets want to go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Wanted {
-    pub vip: IpAddr,
-    pub port: u16,
-    pub l4: L4,
-}
-
-/// What is known of a learned route beside the route itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Learned {
-    pub wanted: Wanted,
-    pub since: SystemTime,
-}
 
 /// Why a destination got no route.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,40 +38,6 @@ pub enum NotLearned {
     Full,
     #[error("{0}")]
     NoRoom(Refusal),
-}
-
-impl fmt::Display for Wanted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", SocketAddr::new(self.vip, self.port), self.l4)
-    }
-}
-
-impl Wanted {
-    pub fn route_id(&self) -> String {
-        format!("learned:{self}")
-    }
-
-    pub fn key(&self) -> RouteKey {
-        RouteKey { id: self.route_id(), operators: true }
-    }
-
-    pub fn route(&self) -> Route {
-        Route {
-            protocol: match self.l4 {
-                L4::Tcp => Protocol::Tcp,
-                L4::Udp => Protocol::Udp,
-            },
-            source: None,
-            destination: Destination::Address(self.vip),
-            port: Some(self.port),
-            priority: 0,
-            listen_port: None,
-            targets: Targets::Implied,
-            headers: Texts::new(),
-            path_pattern: String::new(),
-            metadata: [("learned".to_owned(), "true".to_owned())].into_iter().collect(),
-        }
-    }
 }
 
 impl Registry {

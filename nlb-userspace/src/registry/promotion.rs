@@ -2,25 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{Commit, Now, Refusal, Registry, State};
-use crate::promotion::{Counters, Next, Pace, Promotion, WHOLE};
-use crate::stats::Traffic;
+use super::{Commit, Refusal, Registry, State};
+use crate::model::clock::Now;
+use crate::model::traffic::Traffic;
+use crate::policy::promotion::{Counters, Next, Pace, Promotion, WHOLE};
+use crate::registry::Split;
 
 /// Former splits that can be gone back to.
 const REMEMBERED: usize = 16;
-
-/// Versions' weights as they were set, so that they can be put back.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Split {
-    pub weights: BTreeMap<String, u32>,
-    pub since: Option<SystemTime>,
-}
 
 /// What a promotion has come to.
 #[derive(Debug, PartialEq)]

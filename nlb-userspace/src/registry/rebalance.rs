@@ -28,8 +28,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Fleet, registry};
     use super::*;
+    use crate::registry::fixtures::{Fleet, registry};
 
     #[test]
     fn all_weights_change_in_one_revision_and_what_was_asked_for_stays() {

@@ -4,15 +4,17 @@ use std::fmt;
 use std::time::SystemTime;
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
-use crate::health::{Check, Opinion, Opinions, Source};
-use crate::lease::{Lease, Standing};
+use crate::model::endpoint::{Endpoint, Host};
+use crate::model::weight_request::Wish;
 use crate::model::{Health, Module, Route, Texts};
-use crate::resolve::{Endpoint, Host};
-use crate::scaling::Policy;
-use crate::wish::Wish;
+use crate::policy::health::{Check, Opinion, Opinions, Source};
+use crate::policy::lease::{Lease, Standing};
+use crate::policy::scaling::policy::Policy;
 
-use super::{Now, Report, Steering, Suited};
+use super::Report;
+use crate::model::clock::Now;
 
 /// What a module says when it registers.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +74,16 @@ pub enum Drain {
     Maintenance,
     /// The module unregisters.
     Leaving,
+}
+
+/// What operators have set for one instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steering {
+    /// In place of the one that it registers with.
+    pub weight: Option<u32>,
+    /// It is drained, and stays so.
+    pub maintenance: bool,
 }
 
 impl Record {

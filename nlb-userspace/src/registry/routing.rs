@@ -8,14 +8,8 @@ use imbl::OrdMap;
 
 use crate::model::Routes;
 
-use super::{Now, Refusal, Registry, State, refusal};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Commit {
-    Apply,
-    /// Find out whether it would be accepted, and change nothing.
-    DryRun,
-}
+use super::{Commit, Refusal, Registry, State, admission};
+use crate::model::clock::Now;
 
 /// When each route came, by route id.
 type Since = OrdMap<String, SystemTime>;
@@ -93,10 +87,10 @@ fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), 
         Owner::Operator => state
             .modules
             .values()
-            .try_for_each(|record| refusal::check_suited(&record.registration, &Routes::new(), routes)),
+            .try_for_each(|record| admission::check_suited(&record.registration, &Routes::new(), routes)),
         Owner::Module { instance_id, .. } | Owner::OnBehalf { instance_id } => {
             let registration = &state.record(instance_id)?.registration;
-            refusal::check_suited(registration, routes, &Routes::new())
+            admission::check_suited(registration, routes, &Routes::new())
         }
     }
 }
@@ -132,9 +126,9 @@ fn merge(
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::fixtures::{Fleet, registration, registry, route, route_to};
     use super::*;
     use crate::model::{ForwardMode, Route, Targets};
+    use crate::registry::fixtures::{Fleet, registration, registry, route, route_to};
 
     fn routes(named: &[(&str, Route)]) -> Routes {
         named.iter().map(|(id, route)| (id.to_string(), route.clone())).collect()

@@ -1,17 +1,22 @@
 //! Everything the registry knows, as one value that can be copied, changed and swapped in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::model::{Desired, Module, RateLimit, Route, Routes};
-use crate::promotion::Promotion;
-use crate::scaling::{GroupKey, Policy};
+use crate::policy::promotion::Promotion;
+use crate::policy::scaling::GroupKey;
+use crate::policy::scaling::policy::Policy;
 
-use super::{Awaited, Learned, Record, Refusal, Settings, Split, Steering};
+use super::{Record, Refusal, Steering};
+use crate::model::destination::Wanted;
+use crate::model::settings::Settings;
 
 /// Clones share the modules, routes and limits that are equal.
 #[derive(Clone, Debug)]
@@ -46,7 +51,36 @@ pub struct State {
     last_epoch: u64,
 }
 
+/// Versions' weights as they were set, so that they can be put back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Split {
+    pub weights: BTreeMap<String, u32>,
+    pub since: Option<SystemTime>,
+}
+
+/// What is known of a learned route beside the route itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    pub wanted: Wanted,
+    pub since: SystemTime,
+}
+
+/// Whom the NLB waits for after its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Awaited {
+    pub since: Instant,
+    /// Instances that were steered before the start and have not been heard of since. A registration of theirs says nothing
+    /// new, also if it comes twice: it is the NLB that forgot them.
+    pub instances: BTreeSet<String>,
+}
+
 impl State {
+    /// Whether some instance of a group is registered, however it is.
+    pub fn has_group(&self, group: &GroupKey) -> bool {
+        self.modules.values().any(|record| group.has(&record.registration.module))
+    }
+
     pub fn new(settings: Settings) -> Self {
         State {
             settings: Arc::new(settings),

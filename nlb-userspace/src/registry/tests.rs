@@ -1,14 +1,17 @@
 //! Every transition of the registry, with time as an argument.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::fixtures::{Fleet, at, registration, registry, route, settings};
 use super::*;
-use crate::model::DataAddresses;
-use crate::resolve::{self, Resolver};
+use crate::controllers::resolve::{self, Resolver};
+use crate::model::clock::Now;
+use crate::model::settings::Settings;
+use crate::model::{DataAddresses, Health};
 
 fn health(registry: &Registry, instance_id: &str) -> Option<Health> {
     registry.desired().borrow().modules.get(instance_id).map(|module| module.health)
@@ -155,7 +158,7 @@ fn a_lapsed_lease_does_not_hide_what_the_module_says() {
 #[tokio::test(start_paused = true)]
 async fn the_watch_lets_leases_lapse_in_time() {
     let registry = Arc::new(registry());
-    let watch = tokio::spawn(crate::lease::watch(registry.clone()));
+    let watch = tokio::spawn(crate::controllers::lease_watcher::watch(registry.clone()));
     tokio::time::sleep(Duration::from_secs(7)).await;
     registry.add("alb-1");
     let mut desired = registry.desired();
@@ -174,7 +177,7 @@ async fn the_watch_lets_leases_lapse_in_time() {
 async fn a_process_that_stood_still_blames_no_module() {
     let registry = Arc::new(registry());
     registry.add("alb-1");
-    let watch = tokio::spawn(crate::lease::watch(registry.clone()));
+    let watch = tokio::spawn(crate::controllers::lease_watcher::watch(registry.clone()));
     tokio::time::sleep(Duration::from_secs(5)).await;
     // All timers fire late, at one jump of the clock: 60 s in which no heartbeat could be heard.
     tokio::time::advance(Duration::from_secs(60)).await;

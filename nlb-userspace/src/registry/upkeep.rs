@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::lease::Standing;
 use crate::model::DataAddresses;
-use crate::resolve::Host;
+use crate::model::endpoint::Host;
+use crate::policy::lease::Standing;
 
 use super::{Drain, Registry};
 

@@ -6,7 +6,8 @@ use tracing::info;
 
 use crate::model::DEFAULT_WEIGHT;
 
-use super::{Commit, Now, Refusal, Registry, State};
+use super::{Commit, Refusal, Registry, State};
+use crate::model::clock::Now;
 
 impl Registry {
     /// `version`, if given, must be the instance's own.
@@ -98,8 +99,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Fleet, registration, registry};
     use super::*;
+    use crate::registry::fixtures::{Fleet, registration, registry};
 
     #[test]
     fn instance_weights_are_set_and_zero_means_none() {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Commit, Now, Refusal, Registry, State};
-use crate::wish::{Heeded, Wish};
+use super::{Commit, Refusal, Registry, State};
+use crate::model::clock::Now;
+use crate::model::weight_request::{Heeded, Wish};
 
 impl Registry {
     /// A module has said how it wishes new flows to be shared. That counts if it says something else than before; it began
@@ -83,9 +84,9 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Fleet, registration, registry};
     use super::*;
-    use crate::promotion::Pace;
+    use crate::policy::promotion::Pace;
+    use crate::registry::fixtures::{Fleet, registration, registry};
 
     /// v1 and v2, with an instance each that has the version's name.
     fn blue_and_green() -> Registry {

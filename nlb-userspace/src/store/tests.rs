@@ -9,12 +9,14 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
+use crate::controllers::scaling;
 use crate::model::{
     Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets, Texts,
 };
-use crate::promotion::Stage;
+use crate::policy::promotion::Stage;
+use crate::policy::scaling::GroupKey;
+use crate::policy::scaling::policy::Policy;
 use crate::registry::{GroupPolicy, Split, Steering};
-use crate::scaling::{self, GroupKey, Policy};
 
 /// Removed with the test.
 struct Directory(PathBuf);

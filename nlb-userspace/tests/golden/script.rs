@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use nlb::model::L4;
-use nlb::registry::{Settings, Wanted};
+use nlb::model::destination::Wanted;
+use nlb::model::settings::Settings;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, Route};
 
 use super::fleet::Fleet;

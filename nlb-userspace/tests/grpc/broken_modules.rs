@@ -105,7 +105,7 @@ async fn a_failure_leaves_the_data_path_as_it_was_unless_nobody_is_there() {
         if matches!(change, Change::Rollback) {
             // Something to go back from, behind the module's back.
             let commit = nlb::registry::Commit::Apply;
-            nlb.registry.set_version_weight("v1", 5, commit, nlb::registry::Now::read()).unwrap();
+            nlb.registry.set_version_weight("v1", 5, commit, nlb::model::clock::Now::read()).unwrap();
         }
         let before = revision(&nlb);
         let (success, message, error) = change.make(&mut nlb).await;
@@ -176,7 +176,7 @@ async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
     let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
     assert!(!answer.success, "v2 is gone");
     let commit = nlb::registry::Commit::Apply;
-    nlb.registry.set_version_weight("v1", 0, commit, nlb::registry::Now::read()).unwrap();
+    nlb.registry.set_version_weight("v1", 0, commit, nlb::model::clock::Now::read()).unwrap();
     old.end().await;
     let before = revision(&nlb);
     let answer = nlb.front.rollback(RollbackRequest::default()).await.unwrap().into_inner();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nlb::metrics::catalogue;
+use nlb::telemetry::metrics::catalogue;
 use nlb_proto::*;
 use prost::Message as _;
 use tonic::Code;

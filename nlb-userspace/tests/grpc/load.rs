@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nlb::stats::{Counts, Traffic};
+use nlb::model::traffic::{Counts, Traffic};
 use nlb_proto::*;
 use tonic::Code;
 

@@ -156,7 +156,7 @@ async fn every_fault_of_an_update_is_reported_at_once() {
 
 #[tokio::test]
 async fn wildcards_need_a_configured_vip() {
-    let mut nlb = Nlb::with(nlb::registry::Settings { vips: Default::default(), ..settings() }).await;
+    let mut nlb = Nlb::with(nlb::model::settings::Settings { vips: Default::default(), ..settings() }).await;
     for pattern in ["", "*", "192.0.2.0/24"] {
         let mut request = registration("alb-1");
         request.initial_routes[0].destination_pattern = pattern.into();

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nlb::metrics::catalogue;
+use nlb::model::traffic::{Counts, LimitCounts, Traffic};
 use nlb::model::{Backend, ForwardMode, L4, RouteKey};
-use nlb::stats::{Counts, LimitCounts, Traffic};
+use nlb::telemetry::metrics::catalogue;
 use nlb_proto::*;
 use prost_types::Timestamp;
 use tonic::Code;

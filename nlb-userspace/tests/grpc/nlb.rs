@@ -5,19 +5,22 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use nlb::compile::{Hop, Hops};
 use nlb::config::Configuration;
+use nlb::controllers::resolve::Resolver;
+use nlb::controllers::{health_checks, reset_watcher, route_learning};
+use nlb::datapath::maps::fake::FakeMaps;
 use nlb::grpc::{self, Control, Peers, Prober};
-use nlb::health::{self, Probe, Target};
-use nlb::maps::fake::FakeMaps;
-use nlb::metrics::{Recorder, Sources};
+use nlb::model::clock::Now;
+use nlb::model::next_hop::{Hop, Hops};
+use nlb::model::settings::Settings;
+use nlb::model::traffic::{Counts, Traffic};
+use nlb::model::upcall::{Closed, QUEUE, Question};
 use nlb::model::{Backend, ForwardMode, RouteKey};
+use nlb::policy::health::{Probe, Target};
 use nlb::reconcile;
-use nlb::registry::{Now, Registry, Settings};
-use nlb::resolve::Resolver;
-use nlb::stats::{Counts, Traffic};
+use nlb::registry::Registry;
 use nlb::store;
-use nlb::upcall::{self, Closed, Question};
+use nlb::telemetry::metrics::{Recorder, Sources};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::operator_service_client::OperatorServiceClient;
@@ -86,13 +89,13 @@ impl Nlb {
         let (publish_stored, stored) = watch::channel(Default::default());
         let storing = store::keep(state_dir.to_owned(), registry.kept(), publish_stored);
         tasks.spawn(async move { match storing.await {} });
-        let leases = nlb::lease::watch(registry.clone());
+        let leases = nlb::controllers::lease_watcher::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
 
         let tried = Arc::<Mutex<Vec<Target>>>::default();
         let trying = tried.clone();
         let (passes, passing) = watch::channel(true);
-        let checks = health::active::watch(registry.clone(), move |target| {
+        let checks = health_checks::watch(registry.clone(), move |target| {
             trying.lock().unwrap().push(target.clone());
             let (prober, passes) = (prober.clone(), *passing.borrow());
             async move {
@@ -103,7 +106,7 @@ impl Nlb {
                 }
             }
         });
-        let resets = health::passive::watch(registry.clone(), read_traffic.clone());
+        let resets = reset_watcher::watch(registry.clone(), read_traffic.clone());
         tasks.spawn(async move { match checks.await {} });
         tasks.spawn(async move { match resets.await {} });
 
@@ -175,11 +178,11 @@ impl Nlb {
 
     /// Begins to have modules asked about destinations that no route covers. The answer is the line's other end.
     pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<Closed>) {
-        let (questions, asked) = mpsc::channel(upcall::LINE);
-        let (answers, closed) = mpsc::channel(upcall::LINE);
-        let line = upcall::Line { questions: asked, answers };
+        let (questions, asked) = mpsc::channel(QUEUE);
+        let (answers, closed) = mpsc::channel(QUEUE);
+        let line = route_learning::Line { questions: asked, answers };
         let who_can = grpc::who_can(self.registry.clone(), self.peers.clone());
-        let learning = upcall::watch(self.registry.clone(), self.traffic.subscribe(), line, who_can);
+        let learning = route_learning::watch(self.registry.clone(), self.traffic.subscribe(), line, who_can);
         self.tasks.spawn(async move { match learning.await {} });
         (questions, closed)
     }

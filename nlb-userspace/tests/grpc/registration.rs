@@ -329,7 +329,7 @@ async fn lists_are_filtered_by_type_status_and_query() {
 
 #[tokio::test]
 async fn the_number_of_modules_is_bounded() {
-    let mut nlb = Nlb::with(nlb::registry::Settings { max_modules: 1, ..settings() }).await;
+    let mut nlb = Nlb::with(nlb::model::settings::Settings { max_modules: 1, ..settings() }).await;
     nlb.add(registration("a")).await;
     let answer = nlb.modules.register_module(registration("b")).await.unwrap().into_inner();
     let error = answer.error.unwrap();
@@ -339,8 +339,8 @@ async fn the_number_of_modules_is_bounded() {
 
 #[tokio::test]
 async fn what_does_not_fit_the_maps_is_refused_and_holds_nobody_up() {
-    let limits = nlb::compile::Limits { services: 2, ..settings().limits };
-    let mut nlb = Nlb::with(nlb::registry::Settings { limits, ..settings() }).await;
+    let limits = nlb::model::settings::TableSizes { services: 2, ..settings().limits };
+    let mut nlb = Nlb::with(nlb::model::settings::Settings { limits, ..settings() }).await;
     let mut greedy = registration("greedy");
     greedy.initial_routes =
         (1..=3).map(|port| Route { destination_port: port, ..route(&port.to_string()) }).collect();

@@ -1,6 +1,6 @@
 //! The NLB as generic tools see it: status, health, reflection.
 
-use nlb::stats::Traffic;
+use nlb::model::traffic::Traffic;
 use nlb_proto::*;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest as ProbeRequest;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nlb::model::destination::Wanted;
+use nlb::model::settings::Settings;
+use nlb::model::upcall::{Closed, Question};
 use nlb::model::{Ability, L4};
-use nlb::registry::{Settings, Wanted};
-use nlb::upcall::{Closed, Question};
 use nlb_common::upcall::REST;
 use nlb_proto::*;
 use prost::Message as _;

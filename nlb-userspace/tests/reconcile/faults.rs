@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nlb::compile::{Hops, MapImage, Rows, compile};
-use nlb::maps::fake::FakeMaps;
+use nlb::compile::{MapImage, Rows, compile};
+use nlb::datapath::maps::fake::FakeMaps;
 use nlb::model::Desired;
-use nlb::plan::plan;
+use nlb::model::next_hop::Hops;
+use nlb::reconcile::plan::plan;
 use nlb::reconcile::{self, Applied};
 use proptest::collection::vec;
 use proptest::prelude::*;

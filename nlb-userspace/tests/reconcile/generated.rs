@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use nlb::compile::{Hop, Hops, Limits};
+use nlb::model::next_hop::{Hop, Hops};
+use nlb::model::settings::TableSizes;
 use nlb::model::*;
 use nlb_common::maglev::SLOTS;
 use proptest::collection::{btree_map, vec};
@@ -12,7 +13,7 @@ use proptest::sample::{select, subsequence};
 
 use super::invariants::Flow;
 
-pub const LIMITS: Limits = Limits {
+pub const LIMITS: TableSizes = TableSizes {
     backends: 1000,
     services: 1000,
     pools: 1000,

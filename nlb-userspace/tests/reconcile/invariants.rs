@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use nlb::compile::Rows;
-use nlb::maps::Change;
 use nlb::model::{L4, Server};
+use nlb::reconcile::change::Change;
 use nlb_common::abi::{Address, Backend, ServerKey, Service, ServiceEntry};
 use nlb_common::net::{Addr, Be16};
 

@@ -2,7 +2,7 @@
 //! step a new flow goes where it would have gone before or where it will go after.
 
 use nlb::compile::{MapImage, compile};
-use nlb::plan::plan;
+use nlb::reconcile::plan::plan;
 use proptest::prelude::*;
 
 use super::generated::{LIMITS, flows, servers, world};

@@ -4,10 +4,10 @@ mod state_dir;
 
 use std::time::Duration;
 
-use nlb::compile::Limits;
-use nlb::lease::Terms;
 use nlb::model::ForwardMode;
-use nlb::registry::Settings;
+use nlb::model::settings::LeaseConfig;
+use nlb::model::settings::Settings;
+use nlb::model::settings::TableSizes;
 
 pub use state_dir::StateDir;
 
@@ -19,12 +19,12 @@ pub fn settings() -> Settings {
         reject: false,
         drop_closed_ports: false,
         learn_routes: false,
-        lease: Terms::default(),
+        lease: LeaseConfig::default(),
         promotion: Default::default(),
         resets: Default::default(),
         max_modules: 16,
         max_routes: 64,
-        limits: Limits {
+        limits: TableSizes {
             backends: 64,
             services: 64,
             pools: 64,

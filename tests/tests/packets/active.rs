@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use nlb::model::traffic::Counts;
 use nlb::model::{ForwardMode, L4};
-use nlb::stats::Counts;
 use nlb_common::flow::IdleTimes;
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16};

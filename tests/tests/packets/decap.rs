@@ -3,9 +3,9 @@
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
-use nlb::compile::Addr128;
-use nlb::loader::Datapath;
-use nlb::maps::bpf;
+use nlb::datapath::loader::Datapath;
+use nlb::datapath::maps::bpf;
+use nlb::model::prefix::Addr128;
 
 use crate::packet::{Outer, OuterUdp, Packet, UdpChecksum};
 use crate::rig::{Family, GUE_PORT, XDP_DROP, XDP_PASS, families, test_run};

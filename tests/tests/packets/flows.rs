@@ -15,11 +15,11 @@ use crate::packet::{ACK, FIN, Packet, RST, Transport};
 use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, module, sizes};
 
 /// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else alone.
-pub fn four(sizes: &nlb::loader::Sizes) -> Result<Rig> {
+pub fn four(sizes: &nlb::datapath::loader::Sizes) -> Result<Rig> {
     four_in(ForwardMode::DsrL2, sizes)
 }
 
-fn four_in(mode: ForwardMode, sizes: &nlb::loader::Sizes) -> Result<Rig> {
+fn four_in(mode: ForwardMode, sizes: &nlb::datapath::loader::Sizes) -> Result<Rig> {
     let mut rig = Rig::sized(mode, sizes)?;
     for host in 2..=5 {
         let name = format!("m{}", host - 1);

@@ -132,7 +132,7 @@ fn a_wrong_inner_checksum_is_wrong_outside_by_as_much() -> Result<()> {
 
 #[test]
 fn the_port_is_a_setting() -> Result<()> {
-    let mut rig = Rig::sized(GUE, &nlb::loader::Sizes { gue_port: 7777, ..sizes() })?;
+    let mut rig = Rig::sized(GUE, &nlb::datapath::loader::Sizes { gue_port: 7777, ..sizes() })?;
     for family in families() {
         let packet = family.syn();
         let expected = wrapped(&family, &packet).with(|p| {

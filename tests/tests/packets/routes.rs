@@ -7,8 +7,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
 use ipnet::IpNet;
-use nlb::compile::{Hop, Limits};
-use nlb::loader::Sizes;
+use nlb::datapath::loader::Sizes;
+use nlb::model::next_hop::Hop;
+use nlb::model::settings::TableSizes;
 use nlb::model::{Destination, ForwardMode, L4, Protocol, Route, Routes, Targets, Texts};
 use nlb_common::abi::NextHop;
 use nlb_common::net;
@@ -247,7 +248,7 @@ fn flow(random: &mut Random) -> Flow {
 /// Every module has a MAC address of its own, which tells where a packet went.
 fn rig() -> Result<Rig> {
     let sizes = rig::sizes();
-    let limits = Limits { pools: 1000, source_prefixes: 100_000, counted_routes: 0, ..sizes.limits };
+    let limits = TableSizes { pools: 1000, source_prefixes: 100_000, counted_routes: 0, ..sizes.limits };
     let mut rig = Rig::sized(ForwardMode::DsrL2, &Sizes { limits, ..sizes })?;
     rig.desired.modules.remove("m1");
     rig.apply()?;

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::Result;
 use ipnet::IpNet;
 use nlb::config::OuterSources;
-use nlb::loader::Sizes;
+use nlb::datapath::loader::Sizes;
 use nlb::model::ForwardMode;
-use nlb::vips::Vips;
+use nlb::model::vips::Vips;
 
 use crate::decap::trusting;
 use crate::dsr::{handed_on, of_one_family, outer, samples};

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use nlb::model::destination::Wanted;
+use nlb::model::upcall::QUEUE;
 use nlb::model::{ForwardMode, L4};
-use nlb::registry::Wanted;
-use nlb::upcall::LINE;
 use nlb_common::upcall::{OPEN, REST, nobody};
 
 use crate::packet::{ACK, Packet, RST, SYN, Transport};
@@ -151,7 +151,7 @@ fn what_finds_no_room_to_ask_is_closed_and_counted() -> Result<()> {
     let family = families()[0];
     let at = |port: u16| family.syn().with(|p| p.dport = port);
     let mut refused = Vec::new();
-    for port in 10_000..10_000 + 2 * LINE as u16 {
+    for port in 10_000..10_000 + 2 * QUEUE as u16 {
         let outcome = rig.run(&at(port))?;
         if outcome.counted.contains_key("unasked") {
             assert_eq!(outcome.action, XDP_PASS);

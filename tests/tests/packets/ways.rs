@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb::maps::bpf::WaysChanged;
+use nlb::datapath::maps::bpf::WaysChanged;
 use nlb::model::ForwardMode;
 use nlb_tests::cpu;
 

@@ -1,11 +1,13 @@
 //! What is learned, and what gives way to what.
 
-use super::super::fixtures::{Fleet, registration, route, settings};
-use super::super::{Commit, Owner, Settings};
 use super::*;
-use crate::ability;
-use crate::compile::Limits;
+use crate::model::L4;
 use crate::model::Routes;
+use crate::model::can_handle::Question;
+use crate::model::settings::Settings;
+use crate::model::settings::TableSizes;
+use crate::registry::fixtures::{Fleet, registration, route, settings};
+use crate::registry::{Commit, Owner};
 
 fn wanted(port: u16) -> Wanted {
     Wanted { vip: "192.0.2.1".parse().unwrap(), port, l4: L4::Tcp }
@@ -72,7 +74,7 @@ fn a_wildcard_and_an_operators_route_of_the_same_id_supersede() {
 
 #[test]
 fn there_is_room_for_so_many_and_none_at_the_cost_of_the_configured() {
-    let plenty = Limits { services: 1000, pools: 1000, backends: 1000, ..settings().limits };
+    let plenty = TableSizes { services: 1000, pools: 1000, backends: 1000, ..settings().limits };
     let registry = learning();
     let roomy = Settings { learn_routes: true, max_routes: 1000, limits: plenty, ..settings() };
     registry.configure(roomy.clone(), Commit::Apply).unwrap();
@@ -93,7 +95,7 @@ fn there_is_room_for_so_many_and_none_at_the_cost_of_the_configured() {
 
 #[test]
 fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
-    let limits = Limits { backends: 4, ..settings().limits };
+    let limits = TableSizes { backends: 4, ..settings().limits };
     let registry = Registry::new(Settings { learn_routes: true, limits, ..settings() });
     let mut others = ["alb-2", "alb-3"].map(registration);
     for (other, host) in others.iter_mut().zip([2, 3]) {
@@ -106,7 +108,7 @@ fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
     learn(&registry, 82).unwrap();
     let say = |instance_id: &str, port, can_handle| {
         let route = wanted(port).key();
-        let question = ability::Question { instance_id: instance_id.into(), route };
+        let question = Question { instance_id: instance_id.into(), route };
         registry.set_abilities([(question, Ability { can_handle, priority: 0 })].into());
     };
     let said = || {
@@ -135,7 +137,7 @@ fn what_was_said_is_forgotten_with_the_route() {
     registry.forget_learned(&[wanted(81).route_id()].into());
     assert!(!said(&registry) && ids(&registry).is_empty());
     // An answer that was under way.
-    let question = ability::Question { instance_id: "alb-1".into(), route: wanted(81).key() };
+    let question = Question { instance_id: "alb-1".into(), route: wanted(81).key() };
     registry.set_abilities([(question, Ability { can_handle: true, priority: 9 })].into());
     assert!(!said(&registry));
 }

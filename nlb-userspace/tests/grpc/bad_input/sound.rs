@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nlb::lease::Terms;
-use nlb::registry::{Commit, Settings, State};
+use nlb::model::settings::LeaseConfig;
+use nlb::model::settings::Settings;
+use nlb::registry::{Commit, State};
 use nlb_proto::*;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -37,7 +38,7 @@ impl Fleet {
         let mut nlb = config::start(&state_dir).await;
         // Nobody sends heartbeats, so leases have to outlast the test.
         let hour = Duration::from_secs(3600);
-        let lease = Terms { interval: hour, missed: 3, evict_after: 10 * hour };
+        let lease = LeaseConfig { interval: hour, missed: 3, evict_after: 10 * hour };
         let settings = Settings { lease, ..(*nlb.registry.settings()).clone() };
         nlb.registry.configure(settings, Commit::Apply).expect("nobody is registered yet");
         let told = nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;

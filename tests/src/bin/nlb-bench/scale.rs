@@ -12,9 +12,9 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use aya::programs::ProgramFd;
-use nlb::compile::Limits;
-use nlb::loader::Sizes;
+use nlb::datapath::loader::Sizes;
 use nlb::model::ForwardMode;
+use nlb::model::settings::TableSizes;
 use nlb_common::abi::SLAB_TABLES;
 use nlb_common::flow::Entry;
 use nlb_common::maglev;
@@ -80,11 +80,11 @@ fn memory() -> Result<Vec<Figure>> {
     Ok(vec![
         // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added up.
         each("room for one more flow", size_of::<Entry>() as f64),
-        each("room for one more backend", more(Limits { backends: limits.backends + MORE, ..limits })?),
-        each("room for one more service", more(Limits { services: limits.services + MORE, ..limits })?),
+        each("room for one more backend", more(TableSizes { backends: limits.backends + MORE, ..limits })?),
+        each("room for one more service", more(TableSizes { services: limits.services + MORE, ..limits })?),
         each(
             "room for one more rate limit",
-            more(Limits { rate_limits: limits.rate_limits + MORE, ..limits })?,
+            more(TableSizes { rate_limits: limits.rate_limits + MORE, ..limits })?,
         ),
         each("a route by source prefix, in a table that doubles as it grows", a_route),
     ])

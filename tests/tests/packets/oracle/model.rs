@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nlb::compile::{FlowTuple, Hops, MapImage};
+use nlb::compile::{FlowTuple, MapImage};
+use nlb::model::next_hop::Hops;
 use nlb::model::{Backend, Desired, Destination, ForwardMode, Health, L4, Module, Snat};
 
 use super::edits::{self, Frame};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions};
 use nix::net::if_::if_nametoindex;
-use nlb::loader;
+use nlb::datapath::loader;
 use nlb_tests::cpu;
 use nlb_tests::packet::{Transport, UdpChecksum};
 use nlb_tests::rig::families;

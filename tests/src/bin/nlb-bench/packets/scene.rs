@@ -6,9 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use nix::net::if_::if_nametoindex;
-use nlb::compile::Limits;
 use nlb::config::Flows as FlowSettings;
-use nlb::loader::Sizes;
+use nlb::datapath::loader::Sizes;
+use nlb::model::settings::TableSizes;
 use nlb::model::{Destination, L4, LimitTarget, LimitUnit, RateLimit, Route, Texts};
 use nlb_tests::packet::{ACK, Packet, Transport};
 use nlb_tests::rig::{self, Family, Rig, XDP_REDIRECT, XDP_TX, families, module};
@@ -39,7 +39,7 @@ impl Case {
     pub fn set_up(&self) -> Result<Scene> {
         let sizes = rig::sizes();
         let flows = FlowSettings { max: self.room, ..sizes.flows };
-        let limits = Limits {
+        let limits = TableSizes {
             backends: 12_000,
             services: 12_000,
             pools: 12_000,

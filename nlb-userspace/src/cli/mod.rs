@@ -1,0 +1,181 @@
+//! The command line: the daemon, and what an operator asks of a running one.
+
+mod connection;
+mod decap;
+mod limits;
+mod load;
+mod metrics;
+mod modules;
+mod output;
+mod route;
+mod routes;
+mod scale;
+mod status;
+mod steer;
+mod table;
+mod versions;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use output::Output;
+
+use crate::config::{Configuration, Options};
+use crate::daemon;
+
+/// The MarchProxy NLB: an L4 load balancer in the kernel, steered over gRPC
+#[derive(Parser)]
+#[command(name = "nlb", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    view: View,
+}
+
+/// How the commands that ask a running NLB reach it and print its answer.
+#[derive(clap::Args)]
+struct View {
+    /// The NLB to ask
+    #[arg(
+        long,
+        global = true,
+        env = "NLB_SERVER",
+        default_value = "127.0.0.1:50051",
+        value_name = "HOST:PORT"
+    )]
+    server: String,
+    /// How to print the answer
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: balance on these interfaces
+    Serve(Box<Options>),
+    /// Run on a module's host: take the outer headers off packets that come by dsr-ipip or gue
+    Decap(decap::Settings),
+    #[command(flatten)]
+    Ask(Question),
+}
+
+/// Asked of a running NLB.
+#[derive(Subcommand)]
+enum Question {
+    /// Show how the NLB is
+    Status(status::Depth),
+    /// List the registered modules
+    Modules(modules::Filters),
+    /// List the routes, and the modules that serve them
+    Routes(routes::Filters),
+    /// Set a module's or a version's share of new flows
+    Weight(steer::Weight),
+    /// Give a version all new flows, at once or in steps
+    Promote(versions::Promote),
+    /// Put a former split of new flows among versions back
+    Rollback(versions::Rollback),
+    /// Take new flows away from a module, and wait until its connections have closed
+    Drain(steer::Drain),
+    /// Add or remove a route
+    #[command(subcommand)]
+    Route(route::Change),
+    /// List the rate limits, and what they let through and refused
+    Limits(limits::Filters),
+    /// Set or remove a rate limit
+    #[command(subcommand)]
+    Limit(limits::Change),
+    /// Ask a group of modules for more instances or fewer, or set how it scales
+    Scale(scale::Scale),
+    /// Show what the NLB measures
+    Metrics(metrics::Wanted),
+    /// Show what each module carries, and how even that is
+    Load(load::Span),
+    /// Share new flows so that load evens out; flows that have begun stay where they are
+    Rebalance(load::Rebalance),
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nlb: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let question = match cli.command {
+        Command::Serve(options) => {
+            let (config, configuration) = Configuration::start(*options)?;
+            start_log();
+            return multi_threaded()?.block_on(daemon::run(config, configuration));
+        }
+        Command::Decap(settings) => {
+            start_log();
+            return single_threaded()?.block_on(decap::run(settings));
+        }
+        Command::Ask(question) => question,
+    };
+    let answer = single_threaded()?.block_on(ask(question, &cli.view))?;
+    match io::stdout().write_all(answer.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
+    let channel = connection::open(&view.server).await?;
+    let asked = match question {
+        Question::Status(depth) => status::show(channel, depth, view.output).await,
+        Question::Modules(filters) => modules::list(channel, filters, view.output).await,
+        Question::Routes(filters) => routes::list(channel, filters, view.output).await,
+        Question::Weight(weight) => steer::weight(channel, weight, view.output).await,
+        Question::Promote(promote) => versions::promote(channel, promote, view.output).await,
+        Question::Rollback(rollback) => versions::roll_back(channel, rollback, view.output).await,
+        Question::Route(change) => route::change(channel, change, view.output).await,
+        Question::Limits(filters) => limits::list(channel, filters, view.output).await,
+        Question::Limit(change) => limits::change(channel, change, view.output).await,
+        Question::Scale(scale) => scale::scale(channel, scale, view.output).await,
+        Question::Metrics(wanted) => metrics::list(channel, wanted, view.output).await,
+        Question::Load(span) => load::show(channel, span, view.output).await,
+        Question::Rebalance(wish) => load::rebalance(channel, wish, view.output).await,
+        Question::Drain(drain) => steer::drain(channel, drain, view.output).await,
+    };
+    asked.with_context(|| format!("the NLB at {}", view.server))
+}
+
+/// To standard error; `NLB_LOG` chooses how much, such as `debug` or `nlb::registry=debug`.
+fn start_log() {
+    let filter = EnvFilter::try_from_env("NLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(io::stderr).init();
+}
+
+fn multi_threaded() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn single_threaded() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

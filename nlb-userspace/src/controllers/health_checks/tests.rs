@@ -1,0 +1,257 @@
+//! Checks as a module meets them, under paused time: when they come, what they change, and where they end.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::*;
+use crate::model::Health;
+use crate::model::clock::Now;
+use crate::model::settings::Settings;
+use crate::registry::Registration;
+use crate::registry::fixtures::{CHECK, Fleet, registration, registry, settings};
+
+/// What the module does when it is tried.
+#[derive(Clone, Copy, PartialEq)]
+enum Does {
+    Pass,
+    Fail,
+    Hang,
+}
+
+/// A registry under watch, and who was tried when, in milliseconds since the start.
+struct Rig {
+    registry: Arc<Registry>,
+    does: Arc<Mutex<Does>>,
+    tried: Arc<Mutex<Vec<(String, u64)>>>,
+    /// Tries in the air, and the most there ever were.
+    in_air: Arc<Mutex<(usize, usize)>>,
+    _watching: JoinSet<()>,
+}
+
+impl Rig {
+    fn new(does: Does) -> Rig {
+        Rig::over(registry(), does)
+    }
+
+    fn over(registry: Registry, does: Does) -> Rig {
+        let registry = Arc::new(registry);
+        let does = Arc::new(Mutex::new(does));
+        let (tried, in_air) = (Arc::<Mutex<Vec<(String, u64)>>>::default(), Arc::default());
+        let (start, doing, trying) = (Instant::now(), does.clone(), tried.clone());
+        let flying: Arc<Mutex<(usize, usize)>> = Arc::clone(&in_air);
+        let probe = move |target: Target| {
+            let millis = start.elapsed().as_millis() as u64;
+            trying.lock().unwrap().push((target.instance_id, millis));
+            let (does, flight) = (*doing.lock().unwrap(), Flight::begin(&flying));
+            async move {
+                let _flight = flight;
+                match does {
+                    Does::Pass => Ok(()),
+                    Does::Fail => Err("refused".to_owned()),
+                    Does::Hang => std::future::pending().await,
+                }
+            }
+        };
+        let mut watching = JoinSet::new();
+        let watched = watch(registry.clone(), probe);
+        watching.spawn(async move { match watched.await {} });
+        Rig { registry, does, tried, in_air, _watching: watching }
+    }
+
+    fn add(&self, instance_id: &str) {
+        self.registry.admit(checked(instance_id), Now::read()).unwrap();
+    }
+
+    fn does(&self, does: Does) {
+        *self.does.lock().unwrap() = does;
+    }
+
+    fn health(&self) -> Health {
+        self.registry.desired().borrow().modules["alb-1"].health
+    }
+
+    fn told(&self) -> String {
+        let snapshot = self.registry.snapshot();
+        snapshot.record("alb-1").unwrap().told(Source::Check).unwrap().why.clone()
+    }
+
+    /// When the module was tried, in seconds.
+    fn tries(&self) -> Vec<f64> {
+        self.tried.lock().unwrap().iter().map(|(_, millis)| *millis as f64 / 1000.0).collect()
+    }
+}
+
+struct Flight(Arc<Mutex<(usize, usize)>>);
+
+impl Flight {
+    fn begin(in_air: &Arc<Mutex<(usize, usize)>>) -> Flight {
+        let (now, most) = &mut *in_air.lock().unwrap();
+        *now += 1;
+        *most = (*most).max(*now);
+        Flight(in_air.clone())
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().0 -= 1;
+    }
+}
+
+fn checked(instance_id: &str) -> Registration {
+    Registration { check: Some(CHECK), ..registration(instance_id) }
+}
+
+async fn seconds(seconds: u64) {
+    time::sleep(Duration::from_secs(seconds)).await;
+}
+
+/// To the moment after a check: checks come once in every interval.
+async fn checks(rig: &Rig, count: usize) {
+    let enough = rig.tries().len() + count;
+    while rig.tries().len() < enough {
+        time::sleep(Duration::from_millis(10)).await;
+    }
+    time::sleep(Duration::from_millis(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_checked_at_once_and_starts_when_it_passes() {
+    let rig = Rig::new(Does::Pass);
+    seconds(5).await;
+    rig.add("alb-1");
+    assert_eq!(rig.health(), Health::Starting, "no flows before the first success");
+    seconds(1).await;
+    assert_eq!((rig.health(), rig.tries()), (Health::Healthy, vec![5.0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_never_passes_stays_starting_and_says_why() {
+    let rig = Rig::new(Does::Fail);
+    rig.add("alb-1");
+    seconds(120).await;
+    assert_eq!(rig.health(), Health::Starting);
+    assert_eq!(rig.told(), "never passed: refused");
+    rig.does(Does::Pass);
+    checks(&rig, 1).await;
+    assert_eq!(rig.health(), Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_come_once_an_interval_at_a_moment_of_their_own() {
+    let rig = Rig::over(Registry::new(Settings { max_modules: 100, ..settings() }), Does::Pass);
+    for n in 0..8 {
+        rig.add(&format!("alb-{n}"));
+    }
+    seconds(100).await;
+    let mut by_module = BTreeMap::<String, Vec<u64>>::new();
+    for (id, millis) in rig.tried.lock().unwrap().iter() {
+        by_module.entry(id.clone()).or_default().push(*millis);
+    }
+    let mut moments = BTreeSet::new();
+    for (id, tries) in by_module {
+        assert!((10..=11).contains(&tries.len()), "{id}: {tries:?}");
+        assert!(tries[1] <= 10_000, "{id}: {tries:?}");
+        assert!(
+            tries[1..].windows(2).all(|pair| (10_000..10_100).contains(&(pair[1] - pair[0]))),
+            "{tries:?}"
+        );
+        moments.insert(tries[1] / 100);
+    }
+    assert!(moments.len() > 4, "not all at the same moment: {moments:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn thresholds_decide_and_a_flapping_check_changes_nothing() {
+    let rig = Rig::new(Does::Pass);
+    rig.add("alb-1");
+    checks(&rig, 1).await;
+    let revision = || rig.registry.desired().borrow().revision;
+    let before = revision();
+    for does in
+        [Does::Fail, Does::Fail, Does::Pass, Does::Fail, Does::Pass, Does::Fail, Does::Fail, Does::Pass]
+    {
+        rig.does(does);
+        checks(&rig, 1).await;
+        assert_eq!((rig.health(), revision()), (Health::Healthy, before));
+    }
+    rig.does(Does::Fail);
+    checks(&rig, 2).await;
+    assert_eq!(rig.health(), Health::Healthy);
+    checks(&rig, 1).await;
+    assert_eq!(rig.health(), Health::Unhealthy);
+    assert_eq!(rig.told(), "failures in a row: 3; the last: refused");
+    rig.does(Does::Pass);
+    checks(&rig, 1).await;
+    assert_eq!(rig.health(), Health::Unhealthy);
+    checks(&rig, 1).await;
+    assert_eq!((rig.health(), revision()), (Health::Healthy, before + 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_hangs_is_cut_at_its_timeout() {
+    let rig = Rig::new(Does::Hang);
+    rig.add("alb-1");
+    time::sleep(Duration::from_millis(1900)).await;
+    assert_eq!(rig.in_air.lock().unwrap().0, 1);
+    time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(rig.in_air.lock().unwrap().0, 0);
+    assert_eq!(rig.told(), "never passed: no answer within 2s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_number_of_checks_in_the_air_is_bounded_and_all_get_their_turn() {
+    let many = AT_A_TIME + 44;
+    let limits = crate::model::settings::TableSizes { backends: 1000, ..settings().limits };
+    let settings = Settings { max_modules: many, max_routes: many, limits, ..settings() };
+    let rig = Rig::over(Registry::new(settings), Does::Hang);
+    for n in 0..many {
+        rig.add(&format!("alb-{n}"));
+    }
+    seconds(5).await;
+    assert_eq!(rig.in_air.lock().unwrap().1, AT_A_TIME);
+    let tried: BTreeSet<String> = rig.tried.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(tried.len(), many);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_superseded_starts_anew_and_one_that_is_gone_is_left_alone() {
+    let rig = Rig::new(Does::Pass);
+    rig.add("alb-1");
+    checks(&rig, 1).await;
+    rig.does(Does::Fail);
+    rig.add("alb-1");
+    seconds(2).await;
+    assert_eq!(rig.health(), Health::Starting, "what its predecessor passed does not count");
+    assert_eq!(rig.tries().len(), 2, "checked at once");
+    seconds(100).await;
+    assert!((12..=13).contains(&rig.tries().len()), "and by one schedule: {:?}", rig.tries());
+    let epoch = rig.registry.snapshot().record("alb-1").unwrap().epoch;
+    rig.registry.remove("alb-1", epoch);
+    let tries = rig.tries().len();
+    seconds(60).await;
+    assert_eq!(rig.tries().len(), tries);
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_and_drains_neither_hide_a_failed_check_nor_are_hidden_by_a_good_one() {
+    let rig = Rig::new(Does::Pass);
+    let id = rig.registry.admit(checked("alb-1"), Now::read()).unwrap().registration_id;
+    let beat = |health| {
+        rig.registry.heartbeat("alb-1", id.reveal(), Some(health), None, Now::read()).unwrap();
+    };
+    checks(&rig, 1).await;
+    beat(Health::Degraded);
+    assert_eq!(rig.health(), Health::Degraded);
+    rig.does(Does::Fail);
+    checks(&rig, 3).await;
+    beat(Health::Healthy);
+    assert_eq!(rig.health(), Health::Unhealthy);
+    rig.registry.begin_maintenance("alb-1").unwrap();
+    assert_eq!(rig.health(), Health::Stopping);
+    rig.does(Does::Pass);
+    checks(&rig, 2).await;
+    assert_eq!(rig.health(), Health::Stopping);
+    rig.registry.resume("alb-1").unwrap();
+    assert_eq!(rig.health(), Health::Healthy);
+}

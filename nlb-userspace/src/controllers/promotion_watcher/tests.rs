@@ -1,0 +1,389 @@
+//! Every transition of a promotion, in paused time, with the registry and the task around it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::model::settings::{PromotionConfig, Settings};
+use crate::model::traffic::Counts;
+use crate::model::{Backend, ForwardMode, Health, RouteKey, Snat};
+use crate::policy::promotion::*;
+use crate::registry::fixtures::{Fleet as _, registration, settings};
+use crate::registry::{Commit, Kept, Refusal, Report};
+
+/// A registry with v1 and v2, each with one instance of its name, and the task that follows promotions.
+struct Fleet {
+    registry: Arc<Registry>,
+    traffic: watch::Sender<Arc<Traffic>>,
+    ids: BTreeMap<&'static str, String>,
+}
+
+const STEP: u64 = 30;
+
+impl Fleet {
+    fn start() -> Fleet {
+        let terms = PromotionConfig { step: Duration::from_secs(STEP), max_error_percent: 5 };
+        let mut fleet = Fleet::with(Registry::new(Settings { promotion: terms, ..settings() }));
+        fleet.add("v1");
+        fleet.add("v2");
+        fleet
+    }
+
+    fn with(registry: Registry) -> Fleet {
+        let registry = Arc::new(registry);
+        let (traffic, readings) = watch::channel(Arc::default());
+        let promotions = super::watch(registry.clone(), readings);
+        tokio::spawn(async move { match promotions.await {} });
+        Fleet { registry, traffic, ids: BTreeMap::new() }
+    }
+
+    fn add(&mut self, version: &'static str) {
+        let mut newcomer = registration(version);
+        newcomer.module.version = version.into();
+        let registered = self.registry.admit(newcomer, Now::read()).unwrap();
+        self.ids.insert(version, registered.registration_id.reveal().to_owned());
+    }
+
+    fn promote(&self, version: &str, pace: Pace) -> Result<u32, Refusal> {
+        let traffic = self.traffic.borrow().clone();
+        let promoted = self.registry.promote(version, pace, &traffic, Commit::Apply, Now::read());
+        promoted.map(|promoted| promoted.percent)
+    }
+
+    fn say(&self, instance: &str, health: Option<Health>, total_requests: u64, failed_requests: u64) {
+        let report = Report { total_requests, failed_requests, ..Report::default() };
+        let id = &self.ids[instance];
+        self.registry.heartbeat(instance, id, health, Some(report), Now::read()).unwrap();
+    }
+
+    fn see(&self, instance: &str, new_flows: u64, resets: u64) {
+        let backend = Backend {
+            instance_id: instance.into(),
+            route: Some(RouteKey { id: "web".into(), operators: false }),
+            addr: "10.0.0.1".parse().unwrap(),
+            port: 80,
+            mode: ForwardMode::Nat,
+            snat: Snat::Always,
+        };
+        let counts = Counts { new_flows, resets, ..Counts::default() };
+        self.traffic.send_replace(Arc::new(Traffic {
+            backends: [(backend.into(), counts)].into(),
+            ..Traffic::default()
+        }));
+    }
+
+    /// Lets so many seconds pass, one by one, so that every look happens.
+    async fn pass(&self, seconds: u64) {
+        for _ in 0..seconds {
+            time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn weights(&self) -> Vec<(String, u32)> {
+        self.registry.desired().borrow().version_weights.clone().into_iter().collect()
+    }
+
+    fn split(&self) -> (u32, u32) {
+        let weights = self.registry.desired().borrow().version_weights.clone();
+        (weights["v1"], weights["v2"])
+    }
+
+    fn is_promoting(&self) -> bool {
+        self.registry.snapshot().promotion.is_some()
+    }
+
+    fn ended(&self) -> String {
+        self.registry.snapshot().last_promotion.clone().unwrap_or_default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grows_step_by_step_and_is_complete_after_a_last_look() {
+    let fleet = Fleet::start();
+    // Without weights of versions, v2 has half by the weight of its instance.
+    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    assert_eq!(fleet.promote("v2", Pace::Steps(40)), Ok(40));
+    assert_eq!(fleet.split(), (60, 40), "the first step comes at once");
+    fleet.pass(STEP - 2).await;
+    assert_eq!(fleet.split(), (60, 40));
+    fleet.pass(4).await;
+    assert_eq!(fleet.split(), (20, 80));
+    fleet.pass(STEP).await;
+    assert_eq!(fleet.split(), (0, 100), "never beyond the whole");
+    assert!(fleet.is_promoting(), "the whole has to prove itself, too");
+    fleet.pass(STEP + 2).await;
+    assert!(!fleet.is_promoting());
+    assert_eq!(fleet.split(), (0, 100));
+    assert_eq!(fleet.ended(), "v2 has all new flows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn begins_from_the_share_that_the_version_has() {
+    let fleet = Fleet::start();
+    assert_eq!(fleet.promote("v2", Pace::Steps(10)), Ok(60), "it had half");
+    assert_eq!(fleet.split(), (40, 60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_others_divide_the_rest_as_before() {
+    let mut fleet = Fleet::start();
+    fleet.add("v3");
+    for (version, weight) in [("v1", 60), ("v3", 20), ("v2", 20)] {
+        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+    }
+    fleet.promote("v2", Pace::Steps(40)).unwrap();
+    assert_eq!(fleet.weights(), [("v1".into(), 30), ("v2".into(), 60), ("v3".into(), 10)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_once_is_one_revision() {
+    let fleet = Fleet::start();
+    let before = fleet.registry.desired().borrow().revision;
+    assert_eq!(fleet.promote("v2", Pace::AtOnce), Ok(100));
+    assert_eq!((fleet.split(), fleet.registry.desired().borrow().revision), ((0, 100), before + 1));
+    fleet.pass(STEP + 2).await;
+    assert!(!fleet.is_promoting());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_requests_take_it_back_at_any_step() {
+    for steps in [0, 1, 2] {
+        let fleet = Fleet::start();
+        fleet.say("v2", None, 500, 500);
+        fleet.promote("v2", Pace::Steps(15)).unwrap();
+        fleet.pass(steps * STEP + 2).await;
+        assert!(fleet.is_promoting(), "errors from before do not count");
+        fleet.say("v2", None, 600, 506);
+        fleet.pass(2).await;
+        assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()), "after {steps} steps");
+        assert_eq!(fleet.ended(), "v2 was rolled back: 6 of 100 requests failed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn resets_take_it_back() {
+    let fleet = Fleet::start();
+    fleet.see("v2", 100, 50);
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    fleet.see("v2", 119, 69);
+    fleet.pass(2).await;
+    assert!(fleet.is_promoting(), "too few to tell");
+    fleet.see("v2", 120, 70);
+    fleet.pass(2).await;
+    assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
+    assert_eq!(fleet.ended(), "v2 was rolled back: 20 TCP resets in 20 new flows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_version_that_errs_is_no_reason() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::Steps(10)).unwrap();
+    fleet.say("v1", None, 1000, 1000);
+    fleet.see("v1", 1000, 1000);
+    fleet.pass(2).await;
+    assert!(fleet.is_promoting());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_without_serving_instances_is_taken_back() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    fleet.say("v2", Some(Health::Unhealthy), 0, 0);
+    fleet.pass(2).await;
+    assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
+    assert_eq!(fleet.ended(), "v2 was rolled back: no instance of it takes new flows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_stops_where_it_is_if_nobody_else_can_serve() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    let v1 = fleet.registry.snapshot().record("v1").unwrap().epoch;
+    fleet.registry.remove("v1", v1);
+    // v2 is the active one of the former split too, now that v1 is gone.
+    fleet.say("v2", Some(Health::Unhealthy), 0, 0);
+    fleet.pass(2).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
+    assert!(fleet.ended().starts_with("v2 was stopped"), "{}", fleet.ended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
+    let mut fleet = Fleet::start();
+    fleet.add("v3");
+    fleet.registry.set_version_weight("v3", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.promote("v2", Pace::Steps(10)).unwrap();
+    assert_eq!(
+        fleet.promote("v3", Pace::AtOnce),
+        Err(Refusal::Promoting { version: "v2".into(), percent: 10 })
+    );
+    assert_eq!(fleet.promote("v2", Pace::AtOnce), Ok(100));
+    let back = fleet.registry.roll_back("", Commit::Apply).unwrap();
+    assert_eq!((back.previous.as_str(), back.current.as_str()), ("v2", "v1"));
+    assert_eq!(
+        fleet.weights(),
+        [("v2".into(), 0), ("v3".into(), 0)],
+        "as before the promotion, not its last step"
+    );
+    assert!(!fleet.is_promoting());
+}
+
+/// What is left of a fleet after the daemon was restarted.
+fn restarted(before: &Fleet) -> Fleet {
+    let kept = Kept::clone(&before.registry.kept().borrow().kept);
+    let registry = Registry::restore((*before.registry.settings()).clone(), kept, Now::read()).unwrap();
+    Fleet::with(registry)
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_it_waits_for_its_instances_and_goes_on_at_its_step() {
+    let fleet = Fleet::start();
+    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.promote("v2", Pace::Steps(40)).unwrap();
+    fleet.pass(STEP + 2).await;
+    assert_eq!(fleet.split(), (20, 80));
+
+    let mut fleet = restarted(&fleet);
+    fleet.add("v1");
+    fleet.pass(3 * STEP).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (true, (20, 80)), "nobody of v2 is there");
+    fleet.add("v2");
+    fleet.say("v2", None, 500, 500);
+    fleet.pass(STEP - 2).await;
+    assert_eq!(fleet.split(), (20, 80), "the step lasts its whole time");
+    fleet.pass(4).await;
+    assert_eq!(fleet.split(), (0, 100));
+    fleet.pass(STEP + 2).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
+    assert_eq!(fleet.ended(), "v2 has all new flows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_it_is_taken_back_like_any_other() {
+    for errs in [true, false] {
+        let fleet = Fleet::start();
+        fleet.promote("v2", Pace::AtOnce).unwrap();
+        let mut fleet = restarted(&fleet);
+        fleet.add("v1");
+        fleet.add("v2");
+        fleet.say("v2", None, 500, 500);
+        fleet.pass(2).await;
+        assert!(fleet.is_promoting(), "what it had counted before does not count");
+        match errs {
+            true => fleet.say("v2", None, 600, 506),
+            false => fleet.say("v2", Some(Health::Unhealthy), 500, 500),
+        }
+        fleet.pass(2).await;
+        assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
+        assert!(fleet.ended().starts_with("v2 was rolled back"), "{}", fleet.ended());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_waits_an_operator_can_end_it() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::Steps(10)).unwrap();
+    let mut fleet = restarted(&fleet);
+    fleet.add("v1");
+    fleet.registry.roll_back("", Commit::Apply).unwrap();
+    assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_version_takes_over_from_one_that_only_proves_itself() {
+    for pace in [Pace::AtOnce, Pace::Steps(40)] {
+        let fleet = Fleet::start();
+        fleet.promote("v2", Pace::AtOnce).unwrap();
+        fleet.promote("v1", pace).unwrap();
+        let v1 = if pace == Pace::AtOnce { 100 } else { 40 };
+        assert_eq!(fleet.split(), (v1, 100 - v1));
+        fleet.say("v2", None, 100, 100);
+        fleet.pass(2).await;
+        assert!(fleet.is_promoting(), "errors of the former one take nothing back any more");
+        fleet.say("v1", None, 100, 100);
+        fleet.pass(2).await;
+        assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
+        assert!(fleet.ended().starts_with("v1 was rolled back"), "{}", fleet.ended());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weight_ends_one_that_only_proves_itself() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    fleet.registry.set_version_weight("v1", 50, Commit::Apply, Now::read()).unwrap();
+    fleet.say("v2", None, 100, 100);
+    fleet.pass(STEP).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (50, 100)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_weight_ends_it() {
+    let fleet = Fleet::start();
+    fleet.promote("v2", Pace::Steps(10)).unwrap();
+    fleet.registry.set_version_weight("v1", 7, Commit::Apply, Now::read()).unwrap();
+    fleet.pass(3 * STEP).await;
+    assert_eq!((fleet.is_promoting(), fleet.split()), (false, (7, 60)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_is_one_revision_and_goes_further_back_each_time() {
+    let fleet = Fleet::start();
+    let set = |version, weight| {
+        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+    };
+    assert_eq!(fleet.registry.roll_back("", Commit::Apply), Err(Refusal::NoFormerSplit));
+    set("v1", 95);
+    set("v2", 5);
+    fleet.promote("v2", Pace::AtOnce).unwrap();
+    let before = fleet.registry.desired().borrow().revision;
+    assert!(fleet.registry.roll_back("", Commit::DryRun).is_ok());
+    assert_eq!(fleet.split(), (0, 100), "a dry run");
+    let back = fleet.registry.roll_back("", Commit::Apply).unwrap();
+    assert_eq!((back.previous.as_str(), back.current.as_str(), back.revision), ("v2", "v1", before + 1));
+    assert_eq!(fleet.split(), (95, 5));
+    fleet.registry.roll_back("", Commit::Apply).unwrap();
+    assert_eq!(fleet.weights(), [("v1".into(), 95)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_to_a_version_finds_its_last_split() {
+    let fleet = Fleet::start();
+    let set = |version, weight| {
+        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+    };
+    set("v2", 5);
+    set("v2", 300);
+    set("v2", 400);
+    let back = fleet.registry.roll_back("v1", Commit::Apply).unwrap();
+    assert_eq!((back.previous.as_str(), back.current.as_str()), ("v2", "v1"));
+    assert_eq!(fleet.weights(), [("v2".into(), 5)]);
+    assert_eq!(fleet.registry.roll_back("v2", Commit::Apply), Err(Refusal::NeverActive("v2".into())));
+    assert_eq!(fleet.registry.roll_back("v9", Commit::Apply), Err(Refusal::UnknownVersion("v9".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
+    let fleet = Fleet::start();
+    for (version, weight) in [("v1", 0), ("v2", 0), ("v2", 5)] {
+        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+    }
+    let refusal = fleet.registry.roll_back("", Commit::Apply).unwrap_err();
+    assert_eq!(refusal, Refusal::EmptySplit);
+    let why = refusal.to_string();
+    assert!(why.contains("weight 0") && why.contains("target_version"), "{why}");
+    assert_eq!(fleet.split(), (0, 5), "nothing was changed");
+    let back = fleet.registry.roll_back("v2", Commit::Apply).unwrap();
+    assert_eq!(
+        (back.current.as_str(), fleet.weights()),
+        ("v2", vec![("v1".to_owned(), 0)]),
+        "a version that had flows can be named"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_versions_are_not_promoted() {
+    let fleet = Fleet::start();
+    assert_eq!(fleet.promote("v9", Pace::AtOnce), Err(Refusal::UnknownVersion("v9".into())));
+    assert!(fleet.weights().is_empty());
+}

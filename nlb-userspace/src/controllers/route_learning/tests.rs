@@ -1,0 +1,281 @@
+//! Under paused time: time passes when everybody waits.
+
+use std::sync::Mutex;
+
+use super::expiry::IDLE;
+use super::queue::{AT_A_TIME, PACE, WAITING};
+use nlb_common::upcall;
+
+use super::*;
+use crate::model::destination::Wanted;
+use crate::model::settings::Settings;
+use crate::model::upcall::QUEUE;
+use crate::model::{L4, Routes};
+use crate::registry::fixtures::{Fleet, route_to, settings};
+use crate::registry::{Commit, Owner};
+
+const VIP: &str = "192.0.2.1";
+
+/// No port.
+const NONE: [u16; 0] = [];
+
+fn question(port: u16) -> Question {
+    let wanted = Wanted { vip: VIP.parse().unwrap(), port, l4: L4::Tcp };
+    let client = "198.51.100.7:40000".parse().unwrap();
+    Question { wanted, client, key: u64::from(port) << 16, asked_at: 1_000_000 }
+}
+
+fn learning() -> Settings {
+    Settings { learn_routes: true, max_routes: 1000, ..settings() }
+}
+
+/// The task at work, between a kernel and modules that a test plays.
+struct Stage {
+    registry: Arc<Registry>,
+    questions: mpsc::Sender<Question>,
+    closed: mpsc::Receiver<Closed>,
+    traffic: watch::Sender<Arc<Traffic>>,
+    /// The ports that were asked about, and when.
+    asked: Arc<Mutex<Vec<(u16, Instant)>>>,
+    /// What all modules say from now on, and how long they take.
+    said: watch::Sender<(Option<Ability>, Duration)>,
+    started: Instant,
+    _task: JoinSet<()>,
+}
+
+const ABLE: Option<Ability> = Some(Ability { can_handle: true, priority: 3 });
+const UNABLE: Option<Ability> = Some(Ability { can_handle: false, priority: 0 });
+
+impl Stage {
+    /// With the module "alb-1", which serves port 80.
+    fn new(settings: Settings) -> Stage {
+        let registry = Arc::new(Registry::new(settings));
+        registry.add("alb-1");
+        let (questions, questions_read) = mpsc::channel(QUEUE);
+        let (answers, closed) = mpsc::channel(QUEUE);
+        let (traffic, traffic_read) = watch::channel(Arc::default());
+        let asked = Arc::<Mutex<Vec<(u16, Instant)>>>::default();
+        let (said, saying) = watch::channel((ABLE, Duration::ZERO));
+        let noted = asked.clone();
+        let ask = move |question: &Question| {
+            noted.lock().unwrap().push((question.wanted.port, Instant::now()));
+            let (ability, delay) = *saying.borrow();
+            async move {
+                time::sleep(delay).await;
+                ability.map(|ability| ("alb-1".to_owned(), ability)).into_iter().collect()
+            }
+        };
+        let line = Line { questions: questions_read, answers };
+        let task = watch(registry.clone(), traffic_read, line, ask);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { match task.await {} });
+        let started = Instant::now();
+        Stage { registry, questions, closed, traffic, asked, said, started, _task: tasks }
+    }
+
+    async fn raise(&self, ports: impl IntoIterator<Item = u16>) {
+        for port in ports {
+            self.questions.send(question(port)).await.unwrap();
+        }
+    }
+
+    /// Lets everybody do what is to be done now.
+    async fn settle(&self) {
+        time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn asked(&self) -> Vec<u16> {
+        self.asked.lock().unwrap().iter().map(|(port, _)| *port).collect()
+    }
+
+    fn learned(&self) -> Vec<u16> {
+        let snapshot = self.registry.snapshot();
+        snapshot.learned.values().map(|learned| learned.wanted.port).collect()
+    }
+
+    fn closed(&mut self) -> Vec<Closed> {
+        std::iter::from_fn(|| self.closed.try_recv().ok()).collect()
+    }
+
+    /// What `alb-1` says when it is asked again about port 81.
+    fn says(&self, ability: Option<Ability>) {
+        let question = crate::model::can_handle::Question {
+            instance_id: "alb-1".into(),
+            route: question(81).wanted.key(),
+        };
+        self.registry.set_abilities([(question, ability.unwrap())].into());
+    }
+
+    fn has_flows(&self, flows: u64) {
+        let service = (VIP.parse().unwrap(), 81, L4::Tcp);
+        let traffic = Traffic { service_flows: [(service, flows)].into(), ..Traffic::default() };
+        self.traffic.send_replace(Arc::new(traffic));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_can_gets_a_route_and_is_asked_once() {
+    let mut stage = Stage::new(learning());
+    stage.said.send_replace((ABLE, Duration::from_secs(1)));
+    stage.raise([81, 81, 81]).await;
+    stage.settle().await;
+    assert_eq!((stage.asked(), stage.learned()), (vec![81], NONE.to_vec()));
+    // The kernel has forgotten its question meanwhile.
+    stage.raise([81]).await;
+    time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((stage.asked(), stage.learned()), (vec![81], vec![81]));
+    stage.raise([81]).await;
+    stage.settle().await;
+    assert_eq!(stage.asked(), [81], "there is a route");
+    assert_eq!(stage.closed(), []);
+    let snapshot = stage.registry.snapshot();
+    let said: Vec<_> = snapshot.said_of_learned("learned:192.0.2.1:81/tcp").collect();
+    assert_eq!(said, [("alb-1", ABLE.unwrap())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_can_handle_is_closed() {
+    let mut stage = Stage::new(learning());
+    for said in [UNABLE, None] {
+        stage.said.send_replace((said, Duration::ZERO));
+        stage.raise([81]).await;
+        time::sleep(PACE).await;
+        let until = question(81).asked_at + upcall::REST;
+        assert_eq!(stage.closed(), [Closed { key: question(81).key, until }], "{said:?}");
+        assert_eq!(stage.learned(), NONE);
+    }
+    assert_eq!(stage.asked(), [81, 81], "when the kernel asks again, so do we");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_become_a_route_is_not_asked_about() {
+    let mut stage = Stage::new(learning());
+    // The module's own.
+    stage.raise([80]).await;
+    let mut elsewhere = question(81);
+    elsewhere.wanted.vip = "192.0.2.9".parse().unwrap();
+    stage.questions.send(elsewhere.clone()).await.unwrap();
+    time::sleep(10 * PACE).await;
+    assert_eq!(stage.closed(), [elsewhere.refused()], "what has a route is not closed");
+
+    stage.registry.configure(settings(), Commit::Apply).unwrap();
+    stage.raise([81]).await;
+    time::sleep(10 * PACE).await;
+    assert_eq!(stage.closed(), [question(81).refused()]);
+    assert_eq!(stage.asked(), NONE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
+    let mut stage = Stage::new(learning());
+    stage.said.send_replace((UNABLE, Duration::ZERO));
+    stage.raise(1000..1500).await;
+    time::sleep(Duration::from_secs(10)).await;
+    let asked = stage.asked.lock().unwrap().clone();
+    // One may be taken off the queue while it fills up.
+    assert!((WAITING..=WAITING + 1).contains(&asked.len()), "{}", asked.len());
+    assert!(asked.windows(2).all(|pair| pair[1].1 - pair[0].1 >= PACE), "{asked:?}");
+    let last = asked.last().unwrap().1 - stage.started;
+    assert!(last < Duration::from_nanos(upcall::OPEN), "the last after {last:?}, when nobody waits any more");
+    let (put_off, refused): (Vec<Closed>, _) =
+        stage.closed().into_iter().partition(|closed| closed.until == question(0).put_off().until);
+    assert_eq!((put_off.len(), refused.len()), (500 - asked.len(), asked.len()));
+
+    stage.raise([2000]).await;
+    stage.settle().await;
+    assert_eq!(stage.asked().last(), Some(&2000), "and then it is as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_modules_are_asked_a_bounded_number_of_questions_at_a_time() {
+    let stage = Stage::new(learning());
+    stage.said.send_replace((ABLE, Duration::from_secs(10)));
+    stage.raise(1000..1020).await;
+    time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(stage.asked().len(), AT_A_TIME);
+    time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(stage.asked().len(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_goes_when_nobody_can_handle_it_and_its_flows_have_ended() {
+    let stage = Stage::new(learning());
+    let learn = async || {
+        stage.raise([81]).await;
+        time::sleep(PACE).await;
+        assert_eq!(stage.learned(), [81]);
+    };
+    learn().await;
+    stage.says(UNABLE);
+    stage.settle().await;
+    assert_eq!(stage.learned(), NONE, "without flows at once");
+
+    learn().await;
+    stage.has_flows(1);
+    time::sleep(2 * LOOK_EVERY).await;
+    stage.says(UNABLE);
+    time::sleep(2 * LOOK_EVERY).await;
+    assert_eq!(stage.learned(), [81], "its flow lives");
+    stage.has_flows(0);
+    time::sleep(2 * LOOK_EVERY).await;
+    assert_eq!(stage.learned(), NONE);
+
+    learn().await;
+    stage.has_flows(1);
+    time::sleep(2 * LOOK_EVERY).await;
+    stage.says(UNABLE);
+    time::sleep(settings().drain_timeout - LOOK_EVERY).await;
+    assert_eq!(stage.learned(), [81]);
+    stage.says(ABLE);
+    time::sleep(settings().drain_timeout).await;
+    assert_eq!(stage.learned(), [81], "it can again");
+    stage.says(UNABLE);
+    time::sleep(settings().drain_timeout + 2 * LOOK_EVERY).await;
+    assert_eq!(stage.learned(), NONE, "flows have so long to end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_goes_with_its_modules() {
+    let stage = Stage::new(learning());
+    stage.raise([81]).await;
+    time::sleep(PACE).await;
+    assert_eq!(stage.learned(), [81]);
+    let epoch = stage.registry.snapshot().modules["alb-1"].epoch;
+    stage.registry.remove("alb-1", epoch).unwrap();
+    stage.settle().await;
+    assert_eq!(stage.learned(), NONE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_goes_that_nobody_uses() {
+    let stage = Stage::new(learning());
+    stage.raise([81]).await;
+    time::sleep(IDLE / 2).await;
+    stage.has_flows(1);
+    time::sleep(IDLE).await;
+    stage.has_flows(0);
+    time::sleep(IDLE - 2 * LOOK_EVERY).await;
+    assert_eq!(stage.learned(), [81]);
+    time::sleep(4 * LOOK_EVERY).await;
+    assert_eq!(stage.learned(), NONE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configured_route_takes_its_place() {
+    let stage = Stage::new(learning());
+    stage.raise([81]).await;
+    time::sleep(PACE).await;
+    let operators = Routes::unit("ops".to_owned(), route_to(VIP, 81).into());
+    let registry = &stage.registry;
+    registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read()).unwrap();
+    stage.settle().await;
+    assert_eq!(stage.learned(), NONE);
+    let settings = Settings { learn_routes: false, ..learning() };
+    registry.delete_route(Owner::Operator, "ops", Commit::Apply).unwrap();
+    stage.raise([81]).await;
+    time::sleep(PACE).await;
+    assert_eq!(stage.learned(), [81], "and gives it back");
+    registry.configure(settings, Commit::Apply).unwrap();
+    stage.settle().await;
+    assert_eq!(stage.learned(), NONE, "it is switched off");
+}

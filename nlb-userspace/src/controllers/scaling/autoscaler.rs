@@ -1,0 +1,63 @@
+//! When to act on a group's load: not on one sample, and not again before the last change could show.
+//!
+//! ```text
+//!            more wanted                 3rd sample
+//!   steady --------------> growing(n) ----------------+
+//!     ^  ^   fewer wanted               3rd sample    v
+//!     |  +---------------> shrinking(n) ----------> cooling
+//!     |     neither: back to steady                   |
+//!     +-----------------------------------------------+  cooldown over
+//! ```
+
+use tokio::time::Instant;
+
+use crate::policy::scaling::load::Load;
+use crate::policy::scaling::policy::Policy;
+
+/// Samples in a row that have to say the same.
+const SAMPLES: u32 = 3;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Autoscaler {
+    #[default]
+    Steady,
+    /// So many samples in a row wanted more instances.
+    Growing(u32),
+    Shrinking(u32),
+    /// The group was asked to change; what is measured until then says nothing about it.
+    Cooling {
+        until: Instant,
+    },
+}
+
+impl Autoscaler {
+    /// Shows it a sample. Answers how many instances the group is to be asked for now.
+    pub fn sample(&mut self, policy: &Policy, load: &Load, now: Instant) -> Option<u32> {
+        if self.is_cooling(now) {
+            return None;
+        }
+        let wanted = policy.wanted(load);
+        *self = match (wanted.cmp(&load.instances), *self) {
+            (std::cmp::Ordering::Equal, _) => Autoscaler::Steady,
+            (std::cmp::Ordering::Greater, Autoscaler::Growing(samples)) => Autoscaler::Growing(samples + 1),
+            (std::cmp::Ordering::Greater, _) => Autoscaler::Growing(1),
+            (std::cmp::Ordering::Less, Autoscaler::Shrinking(samples)) => Autoscaler::Shrinking(samples + 1),
+            (std::cmp::Ordering::Less, _) => Autoscaler::Shrinking(1),
+        };
+        match *self {
+            Autoscaler::Growing(samples) | Autoscaler::Shrinking(samples) if samples >= SAMPLES => {
+                Some(wanted)
+            }
+            _ => None,
+        }
+    }
+
+    /// The group was asked to change, by whoever it was.
+    pub fn cool(&mut self, policy: &Policy, now: Instant) {
+        *self = Autoscaler::Cooling { until: now + policy.cooldown };
+    }
+
+    pub fn is_cooling(&self, now: Instant) -> bool {
+        matches!(self, Autoscaler::Cooling { until } if now < *until)
+    }
+}

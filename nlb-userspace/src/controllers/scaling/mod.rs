@@ -1,0 +1,217 @@
+//! Scaling: how many instances a group should have, and whom to ask for them.
+//!
+//! A group is the instances of one type and one version: what one program on one release serves. The NLB starts and ends
+//! no process itself. It watches the groups' load, and asks one instance of a group, by ModuleService.Scale, to see to
+//! another number. [`autoscaler`] decides when, [`policy`] how many, [`group`] whom; this file keeps the groups and shows
+//! them to the registry's heartbeats and the data path's counts. The calls themselves are made by `grpc`.
+
+mod autoscaler;
+mod group;
+mod load;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::model::Health;
+use crate::model::traffic::Traffic;
+use crate::policy::lease::Standing;
+use crate::policy::scaling::GroupKey;
+use crate::registry::{Record, State};
+
+pub use crate::policy::scaling::load::Load;
+pub use crate::policy::scaling::policy::{Policy, Targets};
+use group::Group;
+pub use group::{Attempt, Order};
+
+/// The instances that count: those that are going, or not heard of, do not.
+fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
+    let alive = |record: &&Record| {
+        record.standing == Standing::Current
+            && record.health() != Health::Stopping
+            && key.has(&record.registration.module)
+    };
+    state.modules.values().map(Arc::as_ref).filter(alive).collect()
+}
+
+/// An operator's, else that of the first instance that has one.
+fn policy<'a>(key: &GroupKey, state: &'a State, members: &[&'a Record]) -> Option<&'a Policy> {
+    let of_members = || members.iter().find_map(|record| record.registration.scaling.as_ref());
+    state.scaling.get(key).or_else(of_members)
+}
+
+/// What an operator wants of a group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    pub number: Number,
+    /// Takes the place of the group's policy, for as long as it has instances.
+    pub policy: Option<Policy>,
+    /// Whom to ask; else the NLB chooses.
+    pub instance_id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// As it is.
+    Same,
+    /// One more, or up to this.
+    More(Option<u32>),
+    /// One fewer, or down to this.
+    Fewer(Option<u32>),
+    Exactly(u32),
+}
+
+/// Why a wish is not followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unscalable {
+    #[error("the group has no living instance that could be asked; start one first")]
+    Empty,
+    #[error("{wanted} instances would be below min_instances, which is {min}; lower it in config")]
+    BelowMin { wanted: u32, min: u32 },
+    #[error("{wanted} instances would be above max_instances, which is {max}; raise it in config")]
+    AboveMax { wanted: u32, max: u32 },
+    #[error("{wanted} instances are not more than the {current} there are; use scale_down or set")]
+    NotMore { wanted: u32, current: u32 },
+    #[error("{wanted} instances are not fewer than the {current} there are; use scale_up or set")]
+    NotFewer { wanted: u32, current: u32 },
+}
+
+/// What becomes of a wish.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    pub current: u32,
+    pub wanted: u32,
+    /// `None` if the group is as it should be.
+    pub order: Option<Order>,
+}
+
+/// What a heartbeat leads to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Heard {
+    /// The number of instances that this one was asked for since its last heartbeat.
+    pub asked_for: Option<u32>,
+    pub order: Option<Order>,
+}
+
+/// The groups whose size somebody cares about. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Scaling {
+    groups: Arc<Mutex<BTreeMap<GroupKey, Group>>>,
+}
+
+impl Scaling {
+    /// A heartbeat has come. The first of each round of the group's heartbeats is a sample of its load.
+    pub fn heard(&self, instance_id: &str, state: &State, traffic: &Traffic, now: Instant) -> Heard {
+        let Ok(record) = state.record(instance_id) else { return Heard::default() };
+        let key = GroupKey::of(&record.registration.module);
+        let mut groups = self.lock();
+        if record.registration.scaling.is_some() || state.scaling.contains_key(&key) {
+            groups.entry(key.clone()).or_default();
+        }
+        let Some(group) = groups.get_mut(&key) else { return Heard::default() };
+        let asked_for = group.take_notice(instance_id);
+        let order = match group.begins_round(instance_id) {
+            true => sample(&key, group, state, traffic, now),
+            false => None,
+        };
+        Heard { asked_for, order }
+    }
+
+    /// Samples the groups that heartbeats have not shown for long, and forgets those that are gone.
+    pub fn look(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
+        let mut groups = self.lock();
+        groups.retain(|key, group| !group.is_due(now) || state.has_group(key));
+        let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
+        due.filter_map(|(key, group)| sample(key, group, state, traffic, now)).collect()
+    }
+
+    /// The groups whose policies are of no use any more.
+    pub fn gone(&self, state: &State) -> BTreeSet<GroupKey> {
+        // After a start nobody is there yet.
+        if state.awaited.is_some() {
+            return BTreeSet::new();
+        }
+        let groups = self.lock();
+        let gone = state.scaling.keys().filter(|key| !groups.contains_key(key));
+        gone.filter(|key| !state.has_group(key)).cloned().collect()
+    }
+
+    /// Follows an operator's wish, if the policy allows it: in a cooldown, too, and another begins with it.
+    pub fn wish(
+        &self,
+        key: &GroupKey,
+        wish: &Wish,
+        state: &State,
+        now: Instant,
+    ) -> Result<Decision, Unscalable> {
+        let mut groups = self.lock();
+        let members = members(key, state);
+        let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let group = groups.entry(key.clone()).or_default();
+        let policy =
+            wish.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
+        let wanted = wish.number.of(current)?;
+        if wanted < current.min(policy.min) {
+            return Err(Unscalable::BelowMin { wanted, min: policy.min });
+        }
+        if wanted > current.max(policy.max) {
+            return Err(Unscalable::AboveMax { wanted, max: policy.max });
+        }
+        if wanted == current {
+            return Ok(Decision { current, wanted, order: None });
+        }
+        let order = group.order(key, &members, wish.instance_id.as_deref(), wanted, policy, now);
+        Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
+    }
+
+    /// What became of an order.
+    pub fn conclude(&self, order: &Order, outcome: Result<String, String>) {
+        if let Some(group) = self.lock().get_mut(&order.group) {
+            group.conclude(order, outcome);
+        }
+    }
+
+    /// How an instance's group stands, for people.
+    pub fn details(&self, record: &Record, state: &State, now: Instant) -> BTreeMap<String, String> {
+        let key = GroupKey::of(&record.registration.module);
+        let groups = self.lock();
+        let members = members(&key, state);
+        let policy = policy(&key, state, &members);
+        groups.get(&key).map(|group| group.details(&members, policy, now)).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupKey, Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sample(
+    key: &GroupKey,
+    group: &mut Group,
+    state: &State,
+    traffic: &Traffic,
+    now: Instant,
+) -> Option<Order> {
+    let members = members(key, state);
+    let policy = policy(key, state, &members).filter(|policy| policy.automatic).cloned();
+    group.sampled(now);
+    let policy = policy?;
+    let wanted = group.autoscaler.sample(&policy, &load::of(&members, traffic), now)?;
+    group.order(key, &members, None, wanted, policy, now)
+}
+
+impl Number {
+    fn of(self, current: u32) -> Result<u32, Unscalable> {
+        match self {
+            Number::Same => Ok(current),
+            Number::More(None) => Ok(current.saturating_add(1)),
+            Number::Fewer(None) => Ok(current.saturating_sub(1)),
+            Number::More(Some(wanted)) if wanted <= current => Err(Unscalable::NotMore { wanted, current }),
+            Number::Fewer(Some(wanted)) if wanted >= current => Err(Unscalable::NotFewer { wanted, current }),
+            Number::More(Some(wanted)) | Number::Fewer(Some(wanted)) | Number::Exactly(wanted) => Ok(wanted),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `nlb serve`: puts the daemon together and runs it until it is told to stop.
+
+pub mod fd_limit;
+pub mod shutdown;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow, bail};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config::{Config, Configuration};
+use crate::controllers::resolve::{self, Resolver};
+use crate::controllers::{active_version, route_learning};
+use crate::controllers::{health_checks, lease_watcher, promotion_watcher, reset_watcher};
+use crate::datapath::interfaces::Wires;
+use crate::datapath::netlink::Netlink;
+use crate::grpc::{self, Control, Peers, Prober};
+use crate::model::clock::Now;
+use crate::model::reachability::Inward;
+use crate::registry::Registry;
+use crate::telemetry::alarms;
+use crate::telemetry::metrics::{Recorder, Sources};
+use crate::{datapath, store};
+
+const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
+
+/// How long calls that wait for something may hold up the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
+    fd_limit::make_room(config.registry.max_modules)?;
+    let _claimed = store::claim(&config.state_dir)?;
+    let registry = Arc::new(restored(&config)?);
+    let listener = TcpListener::bind(config.grpc).await;
+    let listener =
+        listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
+    if !config.grpc.ip().is_loopback() {
+        warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
+    }
+    let running = datapath::start(&config, registry.desired()).await?;
+    let datapath::Running { applied, traffic, hops, questions, answers, mut details, mut tasks } = running;
+    details.push(("vips".to_owned(), vips(&config)));
+
+    let (publish_stored, stored) = watch::channel(store::Stored::default());
+    let storing = store::keep(config.state_dir.clone(), registry.kept(), publish_stored);
+    tasks.spawn(async move { match storing.await {} });
+    let started_at = SystemTime::now();
+    let sources = Sources {
+        registry: registry.clone(),
+        applied: applied.clone(),
+        traffic: traffic.clone(),
+        started_at,
+    };
+    let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
+    tasks.spawn(async move { match recorder.run().await {} });
+    let resolver = Resolver::system().with_inward(inward_addresses(&config)?);
+    let (leases, names) = (
+        lease_watcher::watch(registry.clone()),
+        resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY),
+    );
+    let promotions = promotion_watcher::watch(registry.clone(), traffic.clone());
+    let peers = Peers::default();
+    let prober = Prober::new(peers.clone(), hops);
+    let checks = health_checks::watch(registry.clone(), move |target| prober.clone().probe(target));
+    let resets = reset_watcher::watch(registry.clone(), traffic.clone());
+    tasks.spawn(async move { match checks.await {} });
+    tasks.spawn(async move { match resets.await {} });
+    let alarms = alarms::watch(traffic.clone());
+    tasks.spawn(async move { match alarms.await {} });
+    tasks.spawn(async move { match leases.await {} });
+    tasks.spawn(async move { match promotions.await {} });
+    tasks.spawn(async move { match names.await {} });
+    let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
+    tasks.spawn(async move { match abilities.await {} });
+    let wishes = grpc::ask_wishes(registry.clone(), peers.clone(), active_version::EVERY);
+    tasks.spawn(async move { match wishes.await {} });
+    let who_can = grpc::who_can(registry.clone(), peers.clone());
+    let learning = route_learning::watch(
+        registry.clone(),
+        traffic.clone(),
+        route_learning::Line { questions, answers },
+        who_can,
+    );
+    tasks.spawn(async move { match learning.await {} });
+    let control = Control {
+        registry,
+        applied,
+        stored,
+        traffic,
+        metrics,
+        resolver,
+        peers,
+        scaling: Default::default(),
+        started_at,
+        configuration: Arc::new(configuration),
+        details,
+    };
+    info!("serving on {}, gRPC at {}", config.interfaces.join(", "), listener.local_addr()?);
+
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut server = tokio::spawn(grpc::serve(listener, control, async move { drop(stopped.await) }));
+    tokio::select! {
+        told = shutdown::signal_received() => told?,
+        ended = &mut server => return ended?.context("the gRPC server failed"),
+        Some(ended) = tasks.join_next() => {
+            ended?.context("a task of the daemon failed")?;
+            bail!("a task of the daemon ended");
+        }
+    }
+    info!("stopping");
+    drop(stop);
+    match tokio::time::timeout(FAREWELL, server).await {
+        Ok(ended) => ended?.context("the gRPC server failed"),
+        // Whoever still waits for a drain is cut off.
+        Err(_) => Ok(()),
+    }
+}
+
+/// With what operators had set, unless that is to be ignored.
+fn restored(config: &Config) -> anyhow::Result<Registry> {
+    let directory = &config.state_dir;
+    if config.ignore_state
+        && let Some(aside) = store::set_aside(directory)?
+    {
+        warn!("ignoring what operators had set; it is in {} now", aside.display());
+    }
+    let kept = store::read(directory)?;
+    let (routes, limits) = (kept.operator_routes.len(), kept.rate_limits.len());
+    let registry = Registry::restore(config.registry.clone(), kept, Now::read());
+    let registry = registry.map_err(|refusal| {
+        store::unusable(directory, anyhow!("it does not fit the settings of this start: {refusal}"))
+    })?;
+    info!(routes, limits, directory = %directory.display(), "what operators had set is in force");
+    Ok(registry)
+}
+
+/// Tells which addresses are inward; where the kernel does not answer, none is known to be.
+fn inward_addresses(
+    config: &Config,
+) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Inward>> + use<>> {
+    let wires = Wires::new(&config.interfaces);
+    let netlink = Arc::new(Netlink::open()?.0);
+    Ok(move |address| {
+        let (wires, netlink) = (wires.clone(), netlink.clone());
+        async move {
+            wires.inward(&netlink, address).await.unwrap_or_else(|error| {
+                warn!("whether {address} is on this host is not known: {error:#}");
+                None
+            })
+        }
+        .boxed()
+    })
+}
+
+fn vips(config: &Config) -> String {
+    match config.registry.vips.to_string() {
+        vips if vips.is_empty() => "any".to_owned(),
+        vips => vips,
+    }
+}

@@ -1,0 +1,191 @@
+//! What the data path did, as numbers: the kernel's counters and flow table, read twice a second.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nlb_common::abi::{BackendStats, LimitStats};
+use nlb_common::flow::{IdleTimes, WAYS};
+use nlb_common::verdict;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::loader::Datapath;
+use super::maps::bpf::Readings;
+use crate::compile::MapImage;
+use crate::model::L4;
+use crate::model::traffic::Counts;
+use crate::model::traffic::LimitCounts;
+use crate::model::traffic::Traffic;
+use crate::reconcile::Applied;
+
+/// What is told of flows is to be true within a second.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Reads the kernel's numbers twice a second and publishes them, until the reconciler goes away.
+pub async fn run(
+    mut collector: Collector,
+    datapath: Arc<Datapath>,
+    applied: watch::Receiver<Arc<Applied>>,
+    traffic: watch::Sender<Arc<Traffic>>,
+) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    while applied.has_changed().is_ok() {
+        ticks.tick().await;
+        let image = applied.borrow().image.clone();
+        // A scan of a million flows takes some milliseconds, during which other tasks should go on.
+        match tokio::task::block_in_place(|| collector.collect(&image, datapath.now()?)) {
+            Ok(found) => drop(traffic.send_replace(Arc::new(found))),
+            Err(error) => warn!("the data path's counters could not be read: {error:#}"),
+        }
+    }
+}
+
+/// Then whoever else wants this CPU goes first: applications on the same host should not wait for a scan of all flows.
+const ENTRIES_AT_A_TIME: usize = 1 << 13;
+
+pub struct Collector {
+    readings: Readings,
+    idle: IdleTimes,
+    /// The state words of entries that were found expired, by place; 0 of all others. The data path's clock comes round
+    /// again after nine hours, when what nobody has overwritten would look young.
+    expired: Vec<u64>,
+    backends: BTreeMap<u16, Tenant>,
+    /// What a rate limit's counters stood at when it got its id, by id and generation: counts of the id's former owners.
+    limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
+}
+
+/// Who has a backend's id, or had it last.
+struct Tenant {
+    generation: u8,
+    /// What the counters stood at when it got the id: they are never reset.
+    offset: BackendStats,
+    /// What they stood at when it was gone, which is what the next one begins with.
+    left_at: Option<BackendStats>,
+    closed_flows: u64,
+}
+
+impl Collector {
+    pub fn new(readings: Readings, idle: IdleTimes) -> Self {
+        let expired = vec![0; readings.flows.all().len() * WAYS];
+        Collector { readings, idle, expired, backends: BTreeMap::new(), limit_offsets: BTreeMap::new() }
+    }
+
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    /// As of this tick of the data path's clock.
+    pub fn collect(&mut self, image: &MapImage, now: u16) -> anyhow::Result<Traffic> {
+        let counters = self.readings.counters()?;
+        let exits = counters.iter().enumerate();
+        let exits = exits.filter_map(|(i, count)| Some((verdict::exit_name(i as u32)?, *count))).collect();
+        let mut traffic = Traffic {
+            exits,
+            packets_seen: counters[verdict::SEEN_COUNTER as usize],
+            unrecorded: counters[verdict::UNRECORDED_COUNTER as usize],
+            unasked: counters[verdict::UNASKED_COUNTER as usize],
+            ..Traffic::default()
+        };
+        let counted =
+            image.backend_ids.iter().map(|(id, backend)| Ok((id, backend, self.readings.backend(id)?)));
+        let counted = counted.collect::<anyhow::Result<Vec<_>>>()?;
+        for (id, tenant) in self.backends.iter_mut().filter(|(id, _)| image.backend_ids.key(**id).is_none()) {
+            if tenant.left_at.is_none() {
+                tenant.left_at = Some(self.readings.backend(*id)?);
+            }
+        }
+        // After the counters: a flow that begins in between must not look as if it had ended.
+        let flows = self.count_flows(image, now);
+        // Collected in their order, which is much cheaper than one by one.
+        traffic.backends = counted
+            .into_iter()
+            .map(|(id, backend, counted)| {
+                let active = flows.by_backend.get(&id).copied().unwrap_or_default();
+                let counts = self.counts(id, image.backend_ids.generation(id), counted, active);
+                (backend.clone(), counts)
+            })
+            .collect();
+        for (id, name) in image.limit_ids.iter() {
+            let counts = self.limit_counts(id, image.limit_ids.generation(id))?;
+            traffic.limits.insert(name.clone(), counts);
+        }
+        traffic.service_flows = flows.by_service;
+        Ok(traffic)
+    }
+
+    /// What a backend counted since it got its id.
+    fn counts(&mut self, id: u16, generation: u8, now: BackendStats, active: (u64, u64)) -> Counts {
+        let newcomer = |offset| Tenant { generation, offset, left_at: None, closed_flows: 0 };
+        let first = if generation == 0 { BackendStats::default() } else { now };
+        let tenant = self.backends.entry(id).or_insert_with(|| newcomer(first));
+        if tenant.generation != generation {
+            *tenant = newcomer(tenant.left_at.unwrap_or(now));
+        }
+        let offset = tenant.offset;
+        let new_flows = now.new_flows - offset.new_flows;
+        let (active_flows, active_tcp_flows) = active;
+        tenant.closed_flows = tenant.closed_flows.max(new_flows.saturating_sub(active_flows));
+        Counts {
+            new_flows,
+            closed_flows: tenant.closed_flows,
+            active_flows,
+            active_tcp_flows,
+            packets: now.packets - offset.packets,
+            bytes: now.bytes - offset.bytes,
+            reply_packets: now.reply_packets - offset.reply_packets,
+            reply_bytes: now.reply_bytes - offset.reply_bytes,
+            resets: now.resets - offset.resets,
+        }
+    }
+
+    /// What a rate limit counted since it got its id.
+    fn limit_counts(&mut self, id: u16, generation: u8) -> anyhow::Result<LimitCounts> {
+        let now = self.readings.limit(id)?;
+        let fresh = if generation == 0 { LimitStats::default() } else { now };
+        let (since, offset) = self.limit_offsets.entry(id).or_insert((generation, fresh));
+        if *since != generation {
+            (*since, *offset) = (generation, now);
+        }
+        Ok(LimitCounts { passed: now.passed - offset.passed, refused: now.refused - offset.refused })
+    }
+
+    fn count_flows(&mut self, image: &MapImage, now: u16) -> Flows {
+        let mut flows = Flows::default();
+        let entries = self.readings.flows.all().iter().flat_map(|bucket| &bucket.entries);
+        for (place, (entry, expired)) in entries.zip(&mut self.expired).enumerate() {
+            if place % ENTRIES_AT_A_TIME == 0 {
+                std::thread::yield_now();
+            }
+            let Some((key, state)) = entry.snapshot() else { continue };
+            if !key.is_forward() || state.is_closed() || *expired == state.word() {
+                continue;
+            }
+            if state.is_expired(now, &self.idle) {
+                *expired = state.word();
+                continue;
+            }
+            let Some(row) = image.rows.backends.get(&state.backend()) else { continue };
+            if row.generation != state.generation() {
+                continue;
+            }
+            let l4 = if key.protocol() == L4::Tcp as u8 { L4::Tcp } else { L4::Udp };
+            let (all, tcp) = flows.by_backend.entry(state.backend()).or_default();
+            *all += 1;
+            *tcp += (l4 == L4::Tcp) as u64;
+            if let Some(vip) = image.address_ids.key(key.local()) {
+                *flows.by_service.entry((*vip, key.local_port().get(), l4)).or_default() += 1;
+            }
+        }
+        flows
+    }
+}
+
+#[derive(Default)]
+struct Flows {
+    /// All flows, and those of TCP.
+    by_backend: BTreeMap<u16, (u64, u64)>,
+    by_service: BTreeMap<(IpAddr, u16, L4), u64>,
+}

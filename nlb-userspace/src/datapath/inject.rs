@@ -1,0 +1,74 @@
+//! Sends packets that waited through the balancer again.
+//!
+//! Since Linux 5.18 the kernel does so on its own, as if they had just come in. Before, it runs the program on a copy and says
+//! what should become of that; then it is for us to send the copy. It does not say by which interface, but the program has left
+//! that interface's MAC address in the frame.
+
+use anyhow::Context as _;
+use nix::ifaddrs::getifaddrs;
+
+use super::loader::{Datapath, Fate};
+
+/// Sends a frame through the balancer that came in by the interface `from`, and on from there. `towards` is the interface that
+/// leads to what it waited for.
+pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
+    if datapath.has_live_frames() {
+        datapath.inject_live(frame, from)
+    } else {
+        by_hand(datapath, frame, from, towards)
+    }
+}
+
+/// The same without the kernel's live frames.
+pub fn by_hand(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
+    let (fate, frame) = datapath.try_out(frame, from)?;
+    match fate {
+        Fate::Passed => datapath.take_in(&frame, from),
+        Fate::SentBack => datapath.send(&frame, from),
+        Fate::SentOn => datapath.send(&frame, way_out(&frame, &links()?, from, towards)),
+        Fate::Dropped => Ok(()),
+    }
+}
+
+/// An interface's index and MAC address.
+type Link = (u32, [u8; 6]);
+
+fn links() -> anyhow::Result<Vec<Link>> {
+    let all = getifaddrs().context("listing interfaces")?;
+    let links = all.filter_map(|interface| {
+        let address = interface.address?;
+        let link = address.as_link_addr()?;
+        Some((link.ifindex() as u32, link.addr()?))
+    });
+    Ok(links.collect())
+}
+
+/// The interface that a frame leaves by: the one with its source address. VLAN devices share theirs, the packet may have taken
+/// another way than the one that it waited for, and a refusal goes back from whatever address the packet was sent to.
+fn way_out(frame: &[u8], links: &[Link], from: u32, towards: Option<u32>) -> u32 {
+    let source = frame.get(6..12).unwrap_or_default();
+    let having_it: Vec<_> =
+        links.iter().filter(|(_, mac)| mac == source).map(|(ifindex, _)| *ifindex).collect();
+    let likely = towards.into_iter().chain([from]).find(|ifindex| having_it.contains(ifindex));
+    likely.or(having_it.first().copied()).unwrap_or(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_leaves_by_the_interface_with_its_source_address() {
+        let mac = |last| [2, 0, 0, 0, 0, last];
+        let links = [(1, [0; 6]), (2, mac(2)), (3, mac(3)), (4, mac(3)), (5, mac(5))];
+        let out = |last, from, towards| {
+            let frame = [&mac(0xee)[..], &mac(last), &[8, 0]].concat();
+            way_out(&frame, &links, from, towards)
+        };
+        assert_eq!(out(3, 2, Some(4)), 4, "where it waited for a way");
+        assert_eq!(out(3, 4, Some(2)), 4, "where it came from, if it took another way");
+        assert_eq!(out(3, 2, Some(5)), 3, "the first of several");
+        assert_eq!(out(5, 2, None), 5);
+        assert_eq!(out(9, 2, Some(3)), 2, "back, from an address that no interface has");
+    }
+}

@@ -1,0 +1,422 @@
+//! Loads the XDP programs and attaches them to interfaces.
+
+mod clock;
+mod errors;
+mod object;
+
+use std::fs;
+use std::ops::RangeInclusive;
+
+use anyhow::{anyhow, bail};
+use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
+use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode as Attach};
+use aya::programs::{SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya_obj::programs::XdpAttachType;
+use nix::net::if_::if_nametoindex;
+use nlb_common::abi::{PARKED_BYTES, Settings, Stage};
+use nlb_common::flow::{IdleTimes, WAYS};
+use tracing::{info, warn};
+
+pub(crate) use super::errors::chain;
+pub use clock::Clock;
+use clock::jiffies;
+use errors::{explain_attach, explain_load, patiently};
+use object::{JIFFIES, OBJECT, missing, program};
+
+use super::maps::stages::{self, Stages};
+use super::maps::{prefixes, swap};
+use crate::config::{Flows, OuterSources, XdpMode};
+use crate::model::settings::TableSizes;
+
+/// Programs can be run on frames that really go where they are sent since this one.
+const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
+
+/// What the program is loaded with.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// The table of flows has room for `flows.max`, rounded up to a power of two.
+    pub flows: Flows,
+    pub limits: TableSizes,
+    pub snat_ports: RangeInclusive<u16>,
+    pub gue_port: u16,
+    pub ipip_sources: OuterSources,
+    /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
+    /// program sits at its other end; a redirect, which is a little slower, arrives there.
+    pub use_tx: bool,
+}
+
+impl Sizes {
+    pub fn idle_times(&self, clock: &Clock) -> IdleTimes {
+        IdleTimes {
+            opening: clock.ticks(self.flows.opening),
+            established: clock.ticks(self.flows.established),
+            closing: clock.ticks(self.flows.closing),
+            udp: clock.ticks(self.flows.udp),
+        }
+    }
+
+    pub fn flow_buckets(&self) -> u32 {
+        self.flows.max.div_ceil(WAYS as u32).next_power_of_two()
+    }
+}
+
+/// What the balancer says is to become of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Dropped,
+    /// Left to the kernel's stack.
+    Passed,
+    /// Sent out of the interface that it came in by.
+    SentBack,
+    /// Sent out of some interface.
+    SentOn,
+}
+
+/// A loaded object.
+pub struct Datapath {
+    /// Gives access to the maps.
+    pub bpf: Ebpf,
+    clock: Clock,
+    live_frames: bool,
+    _stages: Vec<Stages>,
+}
+
+impl Datapath {
+    /// Loads the balancer for drivers' frames. The maps have the given sizes, and nothing in them.
+    pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
+        let clock = Clock::measure()?;
+        let mut bpf = open(sizes, &clock, VerifierLogLevel::default())?;
+        patiently(program(&mut bpf, BALANCER)?, Xdp::load)?;
+        patiently(program(&mut bpf, JIFFIES)?, Xdp::load)?;
+        patiently(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
+        let mut stages = stages::take(&mut bpf, "STAGES")?;
+        for stage in Stage::ALL {
+            let program = program(&mut bpf, stage_name(stage))?;
+            patiently(program, Xdp::load)?;
+            stages.set(stage as u32, program.fd()?, 0)?;
+        }
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: vec![stages] })
+    }
+
+    /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
+    pub fn load_door(&mut self) -> anyhow::Result<()> {
+        let bpf = &mut self.bpf;
+        patiently(classifier(bpf, DOOR)?, SchedClassifier::load)?;
+        let mut stages = stages::take(bpf, "TC_STAGES")?;
+        for (stage, name) in
+            [(Stage::Icmp, DOOR_ICMP), (Stage::Fragments, DOOR_FRAGMENTS), (Stage::Quic, DOOR_QUIC)]
+        {
+            let program = classifier(bpf, name)?;
+            patiently(program, SchedClassifier::load)?;
+            stages.set(stage as u32, program.fd()?, 0)?;
+        }
+        self._stages.push(stages);
+        Ok(())
+    }
+
+    /// Loads the receiving end of dsr-ipip and, on this port, of gue.
+    pub fn load_decap(gue_port: u16) -> anyhow::Result<Self> {
+        let clock = Clock::measure()?;
+        let mut bpf = EbpfLoader::new()
+            .override_global("GUE_PORT", &gue_port, true)
+            .map_max_entries("PEERS", 1 << 16)
+            .load(OBJECT)
+            .map_err(explain_load)?;
+        patiently(program(&mut bpf, DECAP)?, Xdp::load)?;
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: Vec::new() })
+    }
+
+    /// The balancer for packets from the wire.
+    pub fn for_wires(&mut self) -> anyhow::Result<Balancer> {
+        let program = program(&mut self.bpf, BALANCER)?;
+        Ok(Balancer(Xdp::from_program_info(program.info()?, BALANCER.into(), XdpAttachType::Interface)?))
+    }
+
+    /// The balancer for packets of local stacks, once it is loaded.
+    pub fn door(&mut self) -> anyhow::Result<Door> {
+        let program = classifier(&mut self.bpf, DOOR)?;
+        Ok(Door(SchedClassifier::from_program_info(program.info()?, DOOR.into())?))
+    }
+
+    pub fn attach_decap(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
+        let ifindex = if_nametoindex(interface)
+            .map_err(|_| anyhow!("there is no interface {interface}; `ip link` lists them"))?;
+        attach(program(&mut self.bpf, DECAP)?, ifindex, interface, mode).map(|(_, mode)| mode)
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Whether the kernel can do [`inject_live`](Self::inject_live).
+    pub fn has_live_frames(&self) -> bool {
+        self.live_frames
+    }
+
+    /// Sends a frame through the balancer as if it had just arrived on the interface. Where the program sends it, it really goes.
+    pub fn inject_live(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        let context = arrival(frame, ifindex);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        };
+        self.run_balancer(options).map(drop)
+    }
+
+    /// Runs the balancer on a frame as if it had just arrived on the interface; the answer is what it makes of the frame. All
+    /// that the program notes, it notes.
+    pub fn try_out(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<(Fate, Vec<u8>)> {
+        let context = arrival(frame, ifindex);
+        let mut out = vec![0; frame.len() + ROOM_FOR_HEADERS];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let run = self.run_balancer(options)?;
+        out.truncate(run.data_size_out as usize);
+        // `enum xdp_action`.
+        let fate = match run.return_value {
+            2 => Fate::Passed,
+            3 => Fate::SentBack,
+            4 => Fate::SentOn,
+            _ => Fate::Dropped,
+        };
+        Ok((fate, out))
+    }
+
+    fn run_balancer(&self, options: TestRunOptions) -> anyhow::Result<TestRunResult> {
+        let program: &Xdp = self.bpf.program(BALANCER).ok_or_else(|| missing(BALANCER))?.try_into()?;
+        program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))
+    }
+
+    /// Sends a frame out of an interface, as it is.
+    pub fn send(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        self.hand_over(frame, ifindex, false)
+    }
+
+    /// Has the kernel's stack take a frame in as if it had arrived on the interface.
+    pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+        self.hand_over(frame, ifindex, true)
+    }
+
+    fn hand_over(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
+        // `struct __sk_buff`: twelve words that are the kernel's, and the control block.
+        let mut context = [0_u32; 17];
+        (context[12], context[13]) = (ifindex, comes_in as u32);
+        let context = context.map(u32::to_ne_bytes).concat();
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        let program: &SchedClassifier = self.bpf.program(SEND).ok_or_else(|| missing(SEND))?.try_into()?;
+        let run = program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))?;
+        match run.return_value as i32 {
+            0 => Ok(()),
+            error @ ..0 => Err(std::io::Error::from_raw_os_error(-error).into()),
+            _ => bail!("the interface or the stack had no room for it"),
+        }
+    }
+
+    /// The time now, in the ticks that flows are stamped with.
+    pub fn now(&self) -> anyhow::Result<u16> {
+        Ok((self.jiffies()? >> self.clock.shift) as u16)
+    }
+
+    /// The same as the kernel counts it.
+    pub fn jiffies(&self) -> anyhow::Result<u32> {
+        let program: &Xdp = self.bpf.program(JIFFIES).ok_or_else(|| missing(JIFFIES))?.try_into()?;
+        jiffies(program)
+    }
+
+    /// The balancer, for tests that run it on packets of their own.
+    pub fn balancer(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.bpf, BALANCER)
+    }
+
+    /// The balancer at the stack's door, likewise.
+    pub fn balancer_at_door(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        classifier(&mut self.bpf, DOOR)
+    }
+
+    /// The decapsulator, likewise.
+    pub fn decapsulator(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.bpf, DECAP)
+    }
+}
+
+/// The object, set up for the balancer: it has its settings, and maps of the given sizes with nothing in them, but none of
+/// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
+pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
+    let settings = settings(sizes, clock);
+    let ipip_sources = sizes.ipip_sources.rows();
+    let pools = sizes.limits.pool_numbers().into();
+    let prefixes = sizes.limits.source_prefixes.saturating_add(sizes.limits.rate_limits.into());
+    // Of both states, while one is exchanged for another.
+    let prefix_slabs = prefixes::slabs(prefixes.saturating_mul(2));
+    EbpfLoader::new()
+        .verifier_log_level(log)
+        .override_global("SETTINGS", &settings, true)
+        .override_global("GUE_PORT", &sizes.gue_port, true)
+        .override_global("IPIP_SOURCES", &ipip_sources, true)
+        .map_max_entries("FLOWS", sizes.flow_buckets())
+        .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
+        .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
+        .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
+        .map_max_entries("POOLS", pools + 1)
+        .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
+        .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
+        .map_max_entries("PREFIXES", prefix_slabs)
+        .map_max_entries("PREFIX_LENGTHS", sizes.limits.services as u32 + 1)
+        // Likewise.
+        .map_max_entries("SERVERS", 2 * (sizes.limits.backends as u32 + 1))
+        .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
+        .load(OBJECT)
+        .map_err(explain_load)
+}
+
+const BALANCER: &str = "nlb";
+const DECAP: &str = "nlb_decap";
+const SEND: &str = "nlb_send";
+const DOOR: &str = "nlb_tc";
+const DOOR_ICMP: &str = "nlb_tc_icmp";
+const DOOR_FRAGMENTS: &str = "nlb_tc_fragments";
+const DOOR_QUIC: &str = "nlb_tc_quic";
+
+/// The balancer where drivers take packets in.
+pub struct Balancer(Xdp);
+
+/// While it is there, the balancer serves an interface.
+pub struct Served(#[expect(dead_code, reason = "kept for what dropping it does")] XdpLink);
+
+impl Balancer {
+    /// The answer has the mode that it came to.
+    pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> anyhow::Result<(Served, XdpMode)> {
+        let (id, mode) = attach(&mut self.0, ifindex, name, mode)?;
+        Ok((Served(self.0.take_link(id)?), mode))
+    }
+}
+
+/// The balancer where the kernel's stack takes packets in (TC ingress).
+pub struct Door(SchedClassifier);
+
+/// While it is there, the program is at an interface's door.
+pub struct Attached(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
+
+impl Door {
+    pub fn attach(&mut self, interface: &str) -> anyhow::Result<Attached> {
+        // Before tcx (Linux 6.6) a queueing discipline has the programs, and a daemon that was killed may have left some.
+        if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
+            // Refused where it is there already.
+            let _ = tc::qdisc_add_clsact(interface);
+            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, DOOR);
+        }
+        let attached = self.0.attach(interface, TcAttachType::Ingress);
+        let id = attached.map_err(|error| explain_attach(interface, error))?;
+        Ok(Attached(self.0.take_link(id)?))
+    }
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Icmp => "nlb_icmp",
+        Stage::TooBig => "nlb_too_big",
+        Stage::Fragments => "nlb_fragments",
+        Stage::Gue => "nlb_gue",
+        Stage::Quic => "nlb_quic",
+        Stage::Reject => "nlb_reject",
+    }
+}
+
+fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
+}
+
+fn has_live_frames() -> anyhow::Result<bool> {
+    Ok(KernelVersion::current()? >= LIVE_FRAMES)
+}
+
+/// `struct xdp_md` of a frame that comes in: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+pub fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
+    [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat()
+}
+
+/// More than any headers that the program puts in front.
+const ROOM_FOR_HEADERS: usize = 256;
+
+/// Attaches a program; the answer has the mode that it came to.
+fn attach(
+    program: &mut Xdp,
+    ifindex: u32,
+    name: &str,
+    mode: XdpMode,
+) -> anyhow::Result<(XdpLinkId, XdpMode)> {
+    let native = match mode {
+        XdpMode::Generic => None,
+        XdpMode::Auto | XdpMode::Native => Some(program.attach_to_if_index(ifindex, Attach::Driver)),
+    };
+    match native {
+        Some(Ok(link)) => {
+            info!("attached to {name} in native mode");
+            return Ok((link, XdpMode::Native));
+        }
+        Some(Err(error)) if mode == XdpMode::Native => return Err(explain_attach(name, error)),
+        Some(Err(error)) => {
+            warn!("using generic mode, which is slower: {:#}", explain_attach(name, error))
+        }
+        None => {}
+    }
+    let link =
+        program.attach_to_if_index(ifindex, Attach::Skb).map_err(|error| explain_attach(name, error))?;
+    info!("attached to {name} in generic mode");
+    Ok((link, XdpMode::Generic))
+}
+
+fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
+    let idle = sizes.idle_times(clock);
+    Settings {
+        flow_mask: sizes.flow_buckets() - 1,
+        tick_shift: clock.shift,
+        opening: idle.opening,
+        established: idle.established,
+        closing: idle.closing,
+        udp: idle.udp,
+        snat_first: *sizes.snat_ports.start(),
+        snat_count: sizes.snat_ports.end() - sizes.snat_ports.start() + 1,
+        use_tx: sizes.use_tx as u32,
+        jiffy: 1_000_000_000 / clock.hertz,
+    }
+}
+
+/// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`), and take in what
+/// one of the host's own addresses sends to another: what passes the host's door by us is given to it there. That changes
+/// nothing for packets on other interfaces, and loopback has no others.
+pub fn prepare_host() -> anyhow::Result<()> {
+    const SETTINGS: [(&str, &str); 3] =
+        [("ipv4", "forwarding"), ("ipv6", "forwarding"), ("ipv4", "accept_local")];
+    for (family, setting) in SETTINGS {
+        let path = format!("/proc/sys/net/{family}/conf/lo/{setting}");
+        let Ok(now) = fs::read_to_string(&path) else {
+            // A kernel without that family routes none of its packets.
+            continue;
+        };
+        if now.trim() == "1" {
+            continue;
+        }
+        if let Err(error) = fs::write(&path, "1") {
+            bail!(
+                "cannot write {path} ({error}), without which replies to clients find no way; run `sysctl -w \
+                 net.{family}.conf.lo.{setting}=1` on the host"
+            );
+        }
+    }
+    Ok(())
+}
+
+const _: () =
+    assert!(PARKED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");

@@ -1,0 +1,122 @@
+//! The links that lead inward: to this host itself, to containers and virtual machines on it, and to whatever XDP cannot send
+//! to, such as VLAN devices.
+//!
+//! XDP meets what comes in from a wire. Modules and clients on the NLB's own host are behind loopback, bridges, veths and taps,
+//! where the program at the stack's door meets them. Such links come and go with containers' networks, so the kernel's
+//! notes about links are followed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use nlb_common::abi::{LOOPBACK, local_link};
+use tracing::{info, warn};
+
+use super::interfaces::Wires;
+use super::link::{Kind, Link};
+use super::loader::{Attached, Door};
+use super::maps::bpf::{LocalLinks, WaysChanged};
+use super::netlink::Netlink;
+
+/// Keeps the program at the door of every link that it belongs to, for as long as the daemon runs.
+pub async fn run(
+    wires: Wires,
+    mut door: Door,
+    mut local: LocalLinks,
+    ways_changed: Arc<WaysChanged>,
+) -> anyhow::Result<()> {
+    let (netlink, mut notes) = Netlink::open()?;
+    let mut doors = BTreeMap::new();
+    let mut known_vlans = BTreeSet::new();
+    let mut starting = true;
+    loop {
+        let links = netlink.links().await?;
+        let has_door =
+            |ifindex: u32, link: &Link| ifindex == LOOPBACK || wires.include(link) || wires.is_inward(link);
+        doors.retain(|ifindex, (was_wire, _): &mut (bool, Attached)| {
+            // A tap may come to be none while it is there.
+            let stays = links
+                .get(ifindex)
+                .is_some_and(|link| has_door(*ifindex, link) && wires.include(link) == *was_wire);
+            if !stays {
+                local.remove(local_link(*ifindex, 0));
+            }
+            stays
+        });
+        for (ifindex, link) in links.iter().filter(|(ifindex, link)| has_door(**ifindex, link)) {
+            if doors.contains_key(ifindex) {
+                continue;
+            }
+            let is_wire = wires.include(link);
+            let attached = door.attach(&link.name).and_then(|attached| {
+                if is_wire { Ok(attached) } else { local.insert(local_link(*ifindex, 0)).map(|()| attached) }
+            });
+            match attached {
+                Ok(attached) => {
+                    info!("at the stack's door of {}", link.name);
+                    doors.insert(*ifindex, (is_wire, attached));
+                }
+                Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
+                // It may be gone again.
+                Err(error) => warn!("modules and clients behind {} are not served: {error:#}", link.name),
+            }
+        }
+        let vlans = vlans(&links);
+        known_vlans.difference(&vlans).for_each(|vlan| local.remove(*vlan));
+        for vlan in vlans.difference(&known_vlans) {
+            if let Err(error) = local.insert(*vlan) {
+                warn!("a VLAN keeps its tag: {error:#}");
+            }
+        }
+        known_vlans = vlans;
+        // What leads inward is no way for XDP any more, and what did may have become one.
+        ways_changed.count();
+        starting = false;
+        if notes.recv().await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// The VLANs for which this host has devices, where XDP meets their frames: on the interface below, or its ports.
+fn vlans(links: &HashMap<u32, Link>) -> BTreeSet<u64> {
+    let mut vlans = BTreeSet::new();
+    for link in links.values() {
+        let (Kind::Vlan(id), Some(below)) = (link.kind, link.below) else { continue };
+        vlans.insert(local_link(below, id));
+        let ports = links.iter().filter(|(_, port)| port.controller == Some(below));
+        vlans.extend(ports.map(|(port, _)| local_link(*port, id)));
+    }
+    vlans
+}
+
+#[cfg(test)]
+mod tests {
+    use nlb_common::net::Mac;
+
+    use super::*;
+
+    #[test]
+    fn vlans_end_on_the_interface_below_and_on_its_ports() {
+        let link = |kind, below, controller| Link {
+            name: String::new(),
+            mac: Mac::NONE,
+            mtu: 1500,
+            kind,
+            below,
+            controller,
+        };
+        let links = HashMap::from([
+            (2, link(Kind::Other, None, None)),
+            (3, link(Kind::Vlan(10), Some(2), None)),
+            (4, link(Kind::Vlan(20), Some(2), None)),
+            (5, link(Kind::Bond, None, None)),
+            (6, link(Kind::Other, None, Some(5))),
+            (7, link(Kind::Vlan(30), Some(5), None)),
+            (8, link(Kind::MacVlan, Some(2), None)),
+            // What it is on is in another network namespace.
+            (9, link(Kind::Vlan(40), None, None)),
+        ]);
+        let expected = [(2, 10), (2, 20), (5, 30), (6, 30)].map(|(ifindex, id)| local_link(ifindex, id));
+        assert_eq!(vlans(&links), BTreeSet::from(expected));
+    }
+}

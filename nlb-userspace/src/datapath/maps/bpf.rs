@@ -1,0 +1,313 @@
+//! The kernel's maps.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, anyhow};
+use aya::Ebpf;
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use nlb_common::abi::{
+    self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, ServerKey, Service,
+};
+use nlb_common::flow::Bucket;
+use nlb_common::maglev;
+use nlb_common::net::Addr;
+use nlb_common::prefix::{self, Lengths, Scope, Table};
+use nlb_common::verdict::COUNTERS;
+
+use super::grace::{Graces, Kernel};
+use super::layout;
+use super::memory::{Elements, Shared, Words};
+use super::prefixes::{Prefixes, TABLES, Tables};
+use super::slabs::Slabs;
+use super::swap::{Copies, Places};
+use crate::datapath::maps::access::refused;
+use crate::datapath::maps::access::take;
+use crate::reconcile::change::{Change, MapError, MapStore};
+
+/// The maps that the reconciler writes.
+pub struct BpfMaps {
+    backends: Array<MapData, Backend>,
+    vips: Array<MapData, AddrRow>,
+    pools: Places,
+    graces: Graces<Slabs<maglev::Line>>,
+    prefixes: Prefixes<PrefixTables>,
+    servers: HashMap<MapData, ServerKey, u32>,
+    services: Array<MapData, Service>,
+    service_ids: Copies<abi::ServiceBucket>,
+    addresses: Copies<abi::AddressBucket>,
+    /// Where packets find the current copies of the two.
+    current: Words,
+    limits: Array<MapData, Limit>,
+    limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
+    common_limits: Array<MapData, CommonLimits>,
+}
+
+/// An address as a map value; `Addr` itself belongs to a crate that need not know aya.
+type AddrRow = [u64; 2];
+
+impl BpfMaps {
+    /// Takes the maps out of a loaded object.
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
+        let mut graces = Graces::new(maglev_tables).context("starting the thread of grace periods")?;
+        let pools = array(bpf, "POOLS")?;
+        let words = pools.info()?.max_entries();
+        let pool_words = Words::new(pools.fd().as_fd(), words)?;
+        let current = array(bpf, "CURRENT")?;
+        let lengths = array(bpf, "PREFIX_LENGTHS")?;
+        let prefix_slabs = slabs(bpf, "PREFIXES", prefix::SLAB_BUCKETS)?;
+        let most_slabs = prefix_slabs.len() / TABLES;
+        let prefix_tables = PrefixTables {
+            slabs: prefix_slabs,
+            lengths: Words::new(lengths.fd().as_fd(), lengths.info()?.max_entries())?,
+            current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
+        };
+        Ok(BpfMaps {
+            backends: take(bpf, "BACKENDS")?.try_into()?,
+            vips: take(bpf, "VIPS")?.try_into()?,
+            pools: Places::new(words - 1, pool_words, &mut graces)?,
+            graces,
+            prefixes: Prefixes::new(prefix_tables, most_slabs as u16)?,
+            servers: take(bpf, "SERVERS")?.try_into()?,
+            services: take(bpf, "SERVICES")?.try_into()?,
+            service_ids: Copies::new(
+                Elements::new(
+                    array(bpf, "SERVICE_IDS")?.fd().as_fd(),
+                    abi::TABLE_COPIES * abi::SERVICE_BUCKETS,
+                )?,
+                abi::SERVICE_BUCKETS,
+            ),
+            addresses: Copies::new(
+                Elements::new(
+                    array(bpf, "ADDRESSES")?.fd().as_fd(),
+                    abi::TABLE_COPIES * abi::ADDRESS_BUCKETS,
+                )?,
+                abi::ADDRESS_BUCKETS,
+            ),
+            current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
+            limits: take(bpf, "LIMITS")?.try_into()?,
+            limit_clocks: take(bpf, "LIMIT_CLOCKS")?.try_into()?,
+            common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
+        })
+    }
+
+    fn set_pool(&mut self, id: u16, table: &[u16]) -> Result<(), MapError> {
+        let mut lines = vec![maglev::Line::default(); maglev::LINES as usize];
+        for (line, slots) in lines.iter_mut().zip(table.chunks(maglev::SLOTS_PER_LINE as usize)) {
+            line[..slots.len()].copy_from_slice(slots);
+        }
+        self.pools.set(id, &lines, &mut self.graces)
+    }
+
+    fn replace_addresses<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a Address> + Clone,
+    ) -> Result<(), MapError> {
+        let full = || MapError::Full { map: "ADDRESSES", entries: rows.clone().count() };
+        let table = layout::addresses(rows.clone()).ok_or_else(full)?;
+        let store = |first| self.current.store(abi::CURRENT_ADDRESSES, first);
+        self.addresses.write(&table, &mut self.graces, store)
+    }
+
+    fn replace_service_ids(&mut self, rows: &BTreeMap<u64, u16>) -> Result<(), MapError> {
+        let table = layout::services(rows.iter().map(|(key, id)| (*key, *id)))
+            .ok_or(MapError::Full { map: "SERVICE_IDS", entries: rows.len() })?;
+        let store = |first| self.current.store(abi::CURRENT_SERVICES, first);
+        self.service_ids.write(&table, &mut self.graces, store)
+    }
+}
+
+/// Where Maglev tables lie.
+impl Kernel for Slabs<maglev::Line> {
+    type Slab = Elements<maglev::Line>;
+    type Error = MapError;
+
+    fn grace(&mut self) -> Result<(), MapError> {
+        Slabs::grace(self)
+    }
+
+    fn add_slab(&mut self, number: u32) -> Result<Elements<maglev::Line>, MapError> {
+        self.add(number, Elements::new)
+    }
+}
+
+/// Where source prefixes lie.
+struct PrefixTables {
+    slabs: Slabs<prefix::Bucket>,
+    lengths: Words,
+    current: Words,
+}
+
+impl Tables for PrefixTables {
+    fn make(&mut self, table: Table) -> Result<Vec<Shared<prefix::Bucket>>, MapError> {
+        table.numbers().map(|number| self.slabs.add(number, Shared::new)).collect()
+    }
+
+    fn go_over(&mut self, to: Table, from: Option<Table>) {
+        self.current.store(abi::CURRENT_PREFIXES, to.word());
+        let Some(from) = from else { return };
+        // What cannot be given back now is when its place is taken.
+        let _ = self.slabs.grace().and_then(|()| from.numbers().try_for_each(|n| self.slabs.give_back(n)));
+    }
+
+    fn set_lengths(&mut self, scope: Scope, lengths: Lengths) {
+        self.lengths.store(scope.into(), lengths.word());
+    }
+}
+
+fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result<Slabs<T>> {
+    Ok(Slabs::new(take(bpf, name)?.try_into()?, name, elements))
+}
+
+/// An array that is accessed through memory.
+fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
+    match take(bpf, name)? {
+        Map::Array(map) => Ok(map),
+        _ => Err(anyhow!("{name} is not an array")),
+    }
+}
+
+impl MapStore for BpfMaps {
+    fn apply(&mut self, change: &Change) -> Result<(), MapError> {
+        match change {
+            Change::SetBackend(id, row) => self.backends.set(*id as u32, row, 0).map_err(refused("BACKENDS")),
+            Change::ClearBackend(id) => {
+                self.backends.set(*id as u32, Backend::default(), 0).map_err(refused("BACKENDS"))
+            }
+            Change::SetVip(id, Addr { hi, lo }) => {
+                self.vips.set(*id as u32, [*hi, *lo], 0).map_err(refused("VIPS"))
+            }
+            Change::SetPool(id, table) => self.set_pool(*id, table),
+            Change::ClearPool(id) => {
+                self.pools.clear(*id);
+                Ok(())
+            }
+            Change::SetSource(service, prefix, pool) => {
+                self.prefixes.set(*service, *prefix, u32::from(*pool))
+            }
+            Change::ClearSource(service, prefix) => {
+                self.prefixes.clear(*service, *prefix);
+                Ok(())
+            }
+            Change::SetServer(key, backend) => {
+                self.servers.insert(key, *backend as u32, 0).map_err(refused("SERVERS"))
+            }
+            Change::ClearServer(key) => self.servers.remove(key).map_err(refused("SERVERS")),
+            Change::SetService(id, row) => self.services.set(*id as u32, row, 0).map_err(refused("SERVICES")),
+            Change::ClearService(id) => {
+                self.services.set(*id as u32, Service::default(), 0).map_err(refused("SERVICES"))
+            }
+            Change::ReplaceServiceIds(rows) => self.replace_service_ids(rows),
+            Change::ReplaceAddresses(rows) => self.replace_addresses(rows.values()),
+            Change::SetLimit(id, row) => self.limits.set(*id as u32, row, 0).map_err(refused("LIMITS")),
+            Change::RestartLimit(id) => {
+                self.limit_clocks.set(*id as u32, [0; LIMIT_WINDOWS], 0).map_err(refused("LIMIT_CLOCKS"))
+            }
+            Change::ClearLimit(id) => {
+                self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("LIMITS"))
+            }
+            // Never the word that stands for no prefix: no limit is at the head of both chains.
+            Change::SetLimitedSource(prefix, limits) => {
+                self.prefixes.set(prefix::LIMITED, *prefix, limits.word())
+            }
+            Change::ClearLimitedSource(prefix) => {
+                self.prefixes.clear(prefix::LIMITED, *prefix);
+                Ok(())
+            }
+            Change::SetCommonLimits(limits) => {
+                self.common_limits.set(0, limits, 0).map_err(refused("COMMON_LIMITS"))
+            }
+        }
+    }
+}
+
+/// The maps that user space only reads.
+pub struct Readings {
+    pub exits: PerCpuArray<MapData, u64>,
+    pub backends: PerCpuArray<MapData, BackendStats>,
+    pub limits: PerCpuArray<MapData, LimitStats>,
+    pub flows: Shared<Bucket>,
+}
+
+impl Readings {
+    pub fn take(bpf: &mut Ebpf, flow_buckets: u32) -> anyhow::Result<Self> {
+        let flows = array(bpf, "FLOWS")?;
+        Ok(Readings {
+            exits: take(bpf, "EXITS")?.try_into()?,
+            backends: take(bpf, "BACKEND_STATS")?.try_into()?,
+            limits: take(bpf, "LIMIT_STATS")?.try_into()?,
+            flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
+        })
+    }
+
+    /// The counters, added up over the CPUs.
+    pub fn counters(&self) -> anyhow::Result<Vec<u64>> {
+        (0..COUNTERS).map(|index| Ok(self.exits.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    /// A backend's counts, added up over the CPUs.
+    pub fn backend(&self, id: u16) -> anyhow::Result<BackendStats> {
+        let per_cpu = self.backends.get(&(id as u32), 0)?;
+        Ok(per_cpu.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
+            new_flows: sum.new_flows + cpu.new_flows,
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+            reply_packets: sum.reply_packets + cpu.reply_packets,
+            reply_bytes: sum.reply_bytes + cpu.reply_bytes,
+            resets: sum.resets + cpu.resets,
+        }))
+    }
+
+    /// A rate limit's counts, added up over the CPUs.
+    pub fn limit(&self, id: u16) -> anyhow::Result<LimitStats> {
+        let per_cpu = self.limits.get(&(id as u32), 0)?;
+        Ok(per_cpu.iter().fold(LimitStats::default(), |sum, cpu| LimitStats {
+            passed: sum.passed + cpu.passed,
+            refused: sum.refused + cpu.refused,
+        }))
+    }
+}
+
+/// How often the kernel's ways have changed.
+pub struct WaysChanged(Words);
+
+impl WaysChanged {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(WaysChanged(Words::new(array(bpf, "WAYS_CHANGED")?.fd().as_fd(), 1)?))
+    }
+
+    /// Has the programs ask the kernel again.
+    pub fn count(&self) {
+        self.0.increment(0);
+    }
+}
+
+/// Frames that wait for a next hop.
+pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
+    Ok(take(bpf, "PARKED")?.try_into()?)
+}
+
+/// The tunnel sources that `nlb decap` trusts.
+pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> {
+    Ok(take(bpf, "PEERS")?.try_into()?)
+}
+
+/// The interfaces that lead to this host itself or to containers on it, and VLANs that end there, by [`abi::local_link`].
+pub struct LocalLinks(HashMap<MapData, u64, u32>);
+
+impl LocalLinks {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(LocalLinks(take(bpf, "LOCAL_LINKS")?.try_into()?))
+    }
+
+    pub fn insert(&mut self, link: u64) -> anyhow::Result<()> {
+        self.0.insert(link, 1, 0).context("LOCAL_LINKS")
+    }
+
+    /// Of one that may not be there.
+    pub fn remove(&mut self, link: u64) {
+        let _ = self.0.remove(&link);
+    }
+}

@@ -1,0 +1,329 @@
+//! Tables that are replaced as a whole, while packets look into them.
+//!
+//! A new table is written where no packet looks, and one store of a word makes packets look there. The place of the old
+//! one may be written again only when every packet that was on its way at the time of that store has gone: after a grace
+//! period of the kernel's RCU. That takes some milliseconds, so there are more places than tables, and periods pass in the
+//! background while other places are written: each sets free all that was given up before it began.
+
+use std::collections::BTreeMap;
+
+use aya::Pod;
+use nlb_common::abi::{EMPTY_TABLE, SLAB_TABLES, TABLE_COPIES};
+use nlb_common::maglev::{LINES, Line};
+
+use super::grace::{Graces, Kernel, Period};
+use super::memory::{Elements, Words};
+
+/// Numbers of places that are free, or will be.
+#[derive(Debug, Default)]
+struct Rest {
+    free: Vec<u32>,
+    /// Until the end of a period that began after they were given up.
+    waiting: Option<(Period, Vec<u32>)>,
+    /// Given up since.
+    retired: Vec<u32>,
+}
+
+impl Rest {
+    /// A place that no packet looks at, if one is free now.
+    fn take<K: Kernel>(&mut self, graces: &mut Graces<K>) -> Result<Option<u32>, K::Error> {
+        if let Some((period, _)) = self.waiting
+            && let Some(outcome) = graces.ended(period)
+        {
+            self.end(outcome)?;
+        }
+        self.begin(graces);
+        Ok(self.free.pop())
+    }
+
+    /// Waits until one is free, or answers `None` if none will be.
+    fn wait<K: Kernel>(&mut self, graces: &mut Graces<K>) -> Result<Option<u32>, K::Error> {
+        while self.free.is_empty() {
+            self.begin(graces);
+            let Some((period, _)) = self.waiting else { return Ok(None) };
+            let outcome = graces.wait(period);
+            self.end(outcome)?;
+        }
+        self.begin(graces);
+        Ok(self.free.pop())
+    }
+
+    /// Packets do not look there any more, but for those on their way.
+    fn give_up(&mut self, place: u32) {
+        self.retired.push(place);
+    }
+
+    fn resting(&self) -> usize {
+        self.retired.len() + self.waiting.as_ref().map_or(0, |(_, places)| places.len())
+    }
+
+    fn begin<K: Kernel>(&mut self, graces: &mut Graces<K>) {
+        if self.waiting.is_none() && !self.retired.is_empty() {
+            self.waiting = Some((graces.begin(), std::mem::take(&mut self.retired)));
+        }
+    }
+
+    fn end<E>(&mut self, outcome: Result<(), E>) -> Result<(), E> {
+        let places = self.waiting.take().map(|(_, places)| places).unwrap_or_default();
+        match &outcome {
+            Ok(()) => self.free.extend(places),
+            Err(_) => self.retired.extend(places),
+        }
+        outcome
+    }
+}
+
+/// A table in several copies, one after the other.
+pub struct Copies<B> {
+    memory: Elements<B>,
+    buckets: u32,
+    current: u32,
+    others: Rest,
+}
+
+impl<B: Pod> Copies<B> {
+    pub fn new(memory: Elements<B>, buckets: u32) -> Self {
+        let others = Rest { free: (1..TABLE_COPIES).rev().collect(), ..Rest::default() };
+        Copies { memory, buckets, current: 0, others }
+    }
+
+    /// Writes another copy, and makes packets look there by storing where it begins.
+    pub fn write<K: Kernel>(
+        &mut self,
+        table: &[B],
+        graces: &mut Graces<K>,
+        store: impl FnOnce(u32),
+    ) -> Result<(), K::Error> {
+        let copy = match self.others.take(graces)? {
+            None => self.others.wait(graces)?,
+            copy => copy,
+        };
+        let copy = copy.expect("all copies but one are given up sooner or later");
+        let first = copy * self.buckets;
+        self.memory.fill(first, table);
+        store(first);
+        self.others.give_up(std::mem::replace(&mut self.current, copy));
+        Ok(())
+    }
+}
+
+/// Places for Maglev tables, in slabs that are made before they are needed.
+pub struct Places {
+    slabs: Vec<Elements<Line>>,
+    /// The next slab is being made.
+    ordered: bool,
+    /// How many slabs there can be.
+    most: usize,
+    others: Rest,
+    /// Where each pool's table is.
+    of_pools: BTreeMap<u16, u32>,
+    words: Words,
+}
+
+/// How many slabs there can be for so many pools.
+pub fn slabs(pools: u32) -> u32 {
+    (pools + 1 + SPARE_PLACES).div_ceil(SLAB_TABLES)
+}
+
+/// Places beyond those of the pools that there can be, so that not every swap waits.
+const SPARE_PLACES: u32 = 64;
+
+impl Places {
+    pub fn new<K>(pools: u32, words: Words, graces: &mut Graces<K>) -> Result<Self, K::Error>
+    where
+        K: Kernel<Slab = Elements<Line>>,
+    {
+        let mut places = Places {
+            slabs: Vec::new(),
+            ordered: false,
+            most: slabs(pools) as usize,
+            others: Rest::default(),
+            of_pools: BTreeMap::new(),
+            words,
+        };
+        places.order(graces);
+        places.grow(graces)?;
+        places.others.free.retain(|place| *place != EMPTY_TABLE);
+        places.order(graces);
+        Ok(places)
+    }
+
+    pub fn set<K>(&mut self, pool: u16, table: &[Line], graces: &mut Graces<K>) -> Result<(), K::Error>
+    where
+        K: Kernel<Slab = Elements<Line>>,
+    {
+        let place = self.take(graces)?;
+        let slab = &mut self.slabs[(place / SLAB_TABLES) as usize];
+        slab.fill(place % SLAB_TABLES * LINES, table);
+        self.words.store(pool.into(), place);
+        if let Some(old) = self.of_pools.insert(pool, place) {
+            self.others.give_up(old);
+        }
+        Ok(())
+    }
+
+    pub fn clear(&mut self, pool: u16) {
+        self.words.store(pool.into(), EMPTY_TABLE);
+        if let Some(old) = self.of_pools.remove(&pool) {
+            self.others.give_up(old);
+        }
+    }
+
+    fn take<K>(&mut self, graces: &mut Graces<K>) -> Result<u32, K::Error>
+    where
+        K: Kernel<Slab = Elements<Line>>,
+    {
+        // The last one that was ordered may have failed.
+        self.order(graces);
+        let place = match self.others.take(graces)? {
+            None if self.ordered && self.others.resting() < SPARE_PLACES as usize => {
+                self.grow(graces)?;
+                self.others.free.pop()
+            }
+            None => self.others.wait(graces)?,
+            place => place,
+        };
+        self.order(graces);
+        Ok(place.expect("there are more places than pools"))
+    }
+
+    /// Sees to it that there is a slab when the free places have run out.
+    fn order<K: Kernel>(&mut self, graces: &mut Graces<K>) {
+        if !self.ordered && self.slabs.len() < self.most {
+            self.ordered = true;
+            graces.order_slab(self.slabs.len() as u32);
+        }
+    }
+
+    fn grow<K>(&mut self, graces: &mut Graces<K>) -> Result<(), K::Error>
+    where
+        K: Kernel<Slab = Elements<Line>>,
+    {
+        self.ordered = false;
+        let number = self.slabs.len() as u32;
+        self.slabs.push(graces.wait_for_slab()?);
+        self.others.free.extend((number * SLAB_TABLES..(number + 1) * SLAB_TABLES).rev());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::datapath::maps::memory::tests::memory;
+
+    fn elements<T: Pod>(count: u32) -> Elements<T> {
+        Elements::new(memory(count as usize * size_of::<T>()).as_fd(), count).expect("shared memory")
+    }
+
+    /// Periods that take a while, and now and then fail.
+    #[derive(Clone, Default)]
+    struct Counting {
+        begun: Arc<AtomicU32>,
+        ended: Arc<AtomicU32>,
+        slabs: Arc<AtomicU32>,
+        failing: bool,
+    }
+
+    impl Kernel for Counting {
+        type Slab = Elements<Line>;
+        type Error = ();
+
+        fn grace(&mut self) -> Result<(), ()> {
+            let number = self.begun.fetch_add(1, SeqCst) + 1;
+            std::thread::yield_now();
+            if self.failing && number.is_multiple_of(3) {
+                return Err(());
+            }
+            self.ended.store(number, SeqCst);
+            Ok(())
+        }
+
+        fn add_slab(&mut self, number: u32) -> Result<Elements<Line>, ()> {
+            assert_eq!(number, self.slabs.fetch_add(1, SeqCst));
+            Ok(elements(SLAB_TABLES * LINES))
+        }
+    }
+
+    /// When each place was given up, in periods that had begun by then.
+    #[derive(Default)]
+    struct GivenUp(BTreeMap<u32, u32>);
+
+    impl GivenUp {
+        fn add(&mut self, place: u32, kernel: &Counting) {
+            self.0.insert(place, kernel.begun.load(SeqCst));
+        }
+
+        /// Whether a period that began afterwards has ended.
+        fn has_rested(&mut self, place: u32, kernel: &Counting) -> bool {
+            self.0.remove(&place).is_none_or(|begun| kernel.ended.load(SeqCst) > begun)
+        }
+    }
+
+    fn graces(kernel: &Counting) -> Graces<Counting> {
+        Graces::new(kernel.clone()).expect("a thread")
+    }
+
+    #[test]
+    fn a_copy_rests_for_a_grace_period_before_it_is_written_again() {
+        for failing in [false, true] {
+            let kernel = Counting { failing, ..Counting::default() };
+            let mut graces = graces(&kernel);
+            let mut copies = Copies::new(elements::<u64>(TABLE_COPIES * 2), 2);
+            let mut given_up = GivenUp::default();
+            let mut current = 0;
+            for n in 0..10 * u64::from(TABLE_COPIES) {
+                let written = copies.write(&[n, n], &mut graces, |first| {
+                    assert!(given_up.has_rested(first, &kernel), "copy at {first} was written too early");
+                    given_up.add(std::mem::replace(&mut current, first), &kernel);
+                });
+                assert!(failing || written.is_ok());
+            }
+            assert!(kernel.begun.load(SeqCst) >= 10, "{TABLE_COPIES} copies do not last for ever");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// However pools come, change and go: no place is written that a packet may still look at, and there is always one.
+        #[test]
+        fn no_place_is_written_while_a_packet_may_look_at_it(
+            steps in prop::collection::vec((1_u16..40, any::<bool>()), 1..400),
+            failing in any::<bool>(),
+        ) {
+            let kernel = Counting { failing, ..Counting::default() };
+            let mut graces = graces(&kernel);
+            let words = Words::new(memory(41 * 8).as_fd(), 41).expect("shared memory");
+            let mut places = Places::new(40, words, &mut graces).expect("the first slab");
+            let table = vec![Line::default(); LINES as usize];
+            let mut given_up = GivenUp::default();
+            for (pool, set) in steps {
+                let before = places.of_pools.get(&pool).copied();
+                if set {
+                    if places.set(pool, &table, &mut graces).is_err() {
+                        prop_assert!(failing);
+                        prop_assert_eq!(places.of_pools.get(&pool).copied(), before);
+                        continue;
+                    }
+                    let place = places.of_pools[&pool];
+                    prop_assert!(place != EMPTY_TABLE);
+                    prop_assert!(given_up.has_rested(place, &kernel), "place {place}");
+                } else {
+                    places.clear(pool);
+                }
+                if let Some(before) = before {
+                    given_up.add(before, &kernel);
+                }
+                let used: std::collections::BTreeSet<u32> = places.of_pools.values().copied().collect();
+                prop_assert_eq!(used.len(), places.of_pools.len(), "two pools in one place");
+            }
+        }
+    }
+}

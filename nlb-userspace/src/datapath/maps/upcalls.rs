@@ -1,0 +1,95 @@
+//! Upcalls on the kernel's side: a ring buffer that questions come from, and the map that says how they stand.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, RingBuf};
+use nlb_common::net::{Addr, L4};
+use nlb_common::upcall;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::access::take;
+use crate::datapath::errors::chain;
+use crate::model::destination::Wanted;
+use crate::model::upcall::{Closed, Question};
+
+pub struct Upcalls {
+    pub questions: RingBuf<MapData>,
+    pub standing: HashMap<MapData, u64, u64>,
+}
+
+impl Upcalls {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(Upcalls {
+            questions: take(bpf, "UPCALLS")?.try_into()?,
+            standing: take(bpf, "ASKED")?.try_into()?,
+        })
+    }
+
+    /// Hands questions on and writes answers, until nobody answers any more.
+    pub async fn run(
+        self,
+        questions: mpsc::Sender<Question>,
+        mut answers: mpsc::Receiver<Closed>,
+    ) -> anyhow::Result<()> {
+        const WAITING: &str = "waiting for upcalls";
+        let mut standing = self.standing;
+        // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the
+        // `AsyncFd`.
+        let mut ring = unsafe { AsyncFd::register(self.questions) }.context(WAITING)?;
+        loop {
+            tokio::select! {
+                ready = ring.readable_mut() => {
+                    let mut ready = ready.context(WAITING)?;
+                    while let Some(record) = ready.get_inner_mut().next() {
+                        let Some(question) = parse(&record) else { continue };
+                        if let Err(refused) = questions.try_send(question) {
+                            write(&mut standing, refused.into_inner().put_off());
+                        }
+                    }
+                    ready.clear_ready();
+                }
+                answer = answers.recv() => match answer {
+                    Some(answer) => write(&mut standing, answer),
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// If this fails, the kernel closes the destination by itself when the question has been open for long enough.
+fn write(standing: &mut HashMap<MapData, u64, u64>, answer: Closed) {
+    if let Err(error) = standing.insert(answer.key, upcall::nobody(answer.until), 0) {
+        warn!("the kernel could not be told that nobody handles a destination: {}", chain(&error));
+    }
+}
+
+/// A record of the ring: `abi::Upcall`.
+pub fn parse(record: &[u8]) -> Option<Question> {
+    let (key, rest) = record.split_first_chunk::<8>()?;
+    let (asked_at, rest) = rest.split_first_chunk::<8>()?;
+    let (vip, rest) = rest.split_first_chunk::<16>()?;
+    let (client, rest) = rest.split_first_chunk::<16>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let (client_port, rest) = rest.split_first_chunk::<2>()?;
+    let (protocol, _) = rest.split_first_chunk::<2>()?;
+    let l4 = match u16::from_ne_bytes(*protocol) {
+        protocol if protocol == L4::Tcp as u16 => L4::Tcp,
+        protocol if protocol == L4::Udp as u16 => L4::Udp,
+        other => {
+            debug!("an upcall for protocol {other}, which the program does not make");
+            return None;
+        }
+    };
+    let wanted = Wanted { vip: Addr::v6(*vip).into(), port: u16::from_be_bytes(*port), l4 };
+    Some(Question {
+        wanted,
+        client: SocketAddr::new(Addr::v6(*client).into(), u16::from_be_bytes(*client_port)),
+        key: u64::from_ne_bytes(*key),
+        asked_at: u64::from_ne_bytes(*asked_at),
+    })
+}

@@ -1,0 +1,113 @@
+//! Puts the kernel's side together: programs on their interfaces, and the tasks that write and read their maps.
+
+pub mod counters;
+pub mod decap;
+pub mod errors;
+pub mod inject;
+pub mod interfaces;
+pub mod link;
+pub mod loader;
+pub mod local_links;
+pub mod maps;
+pub mod netlink;
+pub mod next_hop;
+pub mod pending;
+pub mod route_watcher;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use nlb_common::flow::WAYS;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::model::Desired;
+use crate::model::next_hop::Hops;
+use crate::model::traffic::Traffic;
+use crate::model::upcall::{self, Closed, Question};
+use crate::reconcile::{self, Applied};
+use counters::Collector;
+use interfaces::{Attachments, Wires};
+use loader::{Datapath, Sizes};
+use maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
+use maps::upcalls::Upcalls;
+use netlink::Netlink;
+
+/// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
+pub struct Running {
+    pub applied: watch::Receiver<Arc<Applied>>,
+    pub traffic: watch::Receiver<Arc<Traffic>>,
+    /// The ways to modules.
+    pub hops: watch::Receiver<Arc<Hops>>,
+    /// What is asked about destinations without a service.
+    pub questions: mpsc::Receiver<Question>,
+    /// Where the answers to them go.
+    pub answers: mpsc::Sender<Closed>,
+    /// How it was set up, as names and values for people.
+    pub details: Vec<(String, String)>,
+    /// None of them should end before the daemon does.
+    pub tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// Questions for next hops that may be open at a time.
+const OPEN_QUESTIONS: usize = 1024;
+
+/// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
+pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
+    let wires = Wires::new(&config.interfaces);
+    let links = Netlink::open()?.0.links().await?;
+    let any_veth = wires.any_veth(&links)?;
+    loader::prepare_host()?;
+    let sizes = Sizes {
+        flows: config.flows,
+        limits: config.limits,
+        snat_ports: config.snat_ports.clone(),
+        gue_port: config.gue_port,
+        ipip_sources: config.ipip_sources,
+        use_tx: !any_veth,
+    };
+    let mut datapath = Datapath::load(&sizes)?;
+    datapath.load_door()?;
+    let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
+    let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
+    let parked = bpf::parked(&mut datapath.bpf)?;
+    let upcalls = Upcalls::take(&mut datapath.bpf)?;
+    let mut details =
+        vec![("flow_table_entries".to_owned(), (sizes.flow_buckets() as usize * WAYS).to_string())];
+    let (attachments, modes) =
+        Attachments::new(wires.clone(), datapath.for_wires()?, config.xdp_mode, &links)?;
+    for (interface, mode) in modes {
+        let mode = mode.map_or("none".to_owned(), |mode| format!("{mode:?}").to_lowercase());
+        details.push((format!("xdp.{interface}"), mode));
+    }
+    let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
+    let ways_changed = Arc::new(WaysChanged::take(&mut datapath.bpf)?);
+    let datapath = Arc::new(datapath);
+
+    let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
+    let (applied_sent, applied) = watch::channel(Arc::new(Applied::default()));
+    let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
+    let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(next_hop::run(desired.clone(), asked, hops_sent, wires.clone()));
+    tasks.spawn(local_links::run(wires, door, local, ways_changed.clone()));
+    tasks.spawn(route_watcher::run(ways_changed));
+    tasks.spawn(attachments.keep());
+    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));
+    tasks.spawn(async move {
+        reconciler.await;
+        Ok(())
+    });
+    tasks.spawn(pending::run(parked, datapath.clone(), ask, hops.clone(), applied.clone()));
+    let (questions_sent, questions) = mpsc::channel(upcall::QUEUE);
+    let (answers, answers_read) = mpsc::channel(upcall::QUEUE);
+    tasks.spawn(upcalls.run(questions_sent, answers_read));
+    let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
+    let reader = counters::run(collector, datapath, applied.clone(), traffic_sent);
+    tasks.spawn(async move {
+        reader.await;
+        Ok(())
+    });
+    Ok(Running { applied, traffic, hops, questions, answers, details, tasks })
+}

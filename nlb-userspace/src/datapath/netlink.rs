@@ -1,0 +1,261 @@
+//! Questions to the kernel about links, addresses, routes and neighbours (rtnetlink, RFC 3549).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use futures_util::TryStreamExt as _;
+use futures_util::stream::StreamExt as _;
+use ipnet::IpNet;
+use nlb_common::net::Mac;
+use rtnetlink::packet_core::Nla as _;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc;
+
+use super::link::{Kind, Link};
+
+/// A connection to the kernel's routing tables.
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// The way to an address.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteTo {
+    pub ifindex: u32,
+    /// The router on the way; `None` on the same link.
+    pub gateway: Option<IpAddr>,
+    pub source: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// Opens the connection. The receiver gets a note when links, addresses, routes, rules or neighbours change; several
+    /// changes may make one note.
+    pub fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
+        ];
+        let (connection, handle, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
+        tokio::spawn(connection);
+        let (note, notes) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                // A full channel holds a note that was not taken yet, which covers this change too.
+                let _ = note.try_send(());
+            }
+        });
+        Ok((Netlink { handle }, notes))
+    }
+
+    /// Links by index, but for those without MAC addresses.
+    pub async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
+        let mut links = HashMap::new();
+        let mut answers = self.handle.link().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing links")? {
+            let ifindex = message.header.index;
+            links.extend(parse_link(message).map(|link| (ifindex, link)));
+        }
+        Ok(links)
+    }
+
+    /// Our addresses with the prefixes of their links.
+    pub async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
+        let mut nets = Vec::new();
+        let mut answers = self.handle.address().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing addresses")? {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(addr) => Some(*addr),
+                _ => None,
+            });
+            if let Some(net) = address.and_then(|addr| IpNet::new(addr, message.header.prefix_len).ok()) {
+                nets.push((message.header.index, net));
+            }
+        }
+        Ok(nets)
+    }
+
+    /// What is known of neighbours, by link and address. `None` if one was asked for and did not answer.
+    pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
+        let mut macs = HashMap::new();
+        let mut answers = self.handle.neighbours().get().execute();
+        while let Some(message) = answers.try_next().await.context("listing neighbours")? {
+            if let Some((addr, mac)) = parse_neighbour(&message) {
+                macs.insert((message.header.ifindex, addr), mac);
+            }
+        }
+        Ok(macs)
+    }
+
+    /// The kernel's choice of a way, by loopback if it ends on this host; `None` if there is none.
+    pub async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+        self.choose(to, None).await
+    }
+
+    /// The way of what comes from an address of this host, which policy rules may tell from others.
+    pub async fn route_from(&self, from: IpAddr, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+        self.choose(to, Some(from)).await
+    }
+
+    async fn choose(&self, to: IpAddr, from: Option<IpAddr>) -> anyhow::Result<Option<RouteTo>> {
+        let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        let mut question = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole(to))?;
+        if let Some(from) = from {
+            question = question.source_prefix(from, whole(from))?;
+        }
+        let question = question.build();
+        let mut answers = self.handle.route().get(question).execute();
+        match answers.try_next().await {
+            Ok(answer) => Ok(answer.and_then(|message| parse_route(&message))),
+            // "Network unreachable" and the like.
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Err(error) => Err(error).context(format!("asking for the route to {to}")),
+        }
+    }
+
+    /// Has the kernel find out, or confirm, a neighbour's MAC.
+    pub async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
+        let request = self
+            .handle
+            .neighbours()
+            .add(ifindex, addr)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        request.execute().await.with_context(|| format!("having the kernel resolve {addr}"))
+    }
+}
+
+/// `None` for one that has no MAC address.
+fn parse_link(message: LinkMessage) -> Option<Link> {
+    let (mut mac, mut elsewhere) = (None, false);
+    let mut link = Link {
+        name: String::new(),
+        mac: Mac::NONE,
+        mtu: 0,
+        kind: Kind::Other,
+        below: None,
+        controller: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Link(ifindex) => link.below = Some(ifindex),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(ifindex) => link.controller = Some(ifindex),
+            LinkAttribute::LinkInfo(details) => {
+                link.kind = kind(&details);
+            }
+            _ => {}
+        }
+    }
+    link.below = link.below.filter(|_| !elsewhere);
+    Some(Link { mac: mac?, ..link })
+}
+
+fn kind(details: &[LinkInfo]) -> Kind {
+    let name = details.iter().find_map(|detail| match detail {
+        LinkInfo::Kind(name) => Some(name),
+        _ => None,
+    });
+    match name {
+        Some(InfoKind::Veth) => Kind::Veth,
+        Some(InfoKind::Bridge) => Kind::Bridge,
+        Some(InfoKind::Bond) => Kind::Bond,
+        Some(InfoKind::Team) => Kind::Team,
+        Some(InfoKind::Vlan) => Kind::Vlan(vlan_id(details)),
+        Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
+        Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
+        // One with a MAC address: others do not become links here.
+        Some(InfoKind::Tun) => Kind::Tap { notes: has_notes(details) },
+        _ => Kind::Other,
+    }
+}
+
+fn vlan_id(details: &[LinkInfo]) -> u16 {
+    let ids = details.iter().filter_map(|detail| match detail {
+        LinkInfo::Data(InfoData::Vlan(vlan)) => Some(vlan),
+        _ => None,
+    });
+    let id = ids.flatten().find_map(|attribute| match attribute {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    });
+    id.unwrap_or_default()
+}
+
+/// What the kernel says of a tap's frames, which the library does not know.
+fn has_notes(details: &[LinkInfo]) -> bool {
+    const IFLA_TUN_VNET_HDR: u16 = 5;
+    let mut attributes = details.iter().filter_map(|detail| match detail {
+        LinkInfo::Data(InfoData::Tun(attributes)) => Some(attributes),
+        _ => None,
+    });
+    attributes.any(|attributes| {
+        attributes.iter().any(|attribute| {
+            let mut value = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut value);
+            attribute.kind() == IFLA_TUN_VNET_HDR && value != [0]
+        })
+    })
+}
+
+/// `None` for one that is still being asked.
+fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> {
+    use NeighbourState as S;
+    let state = message.header.state;
+    if !matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp | S::Failed) {
+        return None;
+    }
+    let (mut addr, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => addr = Some(IpAddr::from(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => addr = Some(IpAddr::from(*a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac::new);
+            }
+            _ => {}
+        }
+    }
+    match state {
+        S::Failed => Some((addr?, None)),
+        _ => Some((addr?, Some(mac?))),
+    }
+}
+
+fn parse_route(message: &RouteMessage) -> Option<RouteTo> {
+    if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
+        return None;
+    }
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(a) => Some(IpAddr::from(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::from(*a)),
+        _ => None,
+    };
+    let (mut ifindex, mut gateway, mut source) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    Some(RouteTo { ifindex: ifindex?, gateway, source })
+}

@@ -1,0 +1,176 @@
+//! Next hops towards backends and clients, from the kernel's own routes and neighbours, kept up to date.
+//!
+//! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only we use, and
+//! would not notice that one has moved. Addresses of interest are therefore confirmed again every few seconds, as the
+//! kernel does for those that it uses itself. What the kernel has merely forgotten stays in use while it is asked for again;
+//! only a neighbour that does not answer is given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nlb_common::abi::{LOOPBACK, NextHop};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::interfaces::Wires;
+use super::netlink::Netlink;
+use crate::model::Desired;
+use crate::model::next_hop::{Hop, Hops};
+
+/// How often neighbours in use are confirmed.
+const CONFIRM: Duration = Duration::from_secs(10);
+
+/// How long the way to an address that a packet waited for is kept known.
+const ASKED_FOR: Duration = Duration::from_secs(5);
+
+/// Changes come in bursts; this is how long a burst is waited for.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// Publishes the ways to all modules' data addresses, and to those in `asked`, until `desired` goes away.
+pub async fn run(
+    mut desired: watch::Receiver<Arc<Desired>>,
+    mut asked: mpsc::Receiver<IpAddr>,
+    hops: watch::Sender<Arc<Hops>>,
+    wires: Wires,
+) -> anyhow::Result<()> {
+    let (netlink, mut notes) = Netlink::open()?;
+    let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
+    let mut confirm = tokio::time::interval(CONFIRM);
+    loop {
+        let mut confirm_all = false;
+        let mut fresh = None;
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return Ok(()) },
+            Some(addr) = asked.recv() => {
+                temporary.insert(addr, Instant::now() + ASKED_FOR);
+                fresh = Some(addr);
+            }
+            Some(()) = notes.recv() => tokio::time::sleep(SETTLE).await,
+            _ = confirm.tick() => confirm_all = true,
+        }
+        temporary.retain(|_, until| *until > Instant::now());
+        let (backends, vips) = {
+            let desired = desired.borrow_and_update();
+            (data_addresses(&desired), desired.all_vips())
+        };
+        let wanted = backends.iter().chain(temporary.keys()).copied().collect();
+        let old = hops.borrow().clone();
+        let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
+        if let Some(client) = fresh.filter(|addr| old.contains_key(addr))
+            && let Err(error) = resolve_from_vips(&netlink, client, &vips).await
+        {
+            debug!("{error:#}");
+        }
+        let confirm = |addr| confirm_all || fresh == Some(addr);
+        match survey(&netlink, &wires, &wanted, &vips, remembered, confirm).await {
+            Ok(found) => {
+                hops.send_if_modified(|old| {
+                    let changed = **old != found;
+                    if changed {
+                        debug!("next hops: {found:?}");
+                        *old = Arc::new(found);
+                    }
+                    changed
+                });
+            }
+            Err(error) => warn!("next hops could not be read from the kernel: {error:#}"),
+        }
+    }
+}
+
+/// A packet that is asked for although the way is known takes another one: policy rules send answers of a VIP elsewhere than
+/// this host's own packets. Its neighbours become known to the kernel, which the program asks itself.
+async fn resolve_from_vips(netlink: &Netlink, client: IpAddr, vips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+    let mut neighbours = BTreeSet::new();
+    for vip in vips.iter().filter(|vip| vip.is_ipv4() == client.is_ipv4()) {
+        // None from a VIP that this host does not hold.
+        if let Some(route) = netlink.route_from(*vip, client).await? {
+            neighbours.insert((route.ifindex, route.gateway.unwrap_or(client)));
+        }
+    }
+    for (ifindex, neighbour) in neighbours {
+        netlink.resolve(ifindex, neighbour).await?;
+    }
+    Ok(())
+}
+
+fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
+    let modules = desired.modules.values();
+    modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
+}
+
+/// The ways to `wanted`; for what the kernel has forgotten, by what is `remembered`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
+/// arrive as changes.
+async fn survey<'a>(
+    netlink: &Netlink,
+    wires: &Wires,
+    wanted: &BTreeSet<IpAddr>,
+    vips: &BTreeSet<IpAddr>,
+    remembered: impl Fn(IpAddr) -> Option<&'a Hop>,
+    confirm: impl Fn(IpAddr) -> bool,
+) -> anyhow::Result<Hops> {
+    let mut hops = Hops::new();
+    if wanted.is_empty() {
+        return Ok(hops);
+    }
+    let links = netlink.links().await?;
+    let addresses = netlink.addresses().await?;
+    let neighbours = netlink.neighbours().await?;
+    for addr in wanted {
+        let Some(route) = netlink.route(*addr).await? else { continue };
+        let Some(link) = links.get(&route.ifindex) else { continue };
+        let next = route.gateway.unwrap_or(*addr);
+        let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
+        let whole = if addr.is_ipv4() { 32 } else { 128 };
+        let link_prefix = match route.gateway {
+            Some(_) => whole,
+            None => {
+                ours().filter(|net| net.contains(addr)).map(|net| net.prefix_len()).max().unwrap_or(whole)
+            }
+        };
+        let mtu = link.mtu.min(u16::MAX as u32) as u16;
+        if route.ifindex == LOOPBACK || wires.is_inward(link) {
+            // Packets go there through the kernel's stack, which knows its neighbours.
+            if let Some(source) = source(ours(), next, route.source, vips) {
+                let hop = NextHop::without_macs(route.ifindex);
+                hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: true });
+            }
+            continue;
+        }
+        let neighbour = neighbours.get(&(route.ifindex, next)).copied();
+        if neighbour.flatten().is_none() || confirm(*addr) {
+            // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
+            if let Err(error) = netlink.resolve(route.ifindex, next).await {
+                debug!("{error:#}");
+            }
+        }
+        let mac = match neighbour {
+            Some(known) => known,
+            None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
+        };
+        let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
+        let hop = NextHop::new(mac, link.mac, route.ifindex);
+        hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: false });
+    }
+    Ok(hops)
+}
+
+/// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may prefer one
+/// as a source, but backends know us by our own address: they list it as a tunnel's peer, and their packets to a VIP are
+/// a client's.
+fn source(
+    ours: impl Iterator<Item = IpNet>,
+    next: IpAddr,
+    chosen: Option<IpAddr>,
+    vips: &BTreeSet<IpAddr>,
+) -> Option<IpAddr> {
+    if chosen.is_none_or(|source| !vips.contains(&source)) {
+        return chosen;
+    }
+    let near = ours.filter(|net| net.contains(&next) && !vips.contains(&net.addr()));
+    near.max_by_key(IpNet::prefix_len).map(|net| net.addr()).or(chosen)
+}

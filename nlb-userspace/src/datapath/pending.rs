@@ -1,0 +1,164 @@
+//! Packets that met an unknown next hop: they wait here, and go through the data path again once it is known.
+//!
+//! Without this, the first packet to a new neighbour would be lost, and its sender would wait a second for TCP's
+//! retransmission, or for ever with UDP.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use aya::maps::{MapData, RingBuf};
+use nlb_common::abi::{Backend, PARKED_BYTES};
+use nlb_common::net::Addr;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::inject;
+use super::loader::Datapath;
+use crate::model::next_hop::Hops;
+use crate::reconcile::Applied;
+
+/// Packets that wait at most; beyond that the oldest is given up.
+const CAPACITY: usize = 1024;
+
+/// How long a packet waits: as long as Linux probes a silent neighbour before it fails.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The first pause between two attempts to send on what waits for one address; it doubles with each. A packet comes back
+/// if the kernel does not know the neighbour after all, and must not go round and round.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A packet that waits.
+struct Frame {
+    towards: IpAddr,
+    ifindex: u32,
+    bytes: Vec<u8>,
+}
+
+/// How the attempts stand for one address.
+struct Turn {
+    since: Instant,
+    next: Instant,
+    pause: Duration,
+}
+
+/// Takes parked packets from the kernel, asks for their next hops, and sends them on, until the reconciler goes away.
+pub async fn run(
+    ring: RingBuf<MapData>,
+    datapath: Arc<Datapath>,
+    ask: mpsc::Sender<IpAddr>,
+    mut hops: watch::Receiver<Arc<Hops>>,
+    mut applied: watch::Receiver<Arc<Applied>>,
+) -> anyhow::Result<()> {
+    // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the `AsyncFd`.
+    let mut ring = unsafe { AsyncFd::register(ring) }.context("waiting for parked packets")?;
+    let mut lot = Lot::default();
+    loop {
+        let alarm = lot.turns.values().map(|turn| turn.next).min();
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready.context("waiting for parked packets")?;
+                while let Some(record) = ready.get_inner_mut().next() {
+                    let Some(frame) = parse(&record) else { continue };
+                    if ask.try_send(frame.towards).is_err() {
+                        debug!("many packets wait for next hops; {} is asked for later", frame.towards);
+                    }
+                    lot.take(frame);
+                }
+                ready.clear_ready();
+            }
+            changed = hops.changed() => if changed.is_err() { return Ok(()) },
+            changed = applied.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+        }
+        let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
+        for frame in lot.let_go(|towards| can_go(towards, &hops, &applied)) {
+            let towards = hops.get(&frame.towards).map(|hop| hop.hop.ifindex);
+            if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, towards) {
+                warn!("a packet that waited for {} could not be sent on: {error}", frame.towards);
+            }
+        }
+    }
+}
+
+/// What waits, and whose turn it is.
+#[derive(Default)]
+struct Lot {
+    frames: VecDeque<Frame>,
+    turns: BTreeMap<IpAddr, Turn>,
+}
+
+impl Lot {
+    fn take(&mut self, frame: Frame) {
+        let now = Instant::now();
+        self.turns.entry(frame.towards).or_insert(Turn {
+            since: now,
+            next: now + FIRST_PAUSE,
+            pause: FIRST_PAUSE,
+        });
+        self.frames.push_back(frame);
+        if self.frames.len() > CAPACITY {
+            self.frames.pop_front();
+        }
+    }
+
+    /// The packets whose turn it is and that can go. Those that have waited too long are given up.
+    fn let_go(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
+        let now = Instant::now();
+        let due: BTreeMap<IpAddr, bool> = self
+            .turns
+            .iter()
+            .filter(|(_, turn)| turn.next <= now)
+            .map(|(towards, turn)| (*towards, turn.since + PATIENCE > now))
+            .collect();
+        let mut gone = Vec::new();
+        for frame in std::mem::take(&mut self.frames) {
+            match due.get(&frame.towards) {
+                Some(true) if can_go(frame.towards) => gone.push(frame),
+                Some(false) => debug!("a packet waited in vain for {}", frame.towards),
+                _ => self.frames.push_back(frame),
+            }
+        }
+        for (towards, turn) in &mut self.turns {
+            if due.contains_key(towards) {
+                turn.pause = (turn.pause * 2).min(LONGEST_PAUSE);
+                turn.next = now + turn.pause;
+            }
+        }
+        // A packet that comes back does so at once; an address nothing comes back for starts afresh next time.
+        let frames = &self.frames;
+        self.turns.retain(|towards, turn| {
+            frames.iter().any(|frame| frame.towards == *towards) || turn.since + PATIENCE > now
+        });
+        gone
+    }
+}
+
+/// Whether the data path knows the next hop by now: for a backend from its row, for a client from the kernel.
+fn can_go(towards: IpAddr, hops: &Hops, applied: &Applied) -> bool {
+    let addr = Addr::from(towards);
+    let mut rows = applied.image.rows.backends.values().filter(|row| row.addr == addr).peekable();
+    if rows.peek().is_some() {
+        rows.all(|row| row.has(Backend::RESOLVED))
+    } else {
+        hops.contains_key(&towards)
+    }
+}
+
+/// A record of the ring: `abi::Parked` and the frame's bytes.
+fn parse(record: &[u8]) -> Option<Frame> {
+    let (towards, rest) = record.split_first_chunk::<16>()?;
+    let (ifindex, rest) = rest.split_first_chunk::<4>()?;
+    let (len, bytes) = rest.split_first_chunk::<4>()?;
+    let len = (u32::from_ne_bytes(*len) as usize).min(PARKED_BYTES);
+    Some(Frame {
+        towards: Addr::v6(*towards).into(),
+        ifindex: u32::from_ne_bytes(*ifindex),
+        bytes: bytes.get(..len)?.to_vec(),
+    })
+}

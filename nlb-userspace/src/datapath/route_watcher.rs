@@ -1,0 +1,15 @@
+//! Tells the programs that the kernel's ways may have changed, so that replies follow at once: they remember what the kernel said
+//! of them last (`nlb-ebpf/src/hop.rs`).
+
+use std::sync::Arc;
+
+use super::maps::bpf::WaysChanged;
+use super::netlink::Netlink;
+
+pub async fn run(changed: Arc<WaysChanged>) -> anyhow::Result<()> {
+    let (_netlink, mut notes) = Netlink::open()?;
+    while notes.recv().await.is_some() {
+        changed.count();
+    }
+    anyhow::bail!("the kernel's notes about routes have ended")
+}

@@ -1,0 +1,228 @@
+//! Asks modules for their active version, and hands the weights in their answers to the registry.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use nlb_proto::{BlueGreenConfig, GetActiveVersionRequest, GetActiveVersionResponse};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::warn;
+
+use super::fan_out::living_peer;
+use super::peers::{Outcome, Peers};
+use crate::controllers::active_version::{Asked, Rounds};
+use crate::grpc::convert::validate::{self, Fault};
+use crate::model::clock::Now;
+use crate::model::weight_request::{Heeded, Wish};
+use crate::registry::Registry;
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Questions in the air at a time.
+const AT_A_TIME: usize = 64;
+
+/// More versions than anybody divides flows among.
+const MOST_VERSIONS: usize = 64;
+
+/// Asks each instance when it registers and every so often. Runs until it is dropped.
+pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infallible {
+    let mut rounds = Rounds::new(every);
+    let mut asked = FuturesUnordered::new();
+    let mut unfulfilled = Unfulfilled::default();
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some((asked, outcome)) = asked.next() => {
+                unfulfilled.take(&registry, &asked, wish(&registry, &asked, outcome));
+                rounds.heard(asked, Instant::now());
+                continue;
+            }
+        }
+        let snapshot = registry.snapshot();
+        if rounds.follow(&snapshot) {
+            unfulfilled.try_again(&registry);
+        }
+        for question in rounds.take_due(&snapshot, Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
+            let request = GetActiveVersionRequest { instance_id: question.instance_id.clone() };
+            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            asked.push(async move { (question, answer.await) });
+        }
+    }
+}
+
+/// What modules said that could not be done, by instance id: each is told of once, and tried again if that can help.
+#[derive(Default)]
+struct Unfulfilled(BTreeMap<String, Problem>);
+
+struct Problem {
+    asked: Asked,
+    /// A wish that may fit later, when others have registered.
+    waits: Option<Wish>,
+    why: String,
+}
+
+impl Unfulfilled {
+    fn take(&mut self, registry: &Registry, asked: &Asked, wish: Result<Option<Wish>, Fault>) {
+        let before = self.0.remove(&asked.instance_id);
+        let (waits, why) = match wish {
+            Ok(None) => return,
+            Ok(Some(wish)) => match registry.heed(&asked.instance_id, asked.epoch, &wish, Now::read()) {
+                Heeded::Done => return,
+                Heeded::Waits(why) => (Some(wish), why),
+            },
+            Err(fault) => (None, fault.to_string()),
+        };
+        if before.is_none_or(|before| before.asked != *asked || before.why != why) {
+            warn!(
+                instance = asked.instance_id,
+                why, "weights are not as the module answers GetActiveVersion"
+            );
+        }
+        self.0.insert(asked.instance_id.clone(), Problem { asked: asked.clone(), waits, why });
+    }
+
+    fn try_again(&mut self, registry: &Registry) {
+        let state = registry.snapshot();
+        self.0.retain(|instance_id, Problem { asked, waits, .. }| match waits {
+            Some(wish) => {
+                let heeded = registry.heed(instance_id, asked.epoch, wish, Now::read());
+                matches!(heeded, Heeded::Waits(_))
+            }
+            None => asked.is_current(&state),
+        });
+    }
+}
+
+/// `None` where the module has no opinion.
+fn wish(
+    registry: &Registry,
+    asked: &Asked,
+    outcome: Outcome<GetActiveVersionResponse>,
+) -> Result<Option<Wish>, Fault> {
+    let (Some(answer), snapshot) = (outcome.done(), registry.snapshot()) else { return Ok(None) };
+    match snapshot.record(&asked.instance_id) {
+        Ok(record) => read(answer, &record.registration.module.version),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Reads an answer of an instance of version `own`. Weights are its opinion; a version that is merely called active is
+/// not, since most modules call their own so.
+fn read(answer: GetActiveVersionResponse, own: &str) -> Result<Option<Wish>, Fault> {
+    if answer.version_weights.is_empty() {
+        return answer.config.map_or(Ok(None), blue_and_green);
+    }
+    if answer.version_weights.len() > MOST_VERSIONS {
+        let problem =
+            format!("names {} versions; at most {MOST_VERSIONS} are read", answer.version_weights.len());
+        return Err(Fault::new("version_weights", problem));
+    }
+    let weights = answer
+        .version_weights
+        .into_iter()
+        .map(|(version, weight)| {
+            let field = format!("version_weights[{version:?}]");
+            Ok((validate::version(&field, &version)?, validate::weight(&field, weight)?))
+        })
+        .collect::<Result<BTreeMap<_, _>, Fault>>()?;
+    Ok(match weights.get(own) {
+        Some(weight) if weights.len() == 1 => Some(Wish::Own(*weight)),
+        _ => split(weights),
+    })
+}
+
+/// A config of one version divides nothing.
+fn blue_and_green(config: BlueGreenConfig) -> Result<Option<Wish>, Fault> {
+    let sides = [
+        ("config.blue", config.blue_version, config.blue_weight),
+        ("config.green", config.green_version, config.green_weight),
+    ];
+    let mut weights = BTreeMap::new();
+    for (side, version, weight) in sides {
+        let version = validate::version(&format!("{side}_version"), &version)?;
+        let weight = validate::weight(&format!("{side}_weight"), weight)?;
+        if !(version.is_empty() && weight == 0) {
+            weights.insert(version, weight);
+        }
+    }
+    Ok(if weights.len() == 2 { split(weights) } else { None })
+}
+
+/// Weights that leave nobody to serve are taken for weights that were not filled in.
+fn split(weights: BTreeMap<String, u32>) -> Option<Wish> {
+    weights.values().any(|weight| *weight > 0).then_some(Wish::Split(weights))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(weights: &[(&str, i32)]) -> GetActiveVersionResponse {
+        let version_weights =
+            weights.iter().map(|(version, weight)| (version.to_string(), *weight)).collect();
+        GetActiveVersionResponse { active_version: "v1".into(), config: None, version_weights }
+    }
+
+    fn config(blue: (&str, i32), green: (&str, i32)) -> GetActiveVersionResponse {
+        let config = BlueGreenConfig {
+            blue_version: blue.0.into(),
+            blue_weight: blue.1,
+            green_version: green.0.into(),
+            green_weight: green.1,
+            ..Default::default()
+        };
+        GetActiveVersionResponse { config: Some(config), ..weights(&[]) }
+    }
+
+    fn divided(weights: &[(&str, u32)]) -> Option<Wish> {
+        Some(Wish::Split(weights.iter().map(|(version, weight)| (version.to_string(), *weight)).collect()))
+    }
+
+    #[test]
+    fn an_answer_is_a_split_or_the_instances_own_weight() {
+        for (answer, expected) in [
+            (weights(&[("v1", 10), ("v2", 90)]), divided(&[("v1", 10), ("v2", 90)])),
+            (weights(&[("v1", 10)]), Some(Wish::Own(10))),
+            (weights(&[("v1", 0)]), Some(Wish::Own(0))),
+            (weights(&[("v2", 100)]), divided(&[("v2", 100)])),
+            (config(("v1", 0), ("v2", 7)), divided(&[("v1", 0), ("v2", 7)])),
+            (config(("", 5), ("v2", 7)), divided(&[("", 5), ("v2", 7)])),
+        ] {
+            assert_eq!(read(answer, "v1"), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn who_names_no_weights_has_no_opinion() {
+        for answer in [
+            GetActiveVersionResponse::default(),
+            weights(&[]),
+            weights(&[("v1", 0), ("v2", 0)]),
+            config(("v1", 0), ("v2", 0)),
+            config(("v1", 100), ("", 0)),
+            config(("v1", 100), ("v1", 50)),
+        ] {
+            assert_eq!(read(answer, "v1"), Ok(None));
+        }
+    }
+
+    #[test]
+    fn what_is_no_weight_is_named() {
+        for (answer, field) in [
+            (weights(&[("v1", -1), ("v2", 5)]), "version_weights[\"v1\"]"),
+            (weights(&[("v1", 10_001)]), "version_weights[\"v1\"]"),
+            (config(("v1", 1), ("v2", -5)), "config.green_weight"),
+            (config(("v\n1", 1), ("v2", 5)), "config.blue_version"),
+        ] {
+            assert_eq!(read(answer, "v1").unwrap_err().field, field);
+        }
+        let many: Vec<String> = (0..65).map(|n| format!("v{n}")).collect();
+        let many: Vec<(&str, i32)> = many.iter().map(|version| (version.as_str(), 1)).collect();
+        assert_eq!(read(weights(&many), "v1").unwrap_err().field, "version_weights");
+    }
+}

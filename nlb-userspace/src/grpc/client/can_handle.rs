@@ -1,0 +1,98 @@
+//! Asks modules what they can handle, and hands their answers to the registry.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use nlb_proto::{CanHandleRequest, CanHandleResponse};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::fan_out::living_peer;
+use super::peers::{Outcome, Peers};
+use crate::controllers::can_handle::{Heard, Schedule};
+use crate::grpc::convert::route;
+use crate::model::can_handle::Question;
+use crate::model::{Ability, Route};
+use crate::registry::Registry;
+
+/// Answers of so long a time are one change of the data path.
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// Questions in the air at a time.
+const AT_A_TIME: usize = 64;
+
+/// Whose a route is that was learned, as modules are told.
+pub const LEARNED: &str = "learned";
+
+/// Runs until it is dropped.
+pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
+    let mut desired = registry.desired();
+    desired.mark_changed();
+    let mut schedule = Schedule::default();
+    let mut asked = FuturesUnordered::new();
+    let mut epoch = 0;
+    let mut answers = BTreeMap::new();
+    let mut ticks = interval(TOGETHER);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some((question, outcome)) = asked.next() => {
+                schedule.heard(&question, heard(&outcome), Instant::now());
+                if let Some(ability) = ability(outcome, registry.snapshot().is_learned(&question.route)) {
+                    answers.insert(question, ability);
+                }
+                continue;
+            }
+        }
+        registry.set_abilities(std::mem::take(&mut answers));
+        if desired.has_changed().unwrap_or(false) {
+            schedule.follow(desired.borrow_and_update().clone(), Instant::now());
+        }
+        let snapshot = registry.snapshot();
+        for record in snapshot.registered_since(epoch) {
+            schedule.renew(&record.registration.instance_id, Instant::now());
+        }
+        epoch = snapshot.last_epoch();
+        for (question, route) in schedule.take_due(Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
+            let request = request(&question, &route, snapshot.is_learned(&question.route));
+            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            asked.push(async move { (question, answer.await) });
+        }
+    }
+}
+
+fn request(question: &Question, route: &Route, learned: bool) -> CanHandleRequest {
+    let owner = match (question.route.operators, learned) {
+        (false, _) => "module",
+        (true, false) => "operator",
+        (true, true) => LEARNED,
+    };
+    CanHandleRequest {
+        route: Some(route::render(&question.route.id, route)),
+        context: [("owner".to_owned(), owner.to_owned())].into(),
+    }
+}
+
+fn heard(outcome: &Outcome<CanHandleResponse>) -> Heard {
+    match outcome {
+        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Undecodable(_) => Heard::Answer,
+        Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Unimplemented => Heard::Nothing,
+    }
+}
+
+pub fn said(answer: &CanHandleResponse) -> Ability {
+    Ability { can_handle: answer.can_handle, priority: answer.priority }
+}
+
+/// `None` where the last answer holds on. What nobody configured needs a module's own word.
+fn ability(outcome: Outcome<CanHandleResponse>, learned: bool) -> Option<Ability> {
+    match outcome {
+        Outcome::Done(answer) => Some(said(&answer)),
+        Outcome::Unimplemented => Some(Ability { can_handle: !learned, priority: 0 }),
+        Outcome::Refused(_) | Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Undecodable(_) => None,
+    }
+}

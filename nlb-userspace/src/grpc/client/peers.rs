@@ -1,0 +1,180 @@
+//! Calls to modules: over connections that are kept, to many at once, each with its own outcome.
+
+mod call;
+mod codec;
+mod outcome;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{self, Channel};
+use tonic::{Request, Status};
+use tracing::debug;
+
+use crate::model::Desired;
+use crate::model::endpoint::Endpoint;
+
+pub use call::Call;
+pub use outcome::{Outcome, said};
+
+/// Marks a call as passed on. A front that is registered as a module somewhere must not pass it on again: it would go
+/// round and round.
+const PASSED_ON: &str = "nlb-passed-on";
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a module may take over a call that sets no time of its own.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Calls in the air at a time, on behalf of one caller.
+const AT_A_TIME: usize = 64;
+
+/// A silent connection is asked for a sign of life this often, so that a vanished host does not cost each caller its
+/// patience.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+pub fn is_passed_on<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(PASSED_ON)
+}
+
+/// An instance, and where its gRPC server listens.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub instance_id: String,
+    pub address: Endpoint,
+}
+
+/// The connections to modules, by instance id. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    lines: Arc<Mutex<BTreeMap<String, Line>>>,
+    /// Held while modules and data path are changed together.
+    pub(super) changes: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is known of the way to an instance.
+#[derive(Debug)]
+struct Line {
+    address: Endpoint,
+    channel: Channel,
+    /// Something there speaks gRPC, or did.
+    answered: bool,
+}
+
+impl Peers {
+    /// Makes these calls all at once. Outcomes come in the order of the calls.
+    pub async fn ask_all<C: Call>(
+        &self,
+        calls: Vec<(Peer, C)>,
+        patience: Duration,
+    ) -> Vec<(String, Outcome<C::Answer>)> {
+        let asked = calls.into_iter().map(|(peer, call)| async move {
+            let outcome = self.ask(&peer, call, patience).await;
+            (peer.instance_id, outcome)
+        });
+        futures_util::stream::iter(asked).buffered(AT_A_TIME).collect().await
+    }
+
+    pub async fn ask<C: Call>(&self, peer: &Peer, call: C, patience: Duration) -> Outcome<C::Answer> {
+        let asked = tokio::time::timeout(patience, self.exchange(peer, call)).await;
+        let answered = match &asked {
+            Ok(Ok(_)) => true,
+            // Where the status is the transport's own, it has a source.
+            Ok(Err(status)) => std::error::Error::source(status).is_none(),
+            Err(_) => false,
+        };
+        if answered {
+            let mut lines = self.lines();
+            let line = lines.get_mut(&peer.instance_id).filter(|line| line.address == peer.address);
+            line.into_iter().for_each(|line| line.answered = true);
+        }
+        let outcome = match asked {
+            Ok(Ok(Ok(answer))) => match C::refusal(&answer) {
+                None => Outcome::Done(answer),
+                Some(reason) => Outcome::Refused(reason),
+            },
+            Ok(Ok(Err(undecodable))) => Outcome::Undecodable(undecodable.to_string()),
+            Ok(Err(status)) => Outcome::of(&status),
+            Err(_) => Outcome::Slow(patience),
+        };
+        debug!(instance = peer.instance_id, address = %peer.address, path = C::PATH, %outcome, "asked");
+        outcome
+    }
+
+    /// Asks an instance if its lease is current, and else does not wait for it.
+    pub fn ask_living<C: Call>(
+        &self,
+        living: Option<Peer>,
+        call: C,
+    ) -> impl Future<Output = Outcome<C::Answer>> + use<C> {
+        let peers = self.clone();
+        async move {
+            match living {
+                Some(peer) => peers.ask(&peer, call, ANSWER_PATIENCE).await,
+                None => Outcome::Unreachable("its lease has lapsed".to_owned()),
+            }
+        }
+    }
+
+    async fn exchange<C: Call>(
+        &self,
+        peer: &Peer,
+        call: C,
+    ) -> Result<Result<C::Answer, prost::DecodeError>, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel(peer)?);
+        let ready = client.ready().await;
+        ready.map_err(|error| Status::from_error(error.into()))?;
+        let mut request = Request::new(call);
+        request.metadata_mut().insert(PASSED_ON, MetadataValue::from_static("1"));
+        let codec = codec::Lenient::<C, C::Answer>::default();
+        Ok(client.unary(request, PathAndQuery::from_static(C::PATH), codec).await?.into_inner())
+    }
+
+    /// Connects when first used, and again whenever the connection is lost.
+    fn channel(&self, peer: &Peer) -> Result<Channel, Status> {
+        let mut lines = self.lines();
+        match lines.get(&peer.instance_id) {
+            Some(line) if line.address == peer.address => return Ok(line.channel.clone()),
+            _ => {}
+        }
+        let endpoint = transport::Endpoint::from_shared(format!("http://{}", peer.address));
+        let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_PATIENCE)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(ANSWER_PATIENCE)
+            .connect_lazy();
+        let line = Line { address: peer.address.clone(), channel: channel.clone(), answered: false };
+        lines.insert(peer.instance_id.clone(), line);
+        Ok(channel)
+    }
+
+    /// Whether the instance ever answered a call at this address, be it with an error.
+    pub fn has_answered(&self, peer: &Peer) -> bool {
+        let lines = self.lines();
+        lines.get(&peer.instance_id).is_some_and(|line| line.answered && line.address == peer.address)
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<String, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops the connections to modules that are gone. Runs until it is dropped.
+    pub async fn follow(&self, mut desired: watch::Receiver<Arc<Desired>>) -> Infallible {
+        loop {
+            let there = desired.borrow_and_update().clone();
+            {
+                self.lines().retain(|instance_id, _| there.modules.contains_key(instance_id));
+            }
+            if desired.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

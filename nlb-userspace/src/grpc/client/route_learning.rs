@@ -1,0 +1,63 @@
+//! Asks modules who can handle a destination that no route covers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use nlb_proto::CanHandleRequest;
+
+use super::can_handle::{LEARNED, said};
+use super::fan_out::peer;
+use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
+use crate::grpc::convert::route;
+use crate::model::Ability;
+use crate::model::upcall::Question;
+use crate::registry::Registry;
+
+/// What the modules that take new flows say to a question, all asked at once. Only an answer counts: nobody configured
+/// the destination for a module that does not know the question, or cannot be reached.
+pub fn who_can(
+    registry: Arc<Registry>,
+    peers: Peers,
+) -> impl Fn(&Question) -> BoxFuture<'static, BTreeMap<String, Ability>> {
+    move |question| {
+        let (candidates, request) = (candidates(&registry, question), request(question));
+        let peers = peers.clone();
+        let asked = candidates.into_iter().map(move |peer| {
+            let (peers, request) = (peers.clone(), request.clone());
+            async move {
+                let outcome = peers.ask(&peer, request, ANSWER_PATIENCE).await;
+                (peer.instance_id, outcome)
+            }
+        });
+        join_all(asked)
+            .map(|outcomes| {
+                let answers = outcomes.into_iter().filter_map(|(instance_id, outcome)| match outcome {
+                    Outcome::Done(answer) => Some((instance_id, said(&answer))),
+                    _ => None,
+                });
+                answers.collect()
+            })
+            .boxed()
+    }
+}
+
+fn candidates(registry: &Registry, question: &Question) -> Vec<Peer> {
+    let (snapshot, route) = (registry.snapshot(), question.wanted.route());
+    let candidates = snapshot.modules.values().filter(|record| record.could_serve(&route));
+    candidates.map(|record| peer(record)).collect()
+}
+
+/// As it is asked again later, and besides where the packet came from.
+fn request(question: &Question) -> CanHandleRequest {
+    let Question { wanted, client, .. } = question;
+    let context = [
+        ("owner", LEARNED.to_owned()),
+        ("source_address", client.ip().to_string()),
+        ("source_port", client.port().to_string()),
+    ];
+    CanHandleRequest {
+        route: Some(route::render(&wanted.route_id(), &wanted.route())),
+        context: context.map(|(key, value)| (key.to_owned(), value)).into(),
+    }
+}

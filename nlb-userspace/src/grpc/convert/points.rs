@@ -1,0 +1,234 @@
+//! Metrics as points on the wire: which ones are asked for, of what time, and how they are written.
+//!
+//! Whoever asks, and by whatever call, gets what the recorder sampled, under the catalogue's names.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::time::SystemTime;
+
+use nlb_proto::MetricDataPoint;
+use prost_types::Timestamp;
+
+use super::error::Failure;
+use super::validate::{self, Fault};
+use crate::telemetry::metrics::catalogue::{self, Metric};
+use crate::telemetry::metrics::reported::{Key, Ledger};
+use crate::telemetry::metrics::{Selection, Subject, UnknownName, View, history, reported};
+
+/// Points of one answer: some 25 MB. More are refused rather than left out in silence.
+const MAX_POINTS: usize = 250_000;
+const MAX_NAMES: usize = 64;
+const NAME_LENGTH: usize = 128;
+
+/// Which points of a series are asked for.
+#[derive(Clone, Debug)]
+pub enum Extent {
+    Latest,
+    Within(RangeInclusive<SystemTime>),
+    /// One point, for all of the time.
+    Over(RangeInclusive<SystemTime>),
+}
+
+/// Points on their way into an answer.
+pub struct Points<'a> {
+    selection: &'a Selection,
+    extent: &'a Extent,
+    left: usize,
+}
+
+/// What takes long with many modules must not hold up other calls.
+pub async fn on_the_side<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.expect("reading metrics does not panic")
+}
+
+pub fn extent(
+    (start, end): (Option<Timestamp>, Option<Timestamp>),
+    aggregate: bool,
+    view: &View,
+) -> Result<Extent, Fault> {
+    let (start, end) = (validate::time("start_time", start)?, validate::time("end_time", end)?);
+    if start.zip(end).is_some_and(|(start, end)| start > end) {
+        return Err(Fault::new("start_time", "is after end_time"));
+    }
+    let given = start.is_some() || end.is_some();
+    let oldest = view.history.since().unwrap_or(view.latest.at);
+    // Reported points may be older than the NLB's own record, or newer than its last second.
+    let start = start.unwrap_or(if given { SystemTime::UNIX_EPOCH } else { oldest });
+    let time = start..=end.unwrap_or_else(|| view.latest.at.max(SystemTime::now()).max(start));
+    Ok(match (given, aggregate) {
+        (_, true) => Extent::Over(time),
+        (true, false) => Extent::Within(time),
+        (false, false) => Extent::Latest,
+    })
+}
+
+/// `also` are metrics that are in no sample.
+pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, Fault> {
+    if asked.len() > MAX_NAMES {
+        return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}; use a trailing *")));
+    }
+    for (index, name) in asked.iter().enumerate() {
+        validate::text(&format!("metric_names[{index}]"), name, NAME_LENGTH)?;
+    }
+    let known: Vec<&str> = catalogue::metrics().chain(also).map(|metric| metric.name).collect();
+    Selection::parse(asked, known.iter().copied()).map_err(|UnknownName { index, similar }| {
+        let problem = format!("no metric is called {:?}; there are {}", asked[index], similar.join(", "));
+        Fault::new(format!("metric_names[{index}]"), problem)
+    })
+}
+
+impl<'a> Points<'a> {
+    pub fn new(selection: &'a Selection, extent: &'a Extent) -> Self {
+        Points { selection, extent, left: MAX_POINTS }
+    }
+
+    /// Of one moment there are no more points than series, which the limits of the tables bound.
+    pub fn latest(selection: &'a Selection) -> Self {
+        Points { selection, extent: &Extent::Latest, left: usize::MAX }
+    }
+
+    /// The NLB's own, of the subjects that are wanted.
+    pub fn own(
+        &mut self,
+        view: &View,
+        wanted: impl Fn(&Subject) -> bool,
+    ) -> Result<Vec<MetricDataPoint>, Failure> {
+        let mut points = Vec::new();
+        let subjects: Vec<&Subject> = match self.extent {
+            Extent::Latest => view.latest.rows.keys().collect(),
+            Extent::Within(time) | Extent::Over(time) => view.history.subjects(time).into_iter().collect(),
+        };
+        for subject in subjects.into_iter().filter(|subject| wanted(subject)) {
+            let columns: Vec<(usize, &Metric)> = subject
+                .family()
+                .iter()
+                .enumerate()
+                .filter(|(_, metric)| self.selection.takes(metric.name))
+                .collect();
+            if columns.is_empty() {
+                continue;
+            }
+            let labels: HashMap<String, String> =
+                subject.labels().into_iter().map(|(label, value)| (label.to_owned(), value)).collect();
+            let point = |metric: &Metric, held: f64, at: SystemTime| {
+                let fixed = metric.labels.last().zip(metric.fixed);
+                let fixed = fixed.map(|(label, value)| (label.to_string(), value.to_owned()));
+                MetricDataPoint {
+                    name: metric.name.to_owned(),
+                    value: metric.value(held),
+                    labels: labels.clone().into_iter().chain(fixed).collect(),
+                    timestamp: Some(at.into()),
+                }
+            };
+            match self.extent {
+                Extent::Latest => {
+                    self.take(columns.len())?;
+                    let row = &view.latest.rows[subject];
+                    points.extend(columns.iter().map(|(i, m)| point(m, row[*i] as f64, view.latest.at)));
+                }
+                Extent::Within(time) => {
+                    let moments = view.history.moments(subject, time);
+                    self.take(columns.len() * moments.len())?;
+                    for (i, metric) in columns {
+                        points.extend(moments.iter().map(|m| point(metric, m.row[i] as f64, m.at)));
+                    }
+                }
+                Extent::Over(time) => {
+                    let moments = view.history.moments(subject, time);
+                    let Some(last) = moments.last() else { continue };
+                    self.take(columns.len())?;
+                    let aggregate = |(i, metric): &(usize, &Metric)| {
+                        Some(point(metric, history::aggregate(metric.kind, *i, &moments)?, last.at))
+                    };
+                    points.extend(columns.iter().filter_map(aggregate));
+                }
+            }
+        }
+        Ok(points)
+    }
+
+    /// What one instance reported.
+    pub fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, Failure> {
+        let point = |key: &Key, at: SystemTime, value: f64| MetricDataPoint {
+            name: key.name.clone(),
+            value,
+            labels: key.labels.clone().into_iter().collect(),
+            timestamp: Some(at.into()),
+        };
+        let wanted = |key: &Key| self.selection.takes(&key.name);
+        let points: Vec<MetricDataPoint> = match self.extent {
+            Extent::Latest => {
+                let latest = ledger.latest().filter(|(key, ..)| wanted(key));
+                latest.map(|(key, at, value)| point(key, at, value)).collect()
+            }
+            Extent::Within(time) => {
+                let series = ledger.within(time).filter(|(key, _)| wanted(key));
+                series
+                    .flat_map(|(key, points)| {
+                        points.into_iter().map(move |(at, value)| point(key, at, value)).collect::<Vec<_>>()
+                    })
+                    .collect()
+            }
+            Extent::Over(time) => {
+                let series = ledger.within(time).filter(|(key, _)| wanted(key));
+                let aggregate = |(key, points): (&Key, Vec<(SystemTime, f64)>)| {
+                    let (at, _) = *points.last()?;
+                    Some(point(key, at, reported::aggregate(&key.name, &points)))
+                };
+                series.filter_map(aggregate).collect()
+            }
+        };
+        self.take(points.len())?;
+        Ok(points)
+    }
+
+    fn take(&mut self, points: usize) -> Result<(), Failure> {
+        match self.left.checked_sub(points) {
+            Some(left) => self.left = left,
+            None => {
+                let why = format!(
+                    "more than {MAX_POINTS} points; name fewer metrics, ask for a shorter time, or aggregate"
+                );
+                return Err(Failure::TooMuch(why));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+    use tonic::{Code, Status};
+
+    use super::*;
+    use crate::registry::fixtures::registry;
+    use crate::telemetry::metrics::{Recorder, Sources};
+
+    #[tokio::test]
+    async fn more_points_than_an_answer_holds_are_refused() {
+        let sources = Sources {
+            registry: Arc::new(registry()),
+            applied: watch::channel(Arc::default()).1,
+            traffic: watch::channel(Arc::default()).1,
+            started_at: SystemTime::now(),
+        };
+        let (_recorder, metrics) = Recorder::new(sources, 1 << 20);
+        let view = metrics.view();
+        let selection = Selection::default();
+        let all = SystemTime::UNIX_EPOCH..=SystemTime::now();
+        for extent in [Extent::Latest, Extent::Within(all.clone()), Extent::Over(all.clone())] {
+            let mut points = Points::new(&selection, &extent);
+            let fits = points.own(&view, |_| true).unwrap().len();
+            let mut exact = Points { left: fits, ..Points::new(&selection, &extent) };
+            assert_eq!(exact.own(&view, |_| true).unwrap().len(), fits);
+            let mut short = Points { left: fits - 1, ..Points::new(&selection, &extent) };
+            let status = Status::from(short.own(&view, |_| true).unwrap_err());
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        }
+    }
+}

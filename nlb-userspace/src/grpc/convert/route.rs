@@ -1,0 +1,197 @@
+//! Routes between the wire and the model. What the data path could not enforce is refused.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nlb_proto as proto;
+
+use super::enums;
+use super::validate::{self, Fault};
+use crate::model::vips::Vips;
+use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Texts};
+
+/// Whose routes they are decides which metadata has a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    Module,
+    Operator,
+}
+
+const OPERATORS_KEYS: [&str; 2] = ["target_instances", "target_module_type"];
+const INSTANCES_KEYS: [&str; 6] =
+    ["forward_mode", "snat", "reply_path", "data_address", "quic_server_id", "quic_config_id"];
+
+/// The routes of one message by id, or every fault in them.
+pub fn parse_all(
+    field: &str,
+    routes: Vec<proto::Route>,
+    author: Author,
+    vips: &Vips,
+) -> Result<Routes, Vec<Fault>> {
+    let mut parsed = Routes::new();
+    let mut faults = Vec::new();
+    for (index, route) in routes.into_iter().enumerate() {
+        let place = format!("{field}[{index}]");
+        match parse(route, author, vips) {
+            Ok((id, _)) if parsed.contains_key(&id) => {
+                faults.push(Fault::new("route_id", format!("{id:?} is listed twice")).within(place));
+            }
+            Ok((id, route)) => drop(parsed.insert(id, route.into())),
+            Err(fault) => faults.push(fault.within(place)),
+        }
+    }
+    if faults.is_empty() { Ok(parsed) } else { Err(faults) }
+}
+
+pub fn parse(route: proto::Route, author: Author, vips: &Vips) -> Result<(String, Route), Fault> {
+    let id = validate::id("route_id", &route.route_id)?;
+    let protocol = protocol(route.protocol)?;
+    let source = source(&route.source_pattern)?;
+    let destination = destination(&route.destination_pattern)?;
+    vips.admit(&destination).map_err(|problem| Fault::new("destination_pattern", problem))?;
+    same_family(source, destination)?;
+    if route.source_port != 0 {
+        return Err(Fault::new("source_port", "must be 0: clients' ports are not matched on"));
+    }
+    let port = validate::port("destination_port", route.destination_port)?.or(protocol.well_known_port());
+    let metadata = validate::text_map("metadata", route.metadata)?;
+    let route = Route {
+        protocol,
+        source,
+        destination,
+        port,
+        priority: route.priority,
+        listen_port: validate::port_entry("metadata", &metadata, "listen_port")?,
+        targets: targets(author, &metadata)?,
+        headers: validate::text_map("headers", route.headers)?,
+        path_pattern: validate::text("path_pattern", &route.path_pattern, validate::TEXT_LENGTH)?,
+        metadata,
+    };
+    Ok((id, route))
+}
+
+pub fn render(id: &str, route: &Route) -> proto::Route {
+    let destination = match route.destination {
+        Destination::EveryVip => "*".to_owned(),
+        Destination::Address(address) => address.to_string(),
+        Destination::Prefix(prefix) => prefix.to_string(),
+    };
+    proto::Route {
+        route_id: id.to_owned(),
+        protocol: enums::protocol_to_wire(route.protocol).into(),
+        source_pattern: route.source.map_or_else(|| "*".to_owned(), render_net),
+        destination_pattern: destination,
+        source_port: 0,
+        destination_port: route.port.unwrap_or(0).into(),
+        headers: route.headers.clone().into_iter().collect(),
+        path_pattern: route.path_pattern.clone(),
+        priority: route.priority,
+        metadata: route.metadata.clone().into_iter().collect(),
+    }
+}
+
+/// What was accepted but will not be matched, as a sentence.
+pub fn unenforced(routes: &Routes) -> Option<String> {
+    let deep = routes.iter().filter(|(_, route)| !route.headers.is_empty() || !route.path_pattern.is_empty());
+    let ids: Vec<&str> = deep.map(|(id, _)| id.as_str()).collect();
+    (!ids.is_empty()).then(|| {
+        format!(
+            "headers and path_pattern of {} are kept and shown to modules, but not matched: the NLB does not look into \
+             streams",
+            ids.join(", ")
+        )
+    })
+}
+
+pub fn protocol(number: i32) -> Result<Protocol, Fault> {
+    let wire = validate::known("protocol", number)?;
+    enums::protocol_from_wire(wire)
+        .ok_or_else(|| Fault::new("protocol", "is unspecified; name one, such as PROTOCOL_TCP"))
+}
+
+pub fn destination(pattern: &str) -> Result<Destination, Fault> {
+    Ok(match net("destination_pattern", pattern)? {
+        None => Destination::EveryVip,
+        Some(net) if net.prefix_len() == net.max_prefix_len() => Destination::Address(net.addr()),
+        Some(net) => Destination::Prefix(net),
+    })
+}
+
+pub fn source(pattern: &str) -> Result<Option<IpNet>, Fault> {
+    net("source_pattern", pattern)
+}
+
+/// An address or CIDR; `None` for the wildcard.
+pub fn net(field: &str, pattern: &str) -> Result<Option<IpNet>, Fault> {
+    if pattern.is_empty() || pattern == "*" {
+        return Ok(None);
+    }
+    let fault = |problem| Err(Fault::new(field, format!("{pattern:?} {problem}")));
+    let net = match (pattern.parse::<IpAddr>(), pattern.parse::<IpNet>()) {
+        (Ok(address), _) => IpNet::from(address),
+        (_, Ok(net)) => net,
+        _ => {
+            return fault(
+                "is neither an address, a CIDR nor *; domain names cannot be enforced on packets".to_owned(),
+            );
+        }
+    };
+    if net.trunc() != net {
+        return fault(format!("has bits beyond its prefix; write {} or {}", net.trunc(), net.addr()));
+    }
+    if matches!(net, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
+        return fault("is v4-mapped; write it as IPv4".to_owned());
+    }
+    Ok(Some(net))
+}
+
+fn same_family(source: Option<IpNet>, destination: Destination) -> Result<(), Fault> {
+    let destination = match destination {
+        Destination::EveryVip => return Ok(()),
+        Destination::Address(address) => address.is_ipv6(),
+        Destination::Prefix(prefix) => prefix.addr().is_ipv6(),
+    };
+    match source {
+        Some(source) if source.addr().is_ipv6() != destination => Err(Fault::new(
+            "source_pattern",
+            "is of another address family than destination_pattern: nothing matches",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn targets(author: Author, metadata: &Texts) -> Result<Targets, Fault> {
+    let misplaced = |key: &str, place| Err(Fault::new(format!("metadata.{key}"), place));
+    if let Some(key) = INSTANCES_KEYS.into_iter().find(|key| metadata.contains_key(*key)) {
+        return misplaced(key, "belongs to instance.metadata: it holds for all routes of an instance");
+    }
+    let given = OPERATORS_KEYS.map(|key| metadata.get(key).map(String::as_str));
+    match (author, given) {
+        (_, [None, None]) => Ok(Targets::Implied),
+        (Author::Module, [Some(_), _]) => misplaced(OPERATORS_KEYS[0], "is for operators' routes only"),
+        (Author::Module, _) => misplaced(OPERATORS_KEYS[1], "is for operators' routes only"),
+        (Author::Operator, [Some(_), Some(_)]) => {
+            misplaced(OPERATORS_KEYS[0], "and target_module_type exclude each other")
+        }
+        (Author::Operator, [Some(ids), None]) => {
+            let ids = ids.split(',').map(|id| validate::id("metadata.target_instances", id.trim()));
+            Ok(Targets::Instances(ids.collect::<Result<BTreeSet<String>, _>>()?.into()))
+        }
+        (Author::Operator, [None, Some(name)]) => Ok(Targets::Type(target_type(name)?)),
+    }
+}
+
+fn target_type(name: &str) -> Result<ModuleType, Fault> {
+    let known = enums::module_type_by_name(name);
+    known.ok_or_else(|| {
+        Fault::new(
+            "metadata.target_module_type",
+            format!("{name:?} is none of ALB, DBLB, AILB, RTMP and NLB"),
+        )
+    })
+}
+
+fn render_net(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}

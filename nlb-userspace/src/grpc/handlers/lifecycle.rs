@@ -1,0 +1,271 @@
+//! How instances are and what becomes of them, on the front of the fleet: GetStatus, HealthCheck, Reload, Shutdown.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use nlb_proto::{
+    CheckHealthRequest, GetNlbStatusRequest, GetStatusRequest, GetStatusResponse, HealthCheckRequest,
+    HealthCheckResponse, HealthStatus, ModuleInstance, ModuleType, ReloadRequest, ReloadResponse,
+    ShutdownRequest, ShutdownResponse,
+};
+use tokio::time::Instant;
+
+use super::control::Control;
+use super::registration::{details, drain_timeout};
+use crate::controllers::drain;
+use crate::grpc::client::fan_out::{all_done, peer};
+use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome};
+use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::numbers::signed_32;
+use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::{enums, instance};
+use crate::model::Health;
+
+const RELOAD_SECONDS: u64 = 30;
+const LONGEST_RELOAD_SECONDS: i32 = 3600;
+
+impl Control {
+    /// With an empty id the NLB's own.
+    pub async fn status(
+        &self,
+        request: GetStatusRequest,
+        passed_on: bool,
+    ) -> Result<GetStatusResponse, Failure> {
+        if request.instance_id.is_empty() {
+            return Ok(self.own_status());
+        }
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let snapshot = self.registry.snapshot();
+        let record = snapshot.record(&id)?;
+        let outcome = self.peers.pass_on_to(peer(record), request, passed_on).await;
+        let counts = self.traffic.borrow().instance(&id);
+        let ours = record.health();
+        let known = Some(instance::render(record, counts));
+        let mut all: BTreeMap<String, String> = details(record, counts);
+        let said = outcome.to_string();
+        let (status, message, last_updated) = match outcome {
+            Outcome::Done(answer) => {
+                let theirs = answer.status();
+                all.insert("module".to_owned(), short(theirs));
+                all.extend(answer.details.into_iter().map(|(key, value)| (format!("module.{key}"), value)));
+                (merged(ours, theirs), answer.message, SystemTime::now())
+            }
+            _ => {
+                all.insert("module".to_owned(), said.clone());
+                let heard = SystemTime::now() - record.lease.age(Instant::now());
+                (enums::health_to_wire(ours), format!("as of its last heartbeat; {said}"), heard)
+            }
+        };
+        Ok(GetStatusResponse {
+            instance: known,
+            status: status.into(),
+            message,
+            last_updated: Some(last_updated.into()),
+            details: all.into_iter().collect(),
+        })
+    }
+
+    fn own_status(&self) -> GetStatusResponse {
+        let status = self.nlb_status(GetNlbStatusRequest::default());
+        let own = ModuleInstance {
+            module_type: ModuleType::Nlb.into(),
+            health_status: status.status,
+            started_at: status.started_at,
+            current_connections: signed_32(status.active_connections),
+            version: status.version,
+            ..Default::default()
+        };
+        GetStatusResponse {
+            instance: Some(own),
+            status: status.status,
+            message: self.check_health(CheckHealthRequest::default()).message,
+            last_updated: Some(SystemTime::now().into()),
+            details: status.details,
+        }
+    }
+
+    /// With an empty id the NLB's own; then a deep check asks every module.
+    pub async fn health(
+        &self,
+        request: HealthCheckRequest,
+        passed_on: bool,
+    ) -> Result<HealthCheckResponse, Failure> {
+        let deep = request.deep_check;
+        if request.instance_id.is_empty() {
+            let own = self.check_health(CheckHealthRequest { deep_check: deep, check_modules: deep });
+            let mut checks = own.checks;
+            if deep {
+                let peers = self.registry.snapshot().modules.values().map(|record| peer(record)).collect();
+                let asked = |peer: &crate::grpc::client::peers::Peer| HealthCheckRequest {
+                    instance_id: peer.instance_id.clone(),
+                    deep_check: true,
+                };
+                let outcomes = self.peers.pass_on(peers, asked, ANSWER_PATIENCE, passed_on).await;
+                checks.extend(
+                    outcomes.into_iter().map(|(id, outcome)| (format!("module.{id}"), word(&outcome))),
+                );
+            }
+            let (status, message, checked_at) = (own.status, own.message, own.checked_at);
+            return Ok(HealthCheckResponse { status, message, checks, checked_at });
+        }
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let snapshot = self.registry.snapshot();
+        let record = snapshot.record(&id)?;
+        let ours = record.health();
+        let mut status = enums::health_to_wire(ours);
+        let mut message = format!("as its {} has it", record.opinions().decided_by());
+        let counts = self.traffic.borrow().instance(&id);
+        let mut checks = details(record, counts);
+        checks.retain(|key, _| {
+            matches!(
+                key.as_str(),
+                "lease" | "seconds_since_heartbeat" | "draining" | "resets" | "health_check"
+            ) || key.starts_with("health.")
+        });
+        if deep {
+            let outcome = self.peers.pass_on_to(peer(record), request, passed_on).await;
+            checks.insert("module".to_owned(), word(&outcome));
+            match outcome {
+                Outcome::Done(answer) => {
+                    status = merged(ours, answer.status());
+                    message = answer.message;
+                    let its = answer.checks.into_iter().map(|(key, value)| (format!("module.{key}"), value));
+                    checks.extend(its);
+                }
+                Outcome::Unimplemented => {}
+                outcome => {
+                    status = HealthStatus::Unhealthy;
+                    message = outcome.to_string();
+                }
+            }
+        }
+        Ok(HealthCheckResponse {
+            status: status.into(),
+            message,
+            checks: checks.into_iter().collect(),
+            checked_at: Some(SystemTime::now().into()),
+        })
+    }
+
+    /// With an empty id every instance.
+    pub async fn reload_modules(
+        self,
+        request: ReloadRequest,
+        passed_on: bool,
+    ) -> Result<ReloadResponse, Failure> {
+        let seconds = match request.timeout_seconds {
+            0 => RELOAD_SECONDS,
+            seconds @ 1..=LONGEST_RELOAD_SECONDS => u64::from(seconds.unsigned_abs()),
+            seconds => {
+                let problem = format!("{seconds} is out of bounds; give 0 to {LONGEST_RELOAD_SECONDS}");
+                return Err(Fault::new("timeout_seconds", problem).into());
+            }
+        };
+        let snapshot = self.registry.snapshot();
+        let peers = match request.instance_id.as_str() {
+            "" => snapshot.modules.values().map(|record| peer(record)).collect(),
+            id => vec![peer(snapshot.record(&validate::id("instance_id", id)?)?)],
+        };
+        // It may take all the time it has, and then answers.
+        let patience = Duration::from_secs(seconds) + ANSWER_PATIENCE;
+        let call = |peer: &crate::grpc::client::peers::Peer| ReloadRequest {
+            instance_id: peer.instance_id.clone(),
+            ..request.clone()
+        };
+        let done = all_done(self.peers.pass_on(peers, call, patience, passed_on).await)?;
+        let message = match &done[..] {
+            [] => "no module is registered: nothing was reloaded".to_owned(),
+            [(id, answer)] => format!("{id}: {}", answer.message),
+            all => format!("{} instances reloaded", all.len()),
+        };
+        Ok(ReloadResponse { success: true, message, error: None })
+    }
+
+    /// Drains first if that is wished; a module that then does not do as it is told gets its flows back. Without a drain it
+    /// gets no new flows from the moment it agrees, rather than until its lease lapses.
+    pub async fn shut_down(
+        self,
+        request: ShutdownRequest,
+        passed_on: bool,
+    ) -> Result<ShutdownResponse, Failure> {
+        if request.instance_id.is_empty() {
+            return Err(Fault::new(
+                "instance_id",
+                "is empty; name one: the fleet is not shut down as a whole",
+            )
+            .into());
+        }
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
+        let timeout = timeout.unwrap_or(self.registry.settings().drain_timeout);
+        let (module, drained_before, epoch) = {
+            let snapshot = self.registry.snapshot();
+            let record = snapshot.record(&id)?;
+            (peer(record), record.drain.is_some(), record.epoch)
+        };
+        let drains = request.graceful && !passed_on;
+        let mut drained = None;
+        let mut shut_down = Ok(());
+        if drains {
+            let draining = self.registry.begin_maintenance(&id)?;
+            shut_down = self.applied(draining.revision).await;
+            if shut_down.is_ok() {
+                let (traffic, deadline) = (self.traffic.clone(), Instant::now() + timeout);
+                drained = Some(drain::wait(&self.registry, &id, draining.epoch, traffic, deadline).await);
+            }
+        }
+        if shut_down.is_ok() {
+            let outcome = self.peers.pass_on_to(module, request, passed_on).await;
+            shut_down = all_done(vec![(id.clone(), outcome)]).map(drop);
+        }
+        if let Err(failure) = shut_down {
+            // Unless it is gone by now, or has begun to leave by itself.
+            if drains
+                && !drained_before
+                && let Ok(revision) = self.registry.resume(&id)
+            {
+                self.applied(revision).await?;
+            }
+            return Err(failure);
+        }
+        // Unless it is gone by now, or has come back.
+        let is_there = self.registry.snapshot().record(&id).is_ok_and(|record| record.epoch == epoch);
+        if !drains
+            && is_there
+            && let Ok(stopping) = self.registry.begin_maintenance(&id)
+        {
+            self.applied(stopping.revision).await?;
+        }
+        let message = match drained {
+            None => format!("{id} shuts down; it gets no new flows"),
+            Some(drain::Drained { left: 0, kept, .. }) => {
+                format!("{id} shuts down; its {kept} flows had closed")
+            }
+            Some(drain::Drained { left, kept, .. }) => {
+                format!("{id} shuts down; {left} {kept} flows were left")
+            }
+        };
+        Ok(ShutdownResponse { success: true, message, error: None })
+    }
+}
+
+/// Where we give a module no new flows, its own word does not count for more.
+fn merged(ours: Health, theirs: HealthStatus) -> HealthStatus {
+    match (ours, theirs) {
+        (Health::Healthy, theirs) if theirs != HealthStatus::Unspecified => theirs,
+        (ours, _) => enums::health_to_wire(ours),
+    }
+}
+
+fn word(outcome: &Outcome<HealthCheckResponse>) -> String {
+    match outcome {
+        Outcome::Done(answer) if answer.message.is_empty() => short(answer.status()),
+        Outcome::Done(answer) => format!("{}: {}", short(answer.status()), answer.message),
+        outcome => outcome.to_string(),
+    }
+}
+
+fn short(status: HealthStatus) -> String {
+    let name = status.as_str_name();
+    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name).to_owned()
+}

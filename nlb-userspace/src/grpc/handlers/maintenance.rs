@@ -1,0 +1,48 @@
+//! Operators take a module out of service, and back.
+
+use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};
+use tokio::time::Instant;
+
+use super::registration::drain_timeout;
+use crate::controllers::drain;
+use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::numbers::signed_32;
+use crate::grpc::convert::validate;
+use crate::grpc::handlers::control::Control;
+
+impl Control {
+    pub async fn drain(&self, request: DrainModuleRequest) -> Result<DrainModuleResponse, Failure> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
+        let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
+        let draining = self.registry.begin_maintenance(&id)?;
+        self.settled(draining.revision).await?;
+        let drained = drain::wait(&self.registry, &id, draining.epoch, self.traffic.clone(), deadline).await;
+        let message = match drained {
+            drain::Drained { left: 0, kept, .. } => {
+                format!("{id} takes no new flows, and its {kept} flows have closed")
+            }
+            drain::Drained { left, kept, .. } => {
+                format!("{id} takes no new flows; {left} {kept} flows live on")
+            }
+        };
+        Ok(DrainModuleResponse {
+            success: true,
+            message,
+            active_connections_drained: signed_32(drained.closed),
+            active_connections: signed_32(drained.left),
+            error: None,
+        })
+    }
+
+    pub async fn resume(&self, request: ResumeModuleRequest) -> Result<ResumeModuleResponse, Failure> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let revision = self.registry.resume(&id)?;
+        self.settled(revision).await?;
+        Ok(ResumeModuleResponse {
+            success: true,
+            message: format!("{id} takes new flows again"),
+            error: None,
+        })
+    }
+}

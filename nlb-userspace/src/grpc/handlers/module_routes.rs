@@ -1,0 +1,218 @@
+//! Routes on the front of the fleet: of one instance, or the operator's own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nlb_proto::{
+    CanHandleRequest, CanHandleResponse, DeleteRouteRequest, DeleteRouteResponse, GetRoutesRequest,
+    GetRoutesResponse, UpdateRoutesRequest, UpdateRoutesResponse,
+};
+
+use super::control::Control;
+use crate::grpc::client::can_handle::LEARNED;
+use crate::grpc::client::fan_out::{Told, Untold, Voice, living, message, peer};
+use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome, Peer};
+use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::numbers::signed_32;
+use crate::grpc::convert::pagination;
+use crate::grpc::convert::route::{self, Author};
+use crate::grpc::convert::validate::{self, Fault};
+use crate::model::clock::Now;
+use crate::model::{Destination, Route};
+use crate::registry::{Commit, Owner};
+
+/// Who can handle a route: the best of them, in this order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Able {
+    priority: i32,
+    /// Of equals the first by name.
+    instance_id: std::cmp::Reverse<String>,
+}
+
+impl Control {
+    /// The best answer of all modules that could serve the route.
+    pub async fn can_handle(
+        &self,
+        mut request: CanHandleRequest,
+        passed_on: bool,
+    ) -> Result<CanHandleResponse, Failure> {
+        let asked = request.route.as_mut().ok_or_else(|| Fault::new("route", "is missing"))?;
+        if asked.route_id.is_empty() {
+            // A question about traffic needs no name.
+            asked.route_id = "asked".to_owned();
+        }
+        let settings = self.registry.settings();
+        let parsed = route::parse(asked.clone(), Author::Operator, &settings.vips);
+        let (_, route) = parsed.map_err(|fault| fault.within("route"))?;
+        validate::text_map("context", request.context.clone())?;
+        let snapshot = self.registry.snapshot();
+        let candidates = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
+        let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
+        if passed_on {
+            // The NLB above only wants to know whether it may send such traffic here. Where nobody has configured that it
+            // should, only what is served here already.
+            let learned = request.context.get("owner").is_some_and(|owner| owner == LEARNED);
+            let served = match (route.destination, route.port) {
+                (Destination::Address(vip), Some(port)) => {
+                    self.applied.borrow().image.serves(vip, port, route.protocol.l4())
+                }
+                _ => false,
+            };
+            return Ok(CanHandleResponse {
+                can_handle: !candidates.is_empty() && (served || !learned),
+                reason: format!("{} instances could serve it", candidates.len()),
+                ..Default::default()
+            });
+        }
+        let outcomes = self.peers.pass_on(candidates, |_| request.clone(), ANSWER_PATIENCE, passed_on).await;
+
+        let mut best: Option<(Able, String)> = None;
+        let mut metadata = BTreeMap::new();
+        for (instance_id, outcome) in outcomes {
+            let (able, said) = match outcome {
+                Outcome::Done(answer) if answer.can_handle => {
+                    (Some(answer.priority), format!("priority {}: {}", answer.priority, answer.reason))
+                }
+                Outcome::Done(answer) => (None, format!("cannot: {}", answer.reason)),
+                Outcome::Unimplemented => (Some(0), "priority 0: does not say".to_owned()),
+                outcome => (None, outcome.to_string()),
+            };
+            metadata.insert(instance_id.clone(), said.clone());
+            let Some(priority) = able else { continue };
+            let able = Able { priority, instance_id: std::cmp::Reverse(instance_id) };
+            if best.as_ref().is_none_or(|(best, _)| able > *best) {
+                best = Some((able, said));
+            }
+        }
+        let metadata = metadata.into_iter().collect();
+        Ok(match best {
+            Some((Able { priority, instance_id }, said)) => CanHandleResponse {
+                can_handle: true,
+                priority,
+                reason: format!("{}: {said}", instance_id.0),
+                metadata,
+            },
+            None => CanHandleResponse {
+                can_handle: false,
+                priority: 0,
+                reason: "no module can handle it now".to_owned(),
+                metadata,
+            },
+        })
+    }
+
+    /// With an empty id every route that there is; replicas' equal routes are listed once.
+    pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, Failure> {
+        let snapshot = self.registry.snapshot();
+        let mut found: Vec<(&String, &Arc<Route>)> = Vec::new();
+        if request.instance_id.is_empty() {
+            found.extend(snapshot.operator_routes.iter().chain(snapshot.learned_routes.iter()));
+            found.extend(snapshot.modules.values().flat_map(|record| &record.registration.module.routes));
+            found.sort_by_key(|(route_id, _)| *route_id);
+            found = distinct(found);
+        } else {
+            let instance_id = validate::id("instance_id", &request.instance_id)?;
+            found.extend(&snapshot.record(&instance_id)?.registration.module.routes);
+        }
+        let routes = found.into_iter().map(|(route_id, route)| route::render(route_id, route)).collect();
+        let (routes, pagination) = pagination::run(request.query, routes)?;
+        Ok(GetRoutesResponse { routes, total_routes: pagination.total_items, pagination: Some(pagination) })
+    }
+
+    pub async fn update_routes(
+        self,
+        request: UpdateRoutesRequest,
+        passed_on: bool,
+    ) -> Result<UpdateRoutesResponse, Failure> {
+        let (instance_id, author) = match request.instance_id.as_str() {
+            "" => (None, Author::Operator),
+            id => (Some(validate::id("instance_id", id)?), Author::Module),
+        };
+        let settings = self.registry.settings();
+        let routes = route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
+        let unenforced = route::unenforced(&routes);
+        let turn = self.peers.turn(passed_on).await;
+        let owner = owner(&instance_id);
+        let update = |commit| {
+            self.registry.update_routes(owner, routes.clone(), request.replace_all, commit, Now::read())
+        };
+        update(Commit::DryRun)?;
+        let told = match &instance_id {
+            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+            _ => Default::default(),
+        };
+        let agreement = self.peers.agree(told.0, told.1).await?;
+        let ((_, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
+        drop(turn);
+        self.routes_settled(owner, revision).await?;
+        Ok(UpdateRoutesResponse {
+            success: true,
+            message: message("applied", [unenforced, missed.note()]),
+            routes_updated: signed_32(routes.len()),
+            error: None,
+        })
+    }
+
+    pub async fn delete_route(
+        self,
+        request: DeleteRouteRequest,
+        passed_on: bool,
+    ) -> Result<DeleteRouteResponse, Failure> {
+        let route_id = validate::id("route_id", &request.route_id)?;
+        let instance_id = match request.instance_id.as_str() {
+            "" => None,
+            id => Some(validate::id("instance_id", id)?),
+        };
+        let turn = self.peers.turn(passed_on).await;
+        let owner = owner(&instance_id);
+        let delete = |commit| self.registry.delete_route(owner, &route_id, commit);
+        delete(Commit::DryRun)?;
+        let told = match &instance_id {
+            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+            _ => Default::default(),
+        };
+        let agreement = self.peers.agree(told.0, told.1).await?;
+        let (revision, missed) = agreement.commit(|| delete(Commit::Apply)).await?;
+        drop(turn);
+        self.routes_settled(owner, revision).await?;
+        Ok(DeleteRouteResponse { success: true, message: message("deleted", [missed.note()]), error: None })
+    }
+
+    /// An instance is told of a change of its routes; the routes it has take that back.
+    fn told_of_routes<C: Clone>(
+        &self,
+        instance_id: &str,
+        call: C,
+    ) -> Result<(Vec<Told<C, UpdateRoutesRequest>>, Untold), Failure> {
+        let snapshot = self.registry.snapshot();
+        let former = &snapshot.record(instance_id)?.registration.module.routes;
+        let undo = UpdateRoutesRequest {
+            instance_id: instance_id.to_owned(),
+            routes: former.iter().map(|(route_id, route)| route::render(route_id, route)).collect(),
+            replace_all: true,
+        };
+        let (peers, untold) = living(&snapshot, &[instance_id.to_owned()])?;
+        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
+        Ok((peers.into_iter().map(told).collect(), untold))
+    }
+}
+
+/// Of routes that are sorted by id.
+fn distinct<'a>(routes: Vec<(&'a String, &'a Arc<Route>)>) -> Vec<(&'a String, &'a Arc<Route>)> {
+    let mut distinct: Vec<(&String, &Arc<Route>)> = Vec::new();
+    for (route_id, route) in routes {
+        let mut same_id = distinct.iter().rev().take_while(|(other, _)| *other == route_id);
+        if !same_id.any(|(_, other)| *other == route) {
+            distinct.push((route_id, route));
+        }
+    }
+    distinct
+}
+
+/// Nobody proves to be the module here: whoever reaches the front may speak for any instance, as an operator does.
+fn owner(instance_id: &Option<String>) -> Owner<'_> {
+    match instance_id {
+        Some(instance_id) => Owner::OnBehalf { instance_id },
+        None => Owner::Operator,
+    }
+}

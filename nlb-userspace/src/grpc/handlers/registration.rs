@@ -1,0 +1,300 @@
+//! Modules come, stay and go: registration, heartbeats, listing.
+
+use std::collections::BTreeMap;
+
+use nlb_proto::{
+    GetModuleInfoRequest, GetModuleInfoResponse, HealthStatus, HeartbeatRequest, HeartbeatResponse,
+    ListModulesRequest, ListModulesResponse, ModuleInstance, ModuleType, RegisterModuleRequest,
+    RegisterModuleResponse, UnregisterModuleRequest, UnregisterModuleResponse,
+};
+use tokio::time::Instant;
+
+use super::control::Control;
+use crate::controllers::drain;
+use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::numbers::signed_32;
+use crate::grpc::convert::route::{self, Author};
+use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::{enums, health_check, heartbeat_report, instance, pagination, split};
+use crate::model::clock::Now;
+use crate::model::traffic::{Counts, Traffic};
+use crate::model::{DataAddresses, ForwardMode};
+use crate::policy::lease::Standing;
+use crate::registry::{Claim, Record, Refusal, Registered, Registration};
+
+const LONGEST_DRAIN_SECONDS: i32 = 3600;
+
+impl Control {
+    /// `proof` is the registration_id of the registration before, where the call carries it beside its message.
+    pub async fn register(
+        &self,
+        request: RegisterModuleRequest,
+        proof: String,
+    ) -> Result<RegisterModuleResponse, Failure> {
+        let settings = self.registry.settings();
+        let message = request.instance.ok_or_else(|| Fault::new("instance", "is missing"))?;
+        let parsed = instance::parse(message, settings.forward_mode);
+        let (mut registration, mut claim) = parsed.map_err(|fault| fault.within("instance"))?;
+        if claim == Claim::None && !proof.is_empty() {
+            claim = Claim::RegistrationId(proof);
+        }
+        registration.module.routes =
+            route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
+        registration.capabilities = validate::text_map("capabilities", request.capabilities)?;
+        let check = request.health_config.map(health_check::parse).transpose();
+        registration.check = check.map_err(|fault| fault.within("health_config"))?;
+        registration.module.data = self.resolve(&registration).await?;
+
+        let instance_id = registration.instance_id.clone();
+        let unenforced = route::unenforced(&registration.module.routes);
+        let checked =
+            registration.check.as_ref().map(|check| format!("no new flows until it passes {check}"));
+        let now = Now::read();
+        let registered = self.take_in(registration, claim, now).await?;
+        self.applied(registered.revision).await?;
+
+        let said = if registered.superseded {
+            "registered, superseding the earlier registration"
+        } else {
+            "registered"
+        };
+        let said =
+            [Some(said.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
+        Ok(RegisterModuleResponse {
+            success: true,
+            message: said.collect::<Vec<_>>().join("; "),
+            registration_id: registered.registration_id.reveal().to_owned(),
+            registered_at: Some(now.wall.into()),
+            error: None,
+        })
+    }
+
+    /// What is in use now is kept where the names still say so.
+    async fn resolve(&self, registration: &Registration) -> Result<DataAddresses, Failure> {
+        let snapshot = self.registry.snapshot();
+        let in_use = snapshot.record(&registration.instance_id).map(|old| old.registration.module.data);
+        let data = self.resolver.resolve(&registration.data_hosts, in_use.unwrap_or_default()).await?;
+        if registration.module.mode != ForwardMode::Nat
+            && let Some((address, inward)) = self.resolver.first_inward(data).await
+        {
+            let problem = format!("{address} is {inward}; use nat");
+            return Err(Fault::new("instance.metadata.forward_mode", problem).into());
+        }
+        Ok(data)
+    }
+
+    /// Which of a module's routes get no traffic, and why.
+    fn unserved(&self, instance_id: &str) -> Option<String> {
+        let applied = self.applied.borrow();
+        let own = applied
+            .image
+            .unserved
+            .iter()
+            .filter_map(|line| line.strip_prefix(instance_id)?.strip_prefix('/'));
+        let own: Vec<&str> = own.collect();
+        (!own.is_empty()).then(|| format!("without traffic: {}", own.join(", ")))
+    }
+
+    /// A newcomer that claims a living module's id gets it once that module's address no longer answers.
+    async fn take_in(&self, newcomer: Registration, claim: Claim, now: Now) -> Result<Registered, Failure> {
+        match self.registry.register(newcomer.clone(), &claim, now) {
+            Err(Refusal::Taken { address, epoch, .. }) if !self.resolver.answers(&address).await => {
+                Ok(self.registry.register(newcomer, &Claim::Silent { epoch }, now)?)
+            }
+            registered => Ok(registered?),
+        }
+    }
+
+    pub async fn unregister(
+        &self,
+        request: UnregisterModuleRequest,
+    ) -> Result<UnregisterModuleResponse, Failure> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let timeout = drain_timeout("drain_timeout_seconds", request.drain_timeout_seconds)?;
+        if !request.graceful {
+            let revision = self.registry.unregister(&id, &request.registration_id)?;
+            self.applied(revision).await?;
+            return Ok(UnregisterModuleResponse {
+                success: true,
+                message: "unregistered at once; its flows are cut off".to_owned(),
+                ..Default::default()
+            });
+        }
+        let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
+        let draining = self.registry.begin_leaving(&id, &request.registration_id)?;
+        let control = self.clone();
+        // A task of its own: the drain goes on when the caller hangs up.
+        let leaving = tokio::spawn(async move {
+            // Without the drain in the maps there is nothing to wait for; the module goes all the same.
+            let drains = control.applied(draining.revision).await;
+            let drained = match &drains {
+                Ok(()) => {
+                    let traffic = control.traffic.clone();
+                    drain::wait(&control.registry, &id, draining.epoch, traffic, deadline).await
+                }
+                Err(_) => drain::Drained::nothing(),
+            };
+            let removed = control.registry.remove(&id, draining.epoch);
+            match removed {
+                Some(revision) => control.applied(revision).await.and(drains).map(|()| (drained, true)),
+                None => drains.map(|()| (drained, false)),
+            }
+        });
+        let (drained, removed) = leaving.await.expect("the drain does not panic")?;
+        let message = match drained {
+            _ if !removed => {
+                "ended: the id was registered again, or unregistered, while it drained".to_owned()
+            }
+            drain::Drained { left: 0, kept, .. } => format!("unregistered; every {kept} flow had closed"),
+            drain::Drained { left, kept, .. } => {
+                format!("unregistered at the deadline; {left} {kept} flows are cut off")
+            }
+        };
+        Ok(UnregisterModuleResponse {
+            success: true,
+            message,
+            active_connections_drained: signed_32(drained.closed),
+            error: None,
+        })
+    }
+
+    pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Failure> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let status = validate::known::<HealthStatus>("status", request.status)?;
+        let report = request.current_stats.map(|stats| heartbeat_report::parse(&id, stats)).transpose();
+        let report = report.map_err(|fault| fault.within("current_stats"))?;
+        validate::time("timestamp", request.timestamp)?;
+
+        let now = Now::read();
+        let health = enums::health_from_wire(status);
+        let before = self.registry.desired().borrow().revision;
+        let revision = self.registry.heartbeat(&id, &request.registration_id, health, report, now)?;
+        // The lease is renewed whatever becomes of the maps.
+        let applied = if revision > before { self.applied(revision).await } else { Ok(()) };
+        let snapshot = self.registry.snapshot();
+        let drains = snapshot.record(&id).is_ok_and(|record| record.drain.is_some());
+        let heard = self.scaling.heard(&id, &snapshot, &self.traffic.borrow(), now.at);
+        if let Some(order) = heard.order {
+            self.scale(order);
+        }
+        let message = match applied {
+            Err(failure) => failure.to_string(),
+            Ok(()) if drains => "draining: no new flows".to_owned(),
+            Ok(()) => "lease renewed".to_owned(),
+        };
+        let interval = self.registry.settings().lease.interval.as_secs_f64().to_string();
+        let instances = heard.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
+        let instructions = [("heartbeat_interval_seconds".to_owned(), interval)].into_iter().chain(instances);
+        Ok(HeartbeatResponse {
+            acknowledged: true,
+            message,
+            server_time: Some(now.wall.into()),
+            should_reload: false,
+            should_scale: heard.asked_for.is_some(),
+            instructions: instructions.collect(),
+        })
+    }
+
+    pub fn list_modules(&self, request: ListModulesRequest) -> Result<ListModulesResponse, Failure> {
+        let module_type = validate::known::<ModuleType>("module_type_filter", request.module_type_filter)?;
+        let status = validate::known::<HealthStatus>("status_filter", request.status_filter)?;
+        let modules = self.instances_like(module_type, status);
+        let (modules, pagination) = pagination::run(request.query, modules)?;
+        Ok(ListModulesResponse {
+            modules,
+            total_modules: pagination.total_items,
+            pagination: Some(pagination),
+        })
+    }
+
+    pub fn module_info(&self, request: GetModuleInfoRequest) -> Result<GetModuleInfoResponse, Failure> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let snapshot = self.registry.snapshot();
+        let record = snapshot.record(&id)?;
+        let counts = self.traffic.borrow().instance(&id);
+        Ok(GetModuleInfoResponse {
+            instance: Some(instance::render(record, counts)),
+            routes: record.registration.module.routes.iter().map(|(id, r)| route::render(id, r)).collect(),
+            stats: Some(self.stats_at_hand(record)),
+            deployment_config: split::render(&snapshot),
+            details: details(record, counts)
+                .into_iter()
+                .chain(self.scaling.details(record, &snapshot, Instant::now()))
+                .collect(),
+        })
+    }
+
+    /// Registered instances of this type and status; unspecified is any.
+    pub fn instances_like(&self, module_type: ModuleType, status: HealthStatus) -> Vec<ModuleInstance> {
+        let mut instances = self.instances();
+        instances.retain(|instance| {
+            (module_type == ModuleType::Unspecified || instance.module_type() == module_type)
+                && (status == HealthStatus::Unspecified || instance.health_status() == status)
+        });
+        instances
+    }
+
+    /// Every registered instance, by id.
+    pub fn instances(&self) -> Vec<ModuleInstance> {
+        let counts = by_instance(&self.traffic.borrow());
+        let snapshot = self.registry.snapshot();
+        let instances = snapshot.modules.iter();
+        instances
+            .map(|(id, record)| instance::render(record, counts.get(id).copied().unwrap_or_default()))
+            .collect()
+    }
+}
+
+pub fn by_instance(traffic: &Traffic) -> BTreeMap<String, Counts> {
+    let mut by_instance = BTreeMap::<String, Counts>::new();
+    for (backend, counts) in &traffic.backends {
+        let sum = by_instance.entry(backend.instance_id.clone()).or_default();
+        *sum = [*sum, *counts].into_iter().sum();
+    }
+    by_instance
+}
+
+/// `None` for 0, which leaves it to the configuration.
+pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Duration>, Fault> {
+    match seconds {
+        0 => Ok(None),
+        1..=LONGEST_DRAIN_SECONDS => Ok(Some(std::time::Duration::from_secs(seconds.unsigned_abs().into()))),
+        _ => Err(Fault::new(field, format!("{seconds} is out of bounds; give 0 to {LONGEST_DRAIN_SECONDS}"))),
+    }
+}
+
+pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
+    let registration = &record.registration;
+    let Registration { module, capabilities, .. } = registration;
+    let addresses = [module.data.v4.map(|a| a.to_string()), module.data.v6.map(|a| a.to_string())];
+    let lease = match record.standing {
+        Standing::Current => "current",
+        Standing::Lapsed | Standing::Forfeit => "lapsed",
+    };
+    let silence = record.lease.age(Instant::now()).as_secs();
+    let mut details = BTreeMap::from([
+        ("data_address".to_owned(), addresses.into_iter().flatten().collect::<Vec<_>>().join(",")),
+        ("forward_mode".to_owned(), enums::forward_mode_name(module.mode).to_owned()),
+        ("snat".to_owned(), enums::snat_name(module.snat).to_owned()),
+        ("lease".to_owned(), lease.to_owned()),
+        ("seconds_since_heartbeat".to_owned(), silence.to_string()),
+        ("draining".to_owned(), record.drain.is_some().to_string()),
+        ("new_flows".to_owned(), counts.new_flows.to_string()),
+        ("active_flows".to_owned(), counts.active_flows.to_string()),
+        ("packets".to_owned(), counts.packets.to_string()),
+        ("bytes".to_owned(), counts.bytes.to_string()),
+        ("reply_packets".to_owned(), counts.reply_packets.to_string()),
+        ("reply_bytes".to_owned(), counts.reply_bytes.to_string()),
+        ("resets".to_owned(), counts.resets.to_string()),
+    ]);
+    details.extend(registration.check.as_ref().map(|check| ("health_check".to_owned(), check.to_string())));
+    details.extend(record.opinions().by_source().map(|(source, health)| {
+        let said = match record.told(source).map(|opinion| opinion.why.as_str()) {
+            None | Some("") => enums::health_name(health).to_owned(),
+            Some(why) => format!("{}: {why}", enums::health_name(health)),
+        };
+        (format!("health.{source}"), said)
+    }));
+    details.extend(capabilities.iter().map(|(key, value)| (format!("capability.{key}"), value.clone())));
+    details
+}

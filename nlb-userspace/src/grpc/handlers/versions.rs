@@ -1,0 +1,230 @@
+//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback on the front of the fleet.
+
+use nlb_proto::{
+    GetActiveVersionRequest, GetActiveVersionResponse, PromoteVersionRequest, PromoteVersionResponse,
+    RollbackRequest, RollbackResponse, SetTrafficWeightRequest, SetTrafficWeightResponse,
+};
+
+use super::control::Control;
+use crate::grpc::client::fan_out::{Told, Untold, Voice, living, message};
+use crate::grpc::client::peers::Peer;
+use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::numbers::signed_32;
+use crate::grpc::convert::split;
+use crate::grpc::convert::validate::{self, Fault};
+use crate::model::DEFAULT_WEIGHT;
+use crate::model::clock::Now;
+use crate::policy::promotion::{Pace, WHOLE};
+use crate::registry::{Commit, Refusal, State};
+
+/// In percent of new flows a step, where no rate is named.
+const USUAL_RATE: u32 = 10;
+
+const NEW_FLOWS_ONLY: &str = "new flows follow it; flows that have begun stay where they are";
+
+impl Control {
+    /// An instance's weight, or a version's.
+    pub async fn set_weight(
+        self,
+        request: SetTrafficWeightRequest,
+        passed_on: bool,
+    ) -> Result<SetTrafficWeightResponse, Failure> {
+        let weight = validate::weight("weight", request.weight)?;
+        let version = validate::version("version", &request.version)?;
+        let of_version = request.instance_id.is_empty();
+        if of_version && version.is_empty() {
+            return Err(Fault::new(
+                "instance_id",
+                "and version are both empty; name an instance or a version",
+            )
+            .into());
+        }
+        let turn = self.peers.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let (told, former) = if of_version {
+            let told = snapshot.instances_of(&version).map(str::to_owned).collect();
+            (told, snapshot.version_weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT))
+        } else {
+            let instance_id = validate::id("instance_id", &request.instance_id)?;
+            let former = snapshot.record(&instance_id)?.registration.module.weight;
+            (vec![instance_id], former)
+        };
+        let set = |commit| match of_version {
+            true => self.registry.set_version_weight(&version, weight, commit, Now::read()),
+            false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
+        };
+        set(Commit::DryRun)?;
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
+        let voice = if weight == 0 { Voice::IsHeard } else { Voice::Counts };
+        let told =
+            peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone(), voice });
+        let agreement = self.peers.agree(told.collect(), untold).await?;
+        let (revision, missed) = agreement.commit(|| set(Commit::Apply)).await?;
+        drop(turn);
+        self.settled(revision).await?;
+        Ok(SetTrafficWeightResponse {
+            success: true,
+            message: message(NEW_FLOWS_ONLY, [missed.note()]),
+            current_config: split::render(&self.registry.snapshot()),
+            error: missed.error(),
+        })
+    }
+
+    /// The split is the fleet's, whichever of its instances is named.
+    pub fn active_version(
+        &self,
+        request: GetActiveVersionRequest,
+    ) -> Result<GetActiveVersionResponse, Failure> {
+        let snapshot = self.registry.snapshot();
+        if !request.instance_id.is_empty() {
+            snapshot.record(&validate::id("instance_id", &request.instance_id)?)?;
+        }
+        let shares = snapshot.version_shares().into_iter();
+        Ok(GetActiveVersionResponse {
+            active_version: snapshot.active_version().unwrap_or_default().to_owned(),
+            config: split::render(&snapshot),
+            version_weights: shares.map(|(version, share)| (version, signed_32(share))).collect(),
+        })
+    }
+
+    pub async fn promote(
+        self,
+        request: PromoteVersionRequest,
+        passed_on: bool,
+    ) -> Result<PromoteVersionResponse, Failure> {
+        let pace = pace(&request)?;
+        let asked = validate::version("version", &request.version)?;
+        let turn = self.peers.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let (version, told) = promoted(&snapshot, &request.instance_id, asked)?;
+        let promote = |commit| {
+            let traffic = self.traffic.borrow().clone();
+            self.registry.promote(&version, pace, &traffic, commit, Now::read())
+        };
+        promote(Commit::DryRun)?;
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let promotion_rate = match pace {
+            Pace::Steps(rate) => signed_32(rate),
+            Pace::AtOnce => request.promotion_rate,
+        };
+        let call = PromoteVersionRequest { version: version.clone(), promotion_rate, ..request.clone() };
+        let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
+        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
+        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
+        drop(turn);
+        self.settled(promoted.revision).await?;
+        let step = self.registry.settings().promotion.step;
+        let done = match (pace, promoted.percent) {
+            (_, WHOLE) => format!("{version} has all new flows, and is watched for {step:?}"),
+            (Pace::AtOnce, percent) => format!("{version} has {percent} % of new flows"),
+            (Pace::Steps(more), percent) => {
+                format!("{version} has {percent} % of new flows, and {more} % more every {step:?}")
+            }
+        };
+        Ok(PromoteVersionResponse {
+            success: true,
+            message: message(done, [missed.note()]),
+            promoted_version: version,
+            error: None,
+        })
+    }
+
+    pub async fn roll_back(
+        self,
+        request: RollbackRequest,
+        passed_on: bool,
+    ) -> Result<RollbackResponse, Failure> {
+        let target = validate::version("target_version", &request.target_version)?;
+        let turn = self.peers.turn(passed_on).await;
+        let snapshot = self.registry.snapshot();
+        let back = |commit| self.registry.roll_back(&target, commit);
+        let told = match request.instance_id.as_str() {
+            "" => None,
+            id => {
+                let instance_id = validate::id("instance_id", id)?;
+                snapshot.record(&instance_id)?;
+                Some(vec![instance_id])
+            }
+        };
+        let planned = back(Commit::DryRun)?;
+        // Who loses flows, and who gets them back.
+        let told = told.unwrap_or_else(|| {
+            let versions = [planned.previous.as_str(), planned.current.as_str()];
+            let mut told: Vec<String> = versions
+                .iter()
+                .flat_map(|version| snapshot.instances_of(version))
+                .map(str::to_owned)
+                .collect();
+            told.sort();
+            told.dedup();
+            told
+        });
+        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
+        // The version that one flees from must not hold it up.
+        let fled = |peer: &Peer| {
+            let record = snapshot.record(&peer.instance_id);
+            let version = record.map(|record| record.registration.module.version.as_str());
+            planned.previous != planned.current && version == Ok(planned.previous.as_str())
+        };
+        let undo = PromoteVersionRequest {
+            instance_id: request.instance_id.clone(),
+            version: planned.previous.clone(),
+            immediate: true,
+            ..Default::default()
+        };
+        let told = |peer: Peer| {
+            let voice = if fled(&peer) { Voice::IsHeard } else { Voice::Counts };
+            Told { peer, call: call.clone(), undo: undo.clone(), voice }
+        };
+        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
+        drop(turn);
+        self.settled(rolled.revision).await?;
+        Ok(RollbackResponse {
+            success: true,
+            message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [missed.note()]),
+            previous_version: rolled.previous,
+            current_version: rolled.current,
+            error: missed.error(),
+        })
+    }
+}
+
+/// What another NLB passed on goes no further.
+fn to_tell(state: &State, instances: &[String], passed_on: bool) -> Result<(Vec<Peer>, Untold), Refusal> {
+    if passed_on { Ok(Default::default()) } else { living(state, instances) }
+}
+
+fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {
+    if request.immediate {
+        return Ok(Pace::AtOnce);
+    }
+    let rate = match u32::try_from(request.promotion_rate) {
+        Ok(0) => Some(USUAL_RATE),
+        rate => rate.ok().filter(|rate| *rate <= WHOLE),
+    };
+    rate.map(Pace::Steps).ok_or_else(|| {
+        let problem = format!("{} is not 1 to {WHOLE} percent of new flows a step", request.promotion_rate);
+        Fault::new("promotion_rate", problem)
+    })
+}
+
+/// The version that is meant, and who is told. An instance stands for its version; alone it is told.
+fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), Failure> {
+    if instance_id.is_empty() {
+        if version.is_empty() {
+            return Err(Fault::new("version", "and instance_id are both empty; name a version").into());
+        }
+        let told = state.instances_of(&version).map(str::to_owned).collect();
+        return Ok((version, told));
+    }
+    let instance_id = validate::id("instance_id", instance_id)?;
+    let actual = state.record(&instance_id)?.registration.module.version.clone();
+    if !version.is_empty() && version != actual {
+        return Err(Refusal::VersionMismatch { instance_id, asked: version, actual }.into());
+    }
+    Ok((actual, vec![instance_id]))
+}

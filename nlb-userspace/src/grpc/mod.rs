@@ -1,0 +1,64 @@
+//! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
+
+mod client;
+mod convert;
+mod handlers;
+mod services;
+
+use std::time::Duration;
+
+use nlb_proto::module_service_server::ModuleServiceServer;
+use nlb_proto::nlb_service_server::NlbServiceServer;
+use nlb_proto::operator_service_server::OperatorServiceServer;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+pub use crate::grpc::client::active_version::ask as ask_wishes;
+pub use crate::grpc::client::can_handle::ask as ask_abilities;
+pub use crate::grpc::client::health_prober::Prober;
+pub use crate::grpc::client::peers::Peers;
+pub use crate::grpc::client::route_learning::who_can;
+pub use handlers::control::Control;
+
+/// A few hundred thousand routes.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+const CALLS_PER_CONNECTION: usize = 256;
+
+/// Serves until `shutdown` ends.
+pub async fn serve(
+    listener: TcpListener,
+    control: Control,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(nlb_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let metrics = control.metrics.clone();
+    let shutdown = async move {
+        shutdown.await;
+        metrics.close();
+    };
+    let undecodable = "the descriptors were encoded by the build";
+    let (peers, desired) = (control.peers.clone(), control.registry.desired());
+    let scaling = control.clone();
+    // An answer must not wait for the acknowledgement of the one before, which a client may put off for 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(services::health::service(control.applied.clone()))
+        .add_service(reflection().build_v1().expect(undecodable))
+        .add_service(reflection().build_v1alpha().expect(undecodable))
+        .add_service(NlbServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(ModuleServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(OperatorServiceServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .serve_with_incoming_shutdown(incoming, shutdown);
+    tokio::select! {
+        served = server => served,
+        never = peers.follow(desired) => match never {},
+        never = scaling.watch_scaling() => match never {},
+    }
+}

@@ -1,0 +1,11 @@
+//! The services of the contract: one trait implementation a file, which hands each call to its handler.
+
+pub mod health;
+pub mod module;
+pub mod nlb;
+pub mod operator;
+
+/// Runs to its end even if the caller hangs up: half a change would leave modules and data path apart.
+pub async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(work).await.expect("the call does not panic")
+}

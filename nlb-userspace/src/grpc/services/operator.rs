@@ -1,0 +1,35 @@
+//! OperatorService: what only operators ask for.
+
+use nlb_proto::operator_service_server::OperatorService;
+use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};
+use tonic::{Request, Response, Status};
+
+use crate::grpc::convert::error::answer;
+use crate::grpc::handlers::control::Control;
+
+#[tonic::async_trait]
+impl OperatorService for Control {
+    async fn drain_module(
+        &self,
+        request: Request<DrainModuleRequest>,
+    ) -> Result<Response<DrainModuleResponse>, Status> {
+        let outcome = self.drain(request.into_inner()).await;
+        answer(outcome, |error| DrainModuleResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
+    }
+
+    async fn resume_module(
+        &self,
+        request: Request<ResumeModuleRequest>,
+    ) -> Result<Response<ResumeModuleResponse>, Status> {
+        let outcome = self.resume(request.into_inner()).await;
+        answer(outcome, |error| ResumeModuleResponse {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        })
+    }
+}

@@ -1,0 +1,48 @@
+//! A single destination, as packets that no route covers name it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Destination, L4, Protocol, Route, RouteKey, Targets, Texts};
+
+/// A destination that packets want to go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Wanted {
+    pub vip: IpAddr,
+    pub port: u16,
+    pub l4: L4,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.vip, self.port), self.l4)
+    }
+}
+
+impl Wanted {
+    pub fn route_id(&self) -> String {
+        format!("learned:{self}")
+    }
+
+    pub fn key(&self) -> RouteKey {
+        RouteKey { id: self.route_id(), operators: true }
+    }
+
+    pub fn route(&self) -> Route {
+        Route {
+            protocol: match self.l4 {
+                L4::Tcp => Protocol::Tcp,
+                L4::Udp => Protocol::Udp,
+            },
+            source: None,
+            destination: Destination::Address(self.vip),
+            port: Some(self.port),
+            priority: 0,
+            listen_port: None,
+            targets: Targets::Implied,
+            headers: Texts::new(),
+            path_pattern: String::new(),
+            metadata: [("learned".to_owned(), "true".to_owned())].into_iter().collect(),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Where an address is, seen from the NLB.
+
+/// Where an address is that packets reach through the kernel's stack, and why clients of a module there cannot be answered
+/// directly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inward {
+    #[error(
+        "on the NLB's own host, where no answer reaches a client directly: the host would take it for one of its own with a \
+         forged source"
+    )]
+    OwnHost,
+    #[error(
+        "behind {name}, {what}, where packets go through the kernel's stack: it would send them to the VIP's neighbour \
+         rather than the module's"
+    )]
+    Behind { name: String, what: &'static str },
+}

@@ -1,0 +1,177 @@
+//! How a module is: what several sources say of it, combined into the one health that steers.
+//!
+//! Each source has an opinion of its own and its own memory of how it came to it, and none writes another's: a heartbeat
+//! that says HEALTHY cannot undo a failed check, nor a check that succeeds an operator's drain. The worst opinion counts.
+//! docs/health.md has the tables.
+
+pub mod breaker;
+pub mod check;
+pub mod tally;
+
+use std::fmt;
+
+use crate::model::Health;
+
+pub use check::{Check, Probe, Target};
+
+/// Who has a say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The module's own word, in its registration and heartbeats.
+    Module,
+    /// Whether its heartbeats come.
+    Lease,
+    /// The health check it registered with.
+    Check,
+    /// TCP resets of its backends, as the data path sees them.
+    Resets,
+    /// A drain: an operator's, or of a module that unregisters.
+    Operator,
+}
+
+/// What a source that watches a module has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opinion {
+    pub health: Health,
+    /// For people.
+    pub why: String,
+}
+
+/// What every source says of one module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opinions {
+    pub module: Health,
+    pub lease: Health,
+    /// `None` without a health check.
+    pub check: Option<Health>,
+    pub resets: Health,
+    pub operator: Health,
+}
+
+impl Opinions {
+    pub fn by_source(self) -> impl Iterator<Item = (Source, Health)> {
+        let Opinions { module, lease, check, resets, operator } = self;
+        [
+            (Source::Operator, Some(operator)),
+            (Source::Lease, Some(lease)),
+            (Source::Check, check),
+            (Source::Resets, Some(resets)),
+            (Source::Module, Some(module)),
+        ]
+        .into_iter()
+        .filter_map(|(source, health)| Some((source, health?)))
+    }
+
+    /// The worst of them. A module whose check has never succeeded stays STARTING even where another source finds it
+    /// UNHEALTHY, since a pool that fails open takes those that are UNHEALTHY and nobody has seen this one serve.
+    pub fn health(self) -> Health {
+        let worst = self.by_source().map(|(_, health)| health).max().unwrap_or(Health::Healthy);
+        match (self.check, worst) {
+            (Some(Health::Starting), Health::Unhealthy) => Health::Starting,
+            (_, worst) => worst,
+        }
+    }
+
+    /// Whose opinion it is that counts.
+    pub fn decided_by(self) -> Source {
+        let counts = self.health();
+        let decisive = self.by_source().find(|(_, health)| *health == counts);
+        decisive.map_or(Source::Module, |(source, _)| source)
+    }
+
+    /// Whether the module would take new flows if its resets were disregarded.
+    pub fn serves_but_for_resets(self) -> bool {
+        let others = Opinions { resets: Health::Healthy, ..self };
+        others.health().takes_new_flows()
+    }
+}
+
+impl Opinion {
+    pub fn healthy() -> Self {
+        Opinion { health: Health::Healthy, why: String::new() }
+    }
+}
+
+impl Source {
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Module => "module",
+            Source::Lease => "lease",
+            Source::Check => "check",
+            Source::Resets => "resets",
+            Source::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Health::*;
+
+    const ALL: [Health; 5] = [Healthy, Degraded, Starting, Unhealthy, Stopping];
+
+    const WELL: Opinions = Opinions {
+        module: Healthy,
+        lease: Healthy,
+        check: Some(Healthy),
+        resets: Healthy,
+        operator: Healthy,
+    };
+
+    #[test]
+    fn each_source_alone_decides_when_the_others_are_content() {
+        assert_eq!(WELL.health(), Healthy);
+        for health in ALL {
+            for opinions in [
+                Opinions { module: health, ..WELL },
+                Opinions { lease: health, ..WELL },
+                Opinions { check: Some(health), ..WELL },
+                Opinions { resets: health, ..WELL },
+                Opinions { operator: health, ..WELL },
+            ] {
+                assert_eq!(opinions.health(), health, "{opinions:?}");
+            }
+        }
+    }
+
+    /// Every combination there is: 5 to the power of 4, times 6.
+    #[test]
+    fn the_worst_opinion_counts_but_nobody_unproven_is_ever_unhealthy() {
+        let checks = ALL.map(Some).into_iter().chain([None]);
+        for check in checks {
+            for (module, lease) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
+                for (resets, operator) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
+                    let opinions = Opinions { module, lease, check, resets, operator };
+                    let worst = [Some(module), Some(lease), check, Some(resets), Some(operator)];
+                    let worst = worst.into_iter().flatten().max().unwrap();
+                    let unproven = check == Some(Starting) && worst == Unhealthy;
+                    let counts = if unproven { Starting } else { worst };
+                    assert_eq!(opinions.health(), counts, "{opinions:?}");
+                    let decisive = opinions.decided_by();
+                    assert!(opinions.by_source().any(|said| said == (decisive, counts)), "{opinions:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_source_that_recovers_does_not_speak_for_another() {
+        let both = Opinions { check: Some(Unhealthy), lease: Unhealthy, ..WELL };
+        assert_eq!(Opinions { lease: Healthy, ..both }.health(), Unhealthy);
+        assert_eq!(Opinions { check: Some(Healthy), ..both }.health(), Unhealthy);
+        assert_eq!(Opinions { operator: Stopping, ..both }.decided_by(), Source::Operator);
+    }
+
+    #[test]
+    fn resets_are_disregarded_where_asked() {
+        assert!(Opinions { resets: Unhealthy, ..WELL }.serves_but_for_resets());
+        assert!(!Opinions { resets: Unhealthy, lease: Unhealthy, ..WELL }.serves_but_for_resets());
+    }
+}

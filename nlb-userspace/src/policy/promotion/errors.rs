@@ -1,0 +1,189 @@
+//! How often a version errs, added up over instances whose counters may begin anew.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Fewer requests or flows than this say nothing about a rate.
+const LEAST: u64 = 20;
+
+/// What one instance has counted so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// By its own word.
+    pub requests: u64,
+    pub failed_requests: u64,
+    /// As the data path saw it.
+    pub new_flows: u64,
+    pub resets: u64,
+}
+
+/// So many of so many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    pub bad: u64,
+    pub all: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Errors {
+    /// As heartbeats say.
+    requests: Tally,
+    /// As the data path counts, since it began: that is with the daemon.
+    flows: Tally,
+    /// Instances had counted requests before anybody looked at them.
+    resumed: bool,
+}
+
+/// One kind of rate, added up.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    last: BTreeMap<String, Rate>,
+    sum: Rate,
+}
+
+impl Errors {
+    /// Whatever was counted so far does not count.
+    pub fn since(counters: BTreeMap<String, Counters>) -> Self {
+        let mut errors = Errors::default();
+        for (instance_id, counted) in counters {
+            errors.requests.last.insert(instance_id.clone(), counted.requests());
+            errors.flows.last.insert(instance_id, counted.flows());
+        }
+        errors
+    }
+
+    /// What instances had counted when they are first heard does not count.
+    pub fn resumed() -> Self {
+        Errors { resumed: true, ..Errors::default() }
+    }
+
+    pub fn add(&mut self, counters: BTreeMap<String, Counters>) {
+        for (instance_id, counted) in counters {
+            let requests = counted.requests();
+            if self.resumed && !self.requests.last.contains_key(&instance_id) {
+                // Until its first heartbeat it has not said anything.
+                if requests.all > 0 {
+                    self.requests.last.insert(instance_id.clone(), requests);
+                }
+            } else {
+                self.requests.add(&instance_id, requests);
+            }
+            self.flows.add(&instance_id, counted.flows());
+        }
+    }
+
+    /// Which rate is above this many percent, if there is enough to tell.
+    pub fn beyond(&self, percent: u32) -> Option<Failing> {
+        let (requests, flows) = (self.requests.sum, self.flows.sum);
+        if requests.is_beyond(percent) {
+            return Some(Failing::Requests(requests));
+        }
+        flows.is_beyond(percent).then_some(Failing::Resets(flows))
+    }
+}
+
+impl Counters {
+    fn requests(self) -> Rate {
+        Rate { bad: self.failed_requests, all: self.requests }
+    }
+
+    fn flows(self) -> Rate {
+        Rate { bad: self.resets, all: self.new_flows }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, instance_id: &str, now: Rate) {
+        let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
+        // A counter that went back belongs to a process that began anew.
+        let grown = |now: u64, last: u64| if now < last { now } else { now - last };
+        self.sum.bad += grown(now.bad, last.bad);
+        self.sum.all += grown(now.all, last.all);
+    }
+}
+
+impl Rate {
+    fn is_beyond(self, percent: u32) -> bool {
+        self.all >= LEAST && u128::from(self.bad) * 100 > u128::from(self.all) * u128::from(percent)
+    }
+}
+
+/// Why a promotion is taken back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Failing {
+    /// By the heartbeats of its instances.
+    Requests(Rate),
+    /// TCP resets from its backends, by new flows.
+    Resets(Rate),
+    /// None of its instances takes new flows.
+    Absent,
+}
+
+impl fmt::Display for Failing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failing::Requests(rate) => write!(f, "{} of {} requests failed", rate.bad, rate.all),
+            Failing::Resets(rate) => write!(f, "{} TCP resets in {} new flows", rate.bad, rate.all),
+            Failing::Absent => f.write_str("no instance of it takes new flows"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(requests: u64, failed_requests: u64) -> BTreeMap<String, Counters> {
+        [("a".to_owned(), Counters { requests, failed_requests, ..Counters::default() })].into()
+    }
+
+    #[test]
+    fn what_was_before_does_not_count() {
+        let mut errors = Errors::since(counted(1000, 1000));
+        errors.add(counted(1100, 1005));
+        assert_eq!(errors.beyond(5), None, "5 of 100 is not above 5 %");
+        errors.add(counted(1100, 1006));
+        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 6, all: 100 })));
+    }
+
+    #[test]
+    fn a_few_say_nothing() {
+        let mut errors = Errors::since(BTreeMap::new());
+        errors.add(counted(LEAST - 1, LEAST - 1));
+        assert_eq!(errors.beyond(0), None);
+        errors.add(counted(LEAST, LEAST - 1));
+        assert!(errors.beyond(0).is_some());
+    }
+
+    #[test]
+    fn a_restarted_instance_counts_from_zero() {
+        let mut errors = Errors::since(counted(1000, 0));
+        errors.add(counted(1040, 0));
+        errors.add(counted(60, 30));
+        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 30, all: 100 })));
+    }
+
+    #[test]
+    fn after_a_restart_what_is_heard_first_does_not_count() {
+        let mut errors = Errors::resumed();
+        errors.add(counted(0, 0));
+        errors.add(counted(1000, 1000));
+        assert_eq!(errors.beyond(5), None);
+        errors.add(counted(1100, 1006));
+        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 6, all: 100 })));
+        let seen = Counters { new_flows: 20, resets: 20, ..Counters::default() };
+        let mut errors = Errors::resumed();
+        errors.add([("a".to_owned(), seen)].into());
+        let resets = Some(Failing::Resets(Rate { bad: 20, all: 20 }));
+        assert_eq!(errors.beyond(5), resets, "the data path began to count with the daemon");
+    }
+
+    #[test]
+    fn resets_count_by_new_flows() {
+        let mut errors = Errors::since(BTreeMap::new());
+        let seen = Counters { new_flows: 20, resets: 2, ..Counters::default() };
+        errors.add([("a".to_owned(), seen), ("b".to_owned(), seen)].into());
+        assert_eq!(errors.beyond(10), None);
+        assert_eq!(errors.beyond(9), Some(Failing::Resets(Rate { bad: 4, all: 40 })));
+    }
+}

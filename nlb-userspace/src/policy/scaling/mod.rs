@@ -1,0 +1,26 @@
+//! Scaling as decisions: which instances count together, what they carry, and how many of them that wants.
+
+pub mod load;
+pub mod policy;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Module, ModuleType};
+
+/// Which instances count together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupKey {
+    pub module_type: ModuleType,
+    pub version: String,
+}
+
+impl GroupKey {
+    pub fn of(module: &Module) -> Self {
+        GroupKey { module_type: module.module_type, version: module.version.clone() }
+    }
+
+    pub fn has(&self, module: &Module) -> bool {
+        module.module_type == self.module_type && module.version == self.version
+    }
+}

@@ -1,0 +1,82 @@
+//! Changes of the maps, as data.
+//!
+//! A change is data; a [`MapStore`] performs it. There are two: the kernel's maps, and an in-memory one for tests that
+//! fails when told to. Both keep the same promise: a change either happens whole or not at all.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nlb_common::abi;
+use nlb_common::net::Addr;
+
+use crate::compile::Rows;
+use crate::model::prefix::Addr128;
+
+/// One step from the maps as they are towards the maps as they should be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    SetBackend(u16, abi::Backend),
+    ClearBackend(u16),
+    /// Never cleared: nothing looks up a number that no address has, and the next VIP of that number writes over it.
+    SetVip(u16, Addr),
+    /// Swaps a pool's Maglev table for another, whole.
+    SetPool(u16, Arc<[u16]>),
+    ClearPool(u16),
+    SetSource(u16, Addr128, u16),
+    ClearSource(u16, Addr128),
+    SetServer(abi::ServerKey, u16),
+    ClearServer(abi::ServerKey),
+    SetService(u16, abi::Service),
+    ClearService(u16),
+    /// Swaps the table of services by VIP, port and protocol, whole.
+    ReplaceServiceIds(BTreeMap<u64, u16>),
+    /// Swaps the table of addresses, whole.
+    ReplaceAddresses(BTreeMap<IpAddr, abi::Address>),
+    SetLimit(u16, abi::Limit),
+    /// Forgets what a limit has let through, which counts by its former rates.
+    RestartLimit(u16),
+    ClearLimit(u16),
+    SetLimitedSource(Addr128, abi::Limits),
+    ClearLimitedSource(Addr128),
+    SetCommonLimits(abi::CommonLimits),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    #[error("{map}: the kernel refused the change: {reason}")]
+    Kernel { map: &'static str, reason: String },
+    #[error("{map}: {entries} entries do not fit the table; remove some VIPs or services")]
+    Full { map: &'static str, entries: usize },
+}
+
+pub trait MapStore: Send {
+    fn apply(&mut self, change: &Change) -> Result<(), MapError>;
+}
+
+impl Change {
+    /// Does to rows what the maps do to themselves.
+    pub fn apply_to(&self, rows: &mut Rows) {
+        match self {
+            Change::SetBackend(id, row) => drop(rows.backends.insert(*id, *row)),
+            Change::ClearBackend(id) => drop(rows.backends.remove(id)),
+            Change::SetVip(id, addr) => drop(rows.vips.insert(*id, *addr)),
+            Change::SetPool(id, table) => drop(rows.pools.insert(*id, table.clone())),
+            Change::ClearPool(id) => drop(rows.pools.remove(id)),
+            Change::SetSource(service, prefix, pool) => drop(rows.sources.insert((*service, *prefix), *pool)),
+            Change::ClearSource(service, prefix) => drop(rows.sources.remove(&(*service, *prefix))),
+            Change::SetServer(key, backend) => drop(rows.servers.insert(*key, *backend)),
+            Change::ClearServer(key) => drop(rows.servers.remove(key)),
+            Change::SetService(id, row) => drop(rows.services.insert(*id, *row)),
+            Change::ClearService(id) => drop(rows.services.remove(id)),
+            Change::ReplaceServiceIds(ids) => rows.service_ids = ids.clone(),
+            Change::ReplaceAddresses(addresses) => rows.addresses = addresses.clone(),
+            Change::SetLimit(id, row) => drop(rows.limits.insert(*id, *row)),
+            Change::RestartLimit(_) => {}
+            Change::ClearLimit(id) => drop(rows.limits.remove(id)),
+            Change::SetLimitedSource(prefix, limits) => drop(rows.limited_sources.insert(*prefix, *limits)),
+            Change::ClearLimitedSource(prefix) => drop(rows.limited_sources.remove(prefix)),
+            Change::SetCommonLimits(limits) => rows.common_limits = *limits,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Brings the maps to what is desired: the one loop that applies changes.
+//!
+//! It wakes when the desired state or the network around changes, compiles, plans, and applies the plan change by change.
+//! What the maps hold is followed change by change too, so that a failure in the middle leaves a true picture; the
+//! rest is tried again with growing pauses until it succeeds or is no longer wanted.
+
+pub mod change;
+pub mod plan;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::compile::{MapImage, Rows, compile};
+use crate::model::Desired;
+use crate::model::next_hop::Hops;
+use crate::model::settings::TableSizes;
+use crate::reconcile::change::{MapError, MapStore};
+use plan::plan;
+
+/// What the maps hold, as the RPCs that wait for it see it.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The newest revision that was tried.
+    pub revision: u64,
+    /// Why that revision could not be applied, if so; `image` is then the last one that was applied whole.
+    pub error: Option<String>,
+    /// Attempts that failed since the start.
+    pub failures: u64,
+    pub image: Arc<MapImage>,
+}
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// Keeps the maps what they should be until the registry goes away.
+pub async fn run(
+    mut desired: watch::Receiver<Arc<Desired>>,
+    mut hops: watch::Receiver<Arc<Hops>>,
+    applied: watch::Sender<Arc<Applied>>,
+    limits: TableSizes,
+    maps: Box<dyn MapStore>,
+) {
+    let mut reconciler = Reconciler::new(limits, maps);
+    let mut retry = FIRST_RETRY;
+    let mut failures = 0;
+    loop {
+        let wanted = desired.borrow_and_update().clone();
+        let around = hops.borrow_and_update().clone();
+        let error = reconciler.reconcile(&wanted, &around).err();
+        match &error {
+            None => retry = FIRST_RETRY,
+            Some(error) => {
+                warn!(revision = wanted.revision, "the maps could not be brought up to date: {error}")
+            }
+        }
+        let failed = error.is_some();
+        failures += u64::from(failed);
+        let image = reconciler.whole.clone();
+        applied.send_replace(Arc::new(Applied { revision: wanted.revision, error, failures, image }));
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return },
+            changed = hops.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(retry), if failed => retry = (retry * 2).min(LAST_RETRY),
+        }
+    }
+}
+
+struct Reconciler {
+    maps: Box<dyn MapStore>,
+    /// What the maps hold.
+    rows: Rows,
+    /// The newest image that was tried. Its numbers are the ones to go on from, even if it was not applied whole: some of
+    /// them may be in the maps.
+    tried: Arc<MapImage>,
+    /// The newest image that the maps held whole.
+    whole: Arc<MapImage>,
+}
+
+impl Reconciler {
+    fn new(limits: TableSizes, maps: Box<dyn MapStore>) -> Self {
+        let empty = Arc::new(MapImage::empty(limits));
+        Reconciler { maps, rows: Rows::default(), tried: empty.clone(), whole: empty }
+    }
+
+    fn reconcile(&mut self, desired: &Desired, hops: &Hops) -> Result<(), String> {
+        self.tried = Arc::new(compile(desired, hops, &self.tried).map_err(|error| error.to_string())?);
+        let changes = plan(&self.rows, &self.tried.rows);
+        for change in &changes {
+            self.maps.apply(change).map_err(|error: MapError| error.to_string())?;
+            change.apply_to(&mut self.rows);
+        }
+        if !changes.is_empty() {
+            info!(revision = desired.revision, changes = changes.len(), "maps brought up to date");
+        }
+        self.whole = self.tried.clone();
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! What operators have set for single instances, and the instances that are awaited after a start.
+
+use super::{State, Steering};
+
+impl State {
+    /// Notes what an operator has set for an instance.
+    pub(super) fn steer(&mut self, instance_id: &str, set: impl FnOnce(&mut Steering)) {
+        let mut steering = self.steering.get(instance_id).copied().unwrap_or_default();
+        set(&mut steering);
+        if steering == Steering::default() {
+            self.forget_steering(instance_id);
+        } else {
+            self.steering.insert(instance_id.to_owned(), steering);
+        }
+    }
+
+    /// What a registration says counts, unless it only follows a restart of the NLB.
+    pub(super) fn steering_of_newcomer(&mut self, instance_id: &str) -> Steering {
+        if !self.awaits(instance_id) {
+            self.forget_steering(instance_id);
+        }
+        self.steering.get(instance_id).copied().unwrap_or_default()
+    }
+
+    pub(super) fn forget_steering(&mut self, instance_id: &str) {
+        if self.steering.contains_key(instance_id) {
+            self.steering.remove(instance_id);
+        }
+    }
+
+    pub(super) fn awaits(&self, instance_id: &str) -> bool {
+        self.awaited.as_ref().is_some_and(|awaited| awaited.instances.contains(instance_id))
+    }
+
+    pub(super) fn await_no_more(&mut self, instance_id: &str) {
+        if let Some(awaited) = &mut self.awaited {
+            awaited.instances.remove(instance_id);
+        }
+    }
+
+    /// Whoever is not there by now is as one who left.
+    pub(super) fn end_waiting(&mut self) {
+        self.awaited = None;
+        let gone: Vec<String> =
+            self.steering.keys().filter(|id| !self.modules.contains_key(*id)).cloned().collect();
+        for instance_id in gone {
+            self.forget_steering(&instance_id);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The one writer of desired state.
+//!
+//! Every change is made on a copy, checked as a whole, and only then takes the place of what was: a refused change
+//! leaves no trace. Copies share what they have in common, so that a change costs what changes, however large the fleet is.
+//! Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every change that matters to
+//! the data path. Time comes in as an argument.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tracing::info;
+
+use super::published::Published;
+use super::{Claim, Keep, Kept, Record, Refusal, Registration, RegistrationId, Report, State, admission};
+use crate::model::clock::Now;
+use crate::model::settings::Settings;
+use crate::model::{Desired, Health};
+use crate::policy::lease::Standing;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    Apply,
+    /// Find out whether it would be accepted, and change nothing.
+    DryRun,
+}
+
+pub struct Registry {
+    state: Mutex<Arc<State>>,
+    /// Locked only by who has locked `state`.
+    published: Mutex<Published>,
+    desired: watch::Sender<Arc<Desired>>,
+    pub(super) kept: watch::Sender<Keep>,
+}
+
+/// The answer to a registration.
+#[derive(Debug)]
+pub struct Registered {
+    pub registration_id: RegistrationId,
+    pub superseded: bool,
+    pub revision: u64,
+}
+
+impl Registry {
+    pub fn new(settings: Settings) -> Self {
+        let state = Arc::new(State::new(settings));
+        let published = Published::first(state.clone());
+        let desired = watch::Sender::new(published.desired.clone());
+        let kept = watch::Sender::new(Keep::default());
+        Registry { state: Mutex::new(state), published: Mutex::new(published), desired, kept }
+    }
+
+    /// What the data path should do; the receiver wakes with every new revision.
+    pub fn desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.subscribe()
+    }
+
+    /// Everything as it is now.
+    pub fn snapshot(&self) -> Arc<State> {
+        self.lock().clone()
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.lock().settings.clone()
+    }
+
+    /// Puts other settings in force; those that what is registered does not fit are refused.
+    pub fn configure(&self, settings: Settings, commit: Commit) -> Result<u64, Refusal> {
+        let ((), revision) = self.change(commit, |state| {
+            state.settings = Arc::new(settings);
+            state.check_vips()
+        })?;
+        if commit == Commit::Apply {
+            info!(revision, "settings changed");
+        }
+        Ok(revision)
+    }
+
+    /// Takes a module in. One that has the id already is superseded, if the newcomer may do that.
+    pub fn register(
+        &self,
+        registration: Registration,
+        claim: &Claim,
+        now: Now,
+    ) -> Result<Registered, Refusal> {
+        let instance_id = registration.instance_id.clone();
+        let ((registration_id, superseded), revision) = self.change(Commit::Apply, |state| {
+            if let Some(old) = state.modules.get(&instance_id) {
+                let lives = old.lease.standing(&state.settings.lease, now.at) == Standing::Current;
+                // A restarted module may well have another port.
+                let elsewhere = old.registration.address.host != registration.address.host;
+                if lives && elsewhere && !claim.overrides(old) {
+                    return Err(Refusal::Taken {
+                        instance_id: instance_id.clone(),
+                        address: old.registration.address.clone(),
+                        epoch: old.epoch,
+                    });
+                }
+            }
+            admission::check_suited(&registration, &registration.module.routes, &state.operator_routes)?;
+            admission::check_server_id(&registration, &state.modules)?;
+            let mut registration = registration;
+            if let Some(old) = state.modules.get(&instance_id) {
+                // Until it is asked again, its last answers hold.
+                registration.module.abilities = old.registration.module.abilities.clone();
+            }
+            let mut record = Record::new(registration, state.next_epoch(), now);
+            record.obey(state.steering_of_newcomer(&instance_id));
+            let registration_id = record.registration_id.clone();
+            let superseded = state.modules.insert(instance_id.clone(), Arc::new(record)).is_some();
+            Ok((registration_id, superseded))
+        })?;
+        info!(instance = instance_id, superseded, revision, "module registered");
+        Ok(Registered { registration_id, superseded, revision })
+    }
+
+    /// Renews the lease, and takes over what the module says of itself.
+    pub fn heartbeat(
+        &self,
+        instance_id: &str,
+        registration_id: &str,
+        health: Option<Health>,
+        report: Option<Report>,
+        now: Now,
+    ) -> Result<u64, Refusal> {
+        let mut state = self.lock();
+        self.prove(&state, instance_id, registration_id)?;
+        let record = Arc::make_mut(&mut state).record_mut(instance_id)?;
+        let before = record.health();
+        record.lease.renew(now.at);
+        if record.standing != Standing::Current {
+            info!(instance = instance_id, "module is back");
+            record.standing = Standing::Current;
+        }
+        if let Some(health) = health {
+            record.registration.module.health = health;
+        }
+        if report.is_some() {
+            record.report = report;
+        }
+        // Most heartbeats say nothing new, and there are many.
+        let news = record.health() != before;
+        if state.awaits(instance_id) {
+            Arc::make_mut(&mut state).await_no_more(instance_id);
+        }
+        Ok(if news { self.publish(&state) } else { self.desired.borrow().revision })
+    }
+
+    /// Forgets a module at once, at its own request.
+    pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, Refusal> {
+        let snapshot = self.snapshot();
+        self.prove(&snapshot, instance_id, registration_id)?;
+        let epoch = snapshot.record(instance_id)?.epoch;
+        self.remove(instance_id, epoch).ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+    }
+
+    /// Forgets that very registration; `None` if it is gone already, or superseded.
+    pub fn remove(&self, instance_id: &str, epoch: u64) -> Option<u64> {
+        let mut state = self.lock();
+        state.modules.get(instance_id).filter(|record| record.epoch == epoch)?;
+        Arc::make_mut(&mut state).forget_module(instance_id);
+        let revision = self.publish(&state);
+        info!(instance = instance_id, revision, "module removed");
+        Some(revision)
+    }
+
+    /// Whether the caller is the module it says it is.
+    pub(super) fn prove(
+        &self,
+        state: &State,
+        instance_id: &str,
+        registration_id: &str,
+    ) -> Result<(), Refusal> {
+        let record = state.record(instance_id)?;
+        match registration_id {
+            "" if state.settings.accept_empty_ids => Ok(()),
+            "" => Err(Refusal::ProofMissing(instance_id.to_owned())),
+            id if record.registration_id.is(id) => Ok(()),
+            _ => Err(Refusal::ProofWrong(instance_id.to_owned())),
+        }
+    }
+
+    pub(super) fn change<T>(
+        &self,
+        commit: Commit,
+        edit: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<(T, u64), Refusal> {
+        let mut current = self.lock();
+        let mut candidate = State::clone(&current);
+        let answer = edit(&mut candidate)?;
+        let last = self.published();
+        let next = last.fitting(candidate)?;
+        if commit == Commit::DryRun {
+            return Ok((answer, last.desired.revision));
+        }
+        *current = next.state.clone();
+        Ok((answer, self.send(last, next)))
+    }
+
+    /// Publishes what the state means for the data path, under a new revision if that is new. The caller holds the
+    /// lock, so revisions come out in order.
+    pub(super) fn publish(&self, state: &Arc<State>) -> u64 {
+        let last = self.published();
+        let next = last.next(state.clone());
+        self.send(last, next)
+    }
+
+    pub(super) fn send(&self, mut last: MutexGuard<'_, Published>, next: Published) -> u64 {
+        let revision = next.desired.revision;
+        self.keep(&next.state);
+        if revision != last.desired.revision {
+            self.desired.send_replace(next.desired.clone());
+        }
+        *last = next;
+        revision
+    }
+
+    /// Called under the lock, with the state that is about to be the current one.
+    fn keep(&self, state: &State) {
+        let kept = Kept::of(state);
+        self.kept.send_if_modified(|last| {
+            let news = *last.kept != kept;
+            if news {
+                *last = Keep { number: last.number + 1, kept: Arc::new(kept) };
+            }
+            news
+        });
+    }
+
+    // Whoever panicked under a lock left the values whole: changes are swapped in.
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,96 @@
+//! Drops that only an operator can end, said in the log when they begin and as long as they go on.
+//!
+//! Most drops are the fault of a packet. These are our own shortages: the counters tell of them too, but nobody looks at
+//! those before something is wrong.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::model::traffic::Traffic;
+
+/// At most once in this time, each.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// Reasons of drops, and what to do about them.
+const SHORTAGES: [(&str, &str); 4] = [
+    (
+        "snat_ports",
+        "no source port is free towards a backend: widen --snat-ports, add backends, or let them answer clients by their \
+         own addresses (reply_path = nlb)",
+    ),
+    ("flow_table", "no room in the flow table for NAT flows: raise --max-flows"),
+    ("park_full", "too many packets wait for next hops: see whether the backends' neighbours answer"),
+    ("internal", "a look-up failed that cannot; please report it"),
+];
+
+/// Warns of shortages. Runs until it is dropped.
+pub async fn watch(mut traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
+    let mut alarms = Alarms::default();
+    while traffic.changed().await.is_ok() {
+        let now = traffic.borrow_and_update().clone();
+        for (reason, packets, remedy) in alarms.look(&now, Instant::now()) {
+            warn!("{packets} packets dropped as {reason}: {remedy}");
+        }
+    }
+    std::future::pending().await
+}
+
+/// What was said last of each reason, and when.
+#[derive(Default)]
+struct Alarms(BTreeMap<&'static str, (u64, Instant)>);
+
+impl Alarms {
+    /// The reasons to speak of now, and the packets since the last time.
+    fn look(&mut self, traffic: &Traffic, now: Instant) -> Vec<(&'static str, u64, &'static str)> {
+        let mut due = Vec::new();
+        for (reason, remedy) in SHORTAGES {
+            let count = traffic.exits.get(&("drop", reason)).copied().unwrap_or(0);
+            let (said, at) = self.0.get(reason).map_or((0, None), |(said, at)| (*said, Some(*at)));
+            if count > said && at.is_none_or(|at| now - at >= AGAIN_AFTER) {
+                due.push((reason, count - said, remedy));
+                self.0.insert(reason, (count, now));
+            }
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traffic(reason: &'static str, packets: u64) -> Traffic {
+        Traffic { exits: [(("drop", reason), packets)].into(), ..Traffic::default() }
+    }
+
+    #[test]
+    fn a_shortage_is_spoken_of_at_once_and_then_once_a_minute() {
+        let (mut alarms, start) = (Alarms::default(), Instant::now());
+        let mut said = |reason, packets, second| {
+            let due = alarms.look(&traffic(reason, packets), start + Duration::from_secs(second));
+            due.into_iter().map(|(reason, packets, _)| (reason, packets)).collect::<Vec<_>>()
+        };
+        assert_eq!(said("snat_ports", 0, 0), []);
+        assert_eq!(said("snat_ports", 7, 1), [("snat_ports", 7)]);
+        assert_eq!(said("snat_ports", 9, 2), [], "not again so soon");
+        assert_eq!(said("flow_table", 1, 3), [("flow_table", 1)], "another one at once");
+        assert_eq!(said("snat_ports", 12, 61), [("snat_ports", 5)]);
+        assert_eq!(said("snat_ports", 12, 200), [], "it has ended");
+        assert_eq!(said("l4_header", 50, 300), [], "the packets' own fault");
+    }
+
+    /// The names are those of the data path.
+    #[test]
+    fn every_reason_exists() {
+        use nlb_common::verdict::DropReason;
+        for (reason, _) in SHORTAGES {
+            assert!(DropReason::ALL.iter().any(|known| known.name() == reason), "{reason}");
+        }
+    }
+}

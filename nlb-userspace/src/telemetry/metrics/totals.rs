@@ -1,0 +1,166 @@
+//! Counts added up by instance and by version.
+//!
+//! An instance's backends come and go as its routes and addresses change, and their counts go with them. Sums that shrank
+//! then would not be counters, so what each backend counted since the last look is added to sums that stay.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::Backend;
+use crate::model::traffic::{Counts, Traffic};
+
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// What each backend's counts were at the last look, and the version that they went to.
+    seen: BTreeMap<Arc<Backend>, (Counts, String)>,
+    pub instances: BTreeMap<String, Counts>,
+    pub versions: BTreeMap<String, Counts>,
+    pub all: Counts,
+}
+
+impl Totals {
+    /// Adds what was counted since the last look. `versions` are those of the registered instances.
+    pub fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, &str>) {
+        let sums = self.instances.values_mut().chain(self.versions.values_mut()).chain([&mut self.all]);
+        for sum in sums {
+            (sum.active_flows, sum.active_tcp_flows) = (0, 0);
+        }
+        let is_gone = |backend: &Arc<Backend>, _: &mut _| !traffic.backends.contains_key(backend);
+        let gone: Vec<_> = self.seen.extract_if(.., is_gone).collect();
+        for (backend, counts) in &traffic.backends {
+            let (before, version) = self.seen.entry(backend.clone()).or_default();
+            // An instance that has just gone still counts for the version it had.
+            if let Some(now) = versions.get(backend.instance_id.as_str()).filter(|now| *now != version) {
+                *version = (*now).to_owned();
+            }
+            let grown = since(counts, before);
+            *before = *counts;
+            let instance = kept(&mut self.instances, backend.instance_id.as_str());
+            for sum in [instance, kept(&mut self.versions, version.as_str()), &mut self.all] {
+                *sum = [*sum, grown].into_iter().sum();
+            }
+        }
+        // A backend that is gone has taken its flows with it.
+        for (backend, (last, version)) in gone {
+            let ended = Counts {
+                closed_flows: last.new_flows.saturating_sub(last.closed_flows),
+                ..Counts::default()
+            };
+            let sums = [self.instances.get_mut(&backend.instance_id), self.versions.get_mut(&version)];
+            for sum in sums.into_iter().flatten().chain([&mut self.all]) {
+                *sum = [*sum, ended].into_iter().sum();
+            }
+        }
+        for (instance_id, version) in versions {
+            kept(&mut self.instances, *instance_id);
+            kept(&mut self.versions, *version);
+        }
+        let counting: BTreeSet<&str> = self.seen.keys().map(|backend| backend.instance_id.as_str()).collect();
+        self.instances.retain(|id, _| versions.contains_key(id.as_str()) || counting.contains(id.as_str()));
+        let living: BTreeSet<&str> = versions
+            .values()
+            .copied()
+            .chain(self.seen.values().map(|(_, version)| version.as_str()))
+            .collect();
+        self.versions.retain(|version, _| living.contains(version.as_str()));
+    }
+}
+
+/// The value of this key. Nearly always it is there, and the key need not be copied.
+fn kept<'a, Q, K, V>(map: &'a mut BTreeMap<K, V>, key: &Q) -> &'a mut V
+where
+    Q: Ord + ToOwned<Owned = K> + ?Sized,
+    K: Ord + Borrow<Q>,
+    V: Default,
+{
+    if !map.contains_key(key) {
+        map.insert(key.to_owned(), V::default());
+    }
+    map.get_mut(key).expect("it is there now")
+}
+
+/// Counters since `before`, gauges as they are. A counter that has fallen began anew.
+fn since(now: &Counts, before: &Counts) -> Counts {
+    let grown = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+    Counts {
+        new_flows: grown(now.new_flows, before.new_flows),
+        closed_flows: grown(now.closed_flows, before.closed_flows),
+        active_flows: now.active_flows,
+        active_tcp_flows: now.active_tcp_flows,
+        packets: grown(now.packets, before.packets),
+        bytes: grown(now.bytes, before.bytes),
+        reply_packets: grown(now.reply_packets, before.reply_packets),
+        reply_bytes: grown(now.reply_bytes, before.reply_bytes),
+        resets: grown(now.resets, before.resets),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ForwardMode, RouteKey, Snat};
+
+    fn traffic(counts: &[(&str, u16, u64)]) -> Traffic {
+        let backend = |(instance_id, port, packets): &(&str, u16, u64)| {
+            let backend = Backend {
+                instance_id: instance_id.to_string(),
+                route: Some(RouteKey { id: "web".into(), operators: false }),
+                addr: "10.0.0.1".parse().unwrap(),
+                port: *port,
+                mode: ForwardMode::Nat,
+                snat: Snat::Always,
+            };
+            (Arc::new(backend), Counts { packets: *packets, active_flows: 1, ..Counts::default() })
+        };
+        Traffic { backends: counts.iter().map(backend).collect(), ..Traffic::default() }
+    }
+
+    #[test]
+    fn sums_outlive_the_backends_that_made_them() {
+        let versions = BTreeMap::from([("a", "v1"), ("b", "v1")]);
+        let mut totals = Totals::default();
+        totals.add(&traffic(&[("a", 80, 5), ("a", 81, 7), ("b", 80, 1)]), &versions);
+        assert_eq!((totals.instances["a"].packets, totals.instances["a"].active_flows), (12, 2));
+        assert_eq!((totals.versions["v1"].packets, totals.all.packets), (13, 13));
+        totals.add(&traffic(&[("a", 80, 6), ("b", 80, 1)]), &versions);
+        assert_eq!((totals.instances["a"].packets, totals.instances["a"].active_flows), (13, 1));
+        assert_eq!((totals.versions["v1"].packets, totals.all.packets), (14, 14));
+        totals.add(&traffic(&[("a", 80, 2), ("b", 80, 1)]), &versions);
+        assert_eq!(totals.instances["a"].packets, 15, "a counter that fell began anew");
+    }
+
+    #[test]
+    fn what_is_gone_is_dropped_and_a_changed_version_counts_anew() {
+        let mut totals = Totals::default();
+        totals.add(&traffic(&[("a", 80, 5)]), &BTreeMap::from([("a", "v1"), ("idle", "v3")]));
+        assert_eq!(totals.instances["idle"], Counts::default());
+        totals.add(&traffic(&[("a", 80, 8)]), &BTreeMap::from([("a", "v2")]));
+        assert_eq!(totals.versions.keys().collect::<Vec<_>>(), ["v2"]);
+        assert_eq!((totals.versions["v2"].packets, totals.instances["a"].packets), (3, 8));
+        totals.add(&traffic(&[("a", 80, 9)]), &BTreeMap::new());
+        assert_eq!((totals.versions["v2"].packets, totals.all.packets), (4, 9));
+        totals.add(&traffic(&[]), &BTreeMap::new());
+        assert!(totals.instances.is_empty() && totals.versions.is_empty());
+        assert_eq!(totals.all.packets, 9);
+    }
+
+    #[test]
+    fn flows_end_with_their_backend() {
+        let versions = BTreeMap::from([("a", "v1")]);
+        let counting = |port: u16, new_flows: u64, closed_flows: u64| {
+            let mut traffic = traffic(&[("a", port, 0)]);
+            for counts in traffic.backends.values_mut() {
+                *counts = Counts { new_flows, closed_flows, ..*counts };
+            }
+            traffic
+        };
+        let mut totals = Totals::default();
+        totals.add(&counting(80, 5, 2), &versions);
+        assert_eq!((totals.all.new_flows, totals.all.closed_flows), (5, 2));
+        totals.add(&counting(81, 1, 0), &versions);
+        for sums in [&totals.all, &totals.instances["a"], &totals.versions["v1"]] {
+            assert_eq!((sums.new_flows, sums.closed_flows), (6, 5), "all of the first backend's");
+        }
+    }
+}

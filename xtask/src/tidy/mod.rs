@@ -1,0 +1,210 @@
+//! `cargo xtask tidy`: the invariants of docs/architecture.md that a program can check.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace;
+
+/// Words that must not appear in the code (comments aside) of the files that a rule is about.
+struct Rule {
+    files: &'static [&'static str],
+    except: &'static [&'static str],
+    words: &'static [&'static str],
+    why: &'static str,
+}
+
+/// A path names a file, or with a trailing slash everything below a directory.
+const RULES: &[Rule] = &[
+    Rule {
+        files: &["nlb-common/src/"],
+        except: &[],
+        words: &["std::", "alloc::", "aya_ebpf"],
+        why: "nlb-common runs in the kernel too: no std, no alloc, no helpers",
+    },
+    Rule {
+        files: &[
+            "nlb-userspace/src/model/",
+            "nlb-userspace/src/compile/",
+            "nlb-userspace/src/reconcile/plan.rs",
+            "nlb-userspace/src/reconcile/change.rs",
+        ],
+
+        // Time comes into a change as a value, and this file is where it is read.
+        except: &["nlb-userspace/src/model/clock.rs"],
+        words: &[
+            "tokio",
+            "tonic",
+            "prost",
+            "nlb_proto",
+            "aya",
+            "Instant",
+            "SystemTime",
+            "rand",
+            "HashMap",
+            "HashSet",
+            "std::fs",
+            "std::net::TcpStream",
+            "std::process",
+        ],
+        why: "model, compile and plan are pure: equal input gives equal maps, in equal order",
+    },
+    Rule {
+        files: &["nlb-userspace/src/", "nlb-common/src/"],
+        except: &["nlb-userspace/src/grpc/", "nlb-userspace/src/cli/"],
+        words: &["nlb_proto", "prost"],
+        why: "protobuf ends at grpc/ (and at cli/, which is its client); the rest speaks the model",
+    },
+    Rule {
+        files: &["nlb-userspace/src/"],
+        except: &[
+            "nlb-userspace/src/datapath/maps/",
+            "nlb-userspace/src/datapath/decap.rs",
+            "nlb-userspace/src/datapath/pending.rs",
+        ],
+        words: &["aya::maps"],
+        why: "only datapath/maps/ touches kernel maps (and pending its ring buffer, decap its list of peers); \
+              the rest uses the trait, which can be faked",
+    },
+    Rule {
+        files: &["nlb-userspace/src/"],
+        except: &["nlb-userspace/src/datapath/loader/"],
+        words: &["aya::programs"],
+        why: "only the loader loads and attaches programs",
+    },
+    Rule {
+        files: &[""],
+        except: &[
+            "nlb-ebpf/src/",
+            "nlb-common/src/abi.rs",
+            "nlb-common/src/atomic.rs",
+            "nlb-common/src/frame.rs",
+            "nlb-userspace/src/datapath/maps/",
+            "nlb-userspace/src/datapath/pending.rs",
+            "tests/floors/src/",
+        ],
+        words: &["unsafe"],
+        why: "unsafe is for packets, maps and what is shared with the kernel",
+    },
+    Rule {
+        files: &[""],
+        except: &[],
+        words: &["todo!", "unimplemented!", "dbg!", "FIXME"],
+        why: "what is committed is finished",
+    },
+];
+
+pub fn tidy() -> Result<()> {
+    let files = tracked_files()?;
+    let mut complaints = Vec::new();
+    for file in &files {
+        let bytes = match fs::read(workspace::root().join(file)) {
+            Ok(bytes) => bytes,
+            // Deleted, and the deletion not yet committed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("reading {file}")),
+        };
+        complaints.extend(check(file, &bytes));
+    }
+    if !complaints.is_empty() {
+        bail!("{} rules are broken:\n  {}", complaints.len(), complaints.join("\n  "));
+    }
+    eprintln!("tidy: {} files keep the rules", files.len());
+    Ok(())
+}
+
+/// What git tracks, or would once added: what is ignored is nobody's concern.
+fn tracked_files() -> Result<Vec<String>> {
+    let output = Command::new("git")
+        .current_dir(workspace::root())
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .output()
+        .context("git lists the files to check, and does not start")?;
+    if !output.status.success() {
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    Ok(names.split_terminator('\0').map(String::from).collect())
+}
+
+fn check(file: &str, bytes: &[u8]) -> Vec<String> {
+    let compiled = [&b"\x7fELF"[..], b"!<arch>\n", b"BC\xc0\xde"];
+    if compiled.iter().any(|magic| bytes.starts_with(magic)) {
+        return vec![format!("{file}: compiled objects are built, not committed")];
+    }
+    // This file names the words that it looks for.
+    if Path::new(file).extension().is_none_or(|extension| extension != "rs")
+        || file == "xtask/src/tidy/mod.rs"
+    {
+        return Vec::new();
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let mut complaints = Vec::new();
+    if !text.starts_with("//!") {
+        complaints.push(format!("{file}:1: a file starts with a head (`//!`) that says why it is there"));
+    }
+    for rule in RULES.iter().filter(|rule| within(file, rule.files) && !within(file, rule.except)) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for word in rule.words.iter().filter(|word| has_word(code, word)) {
+                complaints.push(format!("{file}:{}: `{word}`: {}", number + 1, rule.why));
+            }
+        }
+    }
+    complaints
+}
+
+fn within(file: &str, paths: &[&str]) -> bool {
+    paths.iter().any(|path| {
+        if path.is_empty() || path.ends_with('/') { file.starts_with(path) } else { file == *path }
+    })
+}
+
+/// Whether the text has this word and not only a longer one that contains it.
+fn has_word(text: &str, word: &str) -> bool {
+    let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(start, _)| {
+        let before = text[..start].chars().next_back();
+        let after = text[start + word.len()..].chars().next();
+        let ends_open = !word.ends_with(part_of_name);
+        !before.is_some_and(part_of_name) && (ends_open || !after.is_some_and(part_of_name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_a_rule_forbids_where_it_forbids_it() {
+        let source = b"//! Head.\nuse std::time::Instant;\n";
+        assert_eq!(check("nlb-userspace/src/compile/mod.rs", source).len(), 1);
+        assert!(check("nlb-userspace/src/policy/lease.rs", source).is_empty());
+    }
+
+    #[test]
+    fn comments_and_longer_words_are_not_code() {
+        let source = b"//! Head.\n// no unsafe here\nlet operand = unsafely; /// todo!\n";
+        assert!(check("nlb-userspace/src/reconcile/plan.rs", source).is_empty());
+    }
+
+    #[test]
+    fn allows_unsafe_only_where_it_has_to_be() {
+        let source = b"//! Head.\nunsafe { *pointer }\n";
+        assert!(check("nlb-ebpf/src/packet.rs", source).is_empty());
+        assert_eq!(check("nlb-userspace/src/policy/lease.rs", source).len(), 1);
+    }
+
+    #[test]
+    fn wants_a_head() {
+        assert_eq!(check("nlb-module/src/lib.rs", b"pub mod lease;\n").len(), 1);
+    }
+
+    #[test]
+    fn refuses_compiled_objects_of_any_name() {
+        assert_eq!(check("docs/picture.png", b"\x7fELF\x02\x01").len(), 1);
+        assert!(check("docs/picture.png", b"\x89PNG").is_empty());
+    }
+}
