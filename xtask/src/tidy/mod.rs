@@ -1,5 +1,9 @@
 //! `cargo xtask tidy`: the invariants of docs/architecture.md that a program can check.
 
+mod imports;
+mod rooms;
+mod tokens;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -108,6 +112,7 @@ pub fn tidy() -> Result<()> {
         };
         complaints.extend(check(file, &bytes));
     }
+    complaints.extend(rooms::check()?);
     if !complaints.is_empty() {
         bail!("{} rules are broken:\n  {}", complaints.len(), complaints.join("\n  "));
     }
