@@ -1,5 +1,6 @@
 //! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
 
+mod cancellation;
 mod client;
 mod convert;
 mod handlers;
@@ -19,6 +20,7 @@ pub use crate::grpc::client::can_handle::ask as ask_abilities;
 pub use crate::grpc::client::health_prober::Prober;
 pub use crate::grpc::client::peers::Peers;
 pub use crate::grpc::client::route_learning::who_can;
+use cancellation::Cancellable;
 pub use handlers::control::Control;
 
 /// A few hundred thousand routes.
@@ -44,17 +46,21 @@ pub async fn serve(
     let undecodable = "the descriptors were encoded by the build";
     let (peers, desired) = (control.peers.clone(), control.registry.desired());
     let scaling = control.clone();
+    let health = services::health::service(control.applied.clone());
+    let nlb = NlbServiceServer::new(control.clone());
+    let module = ModuleServiceServer::new(control.clone());
+    let operator = OperatorServiceServer::new(control);
     // An answer must not wait for the acknowledgement of the one before, which a client may put off for 40 ms.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_service(services::health::service(control.applied.clone()))
+        .add_service(health)
         .add_service(reflection().build_v1().expect(undecodable))
         .add_service(reflection().build_v1alpha().expect(undecodable))
-        .add_service(NlbServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .add_service(ModuleServiceServer::new(control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .add_service(OperatorServiceServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(Cancellable(nlb.max_decoding_message_size(MAX_MESSAGE_BYTES)))
+        .add_service(Cancellable(module.max_decoding_message_size(MAX_MESSAGE_BYTES)))
+        .add_service(Cancellable(operator.max_decoding_message_size(MAX_MESSAGE_BYTES)))
         .serve_with_incoming_shutdown(incoming, shutdown);
     tokio::select! {
         served = server => served,

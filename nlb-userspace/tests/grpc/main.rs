@@ -3,6 +3,7 @@
 mod abilities;
 mod bad_input;
 mod broken_modules;
+mod cancelled;
 mod commands;
 mod config;
 mod fake_module;
