@@ -87,6 +87,7 @@ pub fn registration(instance_id: &str) -> Registration {
         check: None,
         max_connections: 0,
         started_at: None,
+        attempt: None,
         metadata: Default::default(),
         capabilities: Default::default(),
         scaling: None,

@@ -4,6 +4,7 @@
 
 mod ability;
 mod admission;
+mod attempt;
 mod drains;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -21,6 +22,7 @@ mod report;
 mod restore;
 mod routing;
 mod state;
+mod suitability;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -28,6 +30,8 @@ mod weights;
 mod wishes;
 mod writer;
 
+pub use admission::Admission;
+pub use attempt::Attempt;
 pub use drains::Draining;
 pub use kept::{GroupPolicy, Keep, Kept};
 pub use learned::{MOST_LEARNED, NotLearned};

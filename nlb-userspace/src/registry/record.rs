@@ -13,7 +13,7 @@ use crate::policy::health::{Check, Opinion, Opinions, Source};
 use crate::policy::lease::{Lease, Standing};
 use crate::policy::scaling::policy::Policy;
 
-use super::Report;
+use super::{Attempt, Report};
 use crate::model::clock::Now;
 
 /// What a module says when it registers.
@@ -31,6 +31,8 @@ pub struct Registration {
     /// 0 is unlimited.
     pub max_connections: u32,
     pub started_at: Option<SystemTime>,
+    /// Which process this comes from, if it says so. Neither shown nor logged.
+    pub attempt: Option<Attempt>,
     pub metadata: Texts,
     pub capabilities: Texts,
     /// How its group scales, if it says so.
@@ -41,6 +43,54 @@ impl Registration {
     pub fn has_names(&self) -> bool {
         self.data_hosts.iter().any(|host| matches!(host, Host::Name(_)))
     }
+
+    fn is_of_same_process(&self, other: &Registration) -> bool {
+        match (&self.attempt, &other.attempt) {
+            (Some(own), Some(others)) => own.is_of_same_process(others),
+            _ => false,
+        }
+    }
+
+    fn is_before(&self, other: &Registration) -> bool {
+        match (&self.attempt, &other.attempt) {
+            (Some(own), Some(others)) => own.is_before(others),
+            _ => false,
+        }
+    }
+
+    /// Whether it started before the other, where both say when.
+    pub fn is_of_earlier_start(&self, other: &Registration) -> bool {
+        matches!((self.started_at, other.started_at), (Some(own), Some(others)) if own < others)
+    }
+
+    /// Whether all is as it was, but for what changes within one registration, too.
+    fn is_unchanged_from(&self, old: &Registration) -> bool {
+        let module = Module {
+            weight: old.module.weight,
+            health: old.module.health,
+            data: old.module.data,
+            abilities: old.module.abilities.clone(),
+            ..self.module.clone()
+        };
+        let attempt = old.attempt.clone();
+        Registration { module, attempt, ..self.clone() } == *old
+    }
+
+    /// Whether a health check of the one says the same of the other.
+    fn is_checked_as(&self, old: &Registration) -> bool {
+        self.check == old.check && self.address == old.address && self.data_hosts == old.data_hosts
+    }
+}
+
+/// How a registration relates to the one that has its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// It comes from another process, or does not say.
+    Other,
+    /// The same process calls again.
+    Continuation,
+    /// The same process has called again since.
+    Outdated,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -89,9 +139,8 @@ pub struct Steering {
 impl Record {
     pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
         let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
-        let unproven = Opinion { health: Health::Starting, why: "not checked yet".to_owned() };
         Record {
-            check: registration.check.is_some().then_some(unproven),
+            check: registration.check.is_some().then(Opinion::unproven),
             resets: Opinion::healthy(),
             asked_weight: registration.module.weight,
             wish: Wish::Own(registration.module.weight),
@@ -105,6 +154,55 @@ impl Record {
             report: None,
             routes_since,
         }
+    }
+
+    pub(super) fn is_same_process(&self, newcomer: &Registration) -> bool {
+        self.registration.is_of_same_process(newcomer)
+    }
+
+    pub(super) fn relation(&self, newcomer: &Registration) -> Relation {
+        match self.is_same_process(newcomer) {
+            false => Relation::Other,
+            true if newcomer.is_before(&self.registration) => Relation::Outdated,
+            // A module that has begun to leave begins anew.
+            true if self.drain == Some(Drain::Leaving) => Relation::Other,
+            true => Relation::Continuation,
+        }
+    }
+
+    /// Takes over what the same process says now. The registration_id stays, and what operators have set.
+    ///
+    /// Observers know a registration by its epoch. It stays where the call says nothing new. Else it changes, so that they look
+    /// again: a health check must not go on with the former probe, nor a resolver with the former names.
+    pub(super) fn renew(
+        &mut self,
+        registration: Registration,
+        steering: Steering,
+        next_epoch: impl FnOnce() -> u64,
+        now: Now,
+    ) {
+        let old = std::mem::replace(&mut self.registration, registration);
+        let asked = self.registration.module.weight;
+        if steering.weight.is_some() || asked == self.asked_weight {
+            // The operator's, or one that rebalancing has moved.
+            self.registration.module.weight = old.module.weight;
+        } else {
+            self.asked_weight = asked;
+            self.wish = Wish::Own(asked);
+        }
+        let routes = self.registration.module.routes.keys();
+        let since = |id: &String| self.routes_since.get(id).copied().unwrap_or(now.wall);
+        self.routes_since = routes.map(|id| (id.clone(), since(id))).collect();
+        if !self.registration.is_checked_as(&old) {
+            self.check = self.registration.check.is_some().then(Opinion::unproven);
+        }
+        if !self.registration.is_unchanged_from(&old) {
+            self.epoch = next_epoch();
+            self.resets = Opinion::healthy();
+        }
+        // As of a new one: the process may have to hear of the interval again.
+        self.lease = Lease::new(now.at);
+        self.standing = Standing::Current;
     }
 
     /// Gives it the weight that was asked for.
@@ -164,10 +262,8 @@ impl RegistrationId {
         RegistrationId(bits.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Compares in a time that does not tell where the first difference is.
     pub fn is(&self, other: &str) -> bool {
-        let differences = self.0.bytes().zip(other.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
-        self.0.len() == other.len() && differences == 0
+        is_same_secret(&self.0, other)
     }
 
     pub fn reveal(&self) -> &str {
@@ -179,6 +275,12 @@ impl fmt::Debug for RegistrationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RegistrationId(…)")
     }
+}
+
+/// Compares in a time that does not tell where the first difference is.
+pub(super) fn is_same_secret(one: &str, other: &str) -> bool {
+    let differences = one.bytes().zip(other.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    one.len() == other.len() && differences == 0
 }
 
 /// What a newcomer puts forward to supersede a living module from another address.

@@ -16,6 +16,11 @@ pub enum Refusal {
          module with metadata registration_id"
     )]
     Taken { instance_id: String, address: Endpoint, epoch: u64 },
+    #[error(
+        "instance_id {0:?} belongs to a living module on the same host that started later; end one of the two processes, or \
+         choose another id"
+    )]
+    StartedEarlier(String),
     #[error("{0} modules are registered, which is the limit; unregister some, or raise --max-modules")]
     TooManyModules(usize),
     #[error("there would be {wanted} routes and the limit is {limit}; remove some, or raise --max-routes")]

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 
 use crate::model::Routes;
 
-use super::{Commit, Refusal, Registry, State, admission};
+use super::{Commit, Refusal, Registry, State, suitability};
 use crate::model::clock::Now;
 
 /// When each route came, by route id.
@@ -87,10 +87,10 @@ fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), 
         Owner::Operator => state
             .modules
             .values()
-            .try_for_each(|record| admission::check_suited(&record.registration, &Routes::new(), routes)),
+            .try_for_each(|record| suitability::check_suited(&record.registration, &Routes::new(), routes)),
         Owner::Module { instance_id, .. } | Owner::OnBehalf { instance_id } => {
             let registration = &state.record(instance_id)?.registration;
-            admission::check_suited(registration, routes, &Routes::new())
+            suitability::check_suited(registration, routes, &Routes::new())
         }
     }
 }

@@ -22,7 +22,7 @@ fn a_registration_is_published_under_a_new_revision() {
     let registry = registry();
     assert_eq!(registry.desired().borrow().revision, 0);
     let registered = registry.admit(registration("alb-1"), Now::read()).unwrap();
-    assert_eq!((registered.revision, registered.superseded), (1, false));
+    assert_eq!((registered.revision, registered.admission), (1, Admission::New));
     let desired = registry.desired().borrow().clone();
     assert_eq!(desired.revision, 1);
     assert_eq!(*desired.modules["alb-1"], registration("alb-1").module);
@@ -79,7 +79,7 @@ fn the_same_address_supersedes_freely() {
     let mut again = registration("alb-1");
     again.module.weight = 7;
     let registered = registry.admit(again, Now::read()).unwrap();
-    assert!(registered.superseded);
+    assert_eq!(registered.admission, Admission::Superseding);
     assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 7);
 }
 
@@ -98,7 +98,8 @@ fn another_address_must_prove_itself_while_the_module_lives() {
     assert_eq!(registry.desired().borrow().revision, 1, "a refused change changes nothing");
 
     let proof = Claim::RegistrationId(first.registration_id.reveal().into());
-    assert!(registry.register(elsewhere(), &proof, at(start, 29)).unwrap().superseded);
+    let proven = registry.register(elsewhere(), &proof, at(start, 29)).unwrap();
+    assert_eq!(proven.admission, Admission::Superseding);
 
     // What was found out about an earlier registration does not count against the one that took its place.
     let back = registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29));
@@ -113,7 +114,7 @@ fn another_address_is_welcome_once_the_lease_has_lapsed() {
     let registry = registry();
     registry.admit(registration("alb-1"), at(start, 0)).unwrap();
     let elsewhere = Registration { address: "10.0.0.9:50051".parse().unwrap(), ..registration("alb-1") };
-    assert!(registry.admit(elsewhere, at(start, 30)).unwrap().superseded);
+    assert_eq!(registry.admit(elsewhere, at(start, 30)).unwrap().admission, Admission::Superseding);
 }
 
 #[test]

@@ -6,12 +6,14 @@
 //! the data path. Time comes in as an argument.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tracing::info;
 
+use super::admission::Admission;
 use super::published::Published;
-use super::{Claim, Keep, Kept, Record, Refusal, Registration, RegistrationId, Report, State, admission};
+use super::{Claim, Keep, Kept, Refusal, Registration, RegistrationId, Report, State};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 use crate::model::{Desired, Health};
@@ -36,7 +38,8 @@ pub struct Registry {
 #[derive(Debug)]
 pub struct Registered {
     pub registration_id: RegistrationId,
-    pub superseded: bool,
+    pub registered_at: SystemTime,
+    pub admission: Admission,
     pub revision: u64,
 }
 
@@ -75,7 +78,7 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Takes a module in. One that has the id already is superseded, if the newcomer may do that.
+    /// Takes a module in. Another that has the id already is superseded, if the newcomer may do that.
     pub fn register(
         &self,
         registration: Registration,
@@ -83,34 +86,10 @@ impl Registry {
         now: Now,
     ) -> Result<Registered, Refusal> {
         let instance_id = registration.instance_id.clone();
-        let ((registration_id, superseded), revision) = self.change(Commit::Apply, |state| {
-            if let Some(old) = state.modules.get(&instance_id) {
-                let lives = old.lease.standing(&state.settings.lease, now.at) == Standing::Current;
-                // A restarted module may well have another port.
-                let elsewhere = old.registration.address.host != registration.address.host;
-                if lives && elsewhere && !claim.overrides(old) {
-                    return Err(Refusal::Taken {
-                        instance_id: instance_id.clone(),
-                        address: old.registration.address.clone(),
-                        epoch: old.epoch,
-                    });
-                }
-            }
-            admission::check_suited(&registration, &registration.module.routes, &state.operator_routes)?;
-            admission::check_server_id(&registration, &state.modules)?;
-            let mut registration = registration;
-            if let Some(old) = state.modules.get(&instance_id) {
-                // Until it is asked again, its last answers hold.
-                registration.module.abilities = old.registration.module.abilities.clone();
-            }
-            let mut record = Record::new(registration, state.next_epoch(), now);
-            record.obey(state.steering_of_newcomer(&instance_id));
-            let registration_id = record.registration_id.clone();
-            let superseded = state.modules.insert(instance_id.clone(), Arc::new(record)).is_some();
-            Ok((registration_id, superseded))
-        })?;
-        info!(instance = instance_id, superseded, revision, "module registered");
-        Ok(Registered { registration_id, superseded, revision })
+        let ((registration_id, registered_at, admission), revision) =
+            self.change(Commit::Apply, |state| state.admit(registration, claim, now))?;
+        info!(instance = instance_id, ?admission, revision, "module registered");
+        Ok(Registered { registration_id, registered_at, admission, revision })
     }
 
     /// Renews the lease, and takes over what the module says of itself.

@@ -18,6 +18,11 @@ fn quic(instance: &mut ModuleInstance, config: &str) {
     metadata(instance, "quic_config_id", config);
 }
 
+fn nonce(instance: &mut ModuleInstance, nonce: &str, attempt: &str) {
+    metadata(instance, "registration_nonce", nonce);
+    metadata(instance, "registration_attempt", attempt);
+}
+
 fn route_metadata(route: &mut Route, key: &str, value: &str) {
     route.metadata.insert(key.into(), value.into());
 }
@@ -68,6 +73,17 @@ const CASES: &[Case] = &[
     (|i, _| quic(i, "7"), "instance.metadata.quic_config_id"),
     (|i, _| quic(i, "-1"), "instance.metadata.quic_config_id"),
     (|i, _| quic(i, ""), "instance.metadata.quic_config_id"),
+    (|i, _| nonce(i, "", "1"), "instance.metadata.registration_nonce"),
+    (|i, _| nonce(i, "0123456789abcde", "1"), "instance.metadata.registration_nonce"),
+    (|i, _| nonce(i, &"x".repeat(65), "1"), "instance.metadata.registration_nonce"),
+    (|i, _| nonce(i, "0123456789 abcdef", "1"), "instance.metadata.registration_nonce"),
+    (|i, _| nonce(i, "0123456789abcde\u{661}", "1"), "instance.metadata.registration_nonce"),
+    (|i, _| nonce(i, "0123456789abcdef", ""), "instance.metadata.registration_attempt"),
+    (|i, _| nonce(i, "0123456789abcdef", "-1"), "instance.metadata.registration_attempt"),
+    (|i, _| nonce(i, "0123456789abcdef", "+1"), "instance.metadata.registration_attempt"),
+    (|i, _| nonce(i, "0123456789abcdef", "1.5"), "instance.metadata.registration_attempt"),
+    (|i, _| nonce(i, "0123456789abcdef", "18446744073709551616"), "instance.metadata.registration_attempt"),
+    (|i, _| metadata(i, "registration_attempt", "1"), "instance.metadata.registration_attempt"),
     (
         |i, _| {
             metadata(i, "forward_mode", "dsr-l2");

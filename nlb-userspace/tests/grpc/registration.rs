@@ -165,6 +165,67 @@ async fn an_id_in_use_is_given_away_only_for_a_reason() {
     assert_eq!(nlb.listed("alb-1").await.unwrap().address, "10.0.0.3:50051");
 }
 
+/// A call to register of the process with a nonce, at this address of the last byte.
+fn call(attempt: &str, host: u8) -> RegisterModuleRequest {
+    let secrets = [("registration_nonce", "0123456789abcdef0123"), ("registration_attempt", attempt)];
+    let mut request = registration_at("alb-1", host, "v1");
+    request.instance = request.instance.map(|instance| with_metadata(instance, &secrets));
+    request
+}
+
+#[tokio::test]
+async fn a_repeated_call_goes_on_with_the_same_registration_in_either_order() {
+    for attempts in [["1", "2"], ["2", "1"]] {
+        let mut nlb = Nlb::start().await;
+        let mut ids = Vec::new();
+        for attempt in attempts {
+            // What they say differs: the second has another address, from which a stranger would have to prove itself.
+            let host = attempt.parse().expect("a number");
+            ids.push(nlb.add(call(attempt, host)).await);
+        }
+        assert_eq!(ids[0], ids[1]);
+        nlb.modules.heartbeat(beat("alb-1", &ids[0])).await.unwrap();
+        let shown = nlb.listed("alb-1").await.unwrap();
+        assert_eq!(shown.address, "10.0.0.2:50051", "what was said last");
+        assert!(shown.metadata.keys().all(|key| !key.starts_with("registration")), "{:?}", shown.metadata);
+        let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
+        let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
+        assert_eq!(info.details["data_address"], "10.0.0.2");
+        assert!(!format!("{info:?}").contains("0123456789abcdef0123"), "{info:?}");
+        assert!(nlb.maps.dump().contains("10.0.0.2"), "{}", nlb.maps.dump());
+    }
+}
+
+#[tokio::test]
+async fn the_answer_says_which_call_counted() {
+    let mut nlb = Nlb::start().await;
+    for (attempt, said) in [("5", "registered"), ("6", "registered again;"), ("5", "nothing was changed:")] {
+        let answer = nlb.modules.register_module(call(attempt, 1)).await.unwrap().into_inner();
+        assert!(answer.success && answer.message.starts_with(said), "{attempt}: {}", answer.message);
+        assert!(answer.registered_at.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_started_earlier_does_not_take_the_id() {
+    let mut nlb = Nlb::start().await;
+    let started = |seconds: i64| {
+        let mut request = registration("alb-1");
+        let started_at = Some(prost_types::Timestamp { seconds, nanos: 0 });
+        request.instance = request.instance.map(|instance| ModuleInstance { started_at, ..instance });
+        request
+    };
+    nlb.add(started(1_000)).await;
+    let id = nlb.add(started(2_000)).await;
+    let answer = nlb.modules.register_module(started(1_000)).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::AlreadyExists);
+    assert!(error.message.contains("started later"), "{}", error.message);
+    nlb.modules.heartbeat(beat("alb-1", &id)).await.expect("the living one is as it was");
+    let proven = beside(started(1_000), "registration-id", &id);
+    assert!(nlb.modules.register_module(proven).await.unwrap().into_inner().success);
+}
+
 fn beat(instance_id: &str, registration_id: &str) -> HeartbeatRequest {
     HeartbeatRequest {
         instance_id: instance_id.into(),

@@ -123,7 +123,7 @@ impl Failure {
                 Refusal::Promoting { .. } => Code::FailedPrecondition,
                 Refusal::ProofMissing(_) => Code::Unauthenticated,
                 Refusal::ProofWrong(_) => Code::PermissionDenied,
-                Refusal::Taken { .. } => Code::AlreadyExists,
+                Refusal::Taken { .. } | Refusal::StartedEarlier(_) => Code::AlreadyExists,
                 Refusal::TooManyModules(_)
                 | Refusal::TooManyRoutes { .. }
                 | Refusal::TooManyLimitsMet { .. }

@@ -1,6 +1,7 @@
 //! Module instances between the wire and the registry.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use nlb_common::quic;
 use nlb_proto as proto;
@@ -11,7 +12,7 @@ use super::{enums, scaling_config};
 use crate::model::endpoint::{Endpoint, Host};
 use crate::model::traffic::Counts;
 use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Server, Snat, Texts};
-use crate::registry::{Claim, Record, Registration};
+use crate::registry::{Attempt, Claim, Record, Registration};
 
 /// What a module registers with, before its names are resolved and without its routes.
 pub fn parse(
@@ -30,8 +31,9 @@ pub fn parse(
         weight => weight,
     };
     let mut metadata = validate::text_map("metadata", instance.metadata)?;
-    // A secret: neither kept nor shown.
+    // Secrets: not shown.
     let claim = metadata.remove("registration_id").map_or(Claim::None, Claim::RegistrationId);
+    let attempt = attempt(&mut metadata)?;
     let mode = forward_mode(&metadata)?.unwrap_or(default_mode);
     let registration = Registration {
         instance_id,
@@ -53,6 +55,7 @@ pub fn parse(
         check: None,
         max_connections: validate::unsigned_32("max_connections", instance.max_connections)?,
         started_at: validate::time("started_at", instance.started_at)?,
+        attempt,
         scaling: scaling_config::parse_metadata(&metadata)?,
         metadata,
         capabilities: Texts::new(),
@@ -74,6 +77,40 @@ pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
         max_connections: signed_32(*max_connections),
         version: module.version.clone(),
         traffic_weight: signed_32(module.weight),
+    }
+}
+
+/// Of 64 bits and more in hexadecimal: what could be guessed would give the registration away.
+const NONCE_LENGTH: RangeInclusive<usize> = 16..=64;
+
+/// Which process it is, and the number of its call.
+fn attempt(metadata: &mut Texts) -> Result<Option<Attempt>, Fault> {
+    const NONCE: &str = "metadata.registration_nonce";
+    const NUMBER: &str = "metadata.registration_attempt";
+    let number = match metadata.remove("registration_attempt") {
+        None => None,
+        Some(text) => {
+            let digits = Some(&text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let number = digits.and_then(|digits| digits.parse::<u64>().ok()).ok_or_else(|| {
+                Fault::new(NUMBER, format!("{text:?} is not a whole number from 0 to {}", u64::MAX))
+            })?;
+            Some(number)
+        }
+    };
+    match (metadata.remove("registration_nonce"), number) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => {
+            Err(Fault::new(NUMBER, "means nothing without a registration_nonce; give both or neither"))
+        }
+        (Some(nonce), number) => {
+            let visible = nonce.bytes().all(|byte| byte.is_ascii_graphic());
+            if !visible || !NONCE_LENGTH.contains(&nonce.len()) {
+                let (least, most) = (NONCE_LENGTH.start(), NONCE_LENGTH.end());
+                let problem = format!("is not {least} to {most} visible ASCII characters, drawn at random");
+                return Err(Fault::new(NONCE, problem));
+            }
+            Ok(Some(Attempt::new(nonce, number.unwrap_or(0))))
+        }
     }
 }
 

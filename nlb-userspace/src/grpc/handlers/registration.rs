@@ -20,7 +20,7 @@ use crate::model::clock::Now;
 use crate::model::traffic::{Counts, Traffic};
 use crate::model::{DataAddresses, ForwardMode};
 use crate::policy::lease::Standing;
-use crate::registry::{Claim, Record, Refusal, Registered, Registration};
+use crate::registry::{Admission, Claim, Record, Refusal, Registered, Registration};
 
 const LONGEST_DRAIN_SECONDS: i32 = 3600;
 
@@ -53,20 +53,20 @@ impl Control {
         let registered = self.take_in(registration, claim, now).await?;
         self.applied(registered.revision).await?;
 
-        let said = if registered.superseded {
-            "registered, superseding the earlier registration"
-        } else {
-            "registered"
+        let said = match registered.admission {
+            Admission::New => "registered",
+            Admission::Superseding => "registered, superseding the earlier registration",
+            Admission::Renewed => "registered again; the registration of this process goes on",
+            Admission::Outdated => {
+                return Ok(accepted(
+                    &registered,
+                    "nothing was changed: a later call of this process came before".to_owned(),
+                ));
+            }
         };
         let said =
             [Some(said.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
-        Ok(RegisterModuleResponse {
-            success: true,
-            message: said.collect::<Vec<_>>().join("; "),
-            registration_id: registered.registration_id.reveal().to_owned(),
-            registered_at: Some(now.wall.into()),
-            error: None,
-        })
+        Ok(accepted(&registered, said.collect::<Vec<_>>().join("; ")))
     }
 
     /// What is in use now is kept where the names still say so.
@@ -252,6 +252,16 @@ pub fn by_instance(traffic: &Traffic) -> BTreeMap<String, Counts> {
         *sum = [*sum, *counts].into_iter().sum();
     }
     by_instance
+}
+
+fn accepted(registered: &Registered, message: String) -> RegisterModuleResponse {
+    RegisterModuleResponse {
+        success: true,
+        message,
+        registration_id: registered.registration_id.reveal().to_owned(),
+        registered_at: Some(registered.registered_at.into()),
+        error: None,
+    }
 }
 
 /// `None` for 0, which leaves it to the configuration.

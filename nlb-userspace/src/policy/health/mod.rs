@@ -87,6 +87,11 @@ impl Opinions {
 }
 
 impl Opinion {
+    /// Of a module that has a check and has not passed it yet.
+    pub fn unproven() -> Self {
+        Opinion { health: Health::Starting, why: "not checked yet".to_owned() }
+    }
+
     pub fn healthy() -> Self {
         Opinion { health: Health::Healthy, why: String::new() }
     }
