@@ -27,6 +27,7 @@ use crate::{tcp, udp};
 /// How long open connections may take to finish when the instance stops.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// Why an instance cannot run where it is. What the NLB answers is no reason: a refused module logs why, and asks again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot listen on {address}")]
@@ -35,12 +36,6 @@ pub enum Error {
     Address { address: String, source: tonic::transport::Error },
     #[error("cannot tell by which address the NLB reaches this module; set it with `address`")]
     OwnAddress(#[source] io::Error),
-    #[error("the NLB refuses this module: {0}")]
-    Refused(String),
-    #[error(
-        "the NLB no longer takes heartbeats of this registration; does another process use the same id? {0}"
-    )]
-    Superseded(String),
     #[error("cannot watch for SIGTERM")]
     Signals(#[source] io::Error),
 }
@@ -181,6 +176,10 @@ impl Instance {
     }
 
     /// Runs until SIGTERM or SIGINT (or the `Shutdown` call) and drains; a second signal ends it at once.
+    ///
+    /// Nothing that the NLB answers ends it. While the NLB refuses the registration, as for an unknown VIP or an id that is
+    /// taken, the instance gets no traffic, and tries again for as long as it runs. The reason goes to the log, by
+    /// [`tracing`]: it is seen only in a program that has a subscriber, as `tracing_subscriber::fmt().init()` makes one.
     pub async fn run(self, serve: impl Serve) -> Result<(), Error> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
@@ -242,28 +241,21 @@ impl Instance {
         let control = tokio::spawn(serve_control(control_socket, rpc));
 
         let registration = Registration { state: &state, control: &*self.control, interval: self.heartbeat };
-        let registered = async {
-            let kept = registration.keep().await;
-            state.enter(Phase::Draining);
-            kept
-        };
         let stopped = async {
             tokio::select! {
                 () = stop => state.stop(Stop::Drain(self.drain)),
                 () = state.draining() => {}
             }
         };
-        let (kept, ()) = tokio::join!(registered, stopped);
-        match (&kept, state.stop_asked()) {
-            (Ok(()), Some(Stop::Drain(within))) => drain(&registration, &mut listeners, within).await,
-            (Ok(()), _) => registration.leave(None).await,
-            // Registered no more: there is nothing to leave, and nothing more will come.
-            (Err(_), _) => {}
+        tokio::join!(registration.keep(), stopped);
+        match state.stop_asked() {
+            Some(Stop::Drain(within)) => drain(&registration, &mut listeners, within).await,
+            Some(Stop::AtOnce) | None => registration.leave(None).await,
         }
         state.enter(Phase::Closed);
         listeners.shutdown().await;
         control.abort();
-        kept
+        Ok(())
     }
 }
 

@@ -22,7 +22,8 @@
 //! ```
 //!
 //! `run` registers the instance and its routes, keeps the registration alive by heartbeats and renews it when the NLB
-//! has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows, and the open ones may finish.
+//! has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows, and the open ones may finish. It ends
+//! for nothing that the NLB answers: a refused registration is logged as an error, and tried again.
 //!
 //! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default. [`Scaler`] is a
 //! `Control` that starts and ends further instances when the NLB asks for them.

@@ -1,5 +1,7 @@
 //! The calls a module makes to the NLB. Each carries the registration id, which proves who is calling.
 
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +26,38 @@ pub(crate) struct Nlb {
     channel: Channel,
     /// Empty until registered.
     registration_id: Arc<Mutex<String>>,
+    attempts: Arc<Attempts>,
+}
+
+/// By these the NLB knows that calls to register come from one process, and which is the newest: one that was given up may be
+/// carried out all the same, before the next or after it.
+struct Attempts {
+    /// As secret as the registration id.
+    nonce: String,
+    made: AtomicU64,
+}
+
+impl Attempts {
+    fn new() -> Attempts {
+        let mut bits = [0u8; 16];
+        getrandom::fill(&mut bits).expect("the kernel provides random bytes");
+        Attempts { nonce: bits.iter().map(|byte| format!("{byte:02x}")).collect(), made: AtomicU64::new(0) }
+    }
+
+    /// The metadata of one more call.
+    fn next(&self) -> [(String, String); 2] {
+        let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        [
+            ("registration_nonce".to_owned(), self.nonce.clone()),
+            ("registration_attempt".to_owned(), number.to_string()),
+        ]
+    }
+}
+
+impl fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Attempts(…)")
+    }
 }
 
 /// Why the NLB does not do what was asked.
@@ -35,7 +69,7 @@ pub(crate) enum Failure {
     /// It does not know this registration.
     #[error("{0}")]
     NotFound(String),
-    /// Asking again would change nothing.
+    /// It will not, as things are: for what the call says, or for who makes it.
     #[error("{0}")]
     Refused(String),
 }
@@ -44,7 +78,7 @@ impl Nlb {
     /// Connects when first used, and again whenever the connection is lost.
     pub(crate) fn at(endpoint: Endpoint) -> Nlb {
         let channel = endpoint.connect_timeout(CONNECT).connect_lazy();
-        Nlb { channel, registration_id: Arc::default() }
+        Nlb { channel, registration_id: Arc::default(), attempts: Arc::new(Attempts::new()) }
     }
 
     pub(crate) async fn register(&self, state: &State) -> Result<(), Failure> {
@@ -54,6 +88,7 @@ impl Nlb {
             // Proves to be the same module, should its address have changed.
             instance.metadata.insert("registration_id".to_owned(), earlier);
         }
+        instance.metadata.extend(self.attempts.next());
         let initial_routes = state.routes().into_values().collect();
         let request = RegisterModuleRequest {
             instance: Some(instance),

@@ -1,21 +1,25 @@
-//! Keeps the instance registered: registers, sends heartbeats, and registers again when the NLB has forgotten it.
+//! Keeps the instance registered: registers, sends heartbeats, and registers again when the registration is void.
 //!
-//! An NLB that does not answer is not one that has forgotten: traffic goes on meanwhile, so heartbeats are only
-//! repeated, and its first answer tells whether the registration is still there. Waiting times grow with every
-//! failure and differ from module to module, so that a fleet does not fall upon an NLB that comes back.
+//! Nothing that the NLB answers ends the module. When it does not answer, traffic goes on meanwhile, so heartbeats are
+//! only repeated. When it takes no heartbeats of this registration (NOT_FOUND after a restart, PERMISSION_DENIED when
+//! another registration has the id), the module registers again, with the former registration_id as proof. When it
+//! refuses the module altogether, its configuration may change. Waiting times grow with every failure and differ from
+//! module to module, so that a fleet does not fall upon an NLB that comes back.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use nlb_proto::{HealthStatus, HeartbeatResponse, ReloadRequest};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::nlb::Failure;
-use crate::{Control, Error, State};
+use crate::{Control, State};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+/// Between attempts that the NLB refuses for what they say.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Registration<'a> {
     pub state: &'a State,
@@ -25,24 +29,33 @@ pub(crate) struct Registration<'a> {
 }
 
 impl Registration<'_> {
-    /// Returns when the instance drains, or with what makes being registered impossible.
-    pub(crate) async fn keep(&self) -> Result<(), Error> {
-        let mut wait = BackOff::new();
+    /// Returns when the instance drains.
+    pub(crate) async fn keep(&self) {
+        let mut again = BackOff::up_to(INTERVAL);
+        let mut refused = BackOff::up_to(LONGEST_WAIT);
         while !self.state.is_draining() {
-            match self.register().await {
+            let wait = match self.register().await {
                 Ok(()) => {
-                    wait = BackOff::new();
-                    self.send_heartbeats().await?;
+                    refused = BackOff::up_to(LONGEST_WAIT);
+                    // A registration that was void at once is no success: two processes may be taking one id from each other.
+                    if self.send_heartbeats().await {
+                        again = BackOff::up_to(INTERVAL);
+                    }
+                    again.next()
                 }
-                Err(Failure::Refused(why)) => return Err(Error::Refused(why)),
+                Err(Failure::Refused(why)) => {
+                    let wait = refused.next();
+                    error!(instance_id = self.state.instance_id(), %why, ?wait, "the NLB refuses this module; trying again");
+                    wait
+                }
                 Err(Failure::Passing(why) | Failure::NotFound(why)) => {
-                    let wait = wait.next();
-                    warn!(%why, ?wait, "not registered; trying again");
-                    self.pause(wait).await;
+                    let wait = again.next();
+                    warn!(instance_id = self.state.instance_id(), %why, ?wait, "not registered; trying again");
+                    wait
                 }
-            }
+            };
+            self.pause(wait).await;
         }
-        Ok(())
     }
 
     async fn register(&self) -> Result<(), Failure> {
@@ -61,19 +74,22 @@ impl Registration<'_> {
         Ok(())
     }
 
-    /// Returns when the NLB does not know the registration any more, or the instance drains.
-    async fn send_heartbeats(&self) -> Result<(), Error> {
+    /// Returns when the NLB does not take heartbeats of this registration any more, or the instance drains. Answers whether it
+    /// has taken any.
+    async fn send_heartbeats(&self) -> bool {
         let mut interval = self.interval.unwrap_or(INTERVAL);
-        let mut retry = BackOff::new();
+        let mut retry = BackOff::up_to(INTERVAL);
         let mut wait = interval;
+        let mut taken = false;
         loop {
             self.pause(wait).await;
             if self.state.is_draining() {
-                return Ok(());
+                return taken;
             }
             match self.state.nlb.heartbeat(self.state).await {
                 Ok(answer) => {
-                    retry = BackOff::new();
+                    taken = true;
+                    retry = BackOff::up_to(INTERVAL);
                     if let (None, Some(asked)) = (self.interval, asked_interval(&answer)) {
                         interval = asked;
                     }
@@ -82,16 +98,23 @@ impl Registration<'_> {
                         self.reload().await;
                     }
                 }
-                Err(Failure::NotFound(why)) => {
-                    info!(%why, "the NLB does not know this registration; registering again");
-                    self.pause(jitter(SHORTEST_WAIT)).await;
-                    return Ok(());
-                }
                 Err(Failure::Passing(why)) => {
                     wait = retry.next().min(interval);
                     warn!(%why, ?wait, "heartbeat not delivered; trying again");
                 }
-                Err(Failure::Refused(why)) => return Err(Error::Superseded(why)),
+                Err(Failure::NotFound(why)) => {
+                    info!(%why, "the NLB does not know this registration; registering again");
+                    return taken;
+                }
+                Err(Failure::Refused(why)) => {
+                    let instance_id = self.state.instance_id();
+                    warn!(
+                        instance_id,
+                        %why,
+                        "the NLB takes no heartbeats of this registration; registering again (does another process use the id?)"
+                    );
+                    return taken;
+                }
             }
         }
     }
@@ -138,17 +161,20 @@ fn asked_interval(answer: &HeartbeatResponse) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok().filter(|interval| !interval.is_zero())
 }
 
-/// Doubles with every failure, up to the default heartbeat interval.
-struct BackOff(Duration);
+/// Doubles with every failure, up to a limit.
+struct BackOff {
+    next: Duration,
+    limit: Duration,
+}
 
 impl BackOff {
-    fn new() -> BackOff {
-        BackOff(SHORTEST_WAIT)
+    fn up_to(limit: Duration) -> BackOff {
+        BackOff { next: SHORTEST_WAIT, limit }
     }
 
     fn next(&mut self) -> Duration {
-        let wait = jitter(self.0);
-        self.0 = (self.0 * 2).min(INTERVAL);
+        let wait = jitter(self.next);
+        self.next = (self.next * 2).min(self.limit);
         wait
     }
 }
@@ -166,7 +192,7 @@ mod tests {
 
     #[test]
     fn waits_grow_to_the_interval_and_differ() {
-        let mut back_off = BackOff::new();
+        let mut back_off = BackOff::up_to(INTERVAL);
         let waits: Vec<_> = (0..50).map(|_| back_off.next()).collect();
         assert!(waits[0] >= SHORTEST_WAIT / 2 && waits[0] <= SHORTEST_WAIT);
         assert!(waits[10..].iter().all(|wait| *wait >= INTERVAL / 2 && *wait <= INTERVAL));

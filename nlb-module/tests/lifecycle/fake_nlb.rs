@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 use tokio_stream::Empty as NoStream;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Ends when dropped, so that a test can restart it.
 pub struct FakeNlb {
@@ -37,6 +37,10 @@ pub struct Seen {
     pub known: BTreeSet<String>,
     /// Why registrations and changes are refused, if they are.
     pub refuses: Option<(StatusCode, &'static str)>,
+    /// The status that calls to register fail with, if they do.
+    pub fails: Option<Code>,
+    /// The status that heartbeats of unknown registrations fail with; NOT_FOUND unless set.
+    pub void: Option<Code>,
     /// How long unregistering takes.
     pub drain: Duration,
 }
@@ -156,6 +160,9 @@ service! { NlbService, StreamNLBMetricsStream = StreamNlbMetricsResponse;
         ) -> Result<Response<RegisterModuleResponse>, Status> {
             let mut seen = self.seen();
             seen.registrations.push(request.into_inner());
+            if let Some(code) = seen.fails {
+                return Err(Status::new(code, "told to fail"));
+            }
             let (success, error) = seen.verdict();
             let registration_id = format!("registration-{}", seen.registrations.len());
             if success {
@@ -172,7 +179,7 @@ service! { NlbService, StreamNLBMetricsStream = StreamNlbMetricsResponse;
             seen.heartbeats.push(request.into_inner());
             let id = &seen.heartbeats.last().expect("just pushed").registration_id;
             if !seen.known.contains(id) {
-                return Err(Status::not_found("no such registration"));
+                return Err(Status::new(seen.void.unwrap_or(Code::NotFound), "no such registration"));
             }
             Ok(Response::new(HeartbeatResponse { acknowledged: true, ..Default::default() }))
         }

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use nlb_module::Error;
 use nlb_module::proto::*;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
+use tonic::Code;
 
-use super::fake_nlb::{FakeNlb, own_host};
+use super::fake_nlb::{FakeNlb, Seen, own_host};
 use super::mirror::{SOON, control, exchange, route, run};
 
 #[tokio::test]
@@ -103,13 +103,102 @@ async fn waits_for_an_nlb_that_is_not_there_yet() {
     nlb.until("a registration", |seen| !seen.registrations.is_empty()).await;
 }
 
+/// What a call to register says of the process that makes it.
+fn attempt(registration: &RegisterModuleRequest) -> (String, u64) {
+    let metadata = &registration.instance.as_ref().expect("an instance").metadata;
+    let number = metadata["registration_attempt"].parse().expect("a number");
+    (metadata["registration_nonce"].clone(), number)
+}
+
 #[tokio::test]
-async fn ends_when_the_nlb_refuses_it_for_good() {
+async fn every_call_to_register_is_numbered_within_the_process() {
+    let nlb = FakeNlb::start().await;
+    nlb.see(|seen| seen.fails = Some(Code::Unavailable));
+    let _running = run(&nlb.url(), |instance| instance);
+    nlb.until("three calls", |seen| seen.registrations.len() >= 3).await;
+    nlb.see(|seen| {
+        let made: Vec<_> = seen.registrations.iter().map(attempt).collect();
+        assert!(made.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 < pair[1].1), "{made:?}");
+        let nonce = &made[0].0;
+        assert!((16..=64).contains(&nonce.len()) && nonce.bytes().all(|byte| byte.is_ascii_graphic()));
+    });
+    let other = FakeNlb::start().await;
+    let _other = run(&other.url(), |instance| instance);
+    other.until("a call", |seen| !seen.registrations.is_empty()).await;
+    let nonce = |nlb: &FakeNlb| nlb.see(|seen| attempt(&seen.registrations[0]).0);
+    assert_ne!(nonce(&nlb), nonce(&other));
+}
+
+#[tokio::test]
+async fn registers_again_with_proof_when_its_heartbeats_are_not_taken() {
+    for code in [Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument, Code::Unimplemented] {
+        let nlb = FakeNlb::start().await;
+        let running = run(&nlb.url(), |instance| instance);
+        nlb.until("a heartbeat", |seen| !seen.heartbeats.is_empty()).await;
+        nlb.see(|seen| {
+            seen.void = Some(code);
+            seen.known.clear();
+        });
+        nlb.until("a second registration", |seen| seen.registrations.len() == 2).await;
+        let again = nlb.see(|seen| seen.registrations[1].instance.clone().expect("an instance"));
+        assert_eq!(again.metadata["registration_id"], "registration-1", "{code:?}");
+        nlb.until("a heartbeat of it", |seen| {
+            seen.heartbeats.last().is_some_and(|beat| beat.registration_id == "registration-2")
+        })
+        .await;
+        exchange(&mut running.connect().await, b"and it has served all along").await;
+        assert!(!running.ended.is_finished());
+    }
+}
+
+#[tokio::test]
+async fn registers_again_while_every_registration_is_void_at_once() {
+    let nlb = FakeNlb::start().await;
+    nlb.see(|seen| seen.void = Some(Code::PermissionDenied));
+    let running = run(&nlb.url(), |instance| instance);
+    // Whatever it registers as, another takes the id before its first heartbeat.
+    nlb.until("a fourth registration", |seen| {
+        seen.known.clear();
+        seen.registrations.len() == 4
+    })
+    .await;
+    assert!(!running.ended.is_finished());
+    nlb.until("a heartbeat that is taken", |seen| {
+        seen.heartbeats.last().is_some_and(|beat| seen.known.contains(&beat.registration_id))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn goes_on_asking_an_nlb_that_refuses_it() {
+    let refusals: [fn(&mut Seen); 5] = [
+        |seen| seen.refuses = Some((StatusCode::InvalidArgument, "no such VIP")),
+        |seen| seen.refuses = Some((StatusCode::PermissionDenied, "not you")),
+        |seen| seen.fails = Some(Code::InvalidArgument),
+        |seen| seen.fails = Some(Code::Unauthenticated),
+        |seen| seen.fails = Some(Code::Unimplemented),
+    ];
+    for refuse in refusals {
+        let nlb = FakeNlb::start().await;
+        nlb.see(refuse);
+        let running = run(&nlb.url(), |instance| instance);
+        nlb.until("a third try", |seen| seen.registrations.len() > 2).await;
+        assert!(!running.ended.is_finished());
+        nlb.see(|seen| (seen.refuses, seen.fails) = (None, None));
+        nlb.until("a heartbeat", |seen| !seen.heartbeats.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_module_that_is_refused_stops_when_it_is_told_to() {
     let nlb = FakeNlb::start().await;
     nlb.see(|seen| seen.refuses = Some((StatusCode::InvalidArgument, "no such VIP")));
     let running = run(&nlb.url(), |instance| instance);
+    nlb.until("a try", |seen| !seen.registrations.is_empty()).await;
+    running.stop.send(()).expect("it runs");
     let ended = timeout(SOON, running.ended).await.expect("it ends").expect("no panic");
-    assert!(matches!(&ended, Err(Error::Refused(why)) if why.contains("no such VIP")), "{ended:?}");
+    assert!(ended.is_ok(), "{ended:?}");
+    assert!(nlb.see(|seen| seen.unregistrations.is_empty()), "there is nothing to leave");
 }
 
 #[tokio::test]
