@@ -135,6 +135,39 @@ fn a_daemon_that_stands_still_costs_no_connection() -> Result<()> {
     fleet.wait_for(3)
 }
 
+/// Their first calls to register are given up, and read together with their cancellations.
+#[test]
+fn modules_that_start_while_the_daemon_stands_still_stay() -> Result<()> {
+    const MODULES: usize = 3;
+    const GIVEN_UP: &str = "not registered; trying again";
+    const VOID: &str = "registering again";
+    let lab = Lab::one_arm(1, MODULES)?;
+    let nlb = nlb_tests::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
+    let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
+    fleet.nlb.signal(Signal::SIGSTOP)?;
+    for n in 0..MODULES {
+        fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &["--heartbeat", "1"])?;
+    }
+    for module in &mut fleet.modules {
+        let log = module.log().to_owned();
+        module.wait_until("it gives its first call up", Duration::from_secs(60), || {
+            std::fs::read_to_string(&log).is_ok_and(|said| said.contains(GIVEN_UP))
+        })?;
+    }
+    fleet.nlb.signal(Signal::SIGCONT)?;
+    fleet.wait_for(MODULES)?;
+    // A void registration shows with the first heartbeat, a second after it was made.
+    std::thread::sleep(Duration::from_secs(5));
+    fleet.wait_for(MODULES)?;
+    for module in &mut fleet.modules {
+        let ended = module.ended()?;
+        let said = module.output();
+        ensure!(ended.is_none(), "{ended:?}: {said}");
+        ensure!(!said.contains(VOID), "its registration was void:\n{said}");
+    }
+    answers(&fleet.lab.clients[0])
+}
+
 #[test]
 fn a_module_registers_again_after_the_daemon_was_restarted() -> Result<()> {
     let Fleet { modules, nlb, lab, .. } =
