@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::record::is_same_secret;
+use super::secret::is_same_secret;
 
 /// One call to register, of those that a process makes.
 #[derive(Clone, PartialEq, Eq)]

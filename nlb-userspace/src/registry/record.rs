@@ -1,6 +1,5 @@
 //! One registered module: what it said of itself, and how it stands with us.
 
-use std::fmt;
 use std::time::SystemTime;
 
 use imbl::OrdMap;
@@ -13,7 +12,7 @@ use crate::policy::health::{Check, Opinion, Opinions, Source};
 use crate::policy::lease::{Lease, Standing};
 use crate::policy::scaling::policy::Policy;
 
-use super::{Attempt, Report};
+use super::{Attempt, RegistrationId, Report};
 use crate::model::clock::Now;
 
 /// What a module says when it registers.
@@ -249,38 +248,6 @@ impl Record {
             Source::Module | Source::Lease | Source::Operator => None,
         }
     }
-}
-
-/// A module's secret, which proves that a call comes from it. Never logged.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RegistrationId(String);
-
-impl RegistrationId {
-    fn new() -> Self {
-        let mut bits = [0u8; 16];
-        getrandom::fill(&mut bits).expect("the kernel provides random bytes");
-        RegistrationId(bits.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    pub fn is(&self, other: &str) -> bool {
-        is_same_secret(&self.0, other)
-    }
-
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for RegistrationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RegistrationId(…)")
-    }
-}
-
-/// Compares in a time that does not tell where the first difference is.
-pub(super) fn is_same_secret(one: &str, other: &str) -> bool {
-    let differences = one.bytes().zip(other.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
-    one.len() == other.len() && differences == 0
 }
 
 /// What a newcomer puts forward to supersede a living module from another address.
