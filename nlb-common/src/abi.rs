@@ -378,24 +378,36 @@ pub struct Upcall {
     pub _pad: u16,
 }
 
-/// The programs that the balancer goes on in, by their index in the map of programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Stage {
-    Icmp,
-    TooBig,
-    Fragments,
-    Gue,
-    Quic,
-    Reject,
+/// What the fragments of one packet have in common, and no others for some time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// As it lies in memory.
+    pub id: u32,
+    /// IPv4's ids are unique by protocol; 0 for IPv6.
+    pub protocol: u32,
 }
 
-impl Stage {
-    pub const ALL: [Stage; 6] =
-        [Stage::Icmp, Stage::TooBig, Stage::Fragments, Stage::Gue, Stage::Quic, Stage::Reject];
+/// Where a packet's first fragment went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentEntry {
+    /// The addresses that it got.
+    pub src: Addr,
+    pub dst: Addr,
+    pub backend: u16,
+    pub service: u16,
+    /// When, by the program's clock.
+    pub at: u16,
+    /// The backend's.
+    pub generation: u8,
+    /// 1 on the way from the backend to the client.
+    pub reply: u8,
+    /// Of the flow.
+    pub hash: u64,
 }
-
-pub const STAGES: usize = Stage::ALL.len();
 
 /// Packets whose first fragment is remembered.
 pub const FRAGMENTED: usize = 16_384;
@@ -447,6 +459,8 @@ sizes!(
     LimitStats = 16,
     Parked = 24,
     Upcall = 56,
+    FragmentKey = 40,
+    FragmentEntry = 48,
     Settings = 28,
     crate::sources::Sources = 24,
 );
@@ -473,8 +487,8 @@ mod user {
         Limit,
         LimitStats,
         Settings,
-        crate::fragment::Key,
-        crate::fragment::Way,
+        FragmentKey,
+        FragmentEntry,
         crate::sources::Sources,
     );
 }

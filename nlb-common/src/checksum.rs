@@ -12,7 +12,7 @@
 //! A v4-mapped address adds the same constant on the old and on the new side, which cancels out; [`Delta::addr`]
 //! therefore serves IPv4 and IPv6 alike.
 
-use crate::net::{Addr, Be16};
+use crate::net::{Addr, Be16, L4};
 
 /// What a set of edits adds to a ones'-complement sum.
 #[derive(Clone, Copy, Default)]
@@ -94,4 +94,17 @@ pub fn full(bytes: &[u8]) -> Be16 {
 pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, len: Be16) -> Delta {
     let addresses = Delta::new().addr(Addr::UNSPECIFIED, src).addr(Addr::UNSPECIFIED, dst);
     addresses.word16(0, u16::from_ne_bytes([0, protocol])).word16(0, len.word())
+}
+
+/// A whole L4 checksum after these edits. RFC 768: 0 says that UDP's sender computed none, which stays so, and a computed 0 is
+/// sent as all ones.
+#[inline(always)]
+pub fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
+    let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();
+    let new = edits.apply(old);
+    match l4 {
+        _ if none => old,
+        L4::Udp if new.is_zero() => Be16::new(0xffff),
+        _ => new,
+    }
 }

@@ -1,42 +1,11 @@
-//! Fragments: which packet one is a part of, and which way that packet's first fragment went.
+//! Fragments: the id of the packet that one belongs to (RFC 791 section 3.2, RFC 8200 section 4.5).
 //!
-//! Only the first fragment has ports, so what is decided for it is remembered under what all fragments of a packet have in
-//! common, and the others follow it (RFC 791 section 3.2, RFC 8200 section 4.5).
+//! Only the first fragment has ports. The decision for it is remembered under the packet's addresses and id
+//! ([`crate::abi::FragmentKey`]), and the other fragments follow it.
 
 use crate::frame::Frame;
-use crate::net::{Addr, Be16};
+use crate::net::Be16;
 use crate::parse::{self, Ip};
-
-/// What the fragments of one packet have in common, and no others for some time.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Key {
-    pub src: Addr,
-    pub dst: Addr,
-    /// As it lies in memory.
-    pub id: u32,
-    /// IPv4's ids are unique by protocol; 0 for IPv6.
-    pub protocol: u32,
-}
-
-/// Where a packet's first fragment went.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Way {
-    /// The addresses that it got.
-    pub src: Addr,
-    pub dst: Addr,
-    pub backend: u16,
-    pub service: u16,
-    /// When, by the program's clock.
-    pub at: u16,
-    /// The backend's.
-    pub generation: u8,
-    /// 1 on the way from the backend to the client.
-    pub reply: u8,
-    /// Of the flow.
-    pub hash: u64,
-}
 
 /// For so many seconds the rest of a packet may come, as Linux waits for it.
 pub const SECONDS: u64 = 30;
@@ -74,8 +43,6 @@ pub fn v6<F: Frame + ?Sized>(frame: &F, mut protocol: u8, mut offset: usize) -> 
     }
     None
 }
-
-const _: () = assert!(size_of::<Key>() == 40 && size_of::<Way>() == 48);
 
 #[cfg(test)]
 mod tests {

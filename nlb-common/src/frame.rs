@@ -9,9 +9,8 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
-use crate::checksum::Delta;
-use crate::net::L4;
-use crate::rewrite;
+use crate::checksum::{Delta, amended};
+use crate::net::{Be16, L4};
 
 /// Types that may be read from and written to a frame as bytes.
 ///
@@ -90,8 +89,32 @@ pub trait Frame {
         addresses: Delta,
         ports: Delta,
     ) -> Option<()> {
-        rewrite::amend_checksum(self, l4, l4_offset, v6, addresses, ports)
+        amend_whole_checksum(self, l4, l4_offset, v6, addresses, ports)
     }
+}
+
+/// [`Frame::amend_checksum`] where the field holds a whole checksum.
+#[inline(always)]
+pub fn amend_whole_checksum<F: Frame + ?Sized>(
+    frame: &mut F,
+    l4: L4,
+    l4_offset: usize,
+    v6: bool,
+    addresses: Delta,
+    ports: Delta,
+) -> Option<()> {
+    let both = addresses.and(ports);
+    match l4 {
+        L4::Tcp => {
+            let tcp: &mut TcpHdr = frame.edit(l4_offset)?;
+            tcp.check = amended(l4, v6, Be16::from_bytes(tcp.check), both).bytes();
+        }
+        L4::Udp => {
+            let udp: &mut UdpHdr = frame.edit(l4_offset)?;
+            udp.check = amended(l4, v6, Be16::from_bytes(udp.check), both).bytes();
+        }
+    }
+    Some(())
 }
 
 /// A frame in ordinary memory.

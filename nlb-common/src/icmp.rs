@@ -6,7 +6,7 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::checksum::Delta;
+use crate::checksum::{Delta, amended};
 use crate::frame::Frame;
 use crate::net::{Addr, Be16, L4};
 use crate::parse::{Ip, Segment, TcpFlags};
@@ -128,7 +128,7 @@ pub fn translate<F: Frame + ?Sized>(
         && let Some(old) = frame.read::<u16>(at)
     {
         let old = Be16::from_word(old);
-        let new = rewrite::amended(quote.l4, ip.v6, old, addresses.and(ports));
+        let new = amended(quote.l4, ip.v6, old, addresses.and(ports));
         frame.write(at, new.word())?;
         icmp = icmp.port(old, new);
     }

@@ -4,12 +4,11 @@
 //! anyway are what the verifier asks for. Each edit returns `None` where one fails, and the caller drops the packet.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
 use crate::checksum::Delta;
 use crate::frame::Frame;
-use crate::net::{Addr, Be16, L4, Mac};
+use crate::net::{Addr, Be16, Mac};
 use crate::parse::{Ip, Segment};
 
 /// Length of an Ethernet header without tags.
@@ -44,43 +43,6 @@ pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, t
     let head: &mut UdpHdr = frame.edit(segment.offset)?;
     (head.src, head.dst) = (to.sport.bytes(), to.dport.bytes());
     readdress(frame, ip, to.src, to.dst)
-}
-
-/// [`Frame::amend_checksum`] where the field holds a whole checksum.
-#[inline(always)]
-pub fn amend_checksum<F: Frame + ?Sized>(
-    frame: &mut F,
-    l4: L4,
-    l4_offset: usize,
-    v6: bool,
-    addresses: Delta,
-    ports: Delta,
-) -> Option<()> {
-    let both = addresses.and(ports);
-    match l4 {
-        L4::Tcp => {
-            let tcp: &mut TcpHdr = frame.edit(l4_offset)?;
-            tcp.check = amended(l4, v6, Be16::from_bytes(tcp.check), both).bytes();
-        }
-        L4::Udp => {
-            let udp: &mut UdpHdr = frame.edit(l4_offset)?;
-            udp.check = amended(l4, v6, Be16::from_bytes(udp.check), both).bytes();
-        }
-    }
-    Some(())
-}
-
-/// A whole L4 checksum after these edits. RFC 768: 0 says that UDP's sender computed none, which stays so, and a computed 0 is
-/// sent as all ones.
-#[inline(always)]
-pub(crate) fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
-    let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();
-    let new = edits.apply(old);
-    match l4 {
-        _ if none => old,
-        L4::Udp if new.is_zero() => Be16::new(0xffff),
-        _ => new,
-    }
 }
 
 /// Gives an IP header new addresses and takes one off its TTL; what follows it is left as it is.

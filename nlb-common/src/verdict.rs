@@ -3,8 +3,6 @@
 //! The counters of all exits add up to the packets seen; a test holds the program to that. `nlb-ebpf` turns a verdict
 //! into the kernel's action in one place.
 
-use crate::abi::Stage;
-
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -19,6 +17,25 @@ pub enum Verdict {
     /// No exit yet: another program goes on with it.
     GoOn(Stage),
 }
+
+/// The programs that the balancer goes on in, by their index in the map of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stage {
+    Icmp,
+    TooBig,
+    Fragments,
+    Gue,
+    Quic,
+    Reject,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 6] =
+        [Stage::Icmp, Stage::TooBig, Stage::Fragments, Stage::Gue, Stage::Quic, Stage::Reject];
+}
+
+pub const STAGES: usize = Stage::ALL.len();
 
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident from $base:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {

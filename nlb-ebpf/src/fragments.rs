@@ -3,8 +3,8 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
-use nlb_common::abi::{Address, Backend, FRAGMENTED};
-use nlb_common::fragment::{self, Fragment, Key, SECONDS, Way};
+use nlb_common::abi::{Address, Backend, FRAGMENTED, FragmentEntry, FragmentKey};
+use nlb_common::fragment::{self, Fragment, SECONDS};
 use nlb_common::net::Addr;
 use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite;
@@ -16,7 +16,7 @@ use crate::{hop, limit, tables};
 
 /// Packets of which fragments are on their way. Floods push out what is oldest.
 #[btf_map]
-static FRAGMENTS: LruHashMap<Key, Way, { FRAGMENTED }> = LruHashMap::new();
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENTED }> = LruHashMap::new();
 
 /// The fragment at hand. Here and not on the stack, of which steering takes most.
 #[btf_map]
@@ -24,8 +24,8 @@ static FRAGMENT: PerCpuArray<Remembered, 1> = PerCpuArray::new();
 
 #[repr(C)]
 struct Remembered {
-    key: Key,
-    way: Way,
+    key: FragmentKey,
+    way: FragmentEntry,
 }
 
 #[inline(always)]
@@ -34,7 +34,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let at_hand = at_hand().ok_or(INTERNAL)?;
     let Some(fragment) = fragment_of(packet, &ip) else { return Ok(unknown(&ip)) };
     let protocol = if ip.v6 { 0 } else { ip.protocol as u32 };
-    at_hand.key = Key { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
+    at_hand.key = FragmentKey { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
     if !fragment.later {
         return steer::steer_ip::<true>(packet, &ip);
     }
@@ -51,7 +51,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
 #[inline(always)]
 pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, to: (Addr, Addr), hash: u64) {
     let Some(at_hand) = at_hand() else { return };
-    at_hand.way = Way {
+    at_hand.way = FragmentEntry {
         src: to.0,
         dst: to.1,
         backend: backend_id,
@@ -68,7 +68,7 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
 }
 
 #[inline(always)]
-fn follow(packet: &mut Packet, ip: &Ip, way: &Way) -> Result<Verdict, Verdict> {
+fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, Verdict> {
     let age = tables::now().wrapping_sub(way.at) as u64;
     // A tick is half a second, or a little more.
     if age > 2 * SECONDS {

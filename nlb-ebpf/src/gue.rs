@@ -2,11 +2,10 @@
 //!
 //! A stage of its own, so that the code for it is in nobody else's way. Where the packet goes is decided and counted by then.
 
-use nlb_common::abi::Stage;
 use nlb_common::gue;
 use nlb_common::parse;
 use nlb_common::rewrite::{self, Outer};
-use nlb_common::verdict::{DropReason, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, SendReason, Stage, Verdict};
 
 use crate::packet::Packet;
 use crate::steer::{self, INTERNAL};

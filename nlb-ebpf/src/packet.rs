@@ -12,9 +12,8 @@ use aya_ebpf::helpers::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use nlb_common::checksum::Delta;
-use nlb_common::frame::{Frame, Header, Wire};
+use nlb_common::frame::{Frame, Header, Wire, amend_whole_checksum};
 use nlb_common::net::L4;
-use nlb_common::rewrite;
 
 /// No L4 header starts beyond this: eight IPv6 extension headers of at most 2 KiB end within it.
 pub const MAX_OFFSET: usize = 0x7fff;
@@ -205,7 +204,7 @@ impl Frame for Packet {
         ports: Delta,
     ) -> Option<()> {
         let Context::Skb(ctx) = self.context else {
-            return rewrite::amend_checksum(self, l4, l4_offset, v6, addresses, ports);
+            return amend_whole_checksum(self, l4, l4_offset, v6, addresses, ports);
         };
         let (field, none_stays_none) = match l4 {
             L4::Tcp => (16, 0),

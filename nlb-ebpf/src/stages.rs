@@ -7,7 +7,7 @@
 use aya_ebpf::btf_maps::ProgramArray;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use nlb_common::abi::{STAGES as COUNT, Stage};
+use nlb_common::verdict::{STAGES as COUNT, Stage};
 
 use crate::packet::{Context, Packet};
 

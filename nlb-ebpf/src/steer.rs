@@ -1,13 +1,13 @@
 //! The packet's way: whose is it, which flow is it part of, where does that flow go.
 
-use nlb_common::abi::{Address, Backend, NextHop, Service, Stage};
+use nlb_common::abi::{Address, Backend, NextHop, Service};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
 use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::parse::{self, Ip, Segment, TcpFlags};
 use nlb_common::rewrite::{self, Outer, Tuple};
-use nlb_common::verdict::{DropReason, PassReason, SendReason, UNRECORDED_COUNTER, Verdict};
+use nlb_common::verdict::{DropReason, PassReason, SendReason, Stage, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
 use crate::packet::{Packet, bounded};

@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
-    Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings, Stage,
+    Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings,
     TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
@@ -18,7 +18,7 @@ use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::prefix;
 use nlb_common::sources::Sources;
-use nlb_common::verdict::{COUNTERS, Verdict};
+use nlb_common::verdict::{COUNTERS, Stage, Verdict};
 
 use crate::hop::KnownWay;
 use crate::packet::on_stack;

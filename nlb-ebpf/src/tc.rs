@@ -11,11 +11,11 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use nlb_common::abi::{Address, LOOPBACK, Stage};
+use nlb_common::abi::{Address, LOOPBACK};
 use nlb_common::frame::Frame;
 use nlb_common::net::Mac;
 use nlb_common::parse;
-use nlb_common::verdict::{DropReason, SEEN_COUNTER, Verdict};
+use nlb_common::verdict::{DropReason, SEEN_COUNTER, Stage, Verdict};
 
 use crate::packet::Packet;
 use crate::{fragments, icmp, quic, stages, steer, tables};

@@ -30,9 +30,8 @@ use nlb::model::{
 };
 use nlb::reconcile::change::MapStore;
 use nlb::reconcile::plan::plan;
-use nlb_common::abi::{LOOPBACK, NextHop, Parked, local_link};
+use nlb_common::abi::{FragmentEntry, FragmentKey, LOOPBACK, NextHop, Parked, local_link};
 use nlb_common::flow::IdleTimes;
-use nlb_common::fragment;
 use nlb_common::net;
 use nlb_common::verdict::{
     COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
@@ -167,7 +166,7 @@ pub struct Rig {
     collector: Collector,
     upcalls: Upcalls,
     parked: RingBuf<MapData>,
-    fragments: HashMap<MapData, fragment::Key, fragment::Way>,
+    fragments: HashMap<MapData, FragmentKey, FragmentEntry>,
     image: MapImage,
     pub desired: Desired,
     pub hops: Hops,

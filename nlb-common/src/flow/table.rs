@@ -8,7 +8,8 @@
 //! two flows really has. Changes to a published entry exchange the whole state word, so that they never touch an
 //! entry that has changed hands.
 
-use super::{IdleTimes, Key, State, phase};
+use super::key::Key;
+use super::state::{IdleTimes, State, phase};
 use crate::atomic::{Word, fence};
 
 pub const WAYS: usize = 4;

@@ -15,8 +15,9 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
-use nlb_common::abi::{PARKED_BYTES, Settings, Stage};
+use nlb_common::abi::{PARKED_BYTES, Settings};
 use nlb_common::flow::{IdleTimes, WAYS};
+use nlb_common::verdict::Stage;
 use tracing::{info, warn};
 
 pub(crate) use super::errors::chain;

@@ -1,0 +1,180 @@
+//! What the table knows of a flow: one word, which writers exchange as a whole, and how packets and time change it.
+
+use super::key::Key;
+use crate::net::{Be16, L4};
+use crate::parse::TcpFlags;
+
+/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation, 8 of phase, 16 of time.
+///
+/// The payload of a forward entry is the backend id and the SNAT port (0 where the client keeps its own); that of a
+/// reply entry is the place of its forward entry.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(pub(super) u64);
+
+/// Phase bits. `LIVE` is set in every published entry.
+pub mod phase {
+    pub const LIVE: u8 = 1;
+    /// TCP: past the client's SYN. UDP: more than one packet, or a reply.
+    pub const ESTABLISHED: u8 = 2;
+    pub const CLIENT_FIN: u8 = 4;
+    pub const BACKEND_FIN: u8 = 8;
+    /// A reset was seen. Any later packet that is none takes it back: a forged RST must not end a flow.
+    pub const RESET: u8 = 16;
+    pub const UDP: u8 = 32;
+}
+
+impl State {
+    #[inline(always)]
+    pub const fn forward(backend: u16, snat_port: Be16, generation: u8, phase: u8, now: u16) -> Self {
+        Self::new(backend as u32 | (snat_port.word() as u32) << 16, generation, phase, now)
+    }
+
+    #[inline(always)]
+    pub const fn reply(place: u32, phase: u8, now: u16) -> Self {
+        Self::new(place, 0, phase, now)
+    }
+
+    #[inline(always)]
+    const fn new(payload: u32, generation: u8, phase: u8, now: u16) -> Self {
+        State(
+            payload as u64
+                | (generation as u64) << 32
+                | ((phase | self::phase::LIVE) as u64) << 40
+                | (now as u64) << 48,
+        )
+    }
+
+    #[inline(always)]
+    pub const fn backend(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub const fn snat_port(self) -> Be16 {
+        Be16::from_bytes(((self.0 >> 16) as u16).to_ne_bytes())
+    }
+
+    /// The port that the backend sees: ours if it was given one, else the client's, from the flow's key.
+    #[inline(always)]
+    pub const fn shown_port(self, key: &Key) -> Be16 {
+        if self.snat_port().is_zero() { key.remote_port() } else { self.snat_port() }
+    }
+
+    #[inline(always)]
+    pub const fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
+    #[inline(always)]
+    pub const fn phase(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
+    #[inline(always)]
+    pub const fn seen(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// The same owner, in another phase at another time.
+    #[inline(always)]
+    pub(super) const fn at(self, phase: u8, now: u16) -> Self {
+        State(self.0 & 0xff_ffff_ffff | (phase as u64) << 40 | (now as u64) << 48)
+    }
+
+    #[inline(always)]
+    pub(super) const fn owner(self) -> u64 {
+        self.0 & 0xff_ffff_ffff
+    }
+
+    /// As a whole: another packet, another time or another owner make another word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn is_live(self) -> bool {
+        self.phase() & phase::LIVE != 0
+    }
+
+    /// FIN from both sides, or a reset: the next SYN is a new connection.
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        const BOTH: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
+        self.phase() & phase::RESET != 0 || self.phase() & BOTH == BOTH
+    }
+
+    /// Whether its idle time is over.
+    #[inline(always)]
+    pub const fn is_expired(self, now: u16, idle: &IdleTimes) -> bool {
+        self.age(now) > idle.of(self.phase())
+    }
+
+    /// Ticks since the last packet. It may have come since the clock was read, and then counts as just now.
+    #[inline(always)]
+    pub(super) const fn age(self, now: u16) -> u16 {
+        const AHEAD: u16 = 8;
+        let age = now.wrapping_sub(self.seen());
+        if age > u16::MAX - AHEAD { 0 } else { age }
+    }
+}
+
+/// Idle times in ticks after which a flow may be forgotten.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleTimes {
+    pub opening: u16,
+    pub established: u16,
+    pub closing: u16,
+    pub udp: u16,
+}
+
+impl IdleTimes {
+    #[inline(always)]
+    const fn of(&self, phase: u8) -> u16 {
+        if phase & phase::UDP != 0 {
+            self.udp
+        } else if phase & (phase::RESET | phase::CLIENT_FIN | phase::BACKEND_FIN) != 0 {
+            self.closing
+        } else if phase & phase::ESTABLISHED != 0 {
+            self.established
+        } else {
+            self.opening
+        }
+    }
+}
+
+/// The phase a flow starts in.
+#[inline(always)]
+pub const fn first_phase(l4: L4, flags: TcpFlags) -> u8 {
+    match l4 {
+        L4::Udp => phase::UDP,
+        // Without SYN it is picked up in the middle, from another node or because we lost our state, or at its very end.
+        L4::Tcp => next_phase(0, flags, true),
+    }
+}
+
+/// The phase after one more packet.
+#[inline(always)]
+pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
+    if phase & phase::UDP != 0 {
+        return phase | phase::ESTABLISHED;
+    }
+    if flags.has(TcpFlags::RST) {
+        return phase | phase::RESET;
+    }
+    let mut next = phase & !phase::RESET;
+    if flags.has(TcpFlags::FIN) {
+        next |= if from_client { phase::CLIENT_FIN } else { phase::BACKEND_FIN };
+    }
+    // The client's first packet after its SYN shows that the handshake went through; a SYN flood never gets here.
+    if from_client && !flags.has(TcpFlags::SYN) {
+        next |= phase::ESTABLISHED;
+    }
+    next
+}
