@@ -4,24 +4,16 @@
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-mod ask;
-mod decap;
-mod extensions;
-mod fragments;
-mod gue;
-mod hop;
-mod icmp;
-mod limit;
+mod ipv6_ext;
+mod maps;
+mod next_hop;
 mod packet;
-mod quic;
+mod programs;
+mod rate_limit;
 mod record;
-mod reject;
-mod send;
-mod stages;
 mod steer;
-mod tables;
-mod tc;
-mod too_big;
+mod tail_call;
+mod upcall;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
@@ -30,6 +22,7 @@ use aya_ebpf::programs::XdpContext;
 use nlb_common::verdict::{SEEN_COUNTER, Verdict};
 
 use crate::packet::Packet;
+use crate::programs::{decap, fragments, gue, icmp, quic, reject, too_big};
 
 // The programs are inlined into the entry points that the macro makes: older kernels count 32 bytes of stack for each function
 // on the way, even if it uses none, and allow 512. They do not tell the kernel that they could do with frames of several
@@ -40,7 +33,7 @@ use crate::packet::Packet;
 #[xdp]
 #[inline(always)]
 pub fn nlb(ctx: XdpContext) -> u32 {
-    tables::count(SEEN_COUNTER);
+    maps::count(SEEN_COUNTER);
     let mut packet = Packet::xdp(ctx.ctx);
     let verdict = match steer::steer(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
@@ -118,7 +111,7 @@ pub fn nlb_gue(ctx: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 pub fn nlb_decap(ctx: XdpContext) -> u32 {
-    tables::count(SEEN_COUNTER);
+    maps::count(SEEN_COUNTER);
     let mut packet = Packet::xdp(ctx.ctx);
     let verdict = match decap::decap(&mut packet) {
         Ok(verdict) | Err(verdict) => verdict,
@@ -138,12 +131,12 @@ pub fn nlb_jiffies(_ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     if let Verdict::GoOn(stage) = verdict {
-        stages::go_on(packet, stage);
+        tail_call::go_on(packet, stage);
     }
-    tables::count(verdict.counter());
+    maps::count(verdict.counter());
     match verdict {
         Verdict::Pass(_) => xdp_action::XDP_PASS,
-        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && tables::uses_tx() => xdp_action::XDP_TX,
+        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && maps::uses_tx() => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.

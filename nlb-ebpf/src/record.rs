@@ -10,7 +10,7 @@ use nlb_common::flow::{Direction, Key, State};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
 
-use crate::tables;
+use crate::maps;
 
 /// An entry to be written.
 #[repr(C)]
@@ -69,7 +69,7 @@ impl Facing {
         let direction = if self.hidden != 0 { Direction::Reply } else { Direction::TransparentReply };
         let key = Key::new(self.backend, self.backend_port, port, self.local, l4, direction);
         let hash = hash::flow(self.backend, self.addr, self.backend_port, port, l4 as u8);
-        (key, tables::flow_bucket(hash))
+        (key, maps::flow_bucket(hash))
     }
 }
 
@@ -77,7 +77,7 @@ impl Facing {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_is_ours(hi: u64, lo: u64) -> u32 {
-    tables::address(Addr { hi, lo }).0.is(Address::ANY) as u32
+    maps::address(Addr { hi, lo }).0.is(Address::ANY) as u32
 }
 
 /// What stands for a client's address in the key of a transparent reply.
@@ -96,9 +96,9 @@ pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Entry`.
     let entry = unsafe { &*entry };
-    let idle = tables::idle_times();
-    let now = tables::now();
-    let Some(bucket) = tables::flows(entry.bucket) else { return 0 };
+    let idle = maps::idle_times();
+    let now = maps::now();
+    let Some(bucket) = maps::flows(entry.bucket) else { return 0 };
     let way = match bucket.find(&entry.key) {
         Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some(way),
         None => bucket.insert(&entry.key, entry.state, now, &idle, entry.must != 0, is_stale),
@@ -110,7 +110,7 @@ pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
 #[inline(always)]
 fn is_stale(key: &Key, state: State) -> bool {
     key.is_forward()
-        && tables::backend(state.backend()).is_none_or(|backend| backend.generation != state.generation())
+        && maps::backend(state.backend()).is_none_or(|backend| backend.generation != state.generation())
 }
 
 /// Ports that are tried before a flow is given up.
@@ -137,7 +137,7 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
     let facing = unsafe { &*facing };
-    let (first, count) = tables::snat_ports();
+    let (first, count) = maps::snat_ports();
     if facing.hidden == 0 && is_free(facing, facing.client_port) {
         return 0;
     }
@@ -157,20 +157,20 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
 #[inline(always)]
 fn is_free(facing: &Facing, port: Be16) -> bool {
     let (key, bucket) = facing.reply(port);
-    let Some((_, reply)) = tables::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
-    let Some(entry) = tables::flow_at(reply.place()) else { return true };
+    let Some((_, reply)) = maps::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
+    let Some(entry) = maps::flow_at(reply.place()) else { return true };
     let Some((flow, state)) = entry.snapshot() else { return true };
     if !(flow.is_forward() && is_at(facing, &flow, state) && state.shown_port(&flow) == port) {
         return true;
     }
     // Taken away for good: should its client come back, it must not share the port.
-    state.is_expired(tables::now(), &tables::idle_times()) && entry.remove(state)
+    state.is_expired(maps::now(), &maps::idle_times()) && entry.remove(state)
 }
 
 /// Whether a flow goes to the same address and port, be it under another backend's number.
 #[inline(always)]
 fn is_at(facing: &Facing, flow: &Key, state: State) -> bool {
-    let Some(backend) = tables::backend(state.backend()) else { return false };
+    let Some(backend) = maps::backend(state.backend()) else { return false };
     let port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
     backend.generation == state.generation() && backend.addr == facing.backend && port == facing.backend_port
 }

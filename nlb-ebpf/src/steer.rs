@@ -10,10 +10,11 @@ use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, PassReason, SendReason, Stage, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
+use crate::maps::{self, Known};
 use crate::packet::{Packet, bounded};
+use crate::programs::{fragments, gue, quic};
 use crate::record::{self, Facing, NO_PORT, nlb_find_port, nlb_record};
-use crate::tables::{self, Known};
-use crate::{ask, extensions, fragments, gue, hop, limit, quic};
+use crate::{ipv6_ext, next_hop, rate_limit, upcall};
 
 pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
@@ -26,13 +27,13 @@ pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
 /// `FIRST` is the program for fragments, on a first one: which way it goes is remembered for the others.
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
-    let (dst, transparent) = tables::address(ip.dst);
+    let (dst, transparent) = maps::address(ip.dst);
     if (dst.is(Address::ANY) || transparent) && is_of_local_vlan(packet, ip) {
-        return Ok(hop::LOCAL);
+        return Ok(next_hop::LOCAL);
     }
     if dst.is(Address::VIP) {
         let segment = segment::<FIRST>(packet, ip)?;
-        let service = tables::service_id(&dst, segment.dport, segment.l4);
+        let service = maps::service_id(&dst, segment.dport, segment.l4);
         if service != 0 {
             return to_service::<FIRST, false>(packet, ip, &segment, &dst, service);
         }
@@ -45,7 +46,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdi
     } else if transparent && icmp::is_icmp(ip) {
         // It may come from a router, and be about a packet to a backend that knows its client.
         return Ok(Verdict::GoOn(Stage::Icmp));
-    } else if transparent && tables::address(ip.src).0.is(Address::BACKEND) {
+    } else if transparent && maps::address(ip.src).0.is(Address::BACKEND) {
         (record::transparent_local(ip.dst), Direction::TransparentReply)
     } else {
         return Ok(Verdict::Pass(PassReason::NotOurs));
@@ -55,7 +56,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdi
 
 #[inline(always)]
 pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
-    if vip.is(Address::ASK) && ask::is_open(ip, vip.id, segment) {
+    if vip.is(Address::ASK) && upcall::is_open(ip, vip.id, segment) {
         Verdict::Drop(DropReason::Asking)
     } else if vip.is(Address::DROP_CLOSED) {
         Verdict::Drop(DropReason::ClosedPort)
@@ -73,7 +74,7 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
         return false;
     }
     let Some(tag) = packet.read::<u16>(UNTAGGED) else { return false };
-    tables::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
+    maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
 /// `QUIC` is the program for services that go by connection ids.
@@ -100,12 +101,12 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
 fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
     const FRAGMENT: Verdict = Verdict::GoOn(Stage::Fragments);
     if FIRST {
-        return extensions::segment(packet, ip);
+        return ipv6_ext::segment(packet, ip);
     }
     if ip.is_fragment() {
         return Err(FRAGMENT);
     }
-    match extensions::segment(packet, ip) {
+    match ipv6_ext::segment(packet, ip) {
         Ok(segment) if segment.more_fragments => Err(FRAGMENT),
         Err(Verdict::Drop(DropReason::Fragment)) => Err(FRAGMENT),
         Err(_) if icmp::is_icmp(ip) => Err(Verdict::GoOn(Stage::Icmp)),
@@ -115,7 +116,7 @@ fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdi
 
 #[inline(always)]
 fn rejects(service: u16) -> bool {
-    tables::service(service).is_some_and(|service| service.flags & Service::REJECT != 0)
+    maps::service(service).is_some_and(|service| service.flags & Service::REJECT != 0)
 }
 
 /// Where a flow goes.
@@ -137,7 +138,7 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
     vip: &Known,
     service_id: u16,
 ) -> Result<Way, Verdict> {
-    let service = tables::service(service_id).ok_or(INTERNAL)?;
+    let service = maps::service(service_id).ok_or(INTERNAL)?;
     let mut named = 0;
     if QUIC {
         named = quic::named(packet, ip, segment, service_id, service);
@@ -145,31 +146,31 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
         // QUIC has no fragments (RFC 9000 section 14).
         return Err(Verdict::GoOn(Stage::Quic));
     }
-    let now = tables::now();
+    let now = maps::now();
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
     let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
-    let index = tables::flow_bucket(hash);
-    let bucket = tables::flows(index).ok_or(INTERNAL)?;
+    let index = maps::flow_bucket(hash);
+    let bucket = maps::flows(index).ok_or(INTERNAL)?;
 
     if let Some((way, state)) = bucket.find(&key)
-        && let Some(backend) = tables::backend(state.backend())
+        && let Some(backend) = maps::backend(state.backend())
         && keeps(backend, state, segment, named)
     {
         reachable(packet, ip, backend)?;
-        limit::pass(service, backend, ip.src, bytes(ip), false)?;
+        rate_limit::pass(service, backend, ip.src, bytes(ip), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
             let facing = facing(backend, ip, segment, hash);
-            record_reply(&facing, state.shown_port(&key), tables::place(index, way), phase, now);
+            record_reply(&facing, state.shown_port(&key), maps::place(index, way), phase, now);
         }
         bucket.entries[way & 3].touch(state, phase, now);
         return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
     }
 
     let backend_id = choose(vip, service_id, service, ip, hash, named)?;
-    let backend = tables::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
+    let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     reachable(packet, ip, backend)?;
-    limit::pass(service, backend, ip.src, bytes(ip), true)?;
+    rate_limit::pass(service, backend, ip.src, bytes(ip), true)?;
     let new = NewFlow { backend, backend_id, key, bucket: index, hash, now };
     let snat_port = new.record(ip, segment)?;
     Ok(Way { backend_id, backend, snat_port, hash })
@@ -180,10 +181,10 @@ fn flow_of<const FIRST: bool, const QUIC: bool>(
 #[inline(always)]
 pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
-        return Err(hop::park(packet, backend.addr));
+        return Err(next_hop::park(packet, backend.addr));
     }
     if backend.has(Backend::LOCAL) && !packet.is_skb() {
-        return Err(hop::LOCAL);
+        return Err(next_hop::LOCAL);
     }
     if came_back(packet, &backend.hop) {
         return Err(Verdict::Drop(DropReason::Loop));
@@ -193,7 +194,7 @@ pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verd
         return Err(Verdict::Drop(DropReason::TooBig));
     }
     if !packet.is_skb() && ip.end - ip.l3 + grown > backend.mtu as usize {
-        return Err(tables::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
+        return Err(maps::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
     }
     Ok(())
 }
@@ -251,7 +252,7 @@ fn choose(
     if named != 0 {
         return Ok(named);
     }
-    match tables::maglev(pool, maglev::slot(hash)) {
+    match maps::maglev(pool, maglev::slot(hash)) {
         0 => Err(Verdict::Drop(DropReason::NoBackend)),
         backend => Ok(backend),
     }
@@ -261,7 +262,7 @@ fn choose(
 #[inline(always)]
 pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     if service.flags & Service::BY_SOURCE != 0
-        && let Some(pool) = tables::longest_prefix(service_id, client)
+        && let Some(pool) = maps::longest_prefix(service_id, client)
     {
         return pool as u16;
     }
@@ -285,7 +286,7 @@ impl NewFlow {
         let phase = flow::first_phase(segment.l4, segment.flags);
         if self.backend.mode != Backend::NAT {
             if !self.record_if_there_is_room(phase) {
-                tables::count(UNRECORDED_COUNTER);
+                maps::count(UNRECORDED_COUNTER);
             }
             return Ok(Be16::new(0));
         }
@@ -298,7 +299,7 @@ impl NewFlow {
         // NAT cannot do without entries, so these displace others if they must.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
         let shown = if port.is_zero() { segment.sport } else { port };
-        if record_reply(&facing, shown, tables::place(self.bucket, way), phase, self.now) {
+        if record_reply(&facing, shown, maps::place(self.bucket, way), phase, self.now) {
             Ok(port)
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))
@@ -310,7 +311,7 @@ impl NewFlow {
     fn record_if_there_is_room(&self, phase: u8) -> bool {
         const NOTED: u64 = 1 << 63;
         let full = NOTED | (self.bucket as u64) << 16 | self.now as u64;
-        let Some(noted) = tables::full_bucket(self.bucket) else { return false };
+        let Some(noted) = maps::full_bucket(self.bucket) else { return false };
         if *noted == full {
             return false;
         }
@@ -328,7 +329,7 @@ impl NewFlow {
         let way = nlb_record(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;
         // What is on record counts once; each packet of a flow that is not would count again.
-        if let Some(stats) = tables::backend_stats(self.backend_id) {
+        if let Some(stats) = maps::backend_stats(self.backend_id) {
             stats.new_flows += 1;
         }
         Some(way)
@@ -356,7 +357,7 @@ fn send_to_backend<const FIRST: bool>(
     way: &Way,
 ) -> Result<Verdict, Verdict> {
     let backend = way.backend;
-    if let Some(stats) = tables::backend_stats(way.backend_id) {
+    if let Some(stats) = maps::backend_stats(way.backend_id) {
         stats.packets += 1;
         stats.bytes += bytes(ip) as u64;
     }
@@ -399,7 +400,7 @@ pub fn send_untranslated(
     let grown = outer_len(backend);
     rewrite::decrement_ttl(packet, ip).ok_or(INTERNAL)?;
     packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
-    let src = tables::ipip_source(!backend.addr.is_v4(), hash).unwrap_or(backend.source);
+    let src = maps::ipip_source(!backend.addr.is_v4(), hash).unwrap_or(backend.source);
     let outer = Outer { src, dst: backend.addr, flow_label: hash as u32 };
     rewrite::encapsulate(packet, ip, grown, &outer).ok_or(INTERNAL)?;
     send(packet, &backend.hop, reason)
@@ -436,19 +437,19 @@ fn from_backend<const FIRST: bool>(
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    let vip = tables::vip(flow.local()).ok_or(INTERNAL)?;
-    let hop = hop::towards(packet, vip, flow.remote(), bytes(ip))?;
+    let vip = maps::vip(flow.local()).ok_or(INTERNAL)?;
+    let hop = next_hop::towards(packet, vip, flow.remote(), bytes(ip))?;
     if came_back(packet, &hop) {
         return Ok(Verdict::Drop(DropReason::Loop));
     }
 
     note_reply(&found, &segment);
-    if let Some(stats) = tables::backend_stats(state.backend()) {
+    if let Some(stats) = maps::backend_stats(state.backend()) {
         stats.reply_packets += 1;
         stats.reply_bytes += bytes(ip) as u64;
         stats.resets += segment.flags.has(TcpFlags::RST) as u64;
     }
-    if FIRST && let Some(backend) = tables::backend(state.backend()) {
+    if FIRST && let Some(backend) = maps::backend(state.backend()) {
         fragments::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
     }
     let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };
@@ -477,12 +478,12 @@ pub fn flow_answered_by(
 ) -> Result<Answered, Verdict> {
     let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
-    let bucket = tables::flows(tables::flow_bucket(hash)).ok_or(INTERNAL)?;
+    let bucket = maps::flows(maps::flow_bucket(hash)).ok_or(INTERNAL)?;
     let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
 
-    let entry = tables::flow_at(reply.place()).ok_or(INTERNAL)?;
+    let entry = maps::flow_at(reply.place()).ok_or(INTERNAL)?;
     let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
-    let backend = tables::backend(state.backend()).ok_or(NOT_A_REPLY)?;
+    let backend = maps::backend(state.backend()).ok_or(NOT_A_REPLY)?;
     if !leads_back(ip, segment, &flow, state, backend, direction) {
         return Err(NOT_A_REPLY);
     }
@@ -512,7 +513,7 @@ fn leads_back(
 /// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
 #[inline(always)]
 fn note_reply(found: &Answered, segment: &Segment) {
-    let now = tables::now();
+    let now = maps::now();
     let phase = flow::next_phase(found.state.phase(), segment.flags, false);
     found.entry.touch(found.state, phase, now);
     found.reply_entry.touch(found.reply, phase, now);

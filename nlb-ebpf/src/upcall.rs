@@ -9,7 +9,7 @@ use nlb_common::parse::{Ip, Segment};
 use nlb_common::upcall::{self, Standing};
 use nlb_common::verdict::UNASKED_COUNTER;
 
-use crate::tables;
+use crate::maps;
 
 /// Whether this packet has to wait for an answer. It may be the one that asks, if it could open a flow.
 #[inline(always)]
@@ -30,8 +30,8 @@ extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_
     let l4 = if protocol == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
     let (port, client_port) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
     let key = ServiceEntry::key(vip, port, l4);
-    let now = tables::nanoseconds();
-    let before = match tables::asked(key) {
+    let now = maps::nanoseconds();
+    let before = match maps::asked(key) {
         Some(word) => {
             let value = word.load();
             match upcall::standing(value, now) {
@@ -42,14 +42,14 @@ extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_
         }
         None => None,
     };
-    let Some(addr) = tables::vip(vip) else { return 0 };
-    let Some(mut room) = tables::upcalls().reserve(0) else {
-        tables::count(UNASKED_COUNTER);
+    let Some(addr) = maps::vip(vip) else { return 0 };
+    let Some(mut room) = maps::upcalls().reserve(0) else {
+        maps::count(UNASKED_COUNTER);
         return 0;
     };
     let mine = match before {
         Some((word, value)) => Ok(word.exchange(value, upcall::asked(now))),
-        None => tables::ask_first(key, upcall::asked(now)),
+        None => maps::ask_first(key, upcall::asked(now)),
     };
     match mine {
         Ok(true) => {
@@ -74,7 +74,7 @@ extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_
         }
         Err(()) => {
             room.discard(0);
-            tables::count(UNASKED_COUNTER);
+            maps::count(UNASKED_COUNTER);
             0
         }
     }

@@ -12,7 +12,7 @@ use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
 
 use crate::packet::{Context, Packet};
 use crate::steer::{self, INTERNAL};
-use crate::{hop, limit, tables};
+use crate::{maps, next_hop, rate_limit};
 
 /// Packets of which fragments are on their way. Floods push out what is oldest.
 #[btf_map]
@@ -56,7 +56,7 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
         dst: to.1,
         backend: backend_id,
         service,
-        at: tables::now(),
+        at: maps::now(),
         generation: backend.generation,
         reply: reply as u8,
         hash,
@@ -69,12 +69,12 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
 
 #[inline(always)]
 fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, Verdict> {
-    let age = tables::now().wrapping_sub(way.at) as u64;
+    let age = maps::now().wrapping_sub(way.at) as u64;
     // A tick is half a second, or a little more.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
     }
-    let Some(backend) = tables::backend(way.backend) else { return Ok(unknown(ip)) };
+    let Some(backend) = maps::backend(way.backend) else { return Ok(unknown(ip)) };
     if backend.generation != way.generation {
         return Ok(unknown(ip));
     }
@@ -83,11 +83,11 @@ fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, 
     }
     let bytes = steer::bytes(ip);
     if way.reply != 0 {
-        let hop = hop::towards(packet, way.src, way.dst, bytes)?;
+        let hop = next_hop::towards(packet, way.src, way.dst, bytes)?;
         if steer::came_back(packet, &hop) {
             return Ok(Verdict::Drop(DropReason::Loop));
         }
-        if let Some(stats) = tables::backend_stats(way.backend) {
+        if let Some(stats) = maps::backend_stats(way.backend) {
             stats.reply_packets += 1;
             stats.reply_bytes += bytes as u64;
         }
@@ -95,8 +95,8 @@ fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, 
         return steer::send(packet, &hop, SendReason::Reply);
     }
     steer::reachable(packet, ip, backend)?;
-    limit::pass(tables::service(way.service).ok_or(INTERNAL)?, backend, ip.src, bytes, false)?;
-    if let Some(stats) = tables::backend_stats(way.backend) {
+    rate_limit::pass(maps::service(way.service).ok_or(INTERNAL)?, backend, ip.src, bytes, false)?;
+    if let Some(stats) = maps::backend_stats(way.backend) {
         stats.packets += 1;
         stats.bytes += bytes as u64;
     }
@@ -110,7 +110,7 @@ fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, 
 /// What becomes of a fragment whose first was not seen: what may be the host's own is left to it.
 #[inline(always)]
 fn unknown(ip: &Ip) -> Verdict {
-    if tables::address(ip.dst).0.is(Address::VIP) {
+    if maps::address(ip.dst).0.is(Address::VIP) {
         Verdict::Drop(DropReason::Fragment)
     } else {
         Verdict::Pass(PassReason::NoFlow)

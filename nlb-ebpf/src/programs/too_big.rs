@@ -5,8 +5,8 @@ use nlb_common::parse;
 use nlb_common::refusal::{self, Error};
 use nlb_common::verdict::{DropReason, SendReason, Verdict};
 
+use crate::maps;
 use crate::packet::Packet;
-use crate::tables;
 
 /// Answers a packet whose way takes no more than so many bytes. Whoever allows fragmentation expects no answer: its packet is
 /// dropped.
@@ -14,9 +14,9 @@ use crate::tables;
 pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
     const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
     let ip = parse::ip(packet)?;
-    let mtu = tables::left_behind().ok_or(SILENT)? as u32;
+    let mtu = maps::left_behind().ok_or(SILENT)? as u32;
     let answers = ip.dont_fragment && refusal::may_be_answered(packet, &ip);
-    if !answers || !tables::may_send_icmp_error() {
+    if !answers || !maps::may_send_icmp_error() {
         return Ok(SILENT);
     }
     let grown = refusal::ICMP_GROWTH[ip.v6 as usize];

@@ -8,7 +8,7 @@ use nlb_common::refusal::{self, Error};
 use nlb_common::verdict::{DropReason, SendReason, Verdict};
 
 use crate::packet::{Packet, bounded};
-use crate::{extensions, tables};
+use crate::{ipv6_ext, maps};
 
 /// Turns a packet to a service without a usable backend into its refusal. What cannot or must not be answered is dropped.
 #[inline(always)]
@@ -18,14 +18,14 @@ pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
     if !refusal::may_be_answered(packet, &ip) {
         return Ok(SILENT);
     }
-    let segment = extensions::segment(packet, &ip).map_err(|_| SILENT)?;
+    let segment = ipv6_ext::segment(packet, &ip).map_err(|_| SILENT)?;
     let len = match segment.l4 {
         L4::Tcp => {
             let segment = Segment { offset: bounded(segment.offset), ..segment };
             refusal::reset(packet, &ip, &segment).ok_or(SILENT)?
         }
         // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 want ICMP errors limited in rate.
-        L4::Udp if !tables::may_send_icmp_error() => return Ok(SILENT),
+        L4::Udp if !maps::may_send_icmp_error() => return Ok(SILENT),
         L4::Udp => {
             let grown = refusal::ICMP_GROWTH[ip.v6 as usize];
             packet.move_front(-(grown as i32)).ok_or(SILENT)?;

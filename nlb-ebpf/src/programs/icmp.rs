@@ -8,16 +8,16 @@ use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
 use nlb_common::{hash, maglev};
 
-use crate::hop;
+use crate::maps::{self, Known};
+use crate::next_hop;
 use crate::packet::Packet;
 use crate::record::{self, Facing};
 use crate::steer::{self, INTERNAL};
-use crate::tables::{self, Known};
 
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
-    let (dst, transparent) = tables::address(ip.dst);
+    let (dst, transparent) = maps::address(ip.dst);
     let Some(quote) = icmp::quote(packet, &ip) else {
         return Ok(Verdict::Pass(if dst.is(Address::VIP) {
             PassReason::Protocol
@@ -33,7 +33,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     if dst.is(Address::SOURCE) {
         return to_client(packet, &ip, &quote, dst.id, Direction::Reply);
     }
-    if transparent && tables::address(quote.dst).0.is(Address::BACKEND) {
+    if transparent && maps::address(quote.dst).0.is(Address::BACKEND) {
         return to_client(
             packet,
             &ip,
@@ -48,7 +48,7 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
 /// Why ICMP that is about no flow is left to the kernel.
 #[inline(always)]
 fn unclaimed(ip: &Ip, dst: &Known) -> PassReason {
-    if dst.is(Address::VIP | Address::SOURCE) || tables::address(ip.src).0.is(Address::BACKEND) {
+    if dst.is(Address::VIP | Address::SOURCE) || maps::address(ip.src).0.is(Address::BACKEND) {
         PassReason::NoFlow
     } else {
         PassReason::NotOurs
@@ -72,16 +72,16 @@ fn way_of(ip: &Ip, quote: &Quote, vip: &Known) -> Option<Way> {
     let (client, segment) = quote.answered(ip);
     let hash = hash::flow(client.src, client.dst, segment.sport, segment.dport, segment.l4 as u8);
     let key = Key::new(client.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
-    if let Some((_, state)) = tables::flows(tables::flow_bucket(hash))?.find(&key)
-        && let Some(backend) = tables::backend(state.backend())
+    if let Some((_, state)) = maps::flows(maps::flow_bucket(hash))?.find(&key)
+        && let Some(backend) = maps::backend(state.backend())
         && backend.generation == state.generation()
     {
         return Some(Way { backend_id: state.backend(), backend, shown_port: state.shown_port(&key), hash });
     }
-    let service_id = tables::service_id(vip, segment.dport, segment.l4);
-    let pool = steer::pool(service_id, tables::service(service_id)?, client.src);
-    let backend_id = tables::maglev(pool, maglev::slot(hash));
-    let backend = tables::backend(backend_id)?;
+    let service_id = maps::service_id(vip, segment.dport, segment.l4);
+    let pool = steer::pool(service_id, maps::service(service_id)?, client.src);
+    let backend_id = maps::maglev(pool, maglev::slot(hash));
+    let backend = maps::backend(backend_id)?;
     (service_id != 0 && backend.mode != Backend::NAT).then_some(Way {
         backend_id,
         backend,
@@ -128,8 +128,8 @@ fn to_client(
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    let vip = tables::vip(flow.local()).ok_or(INTERNAL)?;
-    let hop = match hop::towards(packet, vip, flow.remote(), steer::bytes(ip)) {
+    let vip = maps::vip(flow.local()).ok_or(INTERNAL)?;
+    let hop = match next_hop::towards(packet, vip, flow.remote(), steer::bytes(ip)) {
         Err(Verdict::GoOn(_)) => return Ok(TOO_BIG),
         hop => hop?,
     };

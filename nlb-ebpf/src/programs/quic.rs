@@ -10,19 +10,19 @@ use nlb_common::quic::{self, Lengths};
 use nlb_common::verdict::{PassReason, Verdict};
 
 use crate::packet::{Context, Packet, bounded};
-use crate::{extensions, steer, tables};
+use crate::{ipv6_ext, maps, steer};
 
 /// Sends a client's packet to the backend of its connection.
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let ip = parse::ip(packet)?;
-    let segment = extensions::segment(packet, &ip)?;
-    let (vip, _) = tables::address(ip.dst);
+    let segment = ipv6_ext::segment(packet, &ip)?;
+    let (vip, _) = maps::address(ip.dst);
     if !vip.is(Address::VIP) {
         // It was one a moment ago.
         return Ok(Verdict::Pass(PassReason::NotOurs));
     }
-    let service = tables::service_id(&vip, segment.dport, segment.l4);
+    let service = maps::service_id(&vip, segment.dport, segment.l4);
     if service == 0 {
         // Nor is there a service any more.
         return Ok(steer::to_closed_port(&ip, &segment, &vip));
@@ -57,8 +57,8 @@ extern "C" fn nlb_tc_named(ctx: *mut __sk_buff, udp: u32, end: u32, lengths: u32
 fn find(packet: &Packet, udp: u32, end: u32, lengths: u32, service: u32) -> u32 {
     let server = quic::server(packet, bounded(udp as usize), end as usize, Lengths::from_word(lengths));
     let Some(server) = server else { return 0 };
-    let backend = tables::backend_named(&ServerKey::new(service as u16, &server));
-    match tables::backend(backend) {
+    let backend = maps::backend_named(&ServerKey::new(service as u16, &server));
+    match maps::backend(backend) {
         Some(_) => backend as u32,
         None => 0,
     }

@@ -9,7 +9,7 @@ use nlb_common::net::Addr;
 use nlb_common::prefix;
 use nlb_common::verdict::{DropReason, Verdict};
 
-use crate::tables;
+use crate::maps;
 
 /// Lets a packet pass the limits that apply to it, and if it opens a flow those on new flows too; or says that one of them
 /// refuses it.
@@ -21,10 +21,10 @@ pub fn pass(
     bytes: u32,
     new: bool,
 ) -> Result<(), Verdict> {
-    let common = tables::common_limits();
+    let common = maps::common_limits();
     let mut met = [common.all, service.limits, backend.limits, Limits::NONE];
     if common.by_source.packets != 0 || new && common.by_source.flows != 0 {
-        met[3] = tables::longest_prefix(prefix::LIMITED, client).map_or(Limits::NONE, Limits::from_word);
+        met[3] = maps::longest_prefix(prefix::LIMITED, client).map_or(Limits::NONE, Limits::from_word);
     }
     let [a, b, c, d] = met;
     let packets = heads(a.packets, b.packets, c.packets, d.packets);
@@ -77,14 +77,14 @@ fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
-    let (now, jiffy) = (tables::nanoseconds(), tables::jiffy());
+    let (now, jiffy) = (maps::nanoseconds(), maps::jiffy());
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
         let admits = |i: usize| limit.windows[i].admits(&due[i], now, jiffy, units);
         if admits(0) && admits(1) && admits(2) {
             return true;
         }
-        if let Some(stats) = tables::limit_stats(id) {
+        if let Some(stats) = maps::limit_stats(id) {
             stats.refused += units;
         }
         false
@@ -95,13 +95,13 @@ extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
-    let now = tables::nanoseconds();
+    let now = maps::nanoseconds();
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
         limit.windows[0].charge(&due[0], now, units);
         limit.windows[1].charge(&due[1], now, units);
         limit.windows[2].charge(&due[2], now, units);
-        if let Some(stats) = tables::limit_stats(id) {
+        if let Some(stats) = maps::limit_stats(id) {
             stats.passed += units;
         }
         true
@@ -117,7 +117,7 @@ fn walk(first: u32, each: impl Fn(u16, &Limit, &[Word; LIMIT_WINDOWS]) -> bool) 
         if id == 0 {
             break;
         }
-        let Some((limit, due)) = tables::limit(id) else { break };
+        let Some((limit, due)) = maps::limit(id) else { break };
         if !each(id, limit, due) {
             return 0;
         }

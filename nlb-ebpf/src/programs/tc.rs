@@ -17,8 +17,9 @@ use nlb_common::net::Mac;
 use nlb_common::parse;
 use nlb_common::verdict::{DropReason, SEEN_COUNTER, Stage, Verdict};
 
+use super::{fragments, icmp, quic};
 use crate::packet::Packet;
-use crate::{fragments, icmp, quic, stages, steer, tables};
+use crate::{maps, steer, tail_call};
 
 /// The headers that every packet of ours has: Ethernet, IPv4, UDP.
 const LEAST: usize = 14 + 20 + 8;
@@ -98,7 +99,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
         return false;
     }
     let Ok(ip) = parse::ip(packet) else { return false };
-    let (known, transparent) = tables::address(ip.dst);
+    let (known, transparent) = maps::address(ip.dst);
     if !known.is(Address::ANY) && !transparent {
         return false;
     }
@@ -113,13 +114,13 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
         Verdict::GoOn(Stage::TooBig) => Verdict::Drop(DropReason::TooBig),
         Verdict::GoOn(Stage::Reject) => Verdict::Drop(DropReason::NoBackend),
         Verdict::GoOn(stage) => {
-            stages::go_on(packet, stage);
+            tail_call::go_on(packet, stage);
             verdict
         }
         _ => verdict,
     };
-    tables::count(SEEN_COUNTER);
-    tables::count(verdict.counter());
+    maps::count(SEEN_COUNTER);
+    maps::count(verdict.counter());
     match verdict {
         Verdict::Send(_, LOOPBACK) => {
             mark(skb);

@@ -12,8 +12,8 @@ use nlb_common::hash;
 use nlb_common::net::{Addr, Mac};
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
+use crate::maps;
 use crate::packet::{Aligned, Context, Packet};
-use crate::tables;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -43,12 +43,12 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHo
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
         Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
-            answer if answer & TOO_LONG != 0 => Err(tables::too_long(answer & !TOO_LONG)),
+            answer if answer & TOO_LONG != 0 => Err(maps::too_long(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
             BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
             // Also the answer about this host's own addresses.
-            BPF_FIB_LKUP_RET_NOT_FWDED if tables::is_local_link(LOOPBACK) => Err(LOCAL),
+            BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),
         },
         Context::Skb(ctx) => match nlb_tc_next_hop(ctx, &mut query) {
@@ -78,10 +78,10 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32
     // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
     let query = unsafe { &mut *query };
     // Read before the kernel is asked, so that a change meanwhile counts.
-    let moment = tables::moment_of_ways();
+    let moment = maps::moment_of_ways();
     let answer = look_up(ctx.cast(), query, len);
     match answer {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if tables::is_local_link(query.hop.ifindex) => {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if maps::is_local_link(query.hop.ifindex) => {
             ON_THIS_HOST
         }
         BPF_FIB_LKUP_RET_SUCCESS => {
@@ -107,15 +107,15 @@ pub struct KnownWay {
 /// half a second at most: to ask it for every packet costs several times what all the rest does.
 #[inline(always)]
 fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
-    let way = tables::known_way(hash::addr(dst))?;
+    let way = maps::known_way(hash::addr(dst))?;
     let holds =
-        way.dst == dst && way.src == src && way.moment == tables::moment_of_ways() && len as u64 <= way.mtu;
+        way.dst == dst && way.src == src && way.moment == maps::moment_of_ways() && len as u64 <= way.mtu;
     holds.then_some(way.hop)
 }
 
 #[inline(always)]
 fn remember(query: &Query, moment: u64) {
-    if let Some(way) = tables::known_way(hash::addr(query.dst)) {
+    if let Some(way) = maps::known_way(hash::addr(query.dst)) {
         let Query { src, dst, hop, mtu } = *query;
         *way = KnownWay { src, dst, hop, mtu, moment };
     }
@@ -192,7 +192,7 @@ pub fn park(packet: &Packet, towards: Addr) -> Verdict {
 #[inline(never)]
 extern "C" fn nlb_park(ctx: *mut xdp_md, hi: u64, lo: u64) -> u32 {
     let packet = Packet::xdp(ctx);
-    let Some(mut room) = tables::parked().reserve(0) else { return 1 };
+    let Some(mut room) = maps::parked().reserve(0) else { return 1 };
     let frame = room.as_mut_ptr();
     // SAFETY: the ring buffer gave us room for a whole frame.
     let copied = unsafe {

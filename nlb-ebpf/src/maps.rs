@@ -20,7 +20,7 @@ use nlb_common::prefix;
 use nlb_common::sources::Sources;
 use nlb_common::verdict::{COUNTERS, Stage, Verdict};
 
-use crate::hop::KnownWay;
+use crate::next_hop::KnownWay;
 use crate::packet::on_stack;
 
 /// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way. Elements of such a map begin on
