@@ -163,6 +163,9 @@ pub const UNASKED_COUNTER: u32 = 61;
 pub const COUNTERS: u32 = 64;
 
 impl Verdict {
+    /// Something failed that cannot fail.
+    pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
+
     /// The index of the counter of this exit.
     #[inline(always)]
     pub const fn counter(self) -> u32 {

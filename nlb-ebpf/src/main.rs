@@ -4,13 +4,22 @@
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod clock;
+mod flow;
+mod forward;
+mod fragment_cache;
 mod ipv6_ext;
 mod maps;
 mod next_hop;
 mod packet;
 mod programs;
+mod punt;
+mod quic_cid;
 mod rate_limit;
 mod record;
+mod reply;
+mod segment;
+mod settings;
 mod steer;
 mod tail_call;
 mod upcall;
@@ -136,7 +145,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     maps::count(verdict.counter());
     match verdict {
         Verdict::Pass(_) => xdp_action::XDP_PASS,
-        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && maps::uses_tx() => xdp_action::XDP_TX,
+        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && settings::uses_tx() => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.

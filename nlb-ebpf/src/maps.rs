@@ -3,25 +3,22 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
-    Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry, Settings,
+    NextHop, Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry,
     TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
-use nlb_common::flow::{Bucket, Entry, IdleTimes, WAYS};
-use nlb_common::gue;
+use nlb_common::flow::{Bucket, Entry, WAYS};
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::prefix;
-use nlb_common::sources::Sources;
-use nlb_common::verdict::{COUNTERS, Stage, Verdict};
+use nlb_common::verdict::COUNTERS;
 
-use crate::next_hop::KnownWay;
 use crate::packet::on_stack;
+use crate::{clock, settings};
 
 /// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way. Elements of such a map begin on
 /// a page, so that one of 64 bytes lies in one cache line; those of others begin in the middle of one, behind the map's own head.
@@ -105,6 +102,12 @@ static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
 #[btf_map]
 static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
 
+#[repr(C)]
+pub struct ParkedFrame {
+    pub head: Parked,
+    pub bytes: [u8; abi::PARKED_BYTES],
+}
+
 /// How the questions about destinations without a service stand, by [`ServiceEntry::key`].
 #[btf_map]
 static ASKED: LruHashMap<u64, Word, { abi::ASKED }> = LruHashMap::new();
@@ -120,15 +123,22 @@ static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static KNOWN_WAYS: PerCpuArray<KnownWay, KNOWN_WAYS_OF_CPU> = PerCpuArray::new();
 
+/// A way that the kernel knew when it was last asked; all zeros, which lead from nobody to nobody, if it never was.
+#[repr(C)]
+pub struct KnownWay {
+    pub src: Addr,
+    pub dst: Addr,
+    pub hop: NextHop,
+    pub mtu: u64,
+    /// When that was.
+    pub moment: u64,
+}
+
 const KNOWN_WAYS_OF_CPU: usize = 4096;
 
 /// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told of.
 #[btf_map]
 static WAYS_CHANGED: Array<u64, 1, MMAPABLE> = Array::new();
-
-/// What a program leaves behind for the one that it goes on in.
-#[btf_map]
-static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it: drivers cannot send there. And
 /// the VLANs that end on it, whose tags drivers cannot take off.
@@ -138,68 +148,6 @@ static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
 static PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
-
-#[repr(C)]
-pub struct ParkedFrame {
-    pub head: Parked,
-    pub bytes: [u8; abi::PARKED_BYTES],
-}
-
-#[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    flow_mask: 63,
-    tick_shift: 7,
-    opening: 60,
-    established: 7200,
-    closing: 20,
-    udp: 120,
-    snat_first: 1024,
-    snat_count: 31_744,
-    use_tx: 1,
-    jiffy: 4_000_000,
-};
-
-/// What user space has put in the place of a constant.
-#[inline(always)]
-fn constant<T: Copy>(constant: &'static T) -> T {
-    // SAFETY: a valid reference. Volatile, because the value is replaced before the program is loaded, which the compiler must
-    // not assume away.
-    unsafe { core::ptr::read_volatile(constant) }
-}
-
-/// Whether packets may go back out of the interface they came in by with XDP_TX.
-#[inline(always)]
-pub fn uses_tx() -> bool {
-    constant(&SETTINGS.use_tx) != 0
-}
-
-/// The first source port of SNAT, and how many there are.
-#[inline(always)]
-pub fn snat_ports() -> (u16, u16) {
-    (constant(&SETTINGS.snat_first), constant(&SETTINGS.snat_count))
-}
-
-/// The UDP port that GUE is sent to. Apart from the settings, which `nlb decap` has none of.
-#[unsafe(no_mangle)]
-static GUE_PORT: u16 = gue::PORT;
-
-#[inline(always)]
-pub fn gue_port() -> Be16 {
-    Be16::new(constant(&GUE_PORT))
-}
-
-/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6.
-#[unsafe(no_mangle)]
-static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
-
-/// The source of a flow's outer headers, if those vary by flow.
-#[inline(always)]
-pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
-    let [over_v4, over_v6] = &IPIP_SOURCES;
-    let sources = if v6 { over_v6 } else { over_v4 };
-    let sources = constant(sources);
-    (!sources.are_none()).then(|| sources.of(hash))
-}
 
 #[inline(always)]
 pub fn count(counter: u32) {
@@ -220,7 +168,7 @@ pub fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
 #[inline(always)]
 pub fn may_send_icmp_error() -> bool {
     const PER_TICK: u64 = 500;
-    let tick = (now() as u64) << 32;
+    let tick = (clock::now() as u64) << 32;
     let Some(sent) = ICMP_ERRORS.get_ptr_mut(0) else { return false };
     // SAFETY: as in `count`.
     let sent = unsafe { &mut *sent };
@@ -231,17 +179,10 @@ pub fn may_send_icmp_error() -> bool {
     *sent & 0xffff_ffff <= PER_TICK
 }
 
-/// The verdict on a packet of which the way takes no more than `mtu` bytes: the next program says so to its sender.
-#[inline(always)]
-pub fn too_long(mtu: u32) -> Verdict {
-    leave_behind(mtu as u64);
-    Verdict::GoOn(Stage::TooBig)
-}
-
 /// The moment for which the kernel's answer about a way holds: a tick of the clock, and until something changes.
 #[inline(always)]
 pub fn moment_of_ways() -> u64 {
-    WAYS_CHANGED.get(0).map_or(0, |changes| *changes << 32) | ticks() as u64
+    WAYS_CHANGED.get(0).map_or(0, |changes| *changes << 32) | clock::ticks() as u64
 }
 
 #[inline(always)]
@@ -249,55 +190,6 @@ pub fn known_way(hash: u64) -> Option<&'static mut KnownWay> {
     let way = KNOWN_WAYS.get_ptr_mut(hash as u32 & (KNOWN_WAYS_OF_CPU as u32 - 1));
     // SAFETY: as in `count`.
     way.map(|way| unsafe { &mut *way })
-}
-
-#[inline(always)]
-pub fn leave_behind(word: u64) {
-    if let Some(room) = LEFT_BEHIND.get_ptr_mut(0) {
-        // SAFETY: as in `count`.
-        unsafe { *room = word };
-    }
-}
-
-#[inline(always)]
-pub fn left_behind() -> Option<u64> {
-    LEFT_BEHIND.get(0).copied()
-}
-
-/// Time in ticks of about half a second, as flows are stamped with it.
-#[inline(always)]
-pub fn now() -> u16 {
-    ticks() as u16
-}
-
-/// The same, which does not come round.
-#[inline(always)]
-fn ticks() -> u32 {
-    // SAFETY: the helper takes no arguments.
-    (unsafe { bpf_jiffies64() } >> constant(&SETTINGS.tick_shift)) as u32
-}
-
-/// Nanoseconds from one jiffy to the next.
-#[inline(always)]
-pub fn jiffy() -> u64 {
-    constant(&SETTINGS.jiffy) as u64
-}
-
-/// Time in nanoseconds, from jiffy to jiffy.
-#[inline(always)]
-pub fn nanoseconds() -> u64 {
-    // SAFETY: the helper takes no arguments.
-    unsafe { bpf_jiffies64() }.wrapping_mul(jiffy())
-}
-
-#[inline(always)]
-pub fn idle_times() -> IdleTimes {
-    IdleTimes {
-        opening: constant(&SETTINGS.opening),
-        established: constant(&SETTINGS.established),
-        closing: constant(&SETTINGS.closing),
-        udp: constant(&SETTINGS.udp),
-    }
 }
 
 /// What an address is to us, and whether there are backends whose replies are found by their source address.
@@ -443,7 +335,7 @@ pub fn vip(id: u16) -> Option<Addr> {
 /// The bucket of a flow's hash.
 #[inline(always)]
 pub fn flow_bucket(hash: u64) -> u32 {
-    hash as u32 & constant(&SETTINGS.flow_mask)
+    hash as u32 & settings::flow_mask()
 }
 
 #[inline(always)]

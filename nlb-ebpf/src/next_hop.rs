@@ -6,14 +6,14 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::bpf_fib_lookup;
-use nlb_common::abi::{LOOPBACK, NextHop, PARKED_BYTES, Parked};
-use nlb_common::frame::Frame;
+use nlb_common::abi::{LOOPBACK, NextHop};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Mac};
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
-use crate::maps;
+use crate::maps::{self, KnownWay};
 use crate::packet::{Aligned, Context, Packet};
+use crate::{punt, tail_call};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -43,10 +43,10 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHo
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
         Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
-            answer if answer & TOO_LONG != 0 => Err(maps::too_long(answer & !TOO_LONG)),
+            answer if answer & TOO_LONG != 0 => Err(tail_call::too_long(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
-            BPF_FIB_LKUP_RET_NO_NEIGH => Err(park(packet, dst)),
+            BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::park(packet, dst)),
             // Also the answer about this host's own addresses.
             BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),
@@ -90,17 +90,6 @@ extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32
         }
         _ => answer,
     }
-}
-
-/// A way that the kernel knew when it was last asked; all zeros, which lead from nobody to nobody, if it never was.
-#[repr(C)]
-pub struct KnownWay {
-    src: Addr,
-    dst: Addr,
-    hop: NextHop,
-    mtu: u64,
-    /// When that was.
-    moment: u64,
 }
 
 /// What the kernel says of a way is taken to hold until user space hears of a change, and no longer than to the end of a tick,
@@ -174,43 +163,4 @@ fn mac(bytes: &[u8; 6]) -> Mac {
     let [a, b, c] =
         unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
     Mac { first: a as u32 | (b as u32) << 16, last: c }
-}
-
-/// Hands the packet, still untouched, to user space, which has the kernel resolve the next hop towards `towards` and
-/// then sends the packet through this program again.
-#[inline(always)]
-pub fn park(packet: &Packet, towards: Addr) -> Verdict {
-    match packet.context() {
-        Context::Xdp(ctx) if nlb_park(ctx, towards.hi, towards.lo) == 0 => Verdict::Park,
-        // The checksum of a socket buffer may be unfinished, so bytes alone would not do.
-        _ => Verdict::Drop(DropReason::ParkFull),
-    }
-}
-
-/// Copies the packet into the ring; 0 if there is room. Out of line, so that the verifier follows the copying once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn nlb_park(ctx: *mut xdp_md, hi: u64, lo: u64) -> u32 {
-    let packet = Packet::xdp(ctx);
-    let Some(mut room) = maps::parked().reserve(0) else { return 1 };
-    let frame = room.as_mut_ptr();
-    // SAFETY: the ring buffer gave us room for a whole frame.
-    let copied = unsafe {
-        (&raw mut (*frame).head).write(Parked {
-            towards: Addr { hi, lo },
-            ifindex: packet.ingress(),
-            len: packet.len() as u32,
-        });
-        packet.copy_to::<PARKED_BYTES>(&raw mut (*frame).bytes)
-    };
-    match copied {
-        Some(()) => {
-            room.submit(0);
-            0
-        }
-        None => {
-            room.discard(0);
-            1
-        }
-    }
 }

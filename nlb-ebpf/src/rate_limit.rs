@@ -9,7 +9,7 @@ use nlb_common::net::Addr;
 use nlb_common::prefix;
 use nlb_common::verdict::{DropReason, Verdict};
 
-use crate::maps;
+use crate::{clock, maps, settings};
 
 /// Lets a packet pass the limits that apply to it, and if it opens a flow those on new flows too; or says that one of them
 /// refuses it.
@@ -77,7 +77,7 @@ fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
-    let (now, jiffy) = (maps::nanoseconds(), maps::jiffy());
+    let (now, jiffy) = (clock::nanoseconds(), settings::jiffy());
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
         let admits = |i: usize| limit.windows[i].admits(&due[i], now, jiffy, units);
@@ -95,7 +95,7 @@ extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
-    let now = maps::nanoseconds();
+    let now = clock::nanoseconds();
     walk(first, |id, limit, due| {
         let units = units(limit, bytes);
         limit.windows[0].charge(&due[0], now, units);

@@ -9,8 +9,9 @@ use nlb_common::abi::{Address, Backend};
 use nlb_common::flow::{Direction, Key, State};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::parse::{Ip, Segment};
 
-use crate::maps;
+use crate::{clock, maps, settings};
 
 /// An entry to be written.
 #[repr(C)]
@@ -73,6 +74,11 @@ impl Facing {
     }
 }
 
+#[inline(always)]
+pub fn facing(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Facing {
+    Facing::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
+}
+
 /// 1 for an address of ours that clients of this host may have: a module on it would answer there past us.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -96,8 +102,8 @@ pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Entry`.
     let entry = unsafe { &*entry };
-    let idle = maps::idle_times();
-    let now = maps::now();
+    let idle = settings::idle_times();
+    let now = clock::now();
     let Some(bucket) = maps::flows(entry.bucket) else { return 0 };
     let way = match bucket.find(&entry.key) {
         Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some(way),
@@ -137,7 +143,7 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
     }
     // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
     let facing = unsafe { &*facing };
-    let (first, count) = maps::snat_ports();
+    let (first, count) = settings::snat_ports();
     if facing.hidden == 0 && is_free(facing, facing.client_port) {
         return 0;
     }
@@ -164,7 +170,7 @@ fn is_free(facing: &Facing, port: Be16) -> bool {
         return true;
     }
     // Taken away for good: should its client come back, it must not share the port.
-    state.is_expired(maps::now(), &maps::idle_times()) && entry.remove(state)
+    state.is_expired(clock::now(), &settings::idle_times()) && entry.remove(state)
 }
 
 /// Whether a flow goes to the same address and port, be it under another backend's number.

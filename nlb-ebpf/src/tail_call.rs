@@ -4,10 +4,10 @@
 //! and the verifier's whole patience, and leaves the code that runs for every packet as it was. They begin by reading the
 //! packet again.
 
-use aya_ebpf::btf_maps::ProgramArray;
+use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use nlb_common::verdict::{STAGES as COUNT, Stage};
+use nlb_common::verdict::{STAGES as COUNT, SendReason, Stage, Verdict};
 
 use crate::packet::{Context, Packet};
 
@@ -17,6 +17,10 @@ static STAGES: ProgramArray<COUNT> = ProgramArray::new();
 /// The same for socket buffers: a program can only go on in one of its own type.
 #[btf_map]
 static TC_STAGES: ProgramArray<COUNT> = ProgramArray::new();
+
+/// What a program leaves behind for the one that it goes on in.
+#[btf_map]
+static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Goes on in another program. Returns only if that one is not there.
 #[inline(always)]
@@ -28,4 +32,51 @@ pub fn go_on(packet: &Packet, stage: Stage) {
             Context::Skb(ctx) => TC_STAGES.tail_call(&TcContext::new(ctx), stage as u32),
         }
     }
+}
+
+#[inline(always)]
+fn leave_behind(word: u64) {
+    if let Some(room) = LEFT_BEHIND.get_ptr_mut(0) {
+        // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
+        unsafe { *room = word };
+    }
+}
+
+#[inline(always)]
+fn left_behind() -> Option<u64> {
+    LEFT_BEHIND.get(0).copied()
+}
+
+/// The verdict on a packet of which the way takes no more than `mtu` bytes: the next program says so to its sender.
+#[inline(always)]
+pub fn too_long(mtu: u32) -> Verdict {
+    leave_behind(mtu as u64);
+    Verdict::GoOn(Stage::TooBig)
+}
+
+/// What [`too_long`] left behind.
+#[inline(always)]
+pub fn mtu() -> Option<u32> {
+    left_behind().map(|word| word as u32)
+}
+
+/// What is left behind for the program for GUE, in one word: from its lowest bit on, half of the flow's hash, the backend's
+/// id, and whether the packet is an ICMP error.
+const BACKEND: u32 = 32;
+const ICMP_ERROR: u32 = 48;
+
+/// Has that program send the packet on to a backend.
+#[inline(always)]
+pub fn to_gue(backend_id: u16, hash: u64, reason: SendReason) -> Verdict {
+    let is_error = matches!(reason, SendReason::IcmpError) as u64;
+    leave_behind(hash as u32 as u64 | (backend_id as u64) << BACKEND | is_error << ICMP_ERROR);
+    Verdict::GoOn(Stage::Gue)
+}
+
+/// What [`to_gue`] left behind: the backend's id, half of the flow's hash, and the reason.
+#[inline(always)]
+pub fn gue_target() -> Option<(u16, u32, SendReason)> {
+    let word = left_behind()?;
+    let reason = if word >> ICMP_ERROR != 0 { SendReason::IcmpError } else { SendReason::Forward };
+    Some(((word >> BACKEND) as u16, word as u32, reason))
 }

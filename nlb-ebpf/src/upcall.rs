@@ -9,7 +9,7 @@ use nlb_common::parse::{Ip, Segment};
 use nlb_common::upcall::{self, Standing};
 use nlb_common::verdict::UNASKED_COUNTER;
 
-use crate::maps;
+use crate::{clock, maps};
 
 /// Whether this packet has to wait for an answer. It may be the one that asks, if it could open a flow.
 #[inline(always)]
@@ -30,7 +30,7 @@ extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_
     let l4 = if protocol == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
     let (port, client_port) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
     let key = ServiceEntry::key(vip, port, l4);
-    let now = maps::nanoseconds();
+    let now = clock::nanoseconds();
     let before = match maps::asked(key) {
         Some(word) => {
             let value = word.load();

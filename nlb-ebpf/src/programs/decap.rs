@@ -7,8 +7,8 @@ use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite::{self, IPPROTO_IPIP, IPPROTO_IPV6};
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
-use crate::maps;
 use crate::packet::Packet;
+use crate::{maps, settings};
 
 #[inline(always)]
 pub fn decap(packet: &mut Packet) -> Result<Verdict, Verdict> {
@@ -16,7 +16,7 @@ pub fn decap(packet: &mut Packet) -> Result<Verdict, Verdict> {
     let inner = match outer.protocol {
         IPPROTO_IPIP => Inner { at: outer.next, end: outer.end, version: 4 },
         IPPROTO_IPV6 => Inner { at: outer.next, end: outer.end, version: 6 },
-        PROTOCOL_UDP => match gue::inner(packet, &outer, maps::gue_port()) {
+        PROTOCOL_UDP => match gue::inner(packet, &outer, settings::gue_port()) {
             Some(inner) => inner,
             None => return Ok(Verdict::Pass(PassReason::NotOurs)),
         },

@@ -9,10 +9,9 @@ use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
 use nlb_common::{hash, maglev};
 
 use crate::maps::{self, Known};
-use crate::next_hop;
 use crate::packet::Packet;
 use crate::record::{self, Facing};
-use crate::steer::{self, INTERNAL};
+use crate::{flow, forward, next_hop, reply};
 
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
@@ -79,7 +78,7 @@ fn way_of(ip: &Ip, quote: &Quote, vip: &Known) -> Option<Way> {
         return Some(Way { backend_id: state.backend(), backend, shown_port: state.shown_port(&key), hash });
     }
     let service_id = maps::service_id(vip, segment.dport, segment.l4);
-    let pool = steer::pool(service_id, maps::service(service_id)?, client.src);
+    let pool = flow::pool(service_id, maps::service(service_id)?, client.src);
     let backend_id = maps::maglev(pool, maglev::slot(hash));
     let backend = maps::backend(backend_id)?;
     (service_id != 0 && backend.mode != Backend::NAT).then_some(Way {
@@ -96,7 +95,7 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, way: &Way) -> Result<
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
     let backend = way.backend;
-    match steer::reachable(packet, ip, backend) {
+    match forward::reachable(packet, ip, backend) {
         Err(Verdict::GoOn(_)) => return Ok(TOO_BIG),
         reachable => reachable?,
     }
@@ -107,10 +106,10 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, way: &Way) -> Result<
         let src = if facing.hidden != 0 { facing.addr } else { ip.src };
         let inner =
             Tuple { src: backend.addr, dst: facing.addr, sport: facing.backend_port, dport: way.shown_port };
-        icmp::translate(packet, ip, quote, (src, backend.addr), &inner).ok_or(INTERNAL)?;
-        return steer::send(packet, &backend.hop, SendReason::IcmpError);
+        icmp::translate(packet, ip, quote, (src, backend.addr), &inner).ok_or(Verdict::INTERNAL)?;
+        return forward::send(packet, &backend.hop, SendReason::IcmpError);
     }
-    steer::send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::IcmpError)
+    forward::send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::IcmpError)
 }
 
 /// An error about a packet that we sent to a NAT backend, from the backend or from a router on the way.
@@ -122,21 +121,21 @@ fn to_client(
     local: u16,
     direction: Direction,
 ) -> Result<Verdict, Verdict> {
-    let (reply, segment) = quote.answered(ip);
-    let found = steer::flow_answered_by(&reply, &segment, local, direction)?;
+    let (answered, segment) = quote.answered(ip);
+    let found = reply::flow_answered_by(&answered, &segment, local, direction)?;
     let flow = found.flow;
     if ip.ttl <= 1 {
         return Ok(Verdict::Drop(DropReason::TtlExceeded));
     }
-    let vip = maps::vip(flow.local()).ok_or(INTERNAL)?;
-    let hop = match next_hop::towards(packet, vip, flow.remote(), steer::bytes(ip)) {
+    let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
+    let hop = match next_hop::towards(packet, vip, flow.remote(), forward::bytes(ip)) {
         Err(Verdict::GoOn(_)) => return Ok(TOO_BIG),
         hop => hop?,
     };
-    if steer::came_back(packet, &hop) {
+    if forward::came_back(packet, &hop) {
         return Ok(Verdict::Drop(DropReason::Loop));
     }
     let inner = Tuple { src: flow.remote(), dst: vip, sport: flow.remote_port(), dport: flow.local_port() };
-    icmp::translate(packet, ip, quote, (vip, flow.remote()), &inner).ok_or(INTERNAL)?;
-    steer::send(packet, &hop, SendReason::IcmpError)
+    icmp::translate(packet, ip, quote, (vip, flow.remote()), &inner).ok_or(Verdict::INTERNAL)?;
+    forward::send(packet, &hop, SendReason::IcmpError)
 }

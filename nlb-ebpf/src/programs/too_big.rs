@@ -5,8 +5,8 @@ use nlb_common::parse;
 use nlb_common::refusal::{self, Error};
 use nlb_common::verdict::{DropReason, SendReason, Verdict};
 
-use crate::maps;
 use crate::packet::Packet;
+use crate::{maps, tail_call};
 
 /// Answers a packet whose way takes no more than so many bytes. Whoever allows fragmentation expects no answer: its packet is
 /// dropped.
@@ -14,7 +14,7 @@ use crate::packet::Packet;
 pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
     const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
     let ip = parse::ip(packet)?;
-    let mtu = maps::left_behind().ok_or(SILENT)? as u32;
+    let mtu = tail_call::mtu().ok_or(SILENT)?;
     let answers = ip.dont_fragment && refusal::may_be_answered(packet, &ip);
     if !answers || !maps::may_send_icmp_error() {
         return Ok(SILENT);

@@ -1,0 +1,194 @@
+//! The flow that a client's packet is part of, and its backend: the look-up, the choice for a new flow, and its record.
+
+use nlb_common::abi::{Address, Backend, Service};
+use nlb_common::flow::{self, Direction, Key, State};
+use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::parse::{Ip, Segment};
+use nlb_common::verdict::{DropReason, PassReason, Stage, UNRECORDED_COUNTER, Verdict};
+use nlb_common::{hash, maglev};
+
+use crate::forward::{Way, bytes, reachable};
+use crate::maps::{self, Known};
+use crate::packet::Packet;
+use crate::record::{self, Facing, NO_PORT, facing, nlb_find_port, nlb_record};
+use crate::{clock, quic_cid, rate_limit};
+
+/// The backend of a packet's flow: the one that its connection id names; else the one on record if it still serves; else a
+/// fresh choice. What is not on record is put there.
+#[inline(always)]
+pub fn flow_of<const FIRST: bool, const QUIC: bool>(
+    packet: &Packet,
+    ip: &Ip,
+    segment: &Segment,
+    vip: &Known,
+    service_id: u16,
+) -> Result<Way, Verdict> {
+    let service = maps::service(service_id).ok_or(Verdict::INTERNAL)?;
+    let mut named = 0;
+    if QUIC {
+        named = quic_cid::named(packet, ip, segment, service_id, service);
+    } else if !FIRST && service.flags & Service::QUIC != 0 {
+        // QUIC has no fragments (RFC 9000 section 14).
+        return Err(Verdict::GoOn(Stage::Quic));
+    }
+    let now = clock::now();
+    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
+    let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
+    let index = maps::flow_bucket(hash);
+    let bucket = maps::flows(index).ok_or(Verdict::INTERNAL)?;
+
+    if let Some((way, state)) = bucket.find(&key)
+        && let Some(backend) = maps::backend(state.backend())
+        && keeps(backend, state, segment, named)
+    {
+        reachable(packet, ip, backend)?;
+        rate_limit::pass(service, backend, ip.src, bytes(ip), false)?;
+        let phase = flow::next_phase(state.phase(), segment.flags, true);
+        if backend.mode == Backend::NAT && state.seen() != now {
+            let facing = facing(backend, ip, segment, hash);
+            record_reply(&facing, state.shown_port(&key), maps::place(index, way), phase, now);
+        }
+        bucket.entries[way & 3].touch(state, phase, now);
+        return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
+    }
+
+    let backend_id = choose(vip, service_id, service, ip, hash, named)?;
+    let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
+    reachable(packet, ip, backend)?;
+    rate_limit::pass(service, backend, ip.src, bytes(ip), true)?;
+    let new = NewFlow { backend, backend_id, key, bucket: index, hash, now };
+    let snat_port = new.record(ip, segment)?;
+    Ok(Way { backend_id, backend, snat_port, hash })
+}
+
+/// Whether a flow on record stays with its backend. One whose packet names a backend does with that one, drained or not: its
+/// connection is there.
+#[inline(always)]
+fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
+    if backend.generation != state.generation() {
+        return false;
+    }
+    if named != 0 {
+        return state.backend() == named;
+    }
+    let draining = backend.has(Backend::DRAINING);
+    match segment.l4 {
+        L4::Udp => !draining,
+        // A retransmitted SYN stays where the first went; a new connection does not revive a closed or draining flow.
+        L4::Tcp => !segment.flags.opens() || !draining && !state.is_closed(),
+    }
+}
+
+/// The backend for a new flow, or for the middle of one that we have no record of: the one that it names, or by hash, so that
+/// every node and every life of this one choose alike.
+#[inline(always)]
+fn choose(
+    vip: &Known,
+    service_id: u16,
+    service: &Service,
+    ip: &Ip,
+    hash: u64,
+    named: u16,
+) -> Result<u16, Verdict> {
+    let pool = pool(service_id, service, ip.src);
+    if pool == 0 {
+        // Its routes are for other sources, so to this client there is no service.
+        return Err(if vip.is(Address::DROP_CLOSED) {
+            Verdict::Drop(DropReason::ClosedPort)
+        } else {
+            Verdict::Pass(PassReason::ClosedPort)
+        });
+    }
+    if named != 0 {
+        return Ok(named);
+    }
+    match maps::maglev(pool, maglev::slot(hash)) {
+        0 => Err(Verdict::Drop(DropReason::NoBackend)),
+        backend => Ok(backend),
+    }
+}
+
+/// The pool of a service for this client; 0 is none.
+#[inline(always)]
+pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
+    if service.flags & Service::BY_SOURCE != 0
+        && let Some(pool) = maps::longest_prefix(service_id, client)
+    {
+        return pool as u16;
+    }
+    service.pool
+}
+
+/// A flow that is to be put on record.
+struct NewFlow {
+    backend: &'static Backend,
+    backend_id: u16,
+    key: Key,
+    bucket: u32,
+    hash: u64,
+    now: u16,
+}
+
+impl NewFlow {
+    /// Puts the flow on record; the answer is its SNAT port.
+    #[inline(always)]
+    fn record(&self, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
+        let phase = flow::first_phase(segment.l4, segment.flags);
+        if self.backend.mode != Backend::NAT {
+            if !self.record_if_there_is_room(phase) {
+                maps::count(UNRECORDED_COUNTER);
+            }
+            return Ok(Be16::new(0));
+        }
+        let facing = facing(self.backend, ip, segment, self.hash);
+        let found = nlb_find_port(&facing);
+        if found == NO_PORT {
+            return Err(Verdict::Drop(DropReason::SnatPorts));
+        }
+        let port = Be16::from_word(found as u16);
+        // NAT cannot do without entries, so these displace others if they must.
+        let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
+        let shown = if port.is_zero() { segment.sport } else { port };
+        if record_reply(&facing, shown, maps::place(self.bucket, way), phase, self.now) {
+            Ok(port)
+        } else {
+            Err(Verdict::Drop(DropReason::FlowTable))
+        }
+    }
+
+    /// Entries of a full bucket grow old with the clock's ticks, so each CPU looks for one to spare once a tick.
+    #[inline(always)]
+    fn record_if_there_is_room(&self, phase: u8) -> bool {
+        const NOTED: u64 = 1 << 63;
+        let full = NOTED | (self.bucket as u64) << 16 | self.now as u64;
+        let Some(noted) = maps::full_bucket(self.bucket) else { return false };
+        if *noted == full {
+            return false;
+        }
+        let recorded = self.entry(Be16::new(0), phase, false).is_some();
+        if !recorded {
+            *noted = full;
+        }
+        recorded
+    }
+
+    /// The way of the flow's entry in its bucket.
+    #[inline(always)]
+    fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
+        let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now);
+        let way = nlb_record(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
+        let way = (way as usize).checked_sub(1)?;
+        // What is on record counts once; each packet of a flow that is not would count again.
+        if let Some(stats) = maps::backend_stats(self.backend_id) {
+            stats.new_flows += 1;
+        }
+        Some(way)
+    }
+}
+
+/// Records where a backend's packets to `port` lead. `false` if there is no entry to spare.
+#[inline(always)]
+fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16) -> bool {
+    let (key, bucket) = facing.reply(port);
+    nlb_record(&record::Entry { key, state: State::reply(place, phase, now), bucket, must: 1 }) != 0
+}

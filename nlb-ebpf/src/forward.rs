@@ -1,0 +1,137 @@
+//! The way to a backend: whether a packet can take it, what it looks like there, and the sending.
+
+use nlb_common::abi::{Backend, NextHop};
+use nlb_common::gue;
+use nlb_common::net::{Be16, Mac};
+use nlb_common::parse::{Ip, Segment};
+use nlb_common::rewrite::{self, Outer, Tuple};
+use nlb_common::verdict::{DropReason, SendReason, Verdict};
+
+use crate::packet::{Packet, bounded};
+use crate::record::facing;
+use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
+
+/// Where a flow goes.
+pub struct Way {
+    pub backend_id: u16,
+    pub backend: &'static Backend,
+    /// The port that a NAT backend sees instead of the client's; 0 keeps the client's.
+    pub snat_port: Be16,
+    pub hash: u64,
+}
+
+/// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the way is not known, and goes no
+/// further if it is our own, which came back, or longer than the way takes.
+#[inline(always)]
+pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
+    if !backend.has(Backend::RESOLVED) {
+        return Err(punt::park(packet, backend.addr));
+    }
+    if backend.has(Backend::LOCAL) && !packet.is_skb() {
+        return Err(next_hop::LOCAL);
+    }
+    if came_back(packet, &backend.hop) {
+        return Err(Verdict::Drop(DropReason::Loop));
+    }
+    let grown = outer_len(backend);
+    if packet.exceeds(backend.mtu) {
+        return Err(Verdict::Drop(DropReason::TooBig));
+    }
+    if !packet.is_skb() && ip.end - ip.l3 + grown > backend.mtu as usize {
+        return Err(tail_call::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
+    }
+    Ok(())
+}
+
+/// Whether the packet is one that we sent on to this hop before.
+#[inline(always)]
+pub fn came_back(packet: &Packet, hop: &NextHop) -> bool {
+    hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src())
+}
+
+/// Length of the IP packet.
+#[inline(always)]
+pub fn bytes(ip: &Ip) -> u32 {
+    (ip.end - ip.l3) as u32
+}
+
+#[inline(always)]
+pub fn send_to_backend<const FIRST: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    segment: &Segment,
+    service: u16,
+    way: &Way,
+) -> Result<Verdict, Verdict> {
+    let backend = way.backend;
+    if let Some(stats) = maps::backend_stats(way.backend_id) {
+        stats.packets += 1;
+        stats.bytes += bytes(ip) as u64;
+    }
+    if backend.mode != Backend::NAT {
+        if FIRST {
+            fragment_cache::remember(way.backend_id, backend, service, false, (ip.src, ip.dst), way.hash);
+        }
+        return send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::Forward);
+    }
+    let facing = facing(backend, ip, segment, way.hash);
+    if FIRST {
+        let to = (facing.addr, backend.addr);
+        fragment_cache::remember(way.backend_id, backend, service, false, to, way.hash);
+    }
+    let sport = if way.snat_port.is_zero() { segment.sport } else { way.snat_port };
+    let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
+    translate(packet, ip, segment, &to)?;
+    send(packet, &backend.hop, SendReason::Forward)
+}
+
+/// Sends a packet on as it is, behind outer headers if its backend wants them.
+#[inline(always)]
+pub fn send_untranslated(
+    packet: &mut Packet,
+    ip: &Ip,
+    (backend_id, backend): (u16, &Backend),
+    hash: u64,
+    reason: SendReason,
+) -> Result<Verdict, Verdict> {
+    if backend.mode == Backend::DSR_L2 {
+        rewrite::decrement_ttl(packet, ip).ok_or(Verdict::INTERNAL)?;
+        return send(packet, &backend.hop, reason);
+    }
+    if packet.is_skb() {
+        return Ok(Verdict::Drop(DropReason::Headroom));
+    }
+    if backend.mode == Backend::GUE {
+        return Ok(tail_call::to_gue(backend_id, hash, reason));
+    }
+    let grown = outer_len(backend);
+    rewrite::decrement_ttl(packet, ip).ok_or(Verdict::INTERNAL)?;
+    packet.move_front(-(grown as i32)).ok_or(Verdict::Drop(DropReason::Headroom))?;
+    let src = settings::ipip_source(!backend.addr.is_v4(), hash).unwrap_or(backend.source);
+    let outer = Outer { src, dst: backend.addr, flow_label: hash as u32 };
+    rewrite::encapsulate(packet, ip, grown, &outer).ok_or(Verdict::INTERNAL)?;
+    send(packet, &backend.hop, reason)
+}
+
+/// Bytes of the outer headers that a backend wants.
+#[inline(always)]
+pub fn outer_len(backend: &Backend) -> usize {
+    let ip = Outer::len(!backend.addr.is_v4());
+    match backend.mode {
+        Backend::DSR_IPIP => ip,
+        Backend::GUE => ip + gue::HEADER,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+pub fn translate(packet: &mut Packet, ip: &Ip, segment: &Segment, to: &Tuple) -> Result<(), Verdict> {
+    let segment = Segment { offset: bounded(segment.offset), ..*segment };
+    rewrite::translate(packet, ip, &segment, to).ok_or(Verdict::INTERNAL)
+}
+
+#[inline(always)]
+pub fn send(packet: &mut Packet, hop: &NextHop, reason: SendReason) -> Result<Verdict, Verdict> {
+    rewrite::ethernet(packet, hop.dst(), hop.src()).ok_or(Verdict::INTERNAL)?;
+    Ok(Verdict::Send(reason, hop.ifindex))
+}

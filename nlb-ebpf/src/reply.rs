@@ -1,0 +1,115 @@
+//! The way back: a backend's packet, the flow that it answers, and the client.
+
+use nlb_common::abi::Backend;
+use nlb_common::flow::{self, Direction, Entry, Key, State};
+use nlb_common::hash;
+use nlb_common::parse::{Ip, Segment, TcpFlags};
+use nlb_common::rewrite::Tuple;
+use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
+
+use crate::forward::{bytes, came_back, send, translate};
+use crate::packet::Packet;
+use crate::segment::segment;
+use crate::{clock, fragment_cache, maps, next_hop};
+
+/// A packet that may be a backend's reply: from the address and port that a flow was sent to, back to where it seemed to
+/// come from.
+#[inline(always)]
+pub fn from_backend<const FIRST: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    local: u16,
+    direction: Direction,
+) -> Result<Verdict, Verdict> {
+    // What is not sound TCP or UDP is not for us to judge here: the packet may be the host's own.
+    let segment = match segment::<FIRST>(packet, ip) {
+        Ok(segment) => segment,
+        Err(Verdict::GoOn(stage)) => return Ok(Verdict::GoOn(stage)),
+        Err(_) => return Ok(NOT_A_REPLY),
+    };
+    let found = flow_answered_by(ip, &segment, local, direction)?;
+    let (flow, state) = (found.flow, found.state);
+    if ip.ttl <= 1 {
+        return Ok(Verdict::Drop(DropReason::TtlExceeded));
+    }
+    let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
+    let hop = next_hop::towards(packet, vip, flow.remote(), bytes(ip))?;
+    if came_back(packet, &hop) {
+        return Ok(Verdict::Drop(DropReason::Loop));
+    }
+
+    note_reply(&found, &segment);
+    if let Some(stats) = maps::backend_stats(state.backend()) {
+        stats.reply_packets += 1;
+        stats.reply_bytes += bytes(ip) as u64;
+        stats.resets += segment.flags.has(TcpFlags::RST) as u64;
+    }
+    if FIRST && let Some(backend) = maps::backend(state.backend()) {
+        fragment_cache::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
+    }
+    let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };
+    translate(packet, ip, &segment, &to)?;
+    send(packet, &hop, SendReason::Reply)
+}
+
+const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
+
+/// A flow, and its two entries.
+pub struct Answered {
+    pub flow: Key,
+    pub state: State,
+    entry: &'static Entry,
+    reply: State,
+    reply_entry: &'static Entry,
+}
+
+/// The flow of which a backend's packet, with these addresses and ports, is a part.
+#[inline(always)]
+pub fn flow_answered_by(
+    ip: &Ip,
+    segment: &Segment,
+    local: u16,
+    direction: Direction,
+) -> Result<Answered, Verdict> {
+    let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
+    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
+    let bucket = maps::flows(maps::flow_bucket(hash)).ok_or(Verdict::INTERNAL)?;
+    let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
+
+    let entry = maps::flow_at(reply.place()).ok_or(Verdict::INTERNAL)?;
+    let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
+    let backend = maps::backend(state.backend()).ok_or(NOT_A_REPLY)?;
+    if !leads_back(ip, segment, &flow, state, backend, direction) {
+        return Err(NOT_A_REPLY);
+    }
+    Ok(Answered { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
+}
+
+/// Whether the flow that a reply entry leads to is the one that this packet answers.
+#[inline(always)]
+fn leads_back(
+    ip: &Ip,
+    segment: &Segment,
+    flow: &Key,
+    state: State,
+    backend: &Backend,
+    direction: Direction,
+) -> bool {
+    let backend_port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
+    flow.is_forward()
+        && flow.protocol() == segment.l4 as u8
+        && state.generation() == backend.generation
+        && backend.addr == ip.src
+        && backend_port == segment.sport
+        && state.shown_port(flow) == segment.dport
+        && (matches!(direction, Direction::Reply) || flow.remote() == ip.dst)
+}
+
+/// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
+#[inline(always)]
+fn note_reply(found: &Answered, segment: &Segment) {
+    let now = clock::now();
+    let phase = flow::next_phase(found.state.phase(), segment.flags, false);
+    found.entry.touch(found.state, phase, now);
+    found.reply_entry.touch(found.reply, phase, now);
+}

@@ -1,0 +1,27 @@
+//! The L4 header of a packet that is ours; or the tail call to the program for packets that have none, or none as it
+//! should be.
+
+use nlb_common::icmp;
+use nlb_common::parse::{Ip, Segment};
+use nlb_common::verdict::{DropReason, Stage, Verdict};
+
+use crate::ipv6_ext;
+use crate::packet::Packet;
+
+/// The segment of a packet that is ours. Fragments and ICMP are other programs' business.
+#[inline(always)]
+pub fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
+    const FRAGMENT: Verdict = Verdict::GoOn(Stage::Fragments);
+    if FIRST {
+        return ipv6_ext::segment(packet, ip);
+    }
+    if ip.is_fragment() {
+        return Err(FRAGMENT);
+    }
+    match ipv6_ext::segment(packet, ip) {
+        Ok(segment) if segment.more_fragments => Err(FRAGMENT),
+        Err(Verdict::Drop(DropReason::Fragment)) => Err(FRAGMENT),
+        Err(_) if icmp::is_icmp(ip) => Err(Verdict::GoOn(Stage::Icmp)),
+        found => found,
+    }
+}
