@@ -204,6 +204,12 @@ impl Backend {
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+
+    /// The port that it takes a flow on, which came to this one of ours.
+    #[inline(always)]
+    pub const fn port_for(&self, service_port: Be16) -> Be16 {
+        if self.port.is_zero() { service_port } else { self.port }
+    }
 }
 
 /// The MAC addresses that take a packet one hop on, and the interface to send it through. The MACs lie in words of

@@ -6,6 +6,8 @@
 use crate::frame::Frame;
 use crate::net::Be16;
 use crate::parse::{self, Ip};
+use crate::protocol::extension;
+use crate::protocol::fragment::V6_OFFSET;
 
 /// For so many seconds the rest of a packet may come, as Linux waits for it.
 pub const SECONDS: u64 = 30;
@@ -33,9 +35,9 @@ pub fn v6<F: Frame + ?Sized>(frame: &F, mut protocol: u8, mut offset: usize) -> 
     let mut walked = 0;
     while walked < parse::MAX_EXTENSIONS && parse::is_extension(protocol) {
         let h: [u8; 8] = frame.read(offset)?;
-        if protocol == parse::FRAGMENT {
+        if protocol == extension::FRAGMENT {
             let id = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
-            return Some(Fragment { id, later: Be16::from_bytes([h[2], h[3]]).get() & 0xfff8 != 0 });
+            return Some(Fragment { id, later: Be16::from_bytes([h[2], h[3]]).get() & V6_OFFSET != 0 });
         }
         offset += parse::extension_len(protocol, h[1]);
         protocol = h[0];

@@ -11,6 +11,7 @@ use network_types::udp::UdpHdr;
 
 use crate::checksum::{Delta, amended};
 use crate::net::{Be16, L4};
+use crate::protocol::{ETH_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, UDP_LEN};
 
 /// Types that may be read from and written to a frame as bytes.
 ///
@@ -34,14 +35,14 @@ unsafe impl<const N: usize> Wire for [u8; N] {}
 unsafe impl Wire for [[u8; 6]; 2] {}
 
 macro_rules! wire {
-    ($($header:ty: $len:literal),+ $(,)?) => {$(
+    ($($header:ty: $len:expr),+ $(,)?) => {$(
         // SAFETY: these headers are made of integers and byte arrays; the size assertion shows that they have no
         // padding.
         unsafe impl Wire for $header {}
         const _: () = assert!(size_of::<$header>() == $len);
     )+};
 }
-wire!(EthHdr: 14, Ipv4Hdr: 20, Ipv6Hdr: 40, TcpHdr: 20, UdpHdr: 8);
+wire!(EthHdr: ETH_LEN, Ipv4Hdr: IPV4_LEN, Ipv6Hdr: IPV6_LEN, TcpHdr: TCP_LEN, UdpHdr: UDP_LEN);
 
 /// Headers that may lie at any address, so that a reference into a frame is sound.
 ///

@@ -10,19 +10,16 @@ use network_types::udp::UdpHdr;
 
 use crate::checksum::{Delta, pseudo_header};
 use crate::frame::Frame;
-use crate::icmp::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
-use crate::net::{Be16, L4};
+use crate::net::Be16;
 use crate::parse::Ip;
+use crate::protocol::{UDP_LEN, ip as protocol};
 use crate::rewrite::{self, Outer};
 
 /// The port that IANA has assigned.
 pub const PORT: u16 = 6080;
 
 /// Bytes that GUE takes behind the outer IP header.
-pub const HEADER: usize = size_of::<UdpHdr>();
-
-pub const PROTOCOL_UDP: u8 = L4::Udp as u8;
-const PROTOCOL_TCP: u8 = L4::Tcp as u8;
+pub const HEADER: usize = UDP_LEN;
 
 /// The source port of a flow's outer headers: one of IANA's dynamic ports, 49152 to 65535 (RFC 6335 section 6), by the upper
 /// bits of a hash of which the flow label has the lower ones.
@@ -42,18 +39,18 @@ pub fn encapsulate<F: Frame + ?Sized>(
     (sport, dport): (Be16, Be16),
 ) -> Option<()> {
     let v6 = !outer.dst.is_v4();
-    let len = Be16::new((ip.end - ip.l3 + HEADER) as u16);
+    let len = Be16::new((ip.total_len() + HEADER) as u16);
     // RFC 768 lets a tunnel do without over IPv4, RFC 6935 over IPv6.
     let mut check = Be16::new(0);
     if v6 && let Some(inner) = inner_sum(frame, ip, grown) {
         let ports = Delta::new().word16(0, sport.word()).word16(0, dport.word());
-        let all = inner.and(ports).and(pseudo_header(outer.src, outer.dst, PROTOCOL_UDP, len));
+        let all = inner.and(ports).and(pseudo_header(outer.src, outer.dst, protocol::UDP, len));
         check = all.word16(0, len.word()).apply(Be16::new(0xffff));
         if check.is_zero() {
             check = Be16::new(0xffff);
         }
     }
-    rewrite::wrap(frame, ip, grown, outer, PROTOCOL_UDP, len)?;
+    rewrite::wrap(frame, ip, grown, outer, protocol::UDP, len)?;
     frame.write(
         ip.l3 + Outer::len(v6),
         UdpHdr { src: sport.bytes(), dst: dport.bytes(), len: len.bytes(), check: check.bytes() },
@@ -69,14 +66,14 @@ fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delt
     if ip.is_fragment() || ip.next - ip.l3 != Outer::len(ip.v6) {
         return None;
     }
-    if ip.protocol == PROTOCOL_UDP {
+    if ip.protocol == protocol::UDP {
         let udp: UdpHdr = frame.read(ip.next + grown)?;
         if udp.check == [0, 0] || Be16::from_bytes(udp.len).get() as usize != len {
             return None;
         }
     }
     if ip.v6 {
-        if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMPV6) {
+        if !matches!(ip.protocol, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
             return None;
         }
         // The pseudo header of the segment takes addresses and length out again.
@@ -87,8 +84,8 @@ fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delt
     }
     // A header of IPv4 sums up to nothing, for its own checksum, and so does an ICMP message.
     match ip.protocol {
-        PROTOCOL_ICMP => Some(Delta::new()),
-        PROTOCOL_TCP | PROTOCOL_UDP => {
+        protocol::ICMP => Some(Delta::new()),
+        protocol::TCP | protocol::UDP => {
             let pseudo = pseudo_header(ip.src, ip.dst, ip.protocol, Be16::new(len as u16));
             Some(Delta::new().word16(pseudo.folded(), 0))
         }

@@ -10,16 +10,8 @@ use crate::checksum::{Delta, amended};
 use crate::frame::Frame;
 use crate::net::{Addr, Be16, L4};
 use crate::parse::{Ip, Segment, TcpFlags};
+use crate::protocol::{ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, fragment, ip as protocol};
 use crate::rewrite::{self, Tuple};
-
-pub(crate) const PROTOCOL_ICMP: u8 = 1;
-pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
-
-/// Length of the header of an error.
-const HEADER: usize = 8;
-
-/// Bytes behind the quoted IP header that every error has.
-const QUOTED: usize = 8;
 
 /// A packet as an error quotes it: enough to find its flow.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +30,7 @@ pub struct Quote {
 /// Whether a packet is ICMP of its own IP version.
 #[inline(always)]
 pub const fn is_icmp(ip: &Ip) -> bool {
-    ip.protocol == if ip.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
+    ip.protocol == if ip.v6 { protocol::ICMPV6 } else { protocol::ICMP }
 }
 
 /// The packet that an ICMP error is about: one of TCP or UDP, sent by whom the error is for. `None` for everything else.
@@ -48,14 +40,14 @@ pub fn quote<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Quote> {
         return None;
     }
     let [kind, _]: [u8; 2] = frame.read(ip.next)?;
-    let l3 = ip.next + HEADER;
+    let l3 = ip.next + ICMP_LEN;
     let quote = if ip.v6 {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
         if !matches!(kind, 1..=4) {
             return None;
         }
         let h: Ipv6Hdr = frame.read(l3)?;
-        let offset = l3 + size_of::<Ipv6Hdr>();
+        let offset = l3 + IPV6_LEN;
         quoted(frame, l3, offset, h.next_hdr, Addr::v6(h.src_addr), Addr::v6(h.dst_addr))?
     } else {
         // Destination unreachable, time exceeded, parameter problem.
@@ -64,13 +56,13 @@ pub fn quote<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Quote> {
         }
         let h: Ipv4Hdr = frame.read(l3)?;
         let header_len = ((h.vihl & 0x0f) as usize) * 4;
-        let later_fragment = Be16::from_bytes(h.frags).get() & 0x1fff != 0;
-        if h.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() || later_fragment {
+        let later_fragment = Be16::from_bytes(h.frags).get() & fragment::OFFSET != 0;
+        if h.vihl >> 4 != 4 || header_len < IPV4_LEN || later_fragment {
             return None;
         }
         quoted(frame, l3, l3 + header_len, h.proto, Addr::v4(h.src_addr), Addr::v4(h.dst_addr))?
     };
-    (quote.src == ip.dst && quote.offset + QUOTED <= ip.end).then_some(quote)
+    (quote.src == ip.dst && quote.offset + ICMP_QUOTE_LEN <= ip.end).then_some(quote)
 }
 
 #[inline(always)]
@@ -78,16 +70,16 @@ fn quoted<F: Frame + ?Sized>(
     frame: &F,
     l3: usize,
     offset: usize,
-    protocol: u8,
+    number: u8,
     src: Addr,
     dst: Addr,
 ) -> Option<Quote> {
-    let l4 = match protocol {
-        6 => L4::Tcp,
-        17 => L4::Udp,
+    let l4 = match number {
+        protocol::TCP => L4::Tcp,
+        protocol::UDP => L4::Udp,
         _ => return None,
     };
-    let ports: [u8; QUOTED] = frame.read(offset)?;
+    let ports: [u8; ICMP_QUOTE_LEN] = frame.read(offset)?;
     let [a, b, c, d, ..] = ports;
     Some(Quote { l3, offset, l4, src, dst, sport: Be16::from_bytes([a, b]), dport: Be16::from_bytes([c, d]) })
 }

@@ -22,6 +22,7 @@ pub mod maglev;
 pub mod net;
 pub mod parse;
 pub mod prefix;
+pub mod protocol;
 pub mod quic;
 pub mod refusal;
 pub mod rewrite;

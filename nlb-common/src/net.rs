@@ -4,6 +4,8 @@
 //! mistake. IPv4 and IPv6 addresses share one type: an IPv4 address is held v4-mapped (`::ffff:a.b.c.d`, RFC 4291
 //! section 2.5.5.2), which lets one piece of code serve both families.
 
+use crate::protocol::ip;
+
 /// A 16-bit number in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -225,8 +227,8 @@ impl core::fmt::Debug for Mac {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum L4 {
-    Tcp = 6,
-    Udp = 17,
+    Tcp = ip::TCP,
+    Udp = ip::UDP,
 }
 
 impl core::fmt::Display for L4 {

@@ -5,19 +5,15 @@
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use network_types::tcp::TcpHdr;
-use network_types::udp::UdpHdr;
 
 use crate::frame::Frame;
 use crate::net::{Addr, Be16, L4};
+use crate::protocol::{
+    ETH_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, UDP_LEN, VLAN_TAG_LEN, ethertype, extension, fragment,
+    ip as protocol,
+};
 use crate::verdict::{DropReason, PassReason, Verdict};
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
-
-const VLAN_TAG_LEN: usize = 4;
 const MAX_VLAN_TAGS: usize = 2;
 
 /// IPv6 extension headers that are walked at most.
@@ -92,9 +88,9 @@ pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
         return Err(Verdict::Pass(PassReason::Group));
     }
     let mut ethertype = Be16::from_bytes(eth.ether_type.to_ne_bytes()).get();
-    let mut l3 = size_of::<EthHdr>();
+    let mut l3 = ETH_LEN;
     for _ in 0..MAX_VLAN_TAGS {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+        if ethertype != ethertype::VLAN && ethertype != ethertype::QINQ {
             break;
         }
         let tag: [u8; VLAN_TAG_LEN] = frame.read(l3).ok_or(Verdict::Drop(DropReason::Truncated))?;
@@ -102,8 +98,8 @@ pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
         l3 += VLAN_TAG_LEN;
     }
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, l3).map_err(Verdict::Drop),
-        ETHERTYPE_IPV6 => ipv6(frame, l3).map_err(Verdict::Drop),
+        ethertype::IPV4 => ipv4(frame, l3).map_err(Verdict::Drop),
+        ethertype::IPV6 => ipv6(frame, l3).map_err(Verdict::Drop),
         _ => Err(Verdict::Pass(PassReason::NotIp)),
     }
 }
@@ -114,6 +110,18 @@ impl Ip {
     pub const fn is_fragment(&self) -> bool {
         self.later_fragment | self.more_fragments
     }
+
+    /// Bytes of the packet, its header included.
+    #[inline(always)]
+    pub const fn total_len(&self) -> usize {
+        self.end - self.l3
+    }
+
+    /// The verdict on a packet that may not be forwarded because its TTL or hop limit ends here (RFC 1812 section 5.3.1).
+    #[inline(always)]
+    pub const fn check_ttl(&self) -> Result<(), Verdict> {
+        if self.ttl <= 1 { Err(Verdict::Drop(DropReason::TtlExceeded)) } else { Ok(()) }
+    }
 }
 
 /// The TCP or UDP header of an IP packet that is ours, or the verdict on a packet without a sound one.
@@ -123,8 +131,8 @@ pub fn segment<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Result<Segment, Verdict
         return Err(Verdict::Drop(DropReason::Fragment));
     }
     match ip.protocol {
-        6 => tcp(frame, ip.next, ip.end, ip.more_fragments).map_err(Verdict::Drop),
-        17 => udp(frame, ip.next, ip.end, ip.more_fragments).map_err(Verdict::Drop),
+        protocol::TCP => tcp(frame, ip.next, ip.end, ip.more_fragments).map_err(Verdict::Drop),
+        protocol::UDP => udp(frame, ip.next, ip.end, ip.more_fragments).map_err(Verdict::Drop),
         unknown if ip.v6 && is_unknown_extension(unknown) => Err(Verdict::Drop(DropReason::Ipv6Extensions)),
         _ => Err(Verdict::Pass(PassReason::Protocol)),
     }
@@ -138,7 +146,14 @@ pub const fn has_extensions(ip: &Ip) -> bool {
 
 #[inline(always)]
 pub(crate) const fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+    matches!(
+        protocol,
+        extension::HOP_BY_HOP
+            | extension::ROUTING
+            | extension::FRAGMENT
+            | extension::AUTHENTICATION
+            | extension::DESTINATION
+    )
 }
 
 #[inline(always)]
@@ -146,16 +161,14 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     let h: Ipv4Hdr = frame.read(l3).ok_or(DropReason::Truncated)?;
     let header_len = ((h.vihl & 0x0f) as usize) * 4;
     let total_len = Be16::from_bytes(h.tot_len).get() as usize;
-    if h.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() || total_len < header_len {
+    if h.vihl >> 4 != 4 || header_len < IPV4_LEN || total_len < header_len {
         return Err(DropReason::IpHeader);
     }
     let end = l3 + total_len;
     if end > frame.len() {
         return Err(DropReason::IpHeader);
     }
-    // The low 13 bits count the offset of a fragment, the one above them says that more follow, and the next one that there
-    // must be none (RFC 791 section 3.1).
-    let fragment = Be16::from_bytes(h.frags).get();
+    let frags = Be16::from_bytes(h.frags).get();
     Ok(Ip {
         l3,
         next: l3 + header_len,
@@ -163,9 +176,9 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
         v6: false,
         protocol: h.proto,
         ttl: h.ttl,
-        later_fragment: fragment & 0x1fff != 0,
-        dont_fragment: fragment & 0x4000 != 0,
-        more_fragments: fragment & 0x2000 != 0,
+        later_fragment: frags & fragment::OFFSET != 0,
+        dont_fragment: frags & fragment::DONT != 0,
+        more_fragments: frags & fragment::MORE != 0,
         src: Addr::v4(h.src_addr),
         dst: Addr::v4(h.dst_addr),
     })
@@ -174,7 +187,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
 #[inline(always)]
 fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     let h: Ipv6Hdr = frame.read(l3).ok_or(DropReason::Truncated)?;
-    let next = l3 + size_of::<Ipv6Hdr>();
+    let next = l3 + IPV6_LEN;
     let end = next + Be16::from_bytes(h.payload_len).get() as usize;
     if h.vcf[0] >> 4 != 6 || end > frame.len() {
         return Err(DropReason::IpHeader);
@@ -198,15 +211,15 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
 /// experiments, as IANA lists them. (ESP is one too; what it hides is no business of ours.)
 #[inline(always)]
 const fn is_unknown_extension(protocol: u8) -> bool {
-    matches!(protocol, 135 | 139 | 140 | 253 | 254)
+    matches!(
+        protocol,
+        extension::MOBILITY
+            | extension::HIP
+            | extension::SHIM6
+            | extension::EXPERIMENT_1
+            | extension::EXPERIMENT_2
+    )
 }
-
-// IPv6 extension headers that are walked, by their IANA protocol numbers.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-pub(crate) const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
 
 /// Walks IPv6 extension headers (RFC 8200 section 4) from the one of type `protocol` at `offset` to the L4 protocol and its
 /// offset, which is at most `end`; and whether fragments follow.
@@ -221,12 +234,12 @@ pub fn skip_extensions<F: Frame + ?Sized>(
     let mut more_fragments = false;
     while walked < MAX_EXTENSIONS {
         let h: [u8; 4] = frame.read(offset).ok_or(DropReason::Truncated)?;
-        if protocol == FRAGMENT {
-            let fragment = Be16::from_bytes([h[2], h[3]]).get();
-            if fragment & 0xfff8 != 0 {
+        if protocol == extension::FRAGMENT {
+            let frags = Be16::from_bytes([h[2], h[3]]).get();
+            if frags & fragment::V6_OFFSET != 0 {
                 return Err(DropReason::Fragment);
             }
-            more_fragments |= fragment & 1 != 0;
+            more_fragments |= frags & fragment::V6_MORE != 0;
         }
         offset += extension_len(protocol, h[1]);
         if offset > end {
@@ -245,9 +258,9 @@ pub fn skip_extensions<F: Frame + ?Sized>(
 #[inline(always)]
 pub(crate) const fn extension_len(protocol: u8, field: u8) -> usize {
     match protocol {
-        FRAGMENT => 8,
+        extension::FRAGMENT => 8,
         // RFC 4302 section 2.2 counts in words of 4 bytes, less 2; the others in words of 8, less 1.
-        AUTHENTICATION => (field as usize + 2) * 4,
+        extension::AUTHENTICATION => (field as usize + 2) * 4,
         _ => (field as usize + 1) * 8,
     }
 }
@@ -259,12 +272,12 @@ fn tcp<F: Frame + ?Sized>(
     end: usize,
     more_fragments: bool,
 ) -> Result<Segment, DropReason> {
-    if offset + size_of::<TcpHdr>() > end {
+    if offset + TCP_LEN > end {
         return Err(DropReason::Truncated);
     }
     let h: [u8; 14] = frame.read(offset).ok_or(DropReason::Truncated)?;
     let data_offset = ((h[12] >> 4) as usize) * 4;
-    if data_offset < size_of::<TcpHdr>() || offset + data_offset > end {
+    if data_offset < TCP_LEN || offset + data_offset > end {
         return Err(DropReason::L4Header);
     }
     Ok(Segment {
@@ -284,13 +297,13 @@ fn udp<F: Frame + ?Sized>(
     end: usize,
     more_fragments: bool,
 ) -> Result<Segment, DropReason> {
-    if offset + size_of::<UdpHdr>() > end {
+    if offset + UDP_LEN > end {
         return Err(DropReason::Truncated);
     }
     let h: [u8; 8] = frame.read(offset).ok_or(DropReason::Truncated)?;
     let len = Be16::from_bytes([h[4], h[5]]).get() as usize;
     // The first fragment has the length of the whole datagram.
-    if len < size_of::<UdpHdr>() || offset + len > end && !more_fragments {
+    if len < UDP_LEN || offset + len > end && !more_fragments {
         return Err(DropReason::L4Header);
     }
     Ok(Segment {

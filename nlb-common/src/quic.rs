@@ -15,6 +15,7 @@
 
 use crate::frame::Frame;
 use crate::net::Be16;
+use crate::protocol::UDP_LEN;
 
 /// The longest server id.
 pub const MAX_ID: usize = 8;
@@ -22,7 +23,6 @@ pub const MAX_ID: usize = 8;
 /// Configurations are numbered from 0. The number that is left means that the id names nobody.
 pub const CONFIGS: u8 = 7;
 
-const UDP_HEADER: usize = 8;
 /// Set in the first byte of a long header.
 const LONG: u8 = 0x80;
 /// Where a long header says how long the destination's connection id is: behind the first byte and the version.
@@ -91,7 +91,7 @@ impl Lengths {
 pub fn server<F: Frame + ?Sized>(frame: &F, udp: usize, end: usize, lengths: Lengths) -> Option<Server> {
     let len: [u8; 2] = frame.read(udp + 4)?;
     let datagram_end = udp + Be16::from_bytes(len).get() as usize;
-    let payload = udp + UDP_HEADER;
+    let payload = udp + UDP_LEN;
     let [first_byte, _]: [u8; 2] = frame.read(payload)?;
     let is_long = first_byte & LONG != 0;
     let at = if is_long { payload + DCID_LEN } else { payload };

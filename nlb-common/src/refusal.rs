@@ -7,14 +7,10 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::checksum::{Delta, pseudo_header};
 use crate::frame::Frame;
-use crate::icmp::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
-use crate::net::{Be16, L4, Mac};
+use crate::net::{Addr, Be16, Mac};
 use crate::parse::{Ip, Segment, TcpFlags};
-use crate::rewrite::{ethernet, source_mac};
-
-const TTL: u8 = 64;
-const TCP_LEN: usize = 20;
-const PROTOCOL_TCP: u8 = L4::Tcp as u8;
+use crate::protocol::{DEFAULT_TTL, ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, ip as protocol};
+use crate::rewrite::{ethernet, move_link_header, source_mac};
 
 /// The checksum field of a header whose sum is all in the delta: ones' complement of a sum of nothing.
 const EMPTY: Be16 = Be16::new(0xffff);
@@ -51,14 +47,14 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
     // Data offset 5, the flags, window 0.
     let tail = ((5_u32 << 28) | (flags as u32) << 16).to_be();
     let ports = segment.dport.word() as u32 | (segment.sport.word() as u32) << 16;
-    let sum = pseudo_header(ip.src, ip.dst, PROTOCOL_TCP, Be16::new(TCP_LEN as u16))
+    let sum = pseudo_header(ip.src, ip.dst, protocol::TCP, Be16::new(TCP_LEN as u16))
         .word32(0, ports)
         .word32(0, seq)
         .word32(0, ack)
         .word32(0, tail);
 
     turn_link(frame, 0)?;
-    let l4 = write_ip(frame, ip, ip.l3, TCP_LEN, PROTOCOL_TCP)?;
+    let l4 = write_ip(frame, ip, ip.l3, TCP_LEN, protocol::TCP)?;
     frame.write(l4, ports)?;
     frame.write(l4 + 4, seq)?;
     frame.write(l4 + 8, ack)?;
@@ -69,7 +65,7 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
 }
 
 /// By how much a frame grows at its front for an ICMP error, for IPv4 and IPv6: an IP header and 8 bytes of ICMP.
-pub const ICMP_GROWTH: [usize; 2] = [28, 48];
+pub const ICMP_GROWTH: [usize; 2] = [IPV4_LEN + ICMP_LEN, IPV6_LEN + ICMP_LEN];
 
 /// What a packet is told by ICMP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +99,7 @@ impl Error {
 }
 
 /// How much of the offending packet an ICMP error carries: its IP header without options, and 8 bytes more (RFC 792).
-const QUOTED: [usize; 2] = [28, 48];
+const QUOTED: [usize; 2] = [IPV4_LEN + ICMP_QUOTE_LEN, IPV6_LEN + ICMP_QUOTE_LEN];
 
 /// And this much beyond, at most: IPv4's options, all of them; of IPv6, which would have as much as fits (RFC 4443 section 2.4),
 /// what it takes to see the ports behind the extension headers of a fragment.
@@ -115,20 +111,17 @@ const MORE: usize = 40;
 pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error: Error) -> Option<usize> {
     let least = QUOTED[ip.v6 as usize];
     let more = if !ip.v6 {
-        ip.next - ip.l3 - size_of::<Ipv4Hdr>()
+        ip.next - ip.l3 - IPV4_LEN
     } else {
-        let rest = (ip.end - ip.l3).saturating_sub(least);
+        let rest = ip.total_len().saturating_sub(least);
         if rest < MORE { rest & !3 } else { MORE }
     };
     let quoted = least + more;
-    let protocol = if ip.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+    let number = if ip.v6 { protocol::ICMPV6 } else { protocol::ICMP };
     let (head, rest) = (error.kind(ip.v6), error.rest());
-    let icmp_len = 8 + quoted;
-    let sum = if ip.v6 {
-        pseudo_header(ip.src, ip.dst, protocol, Be16::new(icmp_len as u16))
-    } else {
-        Delta::new()
-    };
+    let icmp_len = ICMP_LEN + quoted;
+    let sum =
+        if ip.v6 { pseudo_header(ip.src, ip.dst, number, Be16::new(icmp_len as u16)) } else { Delta::new() };
     let sum = sum.word16(0, head).word32(0, rest);
     // Word by word: the verifier does not follow the arithmetic that a loop over the packet is compiled to.
     let at = ip.l3 + grown;
@@ -145,9 +138,9 @@ pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error
         }
         beyond += 4;
     }
-    crate::rewrite::move_link_header(frame, ip.l3, grown, ip.v6)?;
+    move_link_header(frame, ip.l3, grown, ip.v6)?;
     turn_link(frame, 0)?;
-    let icmp = write_ip(frame, ip, ip.l3, icmp_len, protocol)?;
+    let icmp = write_ip(frame, ip, ip.l3, icmp_len, number)?;
     frame.write(icmp, head)?;
     frame.write(icmp + 2, sum.apply(EMPTY).word())?;
     frame.write(icmp + 4, rest)?;
@@ -178,32 +171,32 @@ fn write_ip<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, l3: usize, len: usize, pr
             vcf: [0x60, 0, 0, 0],
             payload_len: (len as u16).to_be_bytes(),
             next_hdr: protocol,
-            hop_limit: TTL,
+            hop_limit: DEFAULT_TTL,
             src_addr: ip.dst.v6_bytes(),
             dst_addr: ip.src.v6_bytes(),
         };
         frame.write(l3, header)?;
-        return Some(l3 + size_of::<Ipv6Hdr>());
+        return Some(l3 + IPV6_LEN);
     }
-    let total = ((size_of::<Ipv4Hdr>() + len) as u16).to_be_bytes();
+    let total = ((IPV4_LEN + len) as u16).to_be_bytes();
     let sum = Delta::new()
         .word16(0, u16::from_ne_bytes([0x45, 0]))
         .word16(0, u16::from_ne_bytes(total))
-        .word16(0, u16::from_ne_bytes([TTL, protocol]))
-        .addr(crate::net::Addr::UNSPECIFIED, ip.src)
-        .addr(crate::net::Addr::UNSPECIFIED, ip.dst);
+        .word16(0, u16::from_ne_bytes([DEFAULT_TTL, protocol]))
+        .addr(Addr::UNSPECIFIED, ip.src)
+        .addr(Addr::UNSPECIFIED, ip.dst);
     let header = Ipv4Hdr {
         vihl: 0x45,
         tos: 0,
         tot_len: total,
         id: [0, 0],
         frags: [0, 0],
-        ttl: TTL,
+        ttl: DEFAULT_TTL,
         proto: protocol,
         check: sum.apply(EMPTY).bytes(),
         src_addr: ip.dst.v4_bytes(),
         dst_addr: ip.src.v4_bytes(),
     };
     frame.write(l3, header)?;
-    Some(l3 + size_of::<Ipv4Hdr>())
+    Some(l3 + IPV4_LEN)
 }

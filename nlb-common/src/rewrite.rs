@@ -10,15 +10,9 @@ use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::net::{Addr, Be16, Mac};
 use crate::parse::{Ip, Segment};
-
-/// Length of an Ethernet header without tags.
-const ETH_LEN: usize = 14;
-/// Length of a VLAN tag.
-const TAG_LEN: usize = 4;
-
-/// IANA protocol numbers of encapsulated IP.
-pub const IPPROTO_IPIP: u8 = 4;
-pub const IPPROTO_IPV6: u8 = 41;
+use crate::protocol::{
+    DEFAULT_TTL, ETH_LEN, IPV4_LEN, IPV6_LEN, VLAN_TAG_LEN, ethertype, fragment, ip as protocol,
+};
 
 /// The addresses and ports of a packet after translation.
 #[derive(Clone, Copy)]
@@ -108,12 +102,9 @@ impl Outer {
     /// Bytes that it takes.
     #[inline(always)]
     pub const fn len(v6: bool) -> usize {
-        if v6 { size_of::<Ipv6Hdr>() } else { size_of::<Ipv4Hdr>() }
+        if v6 { IPV6_LEN } else { IPV4_LEN }
     }
 }
-
-/// TTL of outer headers: the default that IANA recommends for IP.
-const OUTER_TTL: u8 = 64;
 
 /// Puts an outer IP header in front of the packet (RFC 2003 for IPv4, RFC 2473 for IPv6).
 ///
@@ -121,8 +112,8 @@ const OUTER_TTL: u8 = 64;
 /// was, `grown` bytes into the frame, and `ip` is as it was parsed before.
 #[inline(always)]
 pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, outer: &Outer) -> Option<()> {
-    let protocol = if ip.v6 { IPPROTO_IPV6 } else { IPPROTO_IPIP };
-    wrap(frame, ip, grown, outer, protocol, Be16::new((ip.end - ip.l3) as u16))
+    let number = if ip.v6 { protocol::IPV6 } else { protocol::IPIP };
+    wrap(frame, ip, grown, outer, number, Be16::new(ip.total_len() as u16))
 }
 
 /// The outer IP header in front of `len` bytes of `protocol`.
@@ -149,21 +140,21 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
                 vcf: vcf.to_be_bytes(),
                 payload_len: len.bytes(),
                 next_hdr: protocol,
-                hop_limit: OUTER_TTL,
+                hop_limit: DEFAULT_TTL,
                 src_addr: outer.src.v6_bytes(),
                 dst_addr: outer.dst.v6_bytes(),
             },
         )
     } else {
-        let total_len = len.get() + size_of::<Ipv4Hdr>() as u16;
+        let total_len = len.get() + IPV4_LEN as u16;
         let (src, dst) = (outer.src.words()[3], outer.dst.words()[3]);
         // "Do not fragment", with an id of 0, as RFC 6864 has it for packets that are never cut up.
-        const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
+        const DONT_FRAGMENT: [u8; 2] = fragment::DONT.to_be_bytes();
         let sum = Delta::new()
             .word16(0, u16::from_ne_bytes([0x45, traffic_class]))
             .word16(0, total_len.to_be())
             .word16(0, u16::from_ne_bytes(DONT_FRAGMENT))
-            .word16(0, u16::from_ne_bytes([OUTER_TTL, protocol]))
+            .word16(0, u16::from_ne_bytes([DEFAULT_TTL, protocol]))
             .word32(0, src)
             .word32(0, dst);
         frame.write(
@@ -174,7 +165,7 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
                 tot_len: total_len.to_be_bytes(),
                 id: [0, 0],
                 frags: DONT_FRAGMENT,
-                ttl: OUTER_TTL,
+                ttl: DEFAULT_TTL,
                 proto: protocol,
                 check: sum.apply(Be16::from_bytes([0xff, 0xff])).bytes(),
                 src_addr: outer.src.v4_bytes(),
@@ -218,7 +209,7 @@ impl LinkHeader {
         Some(LinkHeader {
             macs: (frame.read(at)?, frame.read(at + 8)?),
             ethertype: frame.read(at + 12)?,
-            tags: (frame.read(at + ETH_LEN)?, frame.read(at + ETH_LEN + TAG_LEN)?),
+            tags: (frame.read(at + ETH_LEN)?, frame.read(at + ETH_LEN + VLAN_TAG_LEN)?),
             len,
         })
     }
@@ -226,7 +217,7 @@ impl LinkHeader {
     /// Writes it with the ethertype of an IP version after its last tag.
     #[inline(always)]
     fn write<F: Frame + ?Sized>(self, frame: &mut F, at: usize, v6: bool) -> Option<()> {
-        let ip = if v6 { 0x86dd_u16 } else { 0x0800 }.to_be();
+        let ip = if v6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be();
         frame.write(at, self.macs.0)?;
         frame.write(at + 8, self.macs.1)?;
         if self.len == ETH_LEN {
@@ -234,10 +225,10 @@ impl LinkHeader {
         }
         frame.write(at + 12, self.ethertype)?;
         frame.write(at + ETH_LEN, self.tags.0)?;
-        if self.len == ETH_LEN + TAG_LEN {
+        if self.len == ETH_LEN + VLAN_TAG_LEN {
             return frame.write(at + ETH_LEN + 2, ip);
         }
-        frame.write(at + ETH_LEN + TAG_LEN, self.tags.1)?;
-        frame.write(at + ETH_LEN + TAG_LEN + 2, ip)
+        frame.write(at + ETH_LEN + VLAN_TAG_LEN, self.tags.1)?;
+        frame.write(at + ETH_LEN + VLAN_TAG_LEN + 2, ip)
     }
 }

@@ -37,6 +37,9 @@ impl Stage {
 
 pub const STAGES: usize = Stage::ALL.len();
 
+/// What a program or a part of it ends with. `Err` is a verdict too: one that ends the packet's way at once, by `?`.
+pub type Outcome = Result<Verdict, Verdict>;
+
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident from $base:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*

@@ -41,10 +41,9 @@ use crate::cpu;
 use crate::netns::Namespace;
 use crate::packet::{ACK, Mac, Outer, OuterUdp, Packet, SYN, Transport, UdpChecksum};
 
-pub const XDP_DROP: u32 = 1;
-pub const XDP_PASS: u32 = 2;
-pub const XDP_TX: u32 = 3;
-pub const XDP_REDIRECT: u32 = 4;
+pub use nlb_common::protocol::xdp::{
+    DROP as XDP_DROP, PASS as XDP_PASS, REDIRECT as XDP_REDIRECT, TX as XDP_TX,
+};
 
 /// The client's side.
 pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 0xc1];

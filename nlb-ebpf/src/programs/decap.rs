@@ -1,22 +1,23 @@
 //! The receiving end of dsr-ipip and gue: takes the outer headers off and leaves the inner packet to the kernel.
 
 use nlb_common::frame::Frame;
-use nlb_common::gue::{self, Inner, PROTOCOL_UDP};
+use nlb_common::gue::{self, Inner};
 use nlb_common::net::Be16;
 use nlb_common::parse::{self, Ip};
-use nlb_common::rewrite::{self, IPPROTO_IPIP, IPPROTO_IPV6};
-use nlb_common::verdict::{DropReason, PassReason, Verdict};
+use nlb_common::protocol::{IPV6_LEN, ip as protocol};
+use nlb_common::rewrite;
+use nlb_common::verdict::{DropReason, Outcome, PassReason, Verdict};
 
 use crate::packet::Packet;
 use crate::{maps, settings};
 
 #[inline(always)]
-pub fn decap(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn decap(packet: &mut Packet) -> Outcome {
     let outer = parse::ip(packet)?;
     let inner = match outer.protocol {
-        IPPROTO_IPIP => Inner { at: outer.next, end: outer.end, version: 4 },
-        IPPROTO_IPV6 => Inner { at: outer.next, end: outer.end, version: 6 },
-        PROTOCOL_UDP => match gue::inner(packet, &outer, settings::gue_port()) {
+        protocol::IPIP => Inner { at: outer.next, end: outer.end, version: 4 },
+        protocol::IPV6 => Inner { at: outer.next, end: outer.end, version: 6 },
+        protocol::UDP => match gue::inner(packet, &outer, settings::gue_port()) {
             Some(inner) => inner,
             None => return Ok(Verdict::Pass(PassReason::NotOurs)),
         },
@@ -44,7 +45,7 @@ fn is_sound(packet: &Packet, outer: &Ip, inner: &Inner) -> bool {
     let Some(head) = packet.read::<[u8; 6]>(inner.at) else { return false };
     let len = match inner.version {
         4 => Be16::from_bytes([head[2], head[3]]).get() as usize,
-        6 => Be16::from_bytes([head[4], head[5]]).get() as usize + 40,
+        6 => Be16::from_bytes([head[4], head[5]]).get() as usize + IPV6_LEN,
         _ => return false,
     };
     head[0] >> 4 == inner.version && inner.at + len <= inner.end && inner.end <= outer.end
