@@ -1,13 +1,13 @@
 //! The flow that a client's packet is part of, and its backend: the look-up, the choice for a new flow, and its record.
 
 use nlb_common::abi::{Address, Backend, Service};
-use nlb_common::flow::{self, Direction, Key, State};
+use nlb_common::flow::{self, Bucket, Direction, Key, State};
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
 use nlb_common::verdict::{DropReason, PassReason, Stage, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
-use crate::forward::{Way, bytes, reachable};
+use crate::forward::{Way, reachable};
 use crate::maps::{self, Known};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, facing, nlb_find_port, nlb_record};
@@ -32,42 +32,82 @@ pub fn flow_of<const FIRST: bool, const QUIC: bool>(
         return Err(Verdict::GoOn(Stage::Quic));
     }
     let now = clock::now();
-    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
-    let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
-    let index = maps::flow_bucket(hash);
-    let bucket = maps::flows(index).ok_or(Verdict::INTERNAL)?;
+    let place = Lookup::new(ip, segment, vip)?;
 
-    if let Some((way, state)) = bucket.find(&key)
-        && let Some(backend) = maps::backend(state.backend())
+    if let Some((way, state, backend)) = place.recorded()
         && keeps(backend, state, segment, named)
     {
         reachable(packet, ip, backend)?;
-        rate_limit::pass(service, backend, ip.src, bytes(ip), false)?;
+        rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
-            let facing = facing(backend, ip, segment, hash);
-            record_reply(&facing, state.shown_port(&key), maps::place(index, way), phase, now);
+            let facing = facing(backend, ip, segment, place.hash);
+            record_reply(&facing, state.shown_port(&place.key), maps::place(place.index, way), phase, now);
         }
-        bucket.entries[way & 3].touch(state, phase, now);
-        return Ok(Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash });
+        place.bucket.entries[way & 3].touch(state, phase, now);
+        return Ok(place.way(state, backend));
     }
 
-    let backend_id = choose(vip, service_id, service, ip, hash, named)?;
+    let backend_id = choose(vip, service_id, service, ip, place.hash, named)?;
     let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     reachable(packet, ip, backend)?;
-    rate_limit::pass(service, backend, ip.src, bytes(ip), true)?;
-    let new = NewFlow { backend, backend_id, key, bucket: index, hash, now };
+    rate_limit::pass(service, backend, ip.src, ip.total_len(), true)?;
+    let new = NewFlow { backend, backend_id, key: place.key, bucket: place.index, hash: place.hash, now };
     let snat_port = new.record(ip, segment)?;
-    Ok(Way { backend_id, backend, snat_port, hash })
+    Ok(Way { backend_id, backend, snat_port, hash: place.hash })
+}
+
+/// Where the flow goes that a client's packet belonged to, without a trace of the question: as it is on record; else, without
+/// translation, by hash, as for the middle of a connection.
+#[inline(always)]
+pub fn peek(ip: &Ip, segment: &Segment, vip: &Known) -> Option<Way> {
+    let place = Lookup::new(ip, segment, vip).ok()?;
+    if let Some((_, state, backend)) = place.recorded() {
+        return Some(place.way(state, backend));
+    }
+    let service_id = maps::service_id(vip, segment.dport, segment.l4);
+    let pool = pool(service_id, maps::service(service_id)?, ip.src);
+    let backend_id = maps::maglev(pool, maglev::slot(place.hash));
+    let backend = maps::backend(backend_id)?;
+    let way = Way { backend_id, backend, snat_port: Be16::new(0), hash: place.hash };
+    (service_id != 0 && backend.mode != Backend::NAT).then_some(way)
+}
+
+/// A client's flow in the table: what it is looked up by, and the bucket that has it if any has.
+struct Lookup {
+    key: Key,
+    hash: u64,
+    index: u32,
+    bucket: &'static Bucket,
+}
+
+impl Lookup {
+    #[inline(always)]
+    fn new(ip: &Ip, segment: &Segment, vip: &Known) -> Result<Self, Verdict> {
+        let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
+        let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
+        let index = maps::flow_bucket(hash);
+        let bucket = maps::flows(index).ok_or(Verdict::INTERNAL)?;
+        Ok(Lookup { key, hash, index, bucket })
+    }
+
+    /// The way of its entry in the bucket, what that says, and the backend, if this one is still there.
+    #[inline(always)]
+    fn recorded(&self) -> Option<(usize, State, &'static Backend)> {
+        let (way, state) = self.bucket.find(&self.key)?;
+        Some((way, state, maps::backend_of(state.backend(), state.generation())?))
+    }
+
+    #[inline(always)]
+    fn way(&self, state: State, backend: &'static Backend) -> Way {
+        Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash: self.hash }
+    }
 }
 
 /// Whether a flow on record stays with its backend. One whose packet names a backend does with that one, drained or not: its
 /// connection is there.
 #[inline(always)]
 fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
-    if backend.generation != state.generation() {
-        return false;
-    }
     if named != 0 {
         return state.backend() == named;
     }
@@ -93,11 +133,7 @@ fn choose(
     let pool = pool(service_id, service, ip.src);
     if pool == 0 {
         // Its routes are for other sources, so to this client there is no service.
-        return Err(if vip.is(Address::DROP_CLOSED) {
-            Verdict::Drop(DropReason::ClosedPort)
-        } else {
-            Verdict::Pass(PassReason::ClosedPort)
-        });
+        return Err(closed_port(vip));
     }
     if named != 0 {
         return Ok(named);
@@ -108,9 +144,19 @@ fn choose(
     }
 }
 
+/// The verdict on a packet to a port without a service.
+#[inline(always)]
+pub fn closed_port(vip: &Known) -> Verdict {
+    if vip.is(Address::DROP_CLOSED) {
+        Verdict::Drop(DropReason::ClosedPort)
+    } else {
+        Verdict::Pass(PassReason::ClosedPort)
+    }
+}
+
 /// The pool of a service for this client; 0 is none.
 #[inline(always)]
-pub fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
+fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     if service.flags & Service::BY_SOURCE != 0
         && let Some(pool) = maps::longest_prefix(service_id, client)
     {
@@ -179,9 +225,7 @@ impl NewFlow {
         let way = nlb_record(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;
         // What is on record counts once; each packet of a flow that is not would count again.
-        if let Some(stats) = maps::backend_stats(self.backend_id) {
-            stats.new_flows += 1;
-        }
+        maps::count_new_flow(self.backend_id);
         Some(way)
     }
 }

@@ -2,10 +2,10 @@
 
 use nlb_common::abi::{Backend, NextHop};
 use nlb_common::gue;
-use nlb_common::net::{Be16, Mac};
+use nlb_common::net::Be16;
 use nlb_common::parse::{Ip, Segment};
 use nlb_common::rewrite::{self, Outer, Tuple};
-use nlb_common::verdict::{DropReason, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
 use crate::packet::{Packet, bounded};
 use crate::record::facing;
@@ -20,6 +20,14 @@ pub struct Way {
     pub hash: u64,
 }
 
+impl Way {
+    /// The port that a NAT backend sees of a client with this one.
+    #[inline(always)]
+    pub fn shown_port(&self, client_port: Be16) -> Be16 {
+        if self.snat_port.is_zero() { client_port } else { self.snat_port }
+    }
+}
+
 /// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the way is not known, and goes no
 /// further if it is our own, which came back, or longer than the way takes.
 #[inline(always)]
@@ -30,29 +38,15 @@ pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verd
     if backend.has(Backend::LOCAL) && !packet.is_skb() {
         return Err(next_hop::LOCAL);
     }
-    if came_back(packet, &backend.hop) {
-        return Err(Verdict::Drop(DropReason::Loop));
-    }
+    next_hop::check_loop(packet, &backend.hop)?;
     let grown = outer_len(backend);
     if packet.exceeds(backend.mtu) {
         return Err(Verdict::Drop(DropReason::TooBig));
     }
-    if !packet.is_skb() && ip.end - ip.l3 + grown > backend.mtu as usize {
+    if !packet.is_skb() && ip.total_len() + grown > backend.mtu as usize {
         return Err(tail_call::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
     }
     Ok(())
-}
-
-/// Whether the packet is one that we sent on to this hop before.
-#[inline(always)]
-pub fn came_back(packet: &Packet, hop: &NextHop) -> bool {
-    hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src())
-}
-
-/// Length of the IP packet.
-#[inline(always)]
-pub fn bytes(ip: &Ip) -> u32 {
-    (ip.end - ip.l3) as u32
 }
 
 #[inline(always)]
@@ -62,12 +56,9 @@ pub fn send_to_backend<const FIRST: bool>(
     segment: &Segment,
     service: u16,
     way: &Way,
-) -> Result<Verdict, Verdict> {
+) -> Outcome {
     let backend = way.backend;
-    if let Some(stats) = maps::backend_stats(way.backend_id) {
-        stats.packets += 1;
-        stats.bytes += bytes(ip) as u64;
-    }
+    maps::count_forward(way.backend_id, ip.total_len());
     if backend.mode != Backend::NAT {
         if FIRST {
             fragment_cache::remember(way.backend_id, backend, service, false, (ip.src, ip.dst), way.hash);
@@ -79,7 +70,7 @@ pub fn send_to_backend<const FIRST: bool>(
         let to = (facing.addr, backend.addr);
         fragment_cache::remember(way.backend_id, backend, service, false, to, way.hash);
     }
-    let sport = if way.snat_port.is_zero() { segment.sport } else { way.snat_port };
+    let sport = way.shown_port(segment.sport);
     let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
     translate(packet, ip, segment, &to)?;
     send(packet, &backend.hop, SendReason::Forward)
@@ -93,7 +84,7 @@ pub fn send_untranslated(
     (backend_id, backend): (u16, &Backend),
     hash: u64,
     reason: SendReason,
-) -> Result<Verdict, Verdict> {
+) -> Outcome {
     if backend.mode == Backend::DSR_L2 {
         rewrite::decrement_ttl(packet, ip).ok_or(Verdict::INTERNAL)?;
         return send(packet, &backend.hop, reason);
@@ -131,7 +122,7 @@ pub fn translate(packet: &mut Packet, ip: &Ip, segment: &Segment, to: &Tuple) ->
 }
 
 #[inline(always)]
-pub fn send(packet: &mut Packet, hop: &NextHop, reason: SendReason) -> Result<Verdict, Verdict> {
+pub fn send(packet: &mut Packet, hop: &NextHop, reason: SendReason) -> Outcome {
     rewrite::ethernet(packet, hop.dst(), hop.src()).ok_or(Verdict::INTERNAL)?;
     Ok(Verdict::Send(reason, hop.ifindex))
 }

@@ -24,10 +24,10 @@ mod steer;
 mod tail_call;
 mod upcall;
 
-use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use nlb_common::protocol::xdp;
 use nlb_common::verdict::{SEEN_COUNTER, Verdict};
 
 use crate::packet::Packet;
@@ -38,82 +38,64 @@ use crate::programs::{decap, fragments, gue, icmp, quic, reject, too_big};
 // buffers (`frags`), and so meet none: its generic mode would then leave the program at the stack's door without Ethernet
 // headers.
 
+/// Runs a program on the frame and does as it says. No function: one that is handed another calls it through a shim of the
+/// compiler's, which is not inlined whatever the attributes say.
+macro_rules! run {
+    ($ctx:expr, $program:path) => {{
+        let mut packet = Packet::xdp($ctx.ctx);
+        let (Ok(verdict) | Err(verdict)) = $program(&mut packet);
+        finish(&packet, verdict)
+    }};
+}
+
 /// The balancer, on the interfaces that clients and backends are reached by.
 #[xdp]
 #[inline(always)]
 pub fn nlb(ctx: XdpContext) -> u32 {
     maps::count(SEEN_COUNTER);
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match steer::steer(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, steer::steer)
 }
 
 /// Where the balancer goes on with fragments.
 #[xdp]
 #[inline(always)]
 pub fn nlb_fragments(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match fragments::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, fragments::forward)
 }
 
 /// Where the balancer goes on with ICMP that may be an error about one of its flows.
 #[xdp]
 #[inline(always)]
 pub fn nlb_icmp(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match icmp::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, icmp::forward)
 }
 
 /// Where the balancer goes on with packets of services that go by QUIC's connection ids.
 #[xdp]
 #[inline(always)]
 pub fn nlb_quic(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match quic::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, quic::forward)
 }
 
 /// Where the balancer goes on with a packet that is too long for its way.
 #[xdp]
 #[inline(always)]
 pub fn nlb_too_big(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match too_big::answer(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, too_big::answer)
 }
 
 /// Where the balancer goes on with a packet that is to be refused.
 #[xdp]
 #[inline(always)]
 pub fn nlb_reject(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match reject::answer(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, reject::answer)
 }
 
 /// Where the balancer goes on with packets to GUE backends.
 #[xdp]
 #[inline(always)]
 pub fn nlb_gue(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match gue::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, gue::forward)
 }
 
 /// The receiving end of dsr-ipip and gue, for module hosts without a kernel tunnel.
@@ -121,11 +103,7 @@ pub fn nlb_gue(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn nlb_decap(ctx: XdpContext) -> u32 {
     maps::count(SEEN_COUNTER);
-    let mut packet = Packet::xdp(ctx.ctx);
-    let verdict = match decap::decap(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(&packet, verdict)
+    run!(ctx, decap::decap)
 }
 
 /// Answers with the kernel's tick counter, so that user space can find out how many ticks make a second: programs see
@@ -144,12 +122,12 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     }
     maps::count(verdict.counter());
     match verdict {
-        Verdict::Pass(_) => xdp_action::XDP_PASS,
-        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && settings::uses_tx() => xdp_action::XDP_TX,
+        Verdict::Pass(_) => xdp::PASS,
+        Verdict::Send(_, ifindex) if ifindex == packet.ingress() && settings::uses_tx() => xdp::TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.
-        Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => xdp_action::XDP_DROP,
+        Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => xdp::DROP,
     }
 }
 

@@ -157,8 +157,34 @@ pub fn count(counter: u32) {
     }
 }
 
+/// Counts a client's packet to a backend.
 #[inline(always)]
-pub fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
+pub fn count_forward(backend: u16, bytes: usize) {
+    if let Some(stats) = backend_stats(backend) {
+        stats.packets += 1;
+        stats.bytes += bytes as u64;
+    }
+}
+
+/// Counts a backend's packet to a client.
+#[inline(always)]
+pub fn count_reply(backend: u16, bytes: usize, resets: bool) {
+    if let Some(stats) = backend_stats(backend) {
+        stats.reply_packets += 1;
+        stats.reply_bytes += bytes as u64;
+        stats.resets += resets as u64;
+    }
+}
+
+#[inline(always)]
+pub fn count_new_flow(backend: u16) {
+    if let Some(stats) = backend_stats(backend) {
+        stats.new_flows += 1;
+    }
+}
+
+#[inline(always)]
+fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     // SAFETY: as in `count`.
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
@@ -325,6 +351,12 @@ pub fn maglev(pool: u16, slot: u32) -> u16 {
 #[inline(always)]
 pub fn backend(id: u16) -> Option<&'static Backend> {
     BACKENDS.get(id as u32).filter(|backend| backend.has(Backend::PRESENT))
+}
+
+/// The backend that had this id in this generation, if it is still there.
+#[inline(always)]
+pub fn backend_of(id: u16, generation: u8) -> Option<&'static Backend> {
+    backend(id).filter(|backend| backend.generation == generation)
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::bpf_fib_lookup;
 use nlb_common::abi::{LOOPBACK, NextHop};
 use nlb_common::hash;
 use nlb_common::net::{Addr, Mac};
+use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
 use crate::maps::{self, KnownWay};
@@ -31,9 +32,19 @@ struct Query {
     mtu: u64,
 }
 
+/// The verdict on a packet that we sent on to this hop before.
+#[inline(always)]
+pub fn check_loop(packet: &Packet, hop: &NextHop) -> Result<(), Verdict> {
+    if hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src()) {
+        return Err(Verdict::Drop(DropReason::Loop));
+    }
+    Ok(())
+}
+
 /// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
 #[inline(always)]
-pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: u32) -> Result<NextHop, Verdict> {
+pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop, Verdict> {
+    let len = len as u32;
     if !packet.is_skb()
         && let Some(hop) = remembered(src, dst, len)
     {

@@ -14,6 +14,7 @@ use aya_ebpf::helpers::{
 use nlb_common::checksum::Delta;
 use nlb_common::frame::{Frame, Header, Wire, amend_whole_checksum};
 use nlb_common::net::L4;
+use nlb_common::protocol::ETH_LEN;
 
 /// No L4 header starts beyond this: eight IPv6 extension headers of at most 2 KiB end within it.
 pub const MAX_OFFSET: usize = 0x7fff;
@@ -80,12 +81,11 @@ impl Packet {
     /// Whether it is too long for a link, and nobody will cut it into segments before it gets there.
     #[inline(always)]
     pub fn exceeds(&self, mtu: u16) -> bool {
-        const LINK_HEADER: usize = 14;
         match self.context {
             // A wire takes no longer packets than the other.
             Context::Xdp(_) => false,
             // SAFETY: valid context.
-            Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + LINK_HEADER },
+            Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + ETH_LEN },
         }
     }
 

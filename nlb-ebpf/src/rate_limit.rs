@@ -18,9 +18,10 @@ pub fn pass(
     service: &Service,
     backend: &Backend,
     client: Addr,
-    bytes: u32,
+    bytes: usize,
     new: bool,
 ) -> Result<(), Verdict> {
+    let bytes = bytes as u32;
     let common = maps::common_limits();
     let mut met = [common.all, service.limits, backend.limits, Limits::NONE];
     if common.by_source.packets != 0 || new && common.by_source.flows != 0 {

@@ -53,7 +53,7 @@ impl Facing {
         Facing {
             backend: backend.addr,
             addr: if hidden { backend.source } else { client },
-            backend_port: if backend.port.is_zero() { dport } else { backend.port },
+            backend_port: backend.port_for(dport),
             local: if hidden { backend.source_id } else { transparent_local(client) },
             hidden: hidden as u16,
             client_port: sport,
@@ -115,8 +115,7 @@ pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
 /// Whether an entry's flow has lost its backend, so that the entry is free for others.
 #[inline(always)]
 fn is_stale(key: &Key, state: State) -> bool {
-    key.is_forward()
-        && maps::backend(state.backend()).is_none_or(|backend| backend.generation != state.generation())
+    key.is_forward() && maps::backend_of(state.backend(), state.generation()).is_none()
 }
 
 /// Ports that are tried before a flow is given up.
@@ -176,7 +175,6 @@ fn is_free(facing: &Facing, port: Be16) -> bool {
 /// Whether a flow goes to the same address and port, be it under another backend's number.
 #[inline(always)]
 fn is_at(facing: &Facing, flow: &Key, state: State) -> bool {
-    let Some(backend) = maps::backend(state.backend()) else { return false };
-    let port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
-    backend.generation == state.generation() && backend.addr == facing.backend && port == facing.backend_port
+    let Some(backend) = maps::backend_of(state.backend(), state.generation()) else { return false };
+    backend.addr == facing.backend && backend.port_for(flow.local_port()) == facing.backend_port
 }

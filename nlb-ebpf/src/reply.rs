@@ -5,9 +5,9 @@ use nlb_common::flow::{self, Direction, Entry, Key, State};
 use nlb_common::hash;
 use nlb_common::parse::{Ip, Segment, TcpFlags};
 use nlb_common::rewrite::Tuple;
-use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
+use nlb_common::verdict::{Outcome, PassReason, SendReason, Verdict};
 
-use crate::forward::{bytes, came_back, send, translate};
+use crate::forward::{send, translate};
 use crate::packet::Packet;
 use crate::segment::segment;
 use crate::{clock, fragment_cache, maps, next_hop};
@@ -20,7 +20,7 @@ pub fn from_backend<const FIRST: bool>(
     ip: &Ip,
     local: u16,
     direction: Direction,
-) -> Result<Verdict, Verdict> {
+) -> Outcome {
     // What is not sound TCP or UDP is not for us to judge here: the packet may be the host's own.
     let segment = match segment::<FIRST>(packet, ip) {
         Ok(segment) => segment,
@@ -29,21 +29,13 @@ pub fn from_backend<const FIRST: bool>(
     };
     let found = flow_answered_by(ip, &segment, local, direction)?;
     let (flow, state) = (found.flow, found.state);
-    if ip.ttl <= 1 {
-        return Ok(Verdict::Drop(DropReason::TtlExceeded));
-    }
+    ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
-    let hop = next_hop::towards(packet, vip, flow.remote(), bytes(ip))?;
-    if came_back(packet, &hop) {
-        return Ok(Verdict::Drop(DropReason::Loop));
-    }
+    let hop = next_hop::towards(packet, vip, flow.remote(), ip.total_len())?;
+    next_hop::check_loop(packet, &hop)?;
 
     note_reply(&found, &segment);
-    if let Some(stats) = maps::backend_stats(state.backend()) {
-        stats.reply_packets += 1;
-        stats.reply_bytes += bytes(ip) as u64;
-        stats.resets += segment.flags.has(TcpFlags::RST) as u64;
-    }
+    maps::count_reply(state.backend(), ip.total_len(), segment.flags.has(TcpFlags::RST));
     if FIRST && let Some(backend) = maps::backend(state.backend()) {
         fragment_cache::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
     }
@@ -78,7 +70,7 @@ pub fn flow_answered_by(
 
     let entry = maps::flow_at(reply.place()).ok_or(Verdict::INTERNAL)?;
     let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
-    let backend = maps::backend(state.backend()).ok_or(NOT_A_REPLY)?;
+    let backend = maps::backend_of(state.backend(), state.generation()).ok_or(NOT_A_REPLY)?;
     if !leads_back(ip, segment, &flow, state, backend, direction) {
         return Err(NOT_A_REPLY);
     }
@@ -95,12 +87,10 @@ fn leads_back(
     backend: &Backend,
     direction: Direction,
 ) -> bool {
-    let backend_port = if backend.port.is_zero() { flow.local_port() } else { backend.port };
     flow.is_forward()
         && flow.protocol() == segment.l4 as u8
-        && state.generation() == backend.generation
         && backend.addr == ip.src
-        && backend_port == segment.sport
+        && backend.port_for(flow.local_port()) == segment.sport
         && state.shown_port(flow) == segment.dport
         && (matches!(direction, Direction::Reply) || flow.remote() == ip.dst)
 }

@@ -5,9 +5,10 @@ use nlb_common::flow::Direction;
 use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::parse::{self, Ip, Segment};
-use nlb_common::verdict::{DropReason, PassReason, Stage, Verdict};
+use nlb_common::protocol::ETH_LEN;
+use nlb_common::verdict::{DropReason, Outcome, PassReason, Stage, Verdict};
 
-use crate::flow::flow_of;
+use crate::flow::{self, flow_of};
 use crate::forward::send_to_backend;
 use crate::maps::{self, Known};
 use crate::packet::Packet;
@@ -17,14 +18,14 @@ use crate::segment::segment;
 use crate::{next_hop, upcall};
 
 #[inline(always)]
-pub fn steer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn steer(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     steer_ip::<false>(packet, &ip)
 }
 
 /// `FIRST` is the program for fragments, on a first one: which way it goes is remembered for the others.
 #[inline(always)]
-pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdict, Verdict> {
+pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);
     if (dst.is(Address::ANY) || transparent) && is_of_local_vlan(packet, ip) {
         return Ok(next_hop::LOCAL);
@@ -56,10 +57,8 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Result<Verdi
 pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
     if vip.is(Address::ASK) && upcall::is_open(ip, vip.id, segment) {
         Verdict::Drop(DropReason::Asking)
-    } else if vip.is(Address::DROP_CLOSED) {
-        Verdict::Drop(DropReason::ClosedPort)
     } else {
-        Verdict::Pass(PassReason::ClosedPort)
+        flow::closed_port(vip)
     }
 }
 
@@ -67,11 +66,10 @@ pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
 /// belongs where the packet goes; others are kept. At the door there are none left.
 #[inline(always)]
 fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
-    const UNTAGGED: usize = 14;
-    if packet.is_skb() || ip.l3 == UNTAGGED {
+    if packet.is_skb() || ip.l3 == ETH_LEN {
         return false;
     }
-    let Some(tag) = packet.read::<u16>(UNTAGGED) else { return false };
+    let Some(tag) = packet.read::<u16>(ETH_LEN) else { return false };
     maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
@@ -83,10 +81,8 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
     segment: &Segment,
     vip: &Known,
     service: u16,
-) -> Result<Verdict, Verdict> {
-    if ip.ttl <= 1 {
-        return Ok(Verdict::Drop(DropReason::TtlExceeded));
-    }
+) -> Outcome {
+    ip.check_ttl()?;
     match flow_of::<FIRST, QUIC>(packet, ip, segment, vip, service) {
         Ok(way) => send_to_backend::<FIRST>(packet, ip, segment, service, &way),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => Ok(Verdict::GoOn(Stage::Reject)),

@@ -5,13 +5,13 @@ use nlb_common::abi::{Address, Backend, FragmentEntry, FragmentKey};
 use nlb_common::fragment::{self, Fragment, SECONDS};
 use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite;
-use nlb_common::verdict::{DropReason, PassReason, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 
 use crate::packet::{Context, Packet};
 use crate::{clock, forward, fragment_cache, maps, next_hop, rate_limit, steer};
 
 #[inline(always)]
-pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let at_hand = fragment_cache::at_hand().ok_or(Verdict::INTERNAL)?;
     let Some(fragment) = fragment_of(packet, &ip) else { return Ok(unknown(&ip)) };
@@ -28,38 +28,30 @@ pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
 }
 
 #[inline(always)]
-fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Result<Verdict, Verdict> {
+fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Outcome {
     let age = clock::now().wrapping_sub(way.at) as u64;
     // A tick is half a second, or a little more.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
     }
-    let Some(backend) = maps::backend(way.backend) else { return Ok(unknown(ip)) };
-    if backend.generation != way.generation {
-        return Ok(unknown(ip));
-    }
-    if ip.ttl <= 1 {
-        return Ok(Verdict::Drop(DropReason::TtlExceeded));
-    }
-    let bytes = forward::bytes(ip);
+    let Some(backend) = maps::backend_of(way.backend, way.generation) else { return Ok(unknown(ip)) };
+    ip.check_ttl()?;
     if way.reply != 0 {
-        let hop = next_hop::towards(packet, way.src, way.dst, bytes)?;
-        if forward::came_back(packet, &hop) {
-            return Ok(Verdict::Drop(DropReason::Loop));
-        }
-        if let Some(stats) = maps::backend_stats(way.backend) {
-            stats.reply_packets += 1;
-            stats.reply_bytes += bytes as u64;
-        }
+        let hop = next_hop::towards(packet, way.src, way.dst, ip.total_len())?;
+        next_hop::check_loop(packet, &hop)?;
+        maps::count_reply(way.backend, ip.total_len(), false);
         rewrite::readdress(packet, ip, way.src, way.dst).ok_or(Verdict::INTERNAL)?;
         return forward::send(packet, &hop, SendReason::Reply);
     }
     forward::reachable(packet, ip, backend)?;
-    rate_limit::pass(maps::service(way.service).ok_or(Verdict::INTERNAL)?, backend, ip.src, bytes, false)?;
-    if let Some(stats) = maps::backend_stats(way.backend) {
-        stats.packets += 1;
-        stats.bytes += bytes as u64;
-    }
+    rate_limit::pass(
+        maps::service(way.service).ok_or(Verdict::INTERNAL)?,
+        backend,
+        ip.src,
+        ip.total_len(),
+        false,
+    )?;
+    maps::count_forward(way.backend, ip.total_len());
     if backend.mode != Backend::NAT {
         return forward::send_untranslated(packet, ip, (way.backend, backend), way.hash, SendReason::Forward);
     }

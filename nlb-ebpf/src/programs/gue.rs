@@ -5,13 +5,13 @@
 use nlb_common::gue;
 use nlb_common::parse;
 use nlb_common::rewrite::{self, Outer};
-use nlb_common::verdict::{DropReason, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, Verdict};
 
 use crate::packet::Packet;
 use crate::{forward, maps, settings, tail_call};
 
 #[inline(always)]
-pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let (backend, hash, reason) = tail_call::gue_target().ok_or(Verdict::INTERNAL)?;
     // It may have been removed since.

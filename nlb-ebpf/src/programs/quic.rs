@@ -3,14 +3,14 @@
 
 use nlb_common::abi::Address;
 use nlb_common::parse;
-use nlb_common::verdict::{PassReason, Verdict};
+use nlb_common::verdict::{Outcome, PassReason, Verdict};
 
 use crate::packet::Packet;
 use crate::{ipv6_ext, maps, steer};
 
 /// Sends a client's packet to the backend of its connection.
 #[inline(always)]
-pub fn forward(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let segment = ipv6_ext::segment(packet, &ip)?;
     let (vip, _) = maps::address(ip.dst);

@@ -5,14 +5,14 @@
 use nlb_common::net::L4;
 use nlb_common::parse::{self, Segment};
 use nlb_common::refusal::{self, Error};
-use nlb_common::verdict::{DropReason, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
 use crate::packet::{Packet, bounded};
 use crate::{ipv6_ext, maps};
 
 /// Turns a packet to a service without a usable backend into its refusal. What cannot or must not be answered is dropped.
 #[inline(always)]
-pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn answer(packet: &mut Packet) -> Outcome {
     const SILENT: Verdict = Verdict::Drop(DropReason::NoBackend);
     let ip = parse::ip(packet)?;
     if !refusal::may_be_answered(packet, &ip) {

@@ -15,6 +15,7 @@ use nlb_common::abi::{Address, LOOPBACK};
 use nlb_common::frame::Frame;
 use nlb_common::net::Mac;
 use nlb_common::parse;
+use nlb_common::protocol::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN};
 use nlb_common::verdict::{DropReason, SEEN_COUNTER, Stage, Verdict};
 
 use super::{fragments, icmp, quic};
@@ -22,11 +23,23 @@ use crate::packet::Packet;
 use crate::{maps, steer, tail_call};
 
 /// The headers that every packet of ours has: Ethernet, IPv4, UDP.
-const LEAST: usize = 14 + 20 + 8;
-/// What TCP has more.
-const TCP: usize = 20;
+const LEAST: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
 /// Headers as long as we look at them: tags, options or extensions, and the packet that an ICMP error quotes.
 const MOST: usize = 256;
+
+/// Runs a program that the balancer goes on in, on a packet whose headers lie in one piece. No function, for the reason that
+/// `main` gives.
+macro_rules! run {
+    ($ctx:expr, $program:path) => {{
+        let skb = $ctx.skb.skb;
+        let mut packet = Packet::skb(skb);
+        if packet.pull(MOST).is_none() {
+            return TC_ACT_UNSPEC;
+        }
+        let (Ok(verdict) | Err(verdict)) = $program(&mut packet);
+        finish(skb, &packet, verdict)
+    }};
+}
 
 /// The balancer, once more.
 #[classifier]
@@ -36,52 +49,26 @@ pub fn nlb_tc(ctx: TcContext) -> i32 {
     if has_been_here(skb) || is_of_vlan(skb) || !concerns_us(&mut packet) {
         return TC_ACT_UNSPEC;
     }
-    let verdict = match steer::steer(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
+    let (Ok(verdict) | Err(verdict)) = steer::steer(&mut packet);
     finish(skb, &packet, verdict)
 }
 
 /// Where it goes on with ICMP.
 #[classifier]
 pub fn nlb_tc_icmp(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let mut packet = Packet::skb(skb);
-    if packet.pull(MOST).is_none() {
-        return TC_ACT_UNSPEC;
-    }
-    let verdict = match icmp::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(skb, &packet, verdict)
+    run!(ctx, icmp::forward)
 }
 
 /// Where it goes on with fragments.
 #[classifier]
 pub fn nlb_tc_fragments(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let mut packet = Packet::skb(skb);
-    if packet.pull(MOST).is_none() {
-        return TC_ACT_UNSPEC;
-    }
-    let verdict = match fragments::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(skb, &packet, verdict)
+    run!(ctx, fragments::forward)
 }
 
 /// Where it goes on with what may be QUIC.
 #[classifier]
 pub fn nlb_tc_quic(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let mut packet = Packet::skb(skb);
-    if packet.pull(MOST).is_none() {
-        return TC_ACT_UNSPEC;
-    }
-    let verdict = match quic::forward(&mut packet) {
-        Ok(verdict) | Err(verdict) => verdict,
-    };
-    finish(skb, &packet, verdict)
+    run!(ctx, quic::forward)
 }
 
 /// Whether the kernel has taken a VLAN's tag off the frame, but not yet given it to the VLAN's device, at whose door it comes by
@@ -103,7 +90,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
     if !known.is(Address::ANY) && !transparent {
         return false;
     }
-    packet.pull(if parse::has_extensions(&ip) { MOST } else { ip.next + TCP }).is_some()
+    packet.pull(if parse::has_extensions(&ip) { MOST } else { ip.next + TCP_LEN }).is_some()
 }
 
 #[inline(always)]

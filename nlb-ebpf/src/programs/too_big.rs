@@ -3,7 +3,7 @@
 
 use nlb_common::parse;
 use nlb_common::refusal::{self, Error};
-use nlb_common::verdict::{DropReason, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
 use crate::packet::Packet;
 use crate::{maps, tail_call};
@@ -11,7 +11,7 @@ use crate::{maps, tail_call};
 /// Answers a packet whose way takes no more than so many bytes. Whoever allows fragmentation expects no answer: its packet is
 /// dropped.
 #[inline(always)]
-pub fn answer(packet: &mut Packet) -> Result<Verdict, Verdict> {
+pub fn answer(packet: &mut Packet) -> Outcome {
     const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
     let ip = parse::ip(packet)?;
     let mtu = tail_call::mtu().ok_or(SILENT)?;
