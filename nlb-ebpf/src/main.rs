@@ -1,8 +1,6 @@
 //! The programs. Thin: what a packet means is decided by `nlb-common` and [`steer`]; here verdicts become actions.
 
-#![no_std]
-#![no_main]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod clock;
 mod flow;
@@ -131,6 +129,11 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     }
 }
 
+/// For the host the programs are only checked, by the compiler and by clippy.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     // Never linked in: nothing on the packet's way can panic, and the verifier would refuse an endless loop.
