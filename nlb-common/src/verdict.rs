@@ -15,13 +15,13 @@ pub enum Verdict {
     /// Discarded.
     Drop(DropReason),
     /// No exit yet: another program goes on with it.
-    GoOn(Stage),
+    TailCall(Program),
 }
 
 /// The programs that the balancer goes on in, by their index in the map of programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Stage {
+pub enum Program {
     Icmp,
     TooBig,
     Fragments,
@@ -30,12 +30,12 @@ pub enum Stage {
     Reject,
 }
 
-impl Stage {
-    pub const ALL: [Stage; 6] =
-        [Stage::Icmp, Stage::TooBig, Stage::Fragments, Stage::Gue, Stage::Quic, Stage::Reject];
+impl Program {
+    pub const ALL: [Program; 6] =
+        [Program::Icmp, Program::TooBig, Program::Fragments, Program::Gue, Program::Quic, Program::Reject];
 }
 
-pub const STAGES: usize = Stage::ALL.len();
+pub const PROGRAMS: usize = Program::ALL.len();
 
 /// What a program or a part of it ends with. `Err` is a verdict too: one that ends the packet's way at once, by `?`.
 pub type Outcome = Result<Verdict, Verdict>;
@@ -178,7 +178,7 @@ impl Verdict {
             Verdict::Park => PARK_COUNTER,
             Verdict::Drop(reason) => reason.counter(),
             // It comes here only if that program is missing.
-            Verdict::GoOn(_) => DropReason::Internal.counter(),
+            Verdict::TailCall(_) => DropReason::Internal.counter(),
         }
     }
 }

@@ -4,7 +4,7 @@ use nlb_common::abi::{Address, Backend, Service};
 use nlb_common::flow::{self, Bucket, Direction, Key, State};
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
-use nlb_common::verdict::{DropReason, PassReason, Stage, UNRECORDED_COUNTER, Verdict};
+use nlb_common::verdict::{DropReason, PassReason, Program, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
 use crate::forward::{Way, reachable};
@@ -29,7 +29,7 @@ pub fn flow_of<const FIRST: bool, const QUIC: bool>(
         named = quic_cid::named(packet, ip, segment, service_id, service);
     } else if !FIRST && service.flags & Service::QUIC != 0 {
         // QUIC has no fragments (RFC 9000 section 14).
-        return Err(Verdict::GoOn(Stage::Quic));
+        return Err(Verdict::TailCall(Program::Quic));
     }
     let now = clock::now();
     let place = Lookup::new(ip, segment, vip)?;

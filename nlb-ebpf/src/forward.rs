@@ -44,7 +44,7 @@ pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verd
         return Err(Verdict::Drop(DropReason::TooBig));
     }
     if !packet.is_skb() && ip.total_len() + grown > backend.mtu as usize {
-        return Err(tail_call::too_long((backend.mtu as u32).saturating_sub(grown as u32)));
+        return Err(tail_call::to_too_big((backend.mtu as u32).saturating_sub(grown as u32)));
     }
     Ok(())
 }

@@ -115,8 +115,8 @@ pub fn nlb_jiffies(_ctx: XdpContext) -> u32 {
 /// The one place where a verdict becomes an action.
 #[inline(always)]
 fn finish(packet: &Packet, verdict: Verdict) -> u32 {
-    if let Verdict::GoOn(stage) = verdict {
-        tail_call::go_on(packet, stage);
+    if let Verdict::TailCall(program) = verdict {
+        tail_call::tail_call(packet, program);
     }
     maps::count(verdict.counter());
     match verdict {
@@ -125,7 +125,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.
-        Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => xdp::DROP,
+        Verdict::Park | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
     }
 }
 

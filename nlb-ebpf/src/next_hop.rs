@@ -54,7 +54,7 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<Next
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
         Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
-            answer if answer & TOO_LONG != 0 => Err(tail_call::too_long(answer & !TOO_LONG)),
+            answer if answer & TOO_LONG != 0 => Err(tail_call::to_too_big(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
             BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::park(packet, dst)),

@@ -24,7 +24,7 @@ pub fn from_backend<const FIRST: bool>(
     // What is not sound TCP or UDP is not for us to judge here: the packet may be the host's own.
     let segment = match segment::<FIRST>(packet, ip) {
         Ok(segment) => segment,
-        Err(Verdict::GoOn(stage)) => return Ok(Verdict::GoOn(stage)),
+        Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),
         Err(_) => return Ok(NOT_A_REPLY),
     };
     let found = flow_answered_by(ip, &segment, local, direction)?;

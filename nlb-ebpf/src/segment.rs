@@ -3,7 +3,7 @@
 
 use nlb_common::icmp;
 use nlb_common::parse::{Ip, Segment};
-use nlb_common::verdict::{DropReason, Stage, Verdict};
+use nlb_common::verdict::{DropReason, Program, Verdict};
 
 use crate::ipv6_ext;
 use crate::packet::Packet;
@@ -11,7 +11,7 @@ use crate::packet::Packet;
 /// The segment of a packet that is ours. Fragments and ICMP are other programs' business.
 #[inline(always)]
 pub fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
-    const FRAGMENT: Verdict = Verdict::GoOn(Stage::Fragments);
+    const FRAGMENT: Verdict = Verdict::TailCall(Program::Fragments);
     if FIRST {
         return ipv6_ext::segment(packet, ip);
     }
@@ -21,7 +21,7 @@ pub fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, V
     match ipv6_ext::segment(packet, ip) {
         Ok(segment) if segment.more_fragments => Err(FRAGMENT),
         Err(Verdict::Drop(DropReason::Fragment)) => Err(FRAGMENT),
-        Err(_) if icmp::is_icmp(ip) => Err(Verdict::GoOn(Stage::Icmp)),
+        Err(_) if icmp::is_icmp(ip) => Err(Verdict::TailCall(Program::Icmp)),
         found => found,
     }
 }

@@ -6,7 +6,7 @@ use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::parse::{self, Ip, Segment};
 use nlb_common::protocol::ETH_LEN;
-use nlb_common::verdict::{DropReason, Outcome, PassReason, Stage, Verdict};
+use nlb_common::verdict::{DropReason, Outcome, PassReason, Program, Verdict};
 
 use crate::flow::{self, flow_of};
 use crate::forward::send_to_backend;
@@ -44,7 +44,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
         (dst.id, Direction::Reply)
     } else if transparent && icmp::is_icmp(ip) {
         // It may come from a router, and be about a packet to a backend that knows its client.
-        return Ok(Verdict::GoOn(Stage::Icmp));
+        return Ok(Verdict::TailCall(Program::Icmp));
     } else if transparent && maps::address(ip.src).0.is(Address::BACKEND) {
         (transparent_local(ip.dst), Direction::TransparentReply)
     } else {
@@ -85,7 +85,9 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
     ip.check_ttl()?;
     match flow_of::<FIRST, QUIC>(packet, ip, segment, vip, service) {
         Ok(way) => send_to_backend::<FIRST>(packet, ip, segment, service, &way),
-        Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => Ok(Verdict::GoOn(Stage::Reject)),
+        Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
+            Ok(Verdict::TailCall(Program::Reject))
+        }
         Err(verdict) => Ok(verdict),
     }
 }

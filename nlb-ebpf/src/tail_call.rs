@@ -7,57 +7,57 @@
 use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use nlb_common::verdict::{STAGES as COUNT, SendReason, Stage, Verdict};
+use nlb_common::verdict::{PROGRAMS as COUNT, Program, SendReason, Verdict};
 
 use crate::packet::{Context, Packet};
 
 #[btf_map]
-static STAGES: ProgramArray<COUNT> = ProgramArray::new();
+static PROGRAMS: ProgramArray<COUNT> = ProgramArray::new();
 
 /// The same for socket buffers: a program can only go on in one of its own type.
 #[btf_map]
-static TC_STAGES: ProgramArray<COUNT> = ProgramArray::new();
+static TC_PROGRAMS: ProgramArray<COUNT> = ProgramArray::new();
 
 /// What a program leaves behind for the one that it goes on in.
 #[btf_map]
-static LEFT_BEHIND: PerCpuArray<u64, 1> = PerCpuArray::new();
+static TAIL_CALL_CTX: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Goes on in another program. Returns only if that one is not there.
 #[inline(always)]
-pub fn go_on(packet: &Packet, stage: Stage) {
+pub fn tail_call(packet: &Packet, program: Program) {
     // SAFETY: valid context, and nothing here has to be dropped.
     unsafe {
         match packet.context() {
-            Context::Xdp(ctx) => STAGES.tail_call(&XdpContext::new(ctx), stage as u32),
-            Context::Skb(ctx) => TC_STAGES.tail_call(&TcContext::new(ctx), stage as u32),
+            Context::Xdp(ctx) => PROGRAMS.tail_call(&XdpContext::new(ctx), program as u32),
+            Context::Skb(ctx) => TC_PROGRAMS.tail_call(&TcContext::new(ctx), program as u32),
         }
     }
 }
 
 #[inline(always)]
-fn leave_behind(word: u64) {
-    if let Some(room) = LEFT_BEHIND.get_ptr_mut(0) {
+fn set_context(word: u64) {
+    if let Some(room) = TAIL_CALL_CTX.get_ptr_mut(0) {
         // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
         unsafe { *room = word };
     }
 }
 
 #[inline(always)]
-fn left_behind() -> Option<u64> {
-    LEFT_BEHIND.get(0).copied()
+fn context() -> Option<u64> {
+    TAIL_CALL_CTX.get(0).copied()
 }
 
 /// The verdict on a packet of which the way takes no more than `mtu` bytes: the next program says so to its sender.
 #[inline(always)]
-pub fn too_long(mtu: u32) -> Verdict {
-    leave_behind(mtu as u64);
-    Verdict::GoOn(Stage::TooBig)
+pub fn to_too_big(mtu: u32) -> Verdict {
+    set_context(mtu as u64);
+    Verdict::TailCall(Program::TooBig)
 }
 
-/// What [`too_long`] left behind.
+/// What [`to_too_big`] left behind.
 #[inline(always)]
 pub fn mtu() -> Option<u32> {
-    left_behind().map(|word| word as u32)
+    context().map(|word| word as u32)
 }
 
 /// What is left behind for the program for GUE, in one word: from its lowest bit on, half of the flow's hash, the backend's
@@ -69,14 +69,14 @@ const ICMP_ERROR: u32 = 48;
 #[inline(always)]
 pub fn to_gue(backend_id: u16, hash: u64, reason: SendReason) -> Verdict {
     let is_error = matches!(reason, SendReason::IcmpError) as u64;
-    leave_behind(hash as u32 as u64 | (backend_id as u64) << BACKEND | is_error << ICMP_ERROR);
-    Verdict::GoOn(Stage::Gue)
+    set_context(hash as u32 as u64 | (backend_id as u64) << BACKEND | is_error << ICMP_ERROR);
+    Verdict::TailCall(Program::Gue)
 }
 
 /// What [`to_gue`] left behind: the backend's id, half of the flow's hash, and the reason.
 #[inline(always)]
-pub fn gue_target() -> Option<(u16, u32, SendReason)> {
-    let word = left_behind()?;
+pub fn gue_context() -> Option<(u16, u32, SendReason)> {
+    let word = context()?;
     let reason = if word >> ICMP_ERROR != 0 { SendReason::IcmpError } else { SendReason::Forward };
     Some(((word >> BACKEND) as u16, word as u32, reason))
 }

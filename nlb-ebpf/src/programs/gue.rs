@@ -1,6 +1,6 @@
 //! The program that puts packets into UDP datagrams (GUE), for backends that want that.
 //!
-//! A stage of its own, so that the code for it is in nobody else's way. Where the packet goes is decided and counted by then.
+//! A program of its own, so that the code for it is in nobody else's way. Where the packet goes is decided and counted by then.
 
 use nlb_common::gue;
 use nlb_common::parse;
@@ -13,7 +13,7 @@ use crate::{forward, maps, settings, tail_call};
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
-    let (backend, hash, reason) = tail_call::gue_target().ok_or(Verdict::INTERNAL)?;
+    let (backend, hash, reason) = tail_call::gue_context().ok_or(Verdict::INTERNAL)?;
     // It may have been removed since.
     let backend = maps::backend(backend).ok_or(Verdict::Drop(DropReason::NoBackend))?;
 

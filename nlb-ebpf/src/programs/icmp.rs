@@ -63,7 +63,7 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, way: &Way) -> Outcome
     ip.check_ttl()?;
     let backend = way.backend;
     match forward::reachable(packet, ip, backend) {
-        Err(Verdict::GoOn(_)) => return Ok(TOO_BIG),
+        Err(Verdict::TailCall(_)) => return Ok(TOO_BIG),
         reachable => reachable?,
     }
     if backend.mode == Backend::NAT {
@@ -92,7 +92,7 @@ fn to_client(packet: &mut Packet, ip: &Ip, quote: &Quote, local: u16, direction:
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
     let hop = match next_hop::towards(packet, vip, flow.remote(), ip.total_len()) {
-        Err(Verdict::GoOn(_)) => return Ok(TOO_BIG),
+        Err(Verdict::TailCall(_)) => return Ok(TOO_BIG),
         hop => hop?,
     };
     next_hop::check_loop(packet, &hop)?;

@@ -16,7 +16,7 @@ use nlb_common::frame::Frame;
 use nlb_common::net::Mac;
 use nlb_common::parse;
 use nlb_common::protocol::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN};
-use nlb_common::verdict::{DropReason, SEEN_COUNTER, Stage, Verdict};
+use nlb_common::verdict::{DropReason, Program, SEEN_COUNTER, Verdict};
 
 use super::{fragments, icmp, quic};
 use crate::packet::Packet;
@@ -98,10 +98,10 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     let verdict = match verdict {
         Verdict::Pass(_) => return TC_ACT_UNSPEC,
         // Nobody here is told.
-        Verdict::GoOn(Stage::TooBig) => Verdict::Drop(DropReason::TooBig),
-        Verdict::GoOn(Stage::Reject) => Verdict::Drop(DropReason::NoBackend),
-        Verdict::GoOn(stage) => {
-            tail_call::go_on(packet, stage);
+        Verdict::TailCall(Program::TooBig) => Verdict::Drop(DropReason::TooBig),
+        Verdict::TailCall(Program::Reject) => Verdict::Drop(DropReason::NoBackend),
+        Verdict::TailCall(program) => {
+            tail_call::tail_call(packet, program);
             verdict
         }
         _ => verdict,
@@ -120,7 +120,7 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
         }
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
-        Verdict::Pass(_) | Verdict::Park | Verdict::Drop(_) | Verdict::GoOn(_) => TC_ACT_SHOT,
+        Verdict::Pass(_) | Verdict::Park | Verdict::Drop(_) | Verdict::TailCall(_) => TC_ACT_SHOT,
     }
 }
 

@@ -17,7 +17,7 @@ use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
 use nlb_common::abi::{PARKED_BYTES, Settings};
 use nlb_common::flow::{IdleTimes, WAYS};
-use nlb_common::verdict::Stage;
+use nlb_common::verdict;
 use tracing::{info, warn};
 
 pub(crate) use super::errors::chain;
@@ -92,8 +92,8 @@ impl Datapath {
         patiently(program(&mut bpf, BALANCER)?, Xdp::load)?;
         patiently(program(&mut bpf, JIFFIES)?, Xdp::load)?;
         patiently(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
-        let mut stages = stages::take(&mut bpf, "STAGES")?;
-        for stage in Stage::ALL {
+        let mut stages = stages::take(&mut bpf, "PROGRAMS")?;
+        for stage in verdict::Program::ALL {
             let program = program(&mut bpf, stage_name(stage))?;
             patiently(program, Xdp::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
@@ -105,10 +105,12 @@ impl Datapath {
     pub fn load_door(&mut self) -> anyhow::Result<()> {
         let bpf = &mut self.bpf;
         patiently(classifier(bpf, DOOR)?, SchedClassifier::load)?;
-        let mut stages = stages::take(bpf, "TC_STAGES")?;
-        for (stage, name) in
-            [(Stage::Icmp, DOOR_ICMP), (Stage::Fragments, DOOR_FRAGMENTS), (Stage::Quic, DOOR_QUIC)]
-        {
+        let mut stages = stages::take(bpf, "TC_PROGRAMS")?;
+        for (stage, name) in [
+            (verdict::Program::Icmp, DOOR_ICMP),
+            (verdict::Program::Fragments, DOOR_FRAGMENTS),
+            (verdict::Program::Quic, DOOR_QUIC),
+        ] {
             let program = classifier(bpf, name)?;
             patiently(program, SchedClassifier::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
@@ -323,14 +325,14 @@ impl Door {
     }
 }
 
-fn stage_name(stage: Stage) -> &'static str {
+fn stage_name(stage: verdict::Program) -> &'static str {
     match stage {
-        Stage::Icmp => "nlb_icmp",
-        Stage::TooBig => "nlb_too_big",
-        Stage::Fragments => "nlb_fragments",
-        Stage::Gue => "nlb_gue",
-        Stage::Quic => "nlb_quic",
-        Stage::Reject => "nlb_reject",
+        verdict::Program::Icmp => "nlb_icmp",
+        verdict::Program::TooBig => "nlb_too_big",
+        verdict::Program::Fragments => "nlb_fragments",
+        verdict::Program::Gue => "nlb_gue",
+        verdict::Program::Quic => "nlb_quic",
+        verdict::Program::Reject => "nlb_reject",
     }
 }
 

@@ -5,7 +5,7 @@ use aya::maps::{MapData, ProgramArray};
 
 use super::access;
 
-/// By `nlb_common::verdict::Stage`. The kernel forgets the programs when nobody holds their map open.
+/// By `nlb_common::verdict::Program`. The kernel forgets the programs when nobody holds their map open.
 pub type Stages = ProgramArray<MapData>;
 
 /// Takes a map of programs out of the object.
