@@ -416,7 +416,7 @@ pub struct FragmentEntry {
 }
 
 /// Packets whose first fragment is remembered.
-pub const FRAGMENTED: usize = 16_384;
+pub const FRAGMENT_ENTRIES: usize = 16_384;
 
 /// Destinations whose questions and answers are remembered; beyond that the kernel forgets those that were longest without
 /// a packet.

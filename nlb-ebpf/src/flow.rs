@@ -7,7 +7,7 @@ use nlb_common::parse::{Ip, Segment};
 use nlb_common::verdict::{DropReason, PassReason, Program, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
-use crate::forward::{Way, reachable};
+use crate::forward::{ForwardingDecision, check_reachable};
 use crate::maps::{self, Known};
 use crate::packet::Packet;
 use crate::record::{self, Facing, NO_PORT, facing, nlb_find_port, nlb_record};
@@ -16,13 +16,13 @@ use crate::{clock, quic_cid, rate_limit};
 /// The backend of a packet's flow: the one that its connection id names; else the one on record if it still serves; else a
 /// fresh choice. What is not on record is put there.
 #[inline(always)]
-pub fn flow_of<const FIRST: bool, const QUIC: bool>(
+pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     packet: &Packet,
     ip: &Ip,
     segment: &Segment,
     vip: &Known,
     service_id: u16,
-) -> Result<Way, Verdict> {
+) -> Result<ForwardingDecision, Verdict> {
     let service = maps::service(service_id).ok_or(Verdict::INTERNAL)?;
     let mut named = 0;
     if QUIC {
@@ -37,7 +37,7 @@ pub fn flow_of<const FIRST: bool, const QUIC: bool>(
     if let Some((way, state, backend)) = place.recorded()
         && keeps(backend, state, segment, named)
     {
-        reachable(packet, ip, backend)?;
+        check_reachable(packet, ip, backend)?;
         rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
@@ -45,32 +45,32 @@ pub fn flow_of<const FIRST: bool, const QUIC: bool>(
             record_reply(&facing, state.shown_port(&place.key), maps::place(place.index, way), phase, now);
         }
         place.bucket.entries[way & 3].touch(state, phase, now);
-        return Ok(place.way(state, backend));
+        return Ok(place.decision(state, backend));
     }
 
     let backend_id = choose(vip, service_id, service, ip, place.hash, named)?;
     let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
-    reachable(packet, ip, backend)?;
+    check_reachable(packet, ip, backend)?;
     rate_limit::pass(service, backend, ip.src, ip.total_len(), true)?;
     let new = NewFlow { backend, backend_id, key: place.key, bucket: place.index, hash: place.hash, now };
     let snat_port = new.record(ip, segment)?;
-    Ok(Way { backend_id, backend, snat_port, hash: place.hash })
+    Ok(ForwardingDecision { backend_id, backend, snat_port, hash: place.hash })
 }
 
 /// Where the flow goes that a client's packet belonged to, without a trace of the question: as it is on record; else, without
 /// translation, by hash, as for the middle of a connection.
 #[inline(always)]
-pub fn peek(ip: &Ip, segment: &Segment, vip: &Known) -> Option<Way> {
+pub fn peek(ip: &Ip, segment: &Segment, vip: &Known) -> Option<ForwardingDecision> {
     let place = Lookup::new(ip, segment, vip).ok()?;
     if let Some((_, state, backend)) = place.recorded() {
-        return Some(place.way(state, backend));
+        return Some(place.decision(state, backend));
     }
     let service_id = maps::service_id(vip, segment.dport, segment.l4);
     let pool = pool(service_id, maps::service(service_id)?, ip.src);
     let backend_id = maps::maglev(pool, maglev::slot(place.hash));
     let backend = maps::backend(backend_id)?;
-    let way = Way { backend_id, backend, snat_port: Be16::new(0), hash: place.hash };
-    (service_id != 0 && backend.mode != Backend::NAT).then_some(way)
+    let decision = ForwardingDecision { backend_id, backend, snat_port: Be16::new(0), hash: place.hash };
+    (service_id != 0 && backend.mode != Backend::NAT).then_some(decision)
 }
 
 /// A client's flow in the table: what it is looked up by, and the bucket that has it if any has.
@@ -99,8 +99,13 @@ impl Lookup {
     }
 
     #[inline(always)]
-    fn way(&self, state: State, backend: &'static Backend) -> Way {
-        Way { backend_id: state.backend(), backend, snat_port: state.snat_port(), hash: self.hash }
+    fn decision(&self, state: State, backend: &'static Backend) -> ForwardingDecision {
+        ForwardingDecision {
+            backend_id: state.backend(),
+            backend,
+            snat_port: state.snat_port(),
+            hash: self.hash,
+        }
     }
 }
 

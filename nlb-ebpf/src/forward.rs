@@ -1,4 +1,4 @@
-//! The way to a backend: whether a packet can take it, what it looks like there, and the sending.
+//! Forwarding to a backend: whether it can be reached, translation, encapsulation, and the sending.
 
 use nlb_common::abi::{Backend, NextHop};
 use nlb_common::gue;
@@ -11,8 +11,8 @@ use crate::packet::{Packet, bounded};
 use crate::record::facing;
 use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
 
-/// Where a flow goes.
-pub struct Way {
+/// The backend of a flow, and how packets go to it.
+pub struct ForwardingDecision {
     pub backend_id: u16,
     pub backend: &'static Backend,
     /// The port that a NAT backend sees instead of the client's; 0 keeps the client's.
@@ -20,7 +20,7 @@ pub struct Way {
     pub hash: u64,
 }
 
-impl Way {
+impl ForwardingDecision {
     /// The port that a NAT backend sees of a client with this one.
     #[inline(always)]
     pub fn shown_port(&self, client_port: Be16) -> Be16 {
@@ -28,10 +28,10 @@ impl Way {
     }
 }
 
-/// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the way is not known, and goes no
-/// further if it is our own, which came back, or longer than the way takes.
+/// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the next hop is not known, and goes no
+/// further if it is our own, which came back, or longer than the MTU.
 #[inline(always)]
-pub fn reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
+pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
         return Err(punt::park(packet, backend.addr));
     }
@@ -55,22 +55,35 @@ pub fn send_to_backend<const FIRST: bool>(
     ip: &Ip,
     segment: &Segment,
     service: u16,
-    way: &Way,
+    decision: &ForwardingDecision,
 ) -> Outcome {
-    let backend = way.backend;
-    maps::count_forward(way.backend_id, ip.total_len());
+    let backend = decision.backend;
+    maps::count_forward(decision.backend_id, ip.total_len());
     if backend.mode != Backend::NAT {
         if FIRST {
-            fragment_cache::remember(way.backend_id, backend, service, false, (ip.src, ip.dst), way.hash);
+            fragment_cache::remember(
+                decision.backend_id,
+                backend,
+                service,
+                false,
+                (ip.src, ip.dst),
+                decision.hash,
+            );
         }
-        return send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::Forward);
+        return send_untranslated(
+            packet,
+            ip,
+            (decision.backend_id, backend),
+            decision.hash,
+            SendReason::Forward,
+        );
     }
-    let facing = facing(backend, ip, segment, way.hash);
+    let facing = facing(backend, ip, segment, decision.hash);
     if FIRST {
         let to = (facing.addr, backend.addr);
-        fragment_cache::remember(way.backend_id, backend, service, false, to, way.hash);
+        fragment_cache::remember(decision.backend_id, backend, service, false, to, decision.hash);
     }
-    let sport = way.shown_port(segment.sport);
+    let sport = decision.shown_port(segment.sport);
     let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
     translate(packet, ip, segment, &to)?;
     send(packet, &backend.hop, SendReason::Forward)

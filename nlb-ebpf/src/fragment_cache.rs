@@ -2,30 +2,30 @@
 
 use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
-use nlb_common::abi::{Backend, FRAGMENTED, FragmentEntry, FragmentKey};
+use nlb_common::abi::{Backend, FRAGMENT_ENTRIES, FragmentEntry, FragmentKey};
 use nlb_common::net::Addr;
 
 use crate::clock;
 
 /// Packets of which fragments are on their way. Floods push out what is oldest.
 #[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENTED }> = LruHashMap::new();
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENT_ENTRIES }> = LruHashMap::new();
 
 /// The fragment at hand. Here and not on the stack, of which steering takes most.
 #[btf_map]
-static FRAGMENT: PerCpuArray<Remembered, 1> = PerCpuArray::new();
+static FRAG_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 #[repr(C)]
-pub struct Remembered {
+pub struct Scratch {
     pub key: FragmentKey,
-    way: FragmentEntry,
+    entry: FragmentEntry,
 }
 
 /// Remembers where the first fragment at hand goes, and with which addresses.
 #[inline(always)]
 pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, to: (Addr, Addr), hash: u64) {
-    let Some(at_hand) = at_hand() else { return };
-    at_hand.way = FragmentEntry {
+    let Some(scratch) = scratch() else { return };
+    scratch.entry = FragmentEntry {
         src: to.0,
         dst: to.1,
         backend: backend_id,
@@ -36,15 +36,15 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
         hash,
     };
     // By reference: a copy would be on the stack.
-    let (key, way) = (&at_hand.key, &at_hand.way);
+    let (key, entry) = (&scratch.key, &scratch.entry);
     // Without room the others are dropped, and the sender begins anew.
-    let _ = FRAGMENTS.insert(key, way, 0);
+    let _ = FRAGMENTS.insert(key, entry, 0);
 }
 
 #[inline(always)]
-pub fn at_hand() -> Option<&'static mut Remembered> {
+pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
-    FRAGMENT.get_ptr_mut(0).map(|at_hand| unsafe { &mut *at_hand })
+    FRAG_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// The entry of a packet whose first fragment was seen.

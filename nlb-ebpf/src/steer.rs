@@ -8,7 +8,7 @@ use nlb_common::parse::{self, Ip, Segment};
 use nlb_common::protocol::ETH_LEN;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, Program, Verdict};
 
-use crate::flow::{self, flow_of};
+use crate::flow::{self, find_or_create};
 use crate::forward::send_to_backend;
 use crate::maps::{self, Known};
 use crate::packet::Packet;
@@ -83,8 +83,8 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
     service: u16,
 ) -> Outcome {
     ip.check_ttl()?;
-    match flow_of::<FIRST, QUIC>(packet, ip, segment, vip, service) {
-        Ok(way) => send_to_backend::<FIRST>(packet, ip, segment, service, &way),
+    match find_or_create::<FIRST, QUIC>(packet, ip, segment, vip, service) {
+        Ok(decision) => send_to_backend::<FIRST>(packet, ip, segment, service, &decision),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
             Ok(Verdict::TailCall(Program::Reject))
         }

@@ -13,49 +13,55 @@ use crate::{clock, forward, fragment_cache, maps, next_hop, rate_limit, steer};
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
-    let at_hand = fragment_cache::at_hand().ok_or(Verdict::INTERNAL)?;
+    let scratch = fragment_cache::scratch().ok_or(Verdict::INTERNAL)?;
     let Some(fragment) = fragment_of(packet, &ip) else { return Ok(unknown(&ip)) };
     let protocol = if ip.v6 { 0 } else { ip.protocol as u32 };
-    at_hand.key = FragmentKey { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
+    scratch.key = FragmentKey { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
     if !fragment.later {
         return steer::steer_ip::<true>(packet, &ip);
     }
-    let key = &at_hand.key;
+    let key = &scratch.key;
     match fragment_cache::find(key) {
-        Some(way) => follow(packet, &ip, way),
+        Some(entry) => follow(packet, &ip, entry),
         None => Ok(unknown(&ip)),
     }
 }
 
 #[inline(always)]
-fn follow(packet: &mut Packet, ip: &Ip, way: &FragmentEntry) -> Outcome {
-    let age = clock::now().wrapping_sub(way.at) as u64;
+fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
+    let age = clock::now().wrapping_sub(entry.at) as u64;
     // A tick is half a second, or a little more.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
     }
-    let Some(backend) = maps::backend_of(way.backend, way.generation) else { return Ok(unknown(ip)) };
+    let Some(backend) = maps::backend_of(entry.backend, entry.generation) else { return Ok(unknown(ip)) };
     ip.check_ttl()?;
-    if way.reply != 0 {
-        let hop = next_hop::towards(packet, way.src, way.dst, ip.total_len())?;
+    if entry.reply != 0 {
+        let hop = next_hop::towards(packet, entry.src, entry.dst, ip.total_len())?;
         next_hop::check_loop(packet, &hop)?;
-        maps::count_reply(way.backend, ip.total_len(), false);
-        rewrite::readdress(packet, ip, way.src, way.dst).ok_or(Verdict::INTERNAL)?;
+        maps::count_reply(entry.backend, ip.total_len(), false);
+        rewrite::readdress(packet, ip, entry.src, entry.dst).ok_or(Verdict::INTERNAL)?;
         return forward::send(packet, &hop, SendReason::Reply);
     }
-    forward::reachable(packet, ip, backend)?;
+    forward::check_reachable(packet, ip, backend)?;
     rate_limit::pass(
-        maps::service(way.service).ok_or(Verdict::INTERNAL)?,
+        maps::service(entry.service).ok_or(Verdict::INTERNAL)?,
         backend,
         ip.src,
         ip.total_len(),
         false,
     )?;
-    maps::count_forward(way.backend, ip.total_len());
+    maps::count_forward(entry.backend, ip.total_len());
     if backend.mode != Backend::NAT {
-        return forward::send_untranslated(packet, ip, (way.backend, backend), way.hash, SendReason::Forward);
+        return forward::send_untranslated(
+            packet,
+            ip,
+            (entry.backend, backend),
+            entry.hash,
+            SendReason::Forward,
+        );
     }
-    rewrite::readdress(packet, ip, way.src, way.dst).ok_or(Verdict::INTERNAL)?;
+    rewrite::readdress(packet, ip, entry.src, entry.dst).ok_or(Verdict::INTERNAL)?;
     forward::send(packet, &backend.hop, SendReason::Forward)
 }
 

@@ -7,7 +7,7 @@ use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 
-use crate::forward::Way;
+use crate::forward::ForwardingDecision;
 use crate::maps::{self, Known};
 use crate::packet::Packet;
 use crate::record::{self, Facing};
@@ -26,9 +26,9 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     };
     if dst.is(Address::VIP)
         && let (client, segment) = quote.answered(&ip)
-        && let Some(way) = flow::peek(&client, &segment, &dst)
+        && let Some(decision) = flow::peek(&client, &segment, &dst)
     {
-        return to_backend(packet, &ip, &quote, &way);
+        return to_backend(packet, &ip, &quote, &decision);
     }
     if dst.is(Address::SOURCE) {
         return to_client(packet, &ip, &quote, dst.id, Direction::Reply);
@@ -59,28 +59,35 @@ fn unclaimed(ip: &Ip, dst: &Known) -> PassReason {
 const TOO_BIG: Verdict = Verdict::Drop(DropReason::TooBig);
 
 #[inline(always)]
-fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, way: &Way) -> Outcome {
+fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &ForwardingDecision) -> Outcome {
     ip.check_ttl()?;
-    let backend = way.backend;
-    match forward::reachable(packet, ip, backend) {
+    let backend = decision.backend;
+    match forward::check_reachable(packet, ip, backend) {
         Err(Verdict::TailCall(_)) => return Ok(TOO_BIG),
         reachable => reachable?,
     }
     if backend.mode == Backend::NAT {
         let (client, segment) = quote.answered(ip);
-        let facing = Facing::new(backend, client.src, segment.sport, segment.dport, segment.l4, way.hash);
+        let facing =
+            Facing::new(backend, client.src, segment.sport, segment.dport, segment.l4, decision.hash);
         // Who hides clients hides routers on their way too: nothing else comes back through us.
         let src = if facing.hidden != 0 { facing.addr } else { ip.src };
         let inner = Tuple {
             src: backend.addr,
             dst: facing.addr,
             sport: facing.backend_port,
-            dport: way.shown_port(segment.sport),
+            dport: decision.shown_port(segment.sport),
         };
         icmp::translate(packet, ip, quote, (src, backend.addr), &inner).ok_or(Verdict::INTERNAL)?;
         return forward::send(packet, &backend.hop, SendReason::IcmpError);
     }
-    forward::send_untranslated(packet, ip, (way.backend_id, backend), way.hash, SendReason::IcmpError)
+    forward::send_untranslated(
+        packet,
+        ip,
+        (decision.backend_id, backend),
+        decision.hash,
+        SendReason::IcmpError,
+    )
 }
 
 /// An error about a packet that we sent to a NAT backend, from the backend or from a router on the way.
