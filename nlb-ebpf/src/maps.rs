@@ -121,24 +121,24 @@ static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Ways that this CPU has asked the kernel for, by a hash of where they lead.
 #[btf_map]
-static KNOWN_WAYS: PerCpuArray<KnownWay, KNOWN_WAYS_OF_CPU> = PerCpuArray::new();
+static NEXT_HOP_CACHE: PerCpuArray<CachedNextHop, NEXT_HOPS_OF_CPU> = PerCpuArray::new();
 
 /// A way that the kernel knew when it was last asked; all zeros, which lead from nobody to nobody, if it never was.
 #[repr(C)]
-pub struct KnownWay {
+pub struct CachedNextHop {
     pub src: Addr,
     pub dst: Addr,
     pub hop: NextHop,
     pub mtu: u64,
     /// When that was.
-    pub moment: u64,
+    pub epoch: u64,
 }
 
-const KNOWN_WAYS_OF_CPU: usize = 4096;
+const NEXT_HOPS_OF_CPU: usize = 4096;
 
 /// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told of.
 #[btf_map]
-static WAYS_CHANGED: Array<u64, 1, MMAPABLE> = Array::new();
+static FIB_GENERATION: Array<u64, 1, MMAPABLE> = Array::new();
 
 /// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it: drivers cannot send there. And
 /// the VLANs that end on it, whose tags drivers cannot take off.
@@ -207,15 +207,15 @@ pub fn may_send_icmp_error() -> bool {
 
 /// The moment for which the kernel's answer about a way holds: a tick of the clock, and until something changes.
 #[inline(always)]
-pub fn moment_of_ways() -> u64 {
-    WAYS_CHANGED.get(0).map_or(0, |changes| *changes << 32) | clock::ticks() as u64
+pub fn next_hop_epoch() -> u64 {
+    FIB_GENERATION.get(0).map_or(0, |changes| *changes << 32) | clock::ticks() as u64
 }
 
 #[inline(always)]
-pub fn known_way(hash: u64) -> Option<&'static mut KnownWay> {
-    let way = KNOWN_WAYS.get_ptr_mut(hash as u32 & (KNOWN_WAYS_OF_CPU as u32 - 1));
+pub fn cached_next_hop(hash: u64) -> Option<&'static mut CachedNextHop> {
+    let entry = NEXT_HOP_CACHE.get_ptr_mut(hash as u32 & (NEXT_HOPS_OF_CPU as u32 - 1));
     // SAFETY: as in `count`.
-    way.map(|way| unsafe { &mut *way })
+    entry.map(|entry| unsafe { &mut *entry })
 }
 
 /// What an address is to us, and whether there are backends whose replies are found by their source address.

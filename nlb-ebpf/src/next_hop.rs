@@ -12,7 +12,7 @@ use nlb_common::net::{Addr, Mac};
 use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, PassReason, Verdict};
 
-use crate::maps::{self, KnownWay};
+use crate::maps::{self, CachedNextHop};
 use crate::packet::{Aligned, Context, Packet};
 use crate::{punt, tail_call};
 
@@ -24,7 +24,7 @@ pub const LOCAL: Verdict = Verdict::Pass(PassReason::Local);
 
 /// A question for the kernel and its answer.
 #[repr(C)]
-struct Query {
+struct FibQuery {
     src: Addr,
     dst: Addr,
     hop: NextHop,
@@ -43,17 +43,17 @@ pub fn check_loop(packet: &Packet, hop: &NextHop) -> Result<(), Verdict> {
 
 /// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
 #[inline(always)]
-pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop, Verdict> {
+pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop, Verdict> {
     let len = len as u32;
     if !packet.is_skb()
-        && let Some(hop) = remembered(src, dst, len)
+        && let Some(hop) = cached(src, dst, len)
     {
         return Ok(hop);
     }
-    let mut query = Query { src, dst, hop: NextHop::default(), mtu: 0 };
+    let mut query = FibQuery { src, dst, hop: NextHop::default(), mtu: 0 };
     const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
     match packet.context() {
-        Context::Xdp(ctx) => match nlb_next_hop(ctx, &mut query, len) {
+        Context::Xdp(ctx) => match nlb_fib_lookup(ctx, &mut query, len) {
             answer if answer & TOO_LONG != 0 => Err(tail_call::to_too_big(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
@@ -62,7 +62,7 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<Next
             BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),
         },
-        Context::Skb(ctx) => match nlb_tc_next_hop(ctx, &mut query) {
+        Context::Skb(ctx) => match nlb_tc_fib_lookup(ctx, &mut query) {
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             // The stack finds its neighbours itself, and packets wait there meanwhile.
             BPF_FIB_LKUP_RET_NO_NEIGH => Ok(NextHop::without_macs(query.hop.ifindex)),
@@ -72,7 +72,7 @@ pub fn towards(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<Next
     }
 }
 
-/// With the length that the way takes, in place of an answer.
+/// With the MTU, in place of an answer.
 const TOO_LONG: u32 = 1 << 31;
 
 /// In place of an answer that XDP cannot follow.
@@ -82,62 +82,64 @@ const ON_THIS_HOST: u32 = 1 << 30;
 /// struct takes much of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_next_hop(ctx: *mut xdp_md, query: *mut Query, len: u32) -> u32 {
+extern "C" fn nlb_fib_lookup(ctx: *mut xdp_md, query: *mut FibQuery, len: u32) -> u32 {
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `Query`, which nobody else has.
+    // SAFETY: not null, and the verifier holds callers to passing a whole `FibQuery`, which nobody else has.
     let query = unsafe { &mut *query };
     // Read before the kernel is asked, so that a change meanwhile counts.
-    let moment = maps::moment_of_ways();
-    let answer = look_up(ctx.cast(), query, len);
+    let epoch = maps::next_hop_epoch();
+    let answer = fib_lookup(ctx.cast(), query, len);
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH if maps::is_local_link(query.hop.ifindex) => {
             ON_THIS_HOST
         }
         BPF_FIB_LKUP_RET_SUCCESS => {
-            remember(query, moment);
+            store(query, epoch);
             answer
         }
         _ => answer,
     }
 }
 
-/// What the kernel says of a way is taken to hold until user space hears of a change, and no longer than to the end of a tick,
+/// A cached next hop holds until user space hears of a change, and no longer than to the end of a tick,
 /// half a second at most: to ask it for every packet costs several times what all the rest does.
 #[inline(always)]
-fn remembered(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
-    let way = maps::known_way(hash::addr(dst))?;
-    let holds =
-        way.dst == dst && way.src == src && way.moment == maps::moment_of_ways() && len as u64 <= way.mtu;
-    holds.then_some(way.hop)
+fn cached(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
+    let entry = maps::cached_next_hop(hash::addr(dst))?;
+    let holds = entry.dst == dst
+        && entry.src == src
+        && entry.epoch == maps::next_hop_epoch()
+        && len as u64 <= entry.mtu;
+    holds.then_some(entry.hop)
 }
 
 #[inline(always)]
-fn remember(query: &Query, moment: u64) {
-    if let Some(way) = maps::known_way(hash::addr(query.dst)) {
-        let Query { src, dst, hop, mtu } = *query;
-        *way = KnownWay { src, dst, hop, mtu, moment };
+fn store(query: &FibQuery, epoch: u64) {
+    if let Some(entry) = maps::cached_next_hop(hash::addr(query.dst)) {
+        let FibQuery { src, dst, hop, mtu } = *query;
+        *entry = CachedNextHop { src, dst, hop, mtu, epoch };
     }
 }
 
 /// The same for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_tc_next_hop(ctx: *mut __sk_buff, query: *mut Query) -> u32 {
+extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery) -> u32 {
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
-    // SAFETY: as in `nlb_next_hop`.
+    // SAFETY: as in `nlb_fib_lookup`.
     let query = unsafe { &mut *query };
     // How long it may be, the kernel sees for itself: a buffer may be cut into segments later.
-    look_up(ctx.cast(), query, 0)
+    fib_lookup(ctx.cast(), query, 0)
 }
 
 /// The kernel answers only for interfaces that forward; asking on behalf of loopback makes the packet one of our own, and
 /// lets us leave the real interfaces' settings alone. User space makes `lo` forward.
 #[inline(always)]
-fn look_up(ctx: *mut c_void, query: &mut Query, len: u32) -> u32 {
+fn fib_lookup(ctx: *mut c_void, query: &mut FibQuery, len: u32) -> u32 {
     // SAFETY: all of the struct's fields are integers or unions of them, for which zero is valid.
     let mut params: Aligned<FibParams> = unsafe { core::mem::zeroed() };
     let params = &mut params.0;

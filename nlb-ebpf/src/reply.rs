@@ -31,7 +31,7 @@ pub fn from_backend<const FIRST: bool>(
     let (flow, state) = (found.flow, found.state);
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
-    let hop = next_hop::towards(packet, vip, flow.remote(), ip.total_len())?;
+    let hop = next_hop::find(packet, vip, flow.remote(), ip.total_len())?;
     next_hop::check_loop(packet, &hop)?;
 
     note_reply(&found, &segment);

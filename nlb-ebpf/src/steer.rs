@@ -23,7 +23,7 @@ pub fn steer(packet: &mut Packet) -> Outcome {
     steer_ip::<false>(packet, &ip)
 }
 
-/// `FIRST` is the program for fragments, on a first one: which way it goes is remembered for the others.
+/// `FIRST` is the program for fragments, on a first one: where it goes is remembered for the others.
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);

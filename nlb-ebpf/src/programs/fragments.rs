@@ -37,7 +37,7 @@ fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
     let Some(backend) = maps::backend_of(entry.backend, entry.generation) else { return Ok(unknown(ip)) };
     ip.check_ttl()?;
     if entry.reply != 0 {
-        let hop = next_hop::towards(packet, entry.src, entry.dst, ip.total_len())?;
+        let hop = next_hop::find(packet, entry.src, entry.dst, ip.total_len())?;
         next_hop::check_loop(packet, &hop)?;
         maps::count_reply(entry.backend, ip.total_len(), false);
         rewrite::readdress(packet, ip, entry.src, entry.dst).ok_or(Verdict::INTERNAL)?;

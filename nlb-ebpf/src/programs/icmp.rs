@@ -98,7 +98,7 @@ fn to_client(packet: &mut Packet, ip: &Ip, quote: &Quote, local: u16, direction:
     let flow = found.flow;
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
-    let hop = match next_hop::towards(packet, vip, flow.remote(), ip.total_len()) {
+    let hop = match next_hop::find(packet, vip, flow.remote(), ip.total_len()) {
         Err(Verdict::TailCall(_)) => return Ok(TOO_BIG),
         hop => hop?,
     };

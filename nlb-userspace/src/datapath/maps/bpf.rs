@@ -275,7 +275,7 @@ pub struct WaysChanged(Words);
 
 impl WaysChanged {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        Ok(WaysChanged(Words::new(array(bpf, "WAYS_CHANGED")?.fd().as_fd(), 1)?))
+        Ok(WaysChanged(Words::new(array(bpf, "FIB_GENERATION")?.fd().as_fd(), 1)?))
     }
 
     /// Has the programs ask the kernel again.
