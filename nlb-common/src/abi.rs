@@ -355,17 +355,17 @@ pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
 /// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Parked {
-    /// Whose MAC is wanted.
-    pub towards: Addr,
+pub struct Punted {
+    /// The address whose MAC is not known yet.
+    pub next_hop: Addr,
     /// The interface that the packet came from.
     pub ifindex: u32,
-    /// Bytes of the frame; more than [`PARKED_BYTES`] are never parked.
+    /// Bytes of the frame; more than [`PUNTED_BYTES`] are never punted.
     pub len: u32,
 }
 
-/// The longest frame that is parked.
-pub const PARKED_BYTES: usize = 2048;
+/// The longest frame that is punted.
+pub const PUNTED_BYTES: usize = 2048;
 
 /// The first packet to a destination without a service, as handed to user space.
 #[repr(C)]
@@ -463,7 +463,7 @@ sizes!(
     CommonLimits = 8,
     Limit = 104,
     LimitStats = 16,
-    Parked = 24,
+    Punted = 24,
     Upcall = 56,
     FragmentKey = 40,
     FragmentEntry = 48,

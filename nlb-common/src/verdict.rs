@@ -11,7 +11,7 @@ pub enum Verdict {
     /// Sent on, rewritten, through the interface with this index.
     Send(SendReason, u32),
     /// Handed to user space, untouched, until its next hop is known; then it starts again.
-    Park,
+    Punt,
     /// Discarded.
     Drop(DropReason),
     /// No exit yet: another program goes on with it.
@@ -104,8 +104,8 @@ reasons! {
     }
 }
 
-/// The counter of parked packets.
-pub const PARK_COUNTER: u32 = 31;
+/// The counter of punted packets.
+pub const PUNT_COUNTER: u32 = 31;
 
 reasons! {
     /// Why a packet was discarded.
@@ -135,7 +135,7 @@ reasons! {
         /// Longer than the next hop's MTU takes.
         TooBig = "too_big",
         /// The next hop is not known yet, and there is no room to park.
-        ParkFull = "park_full",
+        PuntFull = "park_full",
         /// On a port of a VIP that has no service, where the VIP is set to drop those.
         ClosedPort = "closed_port",
         /// The kernel gave no room for the outer header.
@@ -175,7 +175,7 @@ impl Verdict {
         match self {
             Verdict::Pass(reason) => reason.counter(),
             Verdict::Send(reason, _) => reason.counter(),
-            Verdict::Park => PARK_COUNTER,
+            Verdict::Punt => PUNT_COUNTER,
             Verdict::Drop(reason) => reason.counter(),
             // It comes here only if that program is missing.
             Verdict::TailCall(_) => DropReason::Internal.counter(),
@@ -188,7 +188,7 @@ pub fn exit_name(counter: u32) -> Option<(&'static str, &'static str)> {
     let pass = PassReason::ALL.iter().map(|r| (r.counter(), ("pass", r.name())));
     let send = SendReason::ALL.iter().map(|r| (r.counter(), ("send", r.name())));
     let drop = DropReason::ALL.iter().map(|r| (r.counter(), ("drop", r.name())));
-    let park = [(PARK_COUNTER, ("park", "next_hop"))];
+    let park = [(PUNT_COUNTER, ("park", "next_hop"))];
     pass.chain(send).chain(drop).chain(park).find(|(index, _)| *index == counter).map(|(_, name)| name)
 }
 

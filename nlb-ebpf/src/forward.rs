@@ -33,7 +33,7 @@ impl ForwardingDecision {
 #[inline(always)]
 pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
-        return Err(punt::park(packet, backend.addr));
+        return Err(punt::punt(packet, backend.addr));
     }
     if backend.has(Backend::LOCAL) && !packet.is_skb() {
         return Err(next_hop::LOCAL);

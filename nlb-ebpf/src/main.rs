@@ -125,7 +125,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // The copy that user space holds goes on; this one has ended.
-        Verdict::Park | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
+        Verdict::Punt | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
     }
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
-    NextHop, Parked, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry,
+    NextHop, Punted, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry,
     TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
@@ -100,12 +100,12 @@ static LIMIT_CLOCKS: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
 static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
 
 #[btf_map]
-static PARKED: RingBuf<ParkedFrame, { 1 << 20 }> = RingBuf::new();
+static PUNTED: RingBuf<PuntedFrame, { 1 << 20 }> = RingBuf::new();
 
 #[repr(C)]
-pub struct ParkedFrame {
-    pub head: Parked,
-    pub bytes: [u8; abi::PARKED_BYTES],
+pub struct PuntedFrame {
+    pub head: Punted,
+    pub bytes: [u8; abi::PUNTED_BYTES],
 }
 
 /// How the questions about destinations without a service stand, by [`ServiceEntry::key`].
@@ -432,8 +432,8 @@ pub fn is_peer(addr: Addr) -> bool {
 }
 
 #[inline(always)]
-pub fn parked() -> &'static RingBuf<ParkedFrame, { 1 << 20 }> {
-    &PARKED
+pub fn punted() -> &'static RingBuf<PuntedFrame, { 1 << 20 }> {
+    &PUNTED
 }
 
 /// How the question about a destination stands. Its place may come to be another destination's at any time, which the word

@@ -57,7 +57,7 @@ pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop
             answer if answer & TOO_LONG != 0 => Err(tail_call::to_too_big(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
-            BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::park(packet, dst)),
+            BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::punt(packet, dst)),
             // Also the answer about this host's own addresses.
             BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),

@@ -30,11 +30,11 @@ use nlb::model::{
 };
 use nlb::reconcile::change::MapStore;
 use nlb::reconcile::plan::plan;
-use nlb_common::abi::{FragmentEntry, FragmentKey, LOOPBACK, NextHop, Parked, local_link};
+use nlb_common::abi::{FragmentEntry, FragmentKey, LOOPBACK, NextHop, Punted, local_link};
 use nlb_common::flow::IdleTimes;
 use nlb_common::net;
 use nlb_common::verdict::{
-    COUNTERS, PARK_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
+    COUNTERS, PUNT_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
 };
 
 use crate::cpu;
@@ -373,7 +373,7 @@ impl Rig {
     pub fn parked(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while let Some(record) = self.parked.next() {
-            let (head, bytes) = record.split_at(size_of::<Parked>());
+            let (head, bytes) = record.split_at(size_of::<Punted>());
             let len = u32::from_ne_bytes(head[20..24].try_into().expect("four bytes"));
             frames.push(bytes[..len as usize].to_vec());
         }
@@ -508,7 +508,7 @@ pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
     }
     let seen = after[SEEN_COUNTER as usize] - before[SEEN_COUNTER as usize];
     assert_eq!(exits, seen, "the exits must add up to the packets seen");
-    assert!(exit_name(PARK_COUNTER).is_some());
+    assert!(exit_name(PUNT_COUNTER).is_some());
     counted
 }
 

@@ -120,7 +120,7 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
         }
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
-        Verdict::Pass(_) | Verdict::Park | Verdict::Drop(_) | Verdict::TailCall(_) => TC_ACT_SHOT,
+        Verdict::Pass(_) | Verdict::Punt | Verdict::Drop(_) | Verdict::TailCall(_) => TC_ACT_SHOT,
     }
 }
 

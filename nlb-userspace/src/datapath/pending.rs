@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
-use nlb_common::abi::{Backend, PARKED_BYTES};
+use nlb_common::abi::{Backend, PUNTED_BYTES};
 use nlb_common::net::Addr;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -150,12 +150,12 @@ fn can_go(towards: IpAddr, hops: &Hops, applied: &Applied) -> bool {
     }
 }
 
-/// A record of the ring: `abi::Parked` and the frame's bytes.
+/// A record of the ring: `abi::Punted` and the frame's bytes.
 fn parse(record: &[u8]) -> Option<Frame> {
     let (towards, rest) = record.split_first_chunk::<16>()?;
     let (ifindex, rest) = rest.split_first_chunk::<4>()?;
     let (len, bytes) = rest.split_first_chunk::<4>()?;
-    let len = (u32::from_ne_bytes(*len) as usize).min(PARKED_BYTES);
+    let len = (u32::from_ne_bytes(*len) as usize).min(PUNTED_BYTES);
     Some(Frame {
         towards: Addr::v6(*towards).into(),
         ifindex: u32::from_ne_bytes(*ifindex),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nlb::compile::FlowTuple;
 use nlb::model::{Destination, ForwardMode, Health, L4, Module, Route, Routes};
-use nlb_common::abi::PARKED_BYTES;
+use nlb_common::abi::PUNTED_BYTES;
 use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
@@ -229,11 +229,11 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
             let bytes = (0..len - headers).map(|n| n as u8);
             family.syn().with(|p| p.payload = bytes.collect())
         };
-        for len in (1000..1008).chain(PARKED_BYTES - 7..=PARKED_BYTES) {
+        for len in (1000..1008).chain(PUNTED_BYTES - 7..=PUNTED_BYTES) {
             rig.run(&of_length(len))?;
             assert_eq!(rig.parked(), [of_length(len).bytes()], "{len} bytes");
         }
-        let long = rig.run(&of_length(PARKED_BYTES + 1))?;
+        let long = rig.run(&of_length(PUNTED_BYTES + 1))?;
         assert_eq!(long.counted, [("drop park_full".to_owned(), 1)].into(), "too long to wait");
         assert!(rig.parked().is_empty());
         rig.know(family.backend, family.source);

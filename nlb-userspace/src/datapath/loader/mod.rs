@@ -15,7 +15,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
-use nlb_common::abi::{PARKED_BYTES, Settings};
+use nlb_common::abi::{PUNTED_BYTES, Settings};
 use nlb_common::flow::{IdleTimes, WAYS};
 use nlb_common::verdict;
 use tracing::{info, warn};
@@ -422,4 +422,4 @@ pub fn prepare_host() -> anyhow::Result<()> {
 }
 
 const _: () =
-    assert!(PARKED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");
+    assert!(PUNTED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");

@@ -286,7 +286,7 @@ impl WaysChanged {
 
 /// Frames that wait for a next hop.
 pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
-    Ok(take(bpf, "PARKED")?.try_into()?)
+    Ok(take(bpf, "PUNTED")?.try_into()?)
 }
 
 /// The tunnel sources that `nlb decap` trusts.
