@@ -67,7 +67,7 @@ impl Address {
     /// On a VIP: discard what is for a port without a service, instead of leaving it to the kernel.
     pub const DROP_CLOSED: u32 = 8;
     /// On a VIP: have modules asked about ports without a service.
-    pub const ASK: u32 = 16;
+    pub const UPCALL: u32 = 16;
     /// Any of the meanings above: the entry is in use.
     pub const ANY: u32 = Self::VIP | Self::SOURCE | Self::BACKEND;
 
@@ -420,7 +420,7 @@ pub const FRAGMENT_ENTRIES: usize = 16_384;
 
 /// Destinations whose questions and answers are remembered; beyond that the kernel forgets those that were longest without
 /// a packet.
-pub const ASKED: usize = 8192;
+pub const UPCALL_STATES: usize = 8192;
 
 /// Bytes of the ring buffer of questions: 1,024 of them.
 pub const UPCALL_BYTES: usize = 1 << 16;

@@ -5,49 +5,49 @@
 //! destination. If somebody can, the destination gets a service and nothing looks at the word any more.
 
 /// How long a question may be open, in nanoseconds. Meanwhile its packets are dropped, and clients send them again.
-pub const OPEN: u64 = 5_000_000_000;
+pub const PENDING_TTL: u64 = 5_000_000_000;
 
 /// How long a destination is left alone that nobody can handle, or that nobody was found for in time.
-pub const REST: u64 = 30_000_000_000;
+pub const NEGATIVE_TTL: u64 = 30_000_000_000;
 
 /// The last bit of a word that is an answer. The others are a time: when the question is not open any more, or when the
 /// answer ends.
-const ANSWERED: u64 = 1;
+const NEGATIVE: u64 = 1;
 
 /// What becomes of a packet to the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum State {
     /// It has to wait for the answer.
-    Open,
+    Pending,
     /// It met a closed port.
-    Closed,
+    Negative,
     /// It may ask.
-    Due,
+    Expired,
 }
 
 /// The word of a question that is asked now.
 #[inline(always)]
-pub const fn asked(now: u64) -> u64 {
-    (now + OPEN) & !ANSWERED
+pub const fn pending(now: u64) -> u64 {
+    (now + PENDING_TTL) & !NEGATIVE
 }
 
 /// The word of a destination that nobody handles until then.
 #[inline(always)]
-pub const fn nobody(until: u64) -> u64 {
-    until | ANSWERED
+pub const fn negative(until: u64) -> u64 {
+    until | NEGATIVE
 }
 
 #[inline(always)]
-pub const fn standing(word: u64, now: u64) -> Standing {
-    let until = word & !ANSWERED;
-    if word & ANSWERED != 0 {
-        if now < until { Standing::Closed } else { Standing::Due }
+pub const fn state(word: u64, now: u64) -> State {
+    let until = word & !NEGATIVE;
+    if word & NEGATIVE != 0 {
+        if now < until { State::Negative } else { State::Expired }
     } else if now < until {
-        Standing::Open
-    } else if now < until + REST {
+        State::Pending
+    } else if now < until + NEGATIVE_TTL {
         // User space is slow, or gone.
-        Standing::Closed
+        State::Negative
     } else {
-        Standing::Due
+        State::Expired
     }
 }

@@ -145,7 +145,7 @@ reasons! {
         /// Over a rate limit, which counts it too.
         RateLimit = "rate_limit",
         /// On a port of a VIP that has no service, while modules are asked who can handle it.
-        Asking = "asking",
+        UpcallPending = "asking",
         /// A map lookup failed that cannot fail; a fault of ours.
         Internal = "internal",
     }
@@ -160,7 +160,7 @@ pub const UNRECORDED_COUNTER: u32 = 62;
 
 /// Questions that modules should have been asked and were not, because there was no room to put them. Their packets are
 /// counted as those of closed ports, so this one is outside the sum too.
-pub const UNASKED_COUNTER: u32 = 61;
+pub const UPCALL_LOST_COUNTER: u32 = 61;
 
 /// Length of the map of counters.
 pub const COUNTERS: u32 = 64;

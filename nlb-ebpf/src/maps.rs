@@ -110,7 +110,7 @@ pub struct PuntedFrame {
 
 /// How the questions about destinations without a service stand, by [`ServiceEntry::key`].
 #[btf_map]
-static ASKED: LruHashMap<u64, Word, { abi::ASKED }> = LruHashMap::new();
+static UPCALL_STATE: LruHashMap<u64, Word, { abi::UPCALL_STATES }> = LruHashMap::new();
 
 #[btf_map]
 static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
@@ -439,16 +439,16 @@ pub fn punted() -> &'static RingBuf<PuntedFrame, { 1 << 20 }> {
 /// How the question about a destination stands. Its place may come to be another destination's at any time, which the word
 /// is then read and exchanged as: that costs one question too many or too few.
 #[inline(always)]
-pub fn asked(key: u64) -> Option<&'static Word> {
+pub fn upcall_state(key: u64) -> Option<&'static Word> {
     // SAFETY: map values stay readable while the program runs, and words are made for use by several CPUs.
-    unsafe { ASKED.get(key) }
+    unsafe { UPCALL_STATE.get(key) }
 }
 
 /// Puts down a first question; `Ok(false)` if another CPU was faster.
 #[inline(always)]
-pub fn ask_first(key: u64, word: u64) -> Result<bool, ()> {
+pub fn insert_upcall_state(key: u64, word: u64) -> Result<bool, ()> {
     const EEXIST: i32 = -17;
-    match ASKED.insert(key, Word::new(word), BPF_NOEXIST as u64) {
+    match UPCALL_STATE.insert(key, Word::new(word), BPF_NOEXIST as u64) {
         Ok(()) => Ok(true),
         Err(EEXIST) => Ok(false),
         Err(_) => Err(()),

@@ -55,8 +55,8 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
 
 #[inline(always)]
 pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
-    if vip.is(Address::ASK) && upcall::is_open(ip, vip.id, segment) {
-        Verdict::Drop(DropReason::Asking)
+    if vip.is(Address::UPCALL) && upcall::is_pending(ip, vip.id, segment) {
+        Verdict::Drop(DropReason::UpcallPending)
     } else {
         flow::closed_port(vip)
     }

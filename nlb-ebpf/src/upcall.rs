@@ -6,50 +6,50 @@
 use nlb_common::abi::{ServiceEntry, Upcall};
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
-use nlb_common::upcall::{self, Standing};
-use nlb_common::verdict::UNASKED_COUNTER;
+use nlb_common::upcall::{self, State};
+use nlb_common::verdict::UPCALL_LOST_COUNTER;
 
 use crate::{clock, maps};
 
 /// Whether this packet has to wait for an answer. It may be the one that asks, if it could open a flow.
 #[inline(always)]
-pub fn is_open(ip: &Ip, vip: u16, segment: &Segment) -> bool {
+pub fn is_pending(ip: &Ip, vip: u16, segment: &Segment) -> bool {
     let opens = match segment.l4 {
         L4::Tcp => segment.flags.opens(),
         L4::Udp => true,
     };
     let ports = (segment.sport.word() as u32) << 16 | segment.dport.word() as u32;
-    opens && nlb_ask(vip as u32 | (segment.l4 as u32) << 16, ports, ip.src.hi, ip.src.lo) != 0
+    opens && nlb_upcall(vip as u32 | (segment.l4 as u32) << 16, ports, ip.src.hi, ip.src.lo) != 0
 }
 
 /// 1 if a question about the destination is open, which this call may have put.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_lo: u64) -> u32 {
+extern "C" fn nlb_upcall(vip_and_protocol: u32, ports: u32, client_hi: u64, client_lo: u64) -> u32 {
     let (vip, protocol) = (vip_and_protocol as u16, vip_and_protocol >> 16);
     let l4 = if protocol == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
     let (port, client_port) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
     let key = ServiceEntry::key(vip, port, l4);
     let now = clock::nanoseconds();
-    let before = match maps::asked(key) {
+    let before = match maps::upcall_state(key) {
         Some(word) => {
             let value = word.load();
-            match upcall::standing(value, now) {
-                Standing::Open => return 1,
-                Standing::Closed => return 0,
-                Standing::Due => Some((word, value)),
+            match upcall::state(value, now) {
+                State::Pending => return 1,
+                State::Negative => return 0,
+                State::Expired => Some((word, value)),
             }
         }
         None => None,
     };
     let Some(addr) = maps::vip(vip) else { return 0 };
     let Some(mut room) = maps::upcalls().reserve(0) else {
-        maps::count(UNASKED_COUNTER);
+        maps::count(UPCALL_LOST_COUNTER);
         return 0;
     };
     let mine = match before {
-        Some((word, value)) => Ok(word.exchange(value, upcall::asked(now))),
-        None => maps::ask_first(key, upcall::asked(now)),
+        Some((word, value)) => Ok(word.exchange(value, upcall::pending(now))),
+        None => maps::insert_upcall_state(key, upcall::pending(now)),
     };
     match mine {
         Ok(true) => {
@@ -74,7 +74,7 @@ extern "C" fn nlb_ask(vip_and_protocol: u32, ports: u32, client_hi: u64, client_
         }
         Err(()) => {
             room.discard(0);
-            maps::count(UNASKED_COUNTER);
+            maps::count(UPCALL_LOST_COUNTER);
             0
         }
     }

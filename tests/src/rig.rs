@@ -34,7 +34,7 @@ use nlb_common::abi::{FragmentEntry, FragmentKey, LOOPBACK, NextHop, Punted, loc
 use nlb_common::flow::IdleTimes;
 use nlb_common::net;
 use nlb_common::verdict::{
-    COUNTERS, PUNT_COUNTER, SEEN_COUNTER, UNASKED_COUNTER, UNRECORDED_COUNTER, exit_name,
+    COUNTERS, PUNT_COUNTER, SEEN_COUNTER, UNRECORDED_COUNTER, UPCALL_LOST_COUNTER, exit_name,
 };
 
 use crate::cpu;
@@ -502,7 +502,7 @@ pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
             }
         } else if index == UNRECORDED_COUNTER && growth > 0 {
             counted.insert("unrecorded".to_owned(), growth);
-        } else if index == UNASKED_COUNTER && growth > 0 {
+        } else if index == UPCALL_LOST_COUNTER && growth > 0 {
             counted.insert("unasked".to_owned(), growth);
         }
     }

@@ -1,22 +1,28 @@
 //! The times of a question: open, closed, due.
 
-use nlb_common::upcall::{OPEN, REST, Standing, asked, nobody, standing};
+use nlb_common::upcall::{NEGATIVE_TTL, PENDING_TTL, State, negative, pending, state};
 
 const NOW: u64 = 4_300_000_000_000_001;
 
 #[test]
 fn a_question_is_open_then_closed_then_due() {
-    let word = asked(NOW);
-    let after = |nanoseconds| standing(word, NOW + nanoseconds);
-    assert_eq!((after(0), after(OPEN - 2)), (Standing::Open, Standing::Open));
-    assert_eq!((after(OPEN), after(OPEN + REST - 2)), (Standing::Closed, Standing::Closed));
-    assert_eq!((after(OPEN + REST), after(100 * REST)), (Standing::Due, Standing::Due));
+    let word = pending(NOW);
+    let after = |nanoseconds| state(word, NOW + nanoseconds);
+    assert_eq!((after(0), after(PENDING_TTL - 2)), (State::Pending, State::Pending));
+    assert_eq!(
+        (after(PENDING_TTL), after(PENDING_TTL + NEGATIVE_TTL - 2)),
+        (State::Negative, State::Negative)
+    );
+    assert_eq!(
+        (after(PENDING_TTL + NEGATIVE_TTL), after(100 * NEGATIVE_TTL)),
+        (State::Expired, State::Expired)
+    );
 }
 
 #[test]
 fn an_answer_holds_until_its_end() {
-    let word = nobody(NOW + REST);
-    let after = |nanoseconds| standing(word, NOW + nanoseconds);
-    assert_eq!((after(0), after(REST - 2)), (Standing::Closed, Standing::Closed));
-    assert_eq!((after(REST), after(100 * REST)), (Standing::Due, Standing::Due));
+    let word = negative(NOW + NEGATIVE_TTL);
+    let after = |nanoseconds| state(word, NOW + nanoseconds);
+    assert_eq!((after(0), after(NEGATIVE_TTL - 2)), (State::Negative, State::Negative));
+    assert_eq!((after(NEGATIVE_TTL), after(100 * NEGATIVE_TTL)), (State::Expired, State::Expired));
 }

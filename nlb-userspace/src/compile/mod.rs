@@ -285,7 +285,7 @@ impl MapImage {
             vip_flags |= abi::Address::DROP_CLOSED;
         }
         if desired.learn_routes {
-            vip_flags |= abi::Address::ASK;
+            vip_flags |= abi::Address::UPCALL;
         }
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
         let marks = offers

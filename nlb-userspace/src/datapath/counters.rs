@@ -86,7 +86,7 @@ impl Collector {
             exits,
             packets_seen: counters[verdict::SEEN_COUNTER as usize],
             unrecorded: counters[verdict::UNRECORDED_COUNTER as usize],
-            unasked: counters[verdict::UNASKED_COUNTER as usize],
+            unasked: counters[verdict::UPCALL_LOST_COUNTER as usize],
             ..Traffic::default()
         };
         let counted =

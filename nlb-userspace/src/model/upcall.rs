@@ -30,11 +30,11 @@ pub const QUEUE: usize = 1024;
 impl Question {
     /// Nobody can handle it, or there is no room for its route.
     pub fn refused(&self) -> Closed {
-        Closed { key: self.key, until: self.asked_at + upcall::REST }
+        Closed { key: self.key, until: self.asked_at + upcall::NEGATIVE_TTL }
     }
 
     /// Too much was asked at a time.
     pub fn put_off(&self) -> Closed {
-        Closed { key: self.key, until: self.asked_at + upcall::OPEN }
+        Closed { key: self.key, until: self.asked_at + upcall::PENDING_TTL }
     }
 }

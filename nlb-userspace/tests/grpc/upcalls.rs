@@ -7,7 +7,7 @@ use nlb::model::destination::Wanted;
 use nlb::model::settings::Settings;
 use nlb::model::upcall::{Closed, Question};
 use nlb::model::{Ability, L4};
-use nlb_common::upcall::REST;
+use nlb_common::upcall::NEGATIVE_TTL;
 use nlb_proto::*;
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -93,7 +93,7 @@ async fn modules_are_told_whose_packet_it_is() {
     let told = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(false, 0)))).await;
     questions.send(question(82)).await.unwrap();
     let answer = closed.recv().await.unwrap();
-    assert_eq!(answer, Closed { key: 82, until: 7 + REST });
+    assert_eq!(answer, Closed { key: 82, until: 7 + NEGATIVE_TTL });
     assert_eq!(told.calls(), ["CanHandle"]);
     let request: CanHandleRequest = told.last("CanHandle").unwrap();
     let context = [("owner", "learned"), ("source_address", "198.51.100.7"), ("source_port", "40000")];

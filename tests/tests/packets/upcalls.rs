@@ -7,7 +7,7 @@ use anyhow::Result;
 use nlb::model::destination::Wanted;
 use nlb::model::upcall::QUEUE;
 use nlb::model::{ForwardMode, L4};
-use nlb_common::upcall::{OPEN, REST, nobody};
+use nlb_common::upcall::{NEGATIVE_TTL, PENDING_TTL, negative};
 
 use crate::packet::{ACK, Packet, RST, SYN, Transport};
 use crate::rig::{Family, Outcome, Rig, XDP_DROP, XDP_PASS, families, test_run};
@@ -76,7 +76,7 @@ fn there_is_one_question_however_many_cpus_the_packets_come_on() -> Result<()> {
         let questions = rig.questions();
         assert_eq!(questions.len(), 1, "{questions:?}");
         // And again when the answer has ended: then there is an entry already.
-        rig.answer_upcall(&questions[0], nobody(questions[0].asked_at))?;
+        rig.answer_upcall(&questions[0], negative(questions[0].asked_at))?;
         rig.on_each_cpu(|program| (0..5).try_for_each(|_| test_run(program, &frame).map(drop)))?;
         assert_eq!(rig.questions().len(), 1);
     }
@@ -107,11 +107,11 @@ fn what_nobody_handles_is_closed_until_the_answer_ends() -> Result<()> {
         for packet in [syn(&family), datagram(&family)] {
             rig.run(&packet)?;
             let question = &rig.questions()[0];
-            rig.answer_upcall(question, nobody(question.asked_at + REST))?;
+            rig.answer_upcall(question, negative(question.asked_at + NEGATIVE_TTL))?;
             assert_closed(&rig.run(&packet)?);
             assert_closed(&rig.run(&packet)?);
             assert_eq!(rig.questions(), []);
-            rig.answer_upcall(question, nobody(question.asked_at))?;
+            rig.answer_upcall(question, negative(question.asked_at))?;
             assert_waits(&rig.run(&packet)?);
             assert_waits(&rig.run(&packet)?);
             assert_eq!(rig.questions().len(), 1, "it is asked again, once");
@@ -123,7 +123,7 @@ fn what_nobody_handles_is_closed_until_the_answer_ends() -> Result<()> {
     let packet = syn(&families()[0]).with(|p| p.dport = PORT + 1);
     assert_waits(&rig.run(&packet)?);
     let question = &rig.questions()[0];
-    rig.answer_upcall(question, nobody(question.asked_at + REST))?;
+    rig.answer_upcall(question, negative(question.asked_at + NEGATIVE_TTL))?;
     assert_eq!(rig.run(&packet)?.counted, [("drop closed_port".to_owned(), 1)].into());
     Ok(())
 }
@@ -135,11 +135,11 @@ fn without_an_answer_in_time_it_is_closed_for_a_while() -> Result<()> {
     rig.run(&packet)?;
     let question = &rig.questions()[0];
     // The question as if it had been asked so long before.
-    let asked_before = |nanoseconds: u64| nlb_common::upcall::asked(question.asked_at - nanoseconds);
-    rig.answer_upcall(question, asked_before(OPEN))?;
+    let asked_before = |nanoseconds: u64| nlb_common::upcall::pending(question.asked_at - nanoseconds);
+    rig.answer_upcall(question, asked_before(PENDING_TTL))?;
     assert_closed(&rig.run(&packet)?);
     assert_eq!(rig.questions(), []);
-    rig.answer_upcall(question, asked_before(OPEN + REST))?;
+    rig.answer_upcall(question, asked_before(PENDING_TTL + NEGATIVE_TTL))?;
     assert_waits(&rig.run(&packet)?);
     assert_eq!(rig.questions().len(), 1);
     Ok(())

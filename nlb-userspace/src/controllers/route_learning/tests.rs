@@ -140,7 +140,7 @@ async fn what_nobody_can_handle_is_closed() {
         stage.said.send_replace((said, Duration::ZERO));
         stage.raise([81]).await;
         time::sleep(PACE).await;
-        let until = question(81).asked_at + upcall::REST;
+        let until = question(81).asked_at + upcall::NEGATIVE_TTL;
         assert_eq!(stage.closed(), [Closed { key: question(81).key, until }], "{said:?}");
         assert_eq!(stage.learned(), NONE);
     }
@@ -176,7 +176,10 @@ async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
     assert!((WAITING..=WAITING + 1).contains(&asked.len()), "{}", asked.len());
     assert!(asked.windows(2).all(|pair| pair[1].1 - pair[0].1 >= PACE), "{asked:?}");
     let last = asked.last().unwrap().1 - stage.started;
-    assert!(last < Duration::from_nanos(upcall::OPEN), "the last after {last:?}, when nobody waits any more");
+    assert!(
+        last < Duration::from_nanos(upcall::PENDING_TTL),
+        "the last after {last:?}, when nobody waits any more"
+    );
     let (put_off, refused): (Vec<Closed>, _) =
         stage.closed().into_iter().partition(|closed| closed.until == question(0).put_off().until);
     assert_eq!((put_off.len(), refused.len()), (500 - asked.len(), asked.len()));

@@ -76,7 +76,7 @@ fn dump(rows: &Rows) -> String {
             (abi::Address::VIP, "vip"),
             (abi::Address::SOURCE, "source"),
             (abi::Address::BACKEND, "backend"),
-            (abi::Address::ASK, "ask"),
+            (abi::Address::UPCALL, "ask"),
         ];
         let kinds: Vec<&str> =
             names.iter().filter(|(flag, _)| a.flags & flag != 0).map(|(_, n)| *n).collect();

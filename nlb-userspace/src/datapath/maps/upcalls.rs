@@ -25,7 +25,7 @@ impl Upcalls {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
         Ok(Upcalls {
             questions: take(bpf, "UPCALLS")?.try_into()?,
-            standing: take(bpf, "ASKED")?.try_into()?,
+            standing: take(bpf, "UPCALL_STATE")?.try_into()?,
         })
     }
 
@@ -63,7 +63,7 @@ impl Upcalls {
 
 /// If this fails, the kernel closes the destination by itself when the question has been open for long enough.
 fn write(standing: &mut HashMap<MapData, u64, u64>, answer: Closed) {
-    if let Err(error) = standing.insert(answer.key, upcall::nobody(answer.until), 0) {
+    if let Err(error) = standing.insert(answer.key, upcall::negative(answer.until), 0) {
         warn!("the kernel could not be told that nobody handles a destination: {}", chain(&error));
     }
 }
