@@ -187,7 +187,7 @@ impl Backend {
     pub const DRAINING: u8 = 2;
     /// `hop` and `source` are known.
     pub const RESOLVED: u8 = 4;
-    /// Every client is hidden behind `source`.
+    /// Every client's address is translated to `source` (SNAT).
     pub const SNAT_ALWAYS: u8 = 8;
     /// Clients that share the backend's link are.
     pub const SNAT_ON_LINK: u8 = 16;

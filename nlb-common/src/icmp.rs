@@ -88,7 +88,7 @@ impl Quote {
     /// What a packet of the same flow in the other direction looks like, which is the direction that the error goes in:
     /// flows are looked up by it.
     #[inline(always)]
-    pub fn answered(&self, ip: &Ip) -> (Ip, Segment) {
+    pub fn reversed(&self, ip: &Ip) -> (Ip, Segment) {
         let segment = Segment {
             l4: self.l4,
             offset: self.offset,

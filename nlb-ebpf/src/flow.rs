@@ -10,7 +10,7 @@ use nlb_common::{hash, maglev};
 use crate::forward::{ForwardingDecision, check_reachable};
 use crate::maps::{self, Known};
 use crate::packet::Packet;
-use crate::record::{self, Facing, NO_PORT, facing, nlb_find_port, nlb_record};
+use crate::record::{self, NO_PORT, NatTuple, nat_tuple, nlb_find_snat_port, nlb_record_flow};
 use crate::{clock, quic_cid, rate_limit};
 
 /// The backend of a packet's flow: the one that its connection id names; else the one on record if it still serves; else a
@@ -26,7 +26,7 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     let service = maps::service(service_id).ok_or(Verdict::INTERNAL)?;
     let mut named = 0;
     if QUIC {
-        named = quic_cid::named(packet, ip, segment, service_id, service);
+        named = quic_cid::backend(packet, ip, segment, service_id, service);
     } else if !FIRST && service.flags & Service::QUIC != 0 {
         // QUIC has no fragments (RFC 9000 section 14).
         return Err(Verdict::TailCall(Program::Quic));
@@ -41,8 +41,14 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
         rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
-            let facing = facing(backend, ip, segment, place.hash);
-            record_reply(&facing, state.shown_port(&place.key), maps::place(place.index, way), phase, now);
+            let tuple = nat_tuple(backend, ip, segment, place.hash);
+            record_reply(
+                &tuple,
+                state.translated_port(&place.key),
+                maps::place(place.index, way),
+                phase,
+                now,
+            );
         }
         place.bucket.entries[way & 3].touch(state, phase, now);
         return Ok(place.decision(state, backend));
@@ -191,8 +197,8 @@ impl NewFlow {
             }
             return Ok(Be16::new(0));
         }
-        let facing = facing(self.backend, ip, segment, self.hash);
-        let found = nlb_find_port(&facing);
+        let tuple = nat_tuple(self.backend, ip, segment, self.hash);
+        let found = nlb_find_snat_port(&tuple);
         if found == NO_PORT {
             return Err(Verdict::Drop(DropReason::SnatPorts));
         }
@@ -200,7 +206,7 @@ impl NewFlow {
         // NAT cannot do without entries, so these displace others if they must.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
         let shown = if port.is_zero() { segment.sport } else { port };
-        if record_reply(&facing, shown, maps::place(self.bucket, way), phase, self.now) {
+        if record_reply(&tuple, shown, maps::place(self.bucket, way), phase, self.now) {
             Ok(port)
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))
@@ -227,7 +233,8 @@ impl NewFlow {
     #[inline(always)]
     fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
         let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now);
-        let way = nlb_record(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
+        let way =
+            nlb_record_flow(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;
         // What is on record counts once; each packet of a flow that is not would count again.
         maps::count_new_flow(self.backend_id);
@@ -237,7 +244,7 @@ impl NewFlow {
 
 /// Records where a backend's packets to `port` lead. `false` if there is no entry to spare.
 #[inline(always)]
-fn record_reply(facing: &Facing, port: Be16, place: u32, phase: u8, now: u16) -> bool {
-    let (key, bucket) = facing.reply(port);
-    nlb_record(&record::Entry { key, state: State::reply(place, phase, now), bucket, must: 1 }) != 0
+fn record_reply(tuple: &NatTuple, port: Be16, place: u32, phase: u8, now: u16) -> bool {
+    let (key, bucket) = tuple.reply(port);
+    nlb_record_flow(&record::Entry { key, state: State::reply(place, phase, now), bucket, must: 1 }) != 0
 }

@@ -8,7 +8,7 @@ use nlb_common::rewrite::{self, Outer, Tuple};
 use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
 use crate::packet::{Packet, bounded};
-use crate::record::facing;
+use crate::record::nat_tuple;
 use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
 
 /// The backend of a flow, and how packets go to it.
@@ -23,7 +23,7 @@ pub struct ForwardingDecision {
 impl ForwardingDecision {
     /// The port that a NAT backend sees of a client with this one.
     #[inline(always)]
-    pub fn shown_port(&self, client_port: Be16) -> Be16 {
+    pub fn translated_port(&self, client_port: Be16) -> Be16 {
         if self.snat_port.is_zero() { client_port } else { self.snat_port }
     }
 }
@@ -78,13 +78,13 @@ pub fn send_to_backend<const FIRST: bool>(
             SendReason::Forward,
         );
     }
-    let facing = facing(backend, ip, segment, decision.hash);
+    let tuple = nat_tuple(backend, ip, segment, decision.hash);
     if FIRST {
-        let to = (facing.addr, backend.addr);
+        let to = (tuple.addr, backend.addr);
         fragment_cache::remember(decision.backend_id, backend, service, false, to, decision.hash);
     }
-    let sport = decision.shown_port(segment.sport);
-    let to = Tuple { src: facing.addr, dst: backend.addr, sport, dport: facing.backend_port };
+    let sport = decision.translated_port(segment.sport);
+    let to = Tuple { src: tuple.addr, dst: backend.addr, sport, dport: tuple.backend_port };
     translate(packet, ip, segment, &to)?;
     send(packet, &backend.hop, SendReason::Forward)
 }

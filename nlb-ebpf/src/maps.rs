@@ -331,7 +331,7 @@ extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
 
 /// The backend that connection ids of a service name so; 0 is none.
 #[inline(always)]
-pub fn backend_named(server: &ServerKey) -> u16 {
+pub fn quic_server(server: &ServerKey) -> u16 {
     // SAFETY: one word, which user space writes at once.
     unsafe { SERVERS.get(server) }.map_or(0, |backend| *backend as u16)
 }

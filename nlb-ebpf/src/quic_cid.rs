@@ -10,24 +10,30 @@ use crate::packet::{Context, Packet, bounded};
 
 /// The backend that a packet's connection id names; 0 if it names none that is there.
 #[inline(always)]
-pub fn named(packet: &Packet, ip: &Ip, segment: &Segment, service_id: u16, service: &Service) -> u16 {
+pub fn backend(packet: &Packet, ip: &Ip, segment: &Segment, service_id: u16, service: &Service) -> u16 {
     let (udp, end, lengths) = (segment.offset as u32, ip.end as u32, service.quic.word());
     match packet.context() {
-        Context::Xdp(ctx) => nlb_named(ctx, udp, end, lengths, service_id as u32) as u16,
-        Context::Skb(ctx) => nlb_tc_named(ctx, udp, end, lengths, service_id as u32) as u16,
+        Context::Xdp(ctx) => nlb_quic_backend(ctx, udp, end, lengths, service_id as u32) as u16,
+        Context::Skb(ctx) => nlb_tc_quic_backend(ctx, udp, end, lengths, service_id as u32) as u16,
     }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_named(ctx: *mut xdp_md, udp: u32, end: u32, lengths: u32, service: u32) -> u32 {
+extern "C" fn nlb_quic_backend(ctx: *mut xdp_md, udp: u32, end: u32, lengths: u32, service: u32) -> u32 {
     find(&Packet::xdp(ctx), udp, end, lengths, service)
 }
 
 /// The same for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_tc_named(ctx: *mut __sk_buff, udp: u32, end: u32, lengths: u32, service: u32) -> u32 {
+extern "C" fn nlb_tc_quic_backend(
+    ctx: *mut __sk_buff,
+    udp: u32,
+    end: u32,
+    lengths: u32,
+    service: u32,
+) -> u32 {
     find(&Packet::skb(ctx), udp, end, lengths, service)
 }
 
@@ -35,7 +41,7 @@ extern "C" fn nlb_tc_named(ctx: *mut __sk_buff, udp: u32, end: u32, lengths: u32
 fn find(packet: &Packet, udp: u32, end: u32, lengths: u32, service: u32) -> u32 {
     let server = quic::server(packet, bounded(udp as usize), end as usize, Lengths::from_word(lengths));
     let Some(server) = server else { return 0 };
-    let backend = maps::backend_named(&ServerKey::new(service as u16, &server));
+    let backend = maps::quic_server(&ServerKey::new(service as u16, &server));
     match maps::backend(backend) {
         Some(_) => backend as u32,
         None => 0,

@@ -26,7 +26,7 @@ pub struct Entry {
 /// What a NAT backend will see of a client, and therefore answer to.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Facing {
+pub struct NatTuple {
     pub backend: Addr,
     /// The address that the backend sees: ours, or the client's own.
     pub addr: Addr,
@@ -34,7 +34,7 @@ pub struct Facing {
     /// Last part of the reply key: the id of our address, or a hash of the client's.
     pub local: u16,
     /// 1 if the backend sees our address.
-    pub hidden: u16,
+    pub snat: u16,
     pub client_port: Be16,
     pub protocol: u16,
     pub _pad: u16,
@@ -42,20 +42,20 @@ pub struct Facing {
     pub seed: u32,
 }
 
-impl Facing {
+impl NatTuple {
     #[inline(always)]
     pub fn new(backend: &Backend, client: Addr, sport: Be16, dport: Be16, l4: L4, seed: u64) -> Self {
         // A backend that calls its own VIP and is picked itself would answer itself directly.
-        let hidden = backend.has(Backend::SNAT_ALWAYS)
+        let snat = backend.has(Backend::SNAT_ALWAYS)
             || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
             || client == backend.addr
-            || backend.has(Backend::LOCAL) && nlb_is_ours(client.hi, client.lo) != 0;
-        Facing {
+            || backend.has(Backend::LOCAL) && nlb_is_own_address(client.hi, client.lo) != 0;
+        NatTuple {
             backend: backend.addr,
-            addr: if hidden { backend.source } else { client },
+            addr: if snat { backend.source } else { client },
             backend_port: backend.port_for(dport),
-            local: if hidden { backend.source_id } else { transparent_local(client) },
-            hidden: hidden as u16,
+            local: if snat { backend.source_id } else { transparent_local(client) },
+            snat: snat as u16,
             client_port: sport,
             protocol: l4 as u16,
             _pad: 0,
@@ -67,7 +67,7 @@ impl Facing {
     #[inline(always)]
     pub fn reply(&self, port: Be16) -> (Key, u32) {
         let l4 = if self.protocol == L4::Tcp as u16 { L4::Tcp } else { L4::Udp };
-        let direction = if self.hidden != 0 { Direction::Reply } else { Direction::TransparentReply };
+        let direction = if self.snat != 0 { Direction::Reply } else { Direction::TransparentReply };
         let key = Key::new(self.backend, self.backend_port, port, self.local, l4, direction);
         let hash = hash::flow(self.backend, self.addr, self.backend_port, port, l4 as u8);
         (key, maps::flow_bucket(hash))
@@ -75,14 +75,14 @@ impl Facing {
 }
 
 #[inline(always)]
-pub fn facing(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Facing {
-    Facing::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
+pub fn nat_tuple(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> NatTuple {
+    NatTuple::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
 }
 
 /// 1 for an address of ours that clients of this host may have: a module on it would answer there past us.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_is_ours(hi: u64, lo: u64) -> u32 {
+extern "C" fn nlb_is_own_address(hi: u64, lo: u64) -> u32 {
     maps::address(Addr { hi, lo }).0.is(Address::ANY) as u32
 }
 
@@ -96,7 +96,7 @@ pub fn transparent_local(client: Addr) -> u16 {
 /// its way plus 1, or 0 if there was none to spare.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nlb_record(entry: *const Entry) -> u32 {
+pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
     if entry.is_null() {
         return 0;
     }
@@ -125,7 +125,7 @@ const CANDIDATES: u32 = 16;
 /// multiples spread evenly (Knuth, "The Art of Computer Programming", volume 3, section 6.4).
 const STRIDE: u32 = 40_503;
 
-/// The answer of [`nlb_find_port`] if every candidate is taken.
+/// The answer of [`nlb_find_snat_port`] if every candidate is taken.
 pub const NO_PORT: u32 = u32::MAX;
 
 /// A port that no living flow shows to this backend, as a memory word; 0 keeps the client's own.
@@ -136,22 +136,22 @@ pub const NO_PORT: u32 = u32::MAX;
 /// The first candidate follows from the flow's hash, so that a flow that lost its entry tends to get its old port back.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
-    if facing.is_null() {
+pub extern "C" fn nlb_find_snat_port(tuple: *const NatTuple) -> u32 {
+    if tuple.is_null() {
         return NO_PORT;
     }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `Facing`.
-    let facing = unsafe { &*facing };
+    // SAFETY: not null, and the verifier holds callers to passing a whole `NatTuple`.
+    let tuple = unsafe { &*tuple };
     let (first, count) = settings::snat_ports();
-    if facing.hidden == 0 && is_free(facing, facing.client_port) {
+    if tuple.snat == 0 && is_free(tuple, tuple.client_port) {
         return 0;
     }
     let mut i = 0;
     while i < CANDIDATES {
-        let fraction = facing.seed.wrapping_add(i * STRIDE) & 0xffff;
+        let fraction = tuple.seed.wrapping_add(i * STRIDE) & 0xffff;
         let offset = (fraction * count as u32) >> 16;
         let port = Be16::new(first.wrapping_add(offset as u16));
-        if is_free(facing, port) {
+        if is_free(tuple, port) {
             return port.word() as u32;
         }
         i += 1;
@@ -160,12 +160,12 @@ pub extern "C" fn nlb_find_port(facing: *const Facing) -> u32 {
 }
 
 #[inline(always)]
-fn is_free(facing: &Facing, port: Be16) -> bool {
-    let (key, bucket) = facing.reply(port);
+fn is_free(tuple: &NatTuple, port: Be16) -> bool {
+    let (key, bucket) = tuple.reply(port);
     let Some((_, reply)) = maps::flows(bucket).and_then(|bucket| bucket.find(&key)) else { return true };
     let Some(entry) = maps::flow_at(reply.place()) else { return true };
     let Some((flow, state)) = entry.snapshot() else { return true };
-    if !(flow.is_forward() && is_at(facing, &flow, state) && state.shown_port(&flow) == port) {
+    if !(flow.is_forward() && is_at(tuple, &flow, state) && state.translated_port(&flow) == port) {
         return true;
     }
     // Taken away for good: should its client come back, it must not share the port.
@@ -174,7 +174,7 @@ fn is_free(facing: &Facing, port: Be16) -> bool {
 
 /// Whether a flow goes to the same address and port, be it under another backend's number.
 #[inline(always)]
-fn is_at(facing: &Facing, flow: &Key, state: State) -> bool {
+fn is_at(tuple: &NatTuple, flow: &Key, state: State) -> bool {
     let Some(backend) = maps::backend_of(state.backend(), state.generation()) else { return false };
-    backend.addr == facing.backend && backend.port_for(flow.local_port()) == facing.backend_port
+    backend.addr == tuple.backend && backend.port_for(flow.local_port()) == tuple.backend_port
 }

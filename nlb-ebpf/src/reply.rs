@@ -27,14 +27,14 @@ pub fn from_backend<const FIRST: bool>(
         Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),
         Err(_) => return Ok(NOT_A_REPLY),
     };
-    let found = flow_answered_by(ip, &segment, local, direction)?;
+    let found = find_flow(ip, &segment, local, direction)?;
     let (flow, state) = (found.flow, found.state);
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
     let hop = next_hop::find(packet, vip, flow.remote(), ip.total_len())?;
     next_hop::check_loop(packet, &hop)?;
 
-    note_reply(&found, &segment);
+    touch_entries(&found, &segment);
     maps::count_reply(state.backend(), ip.total_len(), segment.flags.has(TcpFlags::RST));
     if FIRST && let Some(backend) = maps::backend(state.backend()) {
         fragment_cache::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
@@ -47,7 +47,7 @@ pub fn from_backend<const FIRST: bool>(
 const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
 
 /// A flow, and its two entries.
-pub struct Answered {
+pub struct ReplyFlow {
     pub flow: Key,
     pub state: State,
     entry: &'static Entry,
@@ -57,12 +57,7 @@ pub struct Answered {
 
 /// The flow of which a backend's packet, with these addresses and ports, is a part.
 #[inline(always)]
-pub fn flow_answered_by(
-    ip: &Ip,
-    segment: &Segment,
-    local: u16,
-    direction: Direction,
-) -> Result<Answered, Verdict> {
+pub fn find_flow(ip: &Ip, segment: &Segment, local: u16, direction: Direction) -> Result<ReplyFlow, Verdict> {
     let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
     let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
     let bucket = maps::flows(maps::flow_bucket(hash)).ok_or(Verdict::INTERNAL)?;
@@ -71,15 +66,15 @@ pub fn flow_answered_by(
     let entry = maps::flow_at(reply.place()).ok_or(Verdict::INTERNAL)?;
     let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
     let backend = maps::backend_of(state.backend(), state.generation()).ok_or(NOT_A_REPLY)?;
-    if !leads_back(ip, segment, &flow, state, backend, direction) {
+    if !matches_reply(ip, segment, &flow, state, backend, direction) {
         return Err(NOT_A_REPLY);
     }
-    Ok(Answered { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
+    Ok(ReplyFlow { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
 }
 
 /// Whether the flow that a reply entry leads to is the one that this packet answers.
 #[inline(always)]
-fn leads_back(
+fn matches_reply(
     ip: &Ip,
     segment: &Segment,
     flow: &Key,
@@ -91,13 +86,13 @@ fn leads_back(
         && flow.protocol() == segment.l4 as u8
         && backend.addr == ip.src
         && backend.port_for(flow.local_port()) == segment.sport
-        && state.shown_port(flow) == segment.dport
+        && state.translated_port(flow) == segment.dport
         && (matches!(direction, Direction::Reply) || flow.remote() == ip.dst)
 }
 
 /// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
 #[inline(always)]
-fn note_reply(found: &Answered, segment: &Segment) {
+fn touch_entries(found: &ReplyFlow, segment: &Segment) {
     let now = clock::now();
     let phase = flow::next_phase(found.state.phase(), segment.flags, false);
     found.entry.touch(found.state, phase, now);

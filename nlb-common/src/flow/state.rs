@@ -57,7 +57,7 @@ impl State {
 
     /// The port that the backend sees: ours if it was given one, else the client's, from the flow's key.
     #[inline(always)]
-    pub const fn shown_port(self, key: &Key) -> Be16 {
+    pub const fn translated_port(self, key: &Key) -> Be16 {
         if self.snat_port().is_zero() { key.remote_port() } else { self.snat_port() }
     }
 

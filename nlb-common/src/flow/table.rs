@@ -69,7 +69,7 @@ impl Bucket {
         let mut best_rank = 0;
         let mut way = 0;
         while way < WAYS {
-            let rank = self.entries[way].expendability(now, idle, must, &is_stale);
+            let rank = self.entries[way].eviction_rank(now, idle, must, &is_stale);
             if rank > best_rank {
                 best_rank = rank;
                 best = way;
@@ -166,7 +166,7 @@ impl Entry {
 
     /// How well the entry can be spared; 0 is not at all.
     #[inline(always)]
-    fn expendability(
+    fn eviction_rank(
         &self,
         now: u16,
         idle: &IdleTimes,

@@ -10,7 +10,7 @@ use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 use crate::forward::ForwardingDecision;
 use crate::maps::{self, Known};
 use crate::packet::Packet;
-use crate::record::{self, Facing};
+use crate::record::{self, NatTuple};
 use crate::{flow, forward, next_hop, reply};
 
 #[inline(always)]
@@ -25,7 +25,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
         }));
     };
     if dst.is(Address::VIP)
-        && let (client, segment) = quote.answered(&ip)
+        && let (client, segment) = quote.reversed(&ip)
         && let Some(decision) = flow::peek(&client, &segment, &dst)
     {
         return to_backend(packet, &ip, &quote, &decision);
@@ -67,16 +67,16 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &Forwarding
         reachable => reachable?,
     }
     if backend.mode == Backend::NAT {
-        let (client, segment) = quote.answered(ip);
-        let facing =
-            Facing::new(backend, client.src, segment.sport, segment.dport, segment.l4, decision.hash);
+        let (client, segment) = quote.reversed(ip);
+        let tuple =
+            NatTuple::new(backend, client.src, segment.sport, segment.dport, segment.l4, decision.hash);
         // Who hides clients hides routers on their way too: nothing else comes back through us.
-        let src = if facing.hidden != 0 { facing.addr } else { ip.src };
+        let src = if tuple.snat != 0 { tuple.addr } else { ip.src };
         let inner = Tuple {
             src: backend.addr,
-            dst: facing.addr,
-            sport: facing.backend_port,
-            dport: decision.shown_port(segment.sport),
+            dst: tuple.addr,
+            sport: tuple.backend_port,
+            dport: decision.translated_port(segment.sport),
         };
         icmp::translate(packet, ip, quote, (src, backend.addr), &inner).ok_or(Verdict::INTERNAL)?;
         return forward::send(packet, &backend.hop, SendReason::IcmpError);
@@ -93,8 +93,8 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &Forwarding
 /// An error about a packet that we sent to a NAT backend, from the backend or from a router on the way.
 #[inline(always)]
 fn to_client(packet: &mut Packet, ip: &Ip, quote: &Quote, local: u16, direction: Direction) -> Outcome {
-    let (answered, segment) = quote.answered(ip);
-    let found = reply::flow_answered_by(&answered, &segment, local, direction)?;
+    let (answered, segment) = quote.reversed(ip);
+    let found = reply::find_flow(&answered, &segment, local, direction)?;
     let flow = found.flow;
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;

@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 /// Sends the frame out of the interface that the first word of the control block names; or, where the second word is not 0, has
 /// it come in there. Answers as the helper does: 0 if all is well.
 #[classifier]
-pub fn nlb_send(ctx: TcContext) -> i32 {
+pub fn nlb_inject(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: valid context; no pointer into the frame is kept.
     unsafe {
