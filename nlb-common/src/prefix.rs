@@ -23,7 +23,7 @@ pub const NONE: u32 = u32::MAX;
 /// Lengths that one search can ask for, at most.
 pub const STEPS: usize = 10;
 
-/// Buckets in which an entry can lie, at most: its home, and others behind it.
+/// Buckets in which an entry can lie, at most: its primary bucket, and overflow buckets behind that.
 pub const CHAIN: usize = 8;
 
 pub const WAYS: usize = 2;
@@ -41,7 +41,7 @@ pub const LIMITED: Scope = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     pub addr: Addr,
-    /// What the word of its entry says of the scope and the length.
+    /// The scope and the length, as they stand in the last word of its entry.
     pub tag: u64,
 }
 
@@ -55,7 +55,7 @@ impl Key {
 
 /// Where a table lies, and how big it is: as one word, so that packets go over to another at once.
 ///
-/// Three quarters of its buckets are homes; the rest are put behind those that overflow.
+/// Three quarters of its buckets are primary buckets; the rest are put behind those that overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table(u64);
 
@@ -97,7 +97,7 @@ impl Table {
     }
 
     #[inline(always)]
-    pub const fn homes(self) -> u32 {
+    pub const fn primary_buckets(self) -> u32 {
         self.slabs() as u32 * (SLAB_BUCKETS / 4 * 3)
     }
 
@@ -107,10 +107,10 @@ impl Table {
 
     /// The bucket where the search for a prefix begins.
     #[inline(always)]
-    pub const fn home(self, key: &Key) -> u32 {
+    pub const fn primary_bucket(self, key: &Key) -> u32 {
         let hash = hash::prefix(key.addr, key.tag ^ (self.0 >> 32));
-        // Scales 32 bits to the number of homes (Lemire, "Fast Random Integer Generation in an Interval", 2019).
-        ((hash as u64 * self.homes() as u64) >> 32) as u32
+        // Scales 32 bits to the number of primary buckets (Lemire, "Fast Random Integer Generation in an Interval", 2019).
+        ((hash as u64 * self.primary_buckets() as u64) >> 32) as u32
     }
 }
 
@@ -119,7 +119,7 @@ impl Table {
 #[derive(Default)]
 pub struct Bucket {
     pub entries: [Entry; WAYS],
-    /// The bucket behind this one; 0, which is a home, is none.
+    /// The overflow bucket behind this one; 0, which is a primary bucket, is none.
     pub next: Word,
     _pad: u64,
 }
@@ -127,7 +127,7 @@ pub struct Bucket {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-/// A prefix and what it stands for. Its last word says, from the lowest bit on: what it stands for (32 bits), the scope (16),
+/// A prefix and its value. Its last word holds, from the lowest bit on: the value (32 bits), the scope (16),
 /// the length (8), how often the entry changed hands (6), whether it is in use, whether longer prefixes may be there.
 #[repr(C)]
 #[derive(Default)]
@@ -143,19 +143,19 @@ const USED: u64 = 1 << 62;
 const LONGER: u64 = 1 << 63;
 const TAG: u64 = USED | 0x00ff_ffff_0000_0000;
 
-/// What an entry says.
+/// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Says {
+pub struct Value {
     /// What the longest prefix that covers this one stands for, itself included; [`NONE`] if there is none.
     pub value: u32,
     /// Whether longer prefixes may have left their marker here.
     pub longer: bool,
 }
 
-impl Says {
+impl Value {
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Says { value: word as u32, longer: word & LONGER != 0 }
+        Value { value: word as u32, longer: word & LONGER != 0 }
     }
 
     #[inline(always)]
@@ -165,10 +165,10 @@ impl Says {
 }
 
 impl Entry {
-    /// What the entry says, if it is that of `key`. Its owner is asked for before and after, because it may change while the
+    /// What the entry holds, if it is that of `key`. Its owner is loaded before and after, because it may change while the
     /// key is compared; it would have to change 64 times meanwhile to look the same.
     #[inline(always)]
-    pub fn matches(&self, key: &Key) -> Option<Says> {
+    pub fn matches(&self, key: &Key) -> Option<Value> {
         let word = self.word.load();
         if word & TAG != key.tag {
             return None;
@@ -179,7 +179,7 @@ impl Entry {
         }
         fence();
         let again = self.word.load();
-        ((word ^ again) & (TAG | OWNERS) == 0).then_some(Says::from_word(again))
+        ((word ^ again) & (TAG | OWNERS) == 0).then_some(Value::from_word(again))
     }
 
     pub fn is_free(&self) -> bool {
@@ -187,16 +187,16 @@ impl Entry {
     }
 
     /// Makes a free entry that of `key`.
-    pub fn publish(&self, key: &Key, says: Says) {
+    pub fn publish(&self, key: &Key, value: Value) {
         let owner = self.word.load().wrapping_add(OWNER) & OWNERS;
         self.hi.store(key.addr.hi);
         self.lo.store(key.addr.lo);
-        self.word.store(key.tag | owner | says.word());
+        self.word.store(key.tag | owner | value.word());
     }
 
-    /// Changes what an entry in use says.
-    pub fn say(&self, says: Says) {
-        self.word.store(self.word.load() & (TAG | OWNERS) | says.word());
+    /// Changes what an entry in use holds.
+    pub fn update(&self, value: Value) {
+        self.word.store(self.word.load() & (TAG | OWNERS) | value.word());
     }
 
     pub fn clear(&self) {
@@ -206,23 +206,23 @@ impl Entry {
 
 /// The lengths that a search may still ask for, in v4-mapped bits.
 #[derive(Clone, Copy)]
-struct Possible {
+struct LengthRange {
     low: u8,
     /// The first that it may not.
     end: u8,
 }
 
-impl Possible {
+impl LengthRange {
     const fn of(v4: bool) -> Self {
-        Possible { low: if v4 { V4 } else { 0 }, end: 129 }
+        LengthRange { low: if v4 { V4 } else { 0 }, end: 129 }
     }
 
-    /// The length to ask for: of those that are possible the most popular, or that in their middle.
+    /// The length to search next: the most popular one of the range, or the one in its middle.
     const fn pick(self) -> u8 {
         const OF_V4: &[u8] = &[V4 + 24, V4 + 32, V4 + 16, V4 + 8];
         const OF_V6: &[u8] = &[48, 64, 128, 32, 56];
         if self.low >= self.end {
-            return NO_MORE;
+            return END;
         }
         let popular = if self.low >= V4 { OF_V4 } else { OF_V6 };
         let mut i = 0;
@@ -236,68 +236,67 @@ impl Possible {
     }
 
     const fn shorter_than(self, bits: u8) -> Self {
-        Possible { end: bits, ..self }
+        LengthRange { end: bits, ..self }
     }
 
     const fn longer_than(self, bits: u8) -> Self {
-        Possible { low: bits + 1, ..self }
+        LengthRange { low: bits + 1, ..self }
     }
 }
 
 /// In the place of a length: the search is over.
-const NO_MORE: u8 = u8::MAX;
+const END: u8 = u8::MAX;
 
 /// By length, that which is asked for next if it is not there, and if it is.
-type Turns = [[u8; 2]; 256];
+type SearchTree = [[u8; 2]; 256];
 
-static TURNS_OF_V4: Turns = turns(true);
-static TURNS_OF_V6: Turns = turns(false);
+static TREE_OF_V4: SearchTree = search_tree(true);
+static TREE_OF_V6: SearchTree = search_tree(false);
 
-const fn turns(v4: bool) -> Turns {
-    let mut turns = [[NO_MORE; 2]; 256];
-    let mut bits = Possible::of(v4).low;
+const fn search_tree(v4: bool) -> SearchTree {
+    let mut tree = [[END; 2]; 256];
+    let mut bits = LengthRange::of(v4).low;
     while bits <= 128 {
-        let mut possible = Possible::of(v4);
-        while possible.pick() != bits {
-            let picked = possible.pick();
-            possible =
-                if picked < bits { possible.longer_than(picked) } else { possible.shorter_than(picked) };
+        let mut range = LengthRange::of(v4);
+        while range.pick() != bits {
+            let picked = range.pick();
+            range = if picked < bits { range.longer_than(picked) } else { range.shorter_than(picked) };
         }
-        turns[bits as usize] = [possible.shorter_than(bits).pick(), possible.longer_than(bits).pick()];
+        tree[bits as usize] = [range.shorter_than(bits).pick(), range.longer_than(bits).pick()];
         bits += 1;
     }
-    turns
+    tree
 }
 
 /// The lengths that are asked for, one after the other.
 #[derive(Clone, Copy)]
 pub struct Search {
-    turns: &'static Turns,
+    tree: &'static SearchTree,
     bits: u8,
 }
 
 impl Search {
     #[inline(always)]
     pub fn of(v4: bool) -> Self {
-        const FIRST: [u8; 2] = [Possible::of(false).pick(), Possible::of(true).pick()];
-        let turns = if v4 { &TURNS_OF_V4 } else { &TURNS_OF_V6 };
-        Search { turns, bits: FIRST[v4 as usize] }
+        const FIRST: [u8; 2] = [LengthRange::of(false).pick(), LengthRange::of(true).pick()];
+        let tree = if v4 { &TREE_OF_V4 } else { &TREE_OF_V6 };
+        Search { tree, bits: FIRST[v4 as usize] }
     }
 
     /// The length to ask for; `None` if there is none left.
     #[inline(always)]
     pub fn length(&self) -> Option<u8> {
-        (self.bits != NO_MORE).then_some(self.bits)
+        (self.bits != END).then_some(self.bits)
     }
 
     #[inline(always)]
     pub fn shorter(self) -> Self {
-        Search { bits: self.turns[self.bits as usize][0], ..self }
+        Search { bits: self.tree[self.bits as usize][0], ..self }
     }
 
     #[inline(always)]
     pub fn longer(self) -> Self {
-        Search { bits: self.turns[self.bits as usize][1], ..self }
+        Search { bits: self.tree[self.bits as usize][1], ..self }
     }
 }
 
@@ -333,18 +332,18 @@ impl Lengths {
     }
 }
 
-/// What the table says of a prefix.
+/// What the table holds for a prefix.
 #[inline(always)]
-pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Bucket>) -> Option<Says> {
-    let mut index = table.home(key);
+pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Bucket>) -> Option<Value> {
+    let mut index = table.primary_bucket(key);
     let mut met = 0;
     while met < CHAIN {
         let bucket = bucket(index)?;
-        if let Some(says) = bucket.entries[0].matches(key) {
-            return Some(says);
+        if let Some(value) = bucket.entries[0].matches(key) {
+            return Some(value);
         }
-        if let Some(says) = bucket.entries[1].matches(key) {
-            return Some(says);
+        if let Some(value) = bucket.entries[1].matches(key) {
+            return Some(value);
         }
         index = bucket.next.load() as u32;
         if index == 0 {
@@ -358,10 +357,10 @@ pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Buck
 /// What the longest prefix of a scope that covers an address stands for; [`NONE`] if none does. Prefixes of IPv6 do not cover
 /// addresses of IPv4.
 #[inline(always)]
-pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -> Option<Says>) -> u32 {
+pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -> Option<Value>) -> u32 {
     let [shortest, longest] = if addr.is_v4() { lengths.v4 } else { lengths.v6 };
     if shortest == longest {
-        return find(&Key::new(scope, addr, shortest)).map_or(NONE, |says| says.value);
+        return find(&Key::new(scope, addr, shortest)).map_or(NONE, |found| found.value);
     }
     let mut search = Search::of(addr.is_v4());
     // If the verifier knew the first length it would know all, and follow every way to each of them.
@@ -380,9 +379,9 @@ pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -
             continue;
         }
         match find(&Key::new(scope, addr, bits)) {
-            Some(says) => {
-                best = says.value;
-                if !says.longer {
+            Some(found) => {
+                best = found.value;
+                if !found.longer {
                     break;
                 }
                 search = search.longer();
@@ -443,17 +442,17 @@ mod tests {
     }
 
     #[test]
-    fn homes_are_spread_over_three_quarters_of_the_table() {
+    fn primary_buckets_are_spread_over_three_quarters_of_the_table() {
         let table = Table::from_word(Table::new(7, 2, 0xdead_beef).word());
-        assert_eq!((table.homes(), table.buckets()), (98_304, 131_072));
+        assert_eq!((table.primary_buckets(), table.buckets()), (98_304, 131_072));
         assert_eq!(table.place(65_537), (8, 1));
         let mut quarters = [0; 4];
         for n in 0..98_304_u32 {
-            let home = table.home(&Key::new(1, Addr::v4(n.to_be_bytes()), 128));
-            quarters[(home / 32_768) as usize] += 1;
+            let primary = table.primary_bucket(&Key::new(1, Addr::v4(n.to_be_bytes()), 128));
+            quarters[(primary / 32_768) as usize] += 1;
         }
         assert_eq!(quarters[3], 0);
-        assert!(quarters[..3].iter().all(|homes| (32_000..33_600).contains(homes)), "{quarters:?}");
+        assert!(quarters[..3].iter().all(|buckets| (32_000..33_600).contains(buckets)), "{quarters:?}");
     }
 
     #[test]

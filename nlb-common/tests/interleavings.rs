@@ -8,7 +8,7 @@ use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
 use nlb_common::net::{Addr, Be16, L4};
-use nlb_common::prefix::{self, Says};
+use nlb_common::prefix::{self, Value};
 
 const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000 };
 
@@ -165,30 +165,30 @@ fn host(hi: u32, lo: u32) -> prefix::Key {
     prefix::Key::new(1, Addr { hi: hi.into(), lo: lo.into() }, 128)
 }
 
-fn stands_for(value: u32) -> Says {
-    Says { value, longer: false }
+fn plain(value: u32) -> Value {
+    Value { value, longer: false }
 }
 
 #[test]
 fn a_search_meets_the_old_prefix_or_the_new_one_and_no_mixture() {
     loom::model(|| {
         let entry = Arc::new(prefix::Entry::default());
-        entry.publish(&host(1, 1), stands_for(1));
+        entry.publish(&host(1, 1), plain(1));
         let writer = thread::spawn({
             let entry = entry.clone();
             move || {
                 entry.clear();
-                entry.publish(&host(2, 2), stands_for(2));
+                entry.publish(&host(2, 2), plain(2));
             }
         });
         for n in [1, 2] {
-            assert!(entry.matches(&host(n, n)).is_none_or(|says| says.value == n), "what another stands for");
+            assert!(entry.matches(&host(n, n)).is_none_or(|found| found.value == n), "the value of another");
         }
         for mixture in [host(1, 2), host(2, 1)] {
             assert_eq!(entry.matches(&mixture), None, "a mixture");
         }
         writer.join().unwrap();
-        assert_eq!(entry.matches(&host(2, 2)), Some(stands_for(2)));
+        assert_eq!(entry.matches(&host(2, 2)), Some(plain(2)));
     });
 }
 
@@ -196,13 +196,13 @@ fn a_search_meets_the_old_prefix_or_the_new_one_and_no_mixture() {
 fn a_search_meets_what_a_prefix_stood_for_or_what_it_will() {
     loom::model(|| {
         let entry = Arc::new(prefix::Entry::default());
-        entry.publish(&host(1, 1), stands_for(1));
+        entry.publish(&host(1, 1), plain(1));
         let writer = thread::spawn({
             let entry = entry.clone();
-            move || entry.say(Says { value: 2, longer: true })
+            move || entry.update(Value { value: 2, longer: true })
         });
-        let says = entry.matches(&host(1, 1)).expect("it is always there");
-        assert!(says == stands_for(1) || says == Says { value: 2, longer: true }, "{says:?}");
+        let found = entry.matches(&host(1, 1)).expect("it is always there");
+        assert!(found == plain(1) || found == Value { value: 2, longer: true }, "{found:?}");
         writer.join().unwrap();
     });
 }

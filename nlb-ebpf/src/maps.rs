@@ -311,7 +311,7 @@ extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     prefix::longest(scope as u16, Addr { hi, lo }, prefix::Lengths::from_word(*lengths), |key| {
         match nlb_find_prefix(key.tag, key.addr.hi, key.addr.lo, *table) {
             0 => None,
-            word => Some(prefix::Says::from_word(word)),
+            word => Some(prefix::Value::from_word(word)),
         }
     })
 }

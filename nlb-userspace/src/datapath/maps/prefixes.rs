@@ -11,7 +11,7 @@ use std::collections::btree_map::Entry as MapEntry;
 
 use nlb_common::net::Addr;
 use nlb_common::prefix::{
-    Bucket, CHAIN, Entry, Key, Lengths, NONE, SLAB_BUCKETS, Says, Scope, Search, Table,
+    Bucket, CHAIN, Entry, Key, Lengths, NONE, SLAB_BUCKETS, Scope, Search, Table, Value,
 };
 
 use super::memory::Shared;
@@ -41,9 +41,9 @@ struct Node {
 }
 
 impl Node {
-    fn says(&self) -> Says {
+    fn says(&self) -> Value {
         let value = self.covered_by.map_or(NONE, |(_, value)| value);
-        Says { value, longer: self.leads_to > 0 }
+        Value { value, longer: self.leads_to > 0 }
     }
 }
 
@@ -174,7 +174,7 @@ impl<T: Tables> Prefixes<T> {
     fn show(&mut self, place: &Place) -> Result<(), MapError> {
         let (key, says) = (key(place), self.nodes.get(place).map(Node::says));
         match (self.entry(&key), says) {
-            (Some(entry), Some(says)) => entry.say(says),
+            (Some(entry), Some(says)) => entry.update(says),
             (Some(entry), None) => entry.clear(),
             (None, None) => {}
             (None, Some(says)) => match self.room(&key) {
@@ -197,7 +197,7 @@ impl<T: Tables> Prefixes<T> {
         if let Some((index, way)) = chain.iter().find_map(|index| Some((*index, free(index)?))) {
             return Some(&self.bucket(index).entries[way]);
         }
-        let next = self.table.homes() + self.behind;
+        let next = self.table.primary_buckets() + self.behind;
         if chain.len() == CHAIN || next == self.table.buckets() {
             return None;
         }
@@ -209,7 +209,7 @@ impl<T: Tables> Prefixes<T> {
     /// The buckets in which packets look for a prefix.
     fn chain(&self, key: &Key) -> impl Iterator<Item = u32> {
         let next = |index: &u32| Some(self.bucket(*index).next.load() as u32).filter(|next| *next != 0);
-        std::iter::successors(Some(self.table.home(key)), next)
+        std::iter::successors(Some(self.table.primary_bucket(key)), next)
     }
 
     fn bucket(&self, index: u32) -> &Bucket {
@@ -238,7 +238,7 @@ impl<T: Tables> Prefixes<T> {
 
     /// Writes all entries into a table of free ones; `false` if they do not fit.
     fn fill(&mut self) -> bool {
-        let entries: Vec<(Key, Says)> =
+        let entries: Vec<(Key, Value)> =
             self.nodes.iter().map(|(place, node)| (key(place), node.says())).collect();
         entries.iter().all(|(key, says)| match self.room(key) {
             Some(entry) => {
