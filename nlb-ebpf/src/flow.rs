@@ -8,7 +8,7 @@ use nlb_common::verdict::{DropReason, PassReason, Program, UNRECORDED_COUNTER, V
 use nlb_common::{hash, maglev};
 
 use crate::forward::{ForwardingDecision, check_reachable};
-use crate::maps::{self, Known};
+use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::{self, NO_PORT, NatTuple, nat_tuple, nlb_find_snat_port, nlb_record_flow};
 use crate::{clock, quic_cid, rate_limit};
@@ -20,7 +20,7 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     packet: &Packet,
     ip: &Ip,
     segment: &Segment,
-    vip: &Known,
+    vip: &AddressInfo,
     service_id: u16,
 ) -> Result<ForwardingDecision, Verdict> {
     let service = maps::service(service_id).ok_or(Verdict::INTERNAL)?;
@@ -66,7 +66,7 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
 /// Where the flow goes that a client's packet belonged to, without a trace of the question: as it is on record; else, without
 /// translation, by hash, as for the middle of a connection.
 #[inline(always)]
-pub fn peek(ip: &Ip, segment: &Segment, vip: &Known) -> Option<ForwardingDecision> {
+pub fn peek(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Option<ForwardingDecision> {
     let place = Lookup::new(ip, segment, vip).ok()?;
     if let Some((_, state, backend)) = place.recorded() {
         return Some(place.decision(state, backend));
@@ -89,7 +89,7 @@ struct Lookup {
 
 impl Lookup {
     #[inline(always)]
-    fn new(ip: &Ip, segment: &Segment, vip: &Known) -> Result<Self, Verdict> {
+    fn new(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Result<Self, Verdict> {
         let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
         let key = Key::new(ip.src, segment.sport, segment.dport, vip.id, segment.l4, Direction::Forward);
         let index = maps::flow_bucket(hash);
@@ -134,7 +134,7 @@ fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool
 /// every node and every life of this one choose alike.
 #[inline(always)]
 fn choose(
-    vip: &Known,
+    vip: &AddressInfo,
     service_id: u16,
     service: &Service,
     ip: &Ip,
@@ -157,7 +157,7 @@ fn choose(
 
 /// The verdict on a packet to a port without a service.
 #[inline(always)]
-pub fn closed_port(vip: &Known) -> Verdict {
+pub fn closed_port(vip: &AddressInfo) -> Verdict {
     if vip.is(Address::DROP_CLOSED) {
         Verdict::Drop(DropReason::ClosedPort)
     } else {

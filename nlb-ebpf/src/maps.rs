@@ -36,7 +36,7 @@ static SERVICE_IDS: Array<ServiceBucket, { (TABLE_COPIES * SERVICE_BUCKETS) as u
 
 /// Where the current copies of the two begin.
 #[btf_map]
-static CURRENT: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
+static CURRENT_TABLES: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static SERVICES: Array<Service, 64, MMAPABLE> = Array::new();
@@ -52,7 +52,7 @@ static PREFIX_LENGTHS: Array<u64, 64, MMAPABLE> = Array::new();
 
 /// The backends that connection ids of QUIC name. Most have none, so memory is taken as it is needed.
 #[btf_map]
-static SERVERS: HashMap<ServerKey, u32, 64, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static QUIC_SERVERS: HashMap<ServerKey, u32, 64, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// The number of each pool's Maglev table.
 #[btf_map]
@@ -76,12 +76,12 @@ static FLOWS: Array<Bucket, 64, MMAPABLE> = Array::new();
 
 /// Buckets that this CPU found full lately, each with the tick in which that was.
 #[btf_map]
-static FULL_BUCKETS: PerCpuArray<u64, FULL_BUCKETS_OF_CPU> = PerCpuArray::new();
+static FLOWS_FULL: PerCpuArray<u64, FULL_BUCKETS_OF_CPU> = PerCpuArray::new();
 
 const FULL_BUCKETS_OF_CPU: usize = 4096;
 
 #[btf_map]
-static EXITS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+static VERDICT_STATS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
 #[btf_map]
 static BACKEND_STATS: PerCpuArray<BackendStats, 64> = PerCpuArray::new();
@@ -90,11 +90,11 @@ static BACKEND_STATS: PerCpuArray<BackendStats, 64> = PerCpuArray::new();
 static COMMON_LIMITS: Array<CommonLimits, 1> = Array::new();
 
 #[btf_map]
-static LIMITS: Array<Limit, 64> = Array::new();
+static RATE_LIMITS: Array<Limit, 64> = Array::new();
 
 /// When the windows of each limit are due. Apart from the limits themselves, which user space rewrites.
 #[btf_map]
-static LIMIT_CLOCKS: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
+static LIMIT_STATE: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
 
 #[btf_map]
 static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
@@ -117,7 +117,7 @@ static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 
 /// One word a CPU: the tick in its high half, ICMP errors sent during that tick in its low half.
 #[btf_map]
-static ICMP_ERRORS: PerCpuArray<u64, 1> = PerCpuArray::new();
+static ICMP_ERROR_RATE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Ways that this CPU has asked the kernel for, by a hash of where they lead.
 #[btf_map]
@@ -147,11 +147,11 @@ static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
-static PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
+static DECAP_PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
 
 #[inline(always)]
 pub fn count(counter: u32) {
-    if let Some(count) = EXITS.get_ptr_mut(counter) {
+    if let Some(count) = VERDICT_STATS.get_ptr_mut(counter) {
         // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
         unsafe { *count += 1 };
     }
@@ -195,7 +195,7 @@ fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
 pub fn may_send_icmp_error() -> bool {
     const PER_TICK: u64 = 500;
     let tick = (clock::now() as u64) << 32;
-    let Some(sent) = ICMP_ERRORS.get_ptr_mut(0) else { return false };
+    let Some(sent) = ICMP_ERROR_RATE.get_ptr_mut(0) else { return false };
     // SAFETY: as in `count`.
     let sent = unsafe { &mut *sent };
     if *sent & !0xffff_ffff != tick {
@@ -220,15 +220,15 @@ pub fn cached_next_hop(hash: u64) -> Option<&'static mut CachedNextHop> {
 
 /// What an address is to us, and whether there are backends whose replies are found by their source address.
 #[inline(always)]
-pub fn address(addr: Addr) -> (Known, bool) {
+pub fn address(addr: Addr) -> (AddressInfo, bool) {
     let (index, table) = (Address::bucket(addr), current(CURRENT_ADDRESSES));
-    let Some(bucket) = ADDRESSES.get(table + index) else { return (Known::default(), false) };
+    let Some(bucket) = ADDRESSES.get(table + index) else { return (AddressInfo::default(), false) };
     let transparent = bucket[0].flags & Address::TRANSPARENT != 0;
     if let Some(found) = find_address(bucket, addr) {
         return (found, transparent);
     }
     if bucket[0].flags & Address::OVERFLOWED == 0 {
-        return (Known::default(), transparent);
+        return (AddressInfo::default(), transparent);
     }
     let next = (index + 1) & (ADDRESS_BUCKETS - 1);
     let found = ADDRESSES.get(table + next).and_then(|bucket| find_address(bucket, addr));
@@ -238,26 +238,31 @@ pub fn address(addr: Addr) -> (Known, bool) {
 /// Where the current copy of a table begins.
 #[inline(always)]
 fn current(table: u32) -> u32 {
-    CURRENT.get(table).map_or(0, |first| *first as u32)
+    CURRENT_TABLES.get(table).map_or(0, |first| *first as u32)
 }
 
 #[inline(always)]
-fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<Known> {
+fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<AddressInfo> {
     let entry = bucket.iter().find(|entry| entry.addr == addr && entry.flags & Address::ANY != 0)?;
-    Some(Known { flags: entry.flags, id: entry.id, any_tcp: entry.any_port.tcp, any_udp: entry.any_port.udp })
+    Some(AddressInfo {
+        flags: entry.flags,
+        id: entry.id,
+        any_tcp: entry.any_port.tcp,
+        any_udp: entry.any_port.udp,
+    })
 }
 
 /// What an address is to us; without flags, nothing. By value: the verifier would follow a reference on from each of the places
 /// that it can point to. And no `Option`: the compiler would carry along what is not there, which the verifier refuses to see read.
 #[derive(Clone, Copy, Default)]
-pub struct Known {
+pub struct AddressInfo {
     flags: u32,
     pub id: u16,
     any_tcp: u16,
     any_udp: u16,
 }
 
-impl Known {
+impl AddressInfo {
     /// Whether it has one of these flags.
     #[inline(always)]
     pub fn is(&self, flags: u32) -> bool {
@@ -267,7 +272,7 @@ impl Known {
 
 /// The service of a VIP's port; 0 if there is none.
 #[inline(always)]
-pub fn service_id(vip: &Known, port: Be16, l4: L4) -> u16 {
+pub fn service_id(vip: &AddressInfo, port: Be16, l4: L4) -> u16 {
     let any_port = match l4 {
         L4::Tcp => vip.any_tcp,
         L4::Udp => vip.any_udp,
@@ -307,7 +312,7 @@ pub fn longest_prefix(scope: prefix::Scope, client: Addr) -> Option<u32> {
 #[inline(never)]
 extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     let Some(lengths) = PREFIX_LENGTHS.get(scope) else { return prefix::NONE };
-    let Some(table) = CURRENT.get(CURRENT_PREFIXES) else { return prefix::NONE };
+    let Some(table) = CURRENT_TABLES.get(CURRENT_PREFIXES) else { return prefix::NONE };
     prefix::longest(scope as u16, Addr { hi, lo }, prefix::Lengths::from_word(*lengths), |key| {
         match nlb_find_prefix(key.tag, key.addr.hi, key.addr.lo, *table) {
             0 => None,
@@ -333,7 +338,7 @@ extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
 #[inline(always)]
 pub fn quic_server(server: &ServerKey) -> u16 {
     // SAFETY: one word, which user space writes at once.
-    unsafe { SERVERS.get(server) }.map_or(0, |backend| *backend as u16)
+    unsafe { QUIC_SERVERS.get(server) }.map_or(0, |backend| *backend as u16)
 }
 
 /// The backend in a slot of a pool's Maglev table; 0 if the pool is empty.
@@ -379,7 +384,7 @@ pub fn flows(bucket: u32) -> Option<&'static Bucket> {
 #[inline(always)]
 pub fn full_bucket(bucket: u32) -> Option<&'static mut u64> {
     // SAFETY: as in `count`.
-    FULL_BUCKETS.get_ptr_mut(bucket & (FULL_BUCKETS_OF_CPU as u32 - 1)).map(|noted| unsafe { &mut *noted })
+    FLOWS_FULL.get_ptr_mut(bucket & (FULL_BUCKETS_OF_CPU as u32 - 1)).map(|noted| unsafe { &mut *noted })
 }
 
 /// The entry at a place that [`place`] made.
@@ -403,7 +408,7 @@ pub fn common_limits() -> CommonLimits {
 /// A limit and when its windows are due.
 #[inline(always)]
 pub fn limit(id: u16) -> Option<(&'static Limit, &'static [Word; LIMIT_WINDOWS])> {
-    Some((LIMITS.get(id as u32)?, LIMIT_CLOCKS.get(id as u32)?))
+    Some((RATE_LIMITS.get(id as u32)?, LIMIT_STATE.get(id as u32)?))
 }
 
 #[inline(always)]
@@ -428,7 +433,7 @@ pub fn is_local_vlan(ifindex: u32, vlan: u16) -> bool {
 #[inline(always)]
 pub fn is_peer(addr: Addr) -> bool {
     let [a, b, c, d] = addr.words();
-    on_stack([128, a, b, c, d], |key: &Key<[u8; 16]>| PEERS.get(key).is_some())
+    on_stack([128, a, b, c, d], |key: &Key<[u8; 16]>| DECAP_PEERS.get(key).is_some())
 }
 
 #[inline(always)]

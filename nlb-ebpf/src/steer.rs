@@ -10,7 +10,7 @@ use nlb_common::verdict::{DropReason, Outcome, PassReason, Program, Verdict};
 
 use crate::flow::{self, find_or_create};
 use crate::forward::send_to_backend;
-use crate::maps::{self, Known};
+use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::transparent_local;
 use crate::reply::from_backend;
@@ -54,7 +54,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
 }
 
 #[inline(always)]
-pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &Known) -> Verdict {
+pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Verdict {
     if vip.is(Address::UPCALL) && upcall::is_pending(ip, vip.id, segment) {
         Verdict::Drop(DropReason::UpcallPending)
     } else {
@@ -79,7 +79,7 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: &Segment,
-    vip: &Known,
+    vip: &AddressInfo,
     service: u16,
 ) -> Outcome {
     ip.check_ttl()?;

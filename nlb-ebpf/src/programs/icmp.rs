@@ -8,7 +8,7 @@ use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 
 use crate::forward::ForwardingDecision;
-use crate::maps::{self, Known};
+use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::{self, NatTuple};
 use crate::{flow, forward, next_hop, reply};
@@ -47,7 +47,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
 
 /// Why ICMP that is about no flow is left to the kernel.
 #[inline(always)]
-fn unclaimed(ip: &Ip, dst: &Known) -> PassReason {
+fn unclaimed(ip: &Ip, dst: &AddressInfo) -> PassReason {
     if dst.is(Address::VIP | Address::SOURCE) || maps::address(ip.src).0.is(Address::BACKEND) {
         PassReason::NoFlow
     } else {

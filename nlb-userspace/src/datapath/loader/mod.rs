@@ -124,7 +124,7 @@ impl Datapath {
         let clock = Clock::measure()?;
         let mut bpf = EbpfLoader::new()
             .override_global("GUE_PORT", &gue_port, true)
-            .map_max_entries("PEERS", 1 << 16)
+            .map_max_entries("DECAP_PEERS", 1 << 16)
             .load(OBJECT)
             .map_err(explain_load)?;
         patiently(program(&mut bpf, DECAP)?, Xdp::load)?;
@@ -275,9 +275,9 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
         .map_max_entries("PREFIXES", prefix_slabs)
         .map_max_entries("PREFIX_LENGTHS", sizes.limits.services as u32 + 1)
         // Likewise.
-        .map_max_entries("SERVERS", 2 * (sizes.limits.backends as u32 + 1))
-        .map_max_entries("LIMITS", sizes.limits.rate_limits as u32 + 1)
-        .map_max_entries("LIMIT_CLOCKS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("QUIC_SERVERS", 2 * (sizes.limits.backends as u32 + 1))
+        .map_max_entries("RATE_LIMITS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_STATE", sizes.limits.rate_limits as u32 + 1)
         .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
         .load(OBJECT)
         .map_err(explain_load)
@@ -285,7 +285,7 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
 
 const BALANCER: &str = "nlb";
 const DECAP: &str = "nlb_decap";
-const SEND: &str = "nlb_send";
+const SEND: &str = "nlb_inject";
 const DOOR: &str = "nlb_tc";
 const DOOR_ICMP: &str = "nlb_tc_icmp";
 const DOOR_FRAGMENTS: &str = "nlb_tc_fragments";

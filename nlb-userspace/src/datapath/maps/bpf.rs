@@ -55,7 +55,7 @@ impl BpfMaps {
         let pools = array(bpf, "POOLS")?;
         let words = pools.info()?.max_entries();
         let pool_words = Words::new(pools.fd().as_fd(), words)?;
-        let current = array(bpf, "CURRENT")?;
+        let current = array(bpf, "CURRENT_TABLES")?;
         let lengths = array(bpf, "PREFIX_LENGTHS")?;
         let prefix_slabs = slabs(bpf, "PREFIXES", prefix::SLAB_BUCKETS)?;
         let most_slabs = prefix_slabs.len() / TABLES;
@@ -70,7 +70,7 @@ impl BpfMaps {
             pools: Places::new(words - 1, pool_words, &mut graces)?,
             graces,
             prefixes: Prefixes::new(prefix_tables, most_slabs as u16)?,
-            servers: take(bpf, "SERVERS")?.try_into()?,
+            servers: take(bpf, "QUIC_SERVERS")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
             service_ids: Copies::new(
                 Elements::new(
@@ -87,8 +87,8 @@ impl BpfMaps {
                 abi::ADDRESS_BUCKETS,
             ),
             current: Words::new(current.fd().as_fd(), abi::CURRENT_WORDS)?,
-            limits: take(bpf, "LIMITS")?.try_into()?,
-            limit_clocks: take(bpf, "LIMIT_CLOCKS")?.try_into()?,
+            limits: take(bpf, "RATE_LIMITS")?.try_into()?,
+            limit_clocks: take(bpf, "LIMIT_STATE")?.try_into()?,
             common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
         })
     }
@@ -192,21 +192,21 @@ impl MapStore for BpfMaps {
                 Ok(())
             }
             Change::SetServer(key, backend) => {
-                self.servers.insert(key, *backend as u32, 0).map_err(refused("SERVERS"))
+                self.servers.insert(key, *backend as u32, 0).map_err(refused("QUIC_SERVERS"))
             }
-            Change::ClearServer(key) => self.servers.remove(key).map_err(refused("SERVERS")),
+            Change::ClearServer(key) => self.servers.remove(key).map_err(refused("QUIC_SERVERS")),
             Change::SetService(id, row) => self.services.set(*id as u32, row, 0).map_err(refused("SERVICES")),
             Change::ClearService(id) => {
                 self.services.set(*id as u32, Service::default(), 0).map_err(refused("SERVICES"))
             }
             Change::ReplaceServiceIds(rows) => self.replace_service_ids(rows),
             Change::ReplaceAddresses(rows) => self.replace_addresses(rows.values()),
-            Change::SetLimit(id, row) => self.limits.set(*id as u32, row, 0).map_err(refused("LIMITS")),
+            Change::SetLimit(id, row) => self.limits.set(*id as u32, row, 0).map_err(refused("RATE_LIMITS")),
             Change::RestartLimit(id) => {
-                self.limit_clocks.set(*id as u32, [0; LIMIT_WINDOWS], 0).map_err(refused("LIMIT_CLOCKS"))
+                self.limit_clocks.set(*id as u32, [0; LIMIT_WINDOWS], 0).map_err(refused("LIMIT_STATE"))
             }
             Change::ClearLimit(id) => {
-                self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("LIMITS"))
+                self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("RATE_LIMITS"))
             }
             // Never the word that stands for no prefix: no limit is at the head of both chains.
             Change::SetLimitedSource(prefix, limits) => {
@@ -235,7 +235,7 @@ impl Readings {
     pub fn take(bpf: &mut Ebpf, flow_buckets: u32) -> anyhow::Result<Self> {
         let flows = array(bpf, "FLOWS")?;
         Ok(Readings {
-            exits: take(bpf, "EXITS")?.try_into()?,
+            exits: take(bpf, "VERDICT_STATS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,
             limits: take(bpf, "LIMIT_STATS")?.try_into()?,
             flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
@@ -291,7 +291,7 @@ pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
 
 /// The tunnel sources that `nlb decap` trusts.
 pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> {
-    Ok(take(bpf, "PEERS")?.try_into()?)
+    Ok(take(bpf, "DECAP_PEERS")?.try_into()?)
 }
 
 /// The interfaces that lead to this host itself or to containers on it, and VLANs that end there, by [`abi::local_link`].
