@@ -1,54 +1,55 @@
-//! The layout of every map, shared byte for byte by the kernel program and user space.
+//! The layout of every map, shared byte for byte by the kernel programs and user space.
 //!
-//! Ids are 16 bits wide and 0 means unset, in every map that ids index. Of tables that user space replaces (addresses,
-//! services, Maglev tables) there are several copies: a new one is filled beside the old, and one store of a word makes
-//! packets look there, so that none ever meets a half-written table.
+//! Ids are 16 bits wide, and 0 means unset, in every map that ids index. Tables that user space replaces
+//! (addresses, services, Maglev tables) exist in several copies: user space fills one that no packet uses,
+//! and one store of a word makes it current, so no packet reads a half-written table.
 
 use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
 use crate::{hash, maglev, quic};
 
-/// A set-associative table's buckets: an entry lives in the bucket its hash picks or, if that one is full, in the
-/// next. The kernel looks into the next bucket only if the first says that it overflowed.
+/// The number of buckets of the set-associative tables. An entry lies in the bucket that its hash selects or,
+/// if that one is full, in the next. The kernel looks into the next bucket only if the first has its overflow
+/// flag set.
 pub const ADDRESS_BUCKETS: u32 = 4096;
 pub const SERVICE_BUCKETS: u32 = 16_384;
 
 pub const ADDRESS_WAYS: usize = 4;
 pub const SERVICE_WAYS: usize = 4;
 
-/// Copies of the address and service tables. Packets look into one; the others are filled when it is their turn.
+/// Copies of the address and service tables. One is current; user space fills the others in turn.
 pub const TABLE_COPIES: u32 = 8;
 
-/// Indexes of the words that say where the current tables are: of the first two, the copy's first bucket; of source prefixes, a
-/// [`crate::prefix::Table`].
+/// Indexes of the words that select the current tables: of the first two, the index of the first bucket; of
+/// source prefixes, a [`crate::prefix::Table`].
 pub const CURRENT_ADDRESSES: u32 = 0;
 pub const CURRENT_SERVICES: u32 = 1;
 pub const CURRENT_PREFIXES: u32 = 2;
 pub const CURRENT_WORDS: u32 = 3;
 
-/// Maglev tables that lie in one map, one after the other.
+/// Maglev tables in one map, one after the other.
 pub const SLAB_TABLES: u32 = 16;
 
-/// The Maglev table of pools that are not there: no backend in any slot.
+/// The Maglev table of pools that do not exist: no slot has a backend.
 pub const EMPTY_TABLE: u32 = 0;
 
-/// Addresses that mean something to us: VIPs, our source addresses, NAT backends whose replies cross us.
+/// Addresses that concern the balancer: VIPs, our source addresses, and NAT backends whose replies pass us.
 pub type AddressBucket = [Address; ADDRESS_WAYS];
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     pub addr: Addr,
-    /// What the address is to us: a sum of the `Address::` flags; 0 marks a free entry.
+    /// The kinds of the address: a sum of the `Address::` flags; 0 marks a free entry.
     pub flags: u32,
-    /// Numbers VIPs and source addresses; part of the keys of flows.
+    /// The id of a VIP or a source address, part of the keys of flows.
     pub id: u16,
     pub _pad: u16,
-    /// For a VIP, the services that take every port which has none of its own.
+    /// For a VIP, the services of every port without a service of its own.
     pub any_port: AnyPort,
 }
 
-/// A VIP's services for every port, by L4 protocol.
+/// The services of every port of a VIP, by L4 protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnyPort {
@@ -58,20 +59,21 @@ pub struct AnyPort {
 }
 
 impl Address {
-    /// Clients connect to it.
+    /// A virtual IP, which clients connect to.
     pub const VIP: u32 = 1;
-    /// Our own address, which backends answer to.
+    /// Our source address, which backends reply to.
     pub const SOURCE: u32 = 2;
-    /// A NAT backend that answers its clients by their own addresses, through us.
+    /// A NAT backend that replies to its clients' own addresses, through us.
     pub const BACKEND: u32 = 4;
-    /// On a VIP: discard what is for a port without a service, instead of leaving it to the kernel.
+    /// On a VIP: drop packets to ports without a service, instead of passing them to the kernel.
     pub const DROP_CLOSED: u32 = 8;
-    /// On a VIP: have modules asked about ports without a service.
+    /// On a VIP: raise upcalls for ports without a service.
     pub const UPCALL: u32 = 16;
-    /// Any of the meanings above: the entry is in use.
+    /// Any of the kinds above: the entry is in use.
     pub const ANY: u32 = Self::VIP | Self::SOURCE | Self::BACKEND;
 
-    /// On the first entry of every bucket: the table has `BACKEND` entries, so sources are worth looking up.
+    /// On the first entry of every bucket: the table has `BACKEND` entries, so source addresses have to be
+    /// looked up.
     pub const TRANSPARENT: u32 = 1 << 30;
     /// On the first entry of a bucket: look into the next bucket too.
     pub const OVERFLOWED: u32 = 1 << 31;
@@ -109,28 +111,29 @@ impl ServiceEntry {
     }
 }
 
-/// What a service does with a new flow, by service id.
+/// A service, by service id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// The Maglev table of clients that no source prefix singles out; 0 is none.
+    /// The pool of clients without a source prefix; 0 means none.
     pub pool: u16,
     pub flags: u16,
     pub limits: Limits,
-    /// Which connection ids of QUIC may name a backend; none unless the flag says so.
+    /// Which connection ids of QUIC name a backend, if the flag is set.
     pub quic: quic::Lengths,
 }
 
 impl Service {
-    /// Source prefixes choose the pool of the clients that they cover.
+    /// Source prefixes select the pools of the clients that they cover.
     pub const BY_SOURCE: u16 = 1;
-    /// Answer a client that cannot be served with a RST or an ICMP unreachable, instead of silence.
+    /// Answer a client that cannot be served with a RST or an ICMP unreachable, instead of dropping its
+    /// packets.
     pub const REJECT: u16 = 2;
-    /// Connection ids of QUIC may name the backend. TCP services do not have it.
+    /// Connection ids of QUIC may name the backend. TCP services do not have this flag.
     pub const QUIC: u16 = 4;
 }
 
-/// Key of the backends that connection ids of QUIC name.
+/// The key of a backend that connection ids of QUIC name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerKey {
@@ -165,34 +168,34 @@ pub struct Backend {
     pub hop: NextHop,
     /// 0 keeps the client's destination port.
     pub port: Be16,
-    /// Distinguishes this backend from others that had the same id before.
+    /// Tells this backend from earlier ones with the same id.
     pub generation: u8,
     pub mode: u8,
     pub flags: u8,
-    /// Length of the prefix, in v4-mapped bits, that the backend's link shares with its clients on that link.
+    /// The length of the prefix of the backend's link, in v4-mapped bits; clients within it are on that link.
     pub link_prefix: u8,
     /// The id of `source` among the addresses.
     pub source_id: u16,
-    /// The largest IP packet, outer header included, that goes towards it.
+    /// The longest IP packet, outer header included, that may be sent to it.
     pub mtu: u16,
-    /// Of the route that the backend serves.
+    /// The limits of the route that the backend serves.
     pub limits: Limits,
     pub _pad: [u8; 2],
 }
 
 impl Backend {
-    /// In use. A cleared flag makes the flows that point here stale.
+    /// In use. Flows to a backend without this flag are stale.
     pub const PRESENT: u8 = 1;
-    /// Takes no new flows: UDP flows move, TCP flows live on.
+    /// Takes no new flows: UDP flows move, TCP flows stay.
     pub const DRAINING: u8 = 2;
     /// `hop` and `source` are known.
     pub const RESOLVED: u8 = 4;
     /// Every client's address is translated to `source` (SNAT).
     pub const SNAT_ALWAYS: u8 = 8;
-    /// Clients that share the backend's link are.
+    /// The addresses of clients on the backend's link are.
     pub const SNAT_ON_LINK: u8 = 16;
-    /// On this host: a process, or a container behind a bridge. `hop` has no MACs then, and packets go to it from the
-    /// stack's door and not from a driver's.
+    /// On this host: a process, or a container behind a bridge. `hop` has no MAC addresses, and packets are
+    /// sent to it from TC ingress and not from XDP.
     pub const LOCAL: u8 = 32;
 
     pub const NAT: u8 = 0;
@@ -205,15 +208,15 @@ impl Backend {
         self.flags & flag != 0
     }
 
-    /// The port that it takes a flow on, which came to this one of ours.
+    /// The port of the backend for flows to this port of the service.
     #[inline(always)]
     pub const fn port_for(&self, service_port: Be16) -> Be16 {
         if self.port.is_zero() { service_port } else { self.port }
     }
 }
 
-/// The MAC addresses that take a packet one hop on, and the interface to send it through. The MACs lie in words of
-/// natural alignment, which keeps the compiler from loads that the verifier refuses on the stack.
+/// The next hop: both MAC addresses of the link header, and the interface. The MAC addresses lie in naturally
+/// aligned words, so that the compiler makes no loads that the verifier refuses on the stack.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct NextHop {
@@ -246,7 +249,7 @@ impl NextHop {
         Mac { first: self.src_first, last: self.src_last }
     }
 
-    /// Through an interface whose neighbours the kernel's stack knows or finds.
+    /// A next hop whose MAC address the kernel's stack resolves.
     #[inline(always)]
     pub const fn without_macs(ifindex: u32) -> Self {
         Self::new(Mac::NONE, Mac::NONE, ifindex)
@@ -259,23 +262,23 @@ impl core::fmt::Debug for NextHop {
     }
 }
 
-/// Per-CPU counts of one backend.
+/// Per-CPU counts of a backend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendStats {
     pub new_flows: u64,
-    /// From clients, as received: IP packets and their bytes.
+    /// IP packets from clients and their bytes, as received.
     pub packets: u64,
     pub bytes: u64,
-    /// From the backend, where its replies cross us.
+    /// Replies, where they pass us.
     pub reply_packets: u64,
     pub reply_bytes: u64,
     /// TCP resets from the backend.
     pub resets: u64,
 }
 
-/// The rate limits of something: ids of the first of those that new flows have to pass, and of the first that every packet
-/// has to. The others follow by [`Limit::next`]; 0 is none.
+/// Two chains of rate limits: the id of the first limit for new flows, and of the first for all packets. The
+/// others follow by [`Limit::next`]; 0 means none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -303,18 +306,18 @@ impl Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommonLimits {
     pub all: Limits,
-    /// Which kinds of limits some source prefix has: 0 or 1 each.
+    /// Whether any source prefix has limits of each kind: 0 or 1.
     pub by_source: Limits,
 }
 
-/// A rate limit, by limit id. Each of its windows has to admit a packet.
+/// A rate limit, by limit id. A packet has to be admitted by each of its windows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     pub windows: [Window; LIMIT_WINDOWS],
-    /// What it counts.
+    /// The unit that it counts.
     pub unit: u16,
-    /// The id of the next limit that the same packets have to pass.
+    /// The id of the next limit in the chain.
     pub next: u16,
     pub _pad: u32,
 }
@@ -322,8 +325,8 @@ pub struct Limit {
 /// A second, a minute and an hour.
 pub const LIMIT_WINDOWS: usize = 3;
 
-/// Limits of one kind that a packet can meet for one reason: of all services, of its service, of its route, or of its source
-/// with all prefixes that cover it.
+/// The longest chain of limits: of all services, of a service, of a route, or of a source with all prefixes
+/// that cover it.
 pub const LIMIT_CHAIN: usize = 16;
 
 impl Limit {
@@ -332,7 +335,7 @@ impl Limit {
     pub const BYTES: u16 = 2;
 }
 
-/// Per-CPU counts of one rate limit, in the units that it counts.
+/// Per-CPU counts of a rate limit, in its unit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitStats {
@@ -343,16 +346,17 @@ pub struct LimitStats {
 /// The index of the loopback interface, in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// Links that lead to this host itself or to containers on it, and VLANs that end there, at most.
+/// The most links that lead to this host itself or to its containers, and VLANs that end there.
 pub const LOCAL_LINKS: usize = 4096;
 
-/// Key of such a link, with a VLAN's number that of the VLAN for which this host has a device on top of the link.
+/// The key of such a link; with a VLAN id, that of a VLAN for which this host has a device on the link.
 #[inline(always)]
 pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
     ifindex as u64 | (vlan as u64) << 32
 }
 
-/// A packet that waits for its next hop, as handed to user space. The bytes follow, from the Ethernet header on.
+/// A packet whose next hop is not known, as user space receives it. The frame follows, from the Ethernet
+/// header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Punted {
@@ -360,20 +364,20 @@ pub struct Punted {
     pub next_hop: Addr,
     /// The interface that the packet came from.
     pub ifindex: u32,
-    /// Bytes of the frame; more than [`PUNTED_BYTES`] are never punted.
+    /// The length of the frame. Frames longer than [`PUNTED_BYTES`] are not punted.
     pub len: u32,
 }
 
 /// The longest frame that is punted.
 pub const PUNTED_BYTES: usize = 2048;
 
-/// The first packet to a destination without a service, as handed to user space.
+/// An upcall: the first packet to a destination without a service, as user space receives it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upcall {
-    /// [`ServiceEntry::key`] of the destination, under which the answer is expected.
+    /// [`ServiceEntry::key`] of the destination, the key of its state.
     pub key: u64,
-    /// By the program's clock, in nanoseconds.
+    /// When it was raised, in nanoseconds by the programs' clock.
     pub asked_at: u64,
     pub vip: Addr,
     pub client: Addr,
@@ -384,15 +388,15 @@ pub struct Upcall {
     pub _pad: u16,
 }
 
-/// What the fragments of one packet have in common, and no others for some time.
+/// What the fragments of one packet have in common.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentKey {
     pub src: Addr,
     pub dst: Addr,
-    /// As it lies in memory.
+    /// In memory order.
     pub id: u32,
-    /// IPv4's ids are unique by protocol; 0 for IPv6.
+    /// The protocol, for IPv4, whose ids are unique by protocol; 0 for IPv6.
     pub protocol: u32,
 }
 
@@ -400,51 +404,51 @@ pub struct FragmentKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentEntry {
-    /// The addresses that it got.
+    /// The addresses after translation.
     pub src: Addr,
     pub dst: Addr,
     pub backend: u16,
     pub service: u16,
-    /// When, by the program's clock.
+    /// When it was sent, by the programs' clock.
     pub at: u16,
-    /// The backend's.
+    /// The backend's generation.
     pub generation: u8,
-    /// 1 on the way from the backend to the client.
+    /// 1 for a packet from the backend to the client.
     pub reply: u8,
-    /// Of the flow.
+    /// The flow's hash.
     pub hash: u64,
 }
 
-/// Packets whose first fragment is remembered.
+/// The most packets whose first fragment is stored.
 pub const FRAGMENT_ENTRIES: usize = 16_384;
 
-/// Destinations whose questions and answers are remembered; beyond that the kernel forgets those that were longest without
-/// a packet.
+/// The most destinations with the state of an upcall. Beyond that, the kernel evicts those that were longest
+/// without a packet.
 pub const UPCALL_STATES: usize = 8192;
 
-/// Bytes of the ring buffer of questions: 1,024 of them.
+/// The ring buffer of upcalls: 1,024 of them.
 pub const UPCALL_BYTES: usize = 1 << 16;
 
-/// Load-time settings of the program: constants to the verifier, which prunes what they switch off.
+/// Load-time settings of the programs: the verifier knows their values, and prunes code that they disable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Buckets of the flow table, less 1; the number of buckets is a power of two.
+    /// The number of buckets of the flow table, less 1; the number is a power of two.
     pub flow_mask: u32,
-    /// Clock ticks are jiffies shifted right by this; about half a second.
+    /// Clock ticks are jiffies shifted right by this, about half a second.
     pub tick_shift: u32,
-    /// Idle times in ticks after which a flow may be forgotten: before it is established, while it is, after FIN or
-    /// RST, and for UDP.
+    /// Idle times in ticks after which a flow may be evicted: before it is established, while it is, after
+    /// FIN or RST, and for UDP.
     pub opening: u16,
     pub established: u16,
     pub closing: u16,
     pub udp: u16,
-    /// First source port of SNAT, and how many there are.
+    /// The first source port of SNAT, and the number of ports.
     pub snat_first: u16,
     pub snat_count: u16,
-    /// 1 to send packets back out of the interface they came in by with XDP_TX, 0 to redirect them there.
+    /// 1 to send packets by XDP_TX through the interface they came from, 0 to redirect them there.
     pub use_tx: u32,
-    /// Nanoseconds from one jiffy to the next.
+    /// The length of a jiffy in nanoseconds.
     pub jiffy: u32,
 }
 
@@ -477,8 +481,8 @@ mod user {
 
     macro_rules! pod {
         ($($type:ty),+ $(,)?) => {$(
-            // SAFETY: `repr(C)` made of integers and arrays of them, with every gap declared as a field, as the size
-            // assertions above bear out.
+            // SAFETY: `repr(C)` made of integers and arrays of them, with every gap declared as a field, as
+            // the size assertions above bear out.
             unsafe impl aya::Pod for $type {}
         )+};
     }
@@ -499,5 +503,5 @@ mod user {
     );
 }
 
-/// The number of slots must fit the elements that hold them.
+/// The elements of a Maglev table have room for all slots.
 const _: () = assert!(maglev::LINES * maglev::SLOTS_PER_LINE >= maglev::SLOTS);

@@ -1,9 +1,10 @@
 //! A shared 64-bit word with compare-and-exchange on every target.
 //!
-//! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is not: the compiler's description of
-//! that target denies compare-and-exchange, which BPF has had since Linux 5.12, and its code generator knows no relaxed loads.
-//! There, an aligned 64-bit load or store is one instruction, so volatile access is what atomics would compile to, and the
-//! intrinsic behind `compare_exchange` works.
+//! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is neither: the
+//! compiler's description of the target has no compare-and-exchange, which BPF has had since Linux 5.12, and
+//! its code generator has no relaxed loads. On that target an aligned 64-bit load or store is one
+//! instruction, so volatile accesses are what atomics would compile to, and the intrinsic of
+//! `compare_exchange` works.
 
 #[cfg(not(target_arch = "bpf"))]
 mod word {
@@ -17,8 +18,8 @@ mod word {
     #[derive(Default)]
     pub struct Word(AtomicU64);
 
-    // The orders are those that every load and store has on x86, for which the BPF program is made (Sewell et al., "x86-TSO",
-    // CACM 53(7), 2010).
+    // The orders of every load and store on x86, for which the BPF programs are made (Sewell et al.,
+    // "x86-TSO", CACM 53(7), 2010).
     impl Word {
         #[cfg(not(loom))]
         pub const fn new(value: u64) -> Self {
@@ -35,7 +36,7 @@ mod word {
             self.0.store(value, Ordering::Release);
         }
 
-        /// Stores `new` if the word is still `old`, and says whether it was.
+        /// Stores `new` if the word is `old`; returns whether it was.
         #[inline]
         pub fn exchange(&self, old: u64, new: u64) -> bool {
             self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::Acquire).is_ok()
@@ -70,7 +71,7 @@ mod word {
             unsafe { self.0.get().write_volatile(value) }
         }
 
-        /// Stores `new` if the word is still `old`, and says whether it was.
+        /// Stores `new` if the word is `old`; returns whether it was.
         #[inline(always)]
         pub fn exchange(&self, old: u64, new: u64) -> bool {
             // SAFETY: as for `load`.
@@ -81,8 +82,8 @@ mod word {
 
 pub use word::Word;
 
-/// Keeps loads and stores on their side of this point. For the compiler only: x86 keeps loads in order among loads and
-/// stores among stores by itself, and BPF has no fence instruction to say it with.
+/// Keeps loads and stores on their side of this point. It binds the compiler only: x86 keeps the order among
+/// loads and among stores, and BPF has no fence instruction.
 #[inline(always)]
 pub fn fence() {
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);

@@ -1,16 +1,16 @@
 //! Incremental Internet checksums (RFC 1071, RFC 1624).
 //!
-//! The checksum of a header is the complement of the ones'-complement sum of its 16-bit words. A balancer changes a
-//! few words of a packet that may be 9,000 bytes long, so it never sums the packet: it takes the old words out of the
-//! sum and puts the new ones in. RFC 1624 gives the form that is right in every case, `HC' = ~(~HC + ~m + m')`; the
-//! older `HC + m - m'` of RFC 1141 can turn a checksum of 0xffff into 0x0000.
+//! The checksum of a header is the complement of the ones'-complement sum of its 16-bit words. The balancer
+//! changes a few words of a packet that may be 9,000 bytes long, so it does not sum the packet: it subtracts
+//! the old words from the sum and adds the new ones. RFC 1624 gives the form that is right in every case,
+//! `HC' = ~(~HC + ~m + m')`; the older `HC + m - m'` of RFC 1141 can turn a checksum of 0xffff into 0x0000.
 //!
-//! Ones'-complement addition does not care about byte order as long as every word is read the same way, so words are
-//! taken as they lie in memory. It does not care about word size either: 32-bit words are added into 64 bits and the
-//! carries folded back at the end. 64 bits take four billion additions, so nothing overflows.
+//! Ones'-complement addition does not depend on byte order as long as every word is read in the same order,
+//! so words are read in memory order. It does not depend on word size either: 32-bit words are added in 64
+//! bits, and the carries folded at the end. 64 bits have room for four billion additions.
 //!
-//! A v4-mapped address adds the same constant on the old and on the new side, which cancels out; [`Delta::addr`]
-//! therefore serves IPv4 and IPv6 alike.
+//! A v4-mapped address adds the same constant for the old and the new address, which cancels out, so
+//! [`Delta::addr`] serves IPv4 and IPv6.
 
 use crate::net::{Addr, Be16, L4};
 
@@ -47,13 +47,13 @@ impl Delta {
         self.word32(o[0], n[0]).word32(o[1], n[1]).word32(o[2], n[2]).word32(o[3], n[3])
     }
 
-    /// The edits of both.
+    /// The sum of both sets of edits.
     #[inline(always)]
     pub const fn and(self, other: Delta) -> Self {
         Delta(self.0 + other.0)
     }
 
-    /// In 16 bits.
+    /// Folded to 16 bits.
     #[inline(always)]
     pub const fn folded(self) -> u16 {
         fold(self.0)
@@ -67,8 +67,8 @@ impl Delta {
     }
 }
 
-/// Folds the carries of a sum of memory words back into 16 bits. Four folds always suffice for 64 bits, and the
-/// verifier wants a fixed number.
+/// Folds the carries of a sum of memory words to 16 bits. Four folds suffice for 64 bits, and the verifier
+/// wants a fixed number.
 #[inline(always)]
 pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -78,7 +78,7 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// The checksum over `bytes`, from nothing; an odd last byte counts as the high byte of a word, as in RFC 1071.
+/// The checksum over `bytes`; an odd last byte is the high byte of a word (RFC 1071).
 pub fn full(bytes: &[u8]) -> Be16 {
     let mut words = bytes.chunks_exact(2);
     let mut sum: u64 = words.by_ref().map(|w| u16::from_ne_bytes([w[0], w[1]]) as u64).sum();
@@ -88,16 +88,17 @@ pub fn full(bytes: &[u8]) -> Be16 {
     Be16::from_bytes((!fold(sum)).to_ne_bytes())
 }
 
-/// What the pseudo header of a segment adds to a sum (RFC 9293 section 3.1, RFC 8200 section 8.1), in either direction. The mark of a
-/// v4-mapped address is all ones in one word, which adds nothing in ones' complement.
+/// What the pseudo header of a segment adds to a sum (RFC 9293 section 3.1, RFC 8200 section 8.1), in either
+/// direction. The mark of a v4-mapped address is one word of all ones, which adds nothing in ones'
+/// complement.
 #[inline(always)]
 pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, len: Be16) -> Delta {
     let addresses = Delta::new().addr(Addr::UNSPECIFIED, src).addr(Addr::UNSPECIFIED, dst);
     addresses.word16(0, u16::from_ne_bytes([0, protocol])).word16(0, len.word())
 }
 
-/// A whole L4 checksum after these edits. RFC 768: 0 says that UDP's sender computed none, which stays so, and a computed 0 is
-/// sent as all ones.
+/// A complete L4 checksum after these edits. By RFC 768 a UDP checksum of 0 means that there is none, which
+/// stays so, and a computed 0 is sent as all ones.
 #[inline(always)]
 pub fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
     let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();

@@ -1,6 +1,6 @@
 //! Fragments: the id of the packet that one belongs to (RFC 791 section 3.2, RFC 8200 section 4.5).
 //!
-//! Only the first fragment has ports. The decision for it is remembered under the packet's addresses and id
+//! Only the first fragment has ports. Its path is stored by the packet's addresses and id
 //! ([`crate::abi::FragmentKey`]), and the other fragments follow it.
 
 use crate::frame::Frame;
@@ -9,27 +9,27 @@ use crate::parse::{self, Ip};
 use crate::protocol::extension;
 use crate::protocol::fragment::V6_OFFSET;
 
-/// For so many seconds the rest of a packet may come, as Linux waits for it.
+/// How long the fragments of a packet may take, in seconds, as in Linux.
 pub const SECONDS: u64 = 30;
 
 /// A fragment's place in its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// As it lies in memory.
+    /// In memory order.
     pub id: u32,
-    /// It is not the first.
+    /// Not the first.
     pub later: bool,
 }
 
-/// The fragment that an IPv4 packet is.
+/// The place of an IPv4 fragment.
 #[inline(always)]
 pub fn v4<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Fragment> {
     let id: u16 = frame.read(ip.l3 + 4)?;
     Some(Fragment { id: id as u32, later: ip.later_fragment })
 }
 
-/// The fragment that an IPv6 packet is, by the fragment header among the extension headers, which begin with one of type
-/// `protocol` at `offset`.
+/// The place of an IPv6 fragment, by its fragment header. The extension headers begin at `offset` with one of
+/// type `protocol`.
 #[inline(always)]
 pub fn v6<F: Frame + ?Sized>(frame: &F, mut protocol: u8, mut offset: usize) -> Option<Fragment> {
     let mut walked = 0;

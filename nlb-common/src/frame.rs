@@ -1,8 +1,8 @@
-//! A frame whose bytes can be read and written at an offset, or refused.
+//! Frames: reads and writes at an offset, with bounds checks.
 //!
-//! In the kernel a frame is a pair of pointers that the verifier watches; in tests it is a slice. The packet logic is
-//! written against this trait and compiled for both. Reads copy whole headers out: the compiler keeps only the loads
-//! of the fields that are used, so the copy is free.
+//! In the kernel a frame is a pair of pointers that the verifier tracks; in tests it is a slice. The packet
+//! logic uses this trait and is compiled for both. Reads copy whole headers: the compiler keeps only the
+//! loads of the fields that are used, so the copy costs nothing.
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -17,8 +17,8 @@ use crate::protocol::{ETH_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, UDP_LEN};
 ///
 /// # Safety
 ///
-/// Every bit pattern must be a valid value, and the type must have no padding. (Alignment does not matter: no access
-/// relies on it.)
+/// Every bit pattern must be a valid value, and the type must have no padding. Alignment does not matter, since
+/// every access is unaligned.
 pub unsafe trait Wire: Copy {}
 
 // SAFETY: a byte is a byte, and an array of bytes has no padding.
@@ -36,8 +36,8 @@ unsafe impl Wire for [[u8; 6]; 2] {}
 
 macro_rules! wire {
     ($($header:ty: $len:expr),+ $(,)?) => {$(
-        // SAFETY: these headers are made of integers and byte arrays; the size assertion shows that they have no
-        // padding.
+        // SAFETY: these headers are made of integers and byte arrays; the size assertion shows that they have
+        // no padding.
         unsafe impl Wire for $header {}
         const _: () = assert!(size_of::<$header>() == $len);
     )+};
@@ -65,22 +65,22 @@ pub trait Frame {
     /// Length in bytes.
     fn len(&self) -> usize;
 
-    /// The `T` at `offset`, or `None` where it would reach beyond the end.
+    /// The `T` at `offset`; `None` if it would reach beyond the end.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 
-    /// Overwrites the bytes at `offset`; `None`, and nothing is written, where `value` would reach beyond the end.
+    /// Overwrites the bytes at `offset`; `None`, without a write, if `value` would reach beyond the end.
     #[must_use]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Option<()>;
 
-    /// The `T` at `offset`, to be edited in place: one bounds check for all of its fields.
+    /// The `T` at `offset`, for edits in place: one bounds check for all of its fields.
     fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T>;
 
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Brings the checksum of a TCP or UDP header at `l4_offset` up to date with new addresses and ports, of which the
-    /// packet has not got the latter yet. A frame whose checksum may be unfinished says for itself how.
+    /// Updates the checksum of the TCP or UDP header at `l4_offset` for new addresses and ports; the ports
+    /// are written after that. A frame whose checksum may be partial overrides this.
     #[inline(always)]
     fn amend_checksum(
         &mut self,
@@ -94,7 +94,7 @@ pub trait Frame {
     }
 }
 
-/// [`Frame::amend_checksum`] where the field holds a whole checksum.
+/// [`Frame::amend_checksum`] for a field that holds a complete checksum.
 #[inline(always)]
 pub fn amend_whole_checksum<F: Frame + ?Sized>(
     frame: &mut F,
@@ -139,7 +139,8 @@ impl Frame for [u8] {
 
     fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
         let bytes = self.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
-        // SAFETY: `bytes` is as long as a `T`, which needs no alignment (`Header`) and may have any bytes (`Wire`).
+        // SAFETY: `bytes` is as long as a `T`, which needs no alignment (`Header`) and may have any bytes
+        // (`Wire`).
         Some(unsafe { &mut *bytes.as_mut_ptr().cast::<T>() })
     }
 }

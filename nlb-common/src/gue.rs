@@ -1,10 +1,11 @@
-//! Generic UDP Encapsulation, variant 1: the inner IP packet lies directly behind a UDP header (draft-ietf-intarea-gue).
+//! Generic UDP Encapsulation, variant 1: the inner IP packet follows the UDP header (draft-ietf-intarea-gue).
 //! Its first bits, an IP version, tell it from variant 0, which has a header of its own.
 //!
-//! A UDP header in front lets networks and receivers tell flows apart by ports, as they do anyway: the source port is the
-//! flow's. Over IPv6 it wants a checksum over the whole inner packet, which nobody sums up here: a segment whose own checksum is
-//! right sums up to the complement of its pseudo header (the kernel calls that local checksum offload), so the headers tell
-//! the rest. Where the inner checksum is wrong, the outer one is wrong by the same amount.
+//! By the outer source port, which depends on the flow, networks and receivers spread flows as usual. Over
+//! IPv6 the UDP header needs a checksum over the whole inner packet, which is not summed here: the sum of a
+//! segment with a correct checksum is the complement of its pseudo header (local checksum offload in the
+//! kernel), so the headers determine the rest. If the inner checksum is wrong, the outer one is wrong by the
+//! same amount.
 
 use network_types::udp::UdpHdr;
 
@@ -15,20 +16,20 @@ use crate::parse::Ip;
 use crate::protocol::{UDP_LEN, ip as protocol};
 use crate::rewrite::{self, Outer};
 
-/// The port that IANA has assigned.
+/// GUE's port, as IANA has assigned it.
 pub const PORT: u16 = 6080;
 
-/// Bytes that GUE takes behind the outer IP header.
+/// The bytes of GUE behind the outer IP header.
 pub const HEADER: usize = UDP_LEN;
 
-/// The source port of a flow's outer headers: one of IANA's dynamic ports, 49152 to 65535 (RFC 6335 section 6), by the upper
-/// bits of a hash of which the flow label has the lower ones.
+/// The source port of a flow's outer headers: one of IANA's dynamic ports, 49152 to 65535 (RFC 6335 section
+/// 6), by the upper bits of the hash whose lower bits are the flow label.
 #[inline(always)]
 pub const fn source_port(hash: u32) -> Be16 {
     Be16::new(0xc000 | (hash >> 18) as u16)
 }
 
-/// Puts outer IP and UDP headers in front of the packet. Everything else is as [`rewrite::encapsulate`] has it; the frame has
+/// Puts outer IP and UDP headers in front of the packet, otherwise as [`rewrite::encapsulate`]. The frame has
 /// grown by [`HEADER`] more, and the inner TTL is already one less than in `ip`.
 #[inline(always)]
 pub fn encapsulate<F: Frame + ?Sized>(
@@ -40,7 +41,7 @@ pub fn encapsulate<F: Frame + ?Sized>(
 ) -> Option<()> {
     let v6 = !outer.dst.is_v4();
     let len = Be16::new((ip.total_len() + HEADER) as u16);
-    // RFC 768 lets a tunnel do without over IPv4, RFC 6935 over IPv6.
+    // RFC 768 allows a UDP checksum of 0 over IPv4, RFC 6935 one of tunnels over IPv6.
     let mut check = Be16::new(0);
     if v6 && let Some(inner) = inner_sum(frame, ip, grown) {
         let ports = Delta::new().word16(0, sport.word()).word16(0, dport.word());
@@ -57,9 +58,10 @@ pub fn encapsulate<F: Frame + ?Sized>(
     )
 }
 
-/// What the inner packet adds to a sum, from its headers alone. `None` where they do not tell: a fragment has only a part of
-/// what its checksum covers, a UDP datagram may have no checksum or be followed by bytes that it does not cover, and options or
-/// extension headers (source routes, home addresses) may say that a checksum was made with other addresses.
+/// What the inner packet adds to a sum, from its headers alone. `None` if the headers do not determine it: a
+/// fragment has only a part of what its checksum covers; a UDP datagram may have no checksum, or bytes behind
+/// it that the checksum does not cover; with options or extension headers (source routes, home addresses) the
+/// checksum may cover other addresses.
 #[inline(always)]
 fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delta> {
     let len = ip.end - ip.next;
@@ -82,7 +84,7 @@ fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delt
         let taken_out = u16::from_ne_bytes([0, ip.protocol]);
         return Some(Delta::new().word32(0, first).word16(taken_out, next_header(ip.ttl - 1)));
     }
-    // A header of IPv4 sums up to nothing, for its own checksum, and so does an ICMP message.
+    // An IPv4 header with its checksum adds nothing, and neither does an ICMP message.
     match ip.protocol {
         protocol::ICMP => Some(Delta::new()),
         protocol::TCP | protocol::UDP => {
@@ -93,17 +95,17 @@ fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delt
     }
 }
 
-/// A tunnel's payload.
+/// The payload of a tunnel.
 pub struct Inner {
-    /// Offset of the inner IP header.
+    /// The offset of the inner IP header.
     pub at: usize,
-    /// Offset behind the datagram.
+    /// The offset of the end of the datagram.
     pub end: usize,
     pub version: u8,
 }
 
-/// The IP packet that a UDP datagram to `port` carries. `None` if it is to another port or has a GUE header (variant 0), which
-/// are the kernel's to take; and of fragments, which the kernel may put together.
+/// The IP packet in a UDP datagram to `port`. `None` for another port, for a GUE header (variant 0), and for
+/// fragments: the kernel receives those.
 #[inline(always)]
 pub fn inner<F: Frame + ?Sized>(frame: &F, outer: &Ip, port: Be16) -> Option<Inner> {
     if outer.is_fragment() {

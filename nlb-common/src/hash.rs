@@ -1,15 +1,17 @@
 //! The flow hash.
 //!
-//! One 64-bit hash of a 5-tuple serves three tables: its low half picks the bucket of the flow table, its high half the
-//! slot of the Maglev table. It must be the same on every node and after every restart, so that another node, or this
-//! one without its state, sends the middle of a connection to the same backend; hence no secret goes in.
+//! One 64-bit hash of a 5-tuple serves two tables: its low half selects the bucket of the flow table, its
+//! high half the slot of the Maglev table. It is the same on every node and after every restart, so that a
+//! node without an entry for a connection sends it to the same backend; therefore it has no secret.
 //!
-//! A multilinear hash (each word times an odd constant of its own, summed) followed by a finalizer. The products do not
-//! wait for each other, so on a superscalar CPU the whole costs little more than one chain of multiply, shift, multiply.
+//! It is a multilinear hash (each word times an odd constant of its own, summed) with a finalizer. The
+//! products do not depend on each other, so on a superscalar CPU the hash takes little more time than one
+//! chain of multiply, shift, multiply.
 
 use crate::net::{Addr, Be16};
 
-/// 64-bit constants without structure: hexadecimal digits of the fraction of pi, with the last bit set to make them odd.
+/// 64-bit constants without structure: hexadecimal digits of the fraction of pi, with the last bit set to
+/// make them odd.
 const K: [u64; 5] = [
     0x243f_6a88_85a3_08d3,
     0x1319_8a2e_0370_7345,
@@ -38,8 +40,9 @@ pub const fn addr(addr: Addr) -> u64 {
     finish(addr.hi.wrapping_mul(K[0]).wrapping_add(addr.lo.wrapping_mul(K[1])))
 }
 
-/// The hash of a prefix, of 32 bits: its address, and a word of all else that it is known by, with a secret in it. The upper
-/// half is not just added to the rest: whoever picks addresses could make the sums equal whatever the secret is.
+/// The 32-bit hash of a prefix: of its address, and of a word with its scope, its length and a secret. The
+/// upper half is not added to the rest: otherwise somebody who chooses addresses could make sums equal for
+/// any secret.
 #[inline(always)]
 pub const fn prefix(addr: Addr, rest: u64) -> u32 {
     let upper = addr.hi.wrapping_mul(K[0]) ^ rest;

@@ -1,8 +1,8 @@
-//! ICMP errors: which packet they quote, and what network address translation changes in them.
+//! ICMP errors: the packet that one quotes, and the translation of both.
 //!
-//! An error quotes the packet that it is about: the IP header and at least 8 bytes more (RFC 792, RFC 4443 section 2.4), in
-//! which the ports lie. Whoever translated that packet has to translate the quote back, or the sender does not recognise
-//! its own packet (RFC 5508 section 4).
+//! An error quotes the packet that it is about: the IP header and at least 8 bytes more (RFC 792, RFC 4443
+//! section 2.4), which hold the ports. A node that translated that packet has to translate the quote back, or
+//! the sender does not recognise its packet (RFC 5508 section 4).
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -13,12 +13,12 @@ use crate::parse::{Ip, Segment, TcpFlags};
 use crate::protocol::{ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, fragment, ip as protocol};
 use crate::rewrite::{self, Tuple};
 
-/// A packet as an error quotes it: enough to find its flow.
+/// The quoted packet: what its flow is looked up by.
 #[derive(Clone, Copy, Debug)]
 pub struct Quote {
-    /// Offset of the quoted IP header in the frame.
+    /// The offset of the quoted IP header in the frame.
     pub l3: usize,
-    /// Offset of the quoted L4 header.
+    /// The offset of the quoted L4 header.
     pub offset: usize,
     pub l4: L4,
     pub src: Addr,
@@ -33,7 +33,7 @@ pub const fn is_icmp(ip: &Ip) -> bool {
     ip.protocol == if ip.v6 { protocol::ICMPV6 } else { protocol::ICMP }
 }
 
-/// The packet that an ICMP error is about: one of TCP or UDP, sent by whom the error is for. `None` for everything else.
+/// The TCP or UDP packet that an ICMP error quotes, if the destination of the error sent it.
 #[inline(always)]
 pub fn quote<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Quote> {
     if !is_icmp(ip) || ip.is_fragment() {
@@ -85,8 +85,8 @@ fn quoted<F: Frame + ?Sized>(
 }
 
 impl Quote {
-    /// What a packet of the same flow in the other direction looks like, which is the direction that the error goes in:
-    /// flows are looked up by it.
+    /// A packet of the quoted flow in the other direction, which is the direction of the error. The flow is
+    /// looked up by it.
     #[inline(always)]
     pub fn reversed(&self, ip: &Ip) -> (Ip, Segment) {
         let segment = Segment {
@@ -101,7 +101,7 @@ impl Quote {
     }
 }
 
-/// Gives an error other addresses, and the packet in it those that it had before it was translated; takes one off the TTL.
+/// Translates the addresses of an error, and translates the quoted packet back; takes one off the TTL.
 #[inline(always)]
 pub fn translate<F: Frame + ?Sized>(
     frame: &mut F,
@@ -114,7 +114,7 @@ pub fn translate<F: Frame + ?Sized>(
     let ports = Delta::new().port(quote.sport, inner.sport).port(quote.dport, inner.dport);
     let mut icmp = ports;
 
-    // The checksum of TCP lies beyond the 8 bytes that are always there.
+    // The checksum of TCP is beyond the 8 bytes that are always quoted.
     let at = quote.offset + if matches!(quote.l4, L4::Tcp) { 16 } else { 6 };
     if at + 2 <= ip.end
         && let Some(old) = frame.read::<u16>(at)
@@ -130,10 +130,12 @@ pub fn translate<F: Frame + ?Sized>(
     if ip.v6 {
         let header: &mut Ipv6Hdr = frame.edit(quote.l3)?;
         (header.src_addr, header.dst_addr) = (inner.src.v6_bytes(), inner.dst.v6_bytes());
-        // The quoted header has no checksum that makes up for its new addresses, and the error's own covers a pseudo header.
+        // The quoted header has no checksum that compensates for its new addresses, and the checksum of the
+        // error covers a pseudo header.
         icmp = icmp.addr(quote.src, inner.src).addr(quote.dst, inner.dst).addr(ip.src, src).addr(ip.dst, dst);
     } else {
-        // The quoted header's checksum makes up for its new addresses, so the error's own stays.
+        // The checksum of the quoted header compensates for its new addresses, so the checksum of the error
+        // does not change.
         let header: &mut Ipv4Hdr = frame.edit(quote.l3)?;
         header.check = addresses.apply(Be16::from_bytes(header.check)).bytes();
         (header.src_addr, header.dst_addr) = (inner.src.v4_bytes(), inner.dst.v4_bytes());

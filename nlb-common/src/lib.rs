@@ -1,9 +1,9 @@
-//! What the kernel program and user space share: the layout of every map, and the packet logic.
+//! What the kernel programs and user space share: the layout of every map, and the packet logic.
 //!
-//! `no_std`, no allocation, no I/O. Everything here is compiled twice, for the BPF target and for the host, so that
-//! the host's tests exercise the very code that the kernel runs. Two things follow for the style: functions on the
-//! packet's way are `#[inline(always)]`, because a BPF call costs 9 ns and takes at most five arguments; and nothing
-//! indexes a slice without `get`, because the verifier refuses what it cannot bound.
+//! `no_std`, no allocation, no I/O. Everything here is compiled for the BPF target and for the host, so that
+//! tests on the host exercise the code that the kernel runs. Functions on the packet path are
+//! `#[inline(always)]`, because a BPF call costs 9 ns and takes at most five arguments. No code indexes a
+//! slice without `get`, because the verifier refuses an index without a bound.
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]

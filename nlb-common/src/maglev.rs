@@ -1,26 +1,26 @@
-//! The shape of a Maglev table (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
-//! NSDI 2016, section 3.4). User space fills it; the packet's way only looks up.
+//! The shape of a Maglev table (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
+//! Balancer", NSDI 2016, section 3.4). User space fills it; packets look it up.
 
-/// Slots of a table: a prime, so that every backend's stride visits every slot.
+/// The slots of a table: a prime number, so that the stride of each backend visits every slot.
 pub const SLOTS: u32 = 65_537;
 
-/// Slots lie four to a map element, because the kernel rounds elements of an array up to 8 bytes.
+/// Four slots make a map element, because the kernel rounds elements of an array up to 8 bytes.
 pub const SLOTS_PER_LINE: u32 = 4;
 
-/// One map element.
+/// A map element.
 pub type Line = [u16; SLOTS_PER_LINE as usize];
 
-/// Elements of the map that holds a table.
+/// The map elements of a table.
 pub const LINES: u32 = SLOTS.div_ceil(SLOTS_PER_LINE);
 
-/// The slot of a flow: its hash's high half, scaled to the table (Lemire, "Fast Random Integer Generation in an
-/// Interval", 2019), which needs no division.
+/// The slot of a flow: the high half of its hash, scaled to the table (Lemire, "Fast Random Integer
+/// Generation in an Interval", 2019) without a division.
 #[inline(always)]
 pub const fn slot(flow_hash: u64) -> u32 {
     (((flow_hash >> 32) * SLOTS as u64) >> 32) as u32
 }
 
-/// Where a slot lies: the element and the place in it.
+/// The element of a slot, and its place in the element.
 #[inline(always)]
 pub const fn place(slot: u32) -> (u32, usize) {
     (slot / SLOTS_PER_LINE, (slot % SLOTS_PER_LINE) as usize)

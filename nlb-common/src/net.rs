@@ -1,8 +1,8 @@
-//! Addresses, ports and protocols as they stand in packets and map keys.
+//! Addresses, ports and protocols as packets and map keys hold them.
 //!
-//! Values in network order have types of their own, so that a host-order number cannot be compared with them by
-//! mistake. IPv4 and IPv6 addresses share one type: an IPv4 address is held v4-mapped (`::ffff:a.b.c.d`, RFC 4291
-//! section 2.5.5.2), which lets one piece of code serve both families.
+//! Values in network order have types of their own, so that they cannot be compared with numbers in host
+//! order. IPv4 and IPv6 addresses share one type: an IPv4 address is held v4-mapped (`::ffff:a.b.c.d`, RFC
+//! 4291 section 2.5.5.2), so that one piece of code serves both families.
 
 use crate::protocol::ip;
 
@@ -33,13 +33,13 @@ impl Be16 {
         u16::from_be(self.0)
     }
 
-    /// From what [`Be16::word`] gave.
+    /// The inverse of [`Be16::word`].
     #[inline(always)]
     pub const fn from_word(word: u16) -> Self {
         Be16(word)
     }
 
-    /// The bytes as they lie in memory, for hashing and for sums of memory words.
+    /// The bytes in memory order, for hashes and sums of memory words.
     #[inline(always)]
     pub const fn word(self) -> u16 {
         self.0
@@ -57,7 +57,7 @@ impl core::fmt::Debug for Be16 {
     }
 }
 
-/// An IPv6 address, or an IPv4 address in its v4-mapped form; kept as the two words that its 16 bytes make in memory.
+/// An IPv6 address, or an IPv4 address in its v4-mapped form, as the two words of its 16 bytes in memory.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Addr {
@@ -65,7 +65,7 @@ pub struct Addr {
     pub lo: u64,
 }
 
-/// The memory word of `00 00 ff ff`, which precedes the four bytes of an IPv4 address in its v4-mapped form.
+/// The memory word of `00 00 ff ff`, which precedes an IPv4 address in its v4-mapped form.
 const V4_MARK: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Addr {
@@ -89,8 +89,8 @@ impl Addr {
         self.hi == 0 && self.words()[2] == V4_MARK
     }
 
-    /// Whether it can be the address of a single host on some network: no group's, no loopback's, no placeholder (RFC 1122
-    /// section 3.2.1.3; RFC 4291 section 2.4).
+    /// Whether it can be the address of a single host on a network: neither multicast, nor loopback, nor
+    /// unspecified (RFC 1122 section 3.2.1.3; RFC 4291 section 2.4).
     #[inline(always)]
     pub const fn is_one_host(self) -> bool {
         if self.is_v4() {
@@ -103,7 +103,7 @@ impl Addr {
         }
     }
 
-    /// The last four bytes: the whole of an IPv4 address.
+    /// The last four bytes: an IPv4 address.
     #[inline(always)]
     pub const fn v4_bytes(self) -> [u8; 4] {
         self.words()[3].to_ne_bytes()
@@ -126,7 +126,7 @@ impl Addr {
         [a, b, c, d]
     }
 
-    /// The first `bits` bits (0 to 128, counted in the v4-mapped form), and zeros.
+    /// The address with all but the first `bits` bits (0 to 128, in the v4-mapped form) cleared.
     #[inline(always)]
     pub const fn prefix(self, bits: u8) -> Addr {
         if bits <= 64 {
@@ -136,7 +136,7 @@ impl Addr {
         }
     }
 
-    /// Whether the first `prefix_len` bits (0 to 128, counted in the v4-mapped form) of both addresses agree.
+    /// Whether the first `prefix_len` bits (0 to 128, in the v4-mapped form) of both addresses are equal.
     #[inline(always)]
     pub const fn shares_prefix(self, other: Addr, prefix_len: u8) -> bool {
         let hi = u64::from_be(self.hi ^ other.hi);
@@ -151,7 +151,7 @@ impl Addr {
     }
 }
 
-/// A word, in network order, of which the first `bits` (0 to 64) bits are set.
+/// A word in network order with the first `bits` bits (0 to 64) set.
 #[inline(always)]
 const fn mask(bits: u8) -> u64 {
     if bits == 0 { 0 } else { (u64::MAX << (64 - bits)).to_be() }
@@ -188,7 +188,7 @@ impl core::fmt::Debug for Addr {
     }
 }
 
-/// A MAC address, as the two words that its 6 bytes make in memory.
+/// A MAC address, as the two words of its 6 bytes in memory.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Mac {
     pub first: u32,
@@ -196,7 +196,7 @@ pub struct Mac {
 }
 
 impl Mac {
-    /// That of interfaces without any, such as loopback.
+    /// The address of interfaces without one, such as loopback.
     pub const NONE: Mac = Mac { first: 0, last: 0 };
 
     #[inline(always)]
@@ -204,7 +204,7 @@ impl Mac {
         Mac { first: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]), last: u16::from_ne_bytes([b[4], b[5]]) }
     }
 
-    /// Multicast and broadcast (IEEE 802.3's group bit).
+    /// Multicast or broadcast (the group bit of IEEE 802.3).
     #[inline(always)]
     pub const fn is_group(self) -> bool {
         self.first.to_ne_bytes()[0] & 1 != 0
@@ -223,7 +223,7 @@ impl core::fmt::Debug for Mac {
     }
 }
 
-/// The L4 protocols that are balanced, by their IANA numbers.
+/// The L4 protocols that are balanced.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum L4 {

@@ -1,7 +1,7 @@
-//! Bytes to headers, once for the kernel and the host.
+//! The parser of packet headers, for the kernel and the host.
 //!
-//! In two steps, because most packets on an interface are not for us: [`ip`] reads just what tells whose a packet is,
-//! and only a packet that is ours pays for [`segment`], which walks to the L4 header and checks it.
+//! It works in two steps, because most packets on an interface do not concern the balancer: [`ip`] reads what
+//! tells whether one does, and only for such a packet [`segment`] checks the L4 header.
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -16,44 +16,44 @@ use crate::verdict::{DropReason, PassReason, Verdict};
 
 const MAX_VLAN_TAGS: usize = 2;
 
-/// IPv6 extension headers that are walked at most.
+/// The most IPv6 extension headers that are walked.
 pub(crate) const MAX_EXTENSIONS: usize = 8;
 
-/// An IP header, and where it lies.
+/// An IP header.
 #[derive(Clone, Copy, Debug)]
 pub struct Ip {
-    /// Offset of the IP header in the frame.
+    /// The offset of the IP header in the frame.
     pub l3: usize,
-    /// Offset of what follows the fixed header and, for IPv4, its options.
+    /// The offset behind the fixed header and, for IPv4, its options.
     pub next: usize,
-    /// Offset just past the IP packet; the frame may be longer (padding).
+    /// The offset of the end of the IP packet; the frame may be longer (padding).
     pub end: usize,
     pub v6: bool,
-    /// What `next` holds: an L4 protocol or, for IPv6, perhaps an extension header.
+    /// The type of what is at `next`: an L4 protocol or, for IPv6, an extension header.
     pub protocol: u8,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Later fragment of an IPv4 packet: it has no L4 header.
+    /// A later fragment of an IPv4 packet, which has no L4 header.
     pub later_fragment: bool,
-    /// IPv6, or IPv4 whose sender wants to be told when it is too long for some link.
+    /// IPv6, or IPv4 with the DF flag: the sender expects an error if the packet is too long.
     pub dont_fragment: bool,
-    /// Fragments follow, so an L4 header may speak of more bytes than this packet has.
+    /// More fragments follow, so the length in an L4 header may exceed this packet.
     pub more_fragments: bool,
     pub src: Addr,
     pub dst: Addr,
 }
 
-/// The fields of a TCP or UDP header that steering looks at.
+/// The fields of a TCP or UDP header that steering needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     pub l4: L4,
-    /// Offset of the L4 header in the frame.
+    /// The offset of the L4 header in the frame.
     pub offset: usize,
     pub sport: Be16,
     pub dport: Be16,
-    /// TCP flags, 0 for UDP.
+    /// TCP flags; 0 for UDP.
     pub flags: TcpFlags,
-    /// Of the packet: fragments follow.
+    /// More fragments of the packet follow.
     pub more_fragments: bool,
 }
 
@@ -79,11 +79,11 @@ impl TcpFlags {
     }
 }
 
-/// The IP header of a frame, or the verdict on a frame that has none or a broken one.
+/// The IP header of a frame, or the verdict on a frame without a valid one.
 #[inline(always)]
 pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
     let eth: EthHdr = frame.read(0).ok_or(Verdict::Drop(DropReason::Truncated))?;
-    // The group bit of the destination MAC (IEEE 802.3): multicast and broadcast are the kernel's.
+    // The group bit of the destination MAC (IEEE 802.3): the kernel receives multicast and broadcast.
     if eth.dst_addr[0] & 1 != 0 {
         return Err(Verdict::Pass(PassReason::Group));
     }
@@ -105,26 +105,26 @@ pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
 }
 
 impl Ip {
-    /// Whether it is a fragment, as far as the fixed header says: that of an IPv6 packet does not.
+    /// Whether it is a fragment by its fixed header, which for IPv6 does not tell.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
         self.later_fragment | self.more_fragments
     }
 
-    /// Bytes of the packet, its header included.
+    /// The length of the packet, header included.
     #[inline(always)]
     pub const fn total_len(&self) -> usize {
         self.end - self.l3
     }
 
-    /// The verdict on a packet that may not be forwarded because its TTL or hop limit ends here (RFC 1812 section 5.3.1).
+    /// The verdict on a packet whose TTL or hop limit does not allow forwarding (RFC 1812 section 5.3.1).
     #[inline(always)]
     pub const fn check_ttl(&self) -> Result<(), Verdict> {
         if self.ttl <= 1 { Err(Verdict::Drop(DropReason::TtlExceeded)) } else { Ok(()) }
     }
 }
 
-/// The TCP or UDP header of an IP packet that is ours, or the verdict on a packet without a sound one.
+/// The TCP or UDP header, or the verdict on a packet without a valid one.
 #[inline(always)]
 pub fn segment<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Result<Segment, Verdict> {
     if ip.later_fragment {
@@ -138,7 +138,7 @@ pub fn segment<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Result<Segment, Verdict
     }
 }
 
-/// Whether an IPv6 packet has extension headers that [`skip_extensions`] must walk before [`segment`].
+/// Whether the packet has extension headers that [`skip_extensions`] must walk before [`segment`].
 #[inline(always)]
 pub const fn has_extensions(ip: &Ip) -> bool {
     ip.v6 && is_extension(ip.protocol)
@@ -207,8 +207,8 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     })
 }
 
-/// Whether it is an extension header of IPv6 that [`skip_extensions`] cannot look behind: Mobility, HIP, Shim6 and those for
-/// experiments, as IANA lists them. (ESP is one too; what it hides is no business of ours.)
+/// Whether it is an extension header of IPv6 that [`skip_extensions`] does not walk: Mobility, HIP, Shim6 and
+/// those for experiments, as IANA lists them. (ESP is an extension header too, but its payload is encrypted.)
 #[inline(always)]
 const fn is_unknown_extension(protocol: u8) -> bool {
     matches!(
@@ -221,8 +221,8 @@ const fn is_unknown_extension(protocol: u8) -> bool {
     )
 }
 
-/// Walks IPv6 extension headers (RFC 8200 section 4) from the one of type `protocol` at `offset` to the L4 protocol and its
-/// offset, which is at most `end`; and whether fragments follow.
+/// Walks IPv6 extension headers (RFC 8200 section 4) from the one of type `protocol` at `offset`. Returns the
+/// L4 protocol, its offset, which is at most `end`, and whether more fragments follow.
 #[inline(always)]
 pub fn skip_extensions<F: Frame + ?Sized>(
     frame: &F,
@@ -254,12 +254,12 @@ pub fn skip_extensions<F: Frame + ?Sized>(
     Err(DropReason::Ipv6Extensions)
 }
 
-/// The length of an extension header whose length field says this.
+/// The length of an extension header with this length field.
 #[inline(always)]
 pub(crate) const fn extension_len(protocol: u8, field: u8) -> usize {
     match protocol {
         extension::FRAGMENT => 8,
-        // RFC 4302 section 2.2 counts in words of 4 bytes, less 2; the others in words of 8, less 1.
+        // RFC 4302 section 2.2 counts words of 4 bytes, less 2; the others count words of 8, less 1.
         extension::AUTHENTICATION => (field as usize + 2) * 4,
         _ => (field as usize + 1) * 8,
     }

@@ -1,66 +1,69 @@
 //! The longest prefix that covers an address, by binary search on the lengths of prefixes.
 //!
-//! A trie follows the bits of an address through a pointer each, and every pointer may be a cache miss. Here a hash table
-//! holds the prefixes, and a search asks it for the address cut to one length after another: where that is there, longer ones
-//! may be too; where it is not, only shorter ones can (Waldvogel, Varghese, Turner and Plattner, "Scalable High Speed IP
-//! Routing Lookups", SIGCOMM 1997). For that to be true, a prefix leaves *markers* at those shorter lengths of its own search
-//! from which it goes on to longer ones. A marker knows what the longest prefix around itself stands for, so a search that was
-//! led on in vain need not go back. The lengths that people use come first, so they are found in one to three steps; and
-//! lengths beyond those in use are passed over without a look.
+//! A trie follows a pointer for each bit of an address, and every pointer may be a cache miss. Here a hash
+//! table holds the prefixes, and a search looks up the address cut to one length after another: if that
+//! prefix is there, longer ones may be too; if not, only shorter ones can be (Waldvogel, Varghese, Turner and
+//! Plattner, "Scalable High Speed IP Routing Lookups", SIGCOMM 1997). For this to hold, a prefix leaves
+//! *markers* at those shorter lengths from which its own search goes on to longer ones. A marker holds the
+//! value of the longest prefix around it, so a search that a marker leads to longer lengths in vain need not
+//! go back. Common lengths come first, so they are found in one to three steps. Lengths beyond those in use
+//! are skipped without a look-up.
 //!
-//! User space is the only writer ([`Entry::publish`], [`Entry::clear`]); packets look the table up at any time.
+//! User space is the only writer ([`Entry::publish`], [`Entry::clear`]); packets look up the table at any
+//! time.
 
 use crate::atomic::{Word, fence};
 use crate::hash;
 use crate::net::Addr;
 
-/// Bits of the v4-mapped form ahead of an IPv4 address.
+/// Bits of the v4-mapped form before an IPv4 address.
 pub const V4: u8 = 96;
 
-/// What is found where no prefix covers an address.
+/// The value if no prefix covers the address.
 pub const NONE: u32 = u32::MAX;
 
-/// Lengths that one search can ask for, at most.
+/// The most steps of a search.
 pub const STEPS: usize = 10;
 
-/// Buckets in which an entry can lie, at most: its primary bucket, and overflow buckets behind that.
+/// The most buckets in which an entry can lie: its primary bucket, and overflow buckets behind that.
 pub const CHAIN: usize = 8;
 
 pub const WAYS: usize = 2;
 
-/// Buckets that lie in one map.
+/// The buckets in one map.
 pub const SLAB_BUCKETS: u32 = 1 << 16;
 
-/// One set of prefixes among those that share the table, which knows its clients by source: a service, by its id.
+/// A set of prefixes among those that share the table: that of a service, by its id.
 pub type Scope = u16;
 
-/// The prefixes that have rate limits. No service has this id.
+/// The prefixes with rate limits. No service has this id.
 pub const LIMITED: Scope = 0;
 
 /// A prefix of one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     pub addr: Addr,
-    /// The scope and the length, as they stand in the last word of its entry.
+    /// The scope and the length, as the last word of the entry holds them.
     pub tag: u64,
 }
 
 impl Key {
-    /// Of this length in v4-mapped bits, the prefix that covers the address.
+    /// The prefix of this length, in v4-mapped bits, that covers the address.
     #[inline(always)]
     pub const fn new(scope: Scope, addr: Addr, bits: u8) -> Self {
         Key { addr: addr.prefix(bits), tag: USED | (scope as u64) << 32 | (bits as u64) << 48 }
     }
 }
 
-/// Where a table lies, and how big it is: as one word, so that packets go over to another at once.
+/// The place and the size of a table, in one word, so that one store makes packets use another table.
 ///
-/// Three quarters of its buckets are primary buckets; the rest are put behind those that overflow.
+/// Three quarters of its buckets are primary buckets; the others are overflow buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table(u64);
 
 impl Table {
-    /// In `slabs` slabs, from the one at `first` on. The seed makes it hard to have many prefixes meet in one bucket.
+    /// A table in `slabs` slabs, beginning with the one at `first`. The seed makes it hard to choose prefixes
+    /// that collide.
     pub const fn new(first: u16, slabs: u16, seed: u32) -> Self {
         Table(first as u64 | (slabs as u64) << 16 | (seed as u64) << 32)
     }
@@ -75,7 +78,7 @@ impl Table {
         self.0
     }
 
-    /// The slab of a bucket, and the bucket's place in it.
+    /// The slab of a bucket, and its index there.
     #[inline(always)]
     pub const fn place(self, bucket: u32) -> (u32, u32) {
         (self.first() as u32 + bucket / SLAB_BUCKETS, bucket % SLAB_BUCKETS)
@@ -91,7 +94,7 @@ impl Table {
         (self.0 >> 16) as u16
     }
 
-    /// The numbers of its slabs.
+    /// The numbers of the slabs.
     pub const fn numbers(self) -> core::ops::Range<u32> {
         self.first() as u32..self.first() as u32 + self.slabs() as u32
     }
@@ -105,11 +108,12 @@ impl Table {
         self.slabs() as u32 * SLAB_BUCKETS
     }
 
-    /// The bucket where the search for a prefix begins.
+    /// The bucket in which the search for a prefix begins.
     #[inline(always)]
     pub const fn primary_bucket(self, key: &Key) -> u32 {
         let hash = hash::prefix(key.addr, key.tag ^ (self.0 >> 32));
-        // Scales 32 bits to the number of primary buckets (Lemire, "Fast Random Integer Generation in an Interval", 2019).
+        // Scales 32 bits to the number of primary buckets (Lemire, "Fast Random Integer Generation in an
+        // Interval", 2019).
         ((hash as u64 * self.primary_buckets() as u64) >> 32) as u32
     }
 }
@@ -119,7 +123,7 @@ impl Table {
 #[derive(Default)]
 pub struct Bucket {
     pub entries: [Entry; WAYS],
-    /// The overflow bucket behind this one; 0, which is a primary bucket, is none.
+    /// The overflow bucket behind this one; 0, which is a primary bucket, means none.
     pub next: Word,
     _pad: u64,
 }
@@ -127,8 +131,9 @@ pub struct Bucket {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-/// A prefix and its value. Its last word holds, from the lowest bit on: the value (32 bits), the scope (16),
-/// the length (8), how often the entry changed hands (6), whether it is in use, whether longer prefixes may be there.
+/// A prefix and its value. The last word holds, from the lowest bit on: the value (32 bits), the scope (16),
+/// the length (8), the number of owners so far (6), whether the entry is in use, and whether there may be
+/// longer prefixes.
 #[repr(C)]
 #[derive(Default)]
 pub struct Entry {
@@ -146,9 +151,9 @@ const TAG: u64 = USED | 0x00ff_ffff_0000_0000;
 /// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value {
-    /// What the longest prefix that covers this one stands for, itself included; [`NONE`] if there is none.
+    /// The value of the longest prefix that covers this one, itself included; [`NONE`] if there is none.
     pub value: u32,
-    /// Whether longer prefixes may have left their marker here.
+    /// Whether there may be longer prefixes, whose marker this is.
     pub longer: bool,
 }
 
@@ -165,8 +170,8 @@ impl Value {
 }
 
 impl Entry {
-    /// What the entry holds, if it is that of `key`. Its owner is loaded before and after, because it may change while the
-    /// key is compared; it would have to change 64 times meanwhile to look the same.
+    /// The value of the entry, if it is that of `key`. The owner is compared before and after, because the
+    /// entry may change meanwhile; only 64 changes would go unnoticed.
     #[inline(always)]
     pub fn matches(&self, key: &Key) -> Option<Value> {
         let word = self.word.load();
@@ -194,7 +199,7 @@ impl Entry {
         self.word.store(key.tag | owner | value.word());
     }
 
-    /// Changes what an entry in use holds.
+    /// Changes the value of an entry in use.
     pub fn update(&self, value: Value) {
         self.word.store(self.word.load() & (TAG | OWNERS) | value.word());
     }
@@ -204,11 +209,11 @@ impl Entry {
     }
 }
 
-/// The lengths that a search may still ask for, in v4-mapped bits.
+/// The lengths that are left to search, in v4-mapped bits.
 #[derive(Clone, Copy)]
 struct LengthRange {
     low: u8,
-    /// The first that it may not.
+    /// The first length beyond the range.
     end: u8,
 }
 
@@ -217,7 +222,7 @@ impl LengthRange {
         LengthRange { low: if v4 { V4 } else { 0 }, end: 129 }
     }
 
-    /// The length to search next: the most popular one of the range, or the one in its middle.
+    /// The length to search next: the most common one of the range, or the one in its middle.
     const fn pick(self) -> u8 {
         const OF_V4: &[u8] = &[V4 + 24, V4 + 32, V4 + 16, V4 + 8];
         const OF_V6: &[u8] = &[48, 64, 128, 32, 56];
@@ -244,10 +249,10 @@ impl LengthRange {
     }
 }
 
-/// In the place of a length: the search is over.
+/// No length: the search is over.
 const END: u8 = u8::MAX;
 
-/// By length, that which is asked for next if it is not there, and if it is.
+/// By length: the next length if the prefix is not there, and if it is.
 type SearchTree = [[u8; 2]; 256];
 
 static TREE_OF_V4: SearchTree = search_tree(true);
@@ -268,7 +273,7 @@ const fn search_tree(v4: bool) -> SearchTree {
     tree
 }
 
-/// The lengths that are asked for, one after the other.
+/// The position of a search in its tree.
 #[derive(Clone, Copy)]
 pub struct Search {
     tree: &'static SearchTree,
@@ -283,7 +288,7 @@ impl Search {
         Search { tree, bits: FIRST[v4 as usize] }
     }
 
-    /// The length to ask for; `None` if there is none left.
+    /// The length to look up; `None` at the end of the search.
     #[inline(always)]
     pub fn length(&self) -> Option<u8> {
         (self.bits != END).then_some(self.bits)
@@ -300,20 +305,20 @@ impl Search {
     }
 }
 
-/// The shortest and the longest prefix of each family that a scope has, in v4-mapped bits.
+/// The shortest and the longest prefix of a scope, for each family, in v4-mapped bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
     pub v4: [u8; 2],
     pub v6: [u8; 2],
-    /// The rest of the word that they were read from: 0, which the kernel's verifier does not know.
+    /// The upper half of the word that they were read from: 0, but the verifier does not know that.
     zero: u8,
 }
 
 impl Lengths {
-    /// No length is at least the first and at most the second.
+    /// No length is both at least the first and at most the second.
     pub const NO_PREFIX: [u8; 2] = [u8::MAX, 0];
 
-    /// Maps begin with zeros, which stand for no prefix of either family.
+    /// A new map holds zeros, which mean no prefix of either family.
     const NONE: u32 = u32::from_ne_bytes([u8::MAX, 0, u8::MAX, 0]);
 
     pub const fn new(v4: [u8; 2], v6: [u8; 2]) -> Self {
@@ -332,7 +337,7 @@ impl Lengths {
     }
 }
 
-/// What the table holds for a prefix.
+/// The value of a prefix in the table.
 #[inline(always)]
 pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Bucket>) -> Option<Value> {
     let mut index = table.primary_bucket(key);
@@ -354,8 +359,8 @@ pub fn find<'a>(key: &Key, table: Table, bucket: impl Fn(u32) -> Option<&'a Buck
     None
 }
 
-/// What the longest prefix of a scope that covers an address stands for; [`NONE`] if none does. Prefixes of IPv6 do not cover
-/// addresses of IPv4.
+/// The value of the longest prefix of a scope that covers an address; [`NONE`] if none does. Prefixes of IPv6
+/// do not cover addresses of IPv4.
 #[inline(always)]
 pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -> Option<Value>) -> u32 {
     let [shortest, longest] = if addr.is_v4() { lengths.v4 } else { lengths.v6 };
@@ -363,7 +368,7 @@ pub fn longest(scope: Scope, addr: Addr, lengths: Lengths, find: impl Fn(&Key) -
         return find(&Key::new(scope, addr, shortest)).map_or(NONE, |found| found.value);
     }
     let mut search = Search::of(addr.is_v4());
-    // If the verifier knew the first length it would know all, and follow every way to each of them.
+    // If the verifier knew the first length, it would know all of them, and follow every path of the tree.
     search.bits += lengths.zero;
     let mut best = NONE;
     let mut step = 0;

@@ -1,4 +1,5 @@
-//! Numbers that standards fix: ethertypes, protocol numbers, lengths of headers, the default TTL, and the actions of XDP.
+//! Numbers that standards define: ethertypes, protocol numbers, lengths of headers, the default TTL, and the
+//! actions of XDP.
 
 /// Ethertypes (IEEE 802, as IANA lists them).
 pub mod ethertype {
@@ -37,7 +38,8 @@ pub mod extension {
     pub const EXPERIMENT_2: u8 = 254;
 }
 
-/// The field of an IPv4 header that holds the fragment offset, as a number in host order (RFC 791 section 3.1).
+/// The field of an IPv4 header that holds the fragment offset, as a number in host order (RFC 791 section
+/// 3.1).
 pub mod fragment {
     /// In units of 8 bytes.
     pub const OFFSET: u16 = 0x1fff;
@@ -56,7 +58,8 @@ pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
 pub const TCP_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
-/// The header of an ICMP error, and the bytes that it quotes behind the IP header at least (RFC 792, RFC 4443).
+/// The header of an ICMP error, and the bytes that it quotes behind the IP header at least (RFC 792, RFC
+/// 4443).
 pub const ICMP_LEN: usize = 8;
 pub const ICMP_QUOTE_LEN: usize = 8;
 

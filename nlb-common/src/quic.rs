@@ -1,17 +1,17 @@
-//! QUIC packets whose connection ids name the server that they are for, so that a client may change its address and go on
-//! with its connection.
+//! QUIC connection ids that name a server, so that a connection continues when the client changes its
+//! address.
 //!
-//! Connection ids are encrypted nowhere: the client puts the one that its server chose in front of every packet. QUIC-LB
-//! (draft-ietf-quic-load-balancers-21) says how servers choose them for a load balancer that is to find its way by them. In
-//! plain text they are
+//! Connection ids are not encrypted: the client puts the one that its server chose in every packet. QUIC-LB
+//! (draft-ietf-quic-load-balancers-21) defines how servers choose ids for a load balancer. In plain text an
+//! id is
 //!
 //! ```text
 //! first octet                                       then
 //! | configuration (3 bits) | the server's own (5) | server id (1 to 8 octets here) | nonce (4 or more) |
 //! ```
 //!
-//! Where the connection id lies is the same in every version of QUIC (RFC 8999). In a short header nothing says how long it
-//! is: the configuration does.
+//! The connection id is at the same place in every version of QUIC (RFC 8999). A short header does not hold
+//! its length; the configuration defines it.
 
 use crate::frame::Frame;
 use crate::net::Be16;
@@ -20,30 +20,31 @@ use crate::protocol::UDP_LEN;
 /// The longest server id.
 pub const MAX_ID: usize = 8;
 
-/// Configurations are numbered from 0. The number that is left means that the id names nobody.
+/// Configurations are numbered from 0. The remaining number means that the id names no server.
 pub const CONFIGS: u8 = 7;
 
-/// Set in the first byte of a long header.
+/// The flag of a long header, in its first byte.
 const LONG: u8 = 0x80;
-/// Where a long header says how long the destination's connection id is: behind the first byte and the version.
+/// Where a long header holds the length of the destination's connection id: behind the first byte and the
+/// version.
 const DCID_LEN: usize = 5;
 /// The byte before the connection id, its first octet, and the longest server id.
 const HEAD: usize = 2 + MAX_ID;
-/// Nonces of no configuration are shorter.
+/// The shortest nonce of any configuration.
 const LEAST_NONCE: u32 = 4;
 
-/// A server as connection ids name it.
+/// A server, as connection ids name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Server {
     pub config: u8,
     /// Octets of the id.
     pub len: u8,
-    /// The id, from the highest octet down.
+    /// The id, beginning with the highest octet.
     pub id: u64,
 }
 
 impl Server {
-    /// `None` if there is no such configuration, or no id of this length.
+    /// `None` if the configuration does not exist, or no id has this length.
     pub fn new(config: u8, octets: &[u8]) -> Option<Self> {
         let mut id = [0; MAX_ID];
         id.get_mut(..octets.len()).filter(|id| !id.is_empty())?.copy_from_slice(octets);
@@ -52,7 +53,7 @@ impl Server {
     }
 }
 
-/// How long server ids are in each configuration: four bits of a word each, 0 where it is not in use.
+/// The length of server ids by configuration: four bits each, 0 if it is not in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Lengths(u32);
@@ -73,20 +74,20 @@ impl Lengths {
         self.0 >> (4 * (config & 7) as u32) & 0xf
     }
 
-    /// Whether packets may name this server: ids of its configuration are as long as its own.
+    /// Whether ids of the server's configuration have the length of its id.
     pub const fn reads(self, server: &Server) -> bool {
         self.of(server.config) == server.len as u32
     }
 
-    /// With the configuration of this server in use.
+    /// The lengths, with the server's configuration in use.
     pub const fn with(self, server: &Server) -> Self {
         let shift = 4 * server.config as u32;
         Lengths(self.0 & !(0xf << shift) | (server.len as u32) << shift)
     }
 }
 
-/// The server that a QUIC packet is for by its connection id, whether or not there is one of that name. `udp` is where the
-/// UDP header lies, and `end` where the IP packet ends.
+/// The server that the connection id of a QUIC packet names, whether or not it exists. `udp` is the offset of
+/// the UDP header, and `end` that of the end of the IP packet.
 #[inline(always)]
 pub fn server<F: Frame + ?Sized>(frame: &F, udp: usize, end: usize, lengths: Lengths) -> Option<Server> {
     let len: [u8; 2] = frame.read(udp + 4)?;
@@ -95,7 +96,7 @@ pub fn server<F: Frame + ?Sized>(frame: &F, udp: usize, end: usize, lengths: Len
     let [first_byte, _]: [u8; 2] = frame.read(payload)?;
     let is_long = first_byte & LONG != 0;
     let at = if is_long { payload + DCID_LEN } else { payload };
-    // No QUIC packet is so short that these are not there, whatever the length of the id.
+    // Every QUIC packet is long enough for these bytes, whatever the length of its id.
     if at + HEAD > end || at + HEAD > datagram_end {
         return None;
     }

@@ -1,7 +1,7 @@
-//! Answers that refuse: a TCP reset, an ICMP error.
+//! Refusals: a TCP reset, an ICMP error.
 //!
-//! Both are built over the packet that they answer, with addresses and ports turned round. Options and extension headers are
-//! left out of what is sent, so that its length is known beforehand, as the verifier likes it.
+//! Both overwrite the packet that they answer, with addresses and ports swapped. They have no options or
+//! extension headers, so that the verifier knows their length.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -12,18 +12,18 @@ use crate::parse::{Ip, Segment, TcpFlags};
 use crate::protocol::{DEFAULT_TTL, ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, ip as protocol};
 use crate::rewrite::{ethernet, move_link_header, source_mac};
 
-/// The checksum field of a header whose sum is all in the delta: ones' complement of a sum of nothing.
+/// The checksum field of a header whose whole sum is in the delta: the complement of 0.
 const EMPTY: Be16 = Be16::new(0xffff);
 
-/// Whether a packet may be answered: not if what it came from is a group, or nobody (RFC 1122 sections 3.2.1.3 and 3.2.2; RFC
-/// 4443 section 2.4). The answer would go to many, or in circles.
+/// Whether a packet may be answered: not if its source is a group or unspecified (RFC 1122 sections 3.2.1.3
+/// and 3.2.2; RFC 4443 section 2.4). Such an answer would go to many hosts, or in a loop.
 #[inline(always)]
 pub fn may_be_answered<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> bool {
     ip.src.is_one_host() && source_mac(frame).is_some_and(|mac| !mac.is_group())
 }
 
-/// Turns a TCP segment that may be answered into the reset that does so (RFC 9293 section 3.10.7.1). The answer is the length that the
-/// frame should have; `None` if it is a reset itself.
+/// Turns a TCP segment that may be answered into its reset (RFC 9293 section 3.10.7.1). Returns the new
+/// length of the frame; `None` if the segment is a reset itself.
 #[inline(always)]
 pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Option<usize> {
     if segment.flags.has(TcpFlags::RST) {
@@ -39,7 +39,7 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
     let (seq, ack, flags) = if segment.flags.has(TcpFlags::ACK) {
         (h[2], 0, TcpFlags::RST)
     } else {
-        // SYN and FIN take a number each.
+        // SYN and FIN take a sequence number each.
         let marks = segment.flags.has(TcpFlags::SYN) as u32 + segment.flags.has(TcpFlags::FIN) as u32;
         let taken = (ip.end - segment.offset).wrapping_sub(data_offset) as u32 + marks;
         (0, u32::from_be(h[1]).wrapping_add(taken).to_be(), TcpFlags::RST | TcpFlags::ACK)
@@ -64,20 +64,20 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
     Some(l4 + TCP_LEN)
 }
 
-/// By how much a frame grows at its front for an ICMP error, for IPv4 and IPv6: an IP header and 8 bytes of ICMP.
+/// How much a frame grows at its front for an ICMP error, for IPv4 and IPv6: an IP header and an ICMP header.
 pub const ICMP_GROWTH: [usize; 2] = [IPV4_LEN + ICMP_LEN, IPV6_LEN + ICMP_LEN];
 
-/// What a packet is told by ICMP.
+/// An ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// Nobody listens there (RFC 792; RFC 4443 section 3.1).
+    /// No process listens on the port (RFC 792; RFC 4443 section 3.1).
     PortUnreachable,
-    /// Longer than this many bytes, which is what the way takes (RFC 1191 section 4; RFC 4443 section 3.2).
+    /// The packet is longer than the MTU, which this is (RFC 1191 section 4; RFC 4443 section 3.2).
     TooBig(u32),
 }
 
 impl Error {
-    /// Type and code, as they lie in memory.
+    /// Type and code in memory order.
     #[inline(always)]
     fn kind(self, v6: bool) -> u16 {
         u16::from_ne_bytes(match (self, v6) {
@@ -88,7 +88,7 @@ impl Error {
         })
     }
 
-    /// The second half of the header, as it lies in memory.
+    /// The second half of the header in memory order.
     #[inline(always)]
     fn rest(self) -> u32 {
         match self {
@@ -98,15 +98,15 @@ impl Error {
     }
 }
 
-/// How much of the offending packet an ICMP error carries: its IP header without options, and 8 bytes more (RFC 792).
+/// The least that an ICMP error quotes: the IP header without options, and 8 bytes more (RFC 792).
 const QUOTED: [usize; 2] = [IPV4_LEN + ICMP_QUOTE_LEN, IPV6_LEN + ICMP_QUOTE_LEN];
 
-/// And this much beyond, at most: IPv4's options, all of them; of IPv6, which would have as much as fits (RFC 4443 section 2.4),
-/// what it takes to see the ports behind the extension headers of a fragment.
+/// The most that it quotes beyond that: all options of IPv4; for IPv6, where as much as fits should be quoted
+/// (RFC 4443 section 2.4), enough to include the ports behind the extension headers of a fragment.
 const MORE: usize = 40;
 
-/// Turns a packet that may be answered into the ICMP error that does so. The frame has just grown by `grown` bytes at its front;
-/// `ip` is as it was parsed before. The answer is the length that the frame should have.
+/// Turns a packet that may be answered into an ICMP error about it. The frame has just grown by `grown` bytes
+/// at its front; `ip` was parsed before. Returns the new length of the frame.
 #[inline(always)]
 pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error: Error) -> Option<usize> {
     let least = QUOTED[ip.v6 as usize];
@@ -123,7 +123,7 @@ pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error
     let sum =
         if ip.v6 { pseudo_header(ip.src, ip.dst, number, Be16::new(icmp_len as u16)) } else { Delta::new() };
     let sum = sum.word16(0, head).word32(0, rest);
-    // Word by word: the verifier does not follow the arithmetic that a loop over the packet is compiled to.
+    // Word by word: the verifier does not follow the arithmetic of a compiled loop over the packet.
     let at = ip.l3 + grown;
     let sum = add(frame, add(frame, add(frame, sum, at)?, at + 8)?, at + 16)?;
     let mut sum = if ip.v6 {
@@ -154,7 +154,7 @@ fn add<F: Frame + ?Sized>(frame: &F, sum: Delta, at: usize) -> Option<Delta> {
     Some(sum.word32(0, word as u32).word32(0, (word >> 32) as u32))
 }
 
-/// Back to where it came from.
+/// Sends the frame back to the MAC address that it came from.
 #[inline(always)]
 fn turn_link<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
     let us = Mac { first: frame.read(at)?, last: frame.read(at + 4)? };
@@ -162,8 +162,8 @@ fn turn_link<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
     ethernet(frame, them, us)
 }
 
-/// Writes an IP header at `l3`, from the destination of `ip` to its source, in front of `len` bytes of `protocol`. The
-/// answer is where those start.
+/// Writes an IP header at `l3`, from the destination of `ip` to its source, in front of `len` bytes of
+/// `protocol`. Returns the offset behind it.
 #[inline(always)]
 fn write_ip<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, l3: usize, len: usize, protocol: u8) -> Option<usize> {
     if ip.v6 {

@@ -1,7 +1,7 @@
-//! The edits that a balancer makes to headers. Checksums follow incrementally (see [`crate::checksum`]).
+//! Edits of packet headers. Checksums are updated incrementally (see [`crate::checksum`]).
 //!
-//! The caller has parsed the packet, so every offset here is known to lie inside it; the checks that the `Frame` makes
-//! anyway are what the verifier asks for. Each edit returns `None` where one fails, and the caller drops the packet.
+//! The caller has parsed the packet, so every offset is inside it; the verifier wants the checks of `Frame`
+//! all the same. An edit returns `None` if such a check fails, and the caller drops the packet.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
@@ -23,7 +23,7 @@ pub struct Tuple {
     pub dport: Be16,
 }
 
-/// Gives a packet new addresses and ports and takes one off its TTL.
+/// Translates addresses and ports, and takes one off the TTL.
 #[inline(always)]
 pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, to: &Tuple) -> Option<()> {
     let addresses = if ip.v6 {
@@ -33,13 +33,13 @@ pub fn translate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment, t
     };
     let ports = Delta::new().port(segment.sport, to.sport).port(segment.dport, to.dport);
     frame.amend_checksum(segment.l4, segment.offset, ip.v6, addresses, ports)?;
-    // TCP and UDP headers begin alike.
+    // The ports are at the same offsets in TCP and UDP.
     let head: &mut UdpHdr = frame.edit(segment.offset)?;
     (head.src, head.dst) = (to.sport.bytes(), to.dport.bytes());
     readdress(frame, ip, to.src, to.dst)
 }
 
-/// Gives an IP header new addresses and takes one off its TTL; what follows it is left as it is.
+/// Translates the addresses of an IP header and takes one off the TTL; the L4 header stays as it is.
 #[inline(always)]
 pub fn readdress<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, src: Addr, dst: Addr) -> Option<()> {
     if ip.v6 {
@@ -56,7 +56,7 @@ pub fn readdress<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, src: Addr, dst: Addr
     Some(())
 }
 
-/// Takes one off the TTL or hop limit, which the caller has seen to be above 1.
+/// Takes one off the TTL or hop limit, which must be above 1.
 #[inline(always)]
 pub fn decrement_ttl<F: Frame + ?Sized>(frame: &mut F, ip: &Ip) -> Option<()> {
     if ip.v6 {
@@ -75,7 +75,7 @@ fn ipv4_ttl(header: &mut Ipv4Hdr, ip: &Ip, addresses: Delta) {
     header.ttl = ip.ttl - 1;
 }
 
-/// Addresses the frame to the next hop.
+/// Writes the MAC addresses.
 #[inline(always)]
 pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<()> {
     let macs: &mut [[u8; 6]; 2] = frame.edit(0)?;
@@ -83,7 +83,7 @@ pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<
     Some(())
 }
 
-/// Who sent the frame.
+/// The source MAC address.
 #[inline(always)]
 pub fn source_mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {
     Some(Mac { first: frame.read(6)?, last: frame.read(10)? })
@@ -99,7 +99,7 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// Bytes that it takes.
+    /// The length of the header.
     #[inline(always)]
     pub const fn len(v6: bool) -> usize {
         if v6 { IPV6_LEN } else { IPV4_LEN }
@@ -108,15 +108,15 @@ impl Outer {
 
 /// Puts an outer IP header in front of the packet (RFC 2003 for IPv4, RFC 2473 for IPv6).
 ///
-/// The frame has just grown by `Outer::len` bytes at its front: the Ethernet header with its tags is still where it
-/// was, `grown` bytes into the frame, and `ip` is as it was parsed before.
+/// The frame has just grown by `Outer::len` bytes at its front: the Ethernet header with its tags is still at
+/// its old place, `grown` bytes into the frame, and `ip` was parsed before.
 #[inline(always)]
 pub fn encapsulate<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, outer: &Outer) -> Option<()> {
     let number = if ip.v6 { protocol::IPV6 } else { protocol::IPIP };
     wrap(frame, ip, grown, outer, number, Be16::new(ip.total_len() as u16))
 }
 
-/// The outer IP header in front of `len` bytes of `protocol`.
+/// Puts the outer IP header in front of `len` bytes of `protocol`.
 #[inline(always)]
 pub(crate) fn wrap<F: Frame + ?Sized>(
     frame: &mut F,
@@ -127,7 +127,7 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
     len: Be16,
 ) -> Option<()> {
     let v6 = !outer.dst.is_v4();
-    // The traffic class moves outward, ECN included (RFC 6040 section 4.1, normal mode).
+    // The traffic class is copied to the outer header, ECN included (RFC 6040 section 4.1, normal mode).
     let inner: [u8; 2] = frame.read(ip.l3 + grown)?;
     let traffic_class = if ip.v6 { inner[0] << 4 | inner[1] >> 4 } else { inner[1] };
 
@@ -148,7 +148,7 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
     } else {
         let total_len = len.get() + IPV4_LEN as u16;
         let (src, dst) = (outer.src.words()[3], outer.dst.words()[3]);
-        // "Do not fragment", with an id of 0, as RFC 6864 has it for packets that are never cut up.
+        // DF with an id of 0, as RFC 6864 defines it for packets that are never fragmented.
         const DONT_FRAGMENT: [u8; 2] = fragment::DONT.to_be_bytes();
         let sum = Delta::new()
             .word16(0, u16::from_ne_bytes([0x45, traffic_class]))
@@ -175,8 +175,8 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
     }
 }
 
-/// Moves the Ethernet header and its tags `by` bytes back, over an outer header of that length. What is in front of it
-/// then is to be cut off.
+/// Moves the Ethernet header and its tags back by `by` bytes, over an outer header of that length. The caller
+/// cuts off the bytes in front of it.
 #[inline(always)]
 pub fn unwrap<F: Frame + ?Sized>(frame: &mut F, outer: &Ip, by: usize, inner_v6: bool) -> Option<()> {
     LinkHeader::read(frame, 0, outer.l3)?.write(frame, by, inner_v6)
@@ -193,8 +193,7 @@ pub(crate) fn move_link_header<F: Frame + ?Sized>(
     LinkHeader::read(frame, from, len)?.write(frame, 0, v6)
 }
 
-/// An Ethernet header with up to two VLAN tags, on its way to another place. In memory words, so that it stays in
-/// registers.
+/// An Ethernet header with up to two VLAN tags, in memory words, so that it stays in registers.
 struct LinkHeader {
     macs: (u64, u32),
     ethertype: u16,
@@ -203,7 +202,8 @@ struct LinkHeader {
 }
 
 impl LinkHeader {
-    /// Every frame that is moved has an IP header behind, so reading room for two tags is safe with fewer too.
+    /// An IP header follows in every such frame, so bytes for two tags can be read even if there are fewer
+    /// tags.
     #[inline(always)]
     fn read<F: Frame + ?Sized>(frame: &F, at: usize, len: usize) -> Option<Self> {
         Some(LinkHeader {
@@ -214,7 +214,7 @@ impl LinkHeader {
         })
     }
 
-    /// Writes it with the ethertype of an IP version after its last tag.
+    /// Writes the header with the ethertype of an IP version after its last tag.
     #[inline(always)]
     fn write<F: Frame + ?Sized>(self, frame: &mut F, at: usize, v6: bool) -> Option<()> {
         let ip = if v6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be();

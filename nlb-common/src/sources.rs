@@ -1,7 +1,8 @@
-//! Source addresses of outer headers, one for each flow.
+//! Outer source addresses that vary by flow.
 //!
-//! Networks and receivers spread packets by addresses and ports, and an IPv4 header around a packet shows neither of the flow's.
-//! Where operators give a prefix for it, its source takes their place: the prefix, and behind it bits of the flow's hash.
+//! Networks and receivers spread packets by addresses and ports. An outer IPv4 header has neither of the
+//! flow's. If a prefix is configured, the outer source address is that prefix with bits of the flow's hash
+//! behind it.
 
 use crate::net::Addr;
 
@@ -10,15 +11,15 @@ use crate::net::Addr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources {
     prefix: Addr,
-    /// In memory order, of the address's second half; 0 if there is no prefix.
+    /// The varying bits of the address's second half, in memory order; 0 if there is no prefix.
     varying: u64,
 }
 
 impl Sources {
     pub const NONE: Sources = Sources { prefix: Addr::UNSPECIFIED, varying: 0 };
 
-    /// Those of a prefix of so many bits, counted in the v4-mapped form, behind which all bits of `addr` are 0. Of what is
-    /// behind it the last 64 bits vary at most.
+    /// The addresses of a prefix of `bits` bits, in the v4-mapped form; all bits of `addr` behind it are 0.
+    /// At most the last 64 bits vary.
     pub const fn new(addr: Addr, bits: u8) -> Self {
         let varying = match 128_u8.saturating_sub(bits) {
             64.. => u64::MAX,
@@ -32,7 +33,8 @@ impl Sources {
         self.varying == 0
     }
 
-    /// The flow's, by the lower bits of its hash: the upper ones choose its backend, so they vary less among a backend's flows.
+    /// The address of a flow, by the lower bits of its hash: the upper ones select the backend, so they vary
+    /// less among a backend's flows.
     #[inline(always)]
     pub const fn of(&self, hash: u64) -> Addr {
         Addr { hi: self.prefix.hi, lo: self.prefix.lo | hash.to_be() & self.varying }

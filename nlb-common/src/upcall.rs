@@ -1,37 +1,38 @@
-//! How a question about a destination stands: asked of the modules, answered, or due to be asked (again).
+//! The state of an upcall about a destination: pending, negative, or expired.
 //!
-//! One word per destination says so. Whoever puts it there, or exchanges it when it is due, is the one who asks; so there is
-//! one question however many packets come on however many CPUs. User space writes the word when nobody can handle the
-//! destination. If somebody can, the destination gets a service and nothing looks at the word any more.
+//! The state is one word for each destination. The CPU that inserts it, or exchanges it when it is expired,
+//! raises the upcall, so there is one upcall however many packets come on however many CPUs. User space
+//! writes a negative state if no module can handle the destination. If one can, the destination gets a
+//! service, and the state is not read any more.
 
-/// How long a question may be open, in nanoseconds. Meanwhile its packets are dropped, and clients send them again.
+/// How long an upcall may be pending, in nanoseconds. Its packets are dropped meanwhile; clients retransmit
+/// them.
 pub const PENDING_TTL: u64 = 5_000_000_000;
 
-/// How long a destination is left alone that nobody can handle, or that nobody was found for in time.
+/// How long a destination is negative, because no module can handle it, or because none answered in time.
 pub const NEGATIVE_TTL: u64 = 30_000_000_000;
 
-/// The last bit of a word that is an answer. The others are a time: when the question is not open any more, or when the
-/// answer ends.
+/// The flag of a negative state, the last bit. The other bits are the time at which the state ends.
 const NEGATIVE: u64 = 1;
 
-/// What becomes of a packet to the destination.
+/// What a packet to the destination does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It has to wait for the answer.
+    /// It is dropped: modules are being asked.
     Pending,
-    /// It met a closed port.
+    /// It meets a closed port.
     Negative,
-    /// It may ask.
+    /// It raises an upcall.
     Expired,
 }
 
-/// The word of a question that is asked now.
+/// The state of an upcall that is raised now.
 #[inline(always)]
 pub const fn pending(now: u64) -> u64 {
     (now + PENDING_TTL) & !NEGATIVE
 }
 
-/// The word of a destination that nobody handles until then.
+/// The negative state until then.
 #[inline(always)]
 pub const fn negative(until: u64) -> u64 {
     until | NEGATIVE
@@ -45,7 +46,7 @@ pub const fn state(word: u64, now: u64) -> State {
     } else if now < until {
         State::Pending
     } else if now < until + NEGATIVE_TTL {
-        // User space is slow, or gone.
+        // User space is slow or does not run.
         State::Negative
     } else {
         State::Expired

@@ -1,24 +1,24 @@
-//! How the data path ends with a packet: every exit has one name and one counter.
+//! Verdicts: each has a name and a counter.
 //!
-//! The counters of all exits add up to the packets seen; a test holds the program to that. `nlb-ebpf` turns a verdict
-//! into the kernel's action in one place.
+//! The counters of all verdicts add up to the packets seen, which a test checks. `nlb-ebpf` turns a verdict
+//! into the action of the kernel in one place.
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Left to the kernel's own network stack, untouched.
+    /// Passed to the kernel's stack, unchanged.
     Pass(PassReason),
-    /// Sent on, rewritten, through the interface with this index.
+    /// Sent through the interface with this index.
     Send(SendReason, u32),
-    /// Handed to user space, untouched, until its next hop is known; then it starts again.
+    /// Handed to user space, unchanged, until its next hop is known; then the programs run on it again.
     Punt,
     /// Discarded.
     Drop(DropReason),
-    /// No exit yet: another program goes on with it.
+    /// No end yet: another program continues.
     TailCall(Program),
 }
 
-/// The programs that the balancer goes on in, by their index in the map of programs.
+/// The programs that the balancer calls by tail calls, by their index in the map of programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Program {
@@ -37,7 +37,7 @@ impl Program {
 
 pub const PROGRAMS: usize = Program::ALL.len();
 
-/// What a program or a part of it ends with. `Err` is a verdict too: one that ends the packet's way at once, by `?`.
+/// The result of a program or a part of it. `Err` holds a verdict too: `?` ends the program with it.
 pub type Outcome = Result<Verdict, Verdict>;
 
 macro_rules! reasons {
@@ -65,13 +65,13 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Why a packet was left to the kernel.
+    /// Why a packet was passed to the kernel.
     PassReason from 0 {
         /// Neither IPv4 nor IPv6: ARP, LLDP and so on.
         NotIp = "not_ip",
         /// Broadcast or multicast, by its destination MAC.
         Group = "group",
-        /// For no VIP, and no reply to us.
+        /// To no VIP, and no reply to us.
         NotOurs = "not_ours",
         /// To a VIP, but neither TCP nor UDP: ICMP, SCTP, GRE, ESP.
         Protocol = "protocol",
@@ -81,15 +81,16 @@ reasons! {
         NoFlow = "no_flow",
         /// A tunnel packet from a peer that is not listed (`nlb decap`).
         NotPeer = "not_peer",
-        /// Unwrapped and left to the kernel (`nlb decap`).
+        /// Decapsulated and passed to the kernel (`nlb decap`).
         Decapsulated = "decapsulated",
-        /// For or from a module or a client on this host: left to the program at the stack's door, which counts it anew.
+        /// To or from a module or a client on this host: passed to the program at TC ingress, which counts it
+        /// again.
         Local = "local",
     }
 }
 
 reasons! {
-    /// Why a packet was sent on.
+    /// Why a packet was sent.
     SendReason from 16 {
         /// From a client to a backend.
         Forward = "forward",
@@ -97,9 +98,9 @@ reasons! {
         Reply = "reply",
         /// Answered with a TCP RST or an ICMP unreachable, since the service has no usable backend.
         Reject = "reject",
-        /// An ICMP error, to whom the flow belongs that it is about.
+        /// An ICMP error, to the end of the flow that it is about.
         IcmpError = "icmp_error",
-        /// Answered with an ICMP error that says how long a packet may be.
+        /// Answered with an ICMP error that names the MTU.
         TooBig = "too_big",
     }
 }
@@ -110,7 +111,7 @@ pub const PUNT_COUNTER: u32 = 31;
 reasons! {
     /// Why a packet was discarded.
     DropReason from 32 {
-        /// Shorter than its headers need.
+        /// Shorter than its headers.
         Truncated = "truncated",
         /// IP version, header length or total length contradict each other or the frame.
         IpHeader = "ip_header",
@@ -122,54 +123,54 @@ reasons! {
         Fragment = "fragment",
         /// A service without a usable backend.
         NoBackend = "no_backend",
-        /// TTL or hop limit too small to be forwarded.
+        /// TTL or hop limit too small for forwarding.
         TtlExceeded = "ttl_exceeded",
-        /// Our own packet came back.
+        /// A packet that this node sent came back.
         Loop = "loop",
         /// No free source port towards the backend.
         SnatPorts = "snat_ports",
-        /// No entry of the flow table to spare for a NAT flow, which cannot do without.
+        /// No entry of the flow table can be evicted for a NAT flow, which needs one.
         FlowTable = "flow_table",
-        /// No route to where the packet should go.
+        /// No route to the destination.
         NoRoute = "no_route",
-        /// Longer than the next hop's MTU takes.
+        /// Longer than the MTU.
         TooBig = "too_big",
-        /// The next hop is not known yet, and there is no room to park.
+        /// The next hop is not known, and there is no room to punt the packet.
         PuntFull = "park_full",
-        /// On a port of a VIP that has no service, where the VIP is set to drop those.
+        /// To a port without a service, on a VIP that is set to drop such packets.
         ClosedPort = "closed_port",
-        /// The kernel gave no room for the outer header.
+        /// The kernel has no room for the outer header.
         Headroom = "headroom",
-        /// A tunnel packet whose inner packet is broken (`nlb decap`).
+        /// A tunnel packet with an invalid inner packet (`nlb decap`).
         InnerHeader = "inner_header",
-        /// Over a rate limit, which counts it too.
+        /// Over a rate limit, which counts the packet too.
         RateLimit = "rate_limit",
-        /// On a port of a VIP that has no service, while modules are asked who can handle it.
+        /// To a port without a service, while an upcall is pending.
         UpcallPending = "asking",
-        /// A map lookup failed that cannot fail; a fault of ours.
+        /// A map look-up failed that cannot fail: a bug.
         Internal = "internal",
     }
 }
 
-/// Packets seen, which all the others add up to.
+/// Packets seen: the sum of all verdicts.
 pub const SEEN_COUNTER: u32 = 63;
 
-/// Flows that were forwarded by hash alone because no slot of the flow table was free for them. They are counted as
-/// `forward` too, so this one is outside the sum.
+/// Packets of flows that were forwarded by hash alone because no entry of the flow table was free. They are
+/// counted as `forward` too, so this counter is outside the sum.
 pub const UNRECORDED_COUNTER: u32 = 62;
 
-/// Questions that modules should have been asked and were not, because there was no room to put them. Their packets are
-/// counted as those of closed ports, so this one is outside the sum too.
+/// Upcalls that were not raised because the ring buffer was full. Their packets are counted as those of
+/// closed ports, so this counter is outside the sum.
 pub const UPCALL_LOST_COUNTER: u32 = 61;
 
-/// Length of the map of counters.
+/// The length of the map of counters.
 pub const COUNTERS: u32 = 64;
 
 impl Verdict {
     /// Something failed that cannot fail.
     pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
-    /// The index of the counter of this exit.
+    /// The index of its counter.
     #[inline(always)]
     pub const fn counter(self) -> u32 {
         match self {
@@ -177,13 +178,13 @@ impl Verdict {
             Verdict::Send(reason, _) => reason.counter(),
             Verdict::Punt => PUNT_COUNTER,
             Verdict::Drop(reason) => reason.counter(),
-            // It comes here only if that program is missing.
+            // Only if that program is not loaded.
             Verdict::TailCall(_) => DropReason::Internal.counter(),
         }
     }
 }
 
-/// The exit that a counter counts, as (verdict, reason); `None` for the other counters and unused ones.
+/// The verdict that a counter counts, as (verdict, reason); `None` for the other counters and unused ones.
 pub fn exit_name(counter: u32) -> Option<(&'static str, &'static str)> {
     let pass = PassReason::ALL.iter().map(|r| (r.counter(), ("pass", r.name())));
     let send = SendReason::ALL.iter().map(|r| (r.counter(), ("send", r.name())));

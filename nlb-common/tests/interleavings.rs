@@ -1,5 +1,6 @@
-//! The tables that packets look into while others write them, in every interleaving of a few threads, and with every value that
-//! a load may see on x86: loom runs them one by one. `contention` in `properties` tries real threads, which meet some interleavings often and others never.
+//! The tables that packets read while others write them, in every interleaving of a few threads, with every
+//! value that a load may see on x86. loom runs the interleavings one by one; `contention` in `properties`
+//! uses real threads, which run into some interleavings often and into others never.
 //!
 //! Built with `--cfg loom` only, as `cargo xtask test` does (docs/testing.md).
 #![cfg(loom)]
@@ -12,18 +13,18 @@ use nlb_common::prefix::{self, Value};
 
 const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000 };
 
-/// The flows of a full bucket, by their numbers; the first is idle longest, so that it is the one to give way.
+/// The flows of a full bucket, by number; the first is idle longest, and so the one to be evicted.
 const OLD: [u16; 4] = [1, 2, 3, 4];
 const NOW: u16 = 100;
 
-/// Every word of the key tells which flow it is, so that a mixture of two keys belongs to nobody.
+/// Every word of the key depends on the flow, so that a mixture of two keys is the key of no flow.
 fn key(flow: u16) -> Key {
     let port = Be16::new(flow);
     let addr = Addr { hi: flow.into(), lo: !u64::from(flow) };
     Key::new(addr, port, port, flow, L4::Udp, Direction::Forward)
 }
 
-/// The backend tells whose it is.
+/// The backend depends on the flow.
 fn state(flow: u16, seen: u16) -> State {
     State::forward(flow, Be16::new(flow), 0, phase::UDP | phase::ESTABLISHED, seen)
 }
@@ -36,18 +37,18 @@ fn full() -> Arc<Bucket> {
     Arc::new(bucket)
 }
 
-/// Puts a flow on record, in the place of another if it must.
+/// Records a flow, and evicts another if it has to.
 fn record(bucket: &Bucket, flow: u16, now: u16) -> Option<usize> {
     bucket.insert(&key(flow), state(flow, now), now, &IDLE, true, |_, _| false)
 }
 
-/// A thread that does so.
+/// A thread that records a flow.
 fn writer(bucket: &Arc<Bucket>, flow: u16) -> JoinHandle<Option<usize>> {
     let bucket = bucket.clone();
     thread::spawn(move || record(&bucket, flow, NOW))
 }
 
-/// Looks a flow up; what is found has to be its own.
+/// Looks a flow up, and checks that what it finds is its own.
 fn find(bucket: &Bucket, flow: u16) -> Option<(usize, State)> {
     let found = bucket.find(&key(flow));
     if let Some((_, state)) = found {
@@ -57,7 +58,7 @@ fn find(bucket: &Bucket, flow: u16) -> Option<(usize, State)> {
     found
 }
 
-/// Every entry is one flow's, and none has two.
+/// Checks that every entry belongs to one flow, and no flow has two.
 fn is_sound(bucket: &Bucket) {
     let mut seen = Vec::new();
     for entry in &bucket.entries {
@@ -88,7 +89,7 @@ fn of_two_writers_to_an_entry_one_wins_and_the_other_knows() {
         let writers = [8, 9].map(|flow| writer(&bucket, flow));
         let won = writers.map(|writer| writer.join().unwrap().is_some());
         assert!(won.contains(&true), "one of them was first");
-        // The second may come late enough to take the first's entry, or another.
+        // The second may come late enough to evict the first, or another.
         let there = [8, 9].map(|flow| find(&bucket, flow).is_some());
         assert!(there.contains(&true));
         for (won, there) in won.into_iter().zip(there) {
@@ -160,7 +161,7 @@ fn who_forgets_a_flow_forgets_no_other() {
     });
 }
 
-/// Both words of the address tell whose they are.
+/// Both words of the address depend on the prefix.
 fn host(hi: u32, lo: u32) -> prefix::Key {
     prefix::Key::new(1, Addr { hi: hi.into(), lo: lo.into() }, 128)
 }

@@ -1,23 +1,23 @@
-//! Time as the kernel's tick counter has it.
+//! Time by the kernel's tick counter.
 
 use aya_ebpf::helpers::bpf_jiffies64;
 
 use crate::settings::{jiffy, tick_shift};
 
-/// Time in ticks of about half a second, as flows are stamped with it.
+/// Time in ticks of about half a second, which flows are stamped with.
 #[inline(always)]
 pub fn now() -> u16 {
     ticks() as u16
 }
 
-/// The same, which does not come round.
+/// The same in 32 bits, which do not wrap around.
 #[inline(always)]
 pub fn ticks() -> u32 {
     // SAFETY: the helper takes no arguments.
     (unsafe { bpf_jiffies64() } >> tick_shift()) as u32
 }
 
-/// Time in nanoseconds, from jiffy to jiffy.
+/// Time in nanoseconds, in steps of a jiffy.
 #[inline(always)]
 pub fn nanoseconds() -> u64 {
     // SAFETY: the helper takes no arguments.

@@ -1,4 +1,4 @@
-//! The flow that a client's packet is part of, and its backend: the look-up, the choice for a new flow, and its record.
+//! A client's flow: look-up in the flow table, selection of a backend, and recording.
 
 use nlb_common::abi::{Address, Backend, Service};
 use nlb_common::flow::{self, Bucket, Direction, Key, State};
@@ -13,8 +13,8 @@ use crate::packet::Packet;
 use crate::record::{self, NO_PORT, NatTuple, nat_tuple, nlb_find_snat_port, nlb_record_flow};
 use crate::{clock, quic_cid, rate_limit};
 
-/// The backend of a packet's flow: the one that its connection id names; else the one on record if it still serves; else a
-/// fresh choice. What is not on record is put there.
+/// The forwarding decision for a client's packet: the backend that its connection id names; else the recorded
+/// one if it still takes the flow; else a newly selected one. A flow without an entry is recorded.
 #[inline(always)]
 pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     packet: &Packet,
@@ -28,7 +28,7 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     if QUIC {
         named = quic_cid::backend(packet, ip, segment, service_id, service);
     } else if !FIRST && service.flags & Service::QUIC != 0 {
-        // QUIC has no fragments (RFC 9000 section 14).
+        // QUIC packets are never fragmented (RFC 9000 section 14).
         return Err(Verdict::TailCall(Program::Quic));
     }
     let now = clock::now();
@@ -63,8 +63,8 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
     Ok(ForwardingDecision { backend_id, backend, snat_port, hash: place.hash })
 }
 
-/// Where the flow goes that a client's packet belonged to, without a trace of the question: as it is on record; else, without
-/// translation, by hash, as for the middle of a connection.
+/// The forwarding decision for a flow, without a change to the flow table: the recorded backend; else, for
+/// backends without translation, the one that the hash selects.
 #[inline(always)]
 pub fn peek(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Option<ForwardingDecision> {
     let place = Lookup::new(ip, segment, vip).ok()?;
@@ -79,7 +79,7 @@ pub fn peek(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Option<ForwardingD
     (service_id != 0 && backend.mode != Backend::NAT).then_some(decision)
 }
 
-/// A client's flow in the table: what it is looked up by, and the bucket that has it if any has.
+/// A client's flow in the flow table: its key, its hash, and its bucket.
 struct Lookup {
     key: Key,
     hash: u64,
@@ -97,7 +97,8 @@ impl Lookup {
         Ok(Lookup { key, hash, index, bucket })
     }
 
-    /// The way of its entry in the bucket, what that says, and the backend, if this one is still there.
+    /// The index of the flow's entry in the bucket, its state, and its backend. `None` if there is no entry
+    /// or its backend is gone.
     #[inline(always)]
     fn recorded(&self) -> Option<(usize, State, &'static Backend)> {
         let (way, state) = self.bucket.find(&self.key)?;
@@ -115,8 +116,8 @@ impl Lookup {
     }
 }
 
-/// Whether a flow on record stays with its backend. One whose packet names a backend does with that one, drained or not: its
-/// connection is there.
+/// Whether a recorded flow keeps its backend. A flow whose packet names a backend by connection id stays with
+/// that one even while it drains, because the connection is there.
 #[inline(always)]
 fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
     if named != 0 {
@@ -125,13 +126,14 @@ fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool
     let draining = backend.has(Backend::DRAINING);
     match segment.l4 {
         L4::Udp => !draining,
-        // A retransmitted SYN stays where the first went; a new connection does not revive a closed or draining flow.
+        // A retransmitted SYN goes where the first one went. A new connection does not revive a closed or
+        // draining flow.
         L4::Tcp => !segment.flags.opens() || !draining && !state.is_closed(),
     }
 }
 
-/// The backend for a new flow, or for the middle of one that we have no record of: the one that it names, or by hash, so that
-/// every node and every life of this one choose alike.
+/// Selects the backend of a flow without an entry: the one that its connection id names, else one by hash.
+/// All nodes select alike, and so does this node after a restart.
 #[inline(always)]
 fn choose(
     vip: &AddressInfo,
@@ -143,7 +145,7 @@ fn choose(
 ) -> Result<u16, Verdict> {
     let pool = pool(service_id, service, ip.src);
     if pool == 0 {
-        // Its routes are for other sources, so to this client there is no service.
+        // The service's routes are for other sources, so the port is closed for this client.
         return Err(closed_port(vip));
     }
     if named != 0 {
@@ -165,7 +167,7 @@ pub fn closed_port(vip: &AddressInfo) -> Verdict {
     }
 }
 
-/// The pool of a service for this client; 0 is none.
+/// The pool of a service for this client; 0 means none.
 #[inline(always)]
 fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     if service.flags & Service::BY_SOURCE != 0
@@ -176,7 +178,7 @@ fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     service.pool
 }
 
-/// A flow that is to be put on record.
+/// A flow that is to be recorded.
 struct NewFlow {
     backend: &'static Backend,
     backend_id: u16,
@@ -187,7 +189,7 @@ struct NewFlow {
 }
 
 impl NewFlow {
-    /// Puts the flow on record; the answer is its SNAT port.
+    /// Records the flow and returns its SNAT port.
     #[inline(always)]
     fn record(&self, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
         let phase = flow::first_phase(segment.l4, segment.flags);
@@ -203,7 +205,7 @@ impl NewFlow {
             return Err(Verdict::Drop(DropReason::SnatPorts));
         }
         let port = Be16::from_word(found as u16);
-        // NAT cannot do without entries, so these displace others if they must.
+        // NAT needs an entry, so this may evict another flow.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
         let shown = if port.is_zero() { segment.sport } else { port };
         if record_reply(&tuple, shown, maps::place(self.bucket, way), phase, self.now) {
@@ -213,7 +215,8 @@ impl NewFlow {
         }
     }
 
-    /// Entries of a full bucket grow old with the clock's ticks, so each CPU looks for one to spare once a tick.
+    /// Whether an entry was recorded. Entries of a full bucket age with the clock's ticks, so each CPU
+    /// searches a full bucket once a tick.
     #[inline(always)]
     fn record_if_there_is_room(&self, phase: u8) -> bool {
         const NOTED: u64 = 1 << 63;
@@ -229,20 +232,20 @@ impl NewFlow {
         recorded
     }
 
-    /// The way of the flow's entry in its bucket.
+    /// The index of the flow's entry in its bucket.
     #[inline(always)]
     fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
         let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now);
         let way =
             nlb_record_flow(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;
-        // What is on record counts once; each packet of a flow that is not would count again.
+        // Only recorded flows count: every packet of an unrecorded flow would count as a new flow.
         maps::count_new_flow(self.backend_id);
         Some(way)
     }
 }
 
-/// Records where a backend's packets to `port` lead. `false` if there is no entry to spare.
+/// Records the reply entry for a backend's packets to `port`. `false` if no entry can be evicted.
 #[inline(always)]
 fn record_reply(tuple: &NatTuple, port: Be16, place: u32, phase: u8, now: u16) -> bool {
     let (key, bucket) = tuple.reply(port);

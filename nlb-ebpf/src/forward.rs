@@ -1,4 +1,4 @@
-//! Forwarding to a backend: whether it can be reached, translation, encapsulation, and the sending.
+//! Forwarding to a backend: reachability, translation, encapsulation, and sending.
 
 use nlb_common::abi::{Backend, NextHop};
 use nlb_common::gue;
@@ -11,25 +11,25 @@ use crate::packet::{Packet, bounded};
 use crate::record::nat_tuple;
 use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
 
-/// The backend of a flow, and how packets go to it.
+/// The backend of a flow, and what its packets look like there.
 pub struct ForwardingDecision {
     pub backend_id: u16,
     pub backend: &'static Backend,
-    /// The port that a NAT backend sees instead of the client's; 0 keeps the client's.
+    /// The port that a NAT backend sees instead of the client's; 0 keeps the client's port.
     pub snat_port: Be16,
     pub hash: u64,
 }
 
 impl ForwardingDecision {
-    /// The port that a NAT backend sees of a client with this one.
+    /// The source port that a NAT backend sees.
     #[inline(always)]
     pub fn translated_port(&self, client_port: Be16) -> Be16 {
         if self.snat_port.is_zero() { client_port } else { self.snat_port }
     }
 }
 
-/// Whether a packet can go to its backend, asked before it leaves a trace: it waits where the next hop is not known, and goes no
-/// further if it is our own, which came back, or longer than the MTU.
+/// Checks whether the packet can go to its backend, before the flow table or a counter changes. The packet is
+/// punted if the next hop is not known, and dropped or answered if it is in a loop or longer than the MTU.
 #[inline(always)]
 pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
@@ -89,7 +89,7 @@ pub fn send_to_backend<const FIRST: bool>(
     send(packet, &backend.hop, SendReason::Forward)
 }
 
-/// Sends a packet on as it is, behind outer headers if its backend wants them.
+/// Sends a packet without translation, behind outer headers if the mode of its backend has any.
 #[inline(always)]
 pub fn send_untranslated(
     packet: &mut Packet,
@@ -117,7 +117,7 @@ pub fn send_untranslated(
     send(packet, &backend.hop, reason)
 }
 
-/// Bytes of the outer headers that a backend wants.
+/// Bytes of the outer headers for a backend.
 #[inline(always)]
 pub fn outer_len(backend: &Backend) -> usize {
     let ip = Outer::len(!backend.addr.is_v4());

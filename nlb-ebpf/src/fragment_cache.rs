@@ -1,4 +1,4 @@
-//! Where first fragments went, for the fragments that follow them.
+//! The path of first fragments, which the other fragments of a packet follow.
 
 use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
@@ -7,11 +7,11 @@ use nlb_common::net::Addr;
 
 use crate::clock;
 
-/// Packets of which fragments are on their way. Floods push out what is oldest.
+/// The entries of packets whose fragments may still come. A flood evicts the oldest.
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENT_ENTRIES }> = LruHashMap::new();
 
-/// The fragment at hand. Here and not on the stack, of which steering takes most.
+/// The entry of the current fragment. It is not on the stack, of which steering uses most.
 #[btf_map]
 static FRAG_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
@@ -21,7 +21,7 @@ pub struct Scratch {
     entry: FragmentEntry,
 }
 
-/// Remembers where the first fragment at hand goes, and with which addresses.
+/// Stores where the current first fragment goes, and with which addresses.
 #[inline(always)]
 pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, to: (Addr, Addr), hash: u64) {
     let Some(scratch) = scratch() else { return };
@@ -37,7 +37,7 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
     };
     // By reference: a copy would be on the stack.
     let (key, entry) = (&scratch.key, &scratch.entry);
-    // Without room the others are dropped, and the sender begins anew.
+    // If the map is full the other fragments are dropped, and the sender retransmits.
     let _ = FRAGMENTS.insert(key, entry, 0);
 }
 
@@ -50,7 +50,7 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 /// The entry of a packet whose first fragment was seen.
 #[inline(always)]
 pub fn find(key: &FragmentKey) -> Option<&'static FragmentEntry> {
-    // SAFETY: map values stay readable while the program runs. Should another fragment's way be written there meanwhile,
-    // that one is followed, and the packet will not be put together.
+    // SAFETY: map values stay readable while the program runs. If another packet's entry overwrites this one
+    // meanwhile, the fragment follows that entry, and its packet is not reassembled.
     unsafe { FRAGMENTS.get(key) }
 }

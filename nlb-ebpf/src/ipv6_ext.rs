@@ -1,7 +1,7 @@
-//! IPv6 extension headers, walked out of line.
+//! IPv6 extension headers. Out of line.
 //!
-//! Few packets have any, and the verifier would carry every length that the walk can end with through the rest of the
-//! program. As a function of its own, the walk is checked once and comes back as one number.
+//! Few packets have any, and the verifier would follow every length that the walk can end with through the
+//! rest of the program. As a function of its own the walk is checked once, and its result is one number.
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::parse::{self, Ip, Segment};
@@ -9,7 +9,7 @@ use nlb_common::verdict::{DropReason, Verdict};
 
 use crate::packet::{Context, MAX_OFFSET, Packet};
 
-/// As `parse::segment`, past any extension headers.
+/// The L4 header behind any extension headers; otherwise as `parse::segment`.
 #[inline(always)]
 pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
     if !parse::has_extensions(ip) {
@@ -36,7 +36,8 @@ pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
 const FAILED: u32 = 1 << 31;
 const MORE_FRAGMENTS: u32 = 1 << 30;
 
-/// The offset of the L4 header, shifted left by 8, its protocol, and perhaps `MORE_FRAGMENTS`; or `FAILED` and why.
+/// The offset of the L4 header, shifted left by 8, its protocol, and `MORE_FRAGMENTS` if they follow; or
+/// `FAILED` and the reason.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_skip_extensions(ctx: *mut xdp_md, protocol: u32, offset: u32, end: u32) -> u32 {

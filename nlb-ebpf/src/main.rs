@@ -1,4 +1,5 @@
-//! The programs. Thin: what a packet means is decided by `nlb-common` and [`steer`]; here verdicts become actions.
+//! The XDP entry points, and the one place where a verdict becomes an action. `nlb-common` and [`steer`]
+//! decide what a packet means.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
@@ -31,13 +32,14 @@ use nlb_common::verdict::{SEEN_COUNTER, Verdict};
 use crate::packet::Packet;
 use crate::programs::{decap, fragments, gue, icmp, quic, reject, too_big};
 
-// The programs are inlined into the entry points that the macro makes: older kernels count 32 bytes of stack for each function
-// on the way, even if it uses none, and allow 512. They do not tell the kernel that they could do with frames of several
-// buffers (`frags`), and so meet none: its generic mode would then leave the program at the stack's door without Ethernet
-// headers.
+// The programs are inlined into the entry points that the macro makes: older kernels count 32 bytes of stack
+// for each function on the call path, even if it uses none, and allow 512. The programs do not declare
+// support for multi-buffer frames (`frags`), so they get none: in generic mode such a program would leave the
+// program at TC ingress without Ethernet headers.
 
-/// Runs a program on the frame and does as it says. No function: one that is handed another calls it through a shim of the
-/// compiler's, which is not inlined whatever the attributes say.
+/// Runs a program on the frame and carries out its verdict. This is a macro because the compiler calls a
+/// function that is passed as an argument through a shim (`FnOnce::call_once`), which it does not inline even
+/// if the function is `#[inline(always)]`.
 macro_rules! run {
     ($ctx:expr, $program:path) => {{
         let mut packet = Packet::xdp($ctx.ctx);
@@ -46,7 +48,7 @@ macro_rules! run {
     }};
 }
 
-/// The balancer, on the interfaces that clients and backends are reached by.
+/// The balancer, on the interfaces towards clients and backends.
 #[xdp]
 #[inline(always)]
 pub fn nlb(ctx: XdpContext) -> u32 {
@@ -54,42 +56,42 @@ pub fn nlb(ctx: XdpContext) -> u32 {
     run!(ctx, steer::steer)
 }
 
-/// Where the balancer goes on with fragments.
+/// Tail call: fragments.
 #[xdp]
 #[inline(always)]
 pub fn nlb_fragments(ctx: XdpContext) -> u32 {
     run!(ctx, fragments::forward)
 }
 
-/// Where the balancer goes on with ICMP that may be an error about one of its flows.
+/// Tail call: ICMP, which may be an error about a flow of the balancer.
 #[xdp]
 #[inline(always)]
 pub fn nlb_icmp(ctx: XdpContext) -> u32 {
     run!(ctx, icmp::forward)
 }
 
-/// Where the balancer goes on with packets of services that go by QUIC's connection ids.
+/// Tail call: packets of services that select backends by QUIC's connection ids.
 #[xdp]
 #[inline(always)]
 pub fn nlb_quic(ctx: XdpContext) -> u32 {
     run!(ctx, quic::forward)
 }
 
-/// Where the balancer goes on with a packet that is too long for its way.
+/// Tail call: a packet that is longer than its path MTU.
 #[xdp]
 #[inline(always)]
 pub fn nlb_too_big(ctx: XdpContext) -> u32 {
     run!(ctx, too_big::answer)
 }
 
-/// Where the balancer goes on with a packet that is to be refused.
+/// Tail call: a packet that is answered with a refusal.
 #[xdp]
 #[inline(always)]
 pub fn nlb_reject(ctx: XdpContext) -> u32 {
     run!(ctx, reject::answer)
 }
 
-/// Where the balancer goes on with packets to GUE backends.
+/// Tail call: packets to GUE backends.
 #[xdp]
 #[inline(always)]
 pub fn nlb_gue(ctx: XdpContext) -> u32 {
@@ -104,8 +106,8 @@ pub fn nlb_decap(ctx: XdpContext) -> u32 {
     run!(ctx, decap::decap)
 }
 
-/// Answers with the kernel's tick counter, so that user space can find out how many ticks make a second: programs see
-/// jiffies, and their rate is a build option of the kernel.
+/// Returns the kernel's tick counter. User space measures the tick rate by it: programs see jiffies, whose
+/// rate is a build option of the kernel.
 #[xdp]
 pub fn nlb_jiffies(_ctx: XdpContext) -> u32 {
     // SAFETY: the helper takes no arguments.
@@ -124,7 +126,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         Verdict::Send(_, ifindex) if ifindex == packet.ingress() && settings::uses_tx() => xdp::TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
-        // The copy that user space holds goes on; this one has ended.
+        // User space holds a copy of a punted packet.
         Verdict::Punt | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
     }
 }
@@ -136,12 +138,12 @@ fn main() {}
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Never linked in: nothing on the packet's way can panic, and the verifier would refuse an endless loop.
+    // Never linked in: no code on the packet path can panic, and the verifier would refuse an endless loop.
     loop {}
 }
 
-/// Some helpers (fib_lookup's family among them) are offered only to programs that declare a GPL-compatible licence.
-/// The source is Apache-2.0; the object is offered under both.
+/// The kernel offers some helpers (those for FIB look-ups among them) only to programs that declare a
+/// GPL-compatible licence. The source is Apache-2.0; the object is offered under both.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! The maps, and look-ups that the rest of the program makes in them.
+//! The maps, and the look-ups in them.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -20,11 +20,13 @@ use nlb_common::verdict::COUNTERS;
 use crate::packet::on_stack;
 use crate::{clock, settings};
 
-/// User space fills flow tables and Maglev tables through shared memory, and reads flows the same way. Elements of such a map begin on
-/// a page, so that one of 64 bytes lies in one cache line; those of others begin in the middle of one, behind the map's own head.
+/// Maps that user space reads or writes through shared memory. Elements of such a map begin on a page, so an
+/// element of 64 bytes lies in one cache line; elements of other maps begin behind the map's own header, in
+/// the middle of a line.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-// Lengths that depend on configuration are set when the object is loaded; these are the smallest that make sense.
+// Lengths that depend on the configuration are set when the object is loaded; these are the smallest valid
+// ones.
 
 #[btf_map]
 static ADDRESSES: Array<AddressBucket, { (TABLE_COPIES * ADDRESS_BUCKETS) as usize }, MMAPABLE> =
@@ -34,23 +36,24 @@ static ADDRESSES: Array<AddressBucket, { (TABLE_COPIES * ADDRESS_BUCKETS) as usi
 static SERVICE_IDS: Array<ServiceBucket, { (TABLE_COPIES * SERVICE_BUCKETS) as usize }, MMAPABLE> =
     Array::new();
 
-/// Where the current copies of the two begin.
+/// Where the current copies of tables begin, by `abi::CURRENT_*`.
 #[btf_map]
 static CURRENT_TABLES: Array<u64, { CURRENT_WORDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static SERVICES: Array<Service, 64, MMAPABLE> = Array::new();
 
-/// Source prefixes: of services, which they choose pools for, and of clients with rate limits.
+/// Source prefixes: those that select pools of services, and those with rate limits.
 #[btf_map]
 static PREFIXES: ArrayOfMaps<Array<prefix::Bucket, { prefix::SLAB_BUCKETS as usize }, MMAPABLE>, 2> =
     ArrayOfMaps::new();
 
-/// Their shortest and longest, by scope.
+/// The shortest and the longest prefix of each scope.
 #[btf_map]
 static PREFIX_LENGTHS: Array<u64, 64, MMAPABLE> = Array::new();
 
-/// The backends that connection ids of QUIC name. Most have none, so memory is taken as it is needed.
+/// The backends that QUIC's connection ids name. Most backends have no id, so memory is allocated as entries
+/// come.
 #[btf_map]
 static QUIC_SERVERS: HashMap<ServerKey, u32, 64, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
@@ -67,14 +70,14 @@ static MAGLEV_TABLES: ArrayOfMaps<
 #[btf_map]
 static BACKENDS: Array<Backend, 64, MMAPABLE> = Array::new();
 
-/// The addresses behind the ids of VIPs.
+/// The address of each VIP, by id.
 #[btf_map]
 static VIPS: Array<Addr, 64> = Array::new();
 
 #[btf_map]
 static FLOWS: Array<Bucket, 64, MMAPABLE> = Array::new();
 
-/// Buckets that this CPU found full lately, each with the tick in which that was.
+/// Buckets of the flow table that this CPU found full, each with the tick in which it did.
 #[btf_map]
 static FLOWS_FULL: PerCpuArray<u64, FULL_BUCKETS_OF_CPU> = PerCpuArray::new();
 
@@ -92,7 +95,7 @@ static COMMON_LIMITS: Array<CommonLimits, 1> = Array::new();
 #[btf_map]
 static RATE_LIMITS: Array<Limit, 64> = Array::new();
 
-/// When the windows of each limit are due. Apart from the limits themselves, which user space rewrites.
+/// When the windows of each limit are due. This is apart from the limits, which user space overwrites.
 #[btf_map]
 static LIMIT_STATE: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
 
@@ -108,40 +111,41 @@ pub struct PuntedFrame {
     pub bytes: [u8; abi::PUNTED_BYTES],
 }
 
-/// How the questions about destinations without a service stand, by [`ServiceEntry::key`].
+/// The state of upcalls, by [`ServiceEntry::key`] of the destination.
 #[btf_map]
 static UPCALL_STATE: LruHashMap<u64, Word, { abi::UPCALL_STATES }> = LruHashMap::new();
 
 #[btf_map]
 static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 
-/// One word a CPU: the tick in its high half, ICMP errors sent during that tick in its low half.
+/// One word a CPU: the tick in the high half, ICMP errors sent during that tick in the low half.
 #[btf_map]
 static ICMP_ERROR_RATE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Ways that this CPU has asked the kernel for, by a hash of where they lead.
+/// Results of FIB look-ups on this CPU, by a hash of the destination.
 #[btf_map]
 static NEXT_HOP_CACHE: PerCpuArray<CachedNextHop, NEXT_HOPS_OF_CPU> = PerCpuArray::new();
 
-/// A way that the kernel knew when it was last asked; all zeros, which lead from nobody to nobody, if it never was.
+/// The result of a FIB look-up. An unused entry is all zeros, and no packet has these addresses.
 #[repr(C)]
 pub struct CachedNextHop {
     pub src: Addr,
     pub dst: Addr,
     pub hop: NextHop,
     pub mtu: u64,
-    /// When that was.
+    /// [`next_hop_epoch`] before the look-up.
     pub epoch: u64,
 }
 
 const NEXT_HOPS_OF_CPU: usize = 4096;
 
-/// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told of.
+/// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told
+/// of.
 #[btf_map]
 static FIB_GENERATION: Array<u64, 1, MMAPABLE> = Array::new();
 
-/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it: drivers cannot send there. And
-/// the VLANs that end on it, whose tags drivers cannot take off.
+/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it, which drivers
+/// cannot send to; and the VLANs that end on this host, whose tags drivers cannot remove.
 #[btf_map]
 static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 
@@ -157,7 +161,7 @@ pub fn count(counter: u32) {
     }
 }
 
-/// Counts a client's packet to a backend.
+/// Counts a packet from a client to a backend.
 #[inline(always)]
 pub fn count_forward(backend: u16, bytes: usize) {
     if let Some(stats) = backend_stats(backend) {
@@ -166,7 +170,7 @@ pub fn count_forward(backend: u16, bytes: usize) {
     }
 }
 
-/// Counts a backend's packet to a client.
+/// Counts a packet from a backend to a client.
 #[inline(always)]
 pub fn count_reply(backend: u16, bytes: usize, resets: bool) {
     if let Some(stats) = backend_stats(backend) {
@@ -189,8 +193,8 @@ fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
 
-/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, a thousand a second, which is what Linux sends at most by
-/// default.
+/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, which is a thousand a second, the
+/// default limit of Linux.
 #[inline(always)]
 pub fn may_send_icmp_error() -> bool {
     const PER_TICK: u64 = 500;
@@ -205,7 +209,7 @@ pub fn may_send_icmp_error() -> bool {
     *sent & 0xffff_ffff <= PER_TICK
 }
 
-/// The moment for which the kernel's answer about a way holds: a tick of the clock, and until something changes.
+/// The epoch in which a FIB look-up stays valid: it ends with the tick, and with any change of the FIB.
 #[inline(always)]
 pub fn next_hop_epoch() -> u64 {
     FIB_GENERATION.get(0).map_or(0, |changes| *changes << 32) | clock::ticks() as u64
@@ -218,7 +222,7 @@ pub fn cached_next_hop(hash: u64) -> Option<&'static mut CachedNextHop> {
     entry.map(|entry| unsafe { &mut *entry })
 }
 
-/// What an address is to us, and whether there are backends whose replies are found by their source address.
+/// What an address is to the balancer, and whether any backend replies to its clients' own addresses.
 #[inline(always)]
 pub fn address(addr: Addr) -> (AddressInfo, bool) {
     let (index, table) = (Address::bucket(addr), current(CURRENT_ADDRESSES));
@@ -252,8 +256,9 @@ fn find_address(bucket: &'static AddressBucket, addr: Addr) -> Option<AddressInf
     })
 }
 
-/// What an address is to us; without flags, nothing. By value: the verifier would follow a reference on from each of the places
-/// that it can point to. And no `Option`: the compiler would carry along what is not there, which the verifier refuses to see read.
+/// What an address is to the balancer; without flags, nothing. It is passed by value, because the verifier
+/// would follow a reference from each place that it can point to. It is no `Option`, because the compiler
+/// would copy the fields of `None`, and the verifier refuses to let uninitialised fields be read.
 #[derive(Clone, Copy, Default)]
 pub struct AddressInfo {
     flags: u32,
@@ -270,7 +275,7 @@ impl AddressInfo {
     }
 }
 
-/// The service of a VIP's port; 0 if there is none.
+/// The service of a VIP's port; 0 means none.
 #[inline(always)]
 pub fn service_id(vip: &AddressInfo, port: Be16, l4: L4) -> u16 {
     let any_port = match l4 {
@@ -298,7 +303,7 @@ pub fn service(id: u16) -> Option<&'static Service> {
     SERVICES.get(id as u32)
 }
 
-/// What the longest source prefix of a scope that covers a client stands for, if one does.
+/// The value of the longest source prefix of a scope that covers a client.
 #[inline(always)]
 pub fn longest_prefix(scope: prefix::Scope, client: Addr) -> Option<u32> {
     match nlb_longest_prefix(scope.into(), client.hi, client.lo) {
@@ -321,8 +326,8 @@ extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     })
 }
 
-/// What the table of prefixes says of one of them; 0 if it is not there. Apart from the search, so that the verifier does
-/// not go through it for every step.
+/// The word of a prefix in the table; 0 if it is not there. It is apart from the search, so that the verifier
+/// does not check it for each step.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
@@ -334,7 +339,7 @@ extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
     found.map_or(0, |says| tag | says.word())
 }
 
-/// The backend that connection ids of a service name so; 0 is none.
+/// The backend that a service's connection ids name by this id; 0 means none.
 #[inline(always)]
 pub fn quic_server(server: &ServerKey) -> u16 {
     // SAFETY: one word, which user space writes at once.
@@ -358,7 +363,7 @@ pub fn backend(id: u16) -> Option<&'static Backend> {
     BACKENDS.get(id as u32).filter(|backend| backend.has(Backend::PRESENT))
 }
 
-/// The backend that had this id in this generation, if it is still there.
+/// The backend with this id, if it is still of this generation.
 #[inline(always)]
 pub fn backend_of(id: u16, generation: u8) -> Option<&'static Backend> {
     backend(id).filter(|backend| backend.generation == generation)
@@ -369,7 +374,7 @@ pub fn vip(id: u16) -> Option<Addr> {
     VIPS.get(id as u32).copied()
 }
 
-/// The bucket of a flow's hash.
+/// The index of a flow's bucket.
 #[inline(always)]
 pub fn flow_bucket(hash: u64) -> u32 {
     hash as u32 & settings::flow_mask()
@@ -380,21 +385,21 @@ pub fn flows(bucket: u32) -> Option<&'static Bucket> {
     FLOWS.get(bucket)
 }
 
-/// Where it is noted that a bucket was found full.
+/// The note of a full bucket.
 #[inline(always)]
 pub fn full_bucket(bucket: u32) -> Option<&'static mut u64> {
     // SAFETY: as in `count`.
     FLOWS_FULL.get_ptr_mut(bucket & (FULL_BUCKETS_OF_CPU as u32 - 1)).map(|noted| unsafe { &mut *noted })
 }
 
-/// The entry at a place that [`place`] made.
+/// The entry with the number that [`place`] gives.
 #[inline(always)]
 pub fn flow_at(place: u32) -> Option<&'static Entry> {
     let bucket = flows(place / WAYS as u32)?;
     Some(&bucket.entries[place as usize % WAYS])
 }
 
-/// Where an entry lies, as one number.
+/// The number of an entry in the whole table.
 #[inline(always)]
 pub fn place(bucket: u32, way: usize) -> u32 {
     bucket * WAYS as u32 + way as u32
@@ -405,7 +410,7 @@ pub fn common_limits() -> CommonLimits {
     COMMON_LIMITS.get(0).copied().unwrap_or_default()
 }
 
-/// A limit and when its windows are due.
+/// A limit, and when its windows are due.
 #[inline(always)]
 pub fn limit(id: u16) -> Option<(&'static Limit, &'static [Word; LIMIT_WINDOWS])> {
     Some((RATE_LIMITS.get(id as u32)?, LIMIT_STATE.get(id as u32)?))
@@ -419,7 +424,7 @@ pub fn limit_stats(id: u16) -> Option<&'static mut LimitStats> {
 
 #[inline(always)]
 pub fn is_local_link(ifindex: u32) -> bool {
-    // SAFETY: the value is not looked at.
+    // SAFETY: the value is not read.
     unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, 0)) }.is_some()
 }
 
@@ -441,15 +446,16 @@ pub fn punted() -> &'static RingBuf<PuntedFrame, { 1 << 20 }> {
     &PUNTED
 }
 
-/// How the question about a destination stands. Its place may come to be another destination's at any time, which the word
-/// is then read and exchanged as: that costs one question too many or too few.
+/// The state of the upcall about a destination. The kernel may reuse the element for another destination at
+/// any time; then the word is read and exchanged as that one's, at the cost of one upcall too many or too
+/// few.
 #[inline(always)]
 pub fn upcall_state(key: u64) -> Option<&'static Word> {
-    // SAFETY: map values stay readable while the program runs, and words are made for use by several CPUs.
+    // SAFETY: map values stay readable while the program runs, and a `Word` is made for use by several CPUs.
     unsafe { UPCALL_STATE.get(key) }
 }
 
-/// Puts down a first question; `Ok(false)` if another CPU was faster.
+/// Inserts the state of a first upcall. `Ok(false)` if another CPU was faster.
 #[inline(always)]
 pub fn insert_upcall_state(key: u64, word: u64) -> Result<bool, ()> {
     const EEXIST: i32 = -17;

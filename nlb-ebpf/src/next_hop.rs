@@ -1,4 +1,4 @@
-//! Where a packet goes next, and what to do when that is not known yet.
+//! Next hops by the kernel's FIB, a cache of them, and the loop check.
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
@@ -19,20 +19,20 @@ use crate::{punt, tail_call};
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Where a packet has to go through the kernel's stack, XDP leaves it to the program at the stack's door.
+/// A packet that has to go through the kernel's stack: XDP leaves it to the program at TC ingress.
 pub const LOCAL: Verdict = Verdict::Pass(PassReason::Local);
 
-/// A question for the kernel and its answer.
+/// A FIB look-up and its result.
 #[repr(C)]
 struct FibQuery {
     src: Addr,
     dst: Addr,
     hop: NextHop,
-    /// The longest packet that may go there.
+    /// The path MTU.
     mtu: u64,
 }
 
-/// The verdict on a packet that we sent on to this hop before.
+/// The verdict on a packet that comes from the next hop to which it would go: this node has sent it before.
 #[inline(always)]
 pub fn check_loop(packet: &Packet, hop: &NextHop) -> Result<(), Verdict> {
     if hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src()) {
@@ -41,7 +41,7 @@ pub fn check_loop(packet: &Packet, hop: &NextHop) -> Result<(), Verdict> {
     Ok(())
 }
 
-/// The next hop towards `dst` of an IP packet of `len` bytes, from the kernel's own routes and neighbours.
+/// The next hop towards `dst` for an IP packet of `len` bytes, from the kernel's routes and neighbours.
 #[inline(always)]
 pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop, Verdict> {
     let len = len as u32;
@@ -58,13 +58,13 @@ pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
             BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::punt(packet, dst)),
-            // Also the answer about this host's own addresses.
+            // The FIB gives this result for this host's own addresses too.
             BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),
         },
         Context::Skb(ctx) => match nlb_tc_fib_lookup(ctx, &mut query) {
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
-            // The stack finds its neighbours itself, and packets wait there meanwhile.
+            // The stack resolves its neighbours itself, and queues packets meanwhile.
             BPF_FIB_LKUP_RET_NO_NEIGH => Ok(NextHop::without_macs(query.hop.ifindex)),
             BPF_FIB_LKUP_RET_NOT_FWDED => Ok(NextHop::without_macs(LOOPBACK)),
             _ => Err(NO_ROUTE),
@@ -72,23 +72,24 @@ pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop
     }
 }
 
-/// With the MTU, in place of an answer.
+/// A flag of the result: the packet is too long, and the other bits hold the MTU.
 const TOO_LONG: u32 = 1 << 31;
 
-/// In place of an answer that XDP cannot follow.
+/// The result for a next hop that XDP cannot send to.
 const ON_THIS_HOST: u32 = 1 << 30;
 
-/// Asks the kernel; the answer is one of `BPF_FIB_LKUP_RET_*`, `ON_THIS_HOST`, or `TOO_LONG`. Out of line, because the kernel's
-/// struct takes much of the stack.
+/// Looks up the kernel's FIB. The result is one of `BPF_FIB_LKUP_RET_*`, `ON_THIS_HOST`, or `TOO_LONG` with
+/// the MTU. Out of line, because the kernel's struct takes much of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_fib_lookup(ctx: *mut xdp_md, query: *mut FibQuery, len: u32) -> u32 {
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `FibQuery`, which nobody else has.
+    // SAFETY: not null. The verifier makes callers pass a whole `FibQuery`, and they keep no other reference
+    // to it.
     let query = unsafe { &mut *query };
-    // Read before the kernel is asked, so that a change meanwhile counts.
+    // Read before the look-up, so that a change during the look-up invalidates the cached result.
     let epoch = maps::next_hop_epoch();
     let answer = fib_lookup(ctx.cast(), query, len);
     match answer {
@@ -103,8 +104,9 @@ extern "C" fn nlb_fib_lookup(ctx: *mut xdp_md, query: *mut FibQuery, len: u32) -
     }
 }
 
-/// A cached next hop holds until user space hears of a change, and no longer than to the end of a tick,
-/// half a second at most: to ask it for every packet costs several times what all the rest does.
+/// A cached next hop is valid until user space reports a change of the FIB, and at most until the end of the
+/// tick (half a second). A FIB look-up for every packet would cost several times as much as the rest of a
+/// reply.
 #[inline(always)]
 fn cached(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
     let entry = maps::cached_next_hop(hash::addr(dst))?;
@@ -132,12 +134,13 @@ extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery) -> u3
     }
     // SAFETY: as in `nlb_fib_lookup`.
     let query = unsafe { &mut *query };
-    // How long it may be, the kernel sees for itself: a buffer may be cut into segments later.
+    // Without a length: the stack checks it, since it may cut the buffer into segments later.
     fib_lookup(ctx.cast(), query, 0)
 }
 
-/// The kernel answers only for interfaces that forward; asking on behalf of loopback makes the packet one of our own, and
-/// lets us leave the real interfaces' settings alone. User space makes `lo` forward.
+/// Looks up on behalf of loopback. The kernel answers only for interfaces that forward, and with loopback as
+/// the input it treats the packet as the host's own, so the settings of real interfaces do not matter. User
+/// space enables forwarding on `lo`.
 #[inline(always)]
 fn fib_lookup(ctx: *mut c_void, query: &mut FibQuery, len: u32) -> u32 {
     // SAFETY: all of the struct's fields are integers or unions of them, for which zero is valid.
@@ -154,25 +157,25 @@ fn fib_lookup(ctx: *mut c_void, query: &mut FibQuery, len: u32) -> u32 {
         params.__bindgen_anon_3.ipv6_src = query.src.words();
         params.__bindgen_anon_4.ipv6_dst = query.dst.words();
     }
-    // SAFETY: valid context, and `params` is as long as we say.
+    // SAFETY: valid context, and the size of `params` is right.
     let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
-    // SAFETY: a union of two 16-bit numbers; where it was told a length, the kernel has put this one there.
+    // SAFETY: a union of two 16-bit numbers; with a length given, the kernel has stored the MTU.
     let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
     if answer == BPF_FIB_LKUP_RET_FRAG_NEEDED && len != 0 {
         return TOO_LONG | mtu as u32;
     }
     query.mtu = mtu as u64;
-    // On success the kernel has filled in both MAC addresses.
+    // On success the kernel has stored both MAC addresses.
     query.hop = NextHop::new(mac(&params.dmac), mac(&params.smac), params.ifindex);
     answer
 }
 
-/// A MAC address on the stack. Volatile, word by word: the compiler would use wider loads, which packets may be read with
-/// but the stack may not.
+/// A MAC address on the stack, read by volatile 16-bit loads: the compiler would merge them to wider loads,
+/// which the verifier refuses on the stack.
 #[inline(always)]
 fn mac(bytes: &[u8; 6]) -> Mac {
     let words: *const u16 = bytes.as_ptr().cast();
-    // SAFETY: six bytes are three words, and the kernel's struct has both MAC addresses at even offsets.
+    // SAFETY: six bytes are three words, and both MAC addresses of the kernel's struct are at even offsets.
     let [a, b, c] =
         unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
     Mac { first: a as u32 | (b as u32) << 16, last: c }

@@ -1,7 +1,8 @@
-//! The frame under the program's hands, as the verifier wants it: two pointers, and a comparison before every access.
+//! The frame that a program works on: two pointers, and the comparison that the verifier wants before every
+//! access.
 //!
-//! It is a driver's, or one of the kernel's socket buffers. Which of the two is known where a program starts, and as
-//! everything here is inlined, the compiler leaves one of them in each program.
+//! It is a driver's frame or a socket buffer. Each program knows which, and as everything here is inlined,
+//! the compiler keeps the code for one of them.
 
 #[cfg(target_arch = "bpf")]
 use core::arch::asm;
@@ -23,12 +24,12 @@ pub struct Packet {
     context: Context,
 }
 
-/// What the kernel hands to a program.
+/// The context that the kernel passes to a program.
 #[derive(Clone, Copy)]
 pub enum Context {
     Xdp(*mut xdp_md),
-    /// At the stack's door. Local stacks leave segmentation and checksums in such a buffer for later; of what it holds
-    /// only the first bytes, headers among them, lie in one piece.
+    /// At TC ingress. Local stacks defer segmentation and checksums of such a buffer. Only its first bytes,
+    /// with the headers, are linear.
     Skb(*mut __sk_buff),
 }
 
@@ -65,8 +66,8 @@ impl Packet {
         }
     }
 
-    /// Makes sure that the first `len` bytes, or all there are, lie in one piece. `None` if the kernel has no memory for
-    /// that.
+    /// Makes the first `len` bytes (or all, if there are fewer) linear. `None` if the kernel has no memory
+    /// for it.
     #[inline(always)]
     pub fn pull(&mut self, len: usize) -> Option<()> {
         let Context::Skb(ctx) = self.context else { return Some(()) };
@@ -78,27 +79,28 @@ impl Packet {
         (unsafe { bpf_skb_pull_data(ctx, len as u32) } == 0).then_some(())
     }
 
-    /// Whether it is too long for a link, and nobody will cut it into segments before it gets there.
+    /// Whether it is too long for a link and is not segmented before it gets there.
     #[inline(always)]
     pub fn exceeds(&self, mtu: u16) -> bool {
         match self.context {
-            // A wire takes no longer packets than the other.
+            // All links of the interface have one MTU, so the driver accepts no longer frame.
             Context::Xdp(_) => false,
             // SAFETY: valid context.
             Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + ETH_LEN },
         }
     }
 
-    /// Moves the front of the frame by `delta` bytes: negative makes room, positive cuts off. `None` if there is no
-    /// room; the frame is then as it was.
+    /// Moves the front of the frame by `delta` bytes: negative makes room, positive cuts off. `None` if there
+    /// is no room; the frame is then unchanged.
     #[inline(always)]
     pub fn move_front(&mut self, delta: i32) -> Option<()> {
         let Context::Xdp(ctx) = self.context else { return None };
-        // SAFETY: valid context. Pointers into the frame die here, and none is ever kept: each access takes its own.
+        // SAFETY: valid context. The call invalidates pointers into the frame; none is kept, since each
+        // access takes its own.
         (unsafe { bpf_xdp_adjust_head(ctx, delta) } == 0).then_some(())
     }
 
-    /// Cuts the end of the frame off, down to `len` bytes. `None` if it is shorter.
+    /// Cuts the end of the frame off, down to `len` bytes. `None` if the frame is shorter.
     #[inline(always)]
     pub fn cut_to(&mut self, len: usize) -> Option<()> {
         let Context::Xdp(ctx) = self.context else { return None };
@@ -107,8 +109,8 @@ impl Packet {
         (unsafe { bpf_xdp_adjust_tail(ctx, -(surplus as i32)) } == 0).then_some(())
     }
 
-    /// Copies the whole frame; `None` if the buffer is shorter. By loads and stores that the verifier sees one by one: the helper
-    /// that copies is there only since Linux 5.18.
+    /// Copies the whole frame; `None` if the buffer is shorter. It uses loads and stores, which the verifier
+    /// sees one by one: the helper that copies exists only since Linux 5.18.
     #[inline(always)]
     pub fn copy_to<const N: usize>(&self, buffer: *mut [u8; N]) -> Option<()> {
         const { assert!(N.is_multiple_of(8)) }
@@ -120,7 +122,7 @@ impl Packet {
         while offset < N && self.copy_at::<u64>(offset, to) {
             offset += 8;
         }
-        // Less than eight bytes are left, and of those that the buffer has a multiple of eight.
+        // Fewer than eight bytes are left, and the buffer's length is a multiple of eight.
         if offset < N {
             offset += if self.copy_at::<u32>(offset, to) { 4 } else { 0 };
             offset += if self.copy_at::<u16>(offset, to) { 2 } else { 0 };
@@ -129,7 +131,8 @@ impl Packet {
         Some(())
     }
 
-    /// Copies the `T` at this offset to the same one of a buffer that has room for it; `false` if the frame ends before.
+    /// Copies the `T` at this offset to the same offset of a buffer that has room for it; `false` if the
+    /// frame ends before.
     #[inline(always)]
     fn copy_at<T: Wire>(&self, offset: usize, to: *mut u8) -> bool {
         let Some(value) = self.read::<T>(offset) else { return false };
@@ -140,12 +143,12 @@ impl Packet {
 
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        // The comparison makes sure that a whole `T` lies between them.
+        // The comparison shows that a whole `T` lies between the pointers.
         let (data, end) = self.bounds();
         (data + offset + size_of::<T>() <= end).then_some((data + offset) as *mut T)
     }
 
-    /// Where the bytes in one piece begin and end.
+    /// Where the linear bytes begin and end.
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         match self.context {
@@ -165,7 +168,7 @@ impl Frame for Packet {
     #[inline(always)]
     fn len(&self) -> usize {
         match self.context {
-            // A driver's frame lies in one buffer, as the programs do not say that they could do with several.
+            // A driver's frame lies in one buffer, since the programs do not declare support for several.
             // SAFETY: valid context.
             Context::Xdp(ctx) => unsafe { (*ctx).data_end as usize - (*ctx).data as usize },
             // SAFETY: valid context.
@@ -187,13 +190,13 @@ impl Frame for Packet {
 
     #[inline(always)]
     fn edit<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
-        // SAFETY: `at` checked the bounds, a `Header` may have any bytes and lie anywhere, and the borrow of `self` keeps
-        // the frame from being moved or accessed otherwise meanwhile.
+        // SAFETY: `at` checked the bounds, a `Header` may have any bytes and lie anywhere, and the borrow of
+        // `self` prevents that the frame is moved or accessed otherwise meanwhile.
         self.at::<T>(offset).map(|p| unsafe { &mut *p })
     }
 
-    /// The kernel knows which buffers hold a partial checksum, that of the pseudo header: ports do not change it. One that
-    /// it has summed up as a whole (CHECKSUM_COMPLETE) it follows the edits in.
+    /// The kernel knows which buffers hold a partial checksum, that of the pseudo header, which ports do not
+    /// change. In a buffer with a complete sum (CHECKSUM_COMPLETE) it follows the edits.
     #[inline(always)]
     fn amend_checksum(
         &mut self,
@@ -217,8 +220,9 @@ impl Frame for Packet {
             let amended = bpf_l4_csum_replace(ctx, at, 0, addresses.folded() as u64, pseudo) == 0
                 && bpf_l4_csum_replace(ctx, at, 0, ports.folded() as u64, none_stays_none) == 0;
             if v6 {
-                // The helper takes for granted that the IP header makes up for its new addresses by a checksum, which
-                // IPv6 does not have, and no hop limit goes down. Refused if there is no whole sum, which is as well.
+                // The helper assumes that the checksum of the IP header compensates for the new addresses,
+                // which IPv6 has none of, and that no hop limit changes. It fails if there is no complete
+                // sum; then nothing needs an update.
                 let header = addresses.word16(HOP, 0).folded();
                 bpf_csum_update(ctx, header as u32);
             }
@@ -227,14 +231,15 @@ impl Frame for Packet {
     }
 }
 
-/// One hop, as it lies in the word of an IPv6 header that ends with the hop limit.
+/// One hop, in the word of an IPv6 header whose last byte is the hop limit.
 const HOP: u16 = u16::from_ne_bytes([0, 1]);
 
 /// No header ends later; the verifier wants a bound.
 const MAX_PULL: usize = 0x7ff;
 
-/// An offset with bounds that every verifier sees. The compiler may carry a number along in two parts, and before Linux 6.10
-/// the verifier knows nothing of what OR puts together; the compiler does, and drops any mask that it sees.
+/// An offset with bounds that every verifier sees. The compiler may hold a number in two parts, and before
+/// Linux 6.10 the verifier does not track the result of OR; the compiler does, and would remove a mask that
+/// it sees.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub fn bounded(mut offset: usize) -> usize {
@@ -245,14 +250,15 @@ pub fn bounded(mut offset: usize) -> usize {
     offset
 }
 
-/// For clippy, which looks at this crate as if it were the host's.
+/// For the host, where the crate is only checked.
 #[cfg(not(target_arch = "bpf"))]
 pub fn bounded(offset: usize) -> usize {
     offset & MAX_OFFSET
 }
 
-/// A pointer that a context holds at this offset. There it is a field of 32 bits, for which the verifier puts a whole pointer;
-/// the compiler, if it read the field itself, would think the upper half empty and sometimes move the lower alone.
+/// A pointer in a field of a context. The field has 32 bits, and the verifier replaces the load by one of a
+/// whole pointer. If the compiler read the field itself, it would assume that the upper half is 0, and
+/// sometimes move the lower half alone.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
@@ -270,19 +276,21 @@ fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
     pointer
 }
 
-/// For clippy.
+/// For the host.
 #[cfg(not(target_arch = "bpf"))]
 fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
     context.addr() + OFFSET
 }
 
-/// Starts its contents on a multiple of 8. The verifier wants accesses to the stack aligned; the compiler, which may make
-/// them as wide as it likes because accesses to packets need not be aligned, knows only the type's own alignment.
+/// Aligns its contents to 8 bytes. The verifier wants aligned accesses to the stack. The compiler makes
+/// accesses as wide as it likes, because unaligned ones to packets are allowed, and knows only the alignment
+/// of the type.
 #[repr(C, align(8))]
 pub struct Aligned<T>(pub T);
 
-/// Words on the stack that a helper can be pointed to, for as long as `use_them` runs. Written volatile, one by one, for
-/// the reason that `Aligned` gives: a key of an LPM trie starts with a 32-bit length and is wanted in 64-bit stores.
+/// Words on the stack for a helper to read while `use_them` runs. They are written by volatile stores, one by
+/// one, for the reason that `Aligned` gives: the key of an LPM trie starts with a 32-bit length, and the
+/// compiler would use 64-bit stores.
 #[inline(always)]
 pub fn on_stack<const N: usize, T, R>(words: [u32; N], use_them: impl FnOnce(&T) -> R) -> R {
     const { assert!(size_of::<T>() == 4 * N && align_of::<T>() <= 8) }
@@ -294,6 +302,7 @@ pub fn on_stack<const N: usize, T, R>(words: [u32; N], use_them: impl FnOnce(&T)
         unsafe { first.add(i).write_volatile(words[i]) };
         i += 1;
     }
-    // SAFETY: as long as a `T`, aligned for one, and every word was written; `T` is a key, which any words make.
+    // SAFETY: as long as a `T`, aligned for one, and every word was written; `T` is a key, for which any
+    // words are valid.
     use_them(unsafe { &*memory.0.as_ptr().cast::<T>() })
 }

@@ -1,4 +1,4 @@
-//! The backend that a QUIC packet's connection id names, read out of line for the reasons that `record` gives.
+//! The backend that a QUIC packet's connection id names. Out of line for the reasons that `record` gives.
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::abi::{ServerKey, Service};
@@ -8,7 +8,7 @@ use nlb_common::quic::{self, Lengths};
 use crate::maps;
 use crate::packet::{Context, Packet, bounded};
 
-/// The backend that a packet's connection id names; 0 if it names none that is there.
+/// The backend that the connection id names; 0 if it names none that exists.
 #[inline(always)]
 pub fn backend(packet: &Packet, ip: &Ip, segment: &Segment, service_id: u16, service: &Service) -> u16 {
     let (udp, end, lengths) = (segment.offset as u32, ip.end as u32, service.quic.word());

@@ -1,7 +1,8 @@
-//! Rate limits, out of line for the reasons that `record` gives.
+//! Rate limits. Out of line for the reasons that `record` gives.
 //!
-//! A packet meets the limits of all services, of its service, of its route (by way of the backend) and of its source.
-//! All of them are asked before any is charged, so that what one refuses does not use up another.
+//! A packet has to pass the limits of all services, of its service, of its route (which the backend stands
+//! for) and of its source. All limits are checked before any is charged, so that a packet that one of them
+//! refuses uses up none.
 
 use nlb_common::abi::{Backend, LIMIT_CHAIN, LIMIT_WINDOWS, Limit, Limits, Service};
 use nlb_common::atomic::Word;
@@ -11,8 +12,8 @@ use nlb_common::verdict::{DropReason, Verdict};
 
 use crate::{clock, maps, settings};
 
-/// Lets a packet pass the limits that apply to it, and if it opens a flow those on new flows too; or says that one of them
-/// refuses it.
+/// Checks and charges the limits that apply to a packet; for a packet that opens a flow, those on new flows
+/// too.
 #[inline(always)]
 pub fn pass(
     service: &Service,
@@ -44,22 +45,23 @@ const fn heads(a: u16, b: u16, c: u16, d: u16) -> u64 {
     a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48
 }
 
-/// 1 if every limit of the chains that start at these ids admits the packet. Not one function with [`nlb_charge_all`]: the
-/// compiler would keep each chain's head on the stack between the two, and callers leave little of it.
+/// 1 if every limit of the chains that start at these ids admits the packet. This and [`nlb_charge_all`] are
+/// two functions: in one, the compiler would keep the head of each chain on the stack, of which callers leave
+/// little.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_all_admit(packets: u64, flows: u64, bytes: u32) -> u32 {
     each(packets, flows, |first| nlb_admits(first as u32, bytes)).is_some() as u32
 }
 
-/// Counts the packet with every limit of these chains.
+/// Charges every limit of these chains.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_charge_all(packets: u64, flows: u64, bytes: u32) -> u32 {
     each(packets, flows, |first| nlb_charge(first as u32, bytes)).is_some() as u32
 }
 
-/// Calls for the first id of each chain, until the answer is 0.
+/// Calls `call` for the first id of each chain, until it returns 0.
 #[inline(always)]
 fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
     let mut chain = 0;
@@ -74,7 +76,7 @@ fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
     Some(())
 }
 
-/// 1 if all limits of a chain admit the packet; else the one that does not has counted it.
+/// 1 if all limits of a chain admit the packet; else the first one that refuses it has counted it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
@@ -92,7 +94,7 @@ extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {
     })
 }
 
-/// Counts the packet with all limits of a chain.
+/// Charges all limits of a chain.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
@@ -109,7 +111,7 @@ extern "C" fn nlb_charge(first: u32, bytes: u32) -> u32 {
     })
 }
 
-/// 1 if all of a chain's limits say so.
+/// 1 if `each` returns true for all limits of a chain.
 #[inline(always)]
 fn walk(first: u32, each: impl Fn(u16, &Limit, &[Word; LIMIT_WINDOWS]) -> bool) -> u32 {
     let mut id = first as u16;

@@ -1,9 +1,9 @@
-//! Putting flows on record, out of line.
+//! Recording flows and finding SNAT ports, out of line.
 //!
-//! These are functions of their own to the verifier, which checks each once, by itself, and not again on every way that
-//! leads to it; inlined, the search for a port alone would take it past its limit. They also keep the code that runs
-//! once a flow out of the way of the code that runs for every packet. A call costs 9 ns and passes plain pointers, which
-//! are checked for null because the verifier asks for that.
+//! The verifier checks a function of its own once, and not again on every path to it; inlined, the search for
+//! a port alone would exceed its limit. Functions also keep code that runs once a flow apart from code that
+//! runs for every packet. A call costs 9 ns. It passes plain pointers, and the verifier requires a null check
+//! of each.
 
 use nlb_common::abi::{Address, Backend};
 use nlb_common::flow::{Direction, Key, State};
@@ -13,27 +13,27 @@ use nlb_common::parse::{Ip, Segment};
 
 use crate::{clock, maps, settings};
 
-/// An entry to be written.
+/// An entry that is to be written.
 #[repr(C)]
 pub struct Entry {
     pub key: Key,
     pub state: State,
     pub bucket: u32,
-    /// 1 to displace even an established flow, if there is no other way.
+    /// 1 to evict even an established flow.
     pub must: u32,
 }
 
-/// What a NAT backend will see of a client, and therefore answer to.
+/// The client as a NAT backend sees it, and so the destination of its replies.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct NatTuple {
     pub backend: Addr,
-    /// The address that the backend sees: ours, or the client's own.
+    /// The address that the backend sees: our source address with SNAT, else the client's.
     pub addr: Addr,
     pub backend_port: Be16,
-    /// Last part of the reply key: the id of our address, or a hash of the client's.
+    /// The last part of the reply key: the id of our source address, or a hash of the client's address.
     pub local: u16,
-    /// 1 if the backend sees our address.
+    /// 1 if the source address is translated.
     pub snat: u16,
     pub client_port: Be16,
     pub protocol: u16,
@@ -45,7 +45,7 @@ pub struct NatTuple {
 impl NatTuple {
     #[inline(always)]
     pub fn new(backend: &Backend, client: Addr, sport: Be16, dport: Be16, l4: L4, seed: u64) -> Self {
-        // A backend that calls its own VIP and is picked itself would answer itself directly.
+        // A backend that calls its own VIP and is selected itself would send its reply directly to itself.
         let snat = backend.has(Backend::SNAT_ALWAYS)
             || backend.has(Backend::SNAT_ON_LINK) && client.shares_prefix(backend.addr, backend.link_prefix)
             || client == backend.addr
@@ -63,7 +63,7 @@ impl NatTuple {
         }
     }
 
-    /// The key of the backend's replies to `port`, and their bucket.
+    /// The key and the bucket of the reply entry for `port`.
     #[inline(always)]
     pub fn reply(&self, port: Be16) -> (Key, u32) {
         let l4 = if self.protocol == L4::Tcp as u16 { L4::Tcp } else { L4::Udp };
@@ -79,28 +79,29 @@ pub fn nat_tuple(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Na
     NatTuple::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
 }
 
-/// 1 for an address of ours that clients of this host may have: a module on it would answer there past us.
+/// 1 for an address of ours. A client on this host may have it, and a module on this host would reply to it
+/// without passing us.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_is_own_address(hi: u64, lo: u64) -> u32 {
     maps::address(Addr { hi, lo }).0.is(Address::ANY) as u32
 }
 
-/// What stands for a client's address in the key of a transparent reply.
+/// The client's address in the key of a transparent reply.
 #[inline(always)]
 pub fn transparent_local(client: Addr) -> u16 {
     (hash::addr(client) >> 48) as u16
 }
 
-/// Writes an entry over the one with the same key or, if there is none, over the one that can best be spared. The answer is
-/// its way plus 1, or 0 if there was none to spare.
+/// Writes an entry over the one with the same key or, if there is none, over the one with the highest
+/// eviction rank. Returns its index in the bucket plus 1, or 0 if no entry can be evicted.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
     if entry.is_null() {
         return 0;
     }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `Entry`.
+    // SAFETY: not null. The verifier makes callers pass a whole `Entry`.
     let entry = unsafe { &*entry };
     let idle = settings::idle_times();
     let now = clock::now();
@@ -112,35 +113,36 @@ pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
     way.map_or(0, |way| way as u32 + 1)
 }
 
-/// Whether an entry's flow has lost its backend, so that the entry is free for others.
+/// Whether the backend of a flow is gone, so that its entry is free.
 #[inline(always)]
 fn is_stale(key: &Key, state: State) -> bool {
     key.is_forward() && maps::backend_of(state.backend(), state.generation()).is_none()
 }
 
-/// Ports that are tried before a flow is given up.
+/// Ports that are tried before the flow is refused.
 const CANDIDATES: u32 = 16;
 
-/// Steps from one candidate to the next, in 65,536ths of the range: the odd number nearest the golden section of it, whose
-/// multiples spread evenly (Knuth, "The Art of Computer Programming", volume 3, section 6.4).
+/// The step from one candidate to the next, in 65,536ths of the range: the odd number nearest to the range's
+/// golden section, whose multiples spread evenly (Knuth, "The Art of Computer Programming", volume 3, section
+/// 6.4).
 const STRIDE: u32 = 40_503;
 
-/// The answer of [`nlb_find_snat_port`] if every candidate is taken.
+/// The result of [`nlb_find_snat_port`] if every candidate is taken.
 pub const NO_PORT: u32 = u32::MAX;
 
-/// A port that no living flow shows to this backend, as a memory word; 0 keeps the client's own.
+/// A port that no live flow uses towards this backend, as a memory word; 0 keeps the client's port.
 ///
-/// A backend tells flows apart by what it sees of the client, so two flows that look alike to it (one client port, two
-/// VIPs, one backend port) need different ports. A port is taken if a reply entry for it leads to a flow that still has it and
-/// is not idle beyond its time.
-/// The first candidate follows from the flow's hash, so that a flow that lost its entry tends to get its old port back.
+/// A backend tells flows apart by address and port, so two flows that would look alike to it (one client
+/// port, two VIPs, one backend port) need different ports. A port is taken if its reply entry points to a
+/// flow that still has this port and has not expired. The first candidate follows from the flow's hash, so a
+/// flow that lost its entry tends to get the same port again.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn nlb_find_snat_port(tuple: *const NatTuple) -> u32 {
     if tuple.is_null() {
         return NO_PORT;
     }
-    // SAFETY: not null, and the verifier holds callers to passing a whole `NatTuple`.
+    // SAFETY: not null. The verifier makes callers pass a whole `NatTuple`.
     let tuple = unsafe { &*tuple };
     let (first, count) = settings::snat_ports();
     if tuple.snat == 0 && is_free(tuple, tuple.client_port) {
@@ -168,11 +170,11 @@ fn is_free(tuple: &NatTuple, port: Be16) -> bool {
     if !(flow.is_forward() && is_at(tuple, &flow, state) && state.translated_port(&flow) == port) {
         return true;
     }
-    // Taken away for good: should its client come back, it must not share the port.
+    // The expired flow loses its entry: its client may come back, and must not share the port.
     state.is_expired(clock::now(), &settings::idle_times()) && entry.remove(state)
 }
 
-/// Whether a flow goes to the same address and port, be it under another backend's number.
+/// Whether a flow goes to this backend's address and port, whatever the id of its backend is.
 #[inline(always)]
 fn is_at(tuple: &NatTuple, flow: &Key, state: State) -> bool {
     let Some(backend) = maps::backend_of(state.backend(), state.generation()) else { return false };

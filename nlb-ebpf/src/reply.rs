@@ -1,4 +1,4 @@
-//! The way back: a backend's packet, the flow that it answers, and the client.
+//! Replies: the flow of a backend's packet, its translation back, and the client's next hop.
 
 use nlb_common::abi::Backend;
 use nlb_common::flow::{self, Direction, Entry, Key, State};
@@ -12,8 +12,7 @@ use crate::packet::Packet;
 use crate::segment::segment;
 use crate::{clock, fragment_cache, maps, next_hop};
 
-/// A packet that may be a backend's reply: from the address and port that a flow was sent to, back to where it seemed to
-/// come from.
+/// Forwards a backend's packet to the client, if it is the reply of a recorded flow.
 #[inline(always)]
 pub fn from_backend<const FIRST: bool>(
     packet: &mut Packet,
@@ -21,7 +20,7 @@ pub fn from_backend<const FIRST: bool>(
     local: u16,
     direction: Direction,
 ) -> Outcome {
-    // What is not sound TCP or UDP is not for us to judge here: the packet may be the host's own.
+    // A malformed packet may be for the host itself, so the kernel's stack judges it.
     let segment = match segment::<FIRST>(packet, ip) {
         Ok(segment) => segment,
         Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),
@@ -46,7 +45,7 @@ pub fn from_backend<const FIRST: bool>(
 
 const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
 
-/// A flow, and its two entries.
+/// A flow with its forward and its reply entry.
 pub struct ReplyFlow {
     pub flow: Key,
     pub state: State,
@@ -55,7 +54,7 @@ pub struct ReplyFlow {
     reply_entry: &'static Entry,
 }
 
-/// The flow of which a backend's packet, with these addresses and ports, is a part.
+/// The flow that a backend's packet with these addresses and ports belongs to.
 #[inline(always)]
 pub fn find_flow(ip: &Ip, segment: &Segment, local: u16, direction: Direction) -> Result<ReplyFlow, Verdict> {
     let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
@@ -72,7 +71,7 @@ pub fn find_flow(ip: &Ip, segment: &Segment, local: u16, direction: Direction) -
     Ok(ReplyFlow { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
 }
 
-/// Whether the flow that a reply entry leads to is the one that this packet answers.
+/// Whether this packet is a reply of the flow that the reply entry points to.
 #[inline(always)]
 fn matches_reply(
     ip: &Ip,
@@ -90,7 +89,7 @@ fn matches_reply(
         && (matches!(direction, Direction::Reply) || flow.remote() == ip.dst)
 }
 
-/// Keeps both entries of a flow alive, and notes what the backend's packet says of the connection.
+/// Refreshes both entries of a flow, and updates its phase by the backend's packet.
 #[inline(always)]
 fn touch_entries(found: &ReplyFlow, segment: &Segment) {
     let now = clock::now();

@@ -1,5 +1,5 @@
-//! The L4 header of a packet that is ours; or the tail call to the program for packets that have none, or none as it
-//! should be.
+//! The L4 header of a packet to or from a service, or the tail call to the program that handles a packet
+//! without one.
 
 use nlb_common::icmp;
 use nlb_common::parse::{Ip, Segment};
@@ -8,7 +8,7 @@ use nlb_common::verdict::{DropReason, Program, Verdict};
 use crate::ipv6_ext;
 use crate::packet::Packet;
 
-/// The segment of a packet that is ours. Fragments and ICMP are other programs' business.
+/// The TCP or UDP header. Fragments and ICMP go to other programs by tail call.
 #[inline(always)]
 pub fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
     const FRAGMENT: Verdict = Verdict::TailCall(Program::Fragments);

@@ -1,4 +1,5 @@
-//! Constants that user space sets when it loads the object. The verifier knows them, and leaves out what they switch off.
+//! Constants that user space sets when it loads the object. The verifier knows their values, and prunes code
+//! that they disable.
 
 use nlb_common::abi::Settings;
 use nlb_common::flow::IdleTimes;
@@ -20,27 +21,27 @@ static SETTINGS: Settings = Settings {
     jiffy: 4_000_000,
 };
 
-/// What user space has put in the place of a constant.
+/// The value that user space has set.
 #[inline(always)]
 fn constant<T: Copy>(constant: &'static T) -> T {
-    // SAFETY: a valid reference. Volatile, because the value is replaced before the program is loaded, which the compiler must
-    // not assume away.
+    // SAFETY: a valid reference. The load is volatile, because user space replaces the value before the
+    // program is loaded, and the compiler must not assume the one that it sees.
     unsafe { core::ptr::read_volatile(constant) }
 }
 
-/// Whether packets may go back out of the interface they came in by with XDP_TX.
+/// Whether packets may leave by XDP_TX through the interface they came from.
 #[inline(always)]
 pub fn uses_tx() -> bool {
     constant(&SETTINGS.use_tx) != 0
 }
 
-/// The first source port of SNAT, and how many there are.
+/// The first source port of SNAT, and the number of ports.
 #[inline(always)]
 pub fn snat_ports() -> (u16, u16) {
     (constant(&SETTINGS.snat_first), constant(&SETTINGS.snat_count))
 }
 
-/// The UDP port that GUE is sent to. Apart from the settings, which `nlb decap` has none of.
+/// GUE's UDP port. It is apart from the settings because `nlb decap` has none.
 #[unsafe(no_mangle)]
 static GUE_PORT: u16 = gue::PORT;
 
@@ -49,11 +50,11 @@ pub fn gue_port() -> Be16 {
     Be16::new(constant(&GUE_PORT))
 }
 
-/// Where outer headers of dsr-ipip come from, over IPv4 and over IPv6.
+/// The prefixes of outer source addresses of dsr-ipip, for IPv4 and for IPv6.
 #[unsafe(no_mangle)]
 static IPIP_SOURCES: [Sources; 2] = [Sources::NONE; 2];
 
-/// The source of a flow's outer headers, if those vary by flow.
+/// The outer source address of a flow, if the sources vary by flow.
 #[inline(always)]
 pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
     let [over_v4, over_v6] = &IPIP_SOURCES;
@@ -62,7 +63,7 @@ pub fn ipip_source(v6: bool, hash: u64) -> Option<Addr> {
     (!sources.are_none()).then(|| sources.of(hash))
 }
 
-/// Nanoseconds from one jiffy to the next.
+/// The length of a jiffy in nanoseconds.
 #[inline(always)]
 pub fn jiffy() -> u64 {
     constant(&SETTINGS.jiffy) as u64
@@ -78,13 +79,13 @@ pub fn idle_times() -> IdleTimes {
     }
 }
 
-/// Buckets of the flow table, less 1.
+/// The number of buckets of the flow table, less 1.
 #[inline(always)]
 pub fn flow_mask() -> u32 {
     constant(&SETTINGS.flow_mask)
 }
 
-/// A tick is a jiffy shifted right by this.
+/// Ticks are jiffies shifted right by this.
 #[inline(always)]
 pub fn tick_shift() -> u32 {
     constant(&SETTINGS.tick_shift)

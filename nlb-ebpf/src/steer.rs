@@ -1,4 +1,5 @@
-//! The dispatch of packets: whose is it, and which of the files beside this one has it next.
+//! The dispatch of packets: by its destination address a packet goes to a service, to the client of a
+//! backend's flow, to another program, or to the kernel.
 
 use nlb_common::abi::{Address, Service};
 use nlb_common::flow::Direction;
@@ -23,7 +24,8 @@ pub fn steer(packet: &mut Packet) -> Outcome {
     steer_ip::<false>(packet, &ip)
 }
 
-/// `FIRST` is the program for fragments, on a first one: where it goes is remembered for the others.
+/// `FIRST`: the program for fragments calls this for a first fragment, whose path is stored for the other
+/// fragments.
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);
@@ -43,7 +45,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (local, direction) = if dst.is(Address::SOURCE) {
         (dst.id, Direction::Reply)
     } else if transparent && icmp::is_icmp(ip) {
-        // It may come from a router, and be about a packet to a backend that knows its client.
+        // A router may have sent it, as an error about a packet to a backend that sees its client's address.
         return Ok(Verdict::TailCall(Program::Icmp));
     } else if transparent && maps::address(ip.src).0.is(Address::BACKEND) {
         (transparent_local(ip.dst), Direction::TransparentReply)
@@ -62,8 +64,9 @@ pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Verdict 
     }
 }
 
-/// Whether the frame has the tag of a VLAN for which this host has a device. The stack takes such tags off, and puts on what
-/// belongs where the packet goes; others are kept. At the door there are none left.
+/// Whether the frame has the tag of a VLAN for which this host has a device. The stack removes such a tag,
+/// and adds the one of the link where the packet goes; other tags are kept. At TC ingress no frame has a tag
+/// of this kind.
 #[inline(always)]
 fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     if packet.is_skb() || ip.l3 == ETH_LEN {
@@ -73,7 +76,7 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
-/// `QUIC` is the program for services that go by connection ids.
+/// `QUIC`: the program for services that select backends by connection ids calls this.
 #[inline(always)]
 pub fn to_service<const FIRST: bool, const QUIC: bool>(
     packet: &mut Packet,

@@ -1,8 +1,8 @@
-//! Programs that another one continues in.
+//! Tail calls: programs in which another one continues.
 //!
-//! What few packets need is in programs of its own: a tail call starts them with an empty stack (the kernel gives 512 bytes)
-//! and the verifier's whole patience, and leaves the code that runs for every packet as it was. They begin by reading the
-//! packet again.
+//! Code that few packets need is in programs of its own. A tail call starts one with an empty stack (the
+//! kernel gives 512 bytes) and the verifier's whole budget, and adds nothing to the code that runs for every
+//! packet. The program parses the packet again.
 
 use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
@@ -14,18 +14,18 @@ use crate::packet::{Context, Packet};
 #[btf_map]
 static PROGRAMS: ProgramArray<COUNT> = ProgramArray::new();
 
-/// The same for socket buffers: a program can only go on in one of its own type.
+/// The programs for socket buffers: a program can continue only in one of its own type.
 #[btf_map]
 static TC_PROGRAMS: ProgramArray<COUNT> = ProgramArray::new();
 
-/// What a program leaves behind for the one that it goes on in.
+/// One word for the program that is called.
 #[btf_map]
 static TAIL_CALL_CTX: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Goes on in another program. Returns only if that one is not there.
+/// Continues in another program. Returns only if that program is not loaded.
 #[inline(always)]
 pub fn tail_call(packet: &Packet, program: Program) {
-    // SAFETY: valid context, and nothing here has to be dropped.
+    // SAFETY: valid context, and nothing here has a destructor.
     unsafe {
         match packet.context() {
             Context::Xdp(ctx) => PROGRAMS.tail_call(&XdpContext::new(ctx), program as u32),
@@ -47,25 +47,25 @@ fn context() -> Option<u64> {
     TAIL_CALL_CTX.get(0).copied()
 }
 
-/// The verdict on a packet of which the way takes no more than `mtu` bytes: the next program says so to its sender.
+/// The verdict on a packet that is longer than `mtu`: the program for long packets answers its sender.
 #[inline(always)]
 pub fn to_too_big(mtu: u32) -> Verdict {
     set_context(mtu as u64);
     Verdict::TailCall(Program::TooBig)
 }
 
-/// What [`to_too_big`] left behind.
+/// The MTU that [`to_too_big`] passes.
 #[inline(always)]
 pub fn mtu() -> Option<u32> {
     context().map(|word| word as u32)
 }
 
-/// What is left behind for the program for GUE, in one word: from its lowest bit on, half of the flow's hash, the backend's
-/// id, and whether the packet is an ICMP error.
+/// The word for the program for GUE: from the lowest bit on, half of the flow's hash, the backend's id, and
+/// whether the packet is an ICMP error.
 const BACKEND: u32 = 32;
 const ICMP_ERROR: u32 = 48;
 
-/// Has that program send the packet on to a backend.
+/// The verdict on a packet to a GUE backend: the program for GUE sends it.
 #[inline(always)]
 pub fn to_gue(backend_id: u16, hash: u64, reason: SendReason) -> Verdict {
     let is_error = matches!(reason, SendReason::IcmpError) as u64;
@@ -73,7 +73,7 @@ pub fn to_gue(backend_id: u16, hash: u64, reason: SendReason) -> Verdict {
     Verdict::TailCall(Program::Gue)
 }
 
-/// What [`to_gue`] left behind: the backend's id, half of the flow's hash, and the reason.
+/// The backend's id, half of the flow's hash and the reason that [`to_gue`] passes.
 #[inline(always)]
 pub fn gue_context() -> Option<(u16, u32, SendReason)> {
     let word = context()?;

@@ -1,7 +1,7 @@
-//! Questions about destinations without a service: the first packet has modules asked who can handle it.
+//! Upcalls: the first packet to a destination without a service has user space ask the modules who can handle
+//! it.
 //!
-//! Out of line for the reasons that `record` gives. What the answers are worth, and for how long, is
-//! [`nlb_common::upcall`]'s.
+//! Out of line for the reasons that `record` gives. [`nlb_common::upcall`] defines how long a state lasts.
 
 use nlb_common::abi::{ServiceEntry, Upcall};
 use nlb_common::net::{Addr, Be16, L4};
@@ -11,7 +11,7 @@ use nlb_common::verdict::UPCALL_LOST_COUNTER;
 
 use crate::{clock, maps};
 
-/// Whether this packet has to wait for an answer. It may be the one that asks, if it could open a flow.
+/// Whether an upcall about the destination is pending. A packet that could open a flow raises one if none is.
 #[inline(always)]
 pub fn is_pending(ip: &Ip, vip: u16, segment: &Segment) -> bool {
     let opens = match segment.l4 {
@@ -22,7 +22,7 @@ pub fn is_pending(ip: &Ip, vip: u16, segment: &Segment) -> bool {
     opens && nlb_upcall(vip as u32 | (segment.l4 as u32) << 16, ports, ip.src.hi, ip.src.lo) != 0
 }
 
-/// 1 if a question about the destination is open, which this call may have put.
+/// 1 if an upcall about the destination is pending, perhaps raised by this call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_upcall(vip_and_protocol: u32, ports: u32, client_hi: u64, client_lo: u64) -> u32 {

@@ -1,24 +1,24 @@
-//! What a flow is looked up by: the addresses and ports of its packets in one direction, as three words, which is how
-//! the table compares them.
+//! The key of a flow: the addresses and ports of its packets in one direction, in three words, which the
+//! table compares.
 
 use crate::net::{Addr, Be16, L4};
 
-/// What a flow is looked up by.
+/// The key of an entry.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(pub(super) [u64; 3]);
 
-/// The kinds of keys, which never match each other.
+/// The kinds of keys; keys of different kinds never match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Direction {
-    /// Client to VIP; the address is the client's, the ports are client and service, the local id is the VIP's.
+    /// From the client to the VIP: the client's address, the ports of client and service, the VIP's id.
     Forward = 1,
-    /// Backend to one of our source addresses; the address is the backend's, the ports are the backend's and ours, the
-    /// local id is the source address's.
+    /// From the backend to our source address: the backend's address, the ports of the backend and ours, the
+    /// id of the source address.
     Reply = 2,
-    /// Backend to the client's own address, through us; as `Reply`, but the local id is a hash of the client's address.
-    /// The forward entry settles whether it really is that client.
+    /// From the backend to the client's own address, through us: as `Reply`, but with a hash of the client's
+    /// address in place of the id. The forward entry shows whether it is that client.
     TransparentReply = 3,
 }
 

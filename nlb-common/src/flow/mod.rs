@@ -1,12 +1,12 @@
-//! The flow table: which backend a flow belongs to.
+//! The flow table: the backend of each flow.
 //!
-//! A set-associative cache in a plain array, shared by both directions. A flow's hash picks a bucket of four entries of
-//! 32 bytes, two cache lines that lie side by side. There is no lock and no helper call, and a hit writes nothing but,
-//! twice a second, the time.
+//! It is a set-associative cache in a plain array, shared by both directions. A flow's hash selects a bucket
+//! of four entries of 32 bytes, which is two adjacent cache lines. There is no lock and no helper call, and a
+//! hit writes only the time, twice a second.
 //!
-//! A *forward* entry is keyed by client and VIP and holds the backend. A *reply* entry, which only NAT needs, is keyed
-//! by what the backend's packets look like and holds the place of the forward entry, where the rest is looked up; it
-//! counts only while that entry still points back at it.
+//! A *forward* entry has a key of client and VIP, and holds the backend. A *reply* entry, which only NAT
+//! needs, has a key of the backend's packets, and holds the number of the forward entry, where the rest is
+//! looked up. It is valid only while the forward entry matches it.
 
 mod key;
 mod state;

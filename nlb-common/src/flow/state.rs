@@ -1,13 +1,14 @@
-//! What the table knows of a flow: one word, which writers exchange as a whole, and how packets and time change it.
+//! The state of a flow: one word, which writers exchange as a whole, and its changes by packets and time.
 
 use super::key::Key;
 use crate::net::{Be16, L4};
 use crate::parse::TcpFlags;
 
-/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation, 8 of phase, 16 of time.
+/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation, 8 of phase, 16 of
+/// time.
 ///
-/// The payload of a forward entry is the backend id and the SNAT port (0 where the client keeps its own); that of a
-/// reply entry is the place of its forward entry.
+/// The payload of a forward entry is the backend's id and the SNAT port (0 if the client keeps its port);
+/// that of a reply entry is the number of its forward entry.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub(super) u64);
@@ -15,11 +16,11 @@ pub struct State(pub(super) u64);
 /// Phase bits. `LIVE` is set in every published entry.
 pub mod phase {
     pub const LIVE: u8 = 1;
-    /// TCP: past the client's SYN. UDP: more than one packet, or a reply.
+    /// TCP: a packet of the client after its SYN. UDP: a second packet, or a reply.
     pub const ESTABLISHED: u8 = 2;
     pub const CLIENT_FIN: u8 = 4;
     pub const BACKEND_FIN: u8 = 8;
-    /// A reset was seen. Any later packet that is none takes it back: a forged RST must not end a flow.
+    /// A reset. Any later packet without one clears this: a forged RST must not end a flow.
     pub const RESET: u8 = 16;
     pub const UDP: u8 = 32;
 }
@@ -55,7 +56,7 @@ impl State {
         Be16::from_bytes(((self.0 >> 16) as u16).to_ne_bytes())
     }
 
-    /// The port that the backend sees: ours if it was given one, else the client's, from the flow's key.
+    /// The source port that the backend sees: the SNAT port or, without one, the client's port.
     #[inline(always)]
     pub const fn translated_port(self, key: &Key) -> Be16 {
         if self.snat_port().is_zero() { key.remote_port() } else { self.snat_port() }
@@ -81,7 +82,7 @@ impl State {
         (self.0 >> 48) as u16
     }
 
-    /// The same owner, in another phase at another time.
+    /// The same owner with another phase and time.
     #[inline(always)]
     pub(super) const fn at(self, phase: u8, now: u16) -> Self {
         State(self.0 & 0xff_ffff_ffff | (phase as u64) << 40 | (now as u64) << 48)
@@ -92,7 +93,7 @@ impl State {
         self.0 & 0xff_ffff_ffff
     }
 
-    /// As a whole: another packet, another time or another owner make another word.
+    /// The whole word: it differs with every change of phase, time or owner.
     #[inline(always)]
     pub const fn word(self) -> u64 {
         self.0
@@ -103,7 +104,7 @@ impl State {
         self.phase() & phase::LIVE != 0
     }
 
-    /// FIN from both sides, or a reset: the next SYN is a new connection.
+    /// FIN from both sides, or a reset: the next SYN opens a new connection.
     #[inline(always)]
     pub const fn is_closed(self) -> bool {
         const BOTH: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
@@ -116,7 +117,7 @@ impl State {
         self.age(now) > idle.of(self.phase())
     }
 
-    /// Ticks since the last packet. It may have come since the clock was read, and then counts as just now.
+    /// Ticks since the last packet. A packet may come after the clock was read; its age is 0.
     #[inline(always)]
     pub(super) const fn age(self, now: u16) -> u16 {
         const AHEAD: u16 = 8;
@@ -125,7 +126,7 @@ impl State {
     }
 }
 
-/// Idle times in ticks after which a flow may be forgotten.
+/// Idle times in ticks after which a flow may be evicted.
 #[derive(Clone, Copy, Debug)]
 pub struct IdleTimes {
     pub opening: u16,
@@ -149,12 +150,13 @@ impl IdleTimes {
     }
 }
 
-/// The phase a flow starts in.
+/// The phase of a new flow.
 #[inline(always)]
 pub const fn first_phase(l4: L4, flags: TcpFlags) -> u8 {
     match l4 {
         L4::Udp => phase::UDP,
-        // Without SYN it is picked up in the middle, from another node or because we lost our state, or at its very end.
+        // Without SYN this is the middle or the end of a connection: another node had it, or this one lost
+        // its entry.
         L4::Tcp => next_phase(0, flags, true),
     }
 }
@@ -172,7 +174,8 @@ pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
     if flags.has(TcpFlags::FIN) {
         next |= if from_client { phase::CLIENT_FIN } else { phase::BACKEND_FIN };
     }
-    // The client's first packet after its SYN shows that the handshake went through; a SYN flood never gets here.
+    // The client's first packet after its SYN shows that the handshake completed; a SYN flood has no such
+    // packet.
     if from_client && !flags.has(TcpFlags::SYN) {
         next |= phase::ESTABLISHED;
     }

@@ -1,12 +1,13 @@
-//! The table itself: buckets of entries that several CPUs read and write at once.
+//! Buckets of entries that several CPUs read and write at once.
 //!
-//! Every entry is three key words and one state word. A writer takes an entry by exchanging its state word for
-//! [`LOCKED`], which only one writer can do, writes the key, and publishes by storing the new state word. A reader
-//! loads the state word, compares the key, and loads the state word again: if the owner changed in between, what it
-//! compared may have been a mixture, and it reports a miss. What is left is an entry that was replaced, within those
-//! few instructions, by another with the same backend and SNAT port: the mixture then names a backend that one of the
-//! two flows really has. Changes to a published entry exchange the whole state word, so that they never touch an
-//! entry that has changed hands.
+//! An entry is three key words and one state word. A writer claims an entry by exchanging its state word for
+//! [`LOCKED`], which only one writer can do, writes the key, and publishes the entry by storing the new state
+//! word. A reader loads the state word, compares the key, and loads the state word again: if the owner
+//! changed in between, the key may have been a mixture of two, and the reader reports a miss. One case
+//! remains: within these few instructions, another flow with the same backend and SNAT port replaces the
+//! entry. Then the reader takes a mixture of two keys for its flow, and the backend is that of one of the two
+//! flows. A change to a published entry exchanges the whole state word, so it never changes an entry of
+//! another owner.
 
 use super::key::Key;
 use super::state::{IdleTimes, State, phase};
@@ -28,11 +29,11 @@ pub struct Entry {
     state: Word,
 }
 
-// Loom's words know more than their value.
+// Words of loom are larger.
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Entry>() == 32 && size_of::<Bucket>() == 128);
 
-/// An entry that a writer is at work on. Its phase has no `LIVE`, so no reader takes it for a flow.
+/// An entry that a writer has claimed. Its phase has no `LIVE`, so readers skip it.
 const LOCKED: u64 = u32::MAX as u64;
 const FREE: u64 = 0;
 
@@ -50,11 +51,11 @@ impl Bucket {
         None
     }
 
-    /// Records a flow in the entry that can best be spared: a free one; else one whose idle time is over, that is closed or
-    /// whose owner `is_stale`; else an opening one that is older than a second. An established flow gives way only if
-    /// `must` says so (a NAT flow cannot live without an entry), and then the one that is idle longest.
+    /// Records a flow in the entry with the highest eviction rank: a free one; else one that has expired, is
+    /// closed or whose owner `is_stale`; else an opening one that is older than a second. An established flow
+    /// is evicted only if `must` is set (a NAT flow needs an entry), and then the one that is idle longest.
     ///
-    /// `None` if there is nothing to spare, or another CPU was faster.
+    /// `None` if no entry can be evicted, or another CPU was faster.
     #[inline(always)]
     pub fn insert(
         &self,
@@ -79,7 +80,7 @@ impl Bucket {
         if best_rank == 0 {
             return None;
         }
-        // A constant index for each way keeps the bounds plain to the verifier.
+        // A constant index for each way shows the bounds to the verifier.
         match best {
             0 => self.entries[0].claim(key, state),
             1 => self.entries[1].claim(key, state),
@@ -91,7 +92,7 @@ impl Bucket {
 }
 
 impl Entry {
-    /// The state of this entry if it is the flow's.
+    /// The state of this entry if it has this key.
     #[inline(always)]
     pub fn matches(&self, key: &Key) -> Option<State> {
         let state = State(self.state.load());
@@ -108,7 +109,7 @@ impl Entry {
         (again.is_live() && again.owner() == state.owner()).then_some(again)
     }
 
-    /// Key and state, for readers that walk the table; `None` if it is free or changing.
+    /// The key and the state, for readers that walk the table; `None` if the entry is free or changes.
     #[inline(always)]
     pub fn snapshot(&self) -> Option<(Key, State)> {
         let state = State(self.state.load());
@@ -122,33 +123,34 @@ impl Entry {
         (again.is_live() && again.owner() == state.owner()).then_some((key, again))
     }
 
-    /// Notes that a packet was seen, if that changes anything.
+    /// Records that a packet was seen, if that changes the state.
     #[inline(always)]
     pub fn touch(&self, state: State, phase: u8, now: u16) {
         let next = state.at(phase, now);
         if next == state || self.state.exchange(state.0, next.0) {
             return;
         }
-        // Another CPU was faster. Its time is as good as ours, but a FIN comes once.
+        // Another CPU was faster. Its time is as good as this one, but a FIN comes only once.
         let other = State(self.state.load());
         if other.is_live() && other.owner() == state.owner() && phase & !other.phase() != 0 {
             let _ = self.state.exchange(other.0, other.at(other.phase() | phase, other.seen()).0);
         }
     }
 
-    /// Forgets the flow. `false` if another CPU was faster: it lives on, or is another's.
+    /// Removes the flow. `false` if another CPU was faster: the flow had a packet, or the entry has another
+    /// owner.
     #[inline(always)]
     pub fn remove(&self, state: State) -> bool {
         self.state.exchange(state.0, FREE)
     }
 
-    /// Replaces what the entry says about its own flow. `false` if another CPU was faster.
+    /// Replaces the state of the entry's own flow. `false` if another CPU was faster.
     #[inline(always)]
     pub fn replace(&self, state: State, next: State) -> bool {
         self.state.exchange(state.0, next.0)
     }
 
-    /// Takes the entry over for another flow. `false` if another CPU was faster.
+    /// Claims the entry for another flow. `false` if another CPU was faster.
     #[inline(always)]
     fn claim(&self, key: &Key, state: State) -> bool {
         let old = self.state.load();
@@ -164,7 +166,7 @@ impl Entry {
         true
     }
 
-    /// How well the entry can be spared; 0 is not at all.
+    /// The eviction rank of the entry; 0 means that it cannot be evicted.
     #[inline(always)]
     fn eviction_rank(
         &self,
@@ -175,7 +177,7 @@ impl Entry {
     ) -> u32 {
         const FREE_RANK: u32 = u32::MAX;
         const DEAD_RANK: u32 = u32::MAX - 1;
-        // Above any age of an established flow, and with room for an age of its own.
+        // Above the age of any established flow, with room for an age.
         const FRESH_RANK: u32 = 1 << 17;
         const OPENING_RANK: u32 = 1 << 18;
         const MIN_TICKS: u16 = 2;
@@ -189,7 +191,7 @@ impl Entry {
         }
         let state = State(word);
         let age = state.age(now);
-        // The next packet of a living flow takes a forged reset back, so a closed flow must have been silent to count.
+        // The next packet of a live flow clears a forged reset, so a closed flow must also have been silent.
         if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
             return DEAD_RANK;
         }

@@ -1,4 +1,4 @@
-//! Incremental updates against sums over everything.
+//! Incremental updates, compared with sums over whole packets.
 
 use nlb_common::checksum::{Delta, fold, full};
 use nlb_common::net::{Addr, Be16};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::packet;
 
-/// One replacement at an even offset.
+/// A replacement at an even offset.
 #[derive(Clone, Debug)]
 enum Edit {
     Word16(usize, u16),
@@ -27,7 +27,7 @@ fn edit() -> impl Strategy<Value = Edit> {
 }
 
 impl Edit {
-    /// Writes it somewhere behind the first word, and notes it in `delta`.
+    /// Writes it somewhere behind the first word, and adds it to `delta`.
     fn apply(&self, bytes: &mut [u8], delta: Delta) -> Delta {
         let total = bytes.len();
         let place = |at: usize, len: usize| {
@@ -70,8 +70,8 @@ proptest! {
         prop_assert_eq!(full(&bytes).get(), packet::checksum(&[&bytes]));
     }
 
-    /// The first word is never 0 and never replaced, as in every header: only where all words are 0 do ones' complement's
-    /// two zeros differ.
+    /// The first word is never 0 and never replaced, as in every header: the two zeros of ones' complement
+    /// differ only if all words are 0.
     #[test]
     fn edits_give_what_summing_again_gives(
         first in 1..=u16::MAX,
@@ -85,7 +85,7 @@ proptest! {
         prop_assert_eq!(delta.apply(before), full(&bytes));
     }
 
-    /// A receiver adds up everything, the checksum included, and wants all ones.
+    /// A receiver sums everything up, the checksum included, and expects all ones.
     #[test]
     fn a_checksum_completes_the_sum(bytes in vec(any::<u8>(), 0..200)) {
         let mut padded = bytes.clone();

@@ -1,4 +1,4 @@
-//! The flow table under many threads: whatever is found belongs to whoever asked for it.
+//! The flow table under many threads: a look-up finds the entry of its own flow, or none.
 
 use std::thread;
 
@@ -8,19 +8,19 @@ use nlb_common::net::{Addr, Be16, L4};
 const THREADS: u64 = 4;
 const ROUNDS: u64 = 2_000_000;
 
-/// More flows than the bucket has entries, so that they push each other out all the time.
+/// More flows than the bucket has entries, so that they evict each other.
 const FLOWS: u64 = 11;
 
 const IDLE: IdleTimes = IdleTimes { opening: 0, established: 0, closing: 0, udp: 0 };
 
-/// Every word of the key tells which flow it is, so that a mixture of two keys belongs to nobody.
+/// Every word of the key depends on the flow, so that a mixture of two keys is the key of no flow.
 fn key(flow: u64) -> Key {
     let port = Be16::new(flow as u16);
     Key::new(Addr { hi: flow << 32 | flow, lo: !flow }, port, port, flow as u16, L4::Udp, Direction::Forward)
 }
 
-/// The payload tells whose it is. The rest makes it another one each time, since two equal ones are what the table's
-/// readers cannot tell apart.
+/// The payload depends on the flow. The rest differs each time, since readers of the table cannot tell two
+/// equal states apart.
 fn state(flow: u64, thread: u64, round: u64) -> State {
     let distinct = (thread * ROUNDS + round) as u32;
     State::forward(flow as u16, Be16::new(distinct as u16), (distinct >> 16) as u8, phase::UDP, round as u16)
@@ -47,12 +47,12 @@ fn what_is_found_belongs_to_its_key() {
     }
 }
 
-/// Records, finds, notes and removes flows as fast as it goes; answers how many it found.
+/// Records, finds, touches and removes flows as fast as it can; returns how many it found.
 fn hammer(bucket: &Bucket, thread: u64) -> u64 {
     let mut random = thread + 1;
     let mut found = 0;
     for round in 0..ROUNDS {
-        // A multiplicative generator (Lehmer), since nothing here may be alike in two threads.
+        // A multiplicative generator (Lehmer), since no two threads may do the same.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let flow = (random >> 33) % FLOWS;
         match bucket.find(&key(flow)) {

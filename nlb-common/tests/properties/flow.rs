@@ -1,5 +1,5 @@
-//! The flow table, one thread at a time: who is found, who gives way to whom, and how a connection goes through its
-//! phases.
+//! The flow table with one thread: which entry a look-up finds, which one is evicted, and the phases of a
+//! connection.
 
 use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, WAYS, first_phase, next_phase, phase};
 use nlb_common::net::{Addr, Be16, L4};
@@ -15,7 +15,7 @@ const SYN: u8 = TcpFlags::SYN;
 const RST: u8 = TcpFlags::RST;
 const ACK: u8 = TcpFlags::ACK;
 
-/// Marks an owner that is gone, in place of a backend's generation.
+/// In place of a generation: the backend of the flow is gone.
 const STALE: u8 = 0xee;
 
 fn is_stale(_: &Key, state: State) -> bool {
@@ -35,92 +35,90 @@ fn state(id: u64, phase: u8, seen: u16) -> State {
     State::forward(id as u16, Be16::new(id as u16), 0, phase, seen)
 }
 
-/// How an entry stands when another wants its place.
+/// The kind of an entry, when another flow needs its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum Kind {
     Free,
     Expired,
     Closed,
     Stale,
     /// A SYN was seen this many ticks ago, and nothing since.
     Opening(u16),
-    /// So was a single datagram.
+    /// A single datagram was seen this many ticks ago.
     Datagram(u16),
     /// Established, and idle for this many ticks.
     Established(u16),
     Udp(u16),
-    /// Closed this very second: a late packet may still come.
+    /// Closed in this tick: a late packet may still come.
     Closing,
 }
 
-/// How willingly it gives way: the larger number first. Below [`WILLING`], only for those who must have a place.
-fn spared(standing: Standing) -> u32 {
-    match standing {
-        Standing::Free => 4,
-        Standing::Expired | Standing::Closed | Standing::Stale => 3,
-        Standing::Opening(age) | Standing::Datagram(age) if age >= 2 => 2,
-        Standing::Opening(_) | Standing::Datagram(_) => 1,
-        Standing::Established(_) | Standing::Udp(_) | Standing::Closing => 0,
+/// How readily it is evicted: the larger number first. Entries below [`WILLING`] are evicted only for flows
+/// that need an entry.
+fn readiness(kind: Kind) -> u32 {
+    match kind {
+        Kind::Free => 4,
+        Kind::Expired | Kind::Closed | Kind::Stale => 3,
+        Kind::Opening(age) | Kind::Datagram(age) if age >= 2 => 2,
+        Kind::Opening(_) | Kind::Datagram(_) => 1,
+        Kind::Established(_) | Kind::Udp(_) | Kind::Closing => 0,
     }
 }
 
 const WILLING: u32 = 2;
 
-/// Those above give way in any order; among the others, the one that is idle longest is first.
+/// Entries above this are evicted in any order; among the others, the one that is idle longest is first.
 const BY_AGE: u32 = 2;
 
-fn age(standing: Standing) -> u16 {
-    match standing {
-        Standing::Opening(age)
-        | Standing::Datagram(age)
-        | Standing::Established(age)
-        | Standing::Udp(age) => age,
-        Standing::Closed => 2,
-        Standing::Expired => IDLE.established + 1,
-        Standing::Free | Standing::Stale | Standing::Closing => 0,
+fn age(kind: Kind) -> u16 {
+    match kind {
+        Kind::Opening(age) | Kind::Datagram(age) | Kind::Established(age) | Kind::Udp(age) => age,
+        Kind::Closed => 2,
+        Kind::Expired => IDLE.established + 1,
+        Kind::Free | Kind::Stale | Kind::Closing => 0,
     }
 }
 
-fn standing() -> impl Strategy<Value = Standing> {
+fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![
-        Just(Standing::Free),
-        Just(Standing::Expired),
-        Just(Standing::Closed),
-        Just(Standing::Stale),
-        (0..=IDLE.opening).prop_map(Standing::Opening),
-        (0..4_u16).prop_map(Standing::Opening),
-        (0..4_u16).prop_map(Standing::Datagram),
-        (0..=IDLE.established).prop_map(Standing::Established),
-        (0..=IDLE.udp).prop_map(Standing::Udp),
-        Just(Standing::Closing),
+        Just(Kind::Free),
+        Just(Kind::Expired),
+        Just(Kind::Closed),
+        Just(Kind::Stale),
+        (0..=IDLE.opening).prop_map(Kind::Opening),
+        (0..4_u16).prop_map(Kind::Opening),
+        (0..4_u16).prop_map(Kind::Datagram),
+        (0..=IDLE.established).prop_map(Kind::Established),
+        (0..=IDLE.udp).prop_map(Kind::Udp),
+        Just(Kind::Closing),
     ]
 }
 
-fn entry(id: u64, standing: Standing, now: u16) -> State {
-    let seen = now.wrapping_sub(age(standing));
-    match standing {
-        Standing::Opening(_) => state(id, 0, seen),
-        Standing::Datagram(_) => state(id, UDP, seen),
-        Standing::Udp(_) => state(id, UDP | ESTABLISHED, seen),
-        Standing::Closed | Standing::Closing => state(id, ESTABLISHED | CLIENT_FIN | BACKEND_FIN, seen),
-        Standing::Stale => State::forward(id as u16, Be16::new(0), STALE, ESTABLISHED, seen),
-        Standing::Free | Standing::Expired | Standing::Established(_) => state(id, ESTABLISHED, seen),
+fn entry(id: u64, kind: Kind, now: u16) -> State {
+    let seen = now.wrapping_sub(age(kind));
+    match kind {
+        Kind::Opening(_) => state(id, 0, seen),
+        Kind::Datagram(_) => state(id, UDP, seen),
+        Kind::Udp(_) => state(id, UDP | ESTABLISHED, seen),
+        Kind::Closed | Kind::Closing => state(id, ESTABLISHED | CLIENT_FIN | BACKEND_FIN, seen),
+        Kind::Stale => State::forward(id as u16, Be16::new(0), STALE, ESTABLISHED, seen),
+        Kind::Free | Kind::Expired | Kind::Established(_) => state(id, ESTABLISHED, seen),
     }
 }
 
-/// A bucket of such entries, keyed 0 to 3.
-fn filled(standings: &[Standing], now: u16) -> Bucket {
+/// A bucket of such entries, with keys 0 to 3.
+fn filled(kinds: &[Kind], now: u16) -> Bucket {
     let bucket = Bucket::default();
-    // Free entries are taken first, and given up again when all are there.
+    // Free entries are filled first, and removed again when all are there.
     for id in 0..WAYS as u64 {
         let way = insert(&bucket, &key(id), state(id, ESTABLISHED, now), now, false);
         assert_eq!(way, Some(id as usize), "free entries are taken in order");
     }
-    for (id, standing) in standings.iter().enumerate() {
+    for (id, kind) in kinds.iter().enumerate() {
         let (way, old) = bucket.find(&key(id as u64)).expect("just recorded");
-        match standing {
-            Standing::Free => assert!(bucket.entries[way].remove(old)),
-            _ => assert!(bucket.entries[way].replace(old, entry(id as u64, *standing, now))),
+        match kind {
+            Kind::Free => assert!(bucket.entries[way].remove(old)),
+            _ => assert!(bucket.entries[way].replace(old, entry(id as u64, *kind, now))),
         }
     }
     bucket
@@ -129,36 +127,36 @@ fn filled(standings: &[Standing], now: u16) -> Bucket {
 proptest! {
     #[test]
     fn what_gives_way_is_what_can_best_be_spared(
-        standings in vec(standing(), WAYS),
+        kinds in vec(kind(), WAYS),
         now: u16,
         must: bool,
     ) {
-        let bucket = filled(&standings, now);
+        let bucket = filled(&kinds, now);
         let newcomer = state(99, 0, now);
         let taken = insert(&bucket, &key(99), newcomer, now, must);
 
-        let best = standings.iter().copied().map(spared).max().expect("four");
+        let best = kinds.iter().copied().map(readiness).max().expect("four");
         match taken {
-            None => prop_assert!(best < WILLING && !must, "{standings:?}"),
+            None => prop_assert!(best < WILLING && !must, "{kinds:?}"),
             Some(way) => {
-                let gone = standings[way];
-                prop_assert_eq!(spared(gone), best, "{:?} of {:?}", gone, standings);
+                let gone = kinds[way];
+                prop_assert_eq!(readiness(gone), best, "{:?} of {:?}", gone, kinds);
                 prop_assert!(best >= WILLING || must);
                 if best <= BY_AGE {
-                    let rivals = standings.iter().copied().filter(|other| spared(*other) == best);
-                    prop_assert_eq!(Some(age(gone)), rivals.map(age).max(), "{:?}", standings);
+                    let rivals = kinds.iter().copied().filter(|other| readiness(*other) == best);
+                    prop_assert_eq!(Some(age(gone)), rivals.map(age).max(), "{:?}", kinds);
                 }
                 prop_assert_eq!(bucket.find(&key(99)), Some((way, newcomer)));
                 prop_assert_eq!(bucket.find(&key(way as u64)), None);
             }
         }
-        for (way, standing) in standings.iter().enumerate().filter(|(way, _)| taken != Some(*way)) {
-            let expected = (*standing != Standing::Free).then(|| (way, entry(way as u64, *standing, now)));
+        for (way, kind) in kinds.iter().enumerate().filter(|(way, _)| taken != Some(*way)) {
+            let expected = (*kind != Kind::Free).then(|| (way, entry(way as u64, *kind, now)));
             prop_assert_eq!(bucket.find(&key(way as u64)), expected, "a bystander");
         }
     }
 
-    /// A SYN flood records itself over and over and never over an established flow.
+    /// A SYN flood evicts its own entries, and never an established flow.
     #[test]
     fn established_flows_outlive_any_number_of_opening_ones(
         floods in vec((2..0xffff_u64, 0..10_u16), 1..100),
@@ -234,7 +232,7 @@ proptest! {
         }
     }
 
-    /// A connection is closed when both sides have sent a FIN, or when the last thing seen was a reset.
+    /// A connection is closed when both sides have sent a FIN, or when its last packet was a reset.
     #[test]
     fn a_connection_closes_by_both_fins_or_a_last_reset(
         packets in vec((any::<bool>(), prop::bits::u8::masked(FIN | SYN | RST | ACK)), 0..12),
@@ -318,14 +316,14 @@ fn notes_change_time_and_phase_and_nothing_else() {
     let way = insert(&bucket, &key(1), first, 10, false).expect("room");
     bucket.entries[way].touch(first, ESTABLISHED | LIVE, 12);
     assert_eq!(bucket.find(&key(1)), Some((way, State::forward(7, Be16::new(4000), 3, ESTABLISHED, 12))));
-    // A note that is older than what is there is lost, not written over it.
+    // A touch that is older than the entry does not change its time.
     bucket.entries[way].touch(first, LIVE, 11);
     assert_eq!(bucket.find(&key(1)).map(|(_, state)| state.seen()), Some(12));
-    // What it says of the connection is not.
+    // It does change the phase.
     bucket.entries[way].touch(first, LIVE | BACKEND_FIN, 11);
     let both = State::forward(7, Be16::new(4000), 3, ESTABLISHED | BACKEND_FIN, 12);
     assert_eq!(bucket.find(&key(1)), Some((way, both)));
-    // A removal of what is not there any more is lost, too. of what is not there any more.
+    // A removal with an old state has no effect either.
     bucket.entries[way].remove(first);
     let (_, now) = bucket.find(&key(1)).expect("still there");
     bucket.entries[way].remove(now);

@@ -1,4 +1,5 @@
-//! GUE against headers built afresh, with an outer checksum that is summed up over the whole packet.
+//! GUE, compared with headers that are built from scratch, with an outer checksum that is summed over the
+//! whole packet.
 
 use nlb_common::gue;
 use nlb_common::net::Be16;
@@ -12,7 +13,7 @@ fn tunnel() -> impl Strategy<Value = (Ip, Ip, u32, u16)> {
     any::<bool>().prop_flat_map(|v6| (packet::ip(v6), packet::ip(v6), any::<u32>(), any::<u16>()))
 }
 
-/// The packet of `inner` with one taken off its TTL, behind outer headers.
+/// The packet of `inner` with a TTL less 1, behind outer headers.
 fn wrap(inner: &Spec, src: Ip, dst: Ip, hash: u32, dport: u16) -> Vec<u8> {
     let plain = inner.frame();
     let ip = parse::ip(&plain[..]).expect("a sound packet");
@@ -25,7 +26,7 @@ fn wrap(inner: &Spec, src: Ip, dst: Ip, hash: u32, dport: u16) -> Vec<u8> {
     frame
 }
 
-/// The outer UDP header and all behind it in the outer IP packet.
+/// The outer UDP header and all that follows it in the outer IP packet.
 fn datagram(inner: &Spec, src: Ip, dst: Ip, hash: u32, dport: u16) -> Vec<u8> {
     let packet = Spec { ttl: inner.ttl - 1, ..inner.clone() }.ip_packet();
     let len = 8 + packet.len() as u16;

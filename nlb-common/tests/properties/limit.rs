@@ -1,4 +1,4 @@
-//! Rate limits: no more than the rate and the burst, and no less than the rate where there is demand.
+//! Rate limits: no more than the rate and the burst, and no less than the rate if there is demand.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -19,7 +19,7 @@ fn passes(window: &Window, due: &Word, now: u64, slack: u64, units: u64) -> bool
     passes
 }
 
-/// What passes of an endless demand in `span`, asked for every `step`, by a clock that ticks every `tick`.
+/// How much passes in `span` with one attempt every `step`, by a clock that ticks every `tick`.
 fn passed(window: &Window, start: u64, span: u64, step: u64, tick: u64) -> u64 {
     let due = Word::default();
     let mut passed = 0;
@@ -34,7 +34,7 @@ fn passed(window: &Window, start: u64, span: u64, step: u64, tick: u64) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Over ten seconds of twice the demand: the burst and the rate, within 1 % and a tick's worth.
+    /// In ten seconds of twice the rate: the burst and the rate, within 1 % and a tick.
     #[test]
     fn the_rate_holds_whatever_the_clock(
         rate in 20_u64..50_000,
@@ -62,7 +62,7 @@ proptest! {
         prop_assert!((counted / exact - 1.0).abs() < 0.001, "{counted} ns for {exact} ns");
     }
 
-    /// Nothing overflows, whatever an operator asks for.
+    /// Nothing overflows, whatever limit is configured.
     #[test]
     fn any_limit_admits_something_and_then_refuses(
         units in 1..i64::MAX as u64,
@@ -111,7 +111,7 @@ fn an_unset_window_limits_nothing() {
     assert_eq!(due.load(), 0, "and writes nothing");
 }
 
-/// The moment wraps around every few hours of use at the finest fractions.
+/// At the finest fractions the time wraps around every few hours.
 #[test]
 fn a_limit_that_rested_for_months_is_as_good_as_new() {
     let window = Window::new(1000, SECOND, 1000, MAX_BYTES);
@@ -124,7 +124,7 @@ fn a_limit_that_rested_for_months_is_as_good_as_new() {
     }
 }
 
-/// All threads together get what the limit gives, not each of them.
+/// The limit is shared by all threads.
 #[test]
 fn threads_share_one_limit_exactly() {
     let window = Window::new(1_000_000, SECOND, 1000, 1);
@@ -133,7 +133,7 @@ fn threads_share_one_limit_exactly() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..400_000 {
-                    // Every question takes the shared clock 100 ns on: ten times the rate.
+                    // Every attempt advances the shared clock by 100 ns: ten times the rate.
                     let now = now.fetch_add(100, Ordering::Relaxed);
                     if passes(&window, &due, now, 0, 1) {
                         total.fetch_add(1, Ordering::Relaxed);
@@ -144,6 +144,7 @@ fn threads_share_one_limit_exactly() {
     });
     let wanted = 1000 + 1_600_000 * 100 / 1000;
     let total = total.into_inner();
-    // A thread may be stopped between asking and charging, and pass what another's charge has used up meanwhile.
+    // A thread may be stopped between the check and the charge, and pass what another thread has used up
+    // meanwhile.
     assert!(total.abs_diff(wanted) <= wanted / 100, "{total} of {wanted}");
 }

@@ -1,6 +1,6 @@
 //! Properties of the packet logic, over generated packets and flows.
 //!
-//! Here and not beside the code, because generators need `std`, which the crate itself must do without.
+//! They are here and not beside the code, because generators need `std`, which the crate does not use.
 
 mod checksum;
 mod contention;

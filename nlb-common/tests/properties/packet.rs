@@ -1,11 +1,12 @@
-//! Packets described field by field, built with checksums that are computed from nothing, and by other code than the
-//! crate's own.
+//! Packets that are described field by field, and built with checksums that other code than the crate's own
+//! computes over the whole packet.
 
 use nlb_common::net::{Addr, L4};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// What a packet consists of. Two specs that differ in one field build frames that differ just there and in checksums.
+/// The fields of a packet. Two specs that differ in one field build frames that differ in that field and in
+/// checksums.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// TPID and TCI of each VLAN tag.
@@ -38,7 +39,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Any sound packet.
+/// Any valid packet.
 pub fn spec() -> impl Strategy<Value = Spec> {
     any::<bool>().prop_flat_map(spec_of)
 }
@@ -136,7 +137,7 @@ impl Spec {
         frame
     }
 
-    /// The Ethernet header and its tags, in front of a packet of that version.
+    /// The Ethernet header and its tags, for a packet of that version.
     pub fn link_header(&self, v6: bool) -> Vec<u8> {
         let mut header = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
         for (tpid, tci) in &self.tags {
@@ -155,7 +156,7 @@ impl Spec {
         packet
     }
 
-    /// Chooses the first bytes of the payload so that the L4 checksum comes out as 0, which UDP sends as 0xffff.
+    /// Chooses the first bytes of the payload so that the L4 checksum is 0, which UDP sends as 0xffff.
     pub fn with_checksum_of_zero(mut self) -> Spec {
         self.payload.resize(self.payload.len().max(2), 0);
         self.payload[..2].fill(0);
@@ -237,7 +238,7 @@ impl Spec {
     }
 }
 
-/// RFC 1071, the slow way: big-endian words, and every carry brought around as it appears.
+/// RFC 1071, the slow way: big-endian words, and every carry added at once.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
     let bytes = parts.concat();
     let sum = bytes.chunks(2).fold(0_u16, |sum, word| {

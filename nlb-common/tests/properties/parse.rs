@@ -1,4 +1,4 @@
-//! What parsing makes of sound packets, damaged ones and noise.
+//! The parser on valid packets, damaged ones and noise.
 
 use nlb_common::frame::Frame;
 use nlb_common::net::{Addr, L4};
@@ -11,7 +11,7 @@ use proptest::test_runner::TestCaseError;
 
 use super::packet::{Spec, spec};
 
-/// The headers of a frame, past any extensions, as the data path comes to them.
+/// The headers of a frame, behind any extension headers, as the data path parses them.
 pub fn headers(frame: &[u8]) -> Result<(Ip, Segment), Verdict> {
     let ip = parse::ip(frame)?;
     if !parse::has_extensions(&ip) {
@@ -44,7 +44,7 @@ proptest! {
         stays_inside(&frame)?;
     }
 
-    /// Noise behind the right ethertype gets further.
+    /// Noise behind a known ethertype is parsed further.
     #[test]
     fn noise_that_says_it_is_ip_is_never_read_beyond_its_end(
         v6: bool,
@@ -65,7 +65,7 @@ proptest! {
         cut in prop::option::of(any::<Index>()),
     ) {
         let mut frame = spec.frame();
-        // Headers are where damage tells.
+        // Damage to headers has an effect.
         let headers = frame.len().min(100);
         for (at, byte) in damage {
             frame[at.index(headers)] = byte;
@@ -167,7 +167,7 @@ fn l4_len(spec: &Spec) -> usize {
     header + spec.payload.len()
 }
 
-/// Whatever is reported lies inside the frame, in order.
+/// Every offset lies inside the frame, in order.
 fn stays_inside(frame: &[u8]) -> Result<(), TestCaseError> {
     if let Ok(ip) = parse::ip(frame) {
         prop_assert!(ip.l3 < ip.next && ip.next <= ip.end && ip.end <= frame.len(), "{ip:?}");

@@ -1,4 +1,5 @@
-//! What is read of QUIC packets: the server that a connection id was made for, and nothing from outside the packet.
+//! The server that is read from a QUIC packet: the one that its connection id was made for, and nothing from
+//! outside the packet.
 
 use nlb_common::quic::{CONFIGS, Lengths, MAX_ID, Server, server};
 use proptest::collection::vec;
@@ -16,7 +17,7 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
     [&[0xc3, 0x50, 0x01, 0xbb, len[0], len[1], 0, 0][..], payload].concat()
 }
 
-/// A packet with this connection id, as short as QUIC has them: 20 bytes follow the id.
+/// A packet with this connection id, as short as QUIC packets get: 20 bytes follow the id.
 fn packet(is_long: bool, version: u32, id: &[u8]) -> Vec<u8> {
     let head = match is_long {
         false => vec![0x40],
@@ -60,7 +61,7 @@ proptest! {
         prop_assert_eq!(server(&frame[..], 0, frame.len(), Lengths::default().with(&made)), None);
     }
 
-    /// Whatever the bytes are, those behind the end of the datagram or the IP packet change nothing.
+    /// The bytes behind the end of the datagram or the IP packet make no difference.
     #[test]
     fn noise_is_never_read_beyond_its_end(
         noise in vec(any::<u8>(), 0..60),

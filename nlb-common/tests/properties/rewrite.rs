@@ -1,4 +1,4 @@
-//! Every edit against the packet built afresh: frames must be equal to the last byte.
+//! Every edit, compared with the packet built from scratch: frames must be equal to the last byte.
 
 use nlb_common::net::{Addr, Be16, Mac};
 use nlb_common::parse;
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::packet::{self, Ip, Spec, spec};
 use super::parse::headers;
 
-/// A packet, and where it goes.
+/// A packet, and its translation.
 fn translation() -> impl Strategy<Value = (Spec, Spec)> {
     spec().prop_flat_map(|spec| {
         let v6 = spec.is_v6();
@@ -45,7 +45,7 @@ proptest! {
         prop_assert_eq!(translate(&before, &after), after.frame());
     }
 
-    /// A computed UDP checksum of 0 is sent as 0xffff, whether it is there before, after, or both.
+    /// A computed UDP checksum of 0 is sent as 0xffff, before and after.
     #[test]
     fn translation_from_and_to_a_checksum_of_zero((before, after) in translation()) {
         let (before, after) = (Spec { unchecked: false, ..before }, Spec { unchecked: false, ..after });
@@ -105,7 +105,8 @@ proptest! {
     }
 }
 
-/// RFC 2003 and RFC 2473: the inner packet's traffic class, a length that covers it, and nothing to fragment.
+/// RFC 2003 and RFC 2473: the inner packet's traffic class, a length that covers the inner packet, and no
+/// fragmentation.
 fn outer_header(inner: &Spec, src: Ip, dst: Ip, flow_label: u32) -> Vec<u8> {
     let len = inner.ip_packet().len() as u16;
     let protocol = if inner.is_v6() { 41 } else { 4 };

@@ -1,4 +1,4 @@
-//! The times of a question: open, closed, due.
+//! The states of an upcall by time: pending, negative, expired.
 
 use nlb_common::upcall::{NEGATIVE_TTL, PENDING_TTL, State, negative, pending, state};
 

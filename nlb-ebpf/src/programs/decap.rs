@@ -1,4 +1,5 @@
-//! The receiving end of dsr-ipip and gue: takes the outer headers off and leaves the inner packet to the kernel.
+//! The receiving end of dsr-ipip and gue: removes the outer headers and passes the inner packet to the
+//! kernel.
 
 use nlb_common::frame::Frame;
 use nlb_common::gue::{self, Inner};
@@ -38,8 +39,9 @@ pub fn decap(packet: &mut Packet) -> Outcome {
     Ok(Verdict::Pass(PassReason::Decapsulated))
 }
 
-/// Whether the inner packet has the version that it is said to have, and its length stays inside the outer packet. A checksum
-/// of the outer UDP header is not verified: the inner packet has its own, which whoever receives it verifies.
+/// Whether the inner packet has the IP version that the outer header names, and ends within the outer packet.
+/// The checksum of an outer UDP header is not verified, because the receiver verifies that of the inner
+/// packet.
 #[inline(always)]
 fn is_sound(packet: &Packet, outer: &Ip, inner: &Inner) -> bool {
     let Some(head) = packet.read::<[u8; 6]>(inner.at) else { return false };

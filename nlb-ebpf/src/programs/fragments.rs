@@ -1,4 +1,5 @@
-//! The program for fragments: the first is steered like any packet and remembered, the others follow it.
+//! The program for fragments: the first fragment is steered like any packet and its path is stored; the
+//! others follow that.
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::abi::{Address, Backend, FragmentEntry, FragmentKey};
@@ -30,7 +31,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
 #[inline(always)]
 fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
     let age = clock::now().wrapping_sub(entry.at) as u64;
-    // A tick is half a second, or a little more.
+    // A tick is half a second or slightly more.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
     }
@@ -65,7 +66,7 @@ fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
     forward::send(packet, &backend.hop, SendReason::Forward)
 }
 
-/// What becomes of a fragment whose first was not seen: what may be the host's own is left to it.
+/// The verdict on a fragment without an entry. It may belong to the host itself unless it is for a VIP.
 #[inline(always)]
 fn unknown(ip: &Ip) -> Verdict {
     if maps::address(ip.dst).0.is(Address::VIP) {
@@ -91,7 +92,8 @@ fn fragment_of(packet: &Packet, ip: &Ip) -> Option<Fragment> {
 const FOUND: u64 = 1 << 63;
 const LATER: u64 = 1 << 62;
 
-/// The id of an IPv6 fragment with `FOUND`, and perhaps `LATER`; or 0. Out of line for the reasons that `extensions` gives.
+/// The id of an IPv6 fragment with `FOUND`, and `LATER` if it is not the first; or 0. Out of line for the
+/// reasons that `ipv6_ext` gives.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_fragment(ctx: *mut xdp_md, protocol: u32, offset: u32) -> u64 {

@@ -1,6 +1,7 @@
-//! The program that puts packets into UDP datagrams (GUE), for backends that want that.
+//! The program that encapsulates packets in UDP datagrams (GUE).
 //!
-//! A program of its own, so that the code for it is in nobody else's way. Where the packet goes is decided and counted by then.
+//! It is a program of its own, so that its code costs other packets nothing. The packet was steered and
+//! counted before the tail call.
 
 use nlb_common::gue;
 use nlb_common::parse;
@@ -14,7 +15,7 @@ use crate::{forward, maps, settings, tail_call};
 pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let (backend, hash, reason) = tail_call::gue_context().ok_or(Verdict::INTERNAL)?;
-    // It may have been removed since.
+    // The backend may have been removed meanwhile.
     let backend = maps::backend(backend).ok_or(Verdict::Drop(DropReason::NoBackend))?;
 
     rewrite::decrement_ttl(packet, &ip).ok_or(Verdict::INTERNAL)?;

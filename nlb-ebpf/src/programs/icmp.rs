@@ -1,4 +1,4 @@
-//! The program for ICMP errors: they go where the packets of the flow go that they are about.
+//! The program for ICMP errors: an error goes to the end of the flow whose packet it quotes.
 
 use nlb_common::abi::{Address, Backend};
 use nlb_common::flow::Direction;
@@ -45,7 +45,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     Ok(Verdict::Pass(unclaimed(&ip, &dst)))
 }
 
-/// Why ICMP that is about no flow is left to the kernel.
+/// Why ICMP that is about no flow is passed to the kernel.
 #[inline(always)]
 fn unclaimed(ip: &Ip, dst: &AddressInfo) -> PassReason {
     if dst.is(Address::VIP | Address::SOURCE) || maps::address(ip.src).0.is(Address::BACKEND) {
@@ -55,7 +55,7 @@ fn unclaimed(ip: &Ip, dst: &AddressInfo) -> PassReason {
     }
 }
 
-/// The verdict on an error that is too long for its way: one is never answered by another (RFC 1122 section 3.2.2).
+/// The verdict on an error that is longer than the MTU: no error answers another (RFC 1122 section 3.2.2).
 const TOO_BIG: Verdict = Verdict::Drop(DropReason::TooBig);
 
 #[inline(always)]
@@ -70,7 +70,8 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &Forwarding
         let (client, segment) = quote.reversed(ip);
         let tuple =
             NatTuple::new(backend, client.src, segment.sport, segment.dport, segment.l4, decision.hash);
-        // Who hides clients hides routers on their way too: nothing else comes back through us.
+        // With SNAT the source of errors is translated as well, whichever router sent them: the backend's
+        // answers come back only through our address.
         let src = if tuple.snat != 0 { tuple.addr } else { ip.src };
         let inner = Tuple {
             src: backend.addr,
@@ -90,7 +91,7 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &Forwarding
     )
 }
 
-/// An error about a packet that we sent to a NAT backend, from the backend or from a router on the way.
+/// An error about a packet to a NAT backend, from the backend or from a router on the path.
 #[inline(always)]
 fn to_client(packet: &mut Packet, ip: &Ip, quote: &Quote, local: u16, direction: Direction) -> Outcome {
     let (answered, segment) = quote.reversed(ip);

@@ -1,12 +1,12 @@
-//! A program that user space runs on a frame of its own, to have it sent or taken in. It is attached nowhere.
+//! A program that user space runs on a frame, to have it sent or received. It is attached to no interface.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::bpf_clone_redirect;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-/// Sends the frame out of the interface that the first word of the control block names; or, where the second word is not 0, has
-/// it come in there. Answers as the helper does: 0 if all is well.
+/// Sends the frame through the interface that the first word of the control block names; if the second word
+/// is not 0, has it received there instead. Returns the result of the helper: 0 on success.
 #[classifier]
 pub fn nlb_inject(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;

@@ -1,5 +1,5 @@
-//! The programs that stand beside the balancer: those that it continues in by a tail call, its counterpart at TC ingress,
-//! the receiving end of tunnels, and the injector of frames.
+//! The programs beside the balancer: its tail calls, its counterpart at TC ingress, the receiving end of
+//! tunnels, and the injection of frames.
 
 pub mod decap;
 pub mod fragments;

@@ -1,5 +1,5 @@
-//! The program for services that go by QUIC's connection ids: their packets are steered as all others are, but to the backend
-//! that their id names, if it does.
+//! The program for services that select backends by QUIC's connection ids: it steers packets as the balancer
+//! does, but to the backend that the id names, if that exists.
 
 use nlb_common::abi::Address;
 use nlb_common::parse;
@@ -15,12 +15,12 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     let segment = ipv6_ext::segment(packet, &ip)?;
     let (vip, _) = maps::address(ip.dst);
     if !vip.is(Address::VIP) {
-        // It was one a moment ago.
+        // The VIP was removed since the tail call.
         return Ok(Verdict::Pass(PassReason::NotOurs));
     }
     let service = maps::service_id(&vip, segment.dport, segment.l4);
     if service == 0 {
-        // Nor is there a service any more.
+        // The service was removed since the tail call.
         return Ok(steer::to_closed_port(&ip, &segment, &vip));
     }
     steer::to_service::<false, true>(packet, &ip, &segment, &vip, service)

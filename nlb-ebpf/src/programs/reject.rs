@@ -1,6 +1,6 @@
-//! The program that tells a client that it cannot be served, where the service is set to.
+//! The program that refuses a packet, for services without a usable backend that are set to.
 //!
-//! The answer goes back to whoever handed the packet to us.
+//! The refusal goes back through the interface and to the MAC address that the packet came from.
 
 use nlb_common::net::L4;
 use nlb_common::parse::{self, Segment};
@@ -10,7 +10,7 @@ use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 use crate::packet::{Packet, bounded};
 use crate::{ipv6_ext, maps};
 
-/// Turns a packet to a service without a usable backend into its refusal. What cannot or must not be answered is dropped.
+/// Turns the packet into its refusal. A packet that cannot or must not be answered is dropped.
 #[inline(always)]
 pub fn answer(packet: &mut Packet) -> Outcome {
     const SILENT: Verdict = Verdict::Drop(DropReason::NoBackend);

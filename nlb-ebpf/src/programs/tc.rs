@@ -1,9 +1,9 @@
-//! The programs at the stack's door: what comes from or goes to this host itself, and containers on it.
+//! The balancer at TC ingress, for packets from and to this host and its containers.
 //!
-//! Drivers cannot hand a packet to a bridge or to loopback, and packets that a local stack sends come with checksums and
-//! segments still to be made. So they are met where the kernel's stack takes packets in (TC ingress): on loopback, on
-//! bridges, and behind XDP on the interfaces that it serves, which leaves to this program what is local. The way of a
-//! packet is the same. What is none of ours goes on unchanged and uncounted: XDP or nobody has counted it.
+//! A driver cannot send to a bridge or to loopback, and packets of a local stack have unfinished checksums
+//! and segments. At TC ingress, where the kernel's stack takes packets in, these programs see them: on
+//! loopback, on bridges, and behind XDP on the interfaces of the balancer, where XDP passes on what is local.
+//! They steer packets as XDP does. Packets that do not concern the balancer pass unchanged and uncounted.
 
 use core::ptr::null_mut;
 
@@ -22,13 +22,14 @@ use super::{fragments, icmp, quic};
 use crate::packet::Packet;
 use crate::{maps, steer, tail_call};
 
-/// The headers that every packet of ours has: Ethernet, IPv4, UDP.
+/// The headers of the shortest packet that concerns the balancer: Ethernet, IPv4, UDP.
 const LEAST: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
-/// Headers as long as we look at them: tags, options or extensions, and the packet that an ICMP error quotes.
+/// The bytes in which all parsed headers end: tags, options or extensions, and the packet that an ICMP error
+/// quotes.
 const MOST: usize = 256;
 
-/// Runs a program that the balancer goes on in, on a packet whose headers lie in one piece. No function, for the reason that
-/// `main` gives.
+/// Runs a tail-called program on a packet whose headers are linear. A macro, for the reason that `main`
+/// gives.
 macro_rules! run {
     ($ctx:expr, $program:path) => {{
         let skb = $ctx.skb.skb;
@@ -41,7 +42,7 @@ macro_rules! run {
     }};
 }
 
-/// The balancer, once more.
+/// The balancer.
 #[classifier]
 pub fn nlb_tc(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
@@ -53,33 +54,35 @@ pub fn nlb_tc(ctx: TcContext) -> i32 {
     finish(skb, &packet, verdict)
 }
 
-/// Where it goes on with ICMP.
+/// Tail call: ICMP.
 #[classifier]
 pub fn nlb_tc_icmp(ctx: TcContext) -> i32 {
     run!(ctx, icmp::forward)
 }
 
-/// Where it goes on with fragments.
+/// Tail call: fragments.
 #[classifier]
 pub fn nlb_tc_fragments(ctx: TcContext) -> i32 {
     run!(ctx, fragments::forward)
 }
 
-/// Where it goes on with what may be QUIC.
+/// Tail call: packets that may be QUIC.
 #[classifier]
 pub fn nlb_tc_quic(ctx: TcContext) -> i32 {
     run!(ctx, quic::forward)
 }
 
-/// Whether the kernel has taken a VLAN's tag off the frame, but not yet given it to the VLAN's device, at whose door it comes by
-/// next. Sent on from here it would get its tag back. VLAN 0 is none (IEEE 802.1Q, priority tags).
+/// Whether the kernel has removed a VLAN's tag from the frame but not yet passed it to the VLAN's device,
+/// where it reaches TC ingress again. A frame sent on from here would get its tag back. VLAN 0 is no VLAN
+/// (IEEE 802.1Q, priority tags).
 #[inline(always)]
 fn is_of_vlan(skb: *mut __sk_buff) -> bool {
     // SAFETY: valid context.
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & 0xfff != 0 }
 }
 
-/// Whether the packet may be ours; then its headers lie in one piece. Loopback carries a lot that is not.
+/// Whether the packet may concern the balancer; then its headers are linear. Loopback carries many packets
+/// that do not.
 #[inline(always)]
 fn concerns_us(packet: &mut Packet) -> bool {
     if packet.pull(LEAST).is_none() {
@@ -97,7 +100,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
 fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     let verdict = match verdict {
         Verdict::Pass(_) => return TC_ACT_UNSPEC,
-        // Nobody here is told.
+        // Senders on this host get no answer.
         Verdict::TailCall(Program::TooBig) => Verdict::Drop(DropReason::TooBig),
         Verdict::TailCall(Program::Reject) => Verdict::Drop(DropReason::NoBackend),
         Verdict::TailCall(program) => {
@@ -124,14 +127,14 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     }
 }
 
-/// Whether the neighbour's address is left to the stack.
+/// Whether the stack has to resolve the neighbour's MAC address.
 #[inline(always)]
 fn is_without_mac(packet: &Packet) -> bool {
     packet.read(0) == Some(Mac::NONE.first) && packet.read(4) == Some(Mac::NONE.last)
 }
 
-/// Marks what comes out of loopback next as done with: it meets this program there. `tc_index` is for notes among classifiers,
-/// and nobody else looks at it before the stack drops it.
+/// Marks a frame that is redirected to loopback, where it reaches this program again. `tc_index` is for
+/// classifiers, and the stack does not read it.
 const DONE: u32 = 0x4e4c;
 
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! The program that tells a sender how long its packets may be, so that path MTU discovery works through the outer header
-//! (RFC 1191, RFC 8201).
+//! The program that answers packets longer than the MTU, so that path MTU discovery takes the outer header
+//! into account (RFC 1191, RFC 8201).
 
 use nlb_common::parse;
 use nlb_common::refusal::{self, Error};
@@ -8,8 +8,7 @@ use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 use crate::packet::Packet;
 use crate::{maps, tail_call};
 
-/// Answers a packet whose way takes no more than so many bytes. Whoever allows fragmentation expects no answer: its packet is
-/// dropped.
+/// Answers with the MTU. A sender that allows fragmentation expects no answer: its packet is dropped.
 #[inline(always)]
 pub fn answer(packet: &mut Packet) -> Outcome {
     const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
