@@ -16,7 +16,7 @@ struct Room {
 }
 
 /// The root files of the crates that are looked at.
-const CRATES: &[&str] = &["nlb-userspace/src/lib.rs"];
+const CRATES: &[&str] = &["nlb-userspace/src/lib.rs", "nlb-common/src/lib.rs", "nlb-ebpf/src/main.rs"];
 
 const USERSPACE: &str = "nlb-userspace/src/";
 
