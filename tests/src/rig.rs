@@ -17,8 +17,8 @@ use nlb::compile::{MapImage, compile};
 use nlb::config::{Flows, OuterSources};
 use nlb::datapath::counters::Collector;
 use nlb::datapath::inject;
-use nlb::datapath::loader::{self, Datapath, Sizes};
-use nlb::datapath::maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
+use nlb::datapath::loader::{self, Datapath, LoadConfig};
+use nlb::datapath::maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
 use nlb::datapath::maps::upcalls::{self, Upcalls};
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::TableSizes;
@@ -164,16 +164,16 @@ pub struct Rig {
     maps: BpfMaps,
     collector: Collector,
     upcalls: Upcalls,
-    parked: RingBuf<MapData>,
+    punted: RingBuf<MapData>,
     fragments: HashMap<MapData, FragmentKey, FragmentEntry>,
     image: MapImage,
     pub desired: Desired,
     pub hops: Hops,
 }
 
-pub fn sizes() -> Sizes {
+pub fn load_config() -> LoadConfig {
     let seconds = Duration::from_secs;
-    Sizes {
+    LoadConfig {
         flows: Flows {
             max: 1 << 16,
             opening: seconds(60),
@@ -200,19 +200,19 @@ pub fn sizes() -> Sizes {
 impl Rig {
     /// One module, "m1", in `mode`, that serves TCP 80 (on 8080 where NAT allows) and UDP 53 (likewise) of every VIP.
     pub fn new(mode: ForwardMode) -> Result<Rig> {
-        Rig::sized(mode, &sizes())
+        Rig::sized(mode, &load_config())
     }
 
-    pub fn sized(mode: ForwardMode, sizes: &Sizes) -> Result<Rig> {
-        Rig::with(mode, sizes, false)
+    pub fn sized(mode: ForwardMode, load_config: &LoadConfig) -> Result<Rig> {
+        Rig::with(mode, load_config, false)
     }
 
     /// With the programs at the stack's door besides, which take the kernel some seconds to verify.
     pub fn with_door(mode: ForwardMode) -> Result<Rig> {
-        Rig::with(mode, &sizes(), true)
+        Rig::with(mode, &load_config(), true)
     }
 
-    fn with(mode: ForwardMode, sizes: &Sizes, door: bool) -> Result<Rig> {
+    fn with(mode: ForwardMode, load_config: &LoadConfig, tc_ingress: bool) -> Result<Rig> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace::create(format!("nlb-{}-{number}-rig", std::process::id()))?;
@@ -238,17 +238,17 @@ impl Rig {
         }
         namespace.run(loader::prepare_host)??;
 
-        let mut datapath = Datapath::load(sizes)?;
-        if door {
-            datapath.load_door()?;
+        let mut datapath = Datapath::load(load_config)?;
+        if tc_ingress {
+            datapath.load_tc_ingress()?;
         }
         let maps = BpfMaps::take(&mut datapath.bpf)?;
-        let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
+        let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
-        let parked = bpf::parked(&mut datapath.bpf)?;
+        let punted = bpf::punted(&mut datapath.bpf)?;
         let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
-        let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
-        let image = MapImage::empty(sizes.limits);
+        let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
+        let image = MapImage::empty(load_config.limits);
         let mut rig = Rig {
             number,
             namespace,
@@ -256,7 +256,7 @@ impl Rig {
             maps,
             collector,
             upcalls,
-            parked,
+            punted,
             fragments,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
@@ -356,8 +356,8 @@ impl Rig {
         self.datapath.clock().duration(last.wrapping_sub(first))
     }
 
-    pub fn idle_times(&self, sizes: &Sizes) -> IdleTimes {
-        sizes.idle_times(self.datapath.clock())
+    pub fn idle_times(&self, load_config: &LoadConfig) -> IdleTimes {
+        load_config.idle_times(self.datapath.clock())
     }
 
     /// The questions that wait to be taken, which takes them.
@@ -370,9 +370,9 @@ impl Rig {
     }
 
     /// The frames that wait for a next hop, which takes them.
-    pub fn parked(&mut self) -> Vec<Vec<u8>> {
+    pub fn punted(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        while let Some(record) = self.parked.next() {
+        while let Some(record) = self.punted.next() {
             let (head, bytes) = record.split_at(size_of::<Punted>());
             let len = u32::from_ne_bytes(head[20..24].try_into().expect("four bytes"));
             frames.push(bytes[..len as usize].to_vec());
@@ -386,8 +386,8 @@ impl Rig {
     }
 
     /// To tell the program that the kernel's ways have changed; there is one.
-    pub fn ways_changed(&mut self) -> Result<WaysChanged> {
-        WaysChanged::take(&mut self.datapath.bpf)
+    pub fn fib_generation(&mut self) -> Result<FibGeneration> {
+        FibGeneration::take(&mut self.datapath.bpf)
     }
 
     /// Empties the flow table.
@@ -421,7 +421,7 @@ impl Rig {
 
     /// Runs the balancer at the stack's door on a frame as if it had come in by the loopback interface.
     pub fn run_at_door(&mut self, frame: &[u8]) -> Result<Outcome> {
-        self.outcome(|datapath| test_run(datapath.balancer_at_door()?, frame))
+        self.outcome(|datapath| test_run(datapath.balancer_at_tc_ingress()?, frame))
     }
 
     fn outcome(&mut self, run: impl FnOnce(&mut Datapath) -> Result<(u32, Vec<u8>)>) -> Result<Outcome> {

@@ -13,7 +13,7 @@ use aya::programs::{Program, ProgramError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::utsname::uname;
 use nlb::config::{Flows, OuterSources};
-use nlb::datapath::loader::{self, Clock, Sizes};
+use nlb::datapath::loader::{self, Clock, LoadConfig};
 use nlb::model::settings::TableSizes;
 use nlb::model::vips::Vips;
 
@@ -26,8 +26,8 @@ fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
     let clock = Clock::measure()?;
     println!("\nLinux {}", uname()?.release().to_string_lossy());
     println!("{HEAD}");
-    for (settings, sizes) in combinations() {
-        let mut bpf = loader::open(&sizes, &clock, VerifierLogLevel::STATS)?;
+    for (settings, load_config) in combinations() {
+        let mut bpf = loader::open(&load_config, &clock, VerifierLogLevel::STATS)?;
         let mut programs: Vec<_> = bpf.programs_mut().collect();
         programs.sort_by_key(|(name, _)| *name);
         assert!(!programs.is_empty(), "the object has no programs");
@@ -42,7 +42,7 @@ fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
 
 /// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier then knows, here
 /// at their least and as they are in large installations, without and with prefixes of outer sources.
-fn combinations() -> Vec<(String, Sizes)> {
+fn combinations() -> Vec<(String, LoadConfig)> {
     let seconds = Duration::from_secs;
     let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
         max,
@@ -71,8 +71,8 @@ fn combinations() -> Vec<(String, Sizes)> {
     for (size, flows, snat_ports, ipip_sources) in numbers {
         for (way, use_tx) in [("XDP_TX", true), ("redirect", false)] {
             let snat_ports = snat_ports.clone();
-            let sizes = Sizes { flows, limits, snat_ports, gue_port: 6080, ipip_sources, use_tx };
-            combinations.push((format!("{way}, {size}"), sizes));
+            let load_config = LoadConfig { flows, limits, snat_ports, gue_port: 6080, ipip_sources, use_tx };
+            combinations.push((format!("{way}, {size}"), load_config));
         }
     }
     combinations

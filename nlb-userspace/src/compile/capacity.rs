@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::candidates::Candidates;
 use super::classifier;
 use super::counted::Counted;
-use super::offers::Offers;
 use super::pools::Pool;
 use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired};
@@ -29,10 +29,10 @@ pub const SERVERS: &str = "QUIC server ids, counted for each service";
 /// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
 /// of `limits.addresses` more.
 pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
-    let offers = Offers::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
-    let services = classifier::services(&offers.by_vip, desired);
+    let candidates = Candidates::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
+    let services = classifier::services(&candidates.by_vip, desired);
     // Those that do not fit below share a number here.
-    let numbers: BTreeMap<&Backend, u16> = offers
+    let numbers: BTreeMap<&Backend, u16> = candidates
         .backends
         .keys()
         .map(Arc::as_ref)
@@ -44,10 +44,10 @@ pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
     let servers = services.iter().map(|service| service.named.len()).sum();
     let prefixes = classifier::source_prefixes(&services);
     for ((what, flag), count, max) in [
-        (("backends", "--max-backends"), offers.backends.len(), limits.backends.into()),
+        (("backends", "--max-backends"), candidates.backends.len(), limits.backends.into()),
         (("services", "--max-services"), services.len(), limits.services.into()),
         (("pools", "--max-pools"), pools.len(), limits.pools.into()),
-        (("VIPs and source addresses", "--max-vips"), offers.by_vip.len(), limits.addresses.into()),
+        (("VIPs and source addresses", "--max-vips"), candidates.by_vip.len(), limits.addresses.into()),
         (
             ("rate limits", "--max-rate-limits"),
             super::limits::enabled(desired).count(),

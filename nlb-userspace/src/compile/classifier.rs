@@ -17,7 +17,7 @@ use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey, S
 
 /// An instance that serves a route on one VIP.
 #[derive(Clone, Debug)]
-pub struct Offer<'a> {
+pub struct Candidate<'a> {
     pub route_id: &'a str,
     pub owner: Owner,
     pub route: &'a Route,
@@ -36,7 +36,7 @@ pub enum Owner {
     Learned,
 }
 
-impl Offer<'_> {
+impl Candidate<'_> {
     pub fn key(&self) -> RouteKey {
         RouteKey { id: self.route_id.to_owned(), operators: self.owner != Owner::Instance }
     }
@@ -45,9 +45,9 @@ impl Offer<'_> {
 /// A service and its pools, by source prefix.
 pub struct Service<'a> {
     pub key: ServiceKey,
-    pub pools: BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>>,
+    pub pools: BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>>,
     /// Those that QUIC's connection ids may name, whether they win new flows or not: their connections are older.
-    pub named: BTreeMap<Server, &'a Offer<'a>>,
+    pub named: BTreeMap<Server, &'a Candidate<'a>>,
 }
 
 /// Rows that the sources of these services take: a service that tells its clients apart has one for each prefix.
@@ -63,7 +63,7 @@ impl Service<'_> {
 }
 
 /// The services of all VIPs, in the order of their keys. A port with a rate limit of its own is a service of its own.
-pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desired) -> Vec<Service<'a>> {
+pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Candidate<'a>>>, desired: &Desired) -> Vec<Service<'a>> {
     let limited: BTreeSet<(IpAddr, u16, L4)> = super::limits::enabled(desired)
         .filter_map(|(_, limit)| match limit.target {
             LimitTarget::Service(vip, port, l4) => Some((vip, port, l4)),
@@ -71,10 +71,10 @@ pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desi
         })
         .collect();
     let mut services = Vec::new();
-    for (vip, offers) in by_vip {
-        let mut by_port: BTreeMap<(Option<u16>, L4), Vec<&Offer>> = BTreeMap::new();
-        for offer in offers {
-            by_port.entry((offer.route.port, offer.route.protocol.l4())).or_default().push(offer);
+    for (vip, candidates) in by_vip {
+        let mut by_port: BTreeMap<(Option<u16>, L4), Vec<&Candidate>> = BTreeMap::new();
+        for candidate in candidates {
+            by_port.entry((candidate.route.port, candidate.route.protocol.l4())).or_default().push(candidate);
         }
         for (_, port, l4) in limited.range((*vip, 0, L4::Tcp)..=(*vip, u16::MAX, L4::Udp)) {
             if by_port.contains_key(&(None, *l4)) {
@@ -96,13 +96,15 @@ pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Offer<'a>>>, desired: &Desi
 
 /// The winners for every source prefix that some candidate names. What wins for a prefix is among the candidates of that
 /// prefix and of those around it.
-fn pools<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Option<IpNet>, Vec<&'a Offer<'a>>> {
-    let mut by_source: BTreeMap<Option<IpNet>, Vec<&Offer>> = BTreeMap::new();
-    for offer in candidates {
-        by_source.entry(whole(offer.route.source)).or_default().push(offer);
+fn pools<'a>(
+    candidates: impl Iterator<Item = &'a Candidate<'a>>,
+) -> BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>> {
+    let mut by_source: BTreeMap<Option<IpNet>, Vec<&Candidate>> = BTreeMap::new();
+    for candidate in candidates {
+        by_source.entry(whole(candidate.route.source)).or_default().push(candidate);
     }
     let lengths: BTreeSet<u8> = by_source.keys().flatten().map(IpNet::prefix_len).collect();
-    let covering = |prefix: &Option<IpNet>| -> Vec<&'a Offer<'a>> {
+    let covering = |prefix: &Option<IpNet>| -> Vec<&'a Candidate<'a>> {
         let around = prefix.iter().flat_map(|net| {
             let lengths = lengths.range(..=net.prefix_len());
             lengths.filter_map(|bits| IpNet::new(net.addr(), *bits).ok().map(|net| Some(net.trunc())))
@@ -113,13 +115,13 @@ fn pools<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Option
 }
 
 /// Of the offers of one module, the best match.
-fn named<'a>(candidates: impl Iterator<Item = &'a Offer<'a>>) -> BTreeMap<Server, &'a Offer<'a>> {
-    let mut by_server: BTreeMap<Server, &Offer> = BTreeMap::new();
-    for offer in candidates {
-        let Some(server) = offer.module.quic else { continue };
-        let best = by_server.entry(server).or_insert(offer);
-        if (rank(offer), best.route_id) > (rank(best), offer.route_id) {
-            *best = offer;
+fn named<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> BTreeMap<Server, &'a Candidate<'a>> {
+    let mut by_server: BTreeMap<Server, &Candidate> = BTreeMap::new();
+    for candidate in candidates {
+        let Some(server) = candidate.module.quic else { continue };
+        let best = by_server.entry(server).or_insert(candidate);
+        if (rank(candidate), best.route_id) > (rank(best), candidate.route_id) {
+            *best = candidate;
         }
     }
     by_server
@@ -131,26 +133,32 @@ fn whole(source: Option<IpNet>) -> Option<IpNet> {
 }
 
 /// Of two offers that match a packet, the one that comes later wins.
-fn rank(offer: &Offer) -> impl Ord {
-    let route = offer.route;
+fn rank(candidate: &Candidate) -> impl Ord {
+    let route = candidate.route;
     let source_bits = whole(route.source).map_or(0, |net| net.prefix_len());
-    (offer.owner != Owner::Learned, route.priority, source_bits, offer.destination_bits, route.port.is_some())
+    (
+        candidate.owner != Owner::Learned,
+        route.priority,
+        source_bits,
+        candidate.destination_bits,
+        route.port.is_some(),
+    )
 }
 
 /// Of the offers for clients whose longest matching prefix is the same, those of the best match. An instance counts once, by
 /// its smallest route id.
-fn winners<'a>(covering: &[&'a Offer<'a>]) -> Vec<&'a Offer<'a>> {
+fn winners<'a>(covering: &[&'a Candidate<'a>]) -> Vec<&'a Candidate<'a>> {
     let best = covering.iter().map(|o| rank(o)).max();
-    let mut by_instance: BTreeMap<&str, &Offer> = BTreeMap::new();
-    for offer in covering.iter().copied().filter(|o| Some(rank(o)) == best) {
+    let mut by_instance: BTreeMap<&str, &Candidate> = BTreeMap::new();
+    for candidate in covering.iter().copied().filter(|o| Some(rank(o)) == best) {
         by_instance
-            .entry(&offer.backend.instance_id)
+            .entry(&candidate.backend.instance_id)
             .and_modify(|first| {
-                if offer.route_id < first.route_id {
-                    *first = offer;
+                if candidate.route_id < first.route_id {
+                    *first = candidate;
                 }
             })
-            .or_insert(offer);
+            .or_insert(candidate);
     }
     by_instance.into_values().collect()
 }

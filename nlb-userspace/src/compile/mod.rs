@@ -4,6 +4,7 @@
 //! things have in the maps, and for Maglev tables that need not be built again). Equal input gives an equal image.
 
 mod ability;
+mod candidates;
 mod capacity;
 pub mod classifier;
 mod counted;
@@ -11,7 +12,6 @@ mod footprint;
 pub mod ids;
 mod limits;
 pub mod maglev;
-mod offers;
 mod pools;
 mod rows;
 
@@ -27,11 +27,11 @@ use crate::model::next_hop::Hops;
 use crate::model::prefix::Addr128;
 use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired, Health, L4};
+use candidates::Candidates;
 use counted::Counted;
 use ids::Ids;
 use limits::Limited;
 use maglev::Member;
-use offers::Offers;
 use pools::Pool;
 pub use rows::Rows;
 use rows::ServiceKey;
@@ -77,13 +77,13 @@ pub struct FlowTuple {
 /// The contents of the maps for `desired`, with the numbers of `before`.
 pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapImage, TooMany> {
     let counted = before.counted.renew(desired, before.counted_routes);
-    let offers = Offers::collect(desired, &counted);
+    let candidates = Candidates::collect(desired, &counted);
     let too_many = |what, flag| move |max: u16| TooMany { what, max: max.into(), flag };
 
-    let services = classifier::services(&offers.by_vip, desired);
+    let services = classifier::services(&candidates.by_vip, desired);
     let backend_ids = before
         .backend_ids
-        .renew(offers.backends.keys().cloned())
+        .renew(candidates.backends.keys().cloned())
         .map_err(too_many("backends", "--max-backends"))?;
     let service_ids = before
         .service_ids
@@ -101,8 +101,8 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .pool_ids
         .renew(pools.iter().flat_map(BTreeMap::values).cloned())
         .map_err(too_many("pools", "--max-pools"))?;
-    let sources = offers.nat_sources(hops, &before.sources);
-    let addresses: BTreeSet<IpAddr> = offers.by_vip.keys().chain(sources.values()).copied().collect();
+    let sources = candidates.nat_sources(hops, &before.sources);
+    let addresses: BTreeSet<IpAddr> = candidates.by_vip.keys().chain(sources.values()).copied().collect();
     let address_ids =
         before.address_ids.renew(addresses).map_err(too_many("VIPs and source addresses", "--max-vips"))?;
     let limit_ids = before
@@ -126,7 +126,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         counted,
         counted_routes: before.counted_routes,
         source_prefixes: before.source_prefixes,
-        unserved: offers.unserved.clone(),
+        unserved: candidates.unserved.clone(),
     };
     image.add_pools(before);
     for (service, pools) in services.iter().zip(&pools) {
@@ -135,8 +135,8 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
     if image.rows.servers.len() > usize::from(image.backend_ids.max()) {
         return Err(too_many(capacity::SERVERS, "--max-backends")(image.backend_ids.max()));
     }
-    image.add_backends(desired, &offers, &limited, hops);
-    image.add_addresses(desired, &offers, &services);
+    image.add_backends(desired, &candidates, &limited, hops);
+    image.add_addresses(desired, &candidates, &services);
     limited.add_rows(&mut image.rows);
     Ok(image)
 }
@@ -246,7 +246,7 @@ impl MapImage {
         }
         let named = service.named.iter();
         let named: Vec<_> = named
-            .filter_map(|(server, offer)| Some((server, self.backend_ids.get(&offer.backend)?)))
+            .filter_map(|(server, candidate)| Some((server, self.backend_ids.get(&candidate.backend)?)))
             .collect();
         for (server, _) in &named {
             row.flags |= abi::Service::QUIC;
@@ -260,11 +260,11 @@ impl MapImage {
         self.rows.services.insert(id, row);
     }
 
-    fn add_backends(&mut self, desired: &Desired, offers: &Offers, limited: &Limited, hops: &Hops) {
+    fn add_backends(&mut self, desired: &Desired, candidates: &Candidates, limited: &Limited, hops: &Hops) {
         let in_use: BTreeSet<u16> =
             self.pool_ids.iter().flat_map(|(_, pool)| pool.members_in_use()).collect();
         for (id, backend) in self.backend_ids.iter() {
-            let Some(module) = offers.backends.get(backend) else { continue };
+            let Some(module) = candidates.backends.get(backend) else { continue };
             let leaving = match module.health {
                 Health::Stopping => true,
                 // Unless its pool fails open, in which case it is all there is.
@@ -279,7 +279,12 @@ impl MapImage {
         }
     }
 
-    fn add_addresses(&mut self, desired: &Desired, offers: &Offers, services: &[classifier::Service]) {
+    fn add_addresses(
+        &mut self,
+        desired: &Desired,
+        candidates: &Candidates,
+        services: &[classifier::Service],
+    ) {
         let mut vip_flags = abi::Address::VIP;
         if desired.drop_closed_ports {
             vip_flags |= abi::Address::DROP_CLOSED;
@@ -288,13 +293,17 @@ impl MapImage {
             vip_flags |= abi::Address::UPCALL;
         }
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        let marks = offers
+        let marks = candidates
             .by_vip
             .keys()
             .map(|vip| (*vip, vip_flags))
             .chain(self.sources.values().map(|source| (*source, abi::Address::SOURCE)))
             .chain(
-                offers.backends.keys().filter(|b| is_transparent(b)).map(|b| (b.addr, abi::Address::BACKEND)),
+                candidates
+                    .backends
+                    .keys()
+                    .filter(|b| is_transparent(b))
+                    .map(|b| (b.addr, abi::Address::BACKEND)),
             );
         for (addr, flag) in marks {
             *flags.entry(addr).or_default() |= flag;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nlb_common::maglev::SLOTS;
 
 use super::ability;
-use super::classifier::Offer;
+use super::classifier::Candidate;
 use super::maglev::{self, Member};
 use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 
@@ -18,14 +18,15 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(winners: &[&Offer], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+    pub fn new(winners: &[&Candidate], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
         let is_split = is_split(winners, desired);
-        let has_share = |offer: &Offer| !is_split || version_weight(&offer.module.version, desired) > 0;
-        let offers = ability::ablest(winners, has_share);
-        let mut usable: Vec<&Offer> =
-            offers.iter().copied().filter(|o| o.module.health.takes_new_flows()).collect();
+        let has_share =
+            |candidate: &Candidate| !is_split || version_weight(&candidate.module.version, desired) > 0;
+        let candidates = ability::ablest(winners, has_share);
+        let mut usable: Vec<&Candidate> =
+            candidates.iter().copied().filter(|o| o.module.health.takes_new_flows()).collect();
         if usable.is_empty() && desired.fail_open {
-            usable = offers.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
+            usable = candidates.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
         }
         let slots = match is_split {
             true => split(&usable, desired),
@@ -34,7 +35,7 @@ impl Pool {
         let members = usable
             .iter()
             .zip(slots)
-            .map(|(offer, slots)| (id(&offer.backend), slots, offer.backend.clone()))
+            .map(|(candidate, slots)| (id(&candidate.backend), slots, candidate.backend.clone()))
             .collect();
         Pool { members }
     }
@@ -72,8 +73,8 @@ fn weight(module: &Module) -> u64 {
     }
 }
 
-fn weights(offers: &[&Offer]) -> Vec<u64> {
-    offers.iter().map(|o| weight(o.module)).collect()
+fn weights(candidates: &[&Candidate]) -> Vec<u64> {
+    candidates.iter().map(|o| weight(o.module)).collect()
 }
 
 fn version_weight(version: &str, desired: &Desired) -> u32 {
@@ -83,24 +84,24 @@ fn version_weight(version: &str, desired: &Desired) -> u32 {
 /// Whether versions' weights are about this pool. They are not where they give all new flows to versions that it has no
 /// instance of, well or not: a version that one type of module is promoted to must not take the flows of other types,
 /// which never had it.
-fn is_split(winners: &[&Offer], desired: &Desired) -> bool {
+fn is_split(winners: &[&Candidate], desired: &Desired) -> bool {
     let elsewhere = desired.version_weights.values().any(|weight| *weight > 0);
-    let here = || winners.iter().any(|offer| version_weight(&offer.module.version, desired) > 0);
+    let here = || winners.iter().any(|candidate| version_weight(&candidate.module.version, desired) > 0);
     !desired.version_weights.is_empty() && (!elsewhere || here())
 }
 
 /// The slots of each offer, by version first.
-fn split(offers: &[&Offer], desired: &Desired) -> Vec<u32> {
-    let weights = weights(offers);
+fn split(candidates: &[&Candidate], desired: &Desired) -> Vec<u32> {
+    let weights = weights(candidates);
     let mut versions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (i, offer) in offers.iter().enumerate() {
+    for (i, candidate) in candidates.iter().enumerate() {
         if weights[i] > 0 {
-            versions.entry(&offer.module.version).or_default().push(i);
+            versions.entry(&candidate.module.version).or_default().push(i);
         }
     }
     let version_weights: Vec<u64> =
         versions.keys().map(|version| version_weight(version, desired).into()).collect();
-    let mut slots = vec![0; offers.len()];
+    let mut slots = vec![0; candidates.len()];
     for (members, share) in versions.values().zip(maglev::divide(SLOTS, &version_weights)) {
         let within: Vec<u64> = members.iter().map(|i| weights[*i]).collect();
         for (i, share) in members.iter().zip(maglev::divide(share, &within)) {

@@ -50,7 +50,7 @@ pub struct Configuration(Mutex<Versions>);
 pub struct Versions {
     /// By flag or variable.
     given: Options,
-    kept: Kept,
+    saved: SavedSettings,
     /// Everything that is set now: at first by rank, then what was set last.
     running: Options,
     /// What the daemon was started with, of which the settings that are not live still hold.
@@ -61,7 +61,7 @@ pub struct Versions {
 
 /// What was set over gRPC.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Kept {
+struct SavedSettings {
     /// Grows by one with each update.
     version: u64,
     updated_at: Option<SystemTime>,
@@ -75,7 +75,7 @@ pub struct Proposal {
     /// Settings that would wait for a restart.
     pub waiting: Vec<String>,
     /// Settings that a flag or variable gives too, which will win at the next start.
-    pub overruled: Vec<String>,
+    pub overridden: Vec<String>,
 }
 
 /// What is wrong with an update.
@@ -87,11 +87,11 @@ impl Configuration {
     pub fn start(given: Options) -> anyhow::Result<(Config, Configuration)> {
         let file = given.file()?;
         let state_dir = given.clone().or(file.clone()).state_dir();
-        let kept = Kept::read(&state_dir.join(FILE))?;
-        let running = given.clone().or(kept.settings.clone()).or(file);
+        let saved = SavedSettings::read(&state_dir.join(FILE))?;
+        let running = given.clone().or(saved.settings.clone()).or(file);
         let config = running.clone().check()?;
         let started = effective(&config);
-        let versions = Versions { given, kept, running, started, state_dir: Some(state_dir) };
+        let versions = Versions { given, saved, running, started, state_dir: Some(state_dir) };
         Ok((config, Configuration(Mutex::new(versions))))
     }
 
@@ -108,11 +108,11 @@ impl Versions {
     }
 
     pub fn version(&self) -> u64 {
-        self.kept.version
+        self.saved.version
     }
 
     pub fn updated_at(&self) -> Option<SystemTime> {
-        self.kept.updated_at
+        self.saved.updated_at
     }
 
     /// Settings that are set and wait for a restart.
@@ -137,10 +137,10 @@ impl Versions {
         let update: Options =
             serde_json::from_value(Value::Object(update)).map_err(|error| rejected(&error))?;
         let mut versions = self.clone();
-        versions.kept = Kept {
-            version: self.kept.version + 1,
+        versions.saved = SavedSettings {
+            version: self.saved.version + 1,
             updated_at: Some(now),
-            settings: update.clone().or(self.kept.settings.clone()),
+            settings: update.clone().or(self.saved.settings.clone()),
         };
         versions.running = update.or(self.running.clone());
         let config = versions.running.clone().check().map_err(|error| rejected(&format!("{error:#}")))?;
@@ -148,38 +148,38 @@ impl Versions {
         let waiting =
             keys.iter().filter(|key| settings.get(*key).is_some_and(|value| self.waits(key, value)));
         let given = present(&versions.given);
-        let overruled = keys.iter().filter(|key| given.contains_key(*key));
-        let (waiting, overruled) = (waiting.cloned().collect(), overruled.cloned().collect());
-        Ok(Proposal { waiting, overruled, config, versions })
+        let overridden = keys.iter().filter(|key| given.contains_key(*key));
+        let (waiting, overridden) = (waiting.cloned().collect(), overridden.cloned().collect());
+        Ok(Proposal { waiting, overridden, config, versions })
     }
 
     /// Keeps an update.
     pub fn adopt(&mut self, proposal: Proposal) -> anyhow::Result<()> {
         if let Some(directory) = &self.state_dir {
-            proposal.versions.kept.write(directory)?;
+            proposal.versions.saved.write(directory)?;
         }
         *self = proposal.versions;
         Ok(())
     }
 }
 
-impl Kept {
+impl SavedSettings {
     /// Nothing, if there is no such file.
-    fn read(path: &Path) -> anyhow::Result<Kept> {
+    fn read(path: &Path) -> anyhow::Result<SavedSettings> {
         let text = match fs::read(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Kept::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(SavedSettings::default()),
             Err(error) => return Err(anyhow!(error).context(format!("cannot read {}", path.display()))),
         };
         serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged; mend it, or remove it to forget what was set over gRPC", path.display())
+            format!("{} is damaged; repair it, or remove it to discard the settings made over gRPC", path.display())
         })
     }
 
     /// Whole or not at all, also if the machine stops meanwhile.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
         atomic_file::replace(directory, FILE, |file| file.write_all(&serde_json::to_vec_pretty(self)?))
-            .with_context(|| format!("cannot keep the settings in {}; see --state-dir", directory.display()))
+            .with_context(|| format!("cannot write the settings to {}; see --state-dir", directory.display()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What modules answer to GetActiveVersion: how they wish new flows to be shared. And when they are asked.
 //!
 //! A wish counts when it is new, not for as long as it is held: what an operator sets later must not be undone by a module
-//! that has not changed its mind. The registry keeps what each module said last and judges that. [`Rounds`] knows no clock
+//! that has not changed its mind. The registry keeps what each module said last and judges that. [`PollSchedule`] knows no clock
 //! and no wire; `grpc` asks.
 
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ pub const EVERY: Duration = Duration::from_secs(30);
 
 /// Whom to ask when: each registration at once, and again and again while it lasts.
 #[derive(Debug)]
-pub struct Rounds {
+pub struct PollSchedule {
     every: Duration,
     /// Up to which registrations are known.
     last_epoch: u64,
@@ -32,9 +32,9 @@ pub struct Asked {
     pub epoch: u64,
 }
 
-impl Rounds {
+impl PollSchedule {
     pub fn new(every: Duration) -> Self {
-        Rounds { every, last_epoch: 0, fresh: VecDeque::new(), again: VecDeque::new() }
+        PollSchedule { every, last_epoch: 0, fresh: VecDeque::new(), again: VecDeque::new() }
     }
 
     /// Takes note of registrations that have come. Answers whether there were any.
@@ -69,7 +69,7 @@ impl Rounds {
     }
 
     /// The question has been answered, or has not.
-    pub fn heard(&mut self, asked: Asked, now: Instant) {
+    pub fn record_answer(&mut self, asked: Asked, now: Instant) {
         self.again.push_back((now + self.every, asked));
     }
 }
@@ -90,7 +90,7 @@ mod tests {
 
     struct Rig {
         registry: Registry,
-        rounds: Rounds,
+        schedule: PollSchedule,
     }
 
     impl Rig {
@@ -99,13 +99,13 @@ mod tests {
             for id in instances {
                 registry.add(id);
             }
-            Rig { registry, rounds: Rounds::new(EVERY) }
+            Rig { registry, schedule: PollSchedule::new(EVERY) }
         }
 
         fn ask(&mut self, at_most: usize) -> Vec<Asked> {
             let state = self.registry.snapshot();
-            self.rounds.follow(&state);
-            self.rounds.take_due(&state, Instant::now(), at_most)
+            self.schedule.follow(&state);
+            self.schedule.take_due(&state, Instant::now(), at_most)
         }
 
         fn named(&mut self) -> Vec<String> {
@@ -113,7 +113,7 @@ mod tests {
         }
 
         fn hear(&mut self, asked: &Asked) {
-            self.rounds.heard(asked.clone(), Instant::now());
+            self.schedule.record_answer(asked.clone(), Instant::now());
         }
     }
 
@@ -162,6 +162,6 @@ mod tests {
         rig.registry.remove("a", asked[0].epoch);
         time::advance(EVERY).await;
         assert_eq!(rig.named(), ["b"]);
-        assert!(rig.rounds.again.is_empty());
+        assert!(rig.schedule.again.is_empty());
     }
 }

@@ -14,15 +14,15 @@ use tokio::time::Instant;
 use crate::model::can_handle::Question;
 use crate::model::{Desired, Module, Route, RouteKey};
 
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(30);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Questions a second that are spread over all pairs.
 const QUESTIONS_PER_SECOND: f64 = 200.0;
 
 /// What came of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum PollResult {
     Answer,
     /// The module does not know the question, or cannot be reached: it is left alone for a while.
     Nothing,
@@ -61,7 +61,7 @@ impl Schedule {
                 let question = Question { instance_id: instance_id.clone(), route: key };
                 if !unchanged {
                     let at = if has_just_been_learned(&question.route, &before, &self.desired) {
-                        now + SOONEST
+                        now + MIN_INTERVAL
                     } else {
                         now
                     };
@@ -121,21 +121,21 @@ impl Schedule {
     }
 
     /// The question has been answered, or has not; it comes again.
-    pub fn heard(&mut self, question: &Question, heard: Heard, now: Instant) {
-        match heard {
-            Heard::Answer => drop(self.mute.remove(&question.instance_id)),
+    pub fn record_answer(&mut self, question: &Question, record_answer: PollResult, now: Instant) {
+        match record_answer {
+            PollResult::Answer => drop(self.mute.remove(&question.instance_id)),
             // Unless it has registered again meanwhile.
-            Heard::Nothing if self.pairs.get(question) == Some(&Next::Answer) => {
-                self.mute.insert(question.instance_id.clone(), now + LATEST);
+            PollResult::Nothing if self.pairs.get(question) == Some(&Next::Answer) => {
+                self.mute.insert(question.instance_id.clone(), now + MAX_INTERVAL);
             }
-            Heard::Nothing => {}
+            PollResult::Nothing => {}
         }
-        let at = match (self.pairs.get(question), heard) {
+        let at = match (self.pairs.get(question), record_answer) {
             // The pair is gone, or is not waited for: it went and came back.
             (None | Some(Next::At(_)), _) => return,
             (Some(Next::AgainAfterAnswer), _) => now,
-            (Some(Next::Answer), Heard::Answer) => now + self.interval(),
-            (Some(Next::Answer), Heard::Nothing) => now + LATEST,
+            (Some(Next::Answer), PollResult::Answer) => now + self.interval(),
+            (Some(Next::Answer), PollResult::Nothing) => now + MAX_INTERVAL,
         };
         self.pairs.insert(question.clone(), Next::At(at));
         self.queue.insert((at, question.clone()));
@@ -143,7 +143,7 @@ impl Schedule {
 
     fn interval(&self) -> Duration {
         let all = Duration::from_secs_f64(self.pairs.len() as f64 / QUESTIONS_PER_SECOND);
-        all.clamp(SOONEST, LATEST)
+        all.clamp(MIN_INTERVAL, MAX_INTERVAL)
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
     use tokio::time;
 
     use super::*;
-    use crate::model::destination::Wanted;
+    use crate::model::destination::L4Destination;
     use crate::model::{DataAddresses, L4, Routes};
     use crate::registry::fixtures::{registration, route};
 
@@ -207,8 +207,8 @@ mod tests {
             asked.map(|question| format!("{}/{}", question.instance_id, question.route.id)).collect()
         }
 
-        fn hear(&mut self, question: &Question, heard: Heard) {
-            self.heard(question, heard, Instant::now());
+        fn hear(&mut self, question: &Question, record_answer: PollResult) {
+            self.record_answer(question, record_answer, Instant::now());
         }
     }
 
@@ -217,15 +217,15 @@ mod tests {
         let mut schedule = schedule(desired(&["a"]));
         let asked = schedule.ask();
         assert_eq!(asked.len(), 1);
-        time::advance(LATEST).await;
+        time::advance(MAX_INTERVAL).await;
         assert_eq!(schedule.ask(), [], "one question at a time");
-        schedule.hear(&asked[0], Heard::Answer);
-        time::advance(SOONEST - Duration::from_millis(1)).await;
+        schedule.hear(&asked[0], PollResult::Answer);
+        time::advance(MIN_INTERVAL - Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), []);
         time::advance(Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), asked);
-        schedule.hear(&asked[0], Heard::Nothing);
-        time::advance(LATEST - Duration::from_millis(1)).await;
+        schedule.hear(&asked[0], PollResult::Nothing);
+        time::advance(MAX_INTERVAL - Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), []);
         time::advance(Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), asked);
@@ -235,7 +235,7 @@ mod tests {
     async fn what_comes_or_changes_is_due_at_once_and_what_goes_is_forgotten() {
         let mut schedule = schedule(desired(&["a", "b"]));
         let first = schedule.ask();
-        first.iter().for_each(|question| schedule.hear(question, Heard::Answer));
+        first.iter().for_each(|question| schedule.hear(question, PollResult::Answer));
         schedule.follow(Arc::new(desired(&["a", "b", "c"])), Instant::now());
         assert_eq!(schedule.named(), ["c/web"], "what is as it was is left alone");
 
@@ -251,8 +251,8 @@ mod tests {
         assert_eq!(schedule.named(), [""; 0], "weights are no matter of abilities");
 
         schedule.follow(Arc::default(), Instant::now());
-        first.iter().for_each(|question| schedule.hear(question, Heard::Answer));
-        time::advance(LATEST).await;
+        first.iter().for_each(|question| schedule.hear(question, PollResult::Answer));
+        time::advance(MAX_INTERVAL).await;
         assert_eq!(schedule.ask(), []);
         assert!(schedule.pairs.is_empty() && schedule.queue.is_empty());
     }
@@ -265,7 +265,7 @@ mod tests {
         module(&mut next, "a").routes.insert("web".into(), route(81).into());
         schedule.follow(Arc::new(next), Instant::now());
         assert_eq!(schedule.ask(), []);
-        schedule.hear(&asked[0], Heard::Nothing);
+        schedule.hear(&asked[0], PollResult::Nothing);
         assert_eq!(schedule.ask(), asked);
     }
 
@@ -275,7 +275,7 @@ mod tests {
         module(&mut desired, "a").routes.insert("api".into(), route(81).into());
         let mut schedule = schedule(desired.clone());
         let asked = schedule.take_due(Instant::now(), 1);
-        schedule.hear(&asked[0].0, Heard::Nothing);
+        schedule.hear(&asked[0].0, PollResult::Nothing);
         assert_eq!(schedule.named(), ["b/web"], "nor is a asked about its other route");
         module(&mut desired, "a").routes.insert("new".into(), route(82).into());
         schedule.follow(Arc::new(desired), Instant::now());
@@ -285,13 +285,13 @@ mod tests {
         assert_eq!(asked.len(), 3);
         // It registers again while it is asked: that it did not answer before says nothing.
         schedule.renew("a", Instant::now());
-        asked.iter().for_each(|question| schedule.hear(question, Heard::Nothing));
+        asked.iter().for_each(|question| schedule.hear(question, PollResult::Nothing));
         let asked = schedule.ask();
         assert_eq!(asked.len(), 3);
-        schedule.hear(&asked[0], Heard::Nothing);
-        schedule.hear(&asked[1], Heard::Answer);
-        schedule.hear(&asked[2], Heard::Answer);
-        time::advance(SOONEST).await;
+        schedule.hear(&asked[0], PollResult::Nothing);
+        schedule.hear(&asked[1], PollResult::Answer);
+        schedule.hear(&asked[2], PollResult::Answer);
+        time::advance(MIN_INTERVAL).await;
         assert_eq!(schedule.ask(), asked[1..], "it answers");
     }
 
@@ -313,7 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn learned_routes_are_asked_of_everybody_who_could_serve_them() {
-        let wanted = Wanted { vip: "192.0.2.1".parse().unwrap(), port: 81, l4: L4::Tcp };
+        let wanted = L4Destination { vip: "192.0.2.1".parse().unwrap(), port: 81, l4: L4::Tcp };
         let learned = |instances| {
             let learned_routes = Routes::unit(wanted.route_id(), wanted.route().into());
             let mut desired = Desired { learned_routes, ..desired(instances) };
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(schedule.named(), ["a/web", "six/web"], "it was learned from what they have just said");
         schedule.follow(Arc::new(learned(&["a", "b", "six"])), Instant::now());
         assert_eq!(schedule.named(), ["b/learned:192.0.2.1:81/tcp", "b/web"]);
-        time::advance(SOONEST).await;
+        time::advance(MIN_INTERVAL).await;
         assert_eq!(schedule.named(), ["a/learned:192.0.2.1:81/tcp"]);
     }
 
@@ -335,8 +335,8 @@ mod tests {
             let ids: Vec<String> = (0..count).map(|n| format!("m{n}")).collect();
             schedule(desired(&ids.iter().map(String::as_str).collect::<Vec<_>>())).interval()
         };
-        assert_eq!(many(200), SOONEST);
+        assert_eq!(many(200), MIN_INTERVAL);
         assert_eq!(many(2000), Duration::from_secs(10));
-        assert_eq!(many(20_000), LATEST);
+        assert_eq!(many(20_000), MAX_INTERVAL);
     }
 }

@@ -20,10 +20,10 @@ use crate::policy::health::{Check, Source, Target};
 use crate::registry::{Registry, State};
 
 /// Checks in the air at a time. What is due beyond that waits for its turn.
-const AT_A_TIME: usize = 256;
+const MAX_IN_FLIGHT: usize = 256;
 
 /// How often to look for registrations that changed nothing for the data path.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who has to be checked, and when.
 #[derive(Default)]
@@ -65,9 +65,9 @@ where
         let now = Instant::now();
         if now >= look_at {
             schedule.follow(&registry.snapshot(), now);
-            look_at = now + LOOK_EVERY;
+            look_at = now + POLL_INTERVAL;
         }
-        while running.len() < AT_A_TIME
+        while running.len() < MAX_IN_FLIGHT
             && let Some((instance_id, epoch)) = schedule.next_due(now)
         {
             let Some(target) = registry.check_target(&instance_id, epoch) else { continue };
@@ -79,7 +79,7 @@ where
             });
         }
         let wake = match schedule.first_due() {
-            Some(due) if running.len() < AT_A_TIME => due.min(look_at),
+            Some(due) if running.len() < MAX_IN_FLIGHT => due.min(look_at),
             _ => look_at,
         };
         tokio::select! {
@@ -144,8 +144,8 @@ impl Schedule {
         let due = (started + pause).max(Instant::now());
         watched.due = Some(due);
         self.due.insert((due, instance_id.clone()));
-        if let Some(opinion) = watched.tally.count(outcome, &watched.check) {
-            registry.opine(&instance_id, epoch, Source::Check, opinion);
+        if let Some(signal) = watched.tally.count(outcome, &watched.check) {
+            registry.report_signal(&instance_id, epoch, Source::Check, signal);
         }
     }
 }

@@ -24,7 +24,7 @@ pub async fn watch(registry: Arc<Registry>) -> Infallible {
         let late = now.saturating_duration_since(wake);
         if late > STANDSTILL {
             // A process that was stopped heard no heartbeats: its modules must not pay for that.
-            warn!(?late, "this process stood still; leases are extended by that time");
+            warn!(?late, "the process was suspended; all leases are extended by that time");
             registry.extend_leases(late);
         }
         registry.expire_leases(now);

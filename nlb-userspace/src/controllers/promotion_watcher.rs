@@ -15,12 +15,12 @@ use crate::model::traffic::Traffic;
 use crate::registry::Registry;
 
 /// As often as the data path's counters are read.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes promotions forward, or back. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     loop {
-        time::sleep(LOOK_EVERY).await;
+        time::sleep(EVALUATION_INTERVAL).await;
         let traffic = traffic.borrow().clone();
         registry.follow_promotion(&traffic, Now::read());
     }

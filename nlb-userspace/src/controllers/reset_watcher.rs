@@ -18,36 +18,36 @@ use tokio::time::{self, Instant};
 use crate::model::settings::OutlierConfig;
 use crate::model::traffic::Traffic;
 use crate::model::{Health, L4, ModuleType};
-use crate::policy::health::breaker::{Breaker, Change, Counters, Group};
-use crate::policy::health::{Opinion, Source};
+use crate::policy::health::outlier::{Change, Counters, Group, OutlierDetector};
+use crate::policy::health::{HealthSignal, Source};
 use crate::registry::{Registry, State};
 
 /// As often as the data path's counters are read.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watches the data path's counters. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
-    let mut breakers = Breakers::default();
+    let mut breakers = OutlierDetectors::default();
     loop {
-        time::sleep(LOOK_EVERY).await;
+        time::sleep(POLL_INTERVAL).await;
         let traffic = traffic.borrow().clone();
         for found in breakers.look(&registry.snapshot(), &traffic, Instant::now()) {
-            registry.opine(&found.instance_id, found.epoch, Source::Resets, found.opinion);
+            registry.report_signal(&found.instance_id, found.epoch, Source::Resets, found.signal);
         }
     }
 }
 
 /// One for each registration, by instance id.
 #[derive(Default)]
-struct Breakers(BTreeMap<String, (u64, Breaker)>);
+struct OutlierDetectors(BTreeMap<String, (u64, OutlierDetector)>);
 
 struct Found {
     instance_id: String,
     epoch: u64,
-    opinion: Opinion,
+    signal: HealthSignal,
 }
 
-impl Breakers {
+impl OutlierDetectors {
     fn look(&mut self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Found> {
         let terms = state.settings.resets;
         if terms.max_percent == 0 {
@@ -58,18 +58,20 @@ impl Breakers {
         for (instance_id, record) in &state.modules {
             let counters = counters.get(instance_id.as_str()).copied().unwrap_or_default();
             match self.0.get_mut(instance_id) {
-                Some((_, breaker)) => breaker.observe(counters, &terms, now),
-                None => drop(self.0.insert(instance_id.clone(), (record.epoch, Breaker::new(counters)))),
+                Some((_, outlier)) => outlier.observe(counters, &terms, now),
+                None => {
+                    drop(self.0.insert(instance_id.clone(), (record.epoch, OutlierDetector::new(counters))))
+                }
             }
         }
         let groups = self.groups(state, &terms, now);
         let mut found = Vec::new();
-        for (instance_id, (epoch, breaker)) in &mut self.0 {
+        for (instance_id, (epoch, outlier)) in &mut self.0 {
             let module_type = state.modules[instance_id].registration.module.module_type;
             let group = groups.get(&module_type).copied().unwrap_or(Group::Undecided);
-            let Some(change) = breaker.conclude(group, &terms, now) else { continue };
-            let opinion = Opinion { health: health_after(change), why: change.to_string() };
-            found.push(Found { instance_id: instance_id.clone(), epoch: *epoch, opinion });
+            let Some(change) = outlier.conclude(group, &terms, now) else { continue };
+            let signal = HealthSignal { health: health_after(change), why: change.to_string() };
+            found.push(Found { instance_id: instance_id.clone(), epoch: *epoch, signal });
         }
         found
     }
@@ -77,9 +79,9 @@ impl Breakers {
     /// Resets are out of account from now on: nobody is excluded for them.
     fn give_up(&mut self) -> Vec<Found> {
         let breakers = std::mem::take(&mut self.0).into_iter();
-        let excluded = breakers.filter(|(_, (_, breaker))| !breaker.is_closed());
+        let excluded = breakers.filter(|(_, (_, outlier))| !outlier.is_closed());
         excluded
-            .map(|(instance_id, (epoch, _))| Found { instance_id, epoch, opinion: Opinion::healthy() })
+            .map(|(instance_id, (epoch, _))| Found { instance_id, epoch, signal: HealthSignal::healthy() })
             .collect()
     }
 
@@ -93,15 +95,15 @@ impl Breakers {
         }
         let mut tallies = BTreeMap::<ModuleType, Tally>::new();
         for (instance_id, record) in &state.modules {
-            let Some((_, breaker)) = self.0.get(instance_id) else { continue };
-            if !record.opinions().serves_but_for_resets() {
+            let Some((_, outlier)) = self.0.get(instance_id) else { continue };
+            if !record.signals().serves_but_for_resets() {
                 continue;
             }
             let tally = tallies.entry(record.registration.module.module_type).or_default();
             tally.all += 1;
-            match breaker.resets(terms, now) {
+            match outlier.resets(terms, now) {
                 Some(resets) => tally.reset += usize::from(resets),
-                None => tally.undecided += usize::from(breaker.takes_flows()),
+                None => tally.undecided += usize::from(outlier.takes_flows()),
             }
         }
         let group = |tally: Tally| match tally {

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::model::DataAddresses;
 use crate::model::endpoint::Endpoint;
 use crate::model::endpoint::Host;
-use crate::model::reachability::Inward;
+use crate::model::reachability::Locality;
 use crate::model::vips::unusable;
 use crate::registry::Registry;
 
@@ -30,17 +30,17 @@ pub enum Unresolved {
 }
 
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
-type Where = Pin<Box<dyn Future<Output = Option<Inward>> + Send>>;
+type Where = Pin<Box<dyn Future<Output = Option<Locality>> + Send>>;
 
 /// Looks names up, and knows which addresses are not on a wire.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<dyn Fn(String) -> Answer + Send + Sync>,
-    inward: Arc<dyn Fn(IpAddr) -> Where + Send + Sync>,
+    locality: Arc<dyn Fn(IpAddr) -> Where + Send + Sync>,
 }
 
 impl Resolver {
-    const PATIENCE: Duration = Duration::from_secs(3);
+    const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
     /// As the host does: /etc/hosts, then DNS.
     pub fn system() -> Self {
@@ -55,23 +55,23 @@ impl Resolver {
     {
         Resolver {
             lookup: Arc::new(move |name| Box::pin(lookup(name))),
-            inward: Arc::new(|_| Box::pin(async { None })),
+            locality: Arc::new(|_| Box::pin(async { None })),
         }
     }
 
     /// The same, with somebody who tells what is inward; else nothing is.
-    pub fn with_inward<F>(self, inward: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
+    pub fn with_locality<F>(self, locality: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Option<Inward>> + Send + 'static,
+        F: Future<Output = Option<Locality>> + Send + 'static,
     {
-        Resolver { inward: Arc::new(move |address| Box::pin(inward(address))), ..self }
+        Resolver { locality: Arc::new(move |address| Box::pin(locality(address))), ..self }
     }
 
     /// The first of these addresses that is not reached by a wire, and where it is.
-    pub async fn first_inward(&self, data: DataAddresses) -> Option<(IpAddr, Inward)> {
+    pub async fn first_local(&self, data: DataAddresses) -> Option<(IpAddr, Locality)> {
         for address in data.v4.map(IpAddr::V4).into_iter().chain(data.v6.map(IpAddr::V6)) {
-            if let Some(inward) = (self.inward)(address).await {
-                return Some((address, inward));
+            if let Some(locality) = (self.locality)(address).await {
+                return Some((address, locality));
             }
         }
         None
@@ -127,7 +127,7 @@ impl Resolver {
             Host::Address(address) => return Ok(vec![*address]),
             Host::Name(name) => name,
         };
-        let answer = timeout(Self::PATIENCE, (self.lookup)(name.clone())).await;
+        let answer = timeout(Self::LOOKUP_TIMEOUT, (self.lookup)(name.clone())).await;
         let answer = answer.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
         answer.map_err(|error| Unresolved::Lookup { name: name.clone(), error })
     }
@@ -140,12 +140,12 @@ pub async fn follow(registry: Arc<Registry>, resolver: Resolver, every: Duration
         for named in registry.named_hosts() {
             match resolver.resolve(&named.hosts, named.data).await {
                 Ok(data) if data != named.data => {
-                    info!(instance = named.instance_id, ?data, "the module's name has moved");
+                    info!(instance = named.instance_id, ?data, "the module's host name resolves to other addresses");
                     registry.readdress(&named.instance_id, named.epoch, data);
                 }
                 Ok(_) => {}
                 Err(why) => {
-                    warn!(instance = named.instance_id, %why, "traffic goes on to the address last known");
+                    warn!(instance = named.instance_id, %why, "host name not resolved; the last known address stays in use");
                 }
             }
         }
@@ -224,13 +224,13 @@ mod tests {
 
     #[tokio::test]
     async fn tells_what_is_on_this_host() {
-        let resolver =
-            resolver(&[]).with_inward(|address| async move { address.is_ipv6().then_some(Inward::OwnHost) });
+        let resolver = resolver(&[])
+            .with_locality(|address| async move { address.is_ipv6().then_some(Locality::OwnHost) });
         let v4 = DataAddresses { v4: Some("10.0.0.1".parse().unwrap()), v6: None };
         let both = DataAddresses { v6: Some("2001:db8::1".parse().unwrap()), ..v4 };
-        assert_eq!(resolver.first_inward(v4).await, None);
-        let found = Some(("2001:db8::1".parse().unwrap(), Inward::OwnHost));
-        assert_eq!(resolver.first_inward(both).await, found);
+        assert_eq!(resolver.first_local(v4).await, None);
+        let found = Some(("2001:db8::1".parse().unwrap(), Locality::OwnHost));
+        assert_eq!(resolver.first_local(both).await, found);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ const PER_MODULE: u64 = 2;
 const BESIDES: u64 = 500;
 
 /// Raises the soft limit to the hard one, and says so if that is too little for so many modules.
-pub fn make_room(max_modules: usize) -> anyhow::Result<()> {
+pub fn raise_fd_limit(max_modules: usize) -> anyhow::Result<()> {
     let limit = Resource::RLIMIT_NOFILE;
     let (_, hard) = getrlimit(limit).context("cannot read the limit of open files")?;
     setrlimit(limit, hard, hard)
@@ -35,7 +35,7 @@ mod tests {
     fn the_soft_limit_is_raised_to_the_hard_one() {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
-        make_room(1).unwrap();
+        raise_fd_limit(1).unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok((hard, hard)));
     }
 }

@@ -18,37 +18,37 @@ use crate::config::{Config, Configuration};
 use crate::controllers::resolve::{self, Resolver};
 use crate::controllers::{active_version, route_learning};
 use crate::controllers::{health_checks, lease_watcher, promotion_watcher, reset_watcher};
-use crate::datapath::interfaces::Wires;
+use crate::datapath::interfaces::XdpInterfaces;
 use crate::datapath::netlink::Netlink;
 use crate::grpc::{self, Control, Peers, Prober};
 use crate::model::clock::Now;
-use crate::model::reachability::Inward;
+use crate::model::reachability::Locality;
 use crate::registry::Registry;
 use crate::telemetry::alarms;
 use crate::telemetry::metrics::{Recorder, Sources};
 use crate::{datapath, store};
 
-const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long calls that wait for something may hold up the end.
-const FAREWELL: Duration = Duration::from_secs(2);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
-    fd_limit::make_room(config.registry.max_modules)?;
+    fd_limit::raise_fd_limit(config.registry.max_modules)?;
     let _claimed = store::claim(&config.state_dir)?;
     let registry = Arc::new(restored(&config)?);
     let listener = TcpListener::bind(config.grpc).await;
     let listener =
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
     if !config.grpc.ip().is_loopback() {
-        warn!("whoever reaches {} can steer traffic: it asks for no credentials", config.grpc);
+        warn!("anybody who reaches {} can change how traffic is forwarded: the gRPC port has no authentication", config.grpc);
     }
     let running = datapath::start(&config, registry.desired()).await?;
     let datapath::Running { applied, traffic, hops, questions, answers, mut details, mut tasks } = running;
     details.push(("vips".to_owned(), vips(&config)));
 
-    let (publish_stored, stored) = watch::channel(store::Stored::default());
-    let storing = store::keep(config.state_dir.clone(), registry.kept(), publish_stored);
+    let (publish_stored, stored) = watch::channel(store::PersistStatus::default());
+    let storing = store::keep(config.state_dir.clone(), registry.persisted(), publish_stored);
     tasks.spawn(async move { match storing.await {} });
     let started_at = SystemTime::now();
     let sources = Sources {
@@ -59,10 +59,10 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     };
     let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
     tasks.spawn(async move { match recorder.run().await {} });
-    let resolver = Resolver::system().with_inward(inward_addresses(&config)?);
+    let resolver = Resolver::system().with_locality(locality_of_addresses(&config)?);
     let (leases, names) = (
         lease_watcher::watch(registry.clone()),
-        resolve::follow(registry.clone(), resolver.clone(), LOOK_UP_EVERY),
+        resolve::follow(registry.clone(), resolver.clone(), RESOLVE_INTERVAL),
     );
     let promotions = promotion_watcher::watch(registry.clone(), traffic.clone());
     let peers = Peers::default();
@@ -76,16 +76,16 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     tasks.spawn(async move { match leases.await {} });
     tasks.spawn(async move { match promotions.await {} });
     tasks.spawn(async move { match names.await {} });
-    let abilities = grpc::ask_abilities(registry.clone(), peers.clone());
+    let abilities = grpc::poll_can_handle(registry.clone(), peers.clone());
     tasks.spawn(async move { match abilities.await {} });
-    let wishes = grpc::ask_wishes(registry.clone(), peers.clone(), active_version::EVERY);
+    let wishes = grpc::poll_active_versions(registry.clone(), peers.clone(), active_version::EVERY);
     tasks.spawn(async move { match wishes.await {} });
-    let who_can = grpc::who_can(registry.clone(), peers.clone());
+    let ask_can_handle = grpc::ask_can_handle(registry.clone(), peers.clone());
     let learning = route_learning::watch(
         registry.clone(),
         traffic.clone(),
-        route_learning::Line { questions, answers },
-        who_can,
+        route_learning::UpcallChannel { questions, answers },
+        ask_can_handle,
     );
     tasks.spawn(async move { match learning.await {} });
     let control = Control {
@@ -115,7 +115,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     }
     info!("stopping");
     drop(stop);
-    match tokio::time::timeout(FAREWELL, server).await {
+    match tokio::time::timeout(SHUTDOWN_GRACE, server).await {
         Ok(ended) => ended?.context("the gRPC server failed"),
         // Whoever still waits for a drain is cut off.
         Err(_) => Ok(()),
@@ -126,31 +126,31 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
 fn restored(config: &Config) -> anyhow::Result<Registry> {
     let directory = &config.state_dir;
     if config.ignore_state
-        && let Some(aside) = store::set_aside(directory)?
+        && let Some(aside) = store::move_aside(directory)?
     {
-        warn!("ignoring what operators had set; it is in {} now", aside.display());
+        warn!("ignoring the persisted operator settings; the file is now {}", aside.display());
     }
-    let kept = store::read(directory)?;
-    let (routes, limits) = (kept.operator_routes.len(), kept.rate_limits.len());
-    let registry = Registry::restore(config.registry.clone(), kept, Now::read());
+    let persisted = store::read(directory)?;
+    let (routes, limits) = (persisted.operator_routes.len(), persisted.rate_limits.len());
+    let registry = Registry::restore(config.registry.clone(), persisted, Now::read());
     let registry = registry.map_err(|refusal| {
         store::unusable(directory, anyhow!("it does not fit the settings of this start: {refusal}"))
     })?;
-    info!(routes, limits, directory = %directory.display(), "what operators had set is in force");
+    info!(routes, limits, directory = %directory.display(), "restored persisted state");
     Ok(registry)
 }
 
 /// Tells which addresses are inward; where the kernel does not answer, none is known to be.
-fn inward_addresses(
+fn locality_of_addresses(
     config: &Config,
-) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Inward>> + use<>> {
-    let wires = Wires::new(&config.interfaces);
+) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Locality>> + use<>> {
+    let interfaces = XdpInterfaces::new(&config.interfaces);
     let netlink = Arc::new(Netlink::open()?.0);
     Ok(move |address| {
-        let (wires, netlink) = (wires.clone(), netlink.clone());
+        let (interfaces, netlink) = (interfaces.clone(), netlink.clone());
         async move {
-            wires.inward(&netlink, address).await.unwrap_or_else(|error| {
-                warn!("whether {address} is on this host is not known: {error:#}");
+            interfaces.locality(&netlink, address).await.unwrap_or_else(|error| {
+                warn!("cannot find out whether {address} is on this host: {error:#}");
                 None
             })
         }

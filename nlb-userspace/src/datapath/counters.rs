@@ -52,13 +52,13 @@ pub struct Collector {
     /// The state words of entries that were found expired, by place; 0 of all others. The data path's clock comes round
     /// again after nine hours, when what nobody has overwritten would look young.
     expired: Vec<u64>,
-    backends: BTreeMap<u16, Tenant>,
+    backends: BTreeMap<u16, IdOwner>,
     /// What a rate limit's counters stood at when it got its id, by id and generation: counts of the id's former owners.
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
 }
 
 /// Who has a backend's id, or had it last.
-struct Tenant {
+struct IdOwner {
     generation: u8,
     /// What the counters stood at when it got the id: they are never reset.
     offset: BackendStats,
@@ -92,9 +92,9 @@ impl Collector {
         let counted =
             image.backend_ids.iter().map(|(id, backend)| Ok((id, backend, self.readings.backend(id)?)));
         let counted = counted.collect::<anyhow::Result<Vec<_>>>()?;
-        for (id, tenant) in self.backends.iter_mut().filter(|(id, _)| image.backend_ids.key(**id).is_none()) {
-            if tenant.left_at.is_none() {
-                tenant.left_at = Some(self.readings.backend(*id)?);
+        for (id, owner) in self.backends.iter_mut().filter(|(id, _)| image.backend_ids.key(**id).is_none()) {
+            if owner.left_at.is_none() {
+                owner.left_at = Some(self.readings.backend(*id)?);
             }
         }
         // After the counters: a flow that begins in between must not look as if it had ended.
@@ -118,19 +118,19 @@ impl Collector {
 
     /// What a backend counted since it got its id.
     fn counts(&mut self, id: u16, generation: u8, now: BackendStats, active: (u64, u64)) -> Counts {
-        let newcomer = |offset| Tenant { generation, offset, left_at: None, closed_flows: 0 };
+        let newcomer = |offset| IdOwner { generation, offset, left_at: None, closed_flows: 0 };
         let first = if generation == 0 { BackendStats::default() } else { now };
-        let tenant = self.backends.entry(id).or_insert_with(|| newcomer(first));
-        if tenant.generation != generation {
-            *tenant = newcomer(tenant.left_at.unwrap_or(now));
+        let owner = self.backends.entry(id).or_insert_with(|| newcomer(first));
+        if owner.generation != generation {
+            *owner = newcomer(owner.left_at.unwrap_or(now));
         }
-        let offset = tenant.offset;
+        let offset = owner.offset;
         let new_flows = now.new_flows - offset.new_flows;
         let (active_flows, active_tcp_flows) = active;
-        tenant.closed_flows = tenant.closed_flows.max(new_flows.saturating_sub(active_flows));
+        owner.closed_flows = owner.closed_flows.max(new_flows.saturating_sub(active_flows));
         Counts {
             new_flows,
-            closed_flows: tenant.closed_flows,
+            closed_flows: owner.closed_flows,
             active_flows,
             active_tcp_flows,
             packets: now.packets - offset.packets,

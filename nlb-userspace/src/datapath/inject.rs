@@ -7,7 +7,7 @@
 use anyhow::Context as _;
 use nix::ifaddrs::getifaddrs;
 
-use super::loader::{Datapath, Fate};
+use super::loader::{Datapath, XdpAction};
 
 /// Sends a frame through the balancer that came in by the interface `from`, and on from there. `towards` is the interface that
 /// leads to what it waited for.
@@ -21,12 +21,12 @@ pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>
 
 /// The same without the kernel's live frames.
 pub fn by_hand(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
-    let (fate, frame) = datapath.try_out(frame, from)?;
+    let (fate, frame) = datapath.test_run(frame, from)?;
     match fate {
-        Fate::Passed => datapath.take_in(&frame, from),
-        Fate::SentBack => datapath.send(&frame, from),
-        Fate::SentOn => datapath.send(&frame, way_out(&frame, &links()?, from, towards)),
-        Fate::Dropped => Ok(()),
+        XdpAction::Passed => datapath.take_in(&frame, from),
+        XdpAction::SentBack => datapath.send(&frame, from),
+        XdpAction::SentOn => datapath.send(&frame, way_out(&frame, &links()?, from, towards)),
+        XdpAction::Dropped => Ok(()),
     }
 }
 

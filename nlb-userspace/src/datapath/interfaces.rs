@@ -18,28 +18,28 @@ use super::link::{self, Kind, Link};
 use super::loader::{Balancer, Served};
 use super::netlink::Netlink;
 use crate::config::XdpMode;
-use crate::model::reachability::Inward;
+use crate::model::reachability::Locality;
 
 /// Attaching may fail while a driver is still at its beginnings, and nobody says when that is over.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Names of interfaces.
 #[derive(Clone, Debug, Default)]
-pub struct Wires(Arc<BTreeSet<String>>);
+pub struct XdpInterfaces(Arc<BTreeSet<String>>);
 
-impl Wires {
+impl XdpInterfaces {
     pub fn new(interfaces: &[String]) -> Self {
-        Wires(Arc::new(interfaces.iter().cloned().collect()))
+        XdpInterfaces(Arc::new(interfaces.iter().cloned().collect()))
     }
 
     /// Whether XDP serves a link: it is named, and XDP can.
     pub fn include(&self, link: &Link) -> bool {
-        self.0.contains(&link.name) && !link.has_notes()
+        self.0.contains(&link.name) && !link.has_vnet_hdr()
     }
 
     /// Whether packets go to a link through the kernel's stack. One that XDP serves is meant to be a wire, whatever it is.
-    pub fn is_inward(&self, link: &Link) -> bool {
-        !self.include(link) && link.is_inward()
+    pub fn is_local(&self, link: &Link) -> bool {
+        !self.include(link) && link.is_local()
     }
 
     /// Whether any of them is a veth or has one as its port; an error if one cannot be served.
@@ -52,27 +52,27 @@ impl Wires {
     }
 
     /// Whether an address is reached through the kernel's stack, and why.
-    pub async fn inward(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Option<Inward>> {
+    pub async fn locality(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Option<Locality>> {
         let Some(route) = netlink.route(address).await? else { return Ok(None) };
         if route.ifindex == LOOPBACK {
-            return Ok(Some(Inward::OwnHost));
+            return Ok(Some(Locality::OwnHost));
         }
         let links = netlink.links().await?;
-        let link = links.get(&route.ifindex).filter(|link| self.is_inward(link));
+        let link = links.get(&route.ifindex).filter(|link| self.is_local(link));
         Ok(link.map(|link| match link.kind.stacked() {
-            Some(what) => Inward::Behind { name: link.name.clone(), what },
-            None => Inward::OwnHost,
+            Some(what) => Locality::Behind { name: link.name.clone(), what },
+            None => Locality::OwnHost,
         }))
     }
 }
 
 /// Why a tap that is named is no wire.
-const NOTES: &str = "its frames come with notes on unfinished checksums and segments, as those of virtual machines do, which XDP \
+const VNET_HDR: &str = "its frames come with notes on unfinished checksums and segments, as those of virtual machines do, which XDP \
                      does not have";
 
 /// The balancer at work on wires.
 pub struct Attachments {
-    wires: Wires,
+    interfaces: XdpInterfaces,
     balancer: Balancer,
     mode: XdpMode,
     /// Whether the program was loaded so that veths take what it sends.
@@ -83,19 +83,19 @@ pub struct Attachments {
 impl Attachments {
     /// Attaches to all of them; the answer says the modes that came of it, by interface. What is no wire has none.
     pub fn new(
-        wires: Wires,
+        interfaces: XdpInterfaces,
         mut balancer: Balancer,
         mode: XdpMode,
         links: &HashMap<u32, Link>,
     ) -> anyhow::Result<(Self, BTreeMap<String, Option<XdpMode>>)> {
-        let veths = wires.any_veth(links)?;
+        let veths = interfaces.any_veth(links)?;
         let (mut served, mut modes) = (BTreeMap::new(), BTreeMap::new());
-        for name in wires.0.iter() {
+        for name in interfaces.0.iter() {
             let ifindex = link::suitable(name, links)?;
-            if has_notes(ifindex, links) {
+            if has_vnet_hdr(ifindex, links) {
                 ensure!(
                     mode != XdpMode::Native,
-                    "--iface {name}: {NOTES}; it is served without being named, through the kernel's stack, or as a wire if \
+                    "--iface {name}: {VNET_HDR}; it is served without being named, through the kernel's stack, or as a wire if \
                      its frames come without (qemu: vnet_hdr=off)"
                 );
                 modes.insert(name.clone(), None);
@@ -105,16 +105,16 @@ impl Attachments {
             served.insert(name.clone(), (ifindex, attached));
             modes.insert(name.clone(), Some(came_to));
         }
-        Ok((Attachments { wires, balancer, mode, veths, served }, modes))
+        Ok((Attachments { interfaces, balancer, mode, veths, served }, modes))
     }
 
     /// Attaches again to what was gone and is back, for as long as the daemon runs.
     pub async fn keep(mut self) -> anyhow::Result<()> {
-        let (netlink, mut notes) = Netlink::open()?;
+        let (netlink, mut events) = Netlink::open()?;
         let mut said = BTreeMap::new();
         loop {
             self.compare(&netlink.links().await?, &mut said);
-            if let Ok(None) = timeout(AGAIN, notes.recv()).await {
+            if let Ok(None) = timeout(RETRY_INTERVAL, events.recv()).await {
                 return Ok(());
             }
         }
@@ -122,18 +122,18 @@ impl Attachments {
 
     /// What stands in the way of each interface is `said` once.
     fn compare(&mut self, links: &HashMap<u32, Link>, said: &mut BTreeMap<String, String>) {
-        let wires = &self.wires;
+        let interfaces = &self.interfaces;
         self.served.retain(|name, (ifindex, _)| {
-            links.get(ifindex).is_some_and(|link| link.name == *name && wires.include(link))
+            links.get(ifindex).is_some_and(|link| link.name == *name && interfaces.include(link))
         });
-        for name in self.wires.0.iter() {
+        for name in self.interfaces.0.iter() {
             if self.served.contains_key(name) {
                 continue;
             }
             let suitable = link::suitable(name, links);
-            if suitable.as_ref().is_ok_and(|ifindex| has_notes(*ifindex, links)) {
-                if said.insert(name.clone(), NOTES.to_owned()).is_none_or(|before| before != NOTES) {
-                    warn!("{name} is served through the kernel's stack, as if it were not named: {NOTES}");
+            if suitable.as_ref().is_ok_and(|ifindex| has_vnet_hdr(*ifindex, links)) {
+                if said.insert(name.clone(), VNET_HDR.to_owned()).is_none_or(|before| before != VNET_HDR) {
+                    warn!("{name} is served at TC ingress instead of XDP: {VNET_HDR}");
                 }
                 continue;
             }
@@ -193,8 +193,8 @@ fn attach(
     Ok((served, came_to))
 }
 
-fn has_notes(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
-    links.get(&ifindex).is_some_and(Link::has_notes)
+fn has_vnet_hdr(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
+    links.get(&ifindex).is_some_and(Link::has_vnet_hdr)
 }
 
 #[cfg(test)]
@@ -205,14 +205,20 @@ mod tests {
 
     #[test]
     fn what_is_named_is_a_wire_unless_xdp_would_lose_notes_on_its_frames() {
-        let wires = Wires::new(&["eth0".to_owned()]);
+        let interfaces = XdpInterfaces::new(&["eth0".to_owned()]);
         let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
         let link = |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller };
-        assert!(wires.is_inward(&link("br0", Kind::Bridge)) && wires.is_inward(&link("veth0", Kind::Veth)));
-        assert!(!wires.is_inward(&link("eth0", Kind::Bridge)) && !wires.is_inward(&link("eth0", Kind::Veth)));
-        assert!(!wires.is_inward(&link("eth1", Kind::Other)));
-        let taps = [false, true].map(|notes| link("eth0", Kind::Tap { notes }));
-        assert_eq!(taps.each_ref().map(|tap| wires.is_inward(tap)), [false, true]);
-        assert_eq!(taps.each_ref().map(|tap| wires.include(tap)), [true, false]);
+        assert!(
+            interfaces.is_local(&link("br0", Kind::Bridge))
+                && interfaces.is_local(&link("veth0", Kind::Veth))
+        );
+        assert!(
+            !interfaces.is_local(&link("eth0", Kind::Bridge))
+                && !interfaces.is_local(&link("eth0", Kind::Veth))
+        );
+        assert!(!interfaces.is_local(&link("eth1", Kind::Other)));
+        let taps = [false, true].map(|vnet_hdr| link("eth0", Kind::Tap { vnet_hdr }));
+        assert_eq!(taps.each_ref().map(|tap| interfaces.is_local(tap)), [false, true]);
+        assert_eq!(taps.each_ref().map(|tap| interfaces.include(tap)), [true, false]);
     }
 }

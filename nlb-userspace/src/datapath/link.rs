@@ -34,7 +34,7 @@ pub enum Kind {
     Tap {
         /// Its frames come with notes (`IFF_VNET_HDR`), as those of virtual machines do: a checksum may be unfinished, and a
         /// frame many segments. XDP has no such notes.
-        notes: bool,
+        vnet_hdr: bool,
     },
     /// A card and everything else.
     Other,
@@ -68,7 +68,7 @@ pub enum Unsuitable {
 impl Link {
     /// Whether packets go there through the kernel's stack: to containers and virtual machines of this host, and to whatever is
     /// behind a link that XDP cannot send to.
-    pub fn is_inward(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         match self.kind {
             Kind::Bridge => true,
             Kind::Veth | Kind::Tap { .. } => self.controller.is_none(),
@@ -77,8 +77,8 @@ impl Link {
     }
 
     /// Whether its frames come with notes that XDP would lose, so that it cannot be a wire.
-    pub fn has_notes(&self) -> bool {
-        self.kind == Kind::Tap { notes: true }
+    pub fn has_vnet_hdr(&self) -> bool {
+        self.kind == Kind::Tap { vnet_hdr: true }
     }
 }
 
@@ -231,14 +231,14 @@ mod tests {
 
     #[test]
     fn what_xdp_cannot_send_to_is_inward() {
-        let taps = [false, true].map(|notes| Kind::Tap { notes });
+        let taps = [false, true].map(|vnet_hdr| Kind::Tap { vnet_hdr });
         for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan].into_iter().chain(taps) {
-            assert!(link("link", kind).is_inward(), "{kind:?}");
+            assert!(link("link", kind).is_local(), "{kind:?}");
         }
         let port = |kind| Link { controller: Some(9), ..link("port", kind) };
         let ports = [Kind::Veth].into_iter().chain(taps).map(port);
         for wire in [link("eth0", Kind::Other), link("bond0", Kind::Bond)].into_iter().chain(ports) {
-            assert!(!wire.is_inward(), "{wire:?}");
+            assert!(!wire.is_local(), "{wire:?}");
         }
     }
 }

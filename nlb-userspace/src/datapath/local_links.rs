@@ -11,32 +11,33 @@ use std::sync::Arc;
 use nlb_common::abi::{LOOPBACK, local_link};
 use tracing::{info, warn};
 
-use super::interfaces::Wires;
+use super::interfaces::XdpInterfaces;
 use super::link::{Kind, Link};
-use super::loader::{Attached, Door};
-use super::maps::bpf::{LocalLinks, WaysChanged};
+use super::loader::{Attached, TcIngress};
+use super::maps::bpf::{FibGeneration, LocalLinks};
 use super::netlink::Netlink;
 
 /// Keeps the program at the door of every link that it belongs to, for as long as the daemon runs.
 pub async fn run(
-    wires: Wires,
-    mut door: Door,
+    interfaces: XdpInterfaces,
+    mut tc_ingress: TcIngress,
     mut local: LocalLinks,
-    ways_changed: Arc<WaysChanged>,
+    fib_generation: Arc<FibGeneration>,
 ) -> anyhow::Result<()> {
-    let (netlink, mut notes) = Netlink::open()?;
+    let (netlink, mut events) = Netlink::open()?;
     let mut doors = BTreeMap::new();
     let mut known_vlans = BTreeSet::new();
     let mut starting = true;
     loop {
         let links = netlink.links().await?;
-        let has_door =
-            |ifindex: u32, link: &Link| ifindex == LOOPBACK || wires.include(link) || wires.is_inward(link);
+        let has_door = |ifindex: u32, link: &Link| {
+            ifindex == LOOPBACK || interfaces.include(link) || interfaces.is_local(link)
+        };
         doors.retain(|ifindex, (was_wire, _): &mut (bool, Attached)| {
             // A tap may come to be none while it is there.
             let stays = links
                 .get(ifindex)
-                .is_some_and(|link| has_door(*ifindex, link) && wires.include(link) == *was_wire);
+                .is_some_and(|link| has_door(*ifindex, link) && interfaces.include(link) == *was_wire);
             if !stays {
                 local.remove(local_link(*ifindex, 0));
             }
@@ -46,32 +47,32 @@ pub async fn run(
             if doors.contains_key(ifindex) {
                 continue;
             }
-            let is_wire = wires.include(link);
-            let attached = door.attach(&link.name).and_then(|attached| {
+            let is_wire = interfaces.include(link);
+            let attached = tc_ingress.attach(&link.name).and_then(|attached| {
                 if is_wire { Ok(attached) } else { local.insert(local_link(*ifindex, 0)).map(|()| attached) }
             });
             match attached {
                 Ok(attached) => {
-                    info!("at the stack's door of {}", link.name);
+                    info!("attached nlb_tc to {} (tc ingress)", link.name);
                     doors.insert(*ifindex, (is_wire, attached));
                 }
                 Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
                 // It may be gone again.
-                Err(error) => warn!("modules and clients behind {} are not served: {error:#}", link.name),
+                Err(error) => warn!("cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}", link.name),
             }
         }
         let vlans = vlans(&links);
         known_vlans.difference(&vlans).for_each(|vlan| local.remove(*vlan));
         for vlan in vlans.difference(&known_vlans) {
             if let Err(error) = local.insert(*vlan) {
-                warn!("a VLAN keeps its tag: {error:#}");
+                warn!("cannot list a VLAN: {error:#}");
             }
         }
         known_vlans = vlans;
         // What leads inward is no way for XDP any more, and what did may have become one.
-        ways_changed.count();
+        fib_generation.count();
         starting = false;
-        if notes.recv().await.is_none() {
+        if events.recv().await.is_none() {
             return Ok(());
         }
     }

@@ -25,12 +25,12 @@ use crate::config::Config;
 use crate::model::Desired;
 use crate::model::next_hop::Hops;
 use crate::model::traffic::Traffic;
-use crate::model::upcall::{self, Closed, Question};
+use crate::model::upcall::{self, NegativeEntry, Question};
 use crate::reconcile::{self, Applied};
 use counters::Collector;
-use interfaces::{Attachments, Wires};
-use loader::{Datapath, Sizes};
-use maps::bpf::{self, BpfMaps, LocalLinks, Readings, WaysChanged};
+use interfaces::{Attachments, XdpInterfaces};
+use loader::{Datapath, LoadConfig};
+use maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
 
@@ -43,7 +43,7 @@ pub struct Running {
     /// What is asked about destinations without a service.
     pub questions: mpsc::Receiver<Question>,
     /// Where the answers to them go.
-    pub answers: mpsc::Sender<Closed>,
+    pub answers: mpsc::Sender<NegativeEntry>,
     /// How it was set up, as names and values for people.
     pub details: Vec<(String, String)>,
     /// None of them should end before the daemon does.
@@ -55,11 +55,11 @@ const OPEN_QUESTIONS: usize = 1024;
 
 /// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
 pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
-    let wires = Wires::new(&config.interfaces);
+    let interfaces = XdpInterfaces::new(&config.interfaces);
     let links = Netlink::open()?.0.links().await?;
-    let any_veth = wires.any_veth(&links)?;
+    let any_veth = interfaces.any_veth(&links)?;
     loader::prepare_host()?;
-    let sizes = Sizes {
+    let load_config = LoadConfig {
         flows: config.flows,
         limits: config.limits,
         snat_ports: config.snat_ports.clone(),
@@ -67,22 +67,22 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
         ipip_sources: config.ipip_sources,
         use_tx: !any_veth,
     };
-    let mut datapath = Datapath::load(&sizes)?;
-    datapath.load_door()?;
+    let mut datapath = Datapath::load(&load_config)?;
+    datapath.load_tc_ingress()?;
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
-    let readings = Readings::take(&mut datapath.bpf, sizes.flow_buckets())?;
-    let parked = bpf::parked(&mut datapath.bpf)?;
+    let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
+    let punted = bpf::punted(&mut datapath.bpf)?;
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut details =
-        vec![("flow_table_entries".to_owned(), (sizes.flow_buckets() as usize * WAYS).to_string())];
+        vec![("flow_table_entries".to_owned(), (load_config.flow_buckets() as usize * WAYS).to_string())];
     let (attachments, modes) =
-        Attachments::new(wires.clone(), datapath.for_wires()?, config.xdp_mode, &links)?;
+        Attachments::new(interfaces.clone(), datapath.for_interfaces()?, config.xdp_mode, &links)?;
     for (interface, mode) in modes {
         let mode = mode.map_or("none".to_owned(), |mode| format!("{mode:?}").to_lowercase());
         details.push((format!("xdp.{interface}"), mode));
     }
-    let (door, local) = (datapath.door()?, LocalLinks::take(&mut datapath.bpf)?);
-    let ways_changed = Arc::new(WaysChanged::take(&mut datapath.bpf)?);
+    let (tc_ingress, local) = (datapath.tc_ingress()?, LocalLinks::take(&mut datapath.bpf)?);
+    let fib_generation = Arc::new(FibGeneration::take(&mut datapath.bpf)?);
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
@@ -90,20 +90,20 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
     let mut tasks = JoinSet::new();
-    tasks.spawn(next_hop::run(desired.clone(), asked, hops_sent, wires.clone()));
-    tasks.spawn(local_links::run(wires, door, local, ways_changed.clone()));
-    tasks.spawn(route_watcher::run(ways_changed));
+    tasks.spawn(next_hop::run(desired.clone(), asked, hops_sent, interfaces.clone()));
+    tasks.spawn(local_links::run(interfaces, tc_ingress, local, fib_generation.clone()));
+    tasks.spawn(route_watcher::run(fib_generation));
     tasks.spawn(attachments.keep());
-    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, sizes.limits, Box::new(maps));
+    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, load_config.limits, Box::new(maps));
     tasks.spawn(async move {
         reconciler.await;
         Ok(())
     });
-    tasks.spawn(pending::run(parked, datapath.clone(), ask, hops.clone(), applied.clone()));
+    tasks.spawn(pending::run(punted, datapath.clone(), ask, hops.clone(), applied.clone()));
     let (questions_sent, questions) = mpsc::channel(upcall::QUEUE);
     let (answers, answers_read) = mpsc::channel(upcall::QUEUE);
     tasks.spawn(upcalls.run(questions_sent, answers_read));
-    let collector = Collector::new(readings, sizes.idle_times(datapath.clock()));
+    let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
     let reader = counters::run(collector, datapath, applied.clone(), traffic_sent);
     tasks.spawn(async move {
         reader.await;

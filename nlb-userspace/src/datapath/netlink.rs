@@ -51,14 +51,14 @@ impl Netlink {
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
         tokio::spawn(connection);
-        let (note, notes) = mpsc::channel(1);
+        let (note, events) = mpsc::channel(1);
         tokio::spawn(async move {
             while messages.next().await.is_some() {
                 // A full channel holds a note that was not taken yet, which covers this change too.
                 let _ = note.try_send(());
             }
         });
-        Ok((Netlink { handle }, notes))
+        Ok((Netlink { handle }, events))
     }
 
     /// Links by index, but for those without MAC addresses.
@@ -135,7 +135,7 @@ impl Netlink {
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
             .replace();
-        request.execute().await.with_context(|| format!("having the kernel resolve {addr}"))
+        request.execute().await.with_context(|| format!("requesting neighbour resolution of {addr}"))
     }
 }
 
@@ -182,7 +182,7 @@ fn kind(details: &[LinkInfo]) -> Kind {
         Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
         Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
         // One with a MAC address: others do not become links here.
-        Some(InfoKind::Tun) => Kind::Tap { notes: has_notes(details) },
+        Some(InfoKind::Tun) => Kind::Tap { vnet_hdr: has_vnet_hdr(details) },
         _ => Kind::Other,
     }
 }
@@ -200,7 +200,7 @@ fn vlan_id(details: &[LinkInfo]) -> u16 {
 }
 
 /// What the kernel says of a tap's frames, which the library does not know.
-fn has_notes(details: &[LinkInfo]) -> bool {
+fn has_vnet_hdr(details: &[LinkInfo]) -> bool {
     const IFLA_TUN_VNET_HDR: u16 = 5;
     let mut attributes = details.iter().filter_map(|detail| match detail {
         LinkInfo::Data(InfoData::Tun(attributes)) => Some(attributes),

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::interfaces::Wires;
+use super::interfaces::XdpInterfaces;
 use super::netlink::Netlink;
 use crate::model::Desired;
 use crate::model::next_hop::{Hop, Hops};
@@ -35,9 +35,9 @@ pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut asked: mpsc::Receiver<IpAddr>,
     hops: watch::Sender<Arc<Hops>>,
-    wires: Wires,
+    interfaces: XdpInterfaces,
 ) -> anyhow::Result<()> {
-    let (netlink, mut notes) = Netlink::open()?;
+    let (netlink, mut events) = Netlink::open()?;
     let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
     let mut confirm = tokio::time::interval(CONFIRM);
     loop {
@@ -49,7 +49,7 @@ pub async fn run(
                 temporary.insert(addr, Instant::now() + ASKED_FOR);
                 fresh = Some(addr);
             }
-            Some(()) = notes.recv() => tokio::time::sleep(SETTLE).await,
+            Some(()) = events.recv() => tokio::time::sleep(SETTLE).await,
             _ = confirm.tick() => confirm_all = true,
         }
         temporary.retain(|_, until| *until > Instant::now());
@@ -66,7 +66,7 @@ pub async fn run(
             debug!("{error:#}");
         }
         let confirm = |addr| confirm_all || fresh == Some(addr);
-        match survey(&netlink, &wires, &wanted, &vips, remembered, confirm).await {
+        match resolve_next_hops(&netlink, &interfaces, &wanted, &vips, remembered, confirm).await {
             Ok(found) => {
                 hops.send_if_modified(|old| {
                     let changed = **old != found;
@@ -105,9 +105,9 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
 
 /// The ways to `wanted`; for what the kernel has forgotten, by what is `remembered`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
 /// arrive as changes.
-async fn survey<'a>(
+async fn resolve_next_hops<'a>(
     netlink: &Netlink,
-    wires: &Wires,
+    interfaces: &XdpInterfaces,
     wanted: &BTreeSet<IpAddr>,
     vips: &BTreeSet<IpAddr>,
     remembered: impl Fn(IpAddr) -> Option<&'a Hop>,
@@ -133,7 +133,7 @@ async fn survey<'a>(
             }
         };
         let mtu = link.mtu.min(u16::MAX as u32) as u16;
-        if route.ifindex == LOOPBACK || wires.is_inward(link) {
+        if route.ifindex == LOOPBACK || interfaces.is_local(link) {
             // Packets go there through the kernel's stack, which knows its neighbours.
             if let Some(source) = source(ours(), next, route.source, vips) {
                 let hop = NextHop::without_macs(route.ifindex);

@@ -26,7 +26,7 @@ use crate::reconcile::Applied;
 const CAPACITY: usize = 1024;
 
 /// How long a packet waits: as long as Linux probes a silent neighbour before it fails.
-const PATIENCE: Duration = Duration::from_secs(3);
+const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// The first pause between two attempts to send on what waits for one address; it doubles with each. A packet comes back
 /// if the kernel does not know the neighbour after all, and must not go round and round.
@@ -41,7 +41,7 @@ struct Frame {
 }
 
 /// How the attempts stand for one address.
-struct Turn {
+struct Backoff {
     since: Instant,
     next: Instant,
     pause: Duration,
@@ -56,17 +56,17 @@ pub async fn run(
     mut applied: watch::Receiver<Arc<Applied>>,
 ) -> anyhow::Result<()> {
     // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the `AsyncFd`.
-    let mut ring = unsafe { AsyncFd::register(ring) }.context("waiting for parked packets")?;
-    let mut lot = Lot::default();
+    let mut ring = unsafe { AsyncFd::register(ring) }.context("reading punted packets")?;
+    let mut lot = PendingQueue::default();
     loop {
         let alarm = lot.turns.values().map(|turn| turn.next).min();
         tokio::select! {
             ready = ring.readable_mut() => {
-                let mut ready = ready.context("waiting for parked packets")?;
+                let mut ready = ready.context("reading punted packets")?;
                 while let Some(record) = ready.get_inner_mut().next() {
                     let Some(frame) = parse(&record) else { continue };
                     if ask.try_send(frame.towards).is_err() {
-                        debug!("many packets wait for next hops; {} is asked for later", frame.towards);
+                        debug!("many packets wait for next hops; the request for {} is delayed", frame.towards);
                     }
                     lot.take(frame);
                 }
@@ -77,10 +77,10 @@ pub async fn run(
             () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
-        for frame in lot.let_go(|towards| can_go(towards, &hops, &applied)) {
+        for frame in lot.release(|towards| can_go(towards, &hops, &applied)) {
             let towards = hops.get(&frame.towards).map(|hop| hop.hop.ifindex);
             if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, towards) {
-                warn!("a packet that waited for {} could not be sent on: {error}", frame.towards);
+                warn!("a punted packet to {} could not be sent: {error}", frame.towards);
             }
         }
     }
@@ -88,15 +88,15 @@ pub async fn run(
 
 /// What waits, and whose turn it is.
 #[derive(Default)]
-struct Lot {
+struct PendingQueue {
     frames: VecDeque<Frame>,
-    turns: BTreeMap<IpAddr, Turn>,
+    turns: BTreeMap<IpAddr, Backoff>,
 }
 
-impl Lot {
+impl PendingQueue {
     fn take(&mut self, frame: Frame) {
         let now = Instant::now();
-        self.turns.entry(frame.towards).or_insert(Turn {
+        self.turns.entry(frame.towards).or_insert(Backoff {
             since: now,
             next: now + FIRST_PAUSE,
             pause: FIRST_PAUSE,
@@ -108,19 +108,19 @@ impl Lot {
     }
 
     /// The packets whose turn it is and that can go. Those that have waited too long are given up.
-    fn let_go(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
+    fn release(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
         let now = Instant::now();
         let due: BTreeMap<IpAddr, bool> = self
             .turns
             .iter()
             .filter(|(_, turn)| turn.next <= now)
-            .map(|(towards, turn)| (*towards, turn.since + PATIENCE > now))
+            .map(|(towards, turn)| (*towards, turn.since + MAX_WAIT > now))
             .collect();
         let mut gone = Vec::new();
         for frame in std::mem::take(&mut self.frames) {
             match due.get(&frame.towards) {
                 Some(true) if can_go(frame.towards) => gone.push(frame),
-                Some(false) => debug!("a packet waited in vain for {}", frame.towards),
+                Some(false) => debug!("a punted packet to {} timed out", frame.towards),
                 _ => self.frames.push_back(frame),
             }
         }
@@ -133,7 +133,7 @@ impl Lot {
         // A packet that comes back does so at once; an address nothing comes back for starts afresh next time.
         let frames = &self.frames;
         self.turns.retain(|towards, turn| {
-            frames.iter().any(|frame| frame.towards == *towards) || turn.since + PATIENCE > now
+            frames.iter().any(|frame| frame.towards == *towards) || turn.since + MAX_WAIT > now
         });
         gone
     }

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use super::maps::bpf::WaysChanged;
+use super::maps::bpf::FibGeneration;
 use super::netlink::Netlink;
 
-pub async fn run(changed: Arc<WaysChanged>) -> anyhow::Result<()> {
-    let (_netlink, mut notes) = Netlink::open()?;
-    while notes.recv().await.is_some() {
+pub async fn run(changed: Arc<FibGeneration>) -> anyhow::Result<()> {
+    let (_netlink, mut events) = Netlink::open()?;
+    while events.recv().await.is_some() {
         changed.count();
     }
-    anyhow::bail!("the kernel's notes about routes have ended")
+    anyhow::bail!("the kernel's route events have ended")
 }

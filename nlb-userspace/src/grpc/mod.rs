@@ -15,11 +15,11 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-pub use crate::grpc::client::active_version::ask as ask_wishes;
-pub use crate::grpc::client::can_handle::ask as ask_abilities;
+pub use crate::grpc::client::active_version::ask as poll_active_versions;
+pub use crate::grpc::client::can_handle::ask as poll_can_handle;
 pub use crate::grpc::client::health_prober::Prober;
 pub use crate::grpc::client::peers::Peers;
-pub use crate::grpc::client::route_learning::who_can;
+pub use crate::grpc::client::route_learning::ask_can_handle;
 use cancellation::Cancellable;
 pub use handlers::control::Control;
 

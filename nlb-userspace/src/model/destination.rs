@@ -7,19 +7,19 @@ use super::{Destination, L4, Protocol, Route, RouteKey, Targets, Texts};
 
 /// A destination that packets want to go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Wanted {
+pub struct L4Destination {
     pub vip: IpAddr,
     pub port: u16,
     pub l4: L4,
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for L4Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", SocketAddr::new(self.vip, self.port), self.l4)
     }
 }
 
-impl Wanted {
+impl L4Destination {
     pub fn route_id(&self) -> String {
         format!("learned:{self}")
     }

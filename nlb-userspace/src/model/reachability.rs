@@ -3,9 +3,9 @@
 /// Where an address is that packets reach through the kernel's stack, and why clients of a module there cannot be answered
 /// directly.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Inward {
+pub enum Locality {
     #[error(
-        "on the NLB's own host, where no answer reaches a client directly: the host would take it for one of its own with a \
+        "on the NLB's own host, where no reply reaches a client directly: the host would drop it as a packet of its own with a \
          forged source"
     )]
     OwnHost,

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use nlb_common::upcall;
 
-use super::destination::Wanted;
+use super::destination::L4Destination;
 
 /// A packet that wants to go where no service is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    pub wanted: Wanted,
+    pub destination: L4Destination,
     pub client: SocketAddr,
     /// The destination, as the kernel names it.
     pub key: u64,
@@ -19,7 +19,7 @@ pub struct Question {
 
 /// What the kernel is told of a destination that has no route: that it is closed, until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closed {
+pub struct NegativeEntry {
     pub key: u64,
     pub until: u64,
 }
@@ -29,12 +29,12 @@ pub const QUEUE: usize = 1024;
 
 impl Question {
     /// Nobody can handle it, or there is no room for its route.
-    pub fn refused(&self) -> Closed {
-        Closed { key: self.key, until: self.asked_at + upcall::NEGATIVE_TTL }
+    pub fn refused(&self) -> NegativeEntry {
+        NegativeEntry { key: self.key, until: self.asked_at + upcall::NEGATIVE_TTL }
     }
 
     /// Too much was asked at a time.
-    pub fn put_off(&self) -> Closed {
-        Closed { key: self.key, until: self.asked_at + upcall::PENDING_TTL }
+    pub fn throttled(&self) -> NegativeEntry {
+        NegativeEntry { key: self.key, until: self.asked_at + upcall::PENDING_TTL }
     }
 }

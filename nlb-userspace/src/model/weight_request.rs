@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum WeightRequest {
     /// This weight for the instance itself, among those of its version.
     Own(u32),
     /// These weights for versions.
@@ -12,7 +12,7 @@ pub enum Wish {
 
 /// What has become of a wish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heeded {
+pub enum WeightOutcome {
     /// It is in force, is no news, or was refused for good.
     Done,
     /// It cannot be fulfilled yet, for this reason.

@@ -11,27 +11,27 @@ use crate::model::settings::LeaseConfig;
 
 impl LeaseConfig {
     /// What modules expect that have not been told otherwise.
-    const CUSTOMARY_INTERVAL: Duration = Duration::from_secs(10);
+    const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
-    fn lapse_after(&self) -> Duration {
+    fn expires_after(&self) -> Duration {
         self.interval * self.missed
     }
 
     /// The terms for a module that has not sent a heartbeat yet: the first answer tells it our interval.
-    fn at_first(&self) -> LeaseConfig {
-        let interval = self.interval.max(Self::CUSTOMARY_INTERVAL);
+    fn before_first_heartbeat(&self) -> LeaseConfig {
+        let interval = self.interval.max(Self::DEFAULT_INTERVAL);
         let evict_after = self.evict_after.max(interval * (self.missed + 1));
         LeaseConfig { interval, evict_after, ..*self }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    Current,
+pub enum LeaseState {
+    Valid,
     /// Too many heartbeats missed; the next one restores it.
-    Lapsed,
+    Expired,
     /// Silent for so long that the registration is void.
-    Forfeit,
+    Evicted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,12 +56,12 @@ impl Lease {
         self.renewed += by;
     }
 
-    pub fn standing(&self, terms: &LeaseConfig, now: Instant) -> Standing {
-        let terms = if self.heard { *terms } else { terms.at_first() };
+    pub fn state(&self, terms: &LeaseConfig, now: Instant) -> LeaseState {
+        let terms = if self.heard { *terms } else { terms.before_first_heartbeat() };
         match now.saturating_duration_since(self.renewed) {
-            silence if silence >= terms.evict_after => Standing::Forfeit,
-            silence if silence >= terms.lapse_after() => Standing::Lapsed,
-            _ => Standing::Current,
+            silence if silence >= terms.evict_after => LeaseState::Evicted,
+            silence if silence >= terms.expires_after() => LeaseState::Expired,
+            _ => LeaseState::Valid,
         }
     }
 
@@ -74,18 +74,18 @@ impl Lease {
 mod tests {
     use super::*;
 
-    fn after(seconds: u64) -> Standing {
+    fn after(seconds: u64) -> LeaseState {
         let start = Instant::now();
-        Lease::new(start).standing(&LeaseConfig::default(), start + Duration::from_secs(seconds))
+        Lease::new(start).state(&LeaseConfig::default(), start + Duration::from_secs(seconds))
     }
 
     #[test]
     fn lapses_after_three_missed_heartbeats_and_is_forfeit_after_five_minutes() {
-        assert_eq!(after(0), Standing::Current);
-        assert_eq!(after(29), Standing::Current);
-        assert_eq!(after(30), Standing::Lapsed);
-        assert_eq!(after(299), Standing::Lapsed);
-        assert_eq!(after(300), Standing::Forfeit);
+        assert_eq!(after(0), LeaseState::Valid);
+        assert_eq!(after(29), LeaseState::Valid);
+        assert_eq!(after(30), LeaseState::Expired);
+        assert_eq!(after(299), LeaseState::Expired);
+        assert_eq!(after(300), LeaseState::Evicted);
     }
 
     #[test]
@@ -95,12 +95,12 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut lease = Lease::new(start);
-        assert_eq!(lease.standing(&terms, at(29)), Standing::Current);
-        assert_eq!(lease.standing(&terms, at(30)), Standing::Lapsed);
+        assert_eq!(lease.state(&terms, at(29)), LeaseState::Valid);
+        assert_eq!(lease.state(&terms, at(30)), LeaseState::Expired);
         lease.renew(at(10));
-        assert_eq!(lease.standing(&terms, at(12)), Standing::Current);
-        assert_eq!(lease.standing(&terms, at(13)), Standing::Lapsed);
-        assert_eq!(lease.standing(&terms, at(30)), Standing::Forfeit);
+        assert_eq!(lease.state(&terms, at(12)), LeaseState::Valid);
+        assert_eq!(lease.state(&terms, at(13)), LeaseState::Expired);
+        assert_eq!(lease.state(&terms, at(30)), LeaseState::Evicted);
     }
 
     #[test]
@@ -109,9 +109,9 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut lease = Lease::new(start);
         lease.renew(at(20));
-        assert_eq!(lease.standing(&terms, at(49)), Standing::Current);
+        assert_eq!(lease.state(&terms, at(49)), LeaseState::Valid);
         lease.extend(Duration::from_secs(40));
-        assert_eq!(lease.standing(&terms, at(89)), Standing::Current);
-        assert_eq!(lease.standing(&terms, at(90)), Standing::Lapsed);
+        assert_eq!(lease.state(&terms, at(89)), LeaseState::Valid);
+        assert_eq!(lease.state(&terms, at(90)), LeaseState::Expired);
     }
 }

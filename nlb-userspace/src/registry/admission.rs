@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::record::Relation;
-use super::{Claim, Record, Refusal, Registration, RegistrationId, State, suitability};
+use super::{Claim, Record, Registration, RegistrationId, RegistryError, State, suitability};
 use crate::model::clock::Now;
-use crate::policy::lease::Standing;
+use crate::policy::lease::LeaseState;
 
 /// What a call to register has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl State {
         mut registration: Registration,
         claim: &Claim,
         now: Now,
-    ) -> Result<(RegistrationId, SystemTime, Admission), Refusal> {
+    ) -> Result<(RegistrationId, SystemTime, Admission), RegistryError> {
         let instance_id = registration.instance_id.clone();
         let old = self.modules.get(&instance_id).cloned();
         let relation = old.as_ref().map(|old| old.relation(&registration));
@@ -46,14 +46,14 @@ impl State {
         suitability::check_server_id(&registration, &self.modules)?;
         let (record, admission) = match (old, relation) {
             (Some(old), Some(Relation::Continuation)) => {
-                let steering = self.steering.get(&instance_id).copied().unwrap_or_default();
+                let overrides = self.overrides.get(&instance_id).copied().unwrap_or_default();
                 let mut record = Record::clone(&old);
-                record.renew(registration, steering, || self.next_epoch(), now);
+                record.renew(registration, overrides, || self.next_epoch(), now);
                 (record, Admission::Renewed)
             }
             (old, _) => {
                 let mut record = Record::new(registration, self.next_epoch(), now);
-                record.obey(self.steering_of_newcomer(&instance_id));
+                record.obey(self.overrides_of_newcomer(&instance_id));
                 (record, if old.is_some() { Admission::Superseding } else { Admission::New })
             }
         };
@@ -69,8 +69,8 @@ impl State {
         newcomer: &Registration,
         claim: &Claim,
         now: Now,
-    ) -> Result<(), Refusal> {
-        let lives = old.lease.standing(&self.settings.lease, now.at) == Standing::Current;
+    ) -> Result<(), RegistryError> {
+        let lives = old.lease.state(&self.settings.lease, now.at) == LeaseState::Valid;
         if !lives || claim.overrides(old) {
             return Ok(());
         }
@@ -78,11 +78,11 @@ impl State {
         // A restarted module may well have another port.
         if old.registration.address.host != newcomer.address.host {
             let address = old.registration.address.clone();
-            return Err(Refusal::Taken { instance_id, address, epoch: old.epoch });
+            return Err(RegistryError::Taken { instance_id, address, epoch: old.epoch });
         }
         // Of two processes that both go on, the one that started last keeps the id.
         match newcomer.is_of_earlier_start(&old.registration) {
-            true => Err(Refusal::StartedEarlier(instance_id)),
+            true => Err(RegistryError::StartedEarlier(instance_id)),
             false => Ok(()),
         }
     }
@@ -98,7 +98,7 @@ mod tests {
     use super::super::{Attempt, Commit, Drain, Registered, Registry};
     use super::*;
     use crate::model::Health;
-    use crate::policy::health::{Opinion, Source};
+    use crate::policy::health::{HealthSignal, Source};
 
     const NONCE: &str = "0123456789abcdef";
 
@@ -159,11 +159,11 @@ mod tests {
         let first = registry.admit(call(7), at(start, 0)).unwrap();
         let elsewhere = |call: Registration| Registration { address: "10.0.0.9:1".parse().unwrap(), ..call };
         let stranger = elsewhere(call_of("fedcba9876543210", 8));
-        assert!(matches!(registry.admit(stranger, at(start, 1)), Err(Refusal::Taken { .. })));
+        assert!(matches!(registry.admit(stranger, at(start, 1)), Err(RegistryError::Taken { .. })));
         let moved = registry.admit(elsewhere(call(8)), at(start, 1)).unwrap();
         assert!(is_same(&first, &moved), "the nonce proves that it is the same process");
         let back = registry.register(registration("alb-1"), &Claim::Silent { epoch: 0 }, at(start, 1));
-        assert!(matches!(back, Err(Refusal::Taken { .. })));
+        assert!(matches!(back, Err(RegistryError::Taken { .. })));
 
         let claim = Claim::RegistrationId(moved.registration_id.reveal().to_owned());
         let restarted = registry.register(call_of("fedcba9876543210", 1), &claim, at(start, 2)).unwrap();
@@ -180,7 +180,7 @@ mod tests {
         registry.admit(weighing(2, 55), at(start, 1)).unwrap();
         let renewed = record(&registry);
         assert_eq!((renewed.drain, renewed.registration.module.weight), (Some(Drain::Maintenance), 7));
-        assert!(registry.kept().borrow().kept.steering.contains_key("alb-1"), "also on disk");
+        assert!(registry.persisted().borrow().state.overrides.contains_key("alb-1"), "also on disk");
 
         registry.admit(call_of("fedcba9876543210", 1), at(start, 2)).unwrap();
         let restarted = record(&registry);
@@ -217,7 +217,7 @@ mod tests {
         let checked = |number| Registration { check: Some(CHECK), ..call(number) };
         registry.admit(checked(1), at(start, 0)).unwrap();
         let first = record(&registry).epoch;
-        registry.opine("alb-1", first, Source::Check, Opinion::healthy());
+        registry.report_signal("alb-1", first, Source::Check, HealthSignal::healthy());
         registry.admit(checked(2), at(start, 1)).unwrap();
         assert_eq!((record(&registry).epoch, record(&registry).health()), (first, Health::Healthy));
 
@@ -233,7 +233,7 @@ mod tests {
         let check = Some(crate::policy::health::Check { port: Some(9), ..CHECK });
         registry.admit(Registration { check, ..call(4) }, at(start, 3)).unwrap();
         assert_eq!(record(&registry).health(), Health::Starting);
-        registry.opine("alb-1", renewed.epoch, Source::Check, Opinion::healthy());
+        registry.report_signal("alb-1", renewed.epoch, Source::Check, HealthSignal::healthy());
         assert_eq!(record(&registry).health(), Health::Starting, "that was about the former check");
     }
 
@@ -258,7 +258,7 @@ mod tests {
         let newer = registry.admit(started(Some(6)), at(start, 7)).unwrap();
         let before = record(&registry);
         let refused = registry.admit(started(Some(5)), at(start, 8)).unwrap_err();
-        assert_eq!(refused, Refusal::StartedEarlier("alb-1".into()));
+        assert_eq!(refused, RegistryError::StartedEarlier("alb-1".into()));
         assert_eq!(record(&registry), before);
 
         let proof = Claim::RegistrationId(newer.registration_id.reveal().to_owned());

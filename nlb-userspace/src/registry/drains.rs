@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::{Commit, Drain, Refusal, Registry};
+use super::{Commit, Drain, Registry, RegistryError};
 
 /// A drain that has begun.
 #[derive(Clone, Copy, Debug)]
@@ -13,23 +13,25 @@ pub struct Draining {
 
 impl Registry {
     /// Takes new flows away from a module that is leaving.
-    pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, Refusal> {
-        self.prove(&self.snapshot(), instance_id, registration_id)?;
+    pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, RegistryError> {
+        self.authenticate(&self.snapshot(), instance_id, registration_id)?;
         self.begin_drain(instance_id, Drain::Leaving)
     }
 
     /// Takes new flows away from a module that stays, because an operator wants it.
-    pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, Refusal> {
+    pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, RegistryError> {
         self.begin_drain(instance_id, Drain::Maintenance)
     }
 
-    fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, Refusal> {
+    fn begin_drain(&self, instance_id: &str, reason: Drain) -> Result<Draining, RegistryError> {
         let (epoch, revision) = self.change(Commit::Apply, |state| {
             let record = state.record_mut(instance_id)?;
             let epoch = record.epoch;
             if record.drain != Some(Drain::Leaving) {
                 record.drain = Some(reason);
-                state.steer(instance_id, |steering| steering.maintenance = reason == Drain::Maintenance);
+                state.override_instance(instance_id, |overrides| {
+                    overrides.maintenance = reason == Drain::Maintenance
+                });
             }
             Ok(epoch)
         })?;
@@ -38,14 +40,14 @@ impl Registry {
     }
 
     /// Ends an operator's drain.
-    pub fn resume(&self, instance_id: &str) -> Result<u64, Refusal> {
+    pub fn resume(&self, instance_id: &str) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
             let record = state.record_mut(instance_id)?;
             if record.drain == Some(Drain::Leaving) {
-                return Err(Refusal::Leaving(instance_id.to_owned()));
+                return Err(RegistryError::Leaving(instance_id.to_owned()));
             }
             record.drain = None;
-            state.steer(instance_id, |steering| steering.maintenance = false);
+            state.override_instance(instance_id, |overrides| overrides.maintenance = false);
             Ok(())
         })?;
         info!(instance = instance_id, revision, "drain ended");

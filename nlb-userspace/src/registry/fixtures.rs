@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::policy::health::{Check, Probe};
 
-use super::{Claim, Refusal, Registered, Registration, Registry};
+use super::{Claim, Registered, Registration, Registry, RegistryError};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 
@@ -115,13 +115,13 @@ pub fn route_to(vip: &str, port: u16) -> Route {
 
 /// Registration in a word.
 pub trait Fleet {
-    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, Refusal>;
+    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, RegistryError>;
     /// Answers the registration_id.
     fn add(&self, instance_id: &str) -> String;
 }
 
 impl Fleet for Registry {
-    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, Refusal> {
+    fn admit(&self, registration: Registration, now: Now) -> Result<Registered, RegistryError> {
         self.register(registration, &Claim::None, now)
     }
 

@@ -7,33 +7,33 @@ use tracing::{info, warn};
 
 use super::{Record, Registry, State};
 use crate::model::{Backend, Destination, Health, L4, Route};
-use crate::policy::health::{Opinion, Source, Target};
+use crate::policy::health::{HealthSignal, Source, Target};
 
 impl Registry {
     /// A source that watches that very registration has come to another opinion of it.
-    pub fn opine(&self, instance_id: &str, epoch: u64, source: Source, opinion: Opinion) {
+    pub fn report_signal(&self, instance_id: &str, epoch: u64, source: Source, signal: HealthSignal) {
         let mut state = self.lock();
         let Some(record) = state.modules.get(instance_id).filter(|record| record.epoch == epoch) else {
             return;
         };
         let (before, told) = (record.health(), record.told(source).cloned());
-        if told.as_ref() == Some(&opinion) {
+        if told.as_ref() == Some(&signal) {
             return;
         }
-        let changed = told.is_none_or(|told| told.health != opinion.health);
-        let Opinion { health, why } = opinion.clone();
+        let changed = told.is_none_or(|told| told.health != signal.health);
+        let HealthSignal { health, why } = signal.clone();
         let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) else { return };
         match source {
-            Source::Check => record.check = Some(opinion),
-            Source::Resets => record.resets = opinion,
+            Source::Check => record.check = Some(signal),
+            Source::Resets => record.resets = signal,
             // Theirs follow from heartbeats, the lease and the drain.
             Source::Module | Source::Lease | Source::Operator => return,
         }
         let after = record.health();
         if changed && health == Health::Unhealthy {
-            warn!(instance = instance_id, %source, why, ?after, "module found to be unhealthy");
+            warn!(instance = instance_id, %source, why, ?after, "module is unhealthy");
         } else if changed {
-            info!(instance = instance_id, %source, why, ?after, "module found to be {health:?}");
+            info!(instance = instance_id, %source, why, ?after, "module is {health:?}");
         }
         if after != before {
             self.publish(&state);

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::{Record, Refusal, Registry, State};
+use super::{Record, Registry, RegistryError, State};
 use crate::model::clock::Now;
-use crate::model::destination::Wanted;
+use crate::model::destination::L4Destination;
 use crate::model::{Ability, Destination, Route, RouteKey};
 use crate::registry::Learned;
 
 /// Learned routes at a time.
-pub const MOST_LEARNED: usize = 256;
+pub const MAX_LEARNED_ROUTES: usize = 256;
 
 /// Why a destination got no route.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,36 +33,36 @@ pub enum NotLearned {
     #[error("no module can handle it")]
     NobodyAble,
     #[error(
-        "{MOST_LEARNED} routes are learned, which is the limit; configure routes for the services you know"
+        "{MAX_LEARNED_ROUTES} routes are learned, which is the limit; configure routes for the services you know"
     )]
     Full,
     #[error("{0}")]
-    NoRoom(Refusal),
+    NoRoom(RegistryError),
 }
 
 impl Registry {
     /// Takes a route in for a destination that some of these modules have said they can handle.
     pub fn learn(
         &self,
-        wanted: Wanted,
+        destination: L4Destination,
         answers: &BTreeMap<String, Ability>,
         now: Now,
     ) -> Result<u64, NotLearned> {
         let mut current = self.lock();
-        current.may_learn(&wanted)?;
+        current.may_learn(&destination)?;
         // Who has gone since it answered does not matter.
         let is_there = |instance_id: &String| current.modules.contains_key(instance_id);
         if !answers.iter().any(|(instance_id, ability)| ability.can_handle && is_there(instance_id)) {
             return Err(NotLearned::NobodyAble);
         }
         let mut candidate = State::clone(&current);
-        candidate.add_learned(wanted, answers, now);
+        candidate.add_learned(destination, answers, now);
         let last = self.published();
         let next = last.next(Arc::new(candidate));
         next.check(&last).map_err(NotLearned::NoRoom)?;
         *current = next.state.clone();
         let revision = self.send(last, next);
-        info!(route = wanted.route_id(), revision, "route learned");
+        info!(route = destination.route_id(), revision, "route learned");
         Ok(revision)
     }
 
@@ -80,21 +80,21 @@ impl Registry {
 
 impl State {
     /// Whether modules may be asked who can handle a destination.
-    pub fn may_learn(&self, wanted: &Wanted) -> Result<(), NotLearned> {
+    pub fn may_learn(&self, destination: &L4Destination) -> Result<(), NotLearned> {
         if !self.settings.learn_routes {
             return Err(NotLearned::Off);
         }
-        let is_vip = |route: &Route| route.destination == Destination::Address(wanted.vip);
-        if !self.settings.vips.addresses().contains(&wanted.vip) && !self.configured().any(is_vip) {
+        let is_vip = |route: &Route| route.destination == Destination::Address(destination.vip);
+        if !self.settings.vips.addresses().contains(&destination.vip) && !self.configured().any(is_vip) {
             return Err(NotLearned::NoVip);
         }
-        let route_id = wanted.route_id();
+        let route_id = destination.route_id();
         let is_known =
             self.operator_routes.contains_key(&route_id) || self.learned_routes.contains_key(&route_id);
-        if is_known || self.configured().any(|route| self.covers(route, wanted)) {
+        if is_known || self.configured().any(|route| self.covers(route, destination)) {
             return Err(NotLearned::Covered);
         }
-        if self.learned_routes.len() >= MOST_LEARNED {
+        if self.learned_routes.len() >= MAX_LEARNED_ROUTES {
             return Err(NotLearned::Full);
         }
         Ok(())
@@ -103,7 +103,7 @@ impl State {
     /// The learned routes whose place has been taken by a configured one, or whose destination is gone.
     pub fn superseded(&self) -> BTreeSet<String> {
         let settings = &self.settings;
-        let ports: BTreeSet<u16> = self.learned.values().map(|learned| learned.wanted.port).collect();
+        let ports: BTreeSet<u16> = self.learned.values().map(|learned| learned.destination.port).collect();
         let near = |route: &&Route| route.port.is_none_or(|port| ports.contains(&port));
         let near: Vec<&Route> =
             if ports.is_empty() { Vec::new() } else { self.configured().filter(near).collect() };
@@ -111,11 +111,11 @@ impl State {
             settings.vips.addresses().contains(&vip)
                 || self.configured().any(|route| route.destination == Destination::Address(vip))
         };
-        let superseded = self.learned.iter().filter(|(route_id, Learned { wanted, .. })| {
+        let superseded = self.learned.iter().filter(|(route_id, Learned { destination, .. })| {
             !settings.learn_routes
                 || self.operator_routes.contains_key(*route_id)
-                || near.iter().any(|route| self.covers(route, wanted))
-                || !is_vip(wanted.vip)
+                || near.iter().any(|route| self.covers(route, destination))
+                || !is_vip(destination.vip)
         });
         superseded.map(|(route_id, _)| route_id.clone()).collect()
     }
@@ -144,14 +144,14 @@ impl State {
         Some(without)
     }
 
-    fn add_learned(&mut self, wanted: Wanted, answers: &BTreeMap<String, Ability>, now: Now) {
+    fn add_learned(&mut self, destination: L4Destination, answers: &BTreeMap<String, Ability>, now: Now) {
         for (instance_id, ability) in answers.iter().filter(|(_, ability)| ability.can_handle) {
             if let Ok(record) = self.record_mut(instance_id) {
-                record.registration.module.abilities.insert(wanted.key(), *ability);
+                record.registration.module.abilities.insert(destination.key(), *ability);
             }
         }
-        self.learned_routes.insert(wanted.route_id(), wanted.route().into());
-        self.learned.insert(wanted.route_id(), Learned { wanted, since: now.wall });
+        self.learned_routes.insert(destination.route_id(), destination.route().into());
+        self.learned.insert(destination.route_id(), Learned { destination, since: now.wall });
     }
 
     fn forget_learned(&mut self, gone: impl Fn(&str) -> bool) {
@@ -177,14 +177,16 @@ impl State {
         of_modules.chain(self.operator_routes.values()).map(Arc::as_ref)
     }
 
-    fn covers(&self, route: &Route, wanted: &Wanted) -> bool {
+    fn covers(&self, route: &Route, destination: &L4Destination) -> bool {
         let vips = self.settings.vips.addresses();
-        route.protocol.l4() == wanted.l4
-            && route.port.is_none_or(|port| port == wanted.port)
+        route.protocol.l4() == destination.l4
+            && route.port.is_none_or(|port| port == destination.port)
             && match route.destination {
-                Destination::EveryVip => vips.contains(&wanted.vip),
-                Destination::Address(address) => address == wanted.vip,
-                Destination::Prefix(prefix) => prefix.contains(&wanted.vip) && vips.contains(&wanted.vip),
+                Destination::EveryVip => vips.contains(&destination.vip),
+                Destination::Address(address) => address == destination.vip,
+                Destination::Prefix(prefix) => {
+                    prefix.contains(&destination.vip) && vips.contains(&destination.vip)
+                }
             }
     }
 }

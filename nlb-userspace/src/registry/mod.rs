@@ -2,22 +2,22 @@
 //!
 //! [`Registry`] is the single writer. Each file beside it adds the changes of one subject.
 
-mod ability;
+mod abilities;
 mod admission;
 mod attempt;
 mod drains;
+mod error;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;
-mod kept;
 mod learned;
 mod overrides;
+mod persisted;
 mod promotion;
 mod published;
 mod rate_limits;
 mod rebalance;
 mod record;
-mod refusal;
 mod report;
 mod restore;
 mod routing;
@@ -27,21 +27,21 @@ mod suitability;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod weight_requests;
 mod weights;
-mod wishes;
 mod writer;
 
 pub use admission::Admission;
 pub use attempt::Attempt;
 pub use drains::Draining;
-pub use kept::{GroupPolicy, Keep, Kept};
-pub use learned::{MOST_LEARNED, NotLearned};
+pub use error::RegistryError;
+pub use learned::{MAX_LEARNED_ROUTES, NotLearned};
+pub use persisted::{GroupPolicy, PersistedRevision, PersistedState};
 pub use promotion::{Promoted, RolledBack};
-pub use record::{Claim, Drain, Record, Registration, Steering};
-pub use refusal::Refusal;
+pub use record::{Claim, Drain, InstanceOverrides, Record, Registration};
 pub use report::Report;
 pub use routing::Owner;
 pub use secret::RegistrationId;
-pub use state::{Awaited, Learned, Split, State};
+pub use state::{AwaitedRegistrations, Learned, Split, State};
 pub use upkeep::Named;
 pub use writer::{Commit, Registered, Registry};

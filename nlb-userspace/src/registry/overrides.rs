@@ -1,30 +1,30 @@
 //! What operators have set for single instances, and the instances that are awaited after a start.
 
-use super::{State, Steering};
+use super::{InstanceOverrides, State};
 
 impl State {
     /// Notes what an operator has set for an instance.
-    pub(super) fn steer(&mut self, instance_id: &str, set: impl FnOnce(&mut Steering)) {
-        let mut steering = self.steering.get(instance_id).copied().unwrap_or_default();
-        set(&mut steering);
-        if steering == Steering::default() {
-            self.forget_steering(instance_id);
+    pub(super) fn override_instance(&mut self, instance_id: &str, set: impl FnOnce(&mut InstanceOverrides)) {
+        let mut overrides = self.overrides.get(instance_id).copied().unwrap_or_default();
+        set(&mut overrides);
+        if overrides == InstanceOverrides::default() {
+            self.forget_overrides(instance_id);
         } else {
-            self.steering.insert(instance_id.to_owned(), steering);
+            self.overrides.insert(instance_id.to_owned(), overrides);
         }
     }
 
     /// What a registration says counts, unless it only follows a restart of the NLB.
-    pub(super) fn steering_of_newcomer(&mut self, instance_id: &str) -> Steering {
+    pub(super) fn overrides_of_newcomer(&mut self, instance_id: &str) -> InstanceOverrides {
         if !self.awaits(instance_id) {
-            self.forget_steering(instance_id);
+            self.forget_overrides(instance_id);
         }
-        self.steering.get(instance_id).copied().unwrap_or_default()
+        self.overrides.get(instance_id).copied().unwrap_or_default()
     }
 
-    pub(super) fn forget_steering(&mut self, instance_id: &str) {
-        if self.steering.contains_key(instance_id) {
-            self.steering.remove(instance_id);
+    pub(super) fn forget_overrides(&mut self, instance_id: &str) {
+        if self.overrides.contains_key(instance_id) {
+            self.overrides.remove(instance_id);
         }
     }
 
@@ -42,9 +42,9 @@ impl State {
     pub(super) fn end_waiting(&mut self) {
         self.awaited = None;
         let gone: Vec<String> =
-            self.steering.keys().filter(|id| !self.modules.contains_key(*id)).cloned().collect();
+            self.overrides.keys().filter(|id| !self.modules.contains_key(*id)).cloned().collect();
         for instance_id in gone {
-            self.forget_steering(&instance_id);
+            self.forget_overrides(&instance_id);
         }
     }
 }

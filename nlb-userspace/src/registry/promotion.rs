@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Commit, Refusal, Registry, State};
+use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 use crate::model::traffic::Traffic;
 use crate::policy::promotion::{Counters, Next, Pace, Promotion, WHOLE};
@@ -39,15 +39,15 @@ impl Registry {
         traffic: &Traffic,
         commit: Commit,
         now: Now,
-    ) -> Result<Promoted, Refusal> {
+    ) -> Result<Promoted, RegistryError> {
         let (percent, revision) = self.change(commit, |state| {
             let terms = state.settings.promotion;
             if state.instances_of(version).next().is_none() {
-                return Err(Refusal::UnknownVersion(version.to_owned()));
+                return Err(RegistryError::UnknownVersion(version.to_owned()));
             }
             let promotion = match state.promotion.take() {
                 Some(running) if running.version() != version && running.percent() < WHOLE => {
-                    return Err(Refusal::Promoting {
+                    return Err(RegistryError::Promoting {
                         version: running.version().to_owned(),
                         percent: running.percent(),
                     });
@@ -80,21 +80,21 @@ impl Registry {
     /// Puts a former split back: the one before the last change, or the last one in which `target` took most new flows.
     /// A promotion that is under way ends. The changes are undone, not made the other way round: going back twice goes
     /// further back, and never to the version that one has just fled.
-    pub fn roll_back(&self, target: &str, commit: Commit) -> Result<RolledBack, Refusal> {
+    pub fn roll_back(&self, target: &str, commit: Commit) -> Result<RolledBack, RegistryError> {
         let ((previous, current), revision) = self.change(commit, |state| {
             let index = match target {
-                "" => state.former_splits.len().checked_sub(1).ok_or(Refusal::NoFormerSplit)?,
+                "" => state.former_splits.len().checked_sub(1).ok_or(RegistryError::NoFormerSplit)?,
                 target if state.instances_of(target).next().is_none() => {
-                    return Err(Refusal::UnknownVersion(target.to_owned()));
+                    return Err(RegistryError::UnknownVersion(target.to_owned()));
                 }
                 target => {
                     let was_active = |split: &Split| state.active_under(&split.weights) == Some(target);
                     let former = state.former_splits.iter().rposition(was_active);
-                    former.ok_or_else(|| Refusal::NeverActive(target.to_owned()))?
+                    former.ok_or_else(|| RegistryError::NeverActive(target.to_owned()))?
                 }
             };
             let former = &state.former_splits[index].weights;
-            let current = state.active_under(former).ok_or(Refusal::EmptySplit)?.to_owned();
+            let current = state.active_under(former).ok_or(RegistryError::EmptySplit)?.to_owned();
             let previous = state.active_version().unwrap_or_default().to_owned();
             state.restore(index);
             Ok((previous, current))
@@ -111,7 +111,7 @@ impl Registry {
         let terms = &state.settings.promotion.clone();
         let Some(mut promotion) = state.promotion.clone() else { return };
         let version = promotion.version().to_owned();
-        let next = promotion.look(state.counters(&version, traffic), terms, now.at);
+        let next = promotion.evaluate(state.counters(&version, traffic), terms, now.at);
         let percent = promotion.percent();
         let changed = Arc::make_mut(&mut state);
         match next {
@@ -129,8 +129,8 @@ impl Registry {
                 changed.last_promotion = Some(format!("{version} has all new flows"));
                 info!(version, "promotion complete");
             }
-            Next::TakeBack(why) => {
-                changed.take_back(&version, &why.to_string());
+            Next::RollBack(why) => {
+                changed.roll_back_promotion(&version, &why.to_string());
                 warn!(version, percent, %why, "promotion ended");
             }
         }
@@ -161,7 +161,7 @@ impl State {
     }
 
     /// Ends a promotion that failed, and puts the split from before back unless nobody could serve then.
-    fn take_back(&mut self, version: &str, why: &str) {
+    fn roll_back_promotion(&mut self, version: &str, why: &str) {
         let former = self.former_splits.last().and_then(|split| self.active_under(&split.weights));
         let outcome = if former.is_some_and(|active| self.serving(active).next().is_some()) {
             self.restore(self.former_splits.len() - 1);

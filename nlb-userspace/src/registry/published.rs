@@ -9,7 +9,7 @@ use nlb_common::abi::LIMIT_CHAIN;
 use crate::compile::{self, Footprint};
 use crate::model::Desired;
 
-use super::{Refusal, State};
+use super::{RegistryError, State};
 
 /// A state, and what it means for the data path.
 #[derive(Clone, Debug)]
@@ -39,33 +39,33 @@ impl Published {
     }
 
     /// A later state that is allowed and fits, without what was learned if need be.
-    pub fn fitting(&self, candidate: State) -> Result<Published, Refusal> {
+    pub fn fitting(&self, candidate: State) -> Result<Published, RegistryError> {
         let next = self.next(Arc::new(candidate));
-        let Err(refusal) = next.check(self) else { return Ok(next) };
-        let without = self.next(Arc::new(next.state.without_learned().ok_or(refusal)?));
+        let Err(error) = next.check(self) else { return Ok(next) };
+        let without = self.next(Arc::new(next.state.without_learned().ok_or(error)?));
         without.check(self).map(|()| without)
     }
 
     /// Whether it keeps to the operator's limits, and has room in the maps, if what came before has.
-    pub fn check(&self, before: &Published) -> Result<(), Refusal> {
+    pub fn check(&self, before: &Published) -> Result<(), RegistryError> {
         let (desired, settings) = (&self.desired, &self.state.settings);
         if desired.modules.len() > settings.max_modules {
-            return Err(Refusal::TooManyModules(settings.max_modules));
+            return Err(RegistryError::TooManyModules(settings.max_modules));
         }
         let operators = desired.operator_routes.len() + desired.learned_routes.len();
         let wanted = self.footprint.module_routes() + operators;
         if wanted > settings.max_routes {
-            return Err(Refusal::TooManyRoutes { wanted, limit: settings.max_routes });
+            return Err(RegistryError::TooManyRoutes { wanted, limit: settings.max_routes });
         }
         if !desired.rate_limits.ptr_eq(&before.desired.rate_limits) {
             let met = compile::longest_chain(desired);
             if met > LIMIT_CHAIN {
-                return Err(Refusal::TooManyLimitsMet { met, limit: LIMIT_CHAIN });
+                return Err(RegistryError::TooManyLimitsMet { met, limit: LIMIT_CHAIN });
             }
         }
         if self.footprint.fits(desired, &settings.limits) {
             return Ok(());
         }
-        compile::fits(desired, &settings.limits).map_err(Refusal::TooMany)
+        compile::fits(desired, &settings.limits).map_err(RegistryError::TooMany)
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use tracing::info;
 
-use super::{Commit, Refusal, Registry};
+use super::{Commit, Registry, RegistryError};
 
 impl Registry {
     /// Sets the weights by which new flows are shared; those that were asked for stay on record.
-    pub fn rebalance(&self, weights: &BTreeMap<String, u32>) -> Result<u64, Refusal> {
+    pub fn rebalance(&self, weights: &BTreeMap<String, u32>) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
             for (instance_id, weight) in weights {
                 state.record_mut(instance_id)?.registration.module.weight = *weight;
@@ -21,8 +21,8 @@ impl Registry {
 
     /// Whether the instance is registered, and the proof right if one is given: for calls whose messages have no field for
     /// it in the contract.
-    pub fn recognise(&self, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
-        self.snapshot().recognise(instance_id, registration_id)
+    pub fn authenticate_caller(&self, instance_id: &str, registration_id: &str) -> Result<(), RegistryError> {
+        self.snapshot().authenticate_caller(instance_id, registration_id)
     }
 }
 
@@ -52,7 +52,7 @@ mod tests {
         let registry = registry();
         registry.add("alb-1");
         let weights = BTreeMap::from([("alb-1".to_owned(), 30), ("ghost".to_owned(), 170)]);
-        assert_eq!(registry.rebalance(&weights), Err(Refusal::UnknownInstance("ghost".into())));
+        assert_eq!(registry.rebalance(&weights), Err(RegistryError::UnknownInstance("ghost".into())));
         assert_eq!(registry.desired().borrow().modules["alb-1"].weight, 100);
     }
 
@@ -60,9 +60,15 @@ mod tests {
     fn a_proof_may_be_left_out_but_not_be_wrong() {
         let registry = registry();
         let id = registry.add("alb-1");
-        assert_eq!(registry.recognise("alb-1", ""), Ok(()));
-        assert_eq!(registry.recognise("alb-1", &id), Ok(()));
-        assert_eq!(registry.recognise("alb-1", "guess"), Err(Refusal::ProofWrong("alb-1".into())));
-        assert_eq!(registry.recognise("ghost", ""), Err(Refusal::UnknownInstance("ghost".into())));
+        assert_eq!(registry.authenticate_caller("alb-1", ""), Ok(()));
+        assert_eq!(registry.authenticate_caller("alb-1", &id), Ok(()));
+        assert_eq!(
+            registry.authenticate_caller("alb-1", "guess"),
+            Err(RegistryError::CredentialInvalid("alb-1".into()))
+        );
+        assert_eq!(
+            registry.authenticate_caller("ghost", ""),
+            Err(RegistryError::UnknownInstance("ghost".into()))
+        );
     }
 }

@@ -6,10 +6,10 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::endpoint::{Endpoint, Host};
-use crate::model::weight_request::Wish;
+use crate::model::weight_request::WeightRequest;
 use crate::model::{Health, Module, Route, Texts};
-use crate::policy::health::{Check, Opinion, Opinions, Source};
-use crate::policy::lease::{Lease, Standing};
+use crate::policy::health::{Check, HealthSignal, HealthSignals, Source};
+use crate::policy::lease::{Lease, LeaseState};
 use crate::policy::scaling::policy::Policy;
 
 use super::{Attempt, RegistrationId, Report};
@@ -101,17 +101,17 @@ pub struct Record {
     pub registered_at: SystemTime,
     pub lease: Lease,
     /// The lease's standing as it was last acted upon.
-    pub standing: Standing,
+    pub lease_state: LeaseState,
     pub drain: Option<Drain>,
     /// What its health check has found, if it has one.
-    pub check: Option<Opinion>,
+    pub check: Option<HealthSignal>,
     /// What the resets of its flows say.
-    pub resets: Opinion,
+    pub resets: HealthSignal,
     pub report: Option<Report>,
     /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
     pub asked_weight: u32,
     /// What the module said last about weights, be it by registering.
-    pub wish: Wish,
+    pub request: WeightRequest,
     /// When each route came, by route id.
     pub routes_since: OrdMap<String, SystemTime>,
 }
@@ -128,7 +128,7 @@ pub enum Drain {
 /// What operators have set for one instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Steering {
+pub struct InstanceOverrides {
     /// In place of the one that it registers with.
     pub weight: Option<u32>,
     /// It is drained, and stays so.
@@ -139,16 +139,16 @@ impl Record {
     pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
         let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
         Record {
-            check: registration.check.is_some().then(Opinion::unproven),
-            resets: Opinion::healthy(),
+            check: registration.check.is_some().then(HealthSignal::unchecked),
+            resets: HealthSignal::healthy(),
             asked_weight: registration.module.weight,
-            wish: Wish::Own(registration.module.weight),
+            request: WeightRequest::Own(registration.module.weight),
             registration,
             registration_id: RegistrationId::new(),
             epoch,
             registered_at: now.wall,
             lease: Lease::new(now.at),
-            standing: Standing::Current,
+            lease_state: LeaseState::Valid,
             drain: None,
             report: None,
             routes_since,
@@ -176,32 +176,32 @@ impl Record {
     pub(super) fn renew(
         &mut self,
         registration: Registration,
-        steering: Steering,
+        overrides: InstanceOverrides,
         next_epoch: impl FnOnce() -> u64,
         now: Now,
     ) {
         let old = std::mem::replace(&mut self.registration, registration);
         let asked = self.registration.module.weight;
-        if steering.weight.is_some() || asked == self.asked_weight {
+        if overrides.weight.is_some() || asked == self.asked_weight {
             // The operator's, or one that rebalancing has moved.
             self.registration.module.weight = old.module.weight;
         } else {
             self.asked_weight = asked;
-            self.wish = Wish::Own(asked);
+            self.request = WeightRequest::Own(asked);
         }
         let routes = self.registration.module.routes.keys();
         let since = |id: &String| self.routes_since.get(id).copied().unwrap_or(now.wall);
         self.routes_since = routes.map(|id| (id.clone(), since(id))).collect();
         if !self.registration.is_checked_as(&old) {
-            self.check = self.registration.check.is_some().then(Opinion::unproven);
+            self.check = self.registration.check.is_some().then(HealthSignal::unchecked);
         }
         if !self.registration.is_unchanged_from(&old) {
             self.epoch = next_epoch();
-            self.resets = Opinion::healthy();
+            self.resets = HealthSignal::healthy();
         }
         // As of a new one: the process may have to hear of the interval again.
         self.lease = Lease::new(now.at);
-        self.standing = Standing::Current;
+        self.lease_state = LeaseState::Valid;
     }
 
     /// Gives it the weight that was asked for.
@@ -211,18 +211,18 @@ impl Record {
     }
 
     /// Takes over what operators had set before the NLB was restarted.
-    pub(super) fn obey(&mut self, steering: Steering) {
-        if let Some(weight) = steering.weight {
+    pub(super) fn obey(&mut self, overrides: InstanceOverrides) {
+        if let Some(weight) = overrides.weight {
             self.weigh(weight);
         }
-        if steering.maintenance {
+        if overrides.maintenance {
             self.drain = Some(Drain::Maintenance);
         }
     }
 
     /// What counts for steering.
     pub fn health(&self) -> Health {
-        self.opinions().health()
+        self.signals().health()
     }
 
     /// Whether it would get new flows of a route that it was given.
@@ -230,18 +230,18 @@ impl Record {
         self.health().takes_new_flows() && route.suits(&self.registration.module).is_ok()
     }
 
-    pub fn opinions(&self) -> Opinions {
-        Opinions {
+    pub fn signals(&self) -> HealthSignals {
+        HealthSignals {
             module: self.registration.module.health,
-            lease: if self.standing == Standing::Current { Health::Healthy } else { Health::Unhealthy },
-            check: self.check.as_ref().map(|opinion| opinion.health),
+            lease: if self.lease_state == LeaseState::Valid { Health::Healthy } else { Health::Unhealthy },
+            check: self.check.as_ref().map(|signal| signal.health),
             resets: self.resets.health,
             operator: if self.drain.is_some() { Health::Stopping } else { Health::Healthy },
         }
     }
 
     /// What a source that gives reasons has told.
-    pub fn told(&self, source: Source) -> Option<&Opinion> {
+    pub fn told(&self, source: Source) -> Option<&HealthSignal> {
         match source {
             Source::Check => self.check.as_ref(),
             Source::Resets => Some(&self.resets),

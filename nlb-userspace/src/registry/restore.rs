@@ -9,7 +9,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::{Awaited, Commit, Keep, Kept, Refusal, Registry, State};
+use super::{
+    AwaitedRegistrations, Commit, PersistedRevision, PersistedState, Registry, RegistryError, State,
+};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 use crate::policy::promotion::Promotion;
@@ -18,24 +20,24 @@ use crate::policy::scaling::policy::Policy;
 
 impl Registry {
     /// Begins with what was kept, if it fits the settings.
-    pub fn restore(settings: Settings, kept: Kept, now: Now) -> Result<Self, Refusal> {
+    pub fn restore(settings: Settings, persisted: PersistedState, now: Now) -> Result<Self, RegistryError> {
         let mut registry = Registry::new(settings);
         registry.change(Commit::Apply, |state| {
-            state.take_over(kept, now);
+            state.restore_from(persisted, now);
             state.check_vips()
         })?;
-        let kept = Arc::new(Kept::of(&registry.snapshot()));
-        registry.kept = watch::Sender::new(Keep { number: 0, kept });
+        let persisted = Arc::new(PersistedState::of(&registry.snapshot()));
+        registry.persisted = watch::Sender::new(PersistedRevision { number: 0, state: persisted });
         Ok(registry)
     }
 
     /// What has to be kept; the receiver wakes with every change of it.
-    pub fn kept(&self) -> watch::Receiver<Keep> {
-        self.kept.subscribe()
+    pub fn persisted(&self) -> watch::Receiver<PersistedRevision> {
+        self.persisted.subscribe()
     }
 
     /// Puts an operator's policy in force, for as long as the group has instances.
-    pub fn set_scaling(&self, group: &GroupKey, policy: Policy) -> Result<u64, Refusal> {
+    pub fn set_scaling(&self, group: &GroupKey, policy: Policy) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
             state.scaling.insert(group.clone(), policy);
             Ok(())
@@ -57,20 +59,21 @@ impl Registry {
 }
 
 impl State {
-    fn take_over(&mut self, kept: Kept, now: Now) {
+    fn restore_from(&mut self, persisted: PersistedState, now: Now) {
         let terms = self.settings.promotion;
-        self.operator_routes = kept.operator_routes;
-        self.operator_routes_since = kept.operator_routes_since;
-        self.rate_limits = kept.rate_limits;
-        self.version_weights = kept.version_weights;
-        self.split_since = kept.split_since;
-        self.former_splits = kept.former_splits;
-        self.promotion = kept.promotion.map(|stage| Promotion::resume(stage, &terms, now));
-        self.last_promotion = kept.last_promotion;
-        self.scaling = kept.scaling.into_iter().map(|kept| (kept.group, kept.policy)).collect();
-        let instances: BTreeSet<String> = kept.steering.keys().cloned().collect();
+        self.operator_routes = persisted.operator_routes;
+        self.operator_routes_since = persisted.operator_routes_since;
+        self.rate_limits = persisted.rate_limits;
+        self.version_weights = persisted.version_weights;
+        self.split_since = persisted.split_since;
+        self.former_splits = persisted.former_splits;
+        self.promotion = persisted.promotion.map(|stage| Promotion::resume(stage, &terms, now));
+        self.last_promotion = persisted.last_promotion;
+        self.scaling =
+            persisted.scaling.into_iter().map(|persisted| (persisted.group, persisted.policy)).collect();
+        let instances: BTreeSet<String> = persisted.overrides.keys().cloned().collect();
         let waits = !instances.is_empty() || !self.scaling.is_empty();
-        self.awaited = waits.then_some(Awaited { since: now.at, instances });
-        self.steering = kept.steering;
+        self.awaited = waits.then_some(AwaitedRegistrations { since: now.at, instances });
+        self.overrides = persisted.overrides;
     }
 }

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 
 use crate::model::Routes;
 
-use super::{Commit, Refusal, Registry, State, suitability};
+use super::{Commit, Registry, RegistryError, State, suitability};
 use crate::model::clock::Now;
 
 /// When each route came, by route id.
@@ -39,7 +39,7 @@ impl Registry {
         replace_all: bool,
         commit: Commit,
         now: Now,
-    ) -> Result<(usize, u64), Refusal> {
+    ) -> Result<(usize, u64), RegistryError> {
         let (changed, revision) = self.change(commit, |state| {
             let (current, since) = routes_of(state, owner)?;
             let changed = merge(current, since, &routes, replace_all, now.wall);
@@ -53,10 +53,15 @@ impl Registry {
     }
 
     /// Removes one route.
-    pub fn delete_route(&self, owner: Owner<'_>, route_id: &str, commit: Commit) -> Result<u64, Refusal> {
+    pub fn delete_route(
+        &self,
+        owner: Owner<'_>,
+        route_id: &str,
+        commit: Commit,
+    ) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(commit, |state| {
             let (current, since) = routes_of(state, owner)?;
-            current.remove(route_id).ok_or_else(|| Refusal::UnknownRoute(route_id.to_owned()))?;
+            current.remove(route_id).ok_or_else(|| RegistryError::UnknownRoute(route_id.to_owned()))?;
             since.remove(route_id);
             Ok(())
         })?;
@@ -68,11 +73,14 @@ impl Registry {
 }
 
 /// The owner's routes and when each came, if the caller may change them.
-fn routes_of<'s>(state: &'s mut State, owner: Owner<'_>) -> Result<(&'s mut Routes, &'s mut Since), Refusal> {
+fn routes_of<'s>(
+    state: &'s mut State,
+    owner: Owner<'_>,
+) -> Result<(&'s mut Routes, &'s mut Since), RegistryError> {
     let instance_id = match owner {
         Owner::Operator => return Ok((&mut state.operator_routes, &mut state.operator_routes_since)),
         Owner::Module { instance_id, registration_id } => {
-            state.recognise(instance_id, registration_id)?;
+            state.authenticate_caller(instance_id, registration_id)?;
             instance_id
         }
         Owner::OnBehalf { instance_id } => instance_id,
@@ -82,7 +90,7 @@ fn routes_of<'s>(state: &'s mut State, owner: Owner<'_>) -> Result<(&'s mut Rout
 }
 
 /// Whether those who are to serve these routes can.
-fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), Refusal> {
+fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), RegistryError> {
     match owner {
         Owner::Operator => state
             .modules
@@ -169,7 +177,7 @@ mod tests {
                 .map(|(changed, _)| changed)
         };
         assert_eq!(dry(&[("api", route(8080))]), Ok(2));
-        assert!(matches!(dry(&[("six", route_to("2001:db8::1", 80))]), Err(Refusal::Unsuited { .. })));
+        assert!(matches!(dry(&[("six", route_to("2001:db8::1", 80))]), Err(RegistryError::Unsuited { .. })));
         assert_eq!(*registry.desired().borrow(), before);
     }
 
@@ -194,7 +202,7 @@ mod tests {
         };
         let operators = routes(&[("moved", elsewhere)]);
         let refused = registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read());
-        assert!(matches!(refused, Err(Refusal::Unsuited { .. })));
+        assert!(matches!(refused, Err(RegistryError::Unsuited { .. })));
 
         let mut six = registration("alb-2");
         six.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
@@ -209,7 +217,7 @@ mod tests {
         let registry = registry();
         let mut tunnel = registration("alb-1");
         tunnel.module.routes = routes(&[("six", route_to("2001:db8::1", 80))]);
-        assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(Refusal::Unsuited { .. })));
+        assert!(matches!(registry.admit(tunnel.clone(), Now::read()), Err(RegistryError::Unsuited { .. })));
         for mode in [ForwardMode::DsrIpip, ForwardMode::Gue] {
             tunnel.module.mode = mode;
             registry.admit(tunnel.clone(), Now::read()).unwrap();

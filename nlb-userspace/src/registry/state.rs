@@ -14,8 +14,8 @@ use crate::policy::promotion::Promotion;
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 
-use super::{Record, Refusal, Steering};
-use crate::model::destination::Wanted;
+use super::{InstanceOverrides, Record, RegistryError};
+use crate::model::destination::L4Destination;
 use crate::model::settings::Settings;
 
 /// Clones share the modules, routes and limits that are equal.
@@ -43,9 +43,9 @@ pub struct State {
     /// How the last promotion ended, for people.
     pub last_promotion: Option<String>,
     /// What operators have set for instances, by id: of those that are registered, and of those that are awaited.
-    pub steering: OrdMap<String, Steering>,
+    pub overrides: OrdMap<String, InstanceOverrides>,
     /// `None` once the NLB has waited long enough, or began with nothing.
-    pub awaited: Option<Awaited>,
+    pub awaited: Option<AwaitedRegistrations>,
     /// How operators want groups to scale.
     pub scaling: BTreeMap<GroupKey, Policy>,
     last_epoch: u64,
@@ -62,13 +62,13 @@ pub struct Split {
 /// What is known of a learned route beside the route itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Learned {
-    pub wanted: Wanted,
+    pub destination: L4Destination,
     pub since: SystemTime,
 }
 
 /// Whom the NLB waits for after its start.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Awaited {
+pub struct AwaitedRegistrations {
     pub since: Instant,
     /// Instances that were steered before the start and have not been heard of since. A registration of theirs says nothing
     /// new, also if it comes twice: it is the NLB that forgot them.
@@ -95,24 +95,28 @@ impl State {
             former_splits: Vec::new(),
             promotion: None,
             last_promotion: None,
-            steering: OrdMap::new(),
+            overrides: OrdMap::new(),
             awaited: None,
             scaling: BTreeMap::new(),
             last_epoch: 0,
         }
     }
 
-    pub fn record(&self, instance_id: &str) -> Result<&Record, Refusal> {
+    pub fn record(&self, instance_id: &str) -> Result<&Record, RegistryError> {
         let record = self.modules.get(instance_id).map(Arc::as_ref);
-        record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+        record.ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
     /// Whether the instance is registered, and the proof right if one is given.
-    pub(super) fn recognise(&self, instance_id: &str, registration_id: &str) -> Result<(), Refusal> {
+    pub(super) fn authenticate_caller(
+        &self,
+        instance_id: &str,
+        registration_id: &str,
+    ) -> Result<(), RegistryError> {
         let record = self.record(instance_id)?;
         match registration_id.is_empty() || record.registration_id.is(registration_id) {
             true => Ok(()),
-            false => Err(Refusal::ProofWrong(instance_id.to_owned())),
+            false => Err(RegistryError::CredentialInvalid(instance_id.to_owned())),
         }
     }
 
@@ -163,14 +167,14 @@ impl State {
         }
     }
 
-    pub(super) fn record_mut(&mut self, instance_id: &str) -> Result<&mut Record, Refusal> {
+    pub(super) fn record_mut(&mut self, instance_id: &str) -> Result<&mut Record, RegistryError> {
         let record = self.modules.get_mut(instance_id).map(Arc::make_mut);
-        record.ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+        record.ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
     pub(super) fn forget_module(&mut self, instance_id: &str) {
         self.modules.remove(instance_id);
-        self.forget_steering(instance_id);
+        self.forget_overrides(instance_id);
         self.await_no_more(instance_id);
     }
 
@@ -180,11 +184,11 @@ impl State {
     }
 
     /// Whether every route's destination may be a VIP.
-    pub(super) fn check_vips(&self) -> Result<(), Refusal> {
+    pub(super) fn check_vips(&self) -> Result<(), RegistryError> {
         let of_modules = self.modules.values().flat_map(|record| &record.registration.module.routes);
         for (route_id, route) in of_modules.chain(&self.operator_routes) {
             let admitted = self.settings.vips.admit(&route.destination);
-            admitted.map_err(|problem| Refusal::NotVip { route_id: route_id.clone(), problem })?;
+            admitted.map_err(|problem| RegistryError::NotVip { route_id: route_id.clone(), problem })?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use super::{Record, Refusal, Registration};
+use super::{Record, Registration, RegistryError};
 use crate::model::Routes;
 
 /// Whether a module can serve these routes: as its own, and those that are for it as the operator's.
@@ -12,9 +12,9 @@ pub(super) fn check_suited(
     registration: &Registration,
     own: &Routes,
     operators: &Routes,
-) -> Result<(), Refusal> {
+) -> Result<(), RegistryError> {
     let (id, module) = (&registration.instance_id, &registration.module);
-    let unsuited = |route_id: &String, problem| Refusal::Unsuited {
+    let unsuited = |route_id: &String, problem| RegistryError::Unsuited {
         route_id: route_id.clone(),
         instance_id: id.clone(),
         problem,
@@ -32,17 +32,17 @@ pub(super) fn check_suited(
 pub(super) fn check_server_id(
     registration: &Registration,
     modules: &OrdMap<String, Arc<Record>>,
-) -> Result<(), Refusal> {
+) -> Result<(), RegistryError> {
     let Some(server) = registration.module.quic else { return Ok(()) };
     let others = modules.iter().filter(|(id, _)| **id != registration.instance_id);
     let named = others.filter_map(|(id, record)| Some((id, record.registration.module.quic?)));
     for (other, known) in named.filter(|(_, known)| known.config == server.config) {
         if known.len != server.len {
             let (len, config, other_len) = (server.len, server.config, known.len);
-            return Err(Refusal::ServerIdLength { len, config, other: other.clone(), other_len });
+            return Err(RegistryError::ServerIdLength { len, config, other: other.clone(), other_len });
         }
         if known == server {
-            return Err(Refusal::ServerIdTaken { owner: other.clone() });
+            return Err(RegistryError::ServerIdTaken { owner: other.clone() });
         }
     }
     Ok(())

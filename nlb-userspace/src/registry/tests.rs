@@ -53,14 +53,20 @@ fn calls_must_carry_the_current_registration_id() {
     let old = registry.add("alb-1");
     let new = registry.add("alb-1");
     let beat = |id: &str| registry.heartbeat("alb-1", id, None, None, Now::read()).map(drop);
-    assert_eq!(beat(""), Err(Refusal::ProofMissing("alb-1".into())));
-    assert_eq!(beat(&old), Err(Refusal::ProofWrong("alb-1".into())));
-    assert_eq!(beat(&new[..31]), Err(Refusal::ProofWrong("alb-1".into())));
+    assert_eq!(beat(""), Err(RegistryError::CredentialMissing("alb-1".into())));
+    assert_eq!(beat(&old), Err(RegistryError::CredentialInvalid("alb-1".into())));
+    assert_eq!(beat(&new[..31]), Err(RegistryError::CredentialInvalid("alb-1".into())));
     assert_eq!(beat(&new), Ok(()));
-    assert_eq!(registry.begin_leaving("alb-1", &old).unwrap_err(), Refusal::ProofWrong("alb-1".into()));
-    assert_eq!(registry.unregister("alb-1", "").unwrap_err(), Refusal::ProofMissing("alb-1".into()));
+    assert_eq!(
+        registry.begin_leaving("alb-1", &old).unwrap_err(),
+        RegistryError::CredentialInvalid("alb-1".into())
+    );
+    assert_eq!(
+        registry.unregister("alb-1", "").unwrap_err(),
+        RegistryError::CredentialMissing("alb-1".into())
+    );
     let beat = registry.heartbeat("ghost", &new, None, None, Now::read());
-    assert_eq!(beat, Err(Refusal::UnknownInstance("ghost".into())));
+    assert_eq!(beat, Err(RegistryError::UnknownInstance("ghost".into())));
 }
 
 #[test]
@@ -69,7 +75,7 @@ fn a_switch_accepts_empty_ids_but_no_wrong_ones() {
     registry.add("alb-1");
     assert!(registry.heartbeat("alb-1", "", None, None, Now::read()).is_ok());
     let wrong = registry.heartbeat("alb-1", "guess", None, None, Now::read());
-    assert_eq!(wrong, Err(Refusal::ProofWrong("alb-1".into())));
+    assert_eq!(wrong, Err(RegistryError::CredentialInvalid("alb-1".into())));
 }
 
 #[test]
@@ -91,10 +97,13 @@ fn another_address_must_prove_itself_while_the_module_lives() {
     let elsewhere = || Registration { address: "10.0.0.9:50051".parse().unwrap(), ..registration("alb-1") };
 
     let refused = registry.admit(elsewhere(), at(start, 29)).unwrap_err();
-    let Refusal::Taken { epoch, address, .. } = refused else { panic!("{refused}") };
+    let RegistryError::Taken { epoch, address, .. } = refused else { panic!("{refused}") };
     assert_eq!(address.to_string(), "10.0.0.1:50051");
     let guess = Claim::RegistrationId("guess".into());
-    assert!(matches!(registry.register(elsewhere(), &guess, at(start, 29)), Err(Refusal::Taken { .. })));
+    assert!(matches!(
+        registry.register(elsewhere(), &guess, at(start, 29)),
+        Err(RegistryError::Taken { .. })
+    ));
     assert_eq!(registry.desired().borrow().revision, 1, "a refused change changes nothing");
 
     let proof = Claim::RegistrationId(first.registration_id.reveal().into());
@@ -103,7 +112,7 @@ fn another_address_must_prove_itself_while_the_module_lives() {
 
     // What was found out about an earlier registration does not count against the one that took its place.
     let back = registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29));
-    assert!(matches!(back, Err(Refusal::Taken { .. })));
+    assert!(matches!(back, Err(RegistryError::Taken { .. })));
     let epoch = registry.snapshot().record("alb-1").unwrap().epoch;
     assert!(registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29)).is_ok());
 }
@@ -136,7 +145,7 @@ fn missed_heartbeats_take_flows_away_the_next_brings_them_back_and_silence_evict
     registry.expire_leases(at(start, 340).at);
     assert_eq!(health(&registry, "alb-1"), None);
     let beat = registry.heartbeat("alb-1", id.reveal(), None, None, at(start, 341));
-    assert_eq!(beat, Err(Refusal::UnknownInstance("alb-1".into())));
+    assert_eq!(beat, Err(RegistryError::UnknownInstance("alb-1".into())));
 }
 
 #[test]
@@ -198,7 +207,7 @@ fn a_leaving_module_takes_no_flows_until_it_is_gone() {
     assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping));
     registry.heartbeat("alb-1", id.reveal(), Some(Health::Healthy), None, at(start, 1)).unwrap();
     assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping), "a heartbeat does not end a drain");
-    assert_eq!(registry.resume("alb-1").unwrap_err(), Refusal::Leaving("alb-1".into()));
+    assert_eq!(registry.resume("alb-1").unwrap_err(), RegistryError::Leaving("alb-1".into()));
     registry.expire_leases(at(start, 1000).at);
     assert_eq!(health(&registry, "alb-1"), Some(Health::Stopping), "the drain has its own deadline");
     assert!(registry.remove("alb-1", draining.epoch).is_some());
@@ -227,7 +236,10 @@ fn an_operator_drains_and_resumes() {
     registry.begin_leaving("alb-1", &id).unwrap();
     registry.begin_maintenance("alb-1").unwrap();
     assert_eq!(registry.snapshot().record("alb-1").unwrap().drain, Some(Drain::Leaving));
-    assert_eq!(registry.begin_maintenance("ghost").unwrap_err(), Refusal::UnknownInstance("ghost".into()));
+    assert_eq!(
+        registry.begin_maintenance("ghost").unwrap_err(),
+        RegistryError::UnknownInstance("ghost".into())
+    );
 }
 
 #[test]
@@ -236,7 +248,7 @@ fn unregistering_at_once_forgets_the_module() {
     let id = registry.add("alb-1");
     assert_eq!(registry.unregister("alb-1", &id).unwrap(), 2);
     assert!(registry.desired().borrow().modules.is_empty());
-    assert_eq!(registry.unregister("alb-1", &id), Err(Refusal::UnknownInstance("alb-1".into())));
+    assert_eq!(registry.unregister("alb-1", &id), Err(RegistryError::UnknownInstance("alb-1".into())));
 }
 
 #[test]
@@ -246,12 +258,12 @@ fn the_number_of_modules_and_routes_is_bounded() {
         registry.add(instance);
     }
     let fifth = registry.admit(registration("e"), Now::read());
-    assert_eq!(fifth.unwrap_err(), Refusal::TooManyModules(4));
+    assert_eq!(fifth.unwrap_err(), RegistryError::TooManyModules(4));
     registry.add("a");
 
     let more: BTreeMap<_, _> = (1..=5).map(|port| (port.to_string(), route(port))).collect();
     let refused = registry.update_routes(Owner::Operator, more.into(), false, Commit::Apply, Now::read());
-    assert_eq!(refused, Err(Refusal::TooManyRoutes { wanted: 9, limit: 8 }));
+    assert_eq!(refused, Err(RegistryError::TooManyRoutes { wanted: 9, limit: 8 }));
     assert!(registry.desired().borrow().operator_routes.is_empty());
 }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use crate::model::DataAddresses;
 use crate::model::endpoint::Host;
-use crate::policy::lease::Standing;
+use crate::policy::lease::LeaseState;
 
 use super::{Drain, Registry};
 
@@ -31,25 +31,25 @@ impl Registry {
             Arc::make_mut(&mut state).end_waiting();
             self.publish(&state);
         }
-        let due: Vec<(String, Standing)> = state
+        let due: Vec<(String, LeaseState)> = state
             .modules
             .iter()
-            .map(|(instance_id, record)| (instance_id, record, record.lease.standing(terms, now)))
-            .filter(|(_, record, standing)| record.standing != *standing)
-            .map(|(instance_id, _, standing)| (instance_id.clone(), standing))
+            .map(|(instance_id, record)| (instance_id, record, record.lease.state(terms, now)))
+            .filter(|(_, record, lease_state)| record.lease_state != *lease_state)
+            .map(|(instance_id, _, lease_state)| (instance_id.clone(), lease_state))
             .collect();
         if due.is_empty() {
             return;
         }
         let changed = Arc::make_mut(&mut state);
-        for (instance_id, standing) in due {
+        for (instance_id, lease_state) in due {
             let Ok(record) = changed.record_mut(&instance_id) else { continue };
-            record.standing = standing;
+            record.lease_state = lease_state;
             let silent = record.lease.age(now);
-            match standing {
+            match lease_state {
                 // A drain has a deadline of its own.
-                Standing::Forfeit if record.drain != Some(Drain::Leaving) => {
-                    warn!(instance = instance_id, ?silent, "lease forfeit: module evicted");
+                LeaseState::Evicted if record.drain != Some(Drain::Leaving) => {
+                    warn!(instance = instance_id, ?silent, "lease expired: module evicted");
                     changed.forget_module(&instance_id);
                 }
                 _ => warn!(instance = instance_id, ?silent, "heartbeats missed: module gets no new flows"),

@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::model::DEFAULT_WEIGHT;
 
-use super::{Commit, Refusal, Registry, State};
+use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 
 impl Registry {
@@ -17,19 +17,19 @@ impl Registry {
         version: &str,
         weight: u32,
         commit: Commit,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(commit, |state| {
             let record = state.record_mut(instance_id)?;
             let module = &record.registration.module;
             if !version.is_empty() && module.version != version {
-                return Err(Refusal::VersionMismatch {
+                return Err(RegistryError::VersionMismatch {
                     instance_id: instance_id.to_owned(),
                     asked: version.to_owned(),
                     actual: module.version.clone(),
                 });
             }
             record.weigh(weight);
-            state.steer(instance_id, |steering| steering.weight = Some(weight));
+            state.override_instance(instance_id, |overrides| overrides.weight = Some(weight));
             Ok(())
         })?;
         if commit == Commit::Apply {
@@ -44,7 +44,7 @@ impl Registry {
         weight: u32,
         commit: Commit,
         now: Now,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(commit, |state| {
             state.check_version(version)?;
             state.remember_split();
@@ -67,10 +67,10 @@ impl State {
         of_version.map(|(instance_id, _)| instance_id.as_str())
     }
 
-    pub(super) fn check_version(&self, version: &str) -> Result<(), Refusal> {
+    pub(super) fn check_version(&self, version: &str) -> Result<(), RegistryError> {
         match self.instances_of(version).next() {
             Some(_) => Ok(()),
-            None => Err(Refusal::UnknownVersion(version.to_owned())),
+            None => Err(RegistryError::UnknownVersion(version.to_owned())),
         }
     }
 
@@ -131,6 +131,6 @@ mod tests {
         assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 5)].into());
         assert_eq!(registry.desired().borrow().version_weights, [("v2".into(), 5)].into());
         let unknown = registry.set_version_weight("v3", 5, Commit::Apply, Now::read());
-        assert_eq!(unknown, Err(Refusal::UnknownVersion("v3".into())));
+        assert_eq!(unknown, Err(RegistryError::UnknownVersion("v3".into())));
     }
 }

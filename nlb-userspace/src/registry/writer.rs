@@ -13,11 +13,13 @@ use tracing::info;
 
 use super::admission::Admission;
 use super::published::Published;
-use super::{Claim, Keep, Kept, Refusal, Registration, RegistrationId, Report, State};
+use super::{
+    Claim, PersistedRevision, PersistedState, Registration, RegistrationId, RegistryError, Report, State,
+};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 use crate::model::{Desired, Health};
-use crate::policy::lease::Standing;
+use crate::policy::lease::LeaseState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
@@ -31,7 +33,7 @@ pub struct Registry {
     /// Locked only by who has locked `state`.
     published: Mutex<Published>,
     desired: watch::Sender<Arc<Desired>>,
-    pub(super) kept: watch::Sender<Keep>,
+    pub(super) persisted: watch::Sender<PersistedRevision>,
 }
 
 /// The answer to a registration.
@@ -48,8 +50,8 @@ impl Registry {
         let state = Arc::new(State::new(settings));
         let published = Published::first(state.clone());
         let desired = watch::Sender::new(published.desired.clone());
-        let kept = watch::Sender::new(Keep::default());
-        Registry { state: Mutex::new(state), published: Mutex::new(published), desired, kept }
+        let persisted = watch::Sender::new(PersistedRevision::default());
+        Registry { state: Mutex::new(state), published: Mutex::new(published), desired, persisted }
     }
 
     /// What the data path should do; the receiver wakes with every new revision.
@@ -67,7 +69,7 @@ impl Registry {
     }
 
     /// Puts other settings in force; those that what is registered does not fit are refused.
-    pub fn configure(&self, settings: Settings, commit: Commit) -> Result<u64, Refusal> {
+    pub fn configure(&self, settings: Settings, commit: Commit) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(commit, |state| {
             state.settings = Arc::new(settings);
             state.check_vips()
@@ -84,7 +86,7 @@ impl Registry {
         registration: Registration,
         claim: &Claim,
         now: Now,
-    ) -> Result<Registered, Refusal> {
+    ) -> Result<Registered, RegistryError> {
         let instance_id = registration.instance_id.clone();
         let ((registration_id, registered_at, admission), revision) =
             self.change(Commit::Apply, |state| state.admit(registration, claim, now))?;
@@ -100,15 +102,15 @@ impl Registry {
         health: Option<Health>,
         report: Option<Report>,
         now: Now,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<u64, RegistryError> {
         let mut state = self.lock();
-        self.prove(&state, instance_id, registration_id)?;
+        self.authenticate(&state, instance_id, registration_id)?;
         let record = Arc::make_mut(&mut state).record_mut(instance_id)?;
         let before = record.health();
         record.lease.renew(now.at);
-        if record.standing != Standing::Current {
-            info!(instance = instance_id, "module is back");
-            record.standing = Standing::Current;
+        if record.lease_state != LeaseState::Valid {
+            info!(instance = instance_id, "lease restored by a heartbeat");
+            record.lease_state = LeaseState::Valid;
         }
         if let Some(health) = health {
             record.registration.module.health = health;
@@ -125,11 +127,11 @@ impl Registry {
     }
 
     /// Forgets a module at once, at its own request.
-    pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, Refusal> {
+    pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, RegistryError> {
         let snapshot = self.snapshot();
-        self.prove(&snapshot, instance_id, registration_id)?;
+        self.authenticate(&snapshot, instance_id, registration_id)?;
         let epoch = snapshot.record(instance_id)?.epoch;
-        self.remove(instance_id, epoch).ok_or_else(|| Refusal::UnknownInstance(instance_id.to_owned()))
+        self.remove(instance_id, epoch).ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
     /// Forgets that very registration; `None` if it is gone already, or superseded.
@@ -143,26 +145,26 @@ impl Registry {
     }
 
     /// Whether the caller is the module it says it is.
-    pub(super) fn prove(
+    pub(super) fn authenticate(
         &self,
         state: &State,
         instance_id: &str,
         registration_id: &str,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RegistryError> {
         let record = state.record(instance_id)?;
         match registration_id {
             "" if state.settings.accept_empty_ids => Ok(()),
-            "" => Err(Refusal::ProofMissing(instance_id.to_owned())),
+            "" => Err(RegistryError::CredentialMissing(instance_id.to_owned())),
             id if record.registration_id.is(id) => Ok(()),
-            _ => Err(Refusal::ProofWrong(instance_id.to_owned())),
+            _ => Err(RegistryError::CredentialInvalid(instance_id.to_owned())),
         }
     }
 
     pub(super) fn change<T>(
         &self,
         commit: Commit,
-        edit: impl FnOnce(&mut State) -> Result<T, Refusal>,
-    ) -> Result<(T, u64), Refusal> {
+        edit: impl FnOnce(&mut State) -> Result<T, RegistryError>,
+    ) -> Result<(T, u64), RegistryError> {
         let mut current = self.lock();
         let mut candidate = State::clone(&current);
         let answer = edit(&mut candidate)?;
@@ -195,11 +197,11 @@ impl Registry {
 
     /// Called under the lock, with the state that is about to be the current one.
     fn keep(&self, state: &State) {
-        let kept = Kept::of(state);
-        self.kept.send_if_modified(|last| {
-            let news = *last.kept != kept;
+        let persisted = PersistedState::of(state);
+        self.persisted.send_if_modified(|last| {
+            let news = *last.state != persisted;
             if news {
-                *last = Keep { number: last.number + 1, kept: Arc::new(kept) };
+                *last = PersistedRevision { number: last.number + 1, state: Arc::new(persisted) };
             }
             news
         });

@@ -2,7 +2,7 @@
 //!
 //! One file has it all, and is replaced as a whole, so that it is always one state that there has been. [`keep`] is the task
 //! that writes it. Changes that come while it writes go into the next file together; whoever has made one waits for its
-//! number in [`Stored`], as for the maps in `Applied`. A file that this build cannot use stops the start: it is never
+//! number in [`PersistStatus`], as for the maps in `Applied`. A file that this build cannot use stops the start: it is never
 //! written over.
 
 #[cfg(test)]
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::registry::{Keep, Kept};
+use crate::registry::{PersistedRevision, PersistedState};
 
 pub use crate::config::atomic_file::replace;
 
@@ -30,7 +30,7 @@ pub const FILE: &str = "state.json";
 /// Locked by the daemon whose directory it is.
 const LOCK: &str = "lock";
 
-/// Of the form in which [`Kept`] is written. It grows when a build could not use what the one before has written.
+/// Of the form in which [`PersistedState`] is written. It grows when a build could not use what the one before has written.
 const VERSION: u32 = 1;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -38,8 +38,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// What the disk holds, as the calls that wait for it see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stored {
-    /// Of the newest [`Keep`] that was tried.
+pub struct PersistStatus {
+    /// Of the newest [`PersistedRevision`] that was tried.
     pub number: u64,
     /// Why it could not be written, if so.
     pub error: Option<String>,
@@ -48,12 +48,12 @@ pub struct Stored {
 #[derive(Serialize)]
 struct Written<'a> {
     version: u32,
-    state: &'a Kept,
+    state: &'a PersistedState,
 }
 
 #[derive(Deserialize)]
 struct Read {
-    state: Kept,
+    state: PersistedState,
 }
 
 /// All that is looked at before the version is known.
@@ -79,7 +79,7 @@ pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
         // Nobody writes there then; whoever sets something is told.
         Err(TryLockError::Error(error)) => {
             warn!(
-                "nothing that operators set can be kept: cannot lock {}: {error}; see --state-dir",
+                "operator settings cannot be written to disk: cannot lock {}: {error}; see --state-dir",
                 path.display()
             );
             Ok(None)
@@ -88,11 +88,11 @@ pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
 }
 
 /// What was kept in this directory; nothing, if there is no such file.
-pub fn read(directory: &Path) -> anyhow::Result<Kept> {
+pub fn read(directory: &Path) -> anyhow::Result<PersistedState> {
     let path = directory.join(FILE);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PersistedState::default()),
         Err(error) => return Err(unusable(directory, anyhow!(error).context("cannot be read"))),
     };
     parse(&bytes).map_err(|problem| unusable(directory, problem))
@@ -102,14 +102,14 @@ pub fn read(directory: &Path) -> anyhow::Result<Kept> {
 pub fn unusable(directory: &Path, problem: anyhow::Error) -> anyhow::Error {
     let path = directory.join(FILE);
     anyhow!(
-        "{}, which has what operators have set, is of no use: {problem:#}; correct what is wrong, or begin without it: move \
+        "{}, the persisted operator settings, cannot be used: {problem:#}; correct the file, or start without it: move \
          it away, or start once with --ignore-state, which does that",
         path.display()
     )
 }
 
 /// Moves the file out of the way, if there is one. Answers where it is now.
-pub fn set_aside(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
+pub fn move_aside(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
     let path = directory.join(FILE);
     if !path.try_exists().with_context(|| format!("cannot look at {}", path.display()))? {
         return Ok(None);
@@ -124,19 +124,19 @@ pub fn set_aside(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
 /// Writes every change of what is to be kept, and tries again what failed. Runs until it is dropped.
 pub async fn keep(
     directory: PathBuf,
-    mut kept: watch::Receiver<Keep>,
-    stored: watch::Sender<Stored>,
+    mut persisted: watch::Receiver<PersistedRevision>,
+    stored: watch::Sender<PersistStatus>,
 ) -> Infallible {
     let mut retry = FIRST_RETRY;
     loop {
         let failed = stored.borrow().error.is_some();
         tokio::select! {
-            changed = kept.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            changed = persisted.changed() => if changed.is_err() { std::future::pending::<()>().await },
             () = tokio::time::sleep(retry), if failed => retry = (retry * 2).min(LAST_RETRY),
         }
-        let Keep { number, kept } = kept.borrow_and_update().clone();
+        let PersistedRevision { number, state: persisted } = persisted.borrow_and_update().clone();
         let into = directory.clone();
-        let written = tokio::task::spawn_blocking(move || write(&into, &kept)).await;
+        let written = tokio::task::spawn_blocking(move || write(&into, &persisted)).await;
         let error = match written {
             Ok(written) => written.err().map(|error| format!("{error:#}")),
             Err(panicked) => Some(panicked.to_string()),
@@ -144,23 +144,23 @@ pub async fn keep(
         match &error {
             None => {
                 if failed {
-                    info!("what operators have set is kept again");
+                    info!("operator settings are written to disk again");
                 }
                 retry = FIRST_RETRY;
             }
-            Some(error) => warn!("what operators have set is not kept: {error}"),
+            Some(error) => warn!("operator settings are not on disk: {error}"),
         }
-        stored.send_replace(Stored { number, error });
+        stored.send_replace(PersistStatus { number, error });
     }
 }
 
-fn write(directory: &Path, kept: &Arc<Kept>) -> anyhow::Result<()> {
-    let written = Written { version: VERSION, state: kept };
+fn write(directory: &Path, persisted: &Arc<PersistedState>) -> anyhow::Result<()> {
+    let written = Written { version: VERSION, state: persisted };
     replace(directory, FILE, |file| Ok(serde_json::to_writer(file, &written)?))
         .with_context(|| format!("cannot write {}; see --state-dir", directory.join(FILE).display()))
 }
 
-fn parse(bytes: &[u8]) -> anyhow::Result<Kept> {
+fn parse(bytes: &[u8]) -> anyhow::Result<PersistedState> {
     let Head { version } = serde_json::from_slice(bytes).context("it is damaged")?;
     ensure!(
         version <= VERSION,

@@ -16,7 +16,7 @@ use crate::model::{
 use crate::policy::promotion::Stage;
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
-use crate::registry::{GroupPolicy, Split, Steering};
+use crate::registry::{GroupPolicy, InstanceOverrides, Split};
 
 /// Removed with the test.
 struct Directory(PathBuf);
@@ -170,17 +170,17 @@ fn group_policy() -> impl Strategy<Value = GroupPolicy> {
     )
 }
 
-fn kept() -> impl Strategy<Value = Kept> {
+fn persisted() -> impl Strategy<Value = PersistedState> {
     let split = (weights(), option::of(time())).prop_map(|(weights, since)| Split { weights, since });
-    let steering = (option::of(0..=10_000u32), any::<bool>())
-        .prop_map(|(weight, maintenance)| Steering { weight, maintenance });
+    let overrides = (option::of(0..=10_000u32), any::<bool>())
+        .prop_map(|(weight, maintenance)| InstanceOverrides { weight, maintenance });
     let routes = (btree_map(name(), route(), 0..4), btree_map(name(), time(), 0..4));
     let limits = btree_map(name(), rate_limit(), 0..4);
     let versions = (weights(), option::of(time()), vec(split, 0..4), option::of(stage()), option::of(name()));
-    let modules = (btree_map(name(), steering, 0..4), vec(group_policy(), 0..3));
-    (routes, limits, versions, modules).prop_map(|(routes, limits, versions, (steering, scaling))| {
+    let modules = (btree_map(name(), overrides, 0..4), vec(group_policy(), 0..3));
+    (routes, limits, versions, modules).prop_map(|(routes, limits, versions, (overrides, scaling))| {
         let (version_weights, split_since, former_splits, promotion, last_promotion) = versions;
-        Kept {
+        PersistedState {
             operator_routes: routes.0.into_iter().collect(),
             operator_routes_since: routes.1.into_iter().collect(),
             rate_limits: limits.into_iter().collect(),
@@ -189,16 +189,19 @@ fn kept() -> impl Strategy<Value = Kept> {
             former_splits,
             promotion,
             last_promotion,
-            steering: steering.into_iter().collect(),
+            overrides: overrides.into_iter().collect(),
             scaling,
         }
     })
 }
 
 /// Small, and with something in it.
-fn some() -> Arc<Kept> {
-    let steering = Steering { weight: Some(7), maintenance: true };
-    Arc::new(Kept { steering: [("alb-1".to_owned(), steering)].into_iter().collect(), ..Kept::default() })
+fn some() -> Arc<PersistedState> {
+    let overrides = InstanceOverrides { weight: Some(7), maintenance: true };
+    Arc::new(PersistedState {
+        overrides: [("alb-1".to_owned(), overrides)].into_iter().collect(),
+        ..PersistedState::default()
+    })
 }
 
 fn refused(content: &[u8]) -> String {
@@ -212,17 +215,17 @@ fn refused(content: &[u8]) -> String {
 
 proptest! {
     #[test]
-    fn what_is_written_comes_back(kept in kept()) {
+    fn what_is_written_comes_back(persisted in persisted()) {
         let directory = Directory::new();
-        let kept = Arc::new(kept);
-        write(&directory.0, &kept).unwrap();
-        prop_assert_eq!(read(&directory.0).unwrap(), Kept::clone(&kept));
+        let persisted = Arc::new(persisted);
+        write(&directory.0, &persisted).unwrap();
+        prop_assert_eq!(read(&directory.0).unwrap(), PersistedState::clone(&persisted));
     }
 }
 
 #[test]
 fn no_file_is_an_empty_state() {
-    assert_eq!(read(&Directory::new().0).unwrap(), Kept::default());
+    assert_eq!(read(&Directory::new().0).unwrap(), PersistedState::default());
 }
 
 #[test]
@@ -281,20 +284,21 @@ fn a_policy_that_nobody_could_follow_is_refused() {
         },
     ] {
         let group = GroupKey { module_type: ModuleType::Alb, version: "v1".into() };
-        let kept = Kept { scaling: vec![GroupPolicy { group, policy }], ..Kept::default() };
-        refused(&serde_json::to_vec(&Written { version: VERSION, state: &kept }).unwrap());
+        let persisted =
+            PersistedState { scaling: vec![GroupPolicy { group, policy }], ..PersistedState::default() };
+        refused(&serde_json::to_vec(&Written { version: VERSION, state: &persisted }).unwrap());
     }
 }
 
 #[test]
 fn what_is_ignored_is_moved_aside_and_never_lost() {
     let directory = Directory::holding(b"first");
-    let first = set_aside(&directory.0).unwrap().expect("there was a file");
-    assert_eq!(set_aside(&directory.0).unwrap(), None);
+    let first = move_aside(&directory.0).unwrap().expect("there was a file");
+    assert_eq!(move_aside(&directory.0).unwrap(), None);
     fs::write(directory.file(), b"second").unwrap();
-    let second = set_aside(&directory.0).unwrap().expect("there was a file");
+    let second = move_aside(&directory.0).unwrap().expect("there was a file");
     assert_eq!((fs::read(first).unwrap(), fs::read(second).unwrap()), (b"first".into(), b"second".into()));
-    assert_eq!(read(&directory.0).unwrap(), Kept::default());
+    assert_eq!(read(&directory.0).unwrap(), PersistedState::default());
 }
 
 #[test]
@@ -312,10 +316,10 @@ fn a_directory_has_one_daemon_at_a_time() {
 }
 
 /// The task at work, and its two ends.
-fn keeping(directory: &Directory) -> (watch::Sender<Keep>, watch::Receiver<Stored>) {
-    let (changes, kept) = watch::channel(Keep::default());
-    let (publish, stored) = watch::channel(Stored::default());
-    let task = keep(directory.0.clone(), kept, publish);
+fn keeping(directory: &Directory) -> (watch::Sender<PersistedRevision>, watch::Receiver<PersistStatus>) {
+    let (changes, persisted) = watch::channel(PersistedRevision::default());
+    let (publish, stored) = watch::channel(PersistStatus::default());
+    let task = keep(directory.0.clone(), persisted, publish);
     tokio::spawn(async move { match task.await {} });
     (changes, stored)
 }
@@ -325,16 +329,16 @@ async fn changes_that_come_together_are_written_together() {
     let directory = Directory::new();
     let (changes, mut stored) = keeping(&directory);
     for number in 1..100 {
-        changes.send_replace(Keep { number, kept: some() });
+        changes.send_replace(PersistedRevision { number, state: some() });
     }
-    changes.send_replace(Keep { number: 100, kept: Arc::default() });
+    changes.send_replace(PersistedRevision { number: 100, state: Arc::default() });
     let mut writes = 0;
     while stored.borrow_and_update().number < 100 {
         stored.changed().await.unwrap();
         writes += 1;
     }
     // The task has not run before the first wait.
-    assert_eq!((writes, read(&directory.0).unwrap()), (1, Kept::default()));
+    assert_eq!((writes, read(&directory.0).unwrap()), (1, PersistedState::default()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -342,10 +346,10 @@ async fn a_write_that_fails_is_told_and_tried_again() {
     let directory = Directory::new();
     fs::write(&directory.0, "a file where the directory should be").unwrap();
     let (changes, mut stored) = keeping(&directory);
-    changes.send_replace(Keep { number: 1, kept: some() });
+    changes.send_replace(PersistedRevision { number: 1, state: some() });
     let failed = stored.wait_for(|stored| stored.number == 1).await.unwrap().clone();
     assert!(failed.error.expect("it cannot be written").contains("--state-dir"));
     fs::remove_file(&directory.0).unwrap();
     stored.wait_for(|stored| stored.error.is_none()).await.unwrap();
-    assert_eq!(read(&directory.0).unwrap(), Kept::clone(&some()));
+    assert_eq!(read(&directory.0).unwrap(), PersistedState::clone(&some()));
 }

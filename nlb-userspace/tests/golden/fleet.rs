@@ -10,7 +10,7 @@ use nlb::datapath::maps::fake::FakeMaps;
 use nlb::grpc::Control;
 use nlb::model::can_handle::Question;
 use nlb::model::clock::Now;
-use nlb::model::destination::Wanted;
+use nlb::model::destination::L4Destination;
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::Settings;
 use nlb::model::{Ability, RouteKey};
@@ -54,7 +54,7 @@ impl Fleet {
         tasks.spawn(async move { match leases.await {} });
         let state_dir = StateDir::new();
         let (publish_stored, stored) = watch::channel(Default::default());
-        let storing = nlb::store::keep(state_dir.path().to_owned(), registry.kept(), publish_stored);
+        let storing = nlb::store::keep(state_dir.path().to_owned(), registry.persisted(), publish_stored);
         tasks.spawn(async move { match storing.await {} });
         let traffic = watch::channel(Arc::default()).1;
         let sources = Sources {
@@ -116,7 +116,7 @@ impl Fleet {
     }
 
     /// A destination that no route covers, and what one module says of it.
-    pub async fn learn(&mut self, wanted: Wanted, id: &str, priority: Option<i32>) -> String {
+    pub async fn learn(&mut self, wanted: L4Destination, id: &str, priority: Option<i32>) -> String {
         let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
         let learned = self.control.registry.learn(wanted, &[(id.to_owned(), ability)].into(), Now::read());
         match learned {

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use nlb::model::L4;
-use nlb::model::destination::Wanted;
+use nlb::model::destination::L4Destination;
 use nlb::model::settings::Settings;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, Route};
 
@@ -177,14 +177,14 @@ fn configure(mut pairs: Pairs) -> Result<Settings, String> {
     Ok(settings)
 }
 
-fn wanted(destination: &str) -> Result<Wanted, String> {
+fn wanted(destination: &str) -> Result<L4Destination, String> {
     let (address, l4) = match (destination.strip_suffix("/tcp"), destination.strip_suffix("/udp")) {
         (Some(address), _) => (address, L4::Tcp),
         (_, Some(address)) => (address, L4::Udp),
         _ => return Err(format!("`{destination}` ends neither in /tcp nor in /udp")),
     };
     let address: SocketAddr = number(address)?;
-    Ok(Wanted { vip: address.ip(), port: address.port(), l4 })
+    Ok(L4Destination { vip: address.ip(), port: address.port(), l4 })
 }
 
 fn limit(id: &str, enabled: bool, mut pairs: Pairs) -> Result<RateLimit, String> {

@@ -60,7 +60,7 @@ async fn asked(told: &Told, times: usize) {
 #[tokio::test]
 async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
     let mut nlb = Nlb::start().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     nlb.add_fake("a", 1, "v1", ABLE).await;
     nlb.add_fake("b", 2, "v1", UNABLE).await;
     // What does not say counts as the one that says 0.
@@ -85,7 +85,7 @@ async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
 async fn a_module_that_changes_its_mind_is_heard() {
     static PRIORITY: AtomicI32 = AtomicI32::new(5);
     let mut nlb = Nlb::start().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(PRIORITY.load(Ordering::Relaxed))))).await;
     nlb.add_fake("b", 2, "v1", ABLE).await;
     nlb.wait_for_owners(&["a"]).await;
@@ -99,7 +99,7 @@ async fn a_module_that_changes_its_mind_is_heard() {
 async fn a_module_that_falls_silent_keeps_its_last_answer() {
     static CALLS: AtomicI32 = AtomicI32::new(0);
     let mut nlb = Nlb::start().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     let fades = Fake::Answers(|_| match CALLS.fetch_add(1, Ordering::Relaxed) {
         0 => Ok(said(9)),
         1 => Ok(vec![0xff; 9]),
@@ -116,7 +116,7 @@ async fn a_module_that_falls_silent_keeps_its_last_answer() {
 #[tokio::test]
 async fn modules_are_asked_about_operators_routes_and_about_routes_that_change() {
     let mut nlb = Nlb::start().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     let told = nlb.add_fake("a", 1, "v1", Fake::REFUSES).await;
     asked(&told, 1).await;
     let special = Route { destination_port: 9000, ..route("special") };

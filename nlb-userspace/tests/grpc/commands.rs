@@ -189,7 +189,7 @@ async fn groups_are_scaled_within_what_is_set() {
     let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
     let set = nlb.json("scale --type alb --max 3 --cpu 60 --by-hand").await;
     assert_eq!((&set["current"], &set["wanted"]), (&1.into(), &1.into()));
-    assert!(set["message"].as_str().unwrap().contains("for calls by hand only"));
+    assert!(set["message"].as_str().unwrap().contains("for manual calls only"));
     assert!(told.calls().is_empty());
     assert!(nlb.prints("scale alb-1 --up").await.contains("alb-1 sees to 2 instances"));
     assert_eq!(told.calls().len(), 1);

@@ -14,7 +14,7 @@ use nlb::model::clock::Now;
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::Settings;
 use nlb::model::traffic::{Counts, Traffic};
-use nlb::model::upcall::{Closed, QUEUE, Question};
+use nlb::model::upcall::{NegativeEntry, QUEUE, Question};
 use nlb::model::{Backend, ForwardMode, RouteKey};
 use nlb::policy::health::{Probe, Target};
 use nlb::reconcile;
@@ -71,8 +71,8 @@ impl Nlb {
     /// With what was kept in this directory.
     pub async fn configured(settings: Settings, configuration: Configuration, state_dir: &Path) -> Nlb {
         let limits = settings.limits;
-        let kept = store::read(state_dir).expect("a sound file");
-        let registry = Registry::restore(settings, kept, Now::read()).expect("what was kept fits");
+        let persisted = store::read(state_dir).expect("a sound file");
+        let registry = Registry::restore(settings, persisted, Now::read()).expect("what was kept fits");
         let registry = Arc::new(registry);
         let maps = FakeMaps::default();
         let (publish_applied, applied) = watch::channel(Arc::default());
@@ -87,7 +87,7 @@ impl Nlb {
             reconcile::run(desired, hops, publish_applied, limits, store).await;
         });
         let (publish_stored, stored) = watch::channel(Default::default());
-        let storing = store::keep(state_dir.to_owned(), registry.kept(), publish_stored);
+        let storing = store::keep(state_dir.to_owned(), registry.persisted(), publish_stored);
         tasks.spawn(async move { match storing.await {} });
         let leases = nlb::controllers::lease_watcher::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
@@ -165,24 +165,26 @@ impl Nlb {
     }
 
     /// Begins to ask modules what they can handle. Their addresses have to be on loopback.
-    pub fn ask_abilities(&mut self) {
-        let asking = grpc::ask_abilities(self.registry.clone(), self.peers.clone());
+    pub fn poll_can_handle(&mut self) {
+        let asking = grpc::poll_can_handle(self.registry.clone(), self.peers.clone());
         self.tasks.spawn(async move { match asking.await {} });
     }
 
     /// Begins to ask modules for their active version, over and over.
-    pub fn ask_wishes(&mut self) {
-        let asking = grpc::ask_wishes(self.registry.clone(), self.peers.clone(), Duration::from_millis(50));
+    pub fn poll_active_versions(&mut self) {
+        let asking =
+            grpc::poll_active_versions(self.registry.clone(), self.peers.clone(), Duration::from_millis(50));
         self.tasks.spawn(async move { match asking.await {} });
     }
 
     /// Begins to have modules asked about destinations that no route covers. The answer is the line's other end.
-    pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<Closed>) {
+    pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<NegativeEntry>) {
         let (questions, asked) = mpsc::channel(QUEUE);
         let (answers, closed) = mpsc::channel(QUEUE);
-        let line = route_learning::Line { questions: asked, answers };
-        let who_can = grpc::who_can(self.registry.clone(), self.peers.clone());
-        let learning = route_learning::watch(self.registry.clone(), self.traffic.subscribe(), line, who_can);
+        let line = route_learning::UpcallChannel { questions: asked, answers };
+        let ask_can_handle = grpc::ask_can_handle(self.registry.clone(), self.peers.clone());
+        let learning =
+            route_learning::watch(self.registry.clone(), self.traffic.subscribe(), line, ask_can_handle);
         self.tasks.spawn(async move { match learning.await {} });
         (questions, closed)
     }

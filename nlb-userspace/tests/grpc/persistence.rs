@@ -164,8 +164,8 @@ async fn many_changes_at_once_are_all_on_disk_when_they_are_answered() {
     while let Some(changed) = changes.join_next().await {
         let (id, answer) = changed.unwrap();
         assert!(answer.success, "{answer:?}");
-        let kept = store::read(state_dir.path()).unwrap();
-        assert!(kept.rate_limits.contains_key(&id), "{id} was answered and is not on disk");
+        let persisted = store::read(state_dir.path()).unwrap();
+        assert!(persisted.rate_limits.contains_key(&id), "{id} was answered and is not on disk");
     }
 }
 

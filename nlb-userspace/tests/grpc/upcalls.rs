@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nlb::model::destination::Wanted;
+use nlb::model::destination::L4Destination;
 use nlb::model::settings::Settings;
-use nlb::model::upcall::{Closed, Question};
+use nlb::model::upcall::{NegativeEntry, Question};
 use nlb::model::{Ability, L4};
 use nlb_common::upcall::NEGATIVE_TTL;
 use nlb_proto::*;
@@ -21,11 +21,11 @@ fn said(can_handle: bool, priority: i32) -> Vec<u8> {
 }
 
 fn question(port: u16) -> Question {
-    let wanted = Wanted { vip: "192.0.2.1".parse().unwrap(), port, l4: L4::Tcp };
-    Question { wanted, client: "198.51.100.7:40000".parse().unwrap(), key: port.into(), asked_at: 7 }
+    let destination = L4Destination { vip: "192.0.2.1".parse().unwrap(), port, l4: L4::Tcp };
+    Question { destination, client: "198.51.100.7:40000".parse().unwrap(), key: port.into(), asked_at: 7 }
 }
 
-async fn learning() -> (Nlb, mpsc::Sender<Question>, mpsc::Receiver<Closed>) {
+async fn learning() -> (Nlb, mpsc::Sender<Question>, mpsc::Receiver<NegativeEntry>) {
     let mut nlb = Nlb::with(Settings { learn_routes: true, ..settings() }).await;
     let (questions, closed) = nlb.answer_upcalls();
     (nlb, questions, closed)
@@ -56,7 +56,7 @@ const LEARNED: &str = "learned:192.0.2.1:81/tcp";
 #[tokio::test]
 async fn only_who_says_so_can_handle_what_nobody_configured() {
     let (mut nlb, questions, mut closed) = learning().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     let glad = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(true, 7)))).await;
     nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(said(true, 3)))).await;
     nlb.add_fake("c", 3, "v1", Fake::Answers(|_| Ok(said(false, 9)))).await;
@@ -93,7 +93,7 @@ async fn modules_are_told_whose_packet_it_is() {
     let told = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(false, 0)))).await;
     questions.send(question(82)).await.unwrap();
     let answer = closed.recv().await.unwrap();
-    assert_eq!(answer, Closed { key: 82, until: 7 + NEGATIVE_TTL });
+    assert_eq!(answer, NegativeEntry { key: 82, until: 7 + NEGATIVE_TTL });
     assert_eq!(told.calls(), ["CanHandle"]);
     let request: CanHandleRequest = told.last("CanHandle").unwrap();
     let context = [("owner", "learned"), ("source_address", "198.51.100.7"), ("source_port", "40000")];
@@ -114,7 +114,7 @@ async fn learned_routes_follow_what_modules_say_and_go_with_them() {
     use std::sync::atomic::{AtomicI32, Ordering};
     static PRIORITY: AtomicI32 = AtomicI32::new(5);
     let (mut nlb, questions, _closed) = learning().await;
-    nlb.ask_abilities();
+    nlb.poll_can_handle();
     let flips = Fake::Answers(|_| {
         let priority = PRIORITY.load(Ordering::Relaxed);
         Ok(said(priority >= 0, priority))
@@ -128,7 +128,7 @@ async fn learned_routes_follow_what_modules_say_and_go_with_them() {
     PRIORITY.store(-1, Ordering::Relaxed);
     nlb.wait_for_learned(&[(LEARNED, "b")]).await;
     assert_eq!(nlb.registry.snapshot().learned.len(), 1);
-    let key = question(81).wanted.key();
+    let key = question(81).destination.key();
     let unable = Ability { can_handle: false, priority: -1 };
     assert_eq!(nlb.registry.desired().borrow().modules["a"].abilities.get(&key), Some(&unable));
 

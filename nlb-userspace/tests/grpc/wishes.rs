@@ -66,7 +66,7 @@ async fn a_split_counts_when_it_is_new() {
         _ => Ok(vec![0x08, 0x01]),
     });
     let mut nlb = Nlb::start().await;
-    nlb.ask_wishes();
+    nlb.poll_active_versions();
     nlb.add_fake("a", 1, "v1", Fake::UNIMPLEMENTED).await;
     let told = nlb.add_fake("b", 2, "v2", wishes).await;
     nlb.wait_for_shares(10, 90).await;
@@ -81,7 +81,7 @@ async fn a_split_counts_when_it_is_new() {
 #[tokio::test]
 async fn a_split_waits_for_its_versions() {
     let mut nlb = Nlb::start().await;
-    nlb.ask_wishes();
+    nlb.poll_active_versions();
     let told = nlb.add_fake("a", 1, "v1", TEN_NINETY).await;
     asked_again(&told, 2).await;
     assert_eq!(nlb.shares().await, [("v1".to_owned(), 100)].into());
@@ -92,7 +92,7 @@ async fn a_split_waits_for_its_versions() {
 #[tokio::test]
 async fn who_does_not_answer_or_says_nothing_has_no_opinion() {
     let mut nlb = Nlb::start().await;
-    nlb.ask_wishes();
+    nlb.poll_active_versions();
     let mut all = Vec::new();
     for (host, fake) in [
         (1, Fake::UNIMPLEMENTED),
@@ -132,7 +132,7 @@ fn run(nlb: &Nlb, instance_id: &str, version: &str, host: u8) -> tokio::task::Jo
 #[tokio::test]
 async fn modules_of_the_sdk_leave_operators_their_say() {
     let mut nlb = Nlb::start().await;
-    nlb.ask_wishes();
+    nlb.poll_active_versions();
     let running = [run(&nlb, "a", "v1", 1), run(&nlb, "b", "v2", 2)];
     nlb.wait_for_shares(100, 100).await;
     nlb.weigh("", "v1", 95).await;

@@ -10,7 +10,7 @@ use nlb_common::hash;
 use nlb_common::net::{Addr, Be16};
 
 use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
-use crate::rig::{Family, Rig, XDP_REDIRECT, families, sizes, source_port};
+use crate::rig::{Family, Rig, XDP_REDIRECT, families, load_config, source_port};
 
 /// New, closed and active flows.
 fn flows(rig: &mut Rig, later: u16) -> Result<(u64, u64, u64)> {
@@ -90,9 +90,9 @@ fn a_connection_counts_from_its_first_packet_to_its_last() -> Result<()> {
 #[test]
 fn the_late_end_of_a_forgotten_connection_is_no_connection() -> Result<()> {
     for family in families() {
-        let sizes = sizes();
-        let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
-        let IdleTimes { closing, .. } = rig.idle_times(&sizes);
+        let load_config = load_config();
+        let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
+        let IdleTimes { closing, .. } = rig.idle_times(&load_config);
         forwards(&mut rig, &segment(&family.syn(), RST))?;
         assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
         forwards(&mut rig, &segment(&family.syn().with(|p| p.sport += 1), FIN | ACK))?;
@@ -105,8 +105,8 @@ fn the_late_end_of_a_forgotten_connection_is_no_connection() -> Result<()> {
 #[test]
 fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
     for family in families() {
-        let sizes = sizes();
-        let idle = Rig::sized(ForwardMode::Nat, &sizes)?.idle_times(&sizes);
+        let load_config = load_config();
+        let idle = Rig::sized(ForwardMode::Nat, &load_config)?.idle_times(&load_config);
         type Story = fn(&mut Rig, Family) -> Result<()>;
         let stories: [(&str, u16, Story); 5] = [
             ("opening", idle.opening, |rig, family| forwards(rig, &family.syn()).map(drop)),
@@ -123,7 +123,7 @@ fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
             }),
         ];
         for (what, limit, story) in stories {
-            let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
+            let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
             story(&mut rig, family)?;
             // The clock may tick while this looks.
             assert_eq!(flows(&mut rig, limit - 1)?, (1, 0, 1), "{what}");
@@ -142,7 +142,7 @@ fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
 
 #[test]
 fn what_a_full_table_displaces_is_not_counted_any_more() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
     for family in families() {
@@ -167,7 +167,7 @@ fn what_a_full_table_displaces_is_not_counted_any_more() -> Result<()> {
 
 #[test]
 fn established_connections_that_nat_displaces_are_not_counted_any_more() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     small.flows.max = 4096;
     for family in families() {
         let mut rig = Rig::sized(ForwardMode::Nat, &small)?;
@@ -188,7 +188,7 @@ fn established_connections_that_nat_displaces_are_not_counted_any_more() -> Resu
 
 #[test]
 fn a_backend_that_gets_an_old_number_begins_at_zero() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     // The rig's module is four backends: two routes in two families.
     small.limits.backends = 4;
     for family in families() {

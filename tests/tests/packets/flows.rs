@@ -12,15 +12,15 @@ use nlb_common::abi::PUNTED_BYTES;
 use nlb_common::net::Addr;
 
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
-use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, module, sizes};
+use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module};
 
 /// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else alone.
-pub fn four(sizes: &nlb::datapath::loader::Sizes) -> Result<Rig> {
-    four_in(ForwardMode::DsrL2, sizes)
+pub fn four(load_config: &nlb::datapath::loader::LoadConfig) -> Result<Rig> {
+    four_in(ForwardMode::DsrL2, load_config)
 }
 
-fn four_in(mode: ForwardMode, sizes: &nlb::datapath::loader::Sizes) -> Result<Rig> {
-    let mut rig = Rig::sized(mode, sizes)?;
+fn four_in(mode: ForwardMode, load_config: &nlb::datapath::loader::LoadConfig) -> Result<Rig> {
+    let mut rig = Rig::sized(mode, load_config)?;
     for host in 2..=5 {
         let name = format!("m{}", host - 1);
         let module = module(mode, host);
@@ -59,7 +59,7 @@ pub fn set_health(rig: &mut Rig, module: u8, health: Health) -> Result<()> {
 #[test]
 fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Result<()> {
     for family in families() {
-        let mut rig = four(&sizes())?;
+        let mut rig = four(&load_config())?;
         let mut seen = BTreeSet::new();
         for sport in 10_000..10_064 {
             let packet = family.ack().with(|p| p.sport = sport);
@@ -78,7 +78,7 @@ fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Resu
 #[test]
 fn row_13_retransmits_and_held_connections_stay() -> Result<()> {
     for family in families() {
-        let mut rig = four(&sizes())?;
+        let mut rig = four(&load_config())?;
         let syn = family.syn();
         let module = goes_to(&mut rig, &syn)?;
         // The table now says otherwise for most flows, but not for this one.
@@ -95,7 +95,7 @@ fn row_13_retransmits_and_held_connections_stay() -> Result<()> {
 fn row_13_a_new_connection_does_not_follow_a_closed_one() -> Result<()> {
     for (what, ends) in [("reset", vec![RST]), ("closed from both sides", vec![FIN | ACK])] {
         for family in families() {
-            let mut rig = four(&sizes())?;
+            let mut rig = four(&load_config())?;
             let module = goes_to(&mut rig, &family.syn())?;
             goes_to(&mut rig, &family.ack())?;
             rig.module(&format!("m{module}")).weight = 0;
@@ -118,7 +118,7 @@ fn row_13_a_new_connection_does_not_follow_a_closed_one() -> Result<()> {
 #[test]
 fn row_15_a_forged_reset_does_not_move_a_living_connection() -> Result<()> {
     for family in families() {
-        let mut rig = four(&sizes())?;
+        let mut rig = four(&load_config())?;
         let module = goes_to(&mut rig, &family.syn())?;
         goes_to(&mut rig, &family.ack())?;
         rig.module(&format!("m{module}")).weight = 0;
@@ -134,7 +134,7 @@ fn row_15_a_forged_reset_does_not_move_a_living_connection() -> Result<()> {
 fn row_32_udp_leaves_a_draining_module_at_once_and_tcp_stays() -> Result<()> {
     let modes = [ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue];
     for (mode, family) in modes.into_iter().flat_map(|mode| families().map(|family| (mode, family))) {
-        let mut rig = four_in(mode, &sizes())?;
+        let mut rig = four_in(mode, &load_config())?;
         for health in [Health::Stopping, Health::Unhealthy] {
             let (udp, tcp) = (goes_to(&mut rig, &family.udp())?, goes_to(&mut rig, &family.syn())?);
             goes_to(&mut rig, &family.ack())?;
@@ -152,7 +152,7 @@ fn row_32_udp_leaves_a_draining_module_at_once_and_tcp_stays() -> Result<()> {
 
 #[test]
 fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     // Few enough numbers for one to come round again soon.
     small.limits.backends = 20;
     for family in families() {
@@ -223,7 +223,7 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
         let outcome = rig.run(&family.syn())?;
         assert_eq!(outcome.counted, [("park next_hop".to_owned(), 1)].into());
         assert_eq!(outcome.frame, family.syn().bytes());
-        assert_eq!(rig.parked(), [family.syn().bytes()]);
+        assert_eq!(rig.punted(), [family.syn().bytes()]);
         let headers = family.syn().bytes().len();
         let of_length = |len: usize| {
             let bytes = (0..len - headers).map(|n| n as u8);
@@ -231,11 +231,11 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
         };
         for len in (1000..1008).chain(PUNTED_BYTES - 7..=PUNTED_BYTES) {
             rig.run(&of_length(len))?;
-            assert_eq!(rig.parked(), [of_length(len).bytes()], "{len} bytes");
+            assert_eq!(rig.punted(), [of_length(len).bytes()], "{len} bytes");
         }
         let long = rig.run(&of_length(PUNTED_BYTES + 1))?;
         assert_eq!(long.counted, [("drop park_full".to_owned(), 1)].into(), "too long to wait");
-        assert!(rig.parked().is_empty());
+        assert!(rig.punted().is_empty());
         rig.know(family.backend, family.source);
         rig.apply()?;
         assert_eq!(rig.run(&family.syn())?.action, XDP_REDIRECT);
@@ -245,7 +245,7 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
 
 #[test]
 fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
     for family in families() {
@@ -287,7 +287,7 @@ fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<
 #[test]
 fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
     let [family, _]: [Family; 2] = families();
-    let mut rig = four(&sizes())?;
+    let mut rig = four(&load_config())?;
     let restrict = |rig: &mut Rig, module: &str, source: &str, priority: i32| {
         let route = rig.route(module, "tcp");
         (route.source, route.priority) = (Some(source.parse().expect("a prefix")), priority);
@@ -311,7 +311,7 @@ fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
 #[test]
 fn row_33_protocols_ports_and_vips_are_never_mixed_up() -> Result<()> {
     for family in families() {
-        let mut rig = four(&sizes())?;
+        let mut rig = four(&load_config())?;
         let route = Route::clone(&rig.module("m1").routes["tcp"]);
         let udp = Route::clone(&rig.module("m1").routes["udp"]);
         let with = |change: &dyn Fn(&mut Route)| {

@@ -8,7 +8,7 @@ use nlb::model::ForwardMode;
 
 use crate::dsr::{handed_on, outer, outer_port, rig_of_one_family, samples, sends};
 use crate::packet::{Outer, OuterUdp, Packet, Transport, UdpChecksum};
-use crate::rig::{Family, Rig, families, sizes};
+use crate::rig::{Family, Rig, families, load_config};
 
 const GUE: ForwardMode = ForwardMode::Gue;
 
@@ -132,7 +132,7 @@ fn a_wrong_inner_checksum_is_wrong_outside_by_as_much() -> Result<()> {
 
 #[test]
 fn the_port_is_a_setting() -> Result<()> {
-    let mut rig = Rig::sized(GUE, &nlb::datapath::loader::Sizes { gue_port: 7777, ..sizes() })?;
+    let mut rig = Rig::sized(GUE, &nlb::datapath::loader::LoadConfig { gue_port: 7777, ..load_config() })?;
     for family in families() {
         let packet = family.syn();
         let expected = wrapped(&family, &packet).with(|p| {

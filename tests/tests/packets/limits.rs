@@ -9,7 +9,7 @@ use nlb::model::{ForwardMode, L4, LimitTarget, LimitUnit, RateLimit, Texts};
 use nlb_common::abi::LimitStats;
 
 use crate::packet::Packet;
-use crate::rig::{Rig, XDP_DROP, XDP_REDIRECT, families, module, sizes, test_run};
+use crate::rig::{Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module, test_run};
 
 /// So many in an hour, and that many at once: during a test, nothing comes back.
 fn few(target: LimitTarget, unit: LimitUnit, units: u64) -> RateLimit {
@@ -274,9 +274,9 @@ fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
 #[test]
 fn row_31_ten_thousand_limits() -> Result<()> {
     let [family, _] = families();
-    let mut sizes = sizes();
-    sizes.limits.rate_limits = 16_384;
-    let mut rig = Rig::sized(ForwardMode::DsrL2, &sizes)?;
+    let mut load_config = load_config();
+    load_config.limits.rate_limits = 16_384;
+    let mut rig = Rig::sized(ForwardMode::DsrL2, &load_config)?;
     rig.desired.modules.insert("m1".to_owned(), module(ForwardMode::DsrL2, 2).into());
     for i in 0..10_000_u16 {
         let client = std::net::Ipv4Addr::from(0x0b00_0000 + u32::from(i));

@@ -10,7 +10,7 @@ use nlb::model::{Destination, ForwardMode, Route, Snat};
 use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
 use crate::rig::{
     BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families,
-    sizes, source_port,
+    load_config, source_port,
 };
 
 /// Expects `packet` to be sent to the backend from a port of ours; the answer is that port.
@@ -279,7 +279,7 @@ fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
 
 #[test]
 fn rows_24_and_30_a_flood_of_syns_does_not_push_an_established_connection_out() -> Result<()> {
-    let mut small = sizes();
+    let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four, and each takes two entries");
     for family in families() {
@@ -337,10 +337,10 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
 /// Four ports towards one backend are four flows, as long as these live.
 #[test]
 fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
-    let mut sizes = sizes();
-    sizes.snat_ports = 2000..=2003;
-    sizes.flows.opening = Duration::from_secs(2);
-    let mut rig = Rig::sized(ForwardMode::Nat, &sizes)?;
+    let mut load_config = load_config();
+    load_config.snat_ports = 2000..=2003;
+    load_config.flows.opening = Duration::from_secs(2);
+    let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
     for family in families() {
         let syn = |n: u16| family.syn().with(|p| p.sport = 40_000 + n);
         let mut ports = BTreeSet::new();

@@ -9,7 +9,7 @@ use nlb::model::{Destination, ForwardMode, Health, L4, Server};
 use crate::flows::{four, goes_to, set_health};
 use crate::packet::{Packet, Transport, UdpChecksum};
 use crate::rig::{
-    CLIENT_MAC, Family, OUR_MAC, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families, module, sizes,
+    CLIENT_MAC, Family, OUR_MAC, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families, load_config, module,
 };
 
 /// The configuration of the modules' ids.
@@ -45,7 +45,7 @@ fn carrying(family: &Family, payload: Vec<u8>) -> Packet {
 
 /// Four modules by direct server return, whose ids name them.
 fn four_servers() -> Result<Rig> {
-    let mut rig = four(&sizes())?;
+    let mut rig = four(&load_config())?;
     for n in 1..=4 {
         rig.module(&format!("m{n}")).quic = Some(server(n));
     }
@@ -103,7 +103,7 @@ fn row_35_packets_go_to_the_server_of_their_connection_id() -> Result<()> {
 
 #[test]
 fn row_35_server_ids_have_1_to_8_octets_and_configurations_their_own_lengths() -> Result<()> {
-    let mut rig = four(&sizes())?;
+    let mut rig = four(&load_config())?;
     for len in 1..=8 {
         for family in families() {
             let ids: [(u8, Vec<u8>); 4] = [

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
 use ipnet::IpNet;
-use nlb::datapath::loader::Sizes;
+use nlb::datapath::loader::LoadConfig;
 use nlb::model::next_hop::Hop;
 use nlb::model::settings::TableSizes;
 use nlb::model::{Destination, ForwardMode, L4, Protocol, Route, Routes, Targets, Texts};
@@ -247,9 +247,10 @@ fn flow(random: &mut Random) -> Flow {
 
 /// Every module has a MAC address of its own, which tells where a packet went.
 fn rig() -> Result<Rig> {
-    let sizes = rig::sizes();
-    let limits = TableSizes { pools: 1000, source_prefixes: 100_000, counted_routes: 0, ..sizes.limits };
-    let mut rig = Rig::sized(ForwardMode::DsrL2, &Sizes { limits, ..sizes })?;
+    let load_config = rig::load_config();
+    let limits =
+        TableSizes { pools: 1000, source_prefixes: 100_000, counted_routes: 0, ..load_config.limits };
+    let mut rig = Rig::sized(ForwardMode::DsrL2, &LoadConfig { limits, ..load_config })?;
     rig.desired.modules.remove("m1");
     rig.apply()?;
     for number in 1..=MODULES {

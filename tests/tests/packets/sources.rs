@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::Result;
 use ipnet::IpNet;
 use nlb::config::OuterSources;
-use nlb::datapath::loader::Sizes;
+use nlb::datapath::loader::LoadConfig;
 use nlb::model::ForwardMode;
 use nlb::model::vips::Vips;
 
@@ -15,7 +15,7 @@ use crate::dsr::{handed_on, of_one_family, outer, samples};
 use crate::fragments::{first, later};
 use crate::icmp::error_about_an_answer;
 use crate::packet::{Outer, Packet};
-use crate::rig::{Family, GUE_PORT, Rig, XDP_PASS, XDP_REDIRECT, families, sizes, test_run};
+use crate::rig::{Family, GUE_PORT, Rig, XDP_PASS, XDP_REDIRECT, families, load_config, test_run};
 
 /// In the order of families.
 const PREFIXES: [&str; 2] = ["10.200.0.0/16", "fd00:200::/64"];
@@ -24,8 +24,8 @@ fn prefixes() -> [IpNet; 2] {
     PREFIXES.map(|prefix| prefix.parse().expect("a prefix"))
 }
 
-pub fn sized(prefixes: &[IpNet]) -> Result<Sizes> {
-    Ok(Sizes { ipip_sources: OuterSources::new(prefixes, &Vips::default())?, ..sizes() })
+pub fn sized(prefixes: &[IpNet]) -> Result<LoadConfig> {
+    Ok(LoadConfig { ipip_sources: OuterSources::new(prefixes, &Vips::default())?, ..load_config() })
 }
 
 fn rig(mode: ForwardMode, prefixes: &[IpNet], backend: &Family) -> Result<Rig> {

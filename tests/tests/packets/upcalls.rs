@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use nlb::model::destination::Wanted;
+use nlb::model::destination::L4Destination;
 use nlb::model::upcall::QUEUE;
 use nlb::model::{ForwardMode, L4};
 use nlb_common::upcall::{NEGATIVE_TTL, PENDING_TTL, negative};
@@ -50,14 +50,14 @@ fn the_first_packet_asks_and_the_others_wait() -> Result<()> {
             }
             let questions = rig.questions();
             assert_eq!(questions.len(), 1, "{questions:?}");
-            assert_eq!(questions[0].wanted, Wanted { vip: family.vip, port: PORT, l4 });
+            assert_eq!(questions[0].destination, L4Destination { vip: family.vip, port: PORT, l4 });
             assert_eq!(questions[0].client, SocketAddr::new(family.client, 40_000));
         }
         assert_waits(&rig.run(&syn(&family).with(|p| p.dst = family.vip2))?);
         assert_waits(&rig.run(&syn(&family).with(|p| p.dport = PORT + 1))?);
-        let wanted: Vec<_> = rig.questions().iter().map(|question| question.wanted).collect();
-        let elsewhere = Wanted { vip: family.vip2, port: PORT, l4: L4::Tcp };
-        assert_eq!(wanted, [elsewhere, Wanted { vip: family.vip, port: PORT + 1, l4: L4::Tcp }]);
+        let destination: Vec<_> = rig.questions().iter().map(|question| question.destination).collect();
+        let elsewhere = L4Destination { vip: family.vip2, port: PORT, l4: L4::Tcp };
+        assert_eq!(destination, [elsewhere, L4Destination { vip: family.vip, port: PORT + 1, l4: L4::Tcp }]);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb::datapath::maps::bpf::WaysChanged;
+use nlb::datapath::maps::bpf::FibGeneration;
 use nlb::model::ForwardMode;
 use nlb_tests::cpu;
 
@@ -14,10 +14,10 @@ use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};
 const TICK: Duration = Duration::from_millis(600);
 
 /// A rig, on one CPU so that there is one memory, and how its program is told of changes.
-fn rig() -> Result<(Rig, WaysChanged)> {
+fn rig() -> Result<(Rig, FibGeneration)> {
     cpu::stay_on(*cpu::available()?.first().context("no CPU to run on")?)?;
     let mut rig = Rig::new(ForwardMode::Nat)?;
-    let changed = rig.ways_changed()?;
+    let changed = rig.fib_generation()?;
     Ok((rig, changed))
 }
 

@@ -55,7 +55,7 @@ fn routes_that_the_front_adds_carry_traffic_at_once() -> Result<()> {
         UpdateRoutesRequest { instance_id: "m0".into(), routes: vec![route.clone()], replace_all: false };
     let answer =
         fleet.front(|mut front| async move { Ok(front.update_routes(update).await?.into_inner()) })?;
-    ensure!(answer.success && !answer.message.contains("not told"), "{}", answer.message);
+    ensure!(answer.success && !answer.message.contains("not reached"), "{}", answer.message);
     let extra = (VIP4, 8090).into();
     ensure!(flows(client, L4::Tcp, extra, 20_000, 20)?.keys().eq(["m0"]));
 

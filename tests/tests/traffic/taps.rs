@@ -170,7 +170,7 @@ fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<
         nic = start(client, &fleet.lab.nlb, "tap0", 5, offloads)?;
         wait_for_log(&fleet, said, 1)?;
         doors += 1;
-        wait_for_log(&fleet, "at the stack's door of tap0", doors)?;
+        wait_for_log(&fleet, "attached nlb_tc to tap0 (tc ingress)", doors)?;
         ensure!(has_program()? == by_xdp, "{offloads:?}");
         serves(client, first).with_context(|| format!("{offloads:?}\n{}", fleet.nlb.output()))?;
     }

@@ -201,7 +201,7 @@ async fn a_check_that_hangs_is_cut_at_its_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn the_number_of_checks_in_the_air_is_bounded_and_all_get_their_turn() {
-    let many = AT_A_TIME + 44;
+    let many = MAX_IN_FLIGHT + 44;
     let limits = crate::model::settings::TableSizes { backends: 1000, ..settings().limits };
     let settings = Settings { max_modules: many, max_routes: many, limits, ..settings() };
     let rig = Rig::over(Registry::new(settings), Does::Hang);
@@ -209,7 +209,7 @@ async fn the_number_of_checks_in_the_air_is_bounded_and_all_get_their_turn() {
         rig.add(&format!("alb-{n}"));
     }
     seconds(5).await;
-    assert_eq!(rig.in_air.lock().unwrap().1, AT_A_TIME);
+    assert_eq!(rig.in_air.lock().unwrap().1, MAX_IN_FLIGHT);
     let tried: BTreeSet<String> = rig.tried.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
     assert_eq!(tried.len(), many);
 }

@@ -8,7 +8,7 @@ use crate::model::traffic::Counts;
 use crate::model::{Backend, ForwardMode, Health, RouteKey, Snat};
 use crate::policy::promotion::*;
 use crate::registry::fixtures::{Fleet as _, registration, settings};
-use crate::registry::{Commit, Kept, Refusal, Report};
+use crate::registry::{Commit, PersistedState, RegistryError, Report};
 
 /// A registry with v1 and v2, each with one instance of its name, and the task that follows promotions.
 struct Fleet {
@@ -43,7 +43,7 @@ impl Fleet {
         self.ids.insert(version, registered.registration_id.reveal().to_owned());
     }
 
-    fn promote(&self, version: &str, pace: Pace) -> Result<u32, Refusal> {
+    fn promote(&self, version: &str, pace: Pace) -> Result<u32, RegistryError> {
         let traffic = self.traffic.borrow().clone();
         let promoted = self.registry.promote(version, pace, &traffic, Commit::Apply, Now::read());
         promoted.map(|promoted| promoted.percent)
@@ -215,7 +215,7 @@ async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
     fleet.promote("v2", Pace::Steps(10)).unwrap();
     assert_eq!(
         fleet.promote("v3", Pace::AtOnce),
-        Err(Refusal::Promoting { version: "v2".into(), percent: 10 })
+        Err(RegistryError::Promoting { version: "v2".into(), percent: 10 })
     );
     assert_eq!(fleet.promote("v2", Pace::AtOnce), Ok(100));
     let back = fleet.registry.roll_back("", Commit::Apply).unwrap();
@@ -230,8 +230,8 @@ async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
 
 /// What is left of a fleet after the daemon was restarted.
 fn restarted(before: &Fleet) -> Fleet {
-    let kept = Kept::clone(&before.registry.kept().borrow().kept);
-    let registry = Registry::restore((*before.registry.settings()).clone(), kept, Now::read()).unwrap();
+    let persisted = PersistedState::clone(&before.registry.persisted().borrow().state);
+    let registry = Registry::restore((*before.registry.settings()).clone(), persisted, Now::read()).unwrap();
     Fleet::with(registry)
 }
 
@@ -332,7 +332,7 @@ async fn a_rollback_is_one_revision_and_goes_further_back_each_time() {
     let set = |version, weight| {
         fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
     };
-    assert_eq!(fleet.registry.roll_back("", Commit::Apply), Err(Refusal::NoFormerSplit));
+    assert_eq!(fleet.registry.roll_back("", Commit::Apply), Err(RegistryError::NoFormerSplit));
     set("v1", 95);
     set("v2", 5);
     fleet.promote("v2", Pace::AtOnce).unwrap();
@@ -358,8 +358,11 @@ async fn a_rollback_to_a_version_finds_its_last_split() {
     let back = fleet.registry.roll_back("v1", Commit::Apply).unwrap();
     assert_eq!((back.previous.as_str(), back.current.as_str()), ("v2", "v1"));
     assert_eq!(fleet.weights(), [("v2".into(), 5)]);
-    assert_eq!(fleet.registry.roll_back("v2", Commit::Apply), Err(Refusal::NeverActive("v2".into())));
-    assert_eq!(fleet.registry.roll_back("v9", Commit::Apply), Err(Refusal::UnknownVersion("v9".into())));
+    assert_eq!(fleet.registry.roll_back("v2", Commit::Apply), Err(RegistryError::NeverActive("v2".into())));
+    assert_eq!(
+        fleet.registry.roll_back("v9", Commit::Apply),
+        Err(RegistryError::UnknownVersion("v9".into()))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -369,7 +372,7 @@ async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
         fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
     }
     let refusal = fleet.registry.roll_back("", Commit::Apply).unwrap_err();
-    assert_eq!(refusal, Refusal::EmptySplit);
+    assert_eq!(refusal, RegistryError::EmptySplit);
     let why = refusal.to_string();
     assert!(why.contains("weight 0") && why.contains("target_version"), "{why}");
     assert_eq!(fleet.split(), (0, 5), "nothing was changed");
@@ -384,6 +387,6 @@ async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
 #[tokio::test(start_paused = true)]
 async fn unknown_versions_are_not_promoted() {
     let fleet = Fleet::start();
-    assert_eq!(fleet.promote("v9", Pace::AtOnce), Err(Refusal::UnknownVersion("v9".into())));
+    assert_eq!(fleet.promote("v9", Pace::AtOnce), Err(RegistryError::UnknownVersion("v9".into())));
     assert!(fleet.weights().is_empty());
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::destination::Wanted;
+use crate::model::destination::L4Destination;
 use crate::model::traffic::Traffic;
 use crate::registry::{Registry, State};
 
@@ -14,22 +14,25 @@ use crate::registry::{Registry, State};
 pub const IDLE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
-pub struct Keeper {
+pub struct LearnedRouteExpiry {
     /// By route id.
-    kept: BTreeMap<String, Kept>,
+    persisted: BTreeMap<String, PersistedState>,
 }
 
 /// When these were last so.
-struct Kept {
+struct PersistedState {
     able: Instant,
     used: Instant,
 }
 
-impl Keeper {
+impl LearnedRouteExpiry {
     /// Forgets what is not to be kept.
-    pub fn look(&mut self, registry: &Registry, traffic: &Traffic, now: Instant) {
-        let flows = |wanted: &Wanted| {
-            traffic.service_flows.get(&(wanted.vip, wanted.port, wanted.l4)).is_some_and(|flows| *flows > 0)
+    pub fn evaluate(&mut self, registry: &Registry, traffic: &Traffic, now: Instant) {
+        let flows = |destination: &L4Destination| {
+            traffic
+                .service_flows
+                .get(&(destination.vip, destination.port, destination.l4))
+                .is_some_and(|flows| *flows > 0)
         };
         let gone = self.review(&registry.snapshot(), flows, now);
         if !gone.is_empty() {
@@ -41,24 +44,25 @@ impl Keeper {
     fn review(
         &mut self,
         state: &State,
-        has_flows: impl Fn(&Wanted) -> bool,
+        has_flows: impl Fn(&L4Destination) -> bool,
         now: Instant,
     ) -> BTreeSet<String> {
         let mut gone = state.superseded();
-        self.kept.retain(|route_id, _| state.learned.contains_key(route_id));
+        self.persisted.retain(|route_id, _| state.learned.contains_key(route_id));
         for (route_id, learned) in &state.learned {
-            let kept = self.kept.entry(route_id.clone()).or_insert(Kept { able: now, used: now });
-            let used = has_flows(&learned.wanted);
+            let persisted =
+                self.persisted.entry(route_id.clone()).or_insert(PersistedState { able: now, used: now });
+            let used = has_flows(&learned.destination);
             if used {
-                kept.used = now;
+                persisted.used = now;
             }
             let able = state.said_of_learned(route_id).any(|(_, ability)| ability.can_handle);
             if able {
-                kept.able = now;
+                persisted.able = now;
             }
             // Open flows may end in peace.
-            let lingers = used && now - kept.able < state.settings.drain_timeout;
-            if !able && !lingers || now - kept.used >= IDLE {
+            let lingers = used && now - persisted.able < state.settings.drain_timeout;
+            if !able && !lingers || now - persisted.used >= IDLE {
                 gone.insert(route_id.clone());
             }
         }

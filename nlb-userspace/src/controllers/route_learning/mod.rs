@@ -23,19 +23,19 @@ use tracing::debug;
 use crate::model::Ability;
 use crate::model::clock::Now;
 use crate::model::traffic::Traffic;
-use crate::model::upcall::Closed;
+use crate::model::upcall::NegativeEntry;
 use crate::model::upcall::Question;
 use crate::registry::{NotLearned, Registry};
-use expiry::Keeper;
-use queue::Desk;
+use expiry::LearnedRouteExpiry;
+use queue::UpcallQueue;
 
 /// How often learned routes are looked at, apart from changes.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The line to the kernel.
-pub struct Line {
+pub struct UpcallChannel {
     pub questions: mpsc::Receiver<Question>,
-    pub answers: mpsc::Sender<Closed>,
+    pub answers: mpsc::Sender<NegativeEntry>,
 }
 
 /// Has questions answered by this way of asking, which says what modules answer, and looks after the routes that come of
@@ -43,7 +43,7 @@ pub struct Line {
 pub async fn watch<A, F>(
     registry: Arc<Registry>,
     traffic: watch::Receiver<Arc<Traffic>>,
-    mut line: Line,
+    mut channel: UpcallChannel,
     ask: A,
 ) -> Infallible
 where
@@ -51,58 +51,58 @@ where
     F: Future<Output = BTreeMap<String, Ability>> + Send + 'static,
 {
     let mut desired = registry.desired();
-    let mut desk = Desk::new(Instant::now());
-    let mut keeper = Keeper::default();
+    let mut queue = UpcallQueue::new(Instant::now());
+    let mut expiry = LearnedRouteExpiry::default();
     let mut asked = JoinSet::new();
-    let mut looks = time::interval(LOOK_EVERY);
+    let mut looks = time::interval(EVALUATION_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        while let Some(question) = desk.next(Instant::now()) {
-            match registry.snapshot().may_learn(&question.wanted) {
+        while let Some(question) = queue.next(Instant::now()) {
+            match registry.snapshot().may_learn(&question.destination) {
                 Ok(()) => {
                     let answers = ask(&question);
                     asked.spawn(async move { (question, answers.await) });
                 }
                 Err(reason) => {
-                    desk.done(&question.wanted);
-                    line.refuse(&question, &reason);
+                    queue.done(&question.destination);
+                    channel.refuse(&question, &reason);
                 }
             }
         }
-        let alarm = desk.alarm();
+        let alarm = queue.alarm();
         tokio::select! {
-            Some(question) = line.questions.recv() => {
-                if let Err(question) = desk.take(question) {
-                    line.close(question.put_off());
+            Some(question) = channel.questions.recv() => {
+                if let Err(question) = queue.take(question) {
+                    channel.close(question.throttled());
                 }
             }
             Some(done) = asked.join_next() => {
                 let (question, answers) = done.expect("asking does not panic");
-                desk.done(&question.wanted);
-                if let Err(reason) = registry.learn(question.wanted, &answers, Now::read()) {
-                    line.refuse(&question, &reason);
+                queue.done(&question.destination);
+                if let Err(reason) = registry.learn(question.destination, &answers, Now::read()) {
+                    channel.refuse(&question, &reason);
                 }
             }
             () = time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
-            Ok(()) = desired.changed() => keeper.look(&registry, &traffic.borrow(), Instant::now()),
-            _ = looks.tick() => keeper.look(&registry, &traffic.borrow(), Instant::now()),
+            Ok(()) = desired.changed() => expiry.evaluate(&registry, &traffic.borrow(), Instant::now()),
+            _ = looks.tick() => expiry.evaluate(&registry, &traffic.borrow(), Instant::now()),
         }
     }
 }
 
-impl Line {
+impl UpcallChannel {
     fn refuse(&self, question: &Question, reason: &NotLearned) {
-        debug!(wanted = %question.wanted, client = %question.client, "no route learned: {reason}");
+        debug!(destination = %question.destination, client = %question.client, "no route learned: {reason}");
         // What is covered has a service, or is about to.
         if *reason != NotLearned::Covered {
             self.close(question.refused());
         }
     }
 
-    fn close(&self, answer: Closed) {
+    fn close(&self, answer: NegativeEntry) {
         if self.answers.try_send(answer).is_err() {
             debug!(
-                "many destinations are closed at a time; the kernel closes this one by itself in a moment"
+                "the channel of negative entries is full; this upcall expires in the kernel"
             );
         }
     }

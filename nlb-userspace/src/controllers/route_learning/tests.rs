@@ -3,11 +3,11 @@
 use std::sync::Mutex;
 
 use super::expiry::IDLE;
-use super::queue::{AT_A_TIME, PACE, WAITING};
+use super::queue::{MAX_IN_FLIGHT, PACE, WAITING};
 use nlb_common::upcall;
 
 use super::*;
-use crate::model::destination::Wanted;
+use crate::model::destination::L4Destination;
 use crate::model::settings::Settings;
 use crate::model::upcall::QUEUE;
 use crate::model::{L4, Routes};
@@ -20,9 +20,9 @@ const VIP: &str = "192.0.2.1";
 const NONE: [u16; 0] = [];
 
 fn question(port: u16) -> Question {
-    let wanted = Wanted { vip: VIP.parse().unwrap(), port, l4: L4::Tcp };
+    let destination = L4Destination { vip: VIP.parse().unwrap(), port, l4: L4::Tcp };
     let client = "198.51.100.7:40000".parse().unwrap();
-    Question { wanted, client, key: u64::from(port) << 16, asked_at: 1_000_000 }
+    Question { destination, client, key: u64::from(port) << 16, asked_at: 1_000_000 }
 }
 
 fn learning() -> Settings {
@@ -33,7 +33,7 @@ fn learning() -> Settings {
 struct Stage {
     registry: Arc<Registry>,
     questions: mpsc::Sender<Question>,
-    closed: mpsc::Receiver<Closed>,
+    closed: mpsc::Receiver<NegativeEntry>,
     traffic: watch::Sender<Arc<Traffic>>,
     /// The ports that were asked about, and when.
     asked: Arc<Mutex<Vec<(u16, Instant)>>>,
@@ -58,15 +58,15 @@ impl Stage {
         let (said, saying) = watch::channel((ABLE, Duration::ZERO));
         let noted = asked.clone();
         let ask = move |question: &Question| {
-            noted.lock().unwrap().push((question.wanted.port, Instant::now()));
+            noted.lock().unwrap().push((question.destination.port, Instant::now()));
             let (ability, delay) = *saying.borrow();
             async move {
                 time::sleep(delay).await;
                 ability.map(|ability| ("alb-1".to_owned(), ability)).into_iter().collect()
             }
         };
-        let line = Line { questions: questions_read, answers };
-        let task = watch(registry.clone(), traffic_read, line, ask);
+        let channel = UpcallChannel { questions: questions_read, answers };
+        let task = watch(registry.clone(), traffic_read, channel, ask);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { match task.await {} });
         let started = Instant::now();
@@ -90,10 +90,10 @@ impl Stage {
 
     fn learned(&self) -> Vec<u16> {
         let snapshot = self.registry.snapshot();
-        snapshot.learned.values().map(|learned| learned.wanted.port).collect()
+        snapshot.learned.values().map(|learned| learned.destination.port).collect()
     }
 
-    fn closed(&mut self) -> Vec<Closed> {
+    fn closed(&mut self) -> Vec<NegativeEntry> {
         std::iter::from_fn(|| self.closed.try_recv().ok()).collect()
     }
 
@@ -101,7 +101,7 @@ impl Stage {
     fn says(&self, ability: Option<Ability>) {
         let question = crate::model::can_handle::Question {
             instance_id: "alb-1".into(),
-            route: question(81).wanted.key(),
+            route: question(81).destination.key(),
         };
         self.registry.set_abilities([(question, ability.unwrap())].into());
     }
@@ -141,7 +141,7 @@ async fn what_nobody_can_handle_is_closed() {
         stage.raise([81]).await;
         time::sleep(PACE).await;
         let until = question(81).asked_at + upcall::NEGATIVE_TTL;
-        assert_eq!(stage.closed(), [Closed { key: question(81).key, until }], "{said:?}");
+        assert_eq!(stage.closed(), [NegativeEntry { key: question(81).key, until }], "{said:?}");
         assert_eq!(stage.learned(), NONE);
     }
     assert_eq!(stage.asked(), [81, 81], "when the kernel asks again, so do we");
@@ -153,7 +153,7 @@ async fn what_cannot_become_a_route_is_not_asked_about() {
     // The module's own.
     stage.raise([80]).await;
     let mut elsewhere = question(81);
-    elsewhere.wanted.vip = "192.0.2.9".parse().unwrap();
+    elsewhere.destination.vip = "192.0.2.9".parse().unwrap();
     stage.questions.send(elsewhere.clone()).await.unwrap();
     time::sleep(10 * PACE).await;
     assert_eq!(stage.closed(), [elsewhere.refused()], "what has a route is not closed");
@@ -180,9 +180,9 @@ async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
         last < Duration::from_nanos(upcall::PENDING_TTL),
         "the last after {last:?}, when nobody waits any more"
     );
-    let (put_off, refused): (Vec<Closed>, _) =
-        stage.closed().into_iter().partition(|closed| closed.until == question(0).put_off().until);
-    assert_eq!((put_off.len(), refused.len()), (500 - asked.len(), asked.len()));
+    let (throttled, refused): (Vec<NegativeEntry>, _) =
+        stage.closed().into_iter().partition(|closed| closed.until == question(0).throttled().until);
+    assert_eq!((throttled.len(), refused.len()), (500 - asked.len(), asked.len()));
 
     stage.raise([2000]).await;
     stage.settle().await;
@@ -195,7 +195,7 @@ async fn slow_modules_are_asked_a_bounded_number_of_questions_at_a_time() {
     stage.said.send_replace((ABLE, Duration::from_secs(10)));
     stage.raise(1000..1020).await;
     time::sleep(Duration::from_secs(9)).await;
-    assert_eq!(stage.asked().len(), AT_A_TIME);
+    assert_eq!(stage.asked().len(), MAX_IN_FLIGHT);
     time::sleep(Duration::from_secs(11)).await;
     assert_eq!(stage.asked().len(), 20);
 }
@@ -215,25 +215,25 @@ async fn a_route_goes_when_nobody_can_handle_it_and_its_flows_have_ended() {
 
     learn().await;
     stage.has_flows(1);
-    time::sleep(2 * LOOK_EVERY).await;
+    time::sleep(2 * EVALUATION_INTERVAL).await;
     stage.says(UNABLE);
-    time::sleep(2 * LOOK_EVERY).await;
+    time::sleep(2 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), [81], "its flow lives");
     stage.has_flows(0);
-    time::sleep(2 * LOOK_EVERY).await;
+    time::sleep(2 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), NONE);
 
     learn().await;
     stage.has_flows(1);
-    time::sleep(2 * LOOK_EVERY).await;
+    time::sleep(2 * EVALUATION_INTERVAL).await;
     stage.says(UNABLE);
-    time::sleep(settings().drain_timeout - LOOK_EVERY).await;
+    time::sleep(settings().drain_timeout - EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), [81]);
     stage.says(ABLE);
     time::sleep(settings().drain_timeout).await;
     assert_eq!(stage.learned(), [81], "it can again");
     stage.says(UNABLE);
-    time::sleep(settings().drain_timeout + 2 * LOOK_EVERY).await;
+    time::sleep(settings().drain_timeout + 2 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), NONE, "flows have so long to end");
 }
 
@@ -257,9 +257,9 @@ async fn a_route_goes_that_nobody_uses() {
     stage.has_flows(1);
     time::sleep(IDLE).await;
     stage.has_flows(0);
-    time::sleep(IDLE - 2 * LOOK_EVERY).await;
+    time::sleep(IDLE - 2 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), [81]);
-    time::sleep(4 * LOOK_EVERY).await;
+    time::sleep(4 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), NONE);
 }
 

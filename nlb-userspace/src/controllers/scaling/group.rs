@@ -40,7 +40,7 @@ pub struct Attempt {
 pub struct Group {
     pub autoscaler: Autoscaler,
     /// Instances that have sent a heartbeat in this round.
-    heard: BTreeSet<String>,
+    record_heartbeat: BTreeSet<String>,
     sampled_at: Option<Instant>,
     /// Who has not been told yet that it was asked, and for how many.
     notice: Option<(String, u32)>,
@@ -52,11 +52,11 @@ impl Group {
     /// Whether this heartbeat is the first of a round. A round ends when somebody is heard for the second time, so that
     /// many instances do not make for more samples than one, and one that has fallen silent holds nothing up.
     pub fn begins_round(&mut self, instance_id: &str) -> bool {
-        let first = self.heard.is_empty() || self.heard.contains(instance_id);
+        let first = self.record_heartbeat.is_empty() || self.record_heartbeat.contains(instance_id);
         if first {
-            self.heard.clear();
+            self.record_heartbeat.clear();
         }
-        self.heard.insert(instance_id.to_owned());
+        self.record_heartbeat.insert(instance_id.to_owned());
         first
     }
 
@@ -89,7 +89,7 @@ impl Group {
         let current = members.len().try_into().unwrap_or(u32::MAX);
         info!(
             module_type = ?key.module_type, version = key.version, instance = instance_id, current, wanted,
-            "asking for another number of instances"
+            "sending a Scale request"
         );
         self.autoscaler.cool(&policy, now);
         self.orders += 1;
@@ -120,8 +120,8 @@ impl Group {
     pub fn conclude(&mut self, order: &Order, outcome: Result<String, String>) {
         let instance = &order.instance_id;
         match &outcome {
-            Ok(said) => info!(instance, wanted = order.wanted, said, "it sees to the instances"),
-            Err(why) => warn!(instance, wanted = order.wanted, why, "no other number of instances"),
+            Ok(said) => info!(instance, wanted = order.wanted, said, "Scale request accepted"),
+            Err(why) => warn!(instance, wanted = order.wanted, why, "Scale request failed"),
         }
         // A later order has an outcome of its own.
         if order.number == self.orders
@@ -146,7 +146,7 @@ impl Group {
             Autoscaler::Cooling { until } if now < until => {
                 format!("cooling for {} s", (until - now).as_secs_f64().ceil())
             }
-            _ if !policy.automatic => "by hand only".to_owned(),
+            _ if !policy.automatic => "manual only".to_owned(),
             Autoscaler::Growing(samples) => format!("{samples} samples want more"),
             Autoscaler::Shrinking(samples) => format!("{samples} samples want fewer"),
             Autoscaler::Steady | Autoscaler::Cooling { .. } => "steady".to_owned(),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::model::Health;
 use crate::model::traffic::Traffic;
-use crate::policy::lease::Standing;
+use crate::policy::lease::LeaseState;
 use crate::policy::scaling::GroupKey;
 use crate::registry::{Record, State};
 
@@ -30,7 +30,7 @@ pub use group::{Attempt, Order};
 /// The instances that count: those that are going, or not heard of, do not.
 fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
     let alive = |record: &&Record| {
-        record.standing == Standing::Current
+        record.lease_state == LeaseState::Valid
             && record.health() != Health::Stopping
             && key.has(&record.registration.module)
     };
@@ -45,7 +45,7 @@ fn policy<'a>(key: &GroupKey, state: &'a State, members: &[&'a Record]) -> Optio
 
 /// What an operator wants of a group.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wish {
+pub struct SizeRequest {
     pub number: Number,
     /// Takes the place of the group's policy, for as long as it has instances.
     pub policy: Option<Policy>,
@@ -67,7 +67,7 @@ pub enum Number {
 /// Why a wish is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unscalable {
-    #[error("the group has no living instance that could be asked; start one first")]
+    #[error("the group has no instance with a valid lease to send the request to; start one first")]
     Empty,
     #[error("{wanted} instances would be below min_instances, which is {min}; lower it in config")]
     BelowMin { wanted: u32, min: u32 },
@@ -90,7 +90,7 @@ pub struct Decision {
 
 /// What a heartbeat leads to.
 #[derive(Debug, Default, PartialEq)]
-pub struct Heard {
+pub struct HeartbeatOutcome {
     /// The number of instances that this one was asked for since its last heartbeat.
     pub asked_for: Option<u32>,
     pub order: Option<Order>,
@@ -104,24 +104,30 @@ pub struct Scaling {
 
 impl Scaling {
     /// A heartbeat has come. The first of each round of the group's heartbeats is a sample of its load.
-    pub fn heard(&self, instance_id: &str, state: &State, traffic: &Traffic, now: Instant) -> Heard {
-        let Ok(record) = state.record(instance_id) else { return Heard::default() };
+    pub fn record_heartbeat(
+        &self,
+        instance_id: &str,
+        state: &State,
+        traffic: &Traffic,
+        now: Instant,
+    ) -> HeartbeatOutcome {
+        let Ok(record) = state.record(instance_id) else { return HeartbeatOutcome::default() };
         let key = GroupKey::of(&record.registration.module);
         let mut groups = self.lock();
         if record.registration.scaling.is_some() || state.scaling.contains_key(&key) {
             groups.entry(key.clone()).or_default();
         }
-        let Some(group) = groups.get_mut(&key) else { return Heard::default() };
+        let Some(group) = groups.get_mut(&key) else { return HeartbeatOutcome::default() };
         let asked_for = group.take_notice(instance_id);
         let order = match group.begins_round(instance_id) {
             true => sample(&key, group, state, traffic, now),
             false => None,
         };
-        Heard { asked_for, order }
+        HeartbeatOutcome { asked_for, order }
     }
 
     /// Samples the groups that heartbeats have not shown for long, and forgets those that are gone.
-    pub fn look(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
+    pub fn evaluate(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
         let mut groups = self.lock();
         groups.retain(|key, group| !group.is_due(now) || state.has_group(key));
         let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
@@ -140,10 +146,10 @@ impl Scaling {
     }
 
     /// Follows an operator's wish, if the policy allows it: in a cooldown, too, and another begins with it.
-    pub fn wish(
+    pub fn request_size(
         &self,
         key: &GroupKey,
-        wish: &Wish,
+        request_size: &SizeRequest,
         state: &State,
         now: Instant,
     ) -> Result<Decision, Unscalable> {
@@ -152,8 +158,8 @@ impl Scaling {
         let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let group = groups.entry(key.clone()).or_default();
         let policy =
-            wish.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
-        let wanted = wish.number.of(current)?;
+            request_size.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
+        let wanted = request_size.number.of(current)?;
         if wanted < current.min(policy.min) {
             return Err(Unscalable::BelowMin { wanted, min: policy.min });
         }
@@ -163,7 +169,7 @@ impl Scaling {
         if wanted == current {
             return Ok(Decision { current, wanted, order: None });
         }
-        let order = group.order(key, &members, wish.instance_id.as_deref(), wanted, policy, now);
+        let order = group.order(key, &members, request_size.instance_id.as_deref(), wanted, policy, now);
         Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
     }
 

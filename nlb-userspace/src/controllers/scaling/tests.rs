@@ -151,18 +151,18 @@ impl Group {
         self.traffic.backends.insert(backend.into(), Counts { active_flows, ..Counts::default() });
     }
 
-    fn heartbeat(&self, instance_id: &str) -> Heard {
+    fn heartbeat(&self, instance_id: &str) -> HeartbeatOutcome {
         self.report(instance_id, None)
     }
 
-    fn report(&self, instance_id: &str, report: Option<Report>) -> Heard {
+    fn report(&self, instance_id: &str, report: Option<Report>) -> HeartbeatOutcome {
         let (_, proof) = self.ids.iter().find(|(id, _)| *id == instance_id).unwrap();
         self.registry.heartbeat(instance_id, proof, None, report, Now::read()).unwrap();
-        self.scaling.heard(instance_id, &self.registry.snapshot(), &self.traffic, Instant::now())
+        self.scaling.record_heartbeat(instance_id, &self.registry.snapshot(), &self.traffic, Instant::now())
     }
 
-    fn look(&self) -> Vec<Order> {
-        self.scaling.look(&self.registry.snapshot(), &self.traffic, Instant::now())
+    fn evaluate(&self) -> Vec<Order> {
+        self.scaling.evaluate(&self.registry.snapshot(), &self.traffic, Instant::now())
     }
 
     /// Heartbeats of one instance until it leads to an order.
@@ -173,9 +173,9 @@ impl Group {
         self.heartbeat(instance_id).order.expect("an order")
     }
 
-    fn wish(&self, number: Number) -> Result<Decision, Unscalable> {
-        let wish = Wish { number, policy: None, instance_id: None };
-        self.scaling.wish(&self.key(), &wish, &self.registry.snapshot(), Instant::now())
+    fn request_size(&self, number: Number) -> Result<Decision, Unscalable> {
+        let request_size = SizeRequest { number, policy: None, instance_id: None };
+        self.scaling.request_size(&self.key(), &request_size, &self.registry.snapshot(), Instant::now())
     }
 
     fn key(&self) -> GroupKey {
@@ -195,10 +195,14 @@ async fn a_breach_leads_to_one_order_and_one_notice() {
     group.set_connections("a", 25);
     let order = group.order_after("a", 3);
     assert_eq!((order.instance_id.as_str(), order.current, order.wanted), ("a", 1, 3));
-    let heard = group.heartbeat("a");
-    assert_eq!(heard, Heard { asked_for: Some(3), order: None });
+    let record_heartbeat = group.heartbeat("a");
+    assert_eq!(record_heartbeat, HeartbeatOutcome { asked_for: Some(3), order: None });
     for _ in 0..10 {
-        assert_eq!(group.heartbeat("a"), Heard::default(), "told once, and asked once in the cooldown");
+        assert_eq!(
+            group.heartbeat("a"),
+            HeartbeatOutcome::default(),
+            "told once, and asked once in the cooldown"
+        );
     }
     assert_eq!(group.detail("scaling.state"), "cooling for 60 s");
     time::advance(COOLDOWN).await;
@@ -229,15 +233,15 @@ async fn a_silent_group_is_sampled_every_thirty_seconds() {
     let mut group = Group::new(&[("a", Some(policy()))]);
     group.set_connections("a", 25);
     group.heartbeat("a");
-    assert_eq!(group.look(), []);
+    assert_eq!(group.evaluate(), []);
     time::advance(Duration::from_secs(29)).await;
-    assert_eq!(group.look(), []);
+    assert_eq!(group.evaluate(), []);
     time::advance(Duration::from_secs(1)).await;
-    assert_eq!(group.look(), []);
+    assert_eq!(group.evaluate(), []);
     assert_eq!(group.detail("scaling.state"), "2 samples want more");
-    assert_eq!(group.look(), [], "not twice in the same 30 s");
+    assert_eq!(group.evaluate(), [], "not twice in the same 30 s");
     time::advance(Duration::from_secs(30)).await;
-    assert_eq!(group.look().len(), 1);
+    assert_eq!(group.evaluate().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,7 +249,7 @@ async fn groups_without_a_policy_are_left_alone_and_those_that_are_gone_forgotte
     let mut group = Group::new(&[("a", None)]);
     group.set_connections("a", 1000);
     for _ in 0..5 {
-        assert_eq!(group.heartbeat("a"), Heard::default());
+        assert_eq!(group.heartbeat("a"), HeartbeatOutcome::default());
     }
     let key = group.key();
     group.registry.set_scaling(&key, policy()).unwrap();
@@ -253,7 +257,7 @@ async fn groups_without_a_policy_are_left_alone_and_those_that_are_gone_forgotte
     let epoch = group.registry.snapshot().record("a").unwrap().epoch;
     group.registry.remove("a", epoch);
     time::advance(COOLDOWN).await;
-    assert_eq!(group.look(), []);
+    assert_eq!(group.evaluate(), []);
     assert!(group.scaling.lock().is_empty());
     let gone = group.scaling.gone(&group.registry.snapshot());
     assert_eq!(gone, [key].into());
@@ -325,7 +329,8 @@ async fn cpu_and_memory_come_from_heartbeats() {
 async fn wishes_are_followed_within_the_bounds_and_begin_a_cooldown() {
     let mut group = Group::new(&[("a", Some(policy())), ("b", None)]);
     use Number::*;
-    let wanted = |number| group.wish(number).map(|decision| (decision.wanted, decision.order.is_some()));
+    let wanted =
+        |number| group.request_size(number).map(|decision| (decision.wanted, decision.order.is_some()));
     assert_eq!(wanted(Exactly(2)), Ok((2, false)), "as there are");
     assert_eq!(wanted(Same), Ok((2, false)));
     assert_eq!(wanted(Exactly(5)), Err(Unscalable::AboveMax { wanted: 5, max: 4 }));
@@ -345,19 +350,24 @@ async fn wishes_are_followed_within_the_bounds_and_begin_a_cooldown() {
     for id in ["a", "b"] {
         group.registry.begin_maintenance(id).unwrap();
     }
-    assert_eq!(group.wish(More(None)), Err(Unscalable::Empty));
+    assert_eq!(group.request_size(More(None)), Err(Unscalable::Empty));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wish_may_name_whom_to_ask_and_bring_bounds_of_its_own() {
     let group = Group::new(&[("a", Some(policy())), ("b", None)]);
-    let wish = Wish {
+    let request_size = SizeRequest {
         number: Number::Exactly(6),
         policy: Some(Policy { max: 6, ..policy() }),
         instance_id: Some("b".into()),
     };
     let state: Arc<State> = group.registry.snapshot();
-    let order = group.scaling.wish(&group.key(), &wish, &state, Instant::now()).unwrap().order.unwrap();
+    let order = group
+        .scaling
+        .request_size(&group.key(), &request_size, &state, Instant::now())
+        .unwrap()
+        .order
+        .unwrap();
     assert_eq!((order.instance_id.as_str(), order.policy.max), ("b", 6));
     assert_eq!(group.detail("scaling.bounds"), "1 to 4", "not before the wish is done");
     group.registry.set_scaling(&group.key(), order.policy.clone()).unwrap();

@@ -6,7 +6,7 @@ use anyhow::Context;
 use aya::EbpfLoader;
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 
-use super::errors::{explain_load, patiently};
+use super::errors::{explain_load, retry_verifier};
 use super::object::{JIFFIES, OBJECT, program};
 
 /// How the kernel's jiffies relate to time.
@@ -24,7 +24,7 @@ impl Clock {
         const WAIT: Duration = Duration::from_millis(200);
         let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
         let program = program(&mut bpf, JIFFIES)?;
-        patiently(program, Xdp::load)?;
+        retry_verifier(program, Xdp::load)?;
         let first = jiffies(program)?;
         let start = Instant::now();
         std::thread::sleep(WAIT);

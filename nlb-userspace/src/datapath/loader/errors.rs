@@ -1,6 +1,6 @@
 //! What the kernel did not do for us: tried again where that helps, and else said in words that name the remedy.
 
-use crate::datapath::errors::chain;
+use crate::datapath::errors::error_chain;
 use anyhow::anyhow;
 use aya::programs::ProgramError;
 use aya::util::KernelVersion;
@@ -13,7 +13,7 @@ const ATTEMPTS: usize = 10;
 
 /// Loads a program. The kernel gives up where a signal comes in while it verifies, as one does whenever a child of this process
 /// ends, and says that it may be asked again.
-pub fn patiently<P>(
+pub fn retry_verifier<P>(
     program: &mut P,
     load: impl Fn(&mut P) -> Result<(), ProgramError>,
 ) -> anyhow::Result<()> {
@@ -32,9 +32,9 @@ pub fn patiently<P>(
 }
 
 pub fn explain_load(error: impl std::error::Error) -> anyhow::Error {
-    let text = chain(&error);
+    let text = error_chain(&error);
     let remedy = remedy(KernelVersion::current().ok(), &text);
-    anyhow!("the kernel did not take the XDP program: {}{remedy}", end_of(&text))
+    anyhow!("the kernel rejected the XDP program: {}{remedy}", end_of(&text))
 }
 
 /// What to do about a program that this kernel, saying so, did not take.
@@ -70,7 +70,7 @@ const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driv
                            a lower MTU (of a veth, at its other end), or --xdp-mode generic";
 
 pub fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
-    let text = chain(&error);
+    let text = error_chain(&error);
     let remedy = match &error {
         ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",
         _ if text.contains("busy") => "; another XDP program is attached there: `ip link show` names it",
@@ -114,7 +114,7 @@ mod tests {
         let attempts = Cell::new(0);
         let disturbed_times = |times: usize| {
             attempts.set(0);
-            patiently(&mut (), |()| {
+            retry_verifier(&mut (), |()| {
                 attempts.set(attempts.get() + 1);
                 if attempts.get() <= times { Err(disturbed()) } else { Ok(()) }
             })
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(attempts.get(), ATTEMPTS);
 
         attempts.set(0);
-        let refused = patiently(&mut (), |()| {
+        let refused = retry_verifier(&mut (), |()| {
             attempts.set(attempts.get() + 1);
             Err(ProgramError::NotLoaded)
         });

@@ -20,13 +20,13 @@ use nlb_common::flow::{IdleTimes, WAYS};
 use nlb_common::verdict;
 use tracing::{info, warn};
 
-pub(crate) use super::errors::chain;
+pub(crate) use super::errors::error_chain;
 pub use clock::Clock;
 use clock::jiffies;
-use errors::{explain_attach, explain_load, patiently};
+use errors::{explain_attach, explain_load, retry_verifier};
 use object::{JIFFIES, OBJECT, missing, program};
 
-use super::maps::stages::{self, Stages};
+use super::maps::programs::{self as program_arrays, ProgramArrays};
 use super::maps::{prefixes, swap};
 use crate::config::{Flows, OuterSources, XdpMode};
 use crate::model::settings::TableSizes;
@@ -36,7 +36,7 @@ const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
 
 /// What the program is loaded with.
 #[derive(Clone, Debug)]
-pub struct Sizes {
+pub struct LoadConfig {
     /// The table of flows has room for `flows.max`, rounded up to a power of two.
     pub flows: Flows,
     pub limits: TableSizes,
@@ -48,7 +48,7 @@ pub struct Sizes {
     pub use_tx: bool,
 }
 
-impl Sizes {
+impl LoadConfig {
     pub fn idle_times(&self, clock: &Clock) -> IdleTimes {
         IdleTimes {
             opening: clock.ticks(self.flows.opening),
@@ -65,7 +65,7 @@ impl Sizes {
 
 /// What the balancer says is to become of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum XdpAction {
     Dropped,
     /// Left to the kernel's stack.
     Passed,
@@ -81,38 +81,38 @@ pub struct Datapath {
     pub bpf: Ebpf,
     clock: Clock,
     live_frames: bool,
-    _stages: Vec<Stages>,
+    _stages: Vec<ProgramArrays>,
 }
 
 impl Datapath {
     /// Loads the balancer for drivers' frames. The maps have the given sizes, and nothing in them.
-    pub fn load(sizes: &Sizes) -> anyhow::Result<Self> {
+    pub fn load(load_config: &LoadConfig) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
-        let mut bpf = open(sizes, &clock, VerifierLogLevel::default())?;
-        patiently(program(&mut bpf, BALANCER)?, Xdp::load)?;
-        patiently(program(&mut bpf, JIFFIES)?, Xdp::load)?;
-        patiently(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
-        let mut stages = stages::take(&mut bpf, "PROGRAMS")?;
+        let mut bpf = open(load_config, &clock, VerifierLogLevel::default())?;
+        retry_verifier(program(&mut bpf, BALANCER)?, Xdp::load)?;
+        retry_verifier(program(&mut bpf, JIFFIES)?, Xdp::load)?;
+        retry_verifier(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
+        let mut stages = program_arrays::take(&mut bpf, "PROGRAMS")?;
         for stage in verdict::Program::ALL {
             let program = program(&mut bpf, stage_name(stage))?;
-            patiently(program, Xdp::load)?;
+            retry_verifier(program, Xdp::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
         }
         Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: vec![stages] })
     }
 
     /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
-    pub fn load_door(&mut self) -> anyhow::Result<()> {
+    pub fn load_tc_ingress(&mut self) -> anyhow::Result<()> {
         let bpf = &mut self.bpf;
-        patiently(classifier(bpf, DOOR)?, SchedClassifier::load)?;
-        let mut stages = stages::take(bpf, "TC_PROGRAMS")?;
+        retry_verifier(classifier(bpf, TC_INGRESS)?, SchedClassifier::load)?;
+        let mut stages = program_arrays::take(bpf, "TC_PROGRAMS")?;
         for (stage, name) in [
-            (verdict::Program::Icmp, DOOR_ICMP),
-            (verdict::Program::Fragments, DOOR_FRAGMENTS),
-            (verdict::Program::Quic, DOOR_QUIC),
+            (verdict::Program::Icmp, TC_ICMP),
+            (verdict::Program::Fragments, TC_FRAGMENTS),
+            (verdict::Program::Quic, TC_QUIC),
         ] {
             let program = classifier(bpf, name)?;
-            patiently(program, SchedClassifier::load)?;
+            retry_verifier(program, SchedClassifier::load)?;
             stages.set(stage as u32, program.fd()?, 0)?;
         }
         self._stages.push(stages);
@@ -127,20 +127,20 @@ impl Datapath {
             .map_max_entries("DECAP_PEERS", 1 << 16)
             .load(OBJECT)
             .map_err(explain_load)?;
-        patiently(program(&mut bpf, DECAP)?, Xdp::load)?;
+        retry_verifier(program(&mut bpf, DECAP)?, Xdp::load)?;
         Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: Vec::new() })
     }
 
     /// The balancer for packets from the wire.
-    pub fn for_wires(&mut self) -> anyhow::Result<Balancer> {
+    pub fn for_interfaces(&mut self) -> anyhow::Result<Balancer> {
         let program = program(&mut self.bpf, BALANCER)?;
         Ok(Balancer(Xdp::from_program_info(program.info()?, BALANCER.into(), XdpAttachType::Interface)?))
     }
 
     /// The balancer for packets of local stacks, once it is loaded.
-    pub fn door(&mut self) -> anyhow::Result<Door> {
-        let program = classifier(&mut self.bpf, DOOR)?;
-        Ok(Door(SchedClassifier::from_program_info(program.info()?, DOOR.into())?))
+    pub fn tc_ingress(&mut self) -> anyhow::Result<TcIngress> {
+        let program = classifier(&mut self.bpf, TC_INGRESS)?;
+        Ok(TcIngress(SchedClassifier::from_program_info(program.info()?, TC_INGRESS.into())?))
     }
 
     pub fn attach_decap(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<XdpMode> {
@@ -172,7 +172,7 @@ impl Datapath {
 
     /// Runs the balancer on a frame as if it had just arrived on the interface; the answer is what it makes of the frame. All
     /// that the program notes, it notes.
-    pub fn try_out(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<(Fate, Vec<u8>)> {
+    pub fn test_run(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<(XdpAction, Vec<u8>)> {
         let context = arrival(frame, ifindex);
         let mut out = vec![0; frame.len() + ROOM_FOR_HEADERS];
         let options = TestRunOptions {
@@ -185,17 +185,17 @@ impl Datapath {
         out.truncate(run.data_size_out as usize);
         // `enum xdp_action`.
         let fate = match run.return_value {
-            2 => Fate::Passed,
-            3 => Fate::SentBack,
-            4 => Fate::SentOn,
-            _ => Fate::Dropped,
+            2 => XdpAction::Passed,
+            3 => XdpAction::SentBack,
+            4 => XdpAction::SentOn,
+            _ => XdpAction::Dropped,
         };
         Ok((fate, out))
     }
 
     fn run_balancer(&self, options: TestRunOptions) -> anyhow::Result<TestRunResult> {
         let program: &Xdp = self.bpf.program(BALANCER).ok_or_else(|| missing(BALANCER))?.try_into()?;
-        program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))
+        program.test_run(options).map_err(|error| anyhow!("{}", error_chain(&error)))
     }
 
     /// Sends a frame out of an interface, as it is.
@@ -216,7 +216,7 @@ impl Datapath {
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
         let program: &SchedClassifier = self.bpf.program(SEND).ok_or_else(|| missing(SEND))?.try_into()?;
-        let run = program.test_run(options).map_err(|error| anyhow!("{}", chain(&error)))?;
+        let run = program.test_run(options).map_err(|error| anyhow!("{}", error_chain(&error)))?;
         match run.return_value as i32 {
             0 => Ok(()),
             error @ ..0 => Err(std::io::Error::from_raw_os_error(-error).into()),
@@ -241,8 +241,8 @@ impl Datapath {
     }
 
     /// The balancer at the stack's door, likewise.
-    pub fn balancer_at_door(&mut self) -> anyhow::Result<&mut SchedClassifier> {
-        classifier(&mut self.bpf, DOOR)
+    pub fn balancer_at_tc_ingress(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        classifier(&mut self.bpf, TC_INGRESS)
     }
 
     /// The decapsulator, likewise.
@@ -253,32 +253,32 @@ impl Datapath {
 
 /// The object, set up for the balancer: it has its settings, and maps of the given sizes with nothing in them, but none of
 /// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
-pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
-    let settings = settings(sizes, clock);
-    let ipip_sources = sizes.ipip_sources.rows();
-    let pools = sizes.limits.pool_numbers().into();
-    let prefixes = sizes.limits.source_prefixes.saturating_add(sizes.limits.rate_limits.into());
+pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
+    let settings = settings(load_config, clock);
+    let ipip_sources = load_config.ipip_sources.rows();
+    let pools = load_config.limits.pool_numbers().into();
+    let prefixes = load_config.limits.source_prefixes.saturating_add(load_config.limits.rate_limits.into());
     // Of both states, while one is exchanged for another.
     let prefix_slabs = prefixes::slabs(prefixes.saturating_mul(2));
     EbpfLoader::new()
         .verifier_log_level(log)
         .override_global("SETTINGS", &settings, true)
-        .override_global("GUE_PORT", &sizes.gue_port, true)
+        .override_global("GUE_PORT", &load_config.gue_port, true)
         .override_global("IPIP_SOURCES", &ipip_sources, true)
-        .map_max_entries("FLOWS", sizes.flow_buckets())
-        .map_max_entries("BACKENDS", sizes.limits.backends as u32 + 1)
-        .map_max_entries("BACKEND_STATS", sizes.limits.backends as u32 + 1)
-        .map_max_entries("SERVICES", sizes.limits.services as u32 + 1)
+        .map_max_entries("FLOWS", load_config.flow_buckets())
+        .map_max_entries("BACKENDS", load_config.limits.backends as u32 + 1)
+        .map_max_entries("BACKEND_STATS", load_config.limits.backends as u32 + 1)
+        .map_max_entries("SERVICES", load_config.limits.services as u32 + 1)
         .map_max_entries("POOLS", pools + 1)
         .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))
-        .map_max_entries("VIPS", sizes.limits.addresses as u32 + 1)
+        .map_max_entries("VIPS", load_config.limits.addresses as u32 + 1)
         .map_max_entries("PREFIXES", prefix_slabs)
-        .map_max_entries("PREFIX_LENGTHS", sizes.limits.services as u32 + 1)
+        .map_max_entries("PREFIX_LENGTHS", load_config.limits.services as u32 + 1)
         // Likewise.
-        .map_max_entries("QUIC_SERVERS", 2 * (sizes.limits.backends as u32 + 1))
-        .map_max_entries("RATE_LIMITS", sizes.limits.rate_limits as u32 + 1)
-        .map_max_entries("LIMIT_STATE", sizes.limits.rate_limits as u32 + 1)
-        .map_max_entries("LIMIT_STATS", sizes.limits.rate_limits as u32 + 1)
+        .map_max_entries("QUIC_SERVERS", 2 * (load_config.limits.backends as u32 + 1))
+        .map_max_entries("RATE_LIMITS", load_config.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_STATE", load_config.limits.rate_limits as u32 + 1)
+        .map_max_entries("LIMIT_STATS", load_config.limits.rate_limits as u32 + 1)
         .load(OBJECT)
         .map_err(explain_load)
 }
@@ -286,10 +286,10 @@ pub fn open(sizes: &Sizes, clock: &Clock, log: VerifierLogLevel) -> anyhow::Resu
 const BALANCER: &str = "nlb";
 const DECAP: &str = "nlb_decap";
 const SEND: &str = "nlb_inject";
-const DOOR: &str = "nlb_tc";
-const DOOR_ICMP: &str = "nlb_tc_icmp";
-const DOOR_FRAGMENTS: &str = "nlb_tc_fragments";
-const DOOR_QUIC: &str = "nlb_tc_quic";
+const TC_INGRESS: &str = "nlb_tc";
+const TC_ICMP: &str = "nlb_tc_icmp";
+const TC_FRAGMENTS: &str = "nlb_tc_fragments";
+const TC_QUIC: &str = "nlb_tc_quic";
 
 /// The balancer where drivers take packets in.
 pub struct Balancer(Xdp);
@@ -306,18 +306,18 @@ impl Balancer {
 }
 
 /// The balancer where the kernel's stack takes packets in (TC ingress).
-pub struct Door(SchedClassifier);
+pub struct TcIngress(SchedClassifier);
 
 /// While it is there, the program is at an interface's door.
 pub struct Attached(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
 
-impl Door {
+impl TcIngress {
     pub fn attach(&mut self, interface: &str) -> anyhow::Result<Attached> {
         // Before tcx (Linux 6.6) a queueing discipline has the programs, and a daemon that was killed may have left some.
         if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
             // Refused where it is there already.
             let _ = tc::qdisc_add_clsact(interface);
-            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, DOOR);
+            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, TC_INGRESS);
         }
         let attached = self.0.attach(interface, TcAttachType::Ingress);
         let id = attached.map_err(|error| explain_attach(interface, error))?;
@@ -380,18 +380,18 @@ fn attach(
     Ok((link, XdpMode::Generic))
 }
 
-fn settings(sizes: &Sizes, clock: &Clock) -> Settings {
-    let idle = sizes.idle_times(clock);
+fn settings(load_config: &LoadConfig, clock: &Clock) -> Settings {
+    let idle = load_config.idle_times(clock);
     Settings {
-        flow_mask: sizes.flow_buckets() - 1,
+        flow_mask: load_config.flow_buckets() - 1,
         tick_shift: clock.shift,
         opening: idle.opening,
         established: idle.established,
         closing: idle.closing,
         udp: idle.udp,
-        snat_first: *sizes.snat_ports.start(),
-        snat_count: sizes.snat_ports.end() - sizes.snat_ports.start() + 1,
-        use_tx: sizes.use_tx as u32,
+        snat_first: *load_config.snat_ports.start(),
+        snat_count: load_config.snat_ports.end() - load_config.snat_ports.start() + 1,
+        use_tx: load_config.use_tx as u32,
         jiffy: 1_000_000_000 / clock.hertz,
     }
 }

@@ -4,11 +4,11 @@ use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::Map;
 
-use crate::datapath::errors::chain;
+use crate::datapath::errors::error_chain;
 use crate::reconcile::change::MapError;
 
 pub(crate) fn refused<E: std::error::Error>(map: &'static str) -> impl Fn(E) -> MapError {
-    move |error| MapError::Kernel { map, reason: chain(&error) }
+    move |error| MapError::Kernel { map, reason: error_chain(&error) }
 }
 
 pub(crate) fn take(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Map> {

@@ -16,12 +16,12 @@ use nlb_common::net::Addr;
 use nlb_common::prefix::{self, Lengths, Scope, Table};
 use nlb_common::verdict::COUNTERS;
 
-use super::grace::{Graces, Kernel};
+use super::grace::{GracePeriods, Kernel};
 use super::layout;
 use super::memory::{Elements, Shared, Words};
 use super::prefixes::{Prefixes, TABLES, Tables};
 use super::slabs::Slabs;
-use super::swap::{Copies, Places};
+use super::swap::{SlotPool, VersionedTable};
 use crate::datapath::maps::access::refused;
 use crate::datapath::maps::access::take;
 use crate::reconcile::change::{Change, MapError, MapStore};
@@ -30,13 +30,13 @@ use crate::reconcile::change::{Change, MapError, MapStore};
 pub struct BpfMaps {
     backends: Array<MapData, Backend>,
     vips: Array<MapData, AddrRow>,
-    pools: Places,
-    graces: Graces<Slabs<maglev::Line>>,
+    pools: SlotPool,
+    grace_periods: GracePeriods<Slabs<maglev::Line>>,
     prefixes: Prefixes<PrefixTables>,
     servers: HashMap<MapData, ServerKey, u32>,
     services: Array<MapData, Service>,
-    service_ids: Copies<abi::ServiceBucket>,
-    addresses: Copies<abi::AddressBucket>,
+    service_ids: VersionedTable<abi::ServiceBucket>,
+    addresses: VersionedTable<abi::AddressBucket>,
     /// Where packets find the current copies of the two.
     current: Words,
     limits: Array<MapData, Limit>,
@@ -51,7 +51,8 @@ impl BpfMaps {
     /// Takes the maps out of a loaded object.
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
         let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
-        let mut graces = Graces::new(maglev_tables).context("starting the thread of grace periods")?;
+        let mut grace_periods =
+            GracePeriods::new(maglev_tables).context("starting the thread of grace periods")?;
         let pools = array(bpf, "POOLS")?;
         let words = pools.info()?.max_entries();
         let pool_words = Words::new(pools.fd().as_fd(), words)?;
@@ -67,19 +68,19 @@ impl BpfMaps {
         Ok(BpfMaps {
             backends: take(bpf, "BACKENDS")?.try_into()?,
             vips: take(bpf, "VIPS")?.try_into()?,
-            pools: Places::new(words - 1, pool_words, &mut graces)?,
-            graces,
+            pools: SlotPool::new(words - 1, pool_words, &mut grace_periods)?,
+            grace_periods,
             prefixes: Prefixes::new(prefix_tables, most_slabs as u16)?,
             servers: take(bpf, "QUIC_SERVERS")?.try_into()?,
             services: take(bpf, "SERVICES")?.try_into()?,
-            service_ids: Copies::new(
+            service_ids: VersionedTable::new(
                 Elements::new(
                     array(bpf, "SERVICE_IDS")?.fd().as_fd(),
                     abi::TABLE_COPIES * abi::SERVICE_BUCKETS,
                 )?,
                 abi::SERVICE_BUCKETS,
             ),
-            addresses: Copies::new(
+            addresses: VersionedTable::new(
                 Elements::new(
                     array(bpf, "ADDRESSES")?.fd().as_fd(),
                     abi::TABLE_COPIES * abi::ADDRESS_BUCKETS,
@@ -98,7 +99,7 @@ impl BpfMaps {
         for (line, slots) in lines.iter_mut().zip(table.chunks(maglev::SLOTS_PER_LINE as usize)) {
             line[..slots.len()].copy_from_slice(slots);
         }
-        self.pools.set(id, &lines, &mut self.graces)
+        self.pools.set(id, &lines, &mut self.grace_periods)
     }
 
     fn replace_addresses<'a>(
@@ -108,14 +109,14 @@ impl BpfMaps {
         let full = || MapError::Full { map: "ADDRESSES", entries: rows.clone().count() };
         let table = layout::addresses(rows.clone()).ok_or_else(full)?;
         let store = |first| self.current.store(abi::CURRENT_ADDRESSES, first);
-        self.addresses.write(&table, &mut self.graces, store)
+        self.addresses.write(&table, &mut self.grace_periods, store)
     }
 
     fn replace_service_ids(&mut self, rows: &BTreeMap<u64, u16>) -> Result<(), MapError> {
         let table = layout::services(rows.iter().map(|(key, id)| (*key, *id)))
             .ok_or(MapError::Full { map: "SERVICE_IDS", entries: rows.len() })?;
         let store = |first| self.current.store(abi::CURRENT_SERVICES, first);
-        self.service_ids.write(&table, &mut self.graces, store)
+        self.service_ids.write(&table, &mut self.grace_periods, store)
     }
 }
 
@@ -271,11 +272,11 @@ impl Readings {
 }
 
 /// How often the kernel's ways have changed.
-pub struct WaysChanged(Words);
+pub struct FibGeneration(Words);
 
-impl WaysChanged {
+impl FibGeneration {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
-        Ok(WaysChanged(Words::new(array(bpf, "FIB_GENERATION")?.fd().as_fd(), 1)?))
+        Ok(FibGeneration(Words::new(array(bpf, "FIB_GENERATION")?.fd().as_fd(), 1)?))
     }
 
     /// Has the programs ask the kernel again.
@@ -285,7 +286,7 @@ impl WaysChanged {
 }
 
 /// Frames that wait for a next hop.
-pub fn parked(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
+pub fn punted(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
     Ok(take(bpf, "PUNTED")?.try_into()?)
 }
 

@@ -20,30 +20,30 @@ pub trait Kernel: Send + 'static {
 
 /// A grace period, by the order in which they were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Period(u64);
+pub struct Epoch(u64);
 
 enum Order {
-    Grace(Period),
+    Grace(Epoch),
     Slab(u32),
 }
 
 enum Done<K: Kernel> {
-    Grace(Period, Result<(), K::Error>),
+    Grace(Epoch, Result<(), K::Error>),
     Slab(Result<K::Slab, K::Error>),
 }
 
 /// The thread's other end. The thread ends with it.
-pub struct Graces<K: Kernel> {
+pub struct GracePeriods<K: Kernel> {
     orders: Sender<Order>,
     done: Receiver<Done<K>>,
-    last: Period,
+    last: Epoch,
     /// What came of periods, until whoever asked for them knows.
-    ended: BTreeMap<Period, Result<(), K::Error>>,
+    ended: BTreeMap<Epoch, Result<(), K::Error>>,
     /// In the order in which they were asked for.
     slabs: VecDeque<Result<K::Slab, K::Error>>,
 }
 
-impl<K: Kernel> Graces<K> {
+impl<K: Kernel> GracePeriods<K> {
     pub fn new(mut kernel: K) -> std::io::Result<Self> {
         let (orders, ordered) = channel();
         let (tell, done) = channel();
@@ -59,18 +59,18 @@ impl<K: Kernel> Graces<K> {
             }
         })?;
         let (ended, slabs) = (BTreeMap::new(), VecDeque::new());
-        Ok(Graces { orders, done, last: Period(0), ended, slabs })
+        Ok(GracePeriods { orders, done, last: Epoch(0), ended, slabs })
     }
 
     /// Asks for a period that begins after now.
-    pub fn begin(&mut self) -> Period {
-        self.last = Period(self.last.0 + 1);
+    pub fn begin(&mut self) -> Epoch {
+        self.last = Epoch(self.last.0 + 1);
         self.order(Order::Grace(self.last));
         self.last
     }
 
     /// What came of a period, if it has ended. Told once.
-    pub fn ended(&mut self, period: Period) -> Option<Result<(), K::Error>> {
+    pub fn ended(&mut self, period: Epoch) -> Option<Result<(), K::Error>> {
         while let Ok(done) = self.done.try_recv() {
             self.take_in(done);
         }
@@ -78,7 +78,7 @@ impl<K: Kernel> Graces<K> {
     }
 
     /// Waits for a period that was asked for, and of which nothing was told yet.
-    pub fn wait(&mut self, period: Period) -> Result<(), K::Error> {
+    pub fn wait(&mut self, period: Epoch) -> Result<(), K::Error> {
         loop {
             if let Some(outcome) = self.ended.remove(&period) {
                 return outcome;

@@ -10,7 +10,7 @@ mod grace;
 pub mod layout;
 mod memory;
 pub mod prefixes;
+pub mod programs;
 mod slabs;
-pub mod stages;
 pub mod swap;
 pub mod upcalls;

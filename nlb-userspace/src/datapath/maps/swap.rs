@@ -11,40 +11,40 @@ use aya::Pod;
 use nlb_common::abi::{EMPTY_TABLE, SLAB_TABLES, TABLE_COPIES};
 use nlb_common::maglev::{LINES, Line};
 
-use super::grace::{Graces, Kernel, Period};
+use super::grace::{Epoch, GracePeriods, Kernel};
 use super::memory::{Elements, Words};
 
 /// Numbers of places that are free, or will be.
 #[derive(Debug, Default)]
-struct Rest {
+struct Retired {
     free: Vec<u32>,
     /// Until the end of a period that began after they were given up.
-    waiting: Option<(Period, Vec<u32>)>,
+    waiting: Option<(Epoch, Vec<u32>)>,
     /// Given up since.
     retired: Vec<u32>,
 }
 
-impl Rest {
+impl Retired {
     /// A place that no packet looks at, if one is free now.
-    fn take<K: Kernel>(&mut self, graces: &mut Graces<K>) -> Result<Option<u32>, K::Error> {
+    fn take<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<Option<u32>, K::Error> {
         if let Some((period, _)) = self.waiting
-            && let Some(outcome) = graces.ended(period)
+            && let Some(outcome) = grace_periods.ended(period)
         {
             self.end(outcome)?;
         }
-        self.begin(graces);
+        self.begin(grace_periods);
         Ok(self.free.pop())
     }
 
     /// Waits until one is free, or answers `None` if none will be.
-    fn wait<K: Kernel>(&mut self, graces: &mut Graces<K>) -> Result<Option<u32>, K::Error> {
+    fn wait<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<Option<u32>, K::Error> {
         while self.free.is_empty() {
-            self.begin(graces);
+            self.begin(grace_periods);
             let Some((period, _)) = self.waiting else { return Ok(None) };
-            let outcome = graces.wait(period);
+            let outcome = grace_periods.wait(period);
             self.end(outcome)?;
         }
-        self.begin(graces);
+        self.begin(grace_periods);
         Ok(self.free.pop())
     }
 
@@ -57,9 +57,9 @@ impl Rest {
         self.retired.len() + self.waiting.as_ref().map_or(0, |(_, places)| places.len())
     }
 
-    fn begin<K: Kernel>(&mut self, graces: &mut Graces<K>) {
+    fn begin<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) {
         if self.waiting.is_none() && !self.retired.is_empty() {
-            self.waiting = Some((graces.begin(), std::mem::take(&mut self.retired)));
+            self.waiting = Some((grace_periods.begin(), std::mem::take(&mut self.retired)));
         }
     }
 
@@ -74,28 +74,28 @@ impl Rest {
 }
 
 /// A table in several copies, one after the other.
-pub struct Copies<B> {
+pub struct VersionedTable<B> {
     memory: Elements<B>,
     buckets: u32,
     current: u32,
-    others: Rest,
+    others: Retired,
 }
 
-impl<B: Pod> Copies<B> {
+impl<B: Pod> VersionedTable<B> {
     pub fn new(memory: Elements<B>, buckets: u32) -> Self {
-        let others = Rest { free: (1..TABLE_COPIES).rev().collect(), ..Rest::default() };
-        Copies { memory, buckets, current: 0, others }
+        let others = Retired { free: (1..TABLE_COPIES).rev().collect(), ..Retired::default() };
+        VersionedTable { memory, buckets, current: 0, others }
     }
 
     /// Writes another copy, and makes packets look there by storing where it begins.
     pub fn write<K: Kernel>(
         &mut self,
         table: &[B],
-        graces: &mut Graces<K>,
+        grace_periods: &mut GracePeriods<K>,
         store: impl FnOnce(u32),
     ) -> Result<(), K::Error> {
-        let copy = match self.others.take(graces)? {
-            None => self.others.wait(graces)?,
+        let copy = match self.others.take(grace_periods)? {
+            None => self.others.wait(grace_periods)?,
             copy => copy,
         };
         let copy = copy.expect("all copies but one are given up sooner or later");
@@ -108,13 +108,13 @@ impl<B: Pod> Copies<B> {
 }
 
 /// Places for Maglev tables, in slabs that are made before they are needed.
-pub struct Places {
+pub struct SlotPool {
     slabs: Vec<Elements<Line>>,
     /// The next slab is being made.
     ordered: bool,
     /// How many slabs there can be.
     most: usize,
-    others: Rest,
+    others: Retired,
     /// Where each pool's table is.
     of_pools: BTreeMap<u16, u32>,
     words: Words,
@@ -128,31 +128,36 @@ pub fn slabs(pools: u32) -> u32 {
 /// Places beyond those of the pools that there can be, so that not every swap waits.
 const SPARE_PLACES: u32 = 64;
 
-impl Places {
-    pub fn new<K>(pools: u32, words: Words, graces: &mut Graces<K>) -> Result<Self, K::Error>
+impl SlotPool {
+    pub fn new<K>(pools: u32, words: Words, grace_periods: &mut GracePeriods<K>) -> Result<Self, K::Error>
     where
         K: Kernel<Slab = Elements<Line>>,
     {
-        let mut places = Places {
+        let mut places = SlotPool {
             slabs: Vec::new(),
             ordered: false,
             most: slabs(pools) as usize,
-            others: Rest::default(),
+            others: Retired::default(),
             of_pools: BTreeMap::new(),
             words,
         };
-        places.order(graces);
-        places.grow(graces)?;
+        places.order(grace_periods);
+        places.grow(grace_periods)?;
         places.others.free.retain(|place| *place != EMPTY_TABLE);
-        places.order(graces);
+        places.order(grace_periods);
         Ok(places)
     }
 
-    pub fn set<K>(&mut self, pool: u16, table: &[Line], graces: &mut Graces<K>) -> Result<(), K::Error>
+    pub fn set<K>(
+        &mut self,
+        pool: u16,
+        table: &[Line],
+        grace_periods: &mut GracePeriods<K>,
+    ) -> Result<(), K::Error>
     where
         K: Kernel<Slab = Elements<Line>>,
     {
-        let place = self.take(graces)?;
+        let place = self.take(grace_periods)?;
         let slab = &mut self.slabs[(place / SLAB_TABLES) as usize];
         slab.fill(place % SLAB_TABLES * LINES, table);
         self.words.store(pool.into(), place);
@@ -169,39 +174,39 @@ impl Places {
         }
     }
 
-    fn take<K>(&mut self, graces: &mut Graces<K>) -> Result<u32, K::Error>
+    fn take<K>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<u32, K::Error>
     where
         K: Kernel<Slab = Elements<Line>>,
     {
         // The last one that was ordered may have failed.
-        self.order(graces);
-        let place = match self.others.take(graces)? {
+        self.order(grace_periods);
+        let place = match self.others.take(grace_periods)? {
             None if self.ordered && self.others.resting() < SPARE_PLACES as usize => {
-                self.grow(graces)?;
+                self.grow(grace_periods)?;
                 self.others.free.pop()
             }
-            None => self.others.wait(graces)?,
+            None => self.others.wait(grace_periods)?,
             place => place,
         };
-        self.order(graces);
+        self.order(grace_periods);
         Ok(place.expect("there are more places than pools"))
     }
 
     /// Sees to it that there is a slab when the free places have run out.
-    fn order<K: Kernel>(&mut self, graces: &mut Graces<K>) {
+    fn order<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) {
         if !self.ordered && self.slabs.len() < self.most {
             self.ordered = true;
-            graces.order_slab(self.slabs.len() as u32);
+            grace_periods.order_slab(self.slabs.len() as u32);
         }
     }
 
-    fn grow<K>(&mut self, graces: &mut Graces<K>) -> Result<(), K::Error>
+    fn grow<K>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<(), K::Error>
     where
         K: Kernel<Slab = Elements<Line>>,
     {
         self.ordered = false;
         let number = self.slabs.len() as u32;
-        self.slabs.push(graces.wait_for_slab()?);
+        self.slabs.push(grace_periods.wait_for_slab()?);
         self.others.free.extend((number * SLAB_TABLES..(number + 1) * SLAB_TABLES).rev());
         Ok(())
     }
@@ -266,20 +271,20 @@ mod tests {
         }
     }
 
-    fn graces(kernel: &Counting) -> Graces<Counting> {
-        Graces::new(kernel.clone()).expect("a thread")
+    fn grace_periods(kernel: &Counting) -> GracePeriods<Counting> {
+        GracePeriods::new(kernel.clone()).expect("a thread")
     }
 
     #[test]
     fn a_copy_rests_for_a_grace_period_before_it_is_written_again() {
         for failing in [false, true] {
             let kernel = Counting { failing, ..Counting::default() };
-            let mut graces = graces(&kernel);
-            let mut copies = Copies::new(elements::<u64>(TABLE_COPIES * 2), 2);
+            let mut grace_periods = grace_periods(&kernel);
+            let mut copies = VersionedTable::new(elements::<u64>(TABLE_COPIES * 2), 2);
             let mut given_up = GivenUp::default();
             let mut current = 0;
             for n in 0..10 * u64::from(TABLE_COPIES) {
-                let written = copies.write(&[n, n], &mut graces, |first| {
+                let written = copies.write(&[n, n], &mut grace_periods, |first| {
                     assert!(given_up.has_rested(first, &kernel), "copy at {first} was written too early");
                     given_up.add(std::mem::replace(&mut current, first), &kernel);
                 });
@@ -299,15 +304,15 @@ mod tests {
             failing in any::<bool>(),
         ) {
             let kernel = Counting { failing, ..Counting::default() };
-            let mut graces = graces(&kernel);
+            let mut grace_periods = grace_periods(&kernel);
             let words = Words::new(memory(41 * 8).as_fd(), 41).expect("shared memory");
-            let mut places = Places::new(40, words, &mut graces).expect("the first slab");
+            let mut places = SlotPool::new(40, words, &mut grace_periods).expect("the first slab");
             let table = vec![Line::default(); LINES as usize];
             let mut given_up = GivenUp::default();
             for (pool, set) in steps {
                 let before = places.of_pools.get(&pool).copied();
                 if set {
-                    if places.set(pool, &table, &mut graces).is_err() {
+                    if places.set(pool, &table, &mut grace_periods).is_err() {
                         prop_assert!(failing);
                         prop_assert_eq!(places.of_pools.get(&pool).copied(), before);
                         continue;

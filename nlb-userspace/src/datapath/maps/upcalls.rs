@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::access::take;
-use crate::datapath::errors::chain;
-use crate::model::destination::Wanted;
-use crate::model::upcall::{Closed, Question};
+use crate::datapath::errors::error_chain;
+use crate::model::destination::L4Destination;
+use crate::model::upcall::{NegativeEntry, Question};
 
 pub struct Upcalls {
     pub questions: RingBuf<MapData>,
@@ -33,7 +33,7 @@ impl Upcalls {
     pub async fn run(
         self,
         questions: mpsc::Sender<Question>,
-        mut answers: mpsc::Receiver<Closed>,
+        mut answers: mpsc::Receiver<NegativeEntry>,
     ) -> anyhow::Result<()> {
         const WAITING: &str = "waiting for upcalls";
         let mut standing = self.standing;
@@ -47,7 +47,7 @@ impl Upcalls {
                     while let Some(record) = ready.get_inner_mut().next() {
                         let Some(question) = parse(&record) else { continue };
                         if let Err(refused) = questions.try_send(question) {
-                            write(&mut standing, refused.into_inner().put_off());
+                            write(&mut standing, refused.into_inner().throttled());
                         }
                     }
                     ready.clear_ready();
@@ -62,9 +62,9 @@ impl Upcalls {
 }
 
 /// If this fails, the kernel closes the destination by itself when the question has been open for long enough.
-fn write(standing: &mut HashMap<MapData, u64, u64>, answer: Closed) {
+fn write(standing: &mut HashMap<MapData, u64, u64>, answer: NegativeEntry) {
     if let Err(error) = standing.insert(answer.key, upcall::negative(answer.until), 0) {
-        warn!("the kernel could not be told that nobody handles a destination: {}", chain(&error));
+        warn!("cannot write a negative entry: {}", error_chain(&error));
     }
 }
 
@@ -85,9 +85,9 @@ pub fn parse(record: &[u8]) -> Option<Question> {
             return None;
         }
     };
-    let wanted = Wanted { vip: Addr::v6(*vip).into(), port: u16::from_be_bytes(*port), l4 };
+    let destination = L4Destination { vip: Addr::v6(*vip).into(), port: u16::from_be_bytes(*port), l4 };
     Some(Question {
-        wanted,
+        destination,
         client: SocketAddr::new(Addr::v6(*client).into(), u16::from_be_bytes(*client_port)),
         key: u64::from_ne_bytes(*key),
         asked_at: u64::from_ne_bytes(*asked_at),

@@ -13,41 +13,43 @@ use tracing::warn;
 
 use super::fan_out::living_peer;
 use super::peers::{Outcome, Peers};
-use crate::controllers::active_version::{Asked, Rounds};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::controllers::active_version::{Asked, PollSchedule};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::clock::Now;
-use crate::model::weight_request::{Heeded, Wish};
+use crate::model::weight_request::{WeightOutcome, WeightRequest};
 use crate::registry::Registry;
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Questions in the air at a time.
-const AT_A_TIME: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 /// More versions than anybody divides flows among.
-const MOST_VERSIONS: usize = 64;
+const MAX_VERSIONS: usize = 64;
 
 /// Asks each instance when it registers and every so often. Runs until it is dropped.
 pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infallible {
-    let mut rounds = Rounds::new(every);
+    let mut schedule = PollSchedule::new(every);
     let mut asked = FuturesUnordered::new();
     let mut unfulfilled = Unfulfilled::default();
-    let mut ticks = interval(LOOK_EVERY);
+    let mut ticks = interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             Some((asked, outcome)) = asked.next() => {
-                unfulfilled.take(&registry, &asked, wish(&registry, &asked, outcome));
-                rounds.heard(asked, Instant::now());
+                unfulfilled.take(&registry, &asked, request(&registry, &asked, outcome));
+                schedule.record_answer(asked, Instant::now());
                 continue;
             }
         }
         let snapshot = registry.snapshot();
-        if rounds.follow(&snapshot) {
+        if schedule.follow(&snapshot) {
             unfulfilled.try_again(&registry);
         }
-        for question in rounds.take_due(&snapshot, Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
+        for question in
+            schedule.take_due(&snapshot, Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
+        {
             let request = GetActiveVersionRequest { instance_id: question.instance_id.clone() };
             let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
@@ -62,25 +64,32 @@ struct Unfulfilled(BTreeMap<String, Problem>);
 struct Problem {
     asked: Asked,
     /// A wish that may fit later, when others have registered.
-    waits: Option<Wish>,
+    waits: Option<WeightRequest>,
     why: String,
 }
 
 impl Unfulfilled {
-    fn take(&mut self, registry: &Registry, asked: &Asked, wish: Result<Option<Wish>, Fault>) {
+    fn take(
+        &mut self,
+        registry: &Registry,
+        asked: &Asked,
+        request: Result<Option<WeightRequest>, FieldViolation>,
+    ) {
         let before = self.0.remove(&asked.instance_id);
-        let (waits, why) = match wish {
+        let (waits, why) = match request {
             Ok(None) => return,
-            Ok(Some(wish)) => match registry.heed(&asked.instance_id, asked.epoch, &wish, Now::read()) {
-                Heeded::Done => return,
-                Heeded::Waits(why) => (Some(wish), why),
-            },
-            Err(fault) => (None, fault.to_string()),
+            Ok(Some(request)) => {
+                match registry.apply_weight_request(&asked.instance_id, asked.epoch, &request, Now::read()) {
+                    WeightOutcome::Done => return,
+                    WeightOutcome::Waits(why) => (Some(request), why),
+                }
+            }
+            Err(violation) => (None, violation.to_string()),
         };
         if before.is_none_or(|before| before.asked != *asked || before.why != why) {
             warn!(
                 instance = asked.instance_id,
-                why, "weights are not as the module answers GetActiveVersion"
+                why, "the weights of the module's GetActiveVersion answer are not applied"
             );
         }
         self.0.insert(asked.instance_id.clone(), Problem { asked: asked.clone(), waits, why });
@@ -89,9 +98,9 @@ impl Unfulfilled {
     fn try_again(&mut self, registry: &Registry) {
         let state = registry.snapshot();
         self.0.retain(|instance_id, Problem { asked, waits, .. }| match waits {
-            Some(wish) => {
-                let heeded = registry.heed(instance_id, asked.epoch, wish, Now::read());
-                matches!(heeded, Heeded::Waits(_))
+            Some(request) => {
+                let tried = registry.apply_weight_request(instance_id, asked.epoch, request, Now::read());
+                matches!(tried, WeightOutcome::Waits(_))
             }
             None => asked.is_current(&state),
         });
@@ -99,11 +108,11 @@ impl Unfulfilled {
 }
 
 /// `None` where the module has no opinion.
-fn wish(
+fn request(
     registry: &Registry,
     asked: &Asked,
     outcome: Outcome<GetActiveVersionResponse>,
-) -> Result<Option<Wish>, Fault> {
+) -> Result<Option<WeightRequest>, FieldViolation> {
     let (Some(answer), snapshot) = (outcome.done(), registry.snapshot()) else { return Ok(None) };
     match snapshot.record(&asked.instance_id) {
         Ok(record) => read(answer, &record.registration.module.version),
@@ -113,14 +122,14 @@ fn wish(
 
 /// Reads an answer of an instance of version `own`. Weights are its opinion; a version that is merely called active is
 /// not, since most modules call their own so.
-fn read(answer: GetActiveVersionResponse, own: &str) -> Result<Option<Wish>, Fault> {
+fn read(answer: GetActiveVersionResponse, own: &str) -> Result<Option<WeightRequest>, FieldViolation> {
     if answer.version_weights.is_empty() {
         return answer.config.map_or(Ok(None), blue_and_green);
     }
-    if answer.version_weights.len() > MOST_VERSIONS {
+    if answer.version_weights.len() > MAX_VERSIONS {
         let problem =
-            format!("names {} versions; at most {MOST_VERSIONS} are read", answer.version_weights.len());
-        return Err(Fault::new("version_weights", problem));
+            format!("names {} versions; at most {MAX_VERSIONS} are read", answer.version_weights.len());
+        return Err(FieldViolation::new("version_weights", problem));
     }
     let weights = answer
         .version_weights
@@ -129,15 +138,15 @@ fn read(answer: GetActiveVersionResponse, own: &str) -> Result<Option<Wish>, Fau
             let field = format!("version_weights[{version:?}]");
             Ok((validate::version(&field, &version)?, validate::weight(&field, weight)?))
         })
-        .collect::<Result<BTreeMap<_, _>, Fault>>()?;
+        .collect::<Result<BTreeMap<_, _>, FieldViolation>>()?;
     Ok(match weights.get(own) {
-        Some(weight) if weights.len() == 1 => Some(Wish::Own(*weight)),
+        Some(weight) if weights.len() == 1 => Some(WeightRequest::Own(*weight)),
         _ => split(weights),
     })
 }
 
 /// A config of one version divides nothing.
-fn blue_and_green(config: BlueGreenConfig) -> Result<Option<Wish>, Fault> {
+fn blue_and_green(config: BlueGreenConfig) -> Result<Option<WeightRequest>, FieldViolation> {
     let sides = [
         ("config.blue", config.blue_version, config.blue_weight),
         ("config.green", config.green_version, config.green_weight),
@@ -154,8 +163,8 @@ fn blue_and_green(config: BlueGreenConfig) -> Result<Option<Wish>, Fault> {
 }
 
 /// Weights that leave nobody to serve are taken for weights that were not filled in.
-fn split(weights: BTreeMap<String, u32>) -> Option<Wish> {
-    weights.values().any(|weight| *weight > 0).then_some(Wish::Split(weights))
+fn split(weights: BTreeMap<String, u32>) -> Option<WeightRequest> {
+    weights.values().any(|weight| *weight > 0).then_some(WeightRequest::Split(weights))
 }
 
 #[cfg(test)]
@@ -179,16 +188,18 @@ mod tests {
         GetActiveVersionResponse { config: Some(config), ..weights(&[]) }
     }
 
-    fn divided(weights: &[(&str, u32)]) -> Option<Wish> {
-        Some(Wish::Split(weights.iter().map(|(version, weight)| (version.to_string(), *weight)).collect()))
+    fn divided(weights: &[(&str, u32)]) -> Option<WeightRequest> {
+        Some(WeightRequest::Split(
+            weights.iter().map(|(version, weight)| (version.to_string(), *weight)).collect(),
+        ))
     }
 
     #[test]
     fn an_answer_is_a_split_or_the_instances_own_weight() {
         for (answer, expected) in [
             (weights(&[("v1", 10), ("v2", 90)]), divided(&[("v1", 10), ("v2", 90)])),
-            (weights(&[("v1", 10)]), Some(Wish::Own(10))),
-            (weights(&[("v1", 0)]), Some(Wish::Own(0))),
+            (weights(&[("v1", 10)]), Some(WeightRequest::Own(10))),
+            (weights(&[("v1", 0)]), Some(WeightRequest::Own(0))),
             (weights(&[("v2", 100)]), divided(&[("v2", 100)])),
             (config(("v1", 0), ("v2", 7)), divided(&[("v1", 0), ("v2", 7)])),
             (config(("", 5), ("v2", 7)), divided(&[("", 5), ("v2", 7)])),

@@ -12,17 +12,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::fan_out::living_peer;
 use super::peers::{Outcome, Peers};
-use crate::controllers::can_handle::{Heard, Schedule};
+use crate::controllers::can_handle::{PollResult, Schedule};
 use crate::grpc::convert::route;
 use crate::model::can_handle::Question;
 use crate::model::{Ability, Route};
 use crate::registry::Registry;
 
 /// Answers of so long a time are one change of the data path.
-const TOGETHER: Duration = Duration::from_millis(100);
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Questions in the air at a time.
-const AT_A_TIME: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 /// Whose a route is that was learned, as modules are told.
 pub const LEARNED: &str = "learned";
@@ -35,13 +35,13 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
     let mut asked = FuturesUnordered::new();
     let mut epoch = 0;
     let mut answers = BTreeMap::new();
-    let mut ticks = interval(TOGETHER);
+    let mut ticks = interval(BATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             Some((question, outcome)) = asked.next() => {
-                schedule.heard(&question, heard(&outcome), Instant::now());
+                schedule.record_answer(&question, record_answer(&outcome), Instant::now());
                 if let Some(ability) = ability(outcome, registry.snapshot().is_learned(&question.route)) {
                     answers.insert(question, ability);
                 }
@@ -57,7 +57,8 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
             schedule.renew(&record.registration.instance_id, Instant::now());
         }
         epoch = snapshot.last_epoch();
-        for (question, route) in schedule.take_due(Instant::now(), AT_A_TIME.saturating_sub(asked.len())) {
+        for (question, route) in schedule.take_due(Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
+        {
             let request = request(&question, &route, snapshot.is_learned(&question.route));
             let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
@@ -77,10 +78,10 @@ fn request(question: &Question, route: &Route, learned: bool) -> CanHandleReques
     }
 }
 
-fn heard(outcome: &Outcome<CanHandleResponse>) -> Heard {
+fn record_answer(outcome: &Outcome<CanHandleResponse>) -> PollResult {
     match outcome {
-        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Undecodable(_) => Heard::Answer,
-        Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Unimplemented => Heard::Nothing,
+        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Undecodable(_) => PollResult::Answer,
+        Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Unimplemented => PollResult::Nothing,
     }
 }
 

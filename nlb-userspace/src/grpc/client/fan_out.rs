@@ -11,30 +11,30 @@ use tokio::sync::OwnedMutexGuard;
 use tonic::Code;
 use tracing::warn;
 
-use super::peers::{ANSWER_PATIENCE, Call, Outcome, Peer, Peers};
-use crate::grpc::convert::error::{Failure, by_instance};
-use crate::policy::lease::Standing;
-use crate::registry::{Record, Refusal, State};
+use super::peers::{ANSWER_TIMEOUT, Call, Outcome, Peer, Peers};
+use crate::grpc::convert::error::{CallError, by_instance};
+use crate::policy::lease::LeaseState;
+use crate::registry::{Record, RegistryError, State};
 
 /// What a module is told of a change, and what would take it back.
-pub struct Told<C, U> {
+pub struct Participant<C, U> {
     pub peer: Peer,
     pub call: C,
     pub undo: U,
-    pub voice: Voice,
+    pub consent: Consent,
 }
 
 /// What a module's failure to follow a change means for the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Voice {
+pub enum Consent {
     /// It is not made.
-    Counts,
+    Required,
     /// It is made all the same: it takes this module's flows away.
-    IsHeard,
+    Advisory,
 }
 
 /// Who does not know of a change, and why: instance id and reason.
-pub type Untold = Vec<(String, String)>;
+pub type Unreached = Vec<(String, String)>;
 
 /// No module keeps a change from being made.
 pub struct Agreement<U> {
@@ -47,9 +47,9 @@ pub struct Agreement<U> {
 #[derive(Debug)]
 pub struct Missed {
     /// They hold nothing that could differ, or will hear of it when they are back.
-    untold: Untold,
+    unreached: Unreached,
     /// Those of them whose failure was passed over.
-    overruled: Untold,
+    overridden: Unreached,
     /// Of so many that were told.
     of: usize,
 }
@@ -57,15 +57,15 @@ pub struct Missed {
 impl Missed {
     /// As a sentence.
     pub fn note(&self) -> Option<String> {
-        let all: Untold = self.overruled.iter().chain(&self.untold).cloned().collect();
-        (!all.is_empty()).then(|| format!("not told: {}", by_instance(&all)))
+        let all: Unreached = self.overridden.iter().chain(&self.unreached).cloned().collect();
+        (!all.is_empty()).then(|| format!("not reached: {}", by_instance(&all)))
     }
 
     /// What was passed over, with details by instance.
     pub fn error(&self) -> Option<Error> {
-        let problems = self.overruled.clone();
-        let failure = Failure::PassedOn { problems, of: self.of, code: Code::Aborted };
-        (!self.overruled.is_empty()).then(|| failure.told())
+        let problems = self.overridden.clone();
+        let failure = CallError::PassedOn { problems, of: self.of, code: Code::Aborted };
+        (!self.overridden.is_empty()).then(|| failure.told())
     }
 }
 
@@ -82,43 +82,43 @@ impl Peers {
     /// Tells modules of a change, all at once. If one of them does not follow, the others are told the former value again.
     pub async fn agree<C: Call, U: Call>(
         &self,
-        told: Vec<Told<C, U>>,
-        mut untold: Untold,
-    ) -> Result<Agreement<U>, Failure> {
+        told: Vec<Participant<C, U>>,
+        mut unreached: Unreached,
+    ) -> Result<Agreement<U>, CallError> {
         let of = told.len();
         let (calls, then): (Vec<_>, Vec<_>) = told
             .into_iter()
-            .map(|Told { peer, call, undo, voice }| ((peer.clone(), call), (peer, undo, voice)))
+            .map(|Participant { peer, call, undo, consent }| ((peer.clone(), call), (peer, undo, consent)))
             .unzip();
-        let outcomes = self.ask_all(calls, ANSWER_PATIENCE).await;
+        let outcomes = self.ask_all(calls, ANSWER_TIMEOUT).await;
         let mut undo = Vec::new();
-        let (mut failures, mut overruled) = (Vec::new(), Vec::new());
-        for ((instance_id, outcome), (peer, back, voice)) in outcomes.into_iter().zip(then) {
+        let (mut failures, mut overridden) = (Vec::new(), Vec::new());
+        for ((instance_id, outcome), (peer, back, consent)) in outcomes.into_iter().zip(then) {
             if outcome.may_be_done() {
                 undo.push((peer.clone(), back));
             }
             if matches!(outcome, Outcome::Done(_)) {
                 continue;
             }
-            warn!(instance = instance_id, %outcome, "does not follow a change");
+            warn!(instance = instance_id, %outcome, "the module rejected or missed a change");
             let holds_nothing = match outcome {
                 Outcome::Unimplemented => true,
                 Outcome::Unreachable(_) => !self.has_answered(&peer),
                 _ => false,
             };
-            let those = match voice {
-                _ if holds_nothing => &mut untold,
-                Voice::IsHeard => &mut overruled,
-                Voice::Counts => &mut failures,
+            let those = match consent {
+                _ if holds_nothing => &mut unreached,
+                Consent::Advisory => &mut overridden,
+                Consent::Required => &mut failures,
             };
             those.push((instance_id, outcome.to_string()));
         }
-        let missed = Missed { untold, overruled, of };
+        let missed = Missed { unreached, overridden, of };
         let agreement = Agreement { peers: self.clone(), undo, missed };
         if failures.is_empty() {
             return Ok(agreement);
         }
-        Err(Failure::Modules { failures, astray: agreement.withdraw().await })
+        Err(CallError::Modules { failures, rollback_failed: agreement.abort().await })
     }
 
     /// Passes a call on whose effect is the module's own.
@@ -126,7 +126,7 @@ impl Peers {
         &self,
         peers: Vec<Peer>,
         call: impl Fn(&Peer) -> C,
-        patience: Duration,
+        max_wait: Duration,
         passed_on: bool,
     ) -> Vec<(String, Outcome<C::Answer>)> {
         if passed_on {
@@ -135,12 +135,12 @@ impl Peers {
             return peers.into_iter().map(|peer| (peer.instance_id, refusal())).collect();
         }
         let calls = peers.into_iter().map(|peer| (peer.clone(), call(&peer))).collect();
-        self.ask_all(calls, patience).await
+        self.ask_all(calls, max_wait).await
     }
 
     /// Passes a call on to one module.
     pub async fn pass_on_to<C: Call>(&self, peer: Peer, call: C, passed_on: bool) -> Outcome<C::Answer> {
-        let asked = self.pass_on(vec![peer], |_| call.clone(), ANSWER_PATIENCE, passed_on).await;
+        let asked = self.pass_on(vec![peer], |_| call.clone(), ANSWER_TIMEOUT, passed_on).await;
         asked.into_iter().map(|(_, outcome)| outcome).next().expect("one call has one outcome")
     }
 }
@@ -149,29 +149,30 @@ impl<U: Call> Agreement<U> {
     /// Makes the change here. If the registry refuses it after all, modules are told the former value again.
     pub async fn commit<T>(
         self,
-        change: impl FnOnce() -> Result<T, Refusal>,
-    ) -> Result<(T, Missed), Failure> {
+        change: impl FnOnce() -> Result<T, RegistryError>,
+    ) -> Result<(T, Missed), CallError> {
         let refusal = match change() {
             Ok(made) => return Ok((made, self.missed)),
             Err(refusal) => refusal,
         };
-        let astray = self.withdraw().await;
-        if astray.is_empty() {
+        let rollback_failed = self.abort().await;
+        if rollback_failed.is_empty() {
             return Err(refusal.into());
         }
-        Err(Failure::Modules { failures: vec![("nlb".to_owned(), refusal.to_string())], astray })
+        Err(CallError::Modules { failures: vec![("nlb".to_owned(), refusal.to_string())], rollback_failed })
     }
 
     /// Answers who could not be told, and why.
-    async fn withdraw(self) -> Untold {
-        let outcomes = self.peers.ask_all(self.undo, ANSWER_PATIENCE).await;
-        let astray = outcomes.into_iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Done(_)));
-        astray.map(|(instance_id, outcome)| (instance_id, outcome.to_string())).collect()
+    async fn abort(self) -> Unreached {
+        let outcomes = self.peers.ask_all(self.undo, ANSWER_TIMEOUT).await;
+        let rollback_failed =
+            outcomes.into_iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Done(_)));
+        rollback_failed.map(|(instance_id, outcome)| (instance_id, outcome.to_string())).collect()
     }
 }
 
 /// The answers of all, or what became of the call where it was not done.
-pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, Failure> {
+pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, CallError> {
     let of = outcomes.len();
     let mut code = None;
     let mut problems = Vec::new();
@@ -188,7 +189,7 @@ pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T
     }
     match code {
         None => Ok(answers),
-        Some(code) => Err(Failure::PassedOn { problems, of, code }),
+        Some(code) => Err(CallError::PassedOn { problems, of, code }),
     }
 }
 
@@ -200,14 +201,14 @@ pub fn peer(record: &Record) -> Peer {
 /// The instance, if its lease is current.
 pub fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
     let record = state.record(instance_id).ok();
-    record.filter(|record| record.standing == Standing::Current).map(peer)
+    record.filter(|record| record.lease_state == LeaseState::Valid).map(peer)
 }
 
 /// Those of the instances whose lease is current, and as untold the others, which would only be waited for.
-pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Untold), Refusal> {
+pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreached), RegistryError> {
     let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
     let (living, silent): (Vec<_>, Vec<_>) =
-        records.into_iter().partition(|record| record.standing == Standing::Current);
+        records.into_iter().partition(|record| record.lease_state == LeaseState::Valid);
     let silent = silent.into_iter().map(|r| (r.registration.instance_id.clone(), "lease lapsed".to_owned()));
     Ok((living.into_iter().map(peer).collect(), silent.collect()))
 }

@@ -63,9 +63,9 @@ impl Prober {
     }
 
     /// A module that has just come may have to be looked for on its link.
-    async fn source_towards(&self, address: IpAddr, patience: Duration) -> Result<IpAddr, String> {
+    async fn source_towards(&self, address: IpAddr, max_wait: Duration) -> Result<IpAddr, String> {
         let mut hops = self.hops.clone();
-        let found = match timeout(patience, hops.wait_for(|hops| hops.contains_key(&address))).await {
+        let found = match timeout(max_wait, hops.wait_for(|hops| hops.contains_key(&address))).await {
             Ok(Ok(hops)) => hops.get(&address).map(|hop| hop.source),
             Ok(Err(_)) | Err(_) => None,
         };

@@ -27,13 +27,13 @@ pub use outcome::{Outcome, said};
 /// round and round.
 const PASSED_ON: &str = "nlb-passed-on";
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a module may take over a call that sets no time of its own.
-pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Calls in the air at a time, on behalf of one caller.
-const AT_A_TIME: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 /// A silent connection is asked for a sign of life this often, so that a vanished host does not cost each caller its
 /// patience.
@@ -72,17 +72,17 @@ impl Peers {
     pub async fn ask_all<C: Call>(
         &self,
         calls: Vec<(Peer, C)>,
-        patience: Duration,
+        max_wait: Duration,
     ) -> Vec<(String, Outcome<C::Answer>)> {
         let asked = calls.into_iter().map(|(peer, call)| async move {
-            let outcome = self.ask(&peer, call, patience).await;
+            let outcome = self.ask(&peer, call, max_wait).await;
             (peer.instance_id, outcome)
         });
-        futures_util::stream::iter(asked).buffered(AT_A_TIME).collect().await
+        futures_util::stream::iter(asked).buffered(MAX_IN_FLIGHT).collect().await
     }
 
-    pub async fn ask<C: Call>(&self, peer: &Peer, call: C, patience: Duration) -> Outcome<C::Answer> {
-        let asked = tokio::time::timeout(patience, self.exchange(peer, call)).await;
+    pub async fn ask<C: Call>(&self, peer: &Peer, call: C, max_wait: Duration) -> Outcome<C::Answer> {
+        let asked = tokio::time::timeout(max_wait, self.exchange(peer, call)).await;
         let answered = match &asked {
             Ok(Ok(_)) => true,
             // Where the status is the transport's own, it has a source.
@@ -101,7 +101,7 @@ impl Peers {
             },
             Ok(Ok(Err(undecodable))) => Outcome::Undecodable(undecodable.to_string()),
             Ok(Err(status)) => Outcome::of(&status),
-            Err(_) => Outcome::Slow(patience),
+            Err(_) => Outcome::Slow(max_wait),
         };
         debug!(instance = peer.instance_id, address = %peer.address, path = C::PATH, %outcome, "asked");
         outcome
@@ -116,7 +116,7 @@ impl Peers {
         let peers = self.clone();
         async move {
             match living {
-                Some(peer) => peers.ask(&peer, call, ANSWER_PATIENCE).await,
+                Some(peer) => peers.ask(&peer, call, ANSWER_TIMEOUT).await,
                 None => Outcome::Unreachable("its lease has lapsed".to_owned()),
             }
         }
@@ -146,9 +146,9 @@ impl Peers {
         let endpoint = transport::Endpoint::from_shared(format!("http://{}", peer.address));
         let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
         let channel = endpoint
-            .connect_timeout(CONNECT_PATIENCE)
+            .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(ANSWER_PATIENCE)
+            .keep_alive_timeout(ANSWER_TIMEOUT)
             .connect_lazy();
         let line = Line { address: peer.address.clone(), channel: channel.clone(), answered: false };
         lines.insert(peer.instance_id.clone(), line);

@@ -8,7 +8,7 @@ use nlb_proto::CanHandleRequest;
 
 use super::can_handle::{LEARNED, said};
 use super::fan_out::peer;
-use super::peers::{ANSWER_PATIENCE, Outcome, Peer, Peers};
+use super::peers::{ANSWER_TIMEOUT, Outcome, Peer, Peers};
 use crate::grpc::convert::route;
 use crate::model::Ability;
 use crate::model::upcall::Question;
@@ -16,7 +16,7 @@ use crate::registry::Registry;
 
 /// What the modules that take new flows say to a question, all asked at once. Only an answer counts: nobody configured
 /// the destination for a module that does not know the question, or cannot be reached.
-pub fn who_can(
+pub fn ask_can_handle(
     registry: Arc<Registry>,
     peers: Peers,
 ) -> impl Fn(&Question) -> BoxFuture<'static, BTreeMap<String, Ability>> {
@@ -26,7 +26,7 @@ pub fn who_can(
         let asked = candidates.into_iter().map(move |peer| {
             let (peers, request) = (peers.clone(), request.clone());
             async move {
-                let outcome = peers.ask(&peer, request, ANSWER_PATIENCE).await;
+                let outcome = peers.ask(&peer, request, ANSWER_TIMEOUT).await;
                 (peer.instance_id, outcome)
             }
         });
@@ -43,21 +43,21 @@ pub fn who_can(
 }
 
 fn candidates(registry: &Registry, question: &Question) -> Vec<Peer> {
-    let (snapshot, route) = (registry.snapshot(), question.wanted.route());
+    let (snapshot, route) = (registry.snapshot(), question.destination.route());
     let candidates = snapshot.modules.values().filter(|record| record.could_serve(&route));
     candidates.map(|record| peer(record)).collect()
 }
 
 /// As it is asked again later, and besides where the packet came from.
 fn request(question: &Question) -> CanHandleRequest {
-    let Question { wanted, client, .. } = question;
+    let Question { destination, client, .. } = question;
     let context = [
         ("owner", LEARNED.to_owned()),
         ("source_address", client.ip().to_string()),
         ("source_port", client.port().to_string()),
     ];
     CanHandleRequest {
-        route: Some(route::render(&wanted.route_id(), &wanted.route())),
+        route: Some(route::render(&destination.route_id(), &destination.route())),
         context: context.map(|(key, value)| (key.to_owned(), value)).into(),
     }
 }

@@ -8,15 +8,15 @@ use std::time::SystemTime;
 use nlb_proto::{Error, StatusCode};
 use tonic::{Code, Response, Status};
 
-use super::validate::Fault;
+use super::validate::FieldViolation;
 use crate::controllers::resolve::Unresolved;
 use crate::controllers::scaling::Unscalable;
-use crate::registry::Refusal;
+use crate::registry::RegistryError;
 
 #[derive(Debug)]
-pub enum Failure {
-    Malformed(Vec<Fault>),
-    Refused(Refusal),
+pub enum CallError {
+    Malformed(Vec<FieldViolation>),
+    Refused(RegistryError),
     Unresolved(Unresolved),
     /// Accepted, but the maps do not hold it.
     NotApplied {
@@ -41,7 +41,7 @@ pub enum Failure {
         /// Instance id and reason.
         failures: Vec<(String, String)>,
         /// Instances that had, or may have, and and could not be told the former value again, and why.
-        astray: Vec<(String, String)>,
+        rollback_failed: Vec<(String, String)>,
     },
     /// A call was passed on, and not done by all of the instances it is for.
     PassedOn {
@@ -59,7 +59,7 @@ pub enum Failure {
 
 /// The response to a call whose response has room for an Error; `refused` puts it there.
 pub fn answer<T>(
-    outcome: Result<T, Failure>,
+    outcome: Result<T, CallError>,
     refused: impl FnOnce(Error) -> T,
 ) -> Result<Response<T>, Status> {
     Ok(Response::new(match outcome {
@@ -68,11 +68,11 @@ pub fn answer<T>(
     }))
 }
 
-impl Failure {
+impl CallError {
     /// The contract's Error; or a status for what must not be answered with one.
     fn into_error(self) -> Result<Error, Status> {
         match self.code() {
-            Code::InvalidArgument if matches!(self, Failure::Malformed(_)) => Err(self.into()),
+            Code::InvalidArgument if matches!(self, CallError::Malformed(_)) => Err(self.into()),
             Code::Unauthenticated | Code::PermissionDenied => Err(self.into()),
             _ => Ok(self.told()),
         }
@@ -89,9 +89,11 @@ impl Failure {
             _ => StatusCode::Error,
         };
         let details = match self {
-            Failure::Modules { failures, astray } => astray.iter().chain(failures).cloned().collect(),
-            Failure::PassedOn { problems, .. } => problems.iter().cloned().collect(),
-            Failure::NotApplied { revision, .. } | Failure::Late { revision } => {
+            CallError::Modules { failures, rollback_failed } => {
+                rollback_failed.iter().chain(failures).cloned().collect()
+            }
+            CallError::PassedOn { problems, .. } => problems.iter().cloned().collect(),
+            CallError::NotApplied { revision, .. } | CallError::Late { revision } => {
                 [("revision".to_owned(), revision.to_string())].into()
             }
             _ => Default::default(),
@@ -102,82 +104,86 @@ impl Failure {
 
     fn code(&self) -> Code {
         match self {
-            Failure::Malformed(_) => Code::InvalidArgument,
-            Failure::Unresolved(Unresolved::Unusable { .. }) => Code::InvalidArgument,
-            Failure::Unresolved(Unresolved::Lookup { .. }) | Failure::Late { .. } => Code::Unavailable,
-            Failure::NotApplied { .. } | Failure::NotStored(_) | Failure::NotKept(_) => Code::Internal,
-            Failure::Outdated { .. } => Code::AlreadyExists,
-            Failure::Modules { .. } => Code::Aborted,
-            Failure::PassedOn { code, .. } => *code,
-            Failure::Unscalable(Unscalable::Empty) => Code::NotFound,
-            Failure::Unscalable(_) => Code::InvalidArgument,
-            Failure::TooMuch(_) => Code::ResourceExhausted,
-            Failure::Refused(refusal) => match refusal {
-                Refusal::UnknownInstance(_)
-                | Refusal::UnknownVersion(_)
-                | Refusal::UnknownRoute(_)
-                | Refusal::UnknownLimit(_)
-                | Refusal::NoFormerSplit
-                | Refusal::NeverActive(_)
-                | Refusal::EmptySplit => Code::NotFound,
-                Refusal::Promoting { .. } => Code::FailedPrecondition,
-                Refusal::ProofMissing(_) => Code::Unauthenticated,
-                Refusal::ProofWrong(_) => Code::PermissionDenied,
-                Refusal::Taken { .. } | Refusal::StartedEarlier(_) => Code::AlreadyExists,
-                Refusal::TooManyModules(_)
-                | Refusal::TooManyRoutes { .. }
-                | Refusal::TooManyLimitsMet { .. }
-                | Refusal::TooMany(_) => Code::ResourceExhausted,
-                Refusal::Unsuited { .. }
-                | Refusal::VersionMismatch { .. }
-                | Refusal::NotVip { .. }
-                | Refusal::ServerIdTaken { .. }
-                | Refusal::ServerIdLength { .. } => Code::InvalidArgument,
-                Refusal::Leaving(_) => Code::FailedPrecondition,
+            CallError::Malformed(_) => Code::InvalidArgument,
+            CallError::Unresolved(Unresolved::Unusable { .. }) => Code::InvalidArgument,
+            CallError::Unresolved(Unresolved::Lookup { .. }) | CallError::Late { .. } => Code::Unavailable,
+            CallError::NotApplied { .. } | CallError::NotStored(_) | CallError::NotKept(_) => Code::Internal,
+            CallError::Outdated { .. } => Code::AlreadyExists,
+            CallError::Modules { .. } => Code::Aborted,
+            CallError::PassedOn { code, .. } => *code,
+            CallError::Unscalable(Unscalable::Empty) => Code::NotFound,
+            CallError::Unscalable(_) => Code::InvalidArgument,
+            CallError::TooMuch(_) => Code::ResourceExhausted,
+            CallError::Refused(refusal) => match refusal {
+                RegistryError::UnknownInstance(_)
+                | RegistryError::UnknownVersion(_)
+                | RegistryError::UnknownRoute(_)
+                | RegistryError::UnknownLimit(_)
+                | RegistryError::NoFormerSplit
+                | RegistryError::NeverActive(_)
+                | RegistryError::EmptySplit => Code::NotFound,
+                RegistryError::Promoting { .. } => Code::FailedPrecondition,
+                RegistryError::CredentialMissing(_) => Code::Unauthenticated,
+                RegistryError::CredentialInvalid(_) => Code::PermissionDenied,
+                RegistryError::Taken { .. } | RegistryError::StartedEarlier(_) => Code::AlreadyExists,
+                RegistryError::TooManyModules(_)
+                | RegistryError::TooManyRoutes { .. }
+                | RegistryError::TooManyLimitsMet { .. }
+                | RegistryError::TooMany(_) => Code::ResourceExhausted,
+                RegistryError::Unsuited { .. }
+                | RegistryError::VersionMismatch { .. }
+                | RegistryError::NotVip { .. }
+                | RegistryError::ServerIdTaken { .. }
+                | RegistryError::ServerIdLength { .. } => Code::InvalidArgument,
+                RegistryError::Leaving(_) => Code::FailedPrecondition,
             },
         }
     }
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Failure::Malformed(faults) => f.write_str(&first_of(faults.iter().map(Fault::to_string))),
-            Failure::Refused(refusal) => refusal.fmt(f),
-            Failure::Unresolved(why) => why.fmt(f),
-            Failure::TooMuch(why) => f.write_str(why),
-            Failure::Unscalable(why) => why.fmt(f),
-            Failure::NotApplied { revision, reason } => {
+            CallError::Malformed(violations) => {
+                f.write_str(&first_of(violations.iter().map(FieldViolation::to_string)))
+            }
+            CallError::Refused(refusal) => refusal.fmt(f),
+            CallError::Unresolved(why) => why.fmt(f),
+            CallError::TooMuch(why) => f.write_str(why),
+            CallError::Unscalable(why) => why.fmt(f),
+            CallError::NotApplied { revision, reason } => {
                 write!(f, "accepted as revision {revision}, but the data path does not hold it: {reason}")
             }
-            Failure::Late { revision } => {
+            CallError::Late { revision } => {
                 write!(
                     f,
                     "accepted as revision {revision}, but the data path does not hold it yet; ask GetNLBStatus"
                 )
             }
-            Failure::NotStored(reason) => write!(
+            CallError::NotStored(reason) => write!(
                 f,
                 "in force, but a restart would forget it, and what else is set now: {reason}; the NLB goes on trying"
             ),
-            Failure::NotKept(reason) => write!(f, "nothing was changed: {reason}"),
-            Failure::Outdated { given, current } => write!(
+            CallError::NotKept(reason) => write!(f, "nothing was changed: {reason}"),
+            CallError::Outdated { given, current } => write!(
                 f,
                 "the configuration is {current:?} by now, and the update is for {given:?}; read it again, or leave \
                  config_id empty"
             ),
-            Failure::Modules { failures, astray } => {
+            CallError::Modules { failures, rollback_failed } => {
                 write!(
                     f,
                     "nothing was changed, because not every module does it: {}",
                     by_instance(failures)
                 )?;
-                match astray.is_empty() {
+                match rollback_failed.is_empty() {
                     true => Ok(()),
-                    false => write!(f, "; told of the change and not of its end: {}", by_instance(astray)),
+                    false => {
+                        write!(f, "; told of the change and not of its end: {}", by_instance(rollback_failed))
+                    }
                 }
             }
-            Failure::PassedOn { problems, of, .. } => {
+            CallError::PassedOn { problems, of, .. } => {
                 write!(f, "not done by {} of {of} instances: {}", problems.len(), by_instance(problems))
             }
         }
@@ -196,38 +202,38 @@ fn first_of(said: impl ExactSizeIterator<Item = String>) -> String {
     said.take(SHOWN).chain(rest).collect::<Vec<_>>().join("; ")
 }
 
-impl From<Failure> for Status {
-    fn from(failure: Failure) -> Self {
+impl From<CallError> for Status {
+    fn from(failure: CallError) -> Self {
         Status::new(failure.code(), failure.to_string())
     }
 }
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Failure::Malformed(vec![fault])
+impl From<FieldViolation> for CallError {
+    fn from(violation: FieldViolation) -> Self {
+        CallError::Malformed(vec![violation])
     }
 }
 
-impl From<Vec<Fault>> for Failure {
-    fn from(faults: Vec<Fault>) -> Self {
-        Failure::Malformed(faults)
+impl From<Vec<FieldViolation>> for CallError {
+    fn from(violations: Vec<FieldViolation>) -> Self {
+        CallError::Malformed(violations)
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Failure::Refused(refusal)
+impl From<RegistryError> for CallError {
+    fn from(refusal: RegistryError) -> Self {
+        CallError::Refused(refusal)
     }
 }
 
-impl From<Unscalable> for Failure {
+impl From<Unscalable> for CallError {
     fn from(why: Unscalable) -> Self {
-        Failure::Unscalable(why)
+        CallError::Unscalable(why)
     }
 }
 
-impl From<Unresolved> for Failure {
+impl From<Unresolved> for CallError {
     fn from(why: Unresolved) -> Self {
-        Failure::Unresolved(why)
+        CallError::Unresolved(why)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::http::uri::PathAndQuery;
 use nlb_proto::{HealthCheckConfig, Protocol};
 
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 use crate::model::Texts;
 use crate::policy::health::{Check, Probe};
 
@@ -29,7 +29,7 @@ const KEYS: [(&str, Kind, &str); 3] = [
     ("deep", Kind::Module, "is for metadata check=module only"),
 ];
 
-pub fn parse(config: HealthCheckConfig) -> Result<Check, Fault> {
+pub fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> {
     let interval = seconds("interval_seconds", config.interval_seconds)?.unwrap_or(Duration::from_secs(10));
     let timeout = seconds("timeout_seconds", config.timeout_seconds)?;
     if let Some(timeout) = timeout.filter(|timeout| *timeout > interval) {
@@ -38,23 +38,26 @@ pub fn parse(config: HealthCheckConfig) -> Result<Check, Fault> {
             timeout.as_secs(),
             interval.as_secs()
         );
-        return Err(Fault::new("timeout_seconds", problem));
+        return Err(FieldViolation::new("timeout_seconds", problem));
     }
     let protocol = validate::known::<Protocol>("health_check_protocol", config.health_check_protocol)?;
     let metadata = validate::text_map("metadata", config.metadata)?;
     let kind = kind(protocol, !config.health_check_path.is_empty(), &metadata)?;
     for (key, belongs_to, problem) in KEYS {
         if metadata.contains_key(key) && kind != belongs_to {
-            return Err(Fault::new(format!("metadata.{key}"), problem));
+            return Err(FieldViolation::new(format!("metadata.{key}"), problem));
         }
     }
     if !config.health_check_path.is_empty() && kind != Kind::Http {
-        return Err(Fault::new("health_check_path", "is for health_check_protocol PROTOCOL_HTTP only"));
+        return Err(FieldViolation::new(
+            "health_check_path",
+            "is for health_check_protocol PROTOCOL_HTTP only",
+        ));
     }
     let port = validate::port("health_check_port", config.health_check_port)?;
     if port.is_some() && kind == Kind::Module {
         let problem = "is not used with metadata check=module, which asks at instance.address; leave it 0";
-        return Err(Fault::new("health_check_port", problem));
+        return Err(FieldViolation::new("health_check_port", problem));
     }
     let probe = match kind {
         Kind::Connect => Probe::Connect,
@@ -75,7 +78,7 @@ pub fn parse(config: HealthCheckConfig) -> Result<Check, Fault> {
     })
 }
 
-fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fault> {
+fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, FieldViolation> {
     match metadata.get("check").map(String::as_str) {
         None => {}
         Some("module") if matches!(protocol, Protocol::Unspecified | Protocol::Grpc) => {
@@ -84,11 +87,11 @@ fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fa
         Some("module") => {
             let problem =
                 "is not how ModuleService is asked, as metadata check=module wants; leave it unspecified";
-            return Err(Fault::new("health_check_protocol", problem));
+            return Err(FieldViolation::new("health_check_protocol", problem));
         }
         Some(other) => {
             let problem = format!("{other:?} is not module; leave it out to check by health_check_protocol");
-            return Err(Fault::new("metadata.check", problem));
+            return Err(FieldViolation::new("metadata.check", problem));
         }
     }
     let problem = match protocol {
@@ -112,50 +115,56 @@ fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fa
         | Protocol::Rtmp
         | Protocol::Rtmps => return Ok(Kind::Connect),
     };
-    Err(Fault::new("health_check_protocol", format!("{} {problem}", protocol.as_str_name())))
+    Err(FieldViolation::new("health_check_protocol", format!("{} {problem}", protocol.as_str_name())))
 }
 
 /// `None` for 0, which leaves it to us.
-fn seconds(field: &str, number: i32) -> Result<Option<Duration>, Fault> {
+fn seconds(field: &str, number: i32) -> Result<Option<Duration>, FieldViolation> {
     match number {
         0 => Ok(None),
         1..=LONGEST_SECONDS => Ok(Some(Duration::from_secs(number.unsigned_abs().into()))),
-        _ => Err(Fault::new(field, format!("{number} is out of bounds; give 0 to {LONGEST_SECONDS}"))),
+        _ => {
+            Err(FieldViolation::new(field, format!("{number} is out of bounds; give 0 to {LONGEST_SECONDS}")))
+        }
     }
 }
 
-fn in_a_row(field: &str, number: i32, unset: u32) -> Result<u32, Fault> {
+fn in_a_row(field: &str, number: i32, unset: u32) -> Result<u32, FieldViolation> {
     match number {
         0 => Ok(unset),
         1..=MOST_IN_A_ROW => Ok(number.unsigned_abs()),
-        _ => Err(Fault::new(field, format!("{number} is out of bounds; give 0 to {MOST_IN_A_ROW}"))),
+        _ => Err(FieldViolation::new(field, format!("{number} is out of bounds; give 0 to {MOST_IN_A_ROW}"))),
     }
 }
 
-fn path(path: &str) -> Result<String, Fault> {
+fn path(path: &str) -> Result<String, FieldViolation> {
     let path = if path.is_empty() { "/" } else { path };
     validate::text("health_check_path", path, PATH_LENGTH)?;
     match path.parse::<PathAndQuery>() {
         Ok(_) if path.starts_with('/') => Ok(path.to_owned()),
-        _ => Err(Fault::new("health_check_path", format!("{path:?} is not a path, such as /healthz"))),
+        _ => {
+            Err(FieldViolation::new("health_check_path", format!("{path:?} is not a path, such as /healthz")))
+        }
     }
 }
 
-fn expected_status(metadata: &Texts) -> Result<Option<u16>, Fault> {
+fn expected_status(metadata: &Texts) -> Result<Option<u16>, FieldViolation> {
     let Some(text) = metadata.get("expected_status") else { return Ok(None) };
     match text.parse() {
         Ok(status @ 200..=599) => Ok(Some(status)),
         _ => {
             let problem = format!("{text:?} is not a status that ends a request; give 200 to 599");
-            Err(Fault::new("metadata.expected_status", problem))
+            Err(FieldViolation::new("metadata.expected_status", problem))
         }
     }
 }
 
-fn deep(metadata: &Texts) -> Result<bool, Fault> {
+fn deep(metadata: &Texts) -> Result<bool, FieldViolation> {
     match metadata.get("deep").map(String::as_str) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
-        Some(other) => Err(Fault::new("metadata.deep", format!("{other:?} is neither true nor false"))),
+        Some(other) => {
+            Err(FieldViolation::new("metadata.deep", format!("{other:?} is neither true nor false")))
+        }
     }
 }

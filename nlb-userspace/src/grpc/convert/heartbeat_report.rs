@@ -3,13 +3,13 @@
 use nlb_proto::ModuleStats;
 
 use super::numbers::signed_64;
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 use crate::registry::Report;
 
-pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, Fault> {
+pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, FieldViolation> {
     if !stats.instance_id.is_empty() && stats.instance_id != instance_id {
         let problem = format!("{:?} is not the instance that the heartbeat is from", stats.instance_id);
-        return Err(Fault::new("instance_id", problem));
+        return Err(FieldViolation::new("instance_id", problem));
     }
     Ok(Report {
         total_requests: validate::unsigned("total_requests", stats.total_requests)?,

@@ -7,7 +7,7 @@ use nlb_common::quic;
 use nlb_proto as proto;
 
 use super::numbers::signed_32;
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 use super::{enums, scaling_config};
 use crate::model::endpoint::{Endpoint, Host};
 use crate::model::traffic::Counts;
@@ -18,12 +18,14 @@ use crate::registry::{Attempt, Claim, Record, Registration};
 pub fn parse(
     instance: proto::ModuleInstance,
     default_mode: ForwardMode,
-) -> Result<(Registration, Claim), Fault> {
+) -> Result<(Registration, Claim), FieldViolation> {
     let instance_id = validate::id("instance_id", &instance.instance_id)?;
     let module_type = enums::module_type_from_wire(validate::known("module_type", instance.module_type)?)
-        .ok_or_else(|| Fault::new("module_type", "is unspecified; name one, such as MODULE_TYPE_ALB"))?;
+        .ok_or_else(|| {
+            FieldViolation::new("module_type", "is unspecified; name one, such as MODULE_TYPE_ALB")
+        })?;
     let address: Endpoint =
-        instance.address.parse().map_err(|problem: String| Fault::new("address", problem))?;
+        instance.address.parse().map_err(|problem: String| FieldViolation::new("address", problem))?;
     let health = enums::health_from_wire(validate::known("health_status", instance.health_status)?);
     validate::unsigned_32("current_connections", instance.current_connections)?;
     let weight = match validate::weight("traffic_weight", instance.traffic_weight)? {
@@ -84,7 +86,7 @@ pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
 const NONCE_LENGTH: RangeInclusive<usize> = 16..=64;
 
 /// Which process it is, and the number of its call.
-fn attempt(metadata: &mut Texts) -> Result<Option<Attempt>, Fault> {
+fn attempt(metadata: &mut Texts) -> Result<Option<Attempt>, FieldViolation> {
     const NONCE: &str = "metadata.registration_nonce";
     const NUMBER: &str = "metadata.registration_attempt";
     let number = match metadata.remove("registration_attempt") {
@@ -92,29 +94,30 @@ fn attempt(metadata: &mut Texts) -> Result<Option<Attempt>, Fault> {
         Some(text) => {
             let digits = Some(&text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
             let number = digits.and_then(|digits| digits.parse::<u64>().ok()).ok_or_else(|| {
-                Fault::new(NUMBER, format!("{text:?} is not a whole number from 0 to {}", u64::MAX))
+                FieldViolation::new(NUMBER, format!("{text:?} is not a whole number from 0 to {}", u64::MAX))
             })?;
             Some(number)
         }
     };
     match (metadata.remove("registration_nonce"), number) {
         (None, None) => Ok(None),
-        (None, Some(_)) => {
-            Err(Fault::new(NUMBER, "means nothing without a registration_nonce; give both or neither"))
-        }
+        (None, Some(_)) => Err(FieldViolation::new(
+            NUMBER,
+            "means nothing without a registration_nonce; give both or neither",
+        )),
         (Some(nonce), number) => {
             let visible = nonce.bytes().all(|byte| byte.is_ascii_graphic());
             if !visible || !NONCE_LENGTH.contains(&nonce.len()) {
                 let (least, most) = (NONCE_LENGTH.start(), NONCE_LENGTH.end());
                 let problem = format!("is not {least} to {most} visible ASCII characters, drawn at random");
-                return Err(Fault::new(NONCE, problem));
+                return Err(FieldViolation::new(NONCE, problem));
             }
             Ok(Some(Attempt::new(nonce, number.unwrap_or(0))))
         }
     }
 }
 
-fn forward_mode(metadata: &Texts) -> Result<Option<ForwardMode>, Fault> {
+fn forward_mode(metadata: &Texts) -> Result<Option<ForwardMode>, FieldViolation> {
     let problem = match metadata.get("forward_mode").map(String::as_str) {
         None => return Ok(None),
         Some("nat") => return Ok(Some(ForwardMode::Nat)),
@@ -123,23 +126,23 @@ fn forward_mode(metadata: &Texts) -> Result<Option<ForwardMode>, Fault> {
         Some("gue") => return Ok(Some(ForwardMode::Gue)),
         Some(other) => format!("{other:?} is none of nat, dsr-l2, dsr-ipip and gue"),
     };
-    Err(Fault::new("metadata.forward_mode", problem))
+    Err(FieldViolation::new("metadata.forward_mode", problem))
 }
 
-fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, Fault> {
+fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, FieldViolation> {
     let replies_cross_us = match metadata.get("reply_path").map(String::as_str) {
         None => false,
         Some("nlb") => true,
         Some(other) => {
             let problem =
                 format!("{other:?} is not nlb; leave it out if replies do not come back through the NLB");
-            return Err(Fault::new("metadata.reply_path", problem));
+            return Err(FieldViolation::new("metadata.reply_path", problem));
         }
     };
     let wish = metadata.get("snat").map(String::as_str);
     if mode != ForwardMode::Nat && (wish.is_some() || replies_cross_us) {
         let key = if wish.is_some() { "metadata.snat" } else { "metadata.reply_path" };
-        return Err(Fault::new(
+        return Err(FieldViolation::new(
             key,
             "is for forward_mode nat only: otherwise the module answers clients directly",
         ));
@@ -149,30 +152,36 @@ fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, Fault> {
         None | Some("auto" | "always") => Ok(Snat::Always),
         Some("never") => Ok(Snat::Never),
         Some(other) => {
-            Err(Fault::new("metadata.snat", format!("{other:?} is none of auto, always and never")))
+            Err(FieldViolation::new("metadata.snat", format!("{other:?} is none of auto, always and never")))
         }
     }
 }
 
 /// How the connection ids that it chooses name it, in plain text as QUIC-LB has them.
-fn quic(metadata: &Texts) -> Result<Option<Server>, Fault> {
+fn quic(metadata: &Texts) -> Result<Option<Server>, FieldViolation> {
     const ID: &str = "metadata.quic_server_id";
     const CONFIG: &str = "metadata.quic_config_id";
     let config = match metadata.get("quic_config_id") {
         None => 0,
         Some(number) => number.parse().ok().filter(|number| *number < quic::CONFIGS).ok_or_else(|| {
-            Fault::new(CONFIG, format!("{number:?} is not a number from 0 to {}", quic::CONFIGS - 1))
+            FieldViolation::new(CONFIG, format!("{number:?} is not a number from 0 to {}", quic::CONFIGS - 1))
         })?,
     };
     let Some(id) = metadata.get("quic_server_id") else {
         return match metadata.contains_key("quic_config_id") {
-            true => Err(Fault::new(CONFIG, "means nothing without a quic_server_id; give both or neither")),
+            true => Err(FieldViolation::new(
+                CONFIG,
+                "means nothing without a quic_server_id; give both or neither",
+            )),
             false => Ok(None),
         };
     };
     let server = octets(id).and_then(|octets| Server::new(config, &octets));
     server.map(Some).ok_or_else(|| {
-        Fault::new(ID, format!("{id:?} is not 1 to {} octets in hexadecimal, such as 0a1b", quic::MAX_ID))
+        FieldViolation::new(
+            ID,
+            format!("{id:?} is not 1 to {} octets in hexadecimal, such as 0a1b", quic::MAX_ID),
+        )
     })
 }
 
@@ -184,15 +193,15 @@ fn octets(hexadecimal: &str) -> Option<Vec<u8>> {
 }
 
 /// Up to one host of each family; a name may stand for both.
-fn data_hosts(metadata: &Texts) -> Result<Option<Vec<Host>>, Fault> {
+fn data_hosts(metadata: &Texts) -> Result<Option<Vec<Host>>, FieldViolation> {
     let Some(list) = metadata.get("data_address") else { return Ok(None) };
-    let fault = |problem| Fault::new("metadata.data_address", problem);
-    let hosts = list.split(',').map(|host| host.trim().parse::<Host>().map_err(fault));
+    let violation = |problem| FieldViolation::new("metadata.data_address", problem);
+    let hosts = list.split(',').map(|host| host.trim().parse::<Host>().map_err(violation));
     let hosts: Vec<Host> = hosts.collect::<Result<_, _>>()?;
     let of =
         |v6: bool| hosts.iter().filter(|host| matches!(host, Host::Address(a) if a.is_ipv6() == v6)).count();
     if hosts.len() > 2 || of(false) > 1 || of(true) > 1 {
-        return Err(fault(format!("{list:?} lists more than one IPv4 and one IPv6 address")));
+        return Err(violation(format!("{list:?} lists more than one IPv4 and one IPv6 address")));
     }
     Ok(Some(hosts))
 }

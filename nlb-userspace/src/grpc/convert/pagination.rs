@@ -6,7 +6,7 @@ use nlb_proto::{Filter, HealthStatus, ModuleType, Pagination, Protocol, Query};
 use prost_types::Timestamp;
 
 use super::numbers::signed_32;
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 
 const PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1000;
@@ -30,20 +30,20 @@ pub trait Listed: Default {
 }
 
 /// One page of the items that the query asks for, and which page that is.
-pub fn run<T: Listed>(query: Option<Query>, items: Vec<T>) -> Result<(Vec<T>, Pagination), Fault> {
+pub fn run<T: Listed>(query: Option<Query>, items: Vec<T>) -> Result<(Vec<T>, Pagination), FieldViolation> {
     let query = query.unwrap_or_default();
     let page = Page::parse(query.pagination.unwrap_or_default())?;
     if query.filters.len() > MAX_FILTERS {
-        return Err(Fault::new("query.filters", format!("are more than {MAX_FILTERS}")));
+        return Err(FieldViolation::new("query.filters", format!("are more than {MAX_FILTERS}")));
     }
     let conditions = query.filters.into_iter().enumerate().map(|(index, filter)| {
-        Condition::parse::<T>(filter).map_err(|fault| fault.within(format!("query.filters[{index}]")))
+        Condition::parse::<T>(filter).map_err(|violation| violation.within(format!("query.filters[{index}]")))
     });
     let conditions: Vec<Condition> = conditions.collect::<Result<_, _>>()?;
     let mut items: Vec<T> =
         items.into_iter().filter(|item| conditions.iter().all(|c| c.holds(item))).collect();
     if !query.sort_by.is_empty() {
-        sample::<T>(&query.sort_by).map_err(|problem| Fault::new("query.sort_by", problem))?;
+        sample::<T>(&query.sort_by).map_err(|problem| FieldViolation::new("query.sort_by", problem))?;
         items.sort_by(|a, b| {
             let order = a.value(&query.sort_by).cmp(&b.value(&query.sort_by));
             if query.sort_desc { order.reverse() } else { order }
@@ -58,11 +58,13 @@ struct Page {
 }
 
 impl Page {
-    fn parse(wanted: Pagination) -> Result<Self, Fault> {
+    fn parse(wanted: Pagination) -> Result<Self, FieldViolation> {
         let parse = |field: &str, number: i32, default: usize| match usize::try_from(number) {
             Ok(0) => Ok(default),
             Ok(number) => Ok(number),
-            Err(_) => Err(Fault::new(format!("query.pagination.{field}"), format!("{number} is negative"))),
+            Err(_) => {
+                Err(FieldViolation::new(format!("query.pagination.{field}"), format!("{number} is negative")))
+            }
         };
         let size = parse("page_size", wanted.page_size, PAGE_SIZE)?.min(MAX_PAGE_SIZE);
         Ok(Page { number: parse("page", wanted.page, 1)?, size })
@@ -92,8 +94,8 @@ enum Test {
 }
 
 impl Condition {
-    fn parse<T: Listed>(filter: Filter) -> Result<Self, Fault> {
-        let sample = sample::<T>(&filter.field).map_err(|problem| Fault::new("field", problem))?;
+    fn parse<T: Listed>(filter: Filter) -> Result<Self, FieldViolation> {
+        let sample = sample::<T>(&filter.field).map_err(|problem| FieldViolation::new("field", problem))?;
         validate::text("value", &filter.value, validate::TEXT_LENGTH)?;
         let value = || operand(&sample, &filter.value);
         let test = match filter.operator.as_str() {
@@ -104,7 +106,7 @@ impl Condition {
                 Test::In(values.collect::<Result<_, _>>()?)
             }
             "gt" | "lt" | "ge" | "le" if matches!(sample, Value::Name(_)) => {
-                return Err(Fault::new(
+                return Err(FieldViolation::new(
                     "operator",
                     format!("{:?} has no order; use eq, ne or in", filter.field),
                 ));
@@ -114,7 +116,7 @@ impl Condition {
             "ge" => Test::Order(Ordering::is_ge, value()?),
             "le" => Test::Order(Ordering::is_le, value()?),
             "contains" if matches!(sample, Value::Number(_) | Value::Time(_)) => {
-                return Err(Fault::new(
+                return Err(FieldViolation::new(
                     "operator",
                     format!("{:?} is a number or a time; contains is for text", filter.field),
                 ));
@@ -122,7 +124,7 @@ impl Condition {
             "contains" => Test::Contains(filter.value),
             other => {
                 let problem = format!("{other:?} is none of eq, ne, gt, lt, ge, le, in and contains");
-                return Err(Fault::new("operator", problem));
+                return Err(FieldViolation::new("operator", problem));
             }
         };
         Ok(Condition { field: filter.field, test })
@@ -145,11 +147,12 @@ fn sample<T: Listed>(field: &str) -> Result<Value, String> {
     T::default().value(field).ok_or_else(|| format!("{field:?} is not a field of what is listed"))
 }
 
-fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
+fn operand(sample: &Value, text: &str) -> Result<Value, FieldViolation> {
     match sample {
         Value::Number(_) => {
-            let number =
-                text.parse().map_err(|_| Fault::new("value", format!("{text:?} is not a whole number")));
+            let number = text
+                .parse()
+                .map_err(|_| FieldViolation::new("value", format!("{text:?} is not a whole number")));
             Ok(Value::Number(number?))
         }
         Value::Time(_) => {
@@ -157,7 +160,7 @@ fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
             let seconds = seconds.or_else(|| text.parse::<Timestamp>().ok().map(|time| time.seconds));
             let problem =
                 || format!("{text:?} is neither seconds since 1970 nor a time such as 2026-01-31T12:00:00Z");
-            seconds.map(Value::Time).ok_or_else(|| Fault::new("value", problem()))
+            seconds.map(Value::Time).ok_or_else(|| FieldViolation::new("value", problem()))
         }
         Value::Text(_) => Ok(Value::Text(text.to_owned())),
         Value::Name(unspecified) => {
@@ -169,7 +172,7 @@ fn operand(sample: &Value, text: &str) -> Result<Value, Fault> {
             let full = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
             match known_name(&full) {
                 Some(name) => Ok(Value::Name(name)),
-                None => Err(Fault::new("value", format!("{text:?} is not a value of this enum"))),
+                None => Err(FieldViolation::new("value", format!("{text:?} is not a value of this enum"))),
             }
         }
     }
@@ -222,7 +225,7 @@ mod tests {
         ]
     }
 
-    fn filtered(field: &str, operator: &str, value: &str) -> Result<String, Fault> {
+    fn filtered(field: &str, operator: &str, value: &str) -> Result<String, FieldViolation> {
         let filter = Filter { field: field.into(), operator: operator.into(), value: value.into() };
         let query = Query { filters: vec![filter], ..Default::default() };
         run(Some(query), fleet()).map(|(found, _)| ids(&found))
@@ -279,8 +282,8 @@ mod tests {
             ("started_at", "contains", "2026", "operator"),
             ("module_type", "in", "ALB,HEALTH_STATUS_HEALTHY", "value"),
         ] {
-            let fault = filtered(field, operator, value).unwrap_err();
-            assert_eq!(fault.field, format!("query.filters[0].{at}"), "{field} {operator} {value}");
+            let violation = filtered(field, operator, value).unwrap_err();
+            assert_eq!(violation.field, format!("query.filters[0].{at}"), "{field} {operator} {value}");
         }
         let query = Query { sort_by: "wieght".into(), ..Default::default() };
         assert_eq!(run(Some(query), fleet()).unwrap_err().field, "query.sort_by");
@@ -296,7 +299,7 @@ mod tests {
         assert_eq!(sorted(true), "abc");
     }
 
-    fn page(page: i32, page_size: i32) -> Result<(Vec<ModuleInstance>, Pagination), Fault> {
+    fn page(page: i32, page_size: i32) -> Result<(Vec<ModuleInstance>, Pagination), FieldViolation> {
         let pagination = Some(Pagination { page, page_size, ..Default::default() });
         run(Some(Query { pagination, ..Default::default() }), fleet())
     }

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use nlb_proto::MetricDataPoint;
 use prost_types::Timestamp;
 
-use super::error::Failure;
-use super::validate::{self, Fault};
+use super::error::CallError;
+use super::validate::{self, FieldViolation};
 use crate::telemetry::metrics::catalogue::{self, Metric};
 use crate::telemetry::metrics::reported::{Key, Ledger};
 use crate::telemetry::metrics::{Selection, Subject, UnknownName, View, history, reported};
@@ -38,8 +38,8 @@ pub struct Points<'a> {
 
 /// What takes long with many modules must not hold up other calls.
 pub async fn on_the_side<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
+    work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
+) -> Result<T, CallError> {
     tokio::task::spawn_blocking(work).await.expect("reading metrics does not panic")
 }
 
@@ -47,10 +47,10 @@ pub fn extent(
     (start, end): (Option<Timestamp>, Option<Timestamp>),
     aggregate: bool,
     view: &View,
-) -> Result<Extent, Fault> {
+) -> Result<Extent, FieldViolation> {
     let (start, end) = (validate::time("start_time", start)?, validate::time("end_time", end)?);
     if start.zip(end).is_some_and(|(start, end)| start > end) {
-        return Err(Fault::new("start_time", "is after end_time"));
+        return Err(FieldViolation::new("start_time", "is after end_time"));
     }
     let given = start.is_some() || end.is_some();
     let oldest = view.history.since().unwrap_or(view.latest.at);
@@ -65,9 +65,12 @@ pub fn extent(
 }
 
 /// `also` are metrics that are in no sample.
-pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, Fault> {
+pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, FieldViolation> {
     if asked.len() > MAX_NAMES {
-        return Err(Fault::new("metric_names", format!("are more than {MAX_NAMES}; use a trailing *")));
+        return Err(FieldViolation::new(
+            "metric_names",
+            format!("are more than {MAX_NAMES}; use a trailing *"),
+        ));
     }
     for (index, name) in asked.iter().enumerate() {
         validate::text(&format!("metric_names[{index}]"), name, NAME_LENGTH)?;
@@ -75,7 +78,7 @@ pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, Fa
     let known: Vec<&str> = catalogue::metrics().chain(also).map(|metric| metric.name).collect();
     Selection::parse(asked, known.iter().copied()).map_err(|UnknownName { index, similar }| {
         let problem = format!("no metric is called {:?}; there are {}", asked[index], similar.join(", "));
-        Fault::new(format!("metric_names[{index}]"), problem)
+        FieldViolation::new(format!("metric_names[{index}]"), problem)
     })
 }
 
@@ -94,7 +97,7 @@ impl<'a> Points<'a> {
         &mut self,
         view: &View,
         wanted: impl Fn(&Subject) -> bool,
-    ) -> Result<Vec<MetricDataPoint>, Failure> {
+    ) -> Result<Vec<MetricDataPoint>, CallError> {
         let mut points = Vec::new();
         let subjects: Vec<&Subject> = match self.extent {
             Extent::Latest => view.latest.rows.keys().collect(),
@@ -150,7 +153,7 @@ impl<'a> Points<'a> {
     }
 
     /// What one instance reported.
-    pub fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, Failure> {
+    pub fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, CallError> {
         let point = |key: &Key, at: SystemTime, value: f64| MetricDataPoint {
             name: key.name.clone(),
             value,
@@ -184,14 +187,14 @@ impl<'a> Points<'a> {
         Ok(points)
     }
 
-    fn take(&mut self, points: usize) -> Result<(), Failure> {
+    fn take(&mut self, points: usize) -> Result<(), CallError> {
         match self.left.checked_sub(points) {
             Some(left) => self.left = left,
             None => {
                 let why = format!(
                     "more than {MAX_POINTS} points; name fewer metrics, ask for a shorter time, or aggregate"
                 );
-                return Err(Failure::TooMuch(why));
+                return Err(CallError::TooMuch(why));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use nlb_proto as proto;
 
 use super::enums;
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 use crate::model::vips::Vips;
 use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Texts};
 
@@ -28,31 +28,32 @@ pub fn parse_all(
     routes: Vec<proto::Route>,
     author: Author,
     vips: &Vips,
-) -> Result<Routes, Vec<Fault>> {
+) -> Result<Routes, Vec<FieldViolation>> {
     let mut parsed = Routes::new();
-    let mut faults = Vec::new();
+    let mut violations = Vec::new();
     for (index, route) in routes.into_iter().enumerate() {
         let place = format!("{field}[{index}]");
         match parse(route, author, vips) {
             Ok((id, _)) if parsed.contains_key(&id) => {
-                faults.push(Fault::new("route_id", format!("{id:?} is listed twice")).within(place));
+                violations
+                    .push(FieldViolation::new("route_id", format!("{id:?} is listed twice")).within(place));
             }
             Ok((id, route)) => drop(parsed.insert(id, route.into())),
-            Err(fault) => faults.push(fault.within(place)),
+            Err(violation) => violations.push(violation.within(place)),
         }
     }
-    if faults.is_empty() { Ok(parsed) } else { Err(faults) }
+    if violations.is_empty() { Ok(parsed) } else { Err(violations) }
 }
 
-pub fn parse(route: proto::Route, author: Author, vips: &Vips) -> Result<(String, Route), Fault> {
+pub fn parse(route: proto::Route, author: Author, vips: &Vips) -> Result<(String, Route), FieldViolation> {
     let id = validate::id("route_id", &route.route_id)?;
     let protocol = protocol(route.protocol)?;
     let source = source(&route.source_pattern)?;
     let destination = destination(&route.destination_pattern)?;
-    vips.admit(&destination).map_err(|problem| Fault::new("destination_pattern", problem))?;
+    vips.admit(&destination).map_err(|problem| FieldViolation::new("destination_pattern", problem))?;
     same_family(source, destination)?;
     if route.source_port != 0 {
-        return Err(Fault::new("source_port", "must be 0: clients' ports are not matched on"));
+        return Err(FieldViolation::new("source_port", "must be 0: clients' ports are not matched on"));
     }
     let port = validate::port("destination_port", route.destination_port)?.or(protocol.well_known_port());
     let metadata = validate::text_map("metadata", route.metadata)?;
@@ -104,13 +105,13 @@ pub fn unenforced(routes: &Routes) -> Option<String> {
     })
 }
 
-pub fn protocol(number: i32) -> Result<Protocol, Fault> {
+pub fn protocol(number: i32) -> Result<Protocol, FieldViolation> {
     let wire = validate::known("protocol", number)?;
     enums::protocol_from_wire(wire)
-        .ok_or_else(|| Fault::new("protocol", "is unspecified; name one, such as PROTOCOL_TCP"))
+        .ok_or_else(|| FieldViolation::new("protocol", "is unspecified; name one, such as PROTOCOL_TCP"))
 }
 
-pub fn destination(pattern: &str) -> Result<Destination, Fault> {
+pub fn destination(pattern: &str) -> Result<Destination, FieldViolation> {
     Ok(match net("destination_pattern", pattern)? {
         None => Destination::EveryVip,
         Some(net) if net.prefix_len() == net.max_prefix_len() => Destination::Address(net.addr()),
@@ -118,42 +119,42 @@ pub fn destination(pattern: &str) -> Result<Destination, Fault> {
     })
 }
 
-pub fn source(pattern: &str) -> Result<Option<IpNet>, Fault> {
+pub fn source(pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
     net("source_pattern", pattern)
 }
 
 /// An address or CIDR; `None` for the wildcard.
-pub fn net(field: &str, pattern: &str) -> Result<Option<IpNet>, Fault> {
+pub fn net(field: &str, pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
     if pattern.is_empty() || pattern == "*" {
         return Ok(None);
     }
-    let fault = |problem| Err(Fault::new(field, format!("{pattern:?} {problem}")));
+    let violation = |problem| Err(FieldViolation::new(field, format!("{pattern:?} {problem}")));
     let net = match (pattern.parse::<IpAddr>(), pattern.parse::<IpNet>()) {
         (Ok(address), _) => IpNet::from(address),
         (_, Ok(net)) => net,
         _ => {
-            return fault(
+            return violation(
                 "is neither an address, a CIDR nor *; domain names cannot be enforced on packets".to_owned(),
             );
         }
     };
     if net.trunc() != net {
-        return fault(format!("has bits beyond its prefix; write {} or {}", net.trunc(), net.addr()));
+        return violation(format!("has bits beyond its prefix; write {} or {}", net.trunc(), net.addr()));
     }
     if matches!(net, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
-        return fault("is v4-mapped; write it as IPv4".to_owned());
+        return violation("is v4-mapped; write it as IPv4".to_owned());
     }
     Ok(Some(net))
 }
 
-fn same_family(source: Option<IpNet>, destination: Destination) -> Result<(), Fault> {
+fn same_family(source: Option<IpNet>, destination: Destination) -> Result<(), FieldViolation> {
     let destination = match destination {
         Destination::EveryVip => return Ok(()),
         Destination::Address(address) => address.is_ipv6(),
         Destination::Prefix(prefix) => prefix.addr().is_ipv6(),
     };
     match source {
-        Some(source) if source.addr().is_ipv6() != destination => Err(Fault::new(
+        Some(source) if source.addr().is_ipv6() != destination => Err(FieldViolation::new(
             "source_pattern",
             "is of another address family than destination_pattern: nothing matches",
         )),
@@ -161,8 +162,8 @@ fn same_family(source: Option<IpNet>, destination: Destination) -> Result<(), Fa
     }
 }
 
-fn targets(author: Author, metadata: &Texts) -> Result<Targets, Fault> {
-    let misplaced = |key: &str, place| Err(Fault::new(format!("metadata.{key}"), place));
+fn targets(author: Author, metadata: &Texts) -> Result<Targets, FieldViolation> {
+    let misplaced = |key: &str, place| Err(FieldViolation::new(format!("metadata.{key}"), place));
     if let Some(key) = INSTANCES_KEYS.into_iter().find(|key| metadata.contains_key(*key)) {
         return misplaced(key, "belongs to instance.metadata: it holds for all routes of an instance");
     }
@@ -182,10 +183,10 @@ fn targets(author: Author, metadata: &Texts) -> Result<Targets, Fault> {
     }
 }
 
-fn target_type(name: &str) -> Result<ModuleType, Fault> {
+fn target_type(name: &str) -> Result<ModuleType, FieldViolation> {
     let known = enums::module_type_by_name(name);
     known.ok_or_else(|| {
-        Fault::new(
+        FieldViolation::new(
             "metadata.target_module_type",
             format!("{name:?} is none of ALB, DBLB, AILB, RTMP and NLB"),
         )

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nlb_proto::ScalingConfig;
 
 use super::numbers::signed_32;
-use super::validate::{self, Fault};
+use super::validate::{self, FieldViolation};
 use crate::model::Texts;
 use crate::policy::scaling::policy::{Policy, Targets};
 
@@ -14,13 +14,16 @@ const LONGEST_COOLDOWN_SECONDS: u32 = 24 * 3600;
 /// Metadata keys that begin so say how the instance's group scales.
 const PREFIX: &str = "scaling.";
 
-pub fn parse(config: ScalingConfig) -> Result<Policy, Fault> {
+pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
     let given =
         |field, number| validate::unsigned_32(field, number).map(|number| Some(number).filter(|n| *n != 0));
     let min = given("min_instances", config.min_instances)?.unwrap_or(1);
     let max = given("max_instances", config.max_instances)?.unwrap_or(Policy::DEFAULT_MAX.max(min));
     if min > max {
-        return Err(Fault::new("min_instances", format!("{min} is above max_instances, which is {max}")));
+        return Err(FieldViolation::new(
+            "min_instances",
+            format!("{min} is above max_instances, which is {max}"),
+        ));
     }
     let mut targets = Targets {
         cpu_percent: percent("target_cpu_percent", config.target_cpu_percent)?,
@@ -37,13 +40,13 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, Fault> {
         Some(seconds @ 1..=LONGEST_COOLDOWN_SECONDS) => Duration::from_secs(seconds.into()),
         Some(seconds) => {
             let problem = format!("{seconds} is more than a day; give 0 to {LONGEST_COOLDOWN_SECONDS}");
-            return Err(Fault::new("cooldown_seconds", problem));
+            return Err(FieldViolation::new("cooldown_seconds", problem));
         }
     };
     let automatic = config.auto_scaling_enabled;
     let policy = Policy { automatic, min, max, targets, scale_up, scale_down, cooldown };
     if policy.contradicts_itself() {
-        return Err(Fault::new(
+        return Err(FieldViolation::new(
             "scale_down_threshold",
             "is not below scale_up_threshold (where that is 0, below the target): the same load would want both",
         ));
@@ -53,31 +56,35 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, Fault> {
 
 /// The same in metadata, by the fields' names; `None` if there is nothing of it. Whoever gives some wants it to be acted
 /// upon, so `auto_scaling_enabled` is true unless it says otherwise.
-pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, Fault> {
+pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation> {
     let mut config = ScalingConfig { auto_scaling_enabled: true, ..Default::default() };
     let mut given = false;
     for (key, value) in metadata {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         given = true;
-        let fault = |problem| Fault::new(format!("metadata.{key}"), problem);
+        let violation = |problem| FieldViolation::new(format!("metadata.{key}"), problem);
         if name == "auto_scaling_enabled" {
             config.auto_scaling_enabled =
-                value.parse().map_err(|_| fault(format!("{value:?} is neither true nor false")))?;
+                value.parse().map_err(|_| violation(format!("{value:?} is neither true nor false")))?;
             continue;
         }
         let mut fields = numbers(&mut config);
         let Some((_, field)) = fields.iter_mut().find(|(field, _)| *field == name) else {
             let known: Vec<&str> = fields.iter().map(|(field, _)| *field).collect();
             let problem = format!("is none of auto_scaling_enabled, {}, after {PREFIX}", known.join(", "));
-            return Err(fault(problem));
+            return Err(violation(problem));
         };
-        **field = value.parse().map_err(|_| fault(format!("{value:?} is not a number; give 0 or more")))?;
+        **field =
+            value.parse().map_err(|_| violation(format!("{value:?} is not a number; give 0 or more")))?;
     }
     if !given {
         return Ok(None);
     }
     let policy = parse(config);
-    policy.map(Some).map_err(|fault| Fault { field: format!("metadata.{PREFIX}{}", fault.field), ..fault })
+    policy.map(Some).map_err(|violation| FieldViolation {
+        field: format!("metadata.{PREFIX}{}", violation.field),
+        ..violation
+    })
 }
 
 /// What an instance is asked for: this number exactly, within a policy that is told as it is.
@@ -96,11 +103,11 @@ pub fn render(policy: &Policy, instances: u32) -> ScalingConfig {
     }
 }
 
-fn percent(field: &str, number: i32) -> Result<Option<u32>, Fault> {
+fn percent(field: &str, number: i32) -> Result<Option<u32>, FieldViolation> {
     match u32::try_from(number) {
         Ok(0) => Ok(None),
         Ok(percent @ 1..=100) => Ok(Some(percent)),
-        _ => Err(Fault::new(field, format!("{number} is not a percentage; give 0 to 100"))),
+        _ => Err(FieldViolation::new(field, format!("{number} is not a percentage; give 0 to 100"))),
     }
 }
 

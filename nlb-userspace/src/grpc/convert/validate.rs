@@ -10,25 +10,25 @@ use crate::model::{MAX_WEIGHT, Texts};
 
 /// A field that does not hold what it must.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct FieldViolation {
     /// As a path, such as `initial_routes[2].metadata.listen_port`.
     pub field: String,
     /// What is wrong with it and what it should be.
     pub problem: String,
 }
 
-impl Fault {
+impl FieldViolation {
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Fault { field: brief(field.into()), problem: brief(problem.into()) }
+        FieldViolation { field: brief(field.into()), problem: brief(problem.into()) }
     }
 
     /// The same fault, seen from the message around.
     pub fn within(self, outer: impl fmt::Display) -> Self {
-        Fault { field: format!("{outer}.{}", self.field), ..self }
+        FieldViolation { field: format!("{outer}.{}", self.field), ..self }
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for FieldViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.problem)
     }
@@ -50,47 +50,53 @@ const KEY_LENGTH: usize = 128;
 pub const TEXT_LENGTH: usize = 4096;
 
 /// An id of an instance or a route.
-pub fn id(field: &str, text: &str) -> Result<String, Fault> {
+pub fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
     if text.is_empty() {
-        return Err(Fault::new(field, "is empty; give one"));
+        return Err(FieldViolation::new(field, "is empty; give one"));
     }
     if text.len() > ID_LENGTH {
-        return Err(Fault::new(field, format!("is longer than {ID_LENGTH} bytes")));
+        return Err(FieldViolation::new(field, format!("is longer than {ID_LENGTH} bytes")));
     }
     if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == ',') {
-        return Err(Fault::new(field, format!("{text:?} has a space, a comma or a control character")));
+        return Err(FieldViolation::new(
+            field,
+            format!("{text:?} has a space, a comma or a control character"),
+        ));
     }
     Ok(text.to_owned())
 }
 
 /// An id, or `None` for an empty one.
-pub fn optional_id(field: &str, text: &str) -> Result<Option<String>, Fault> {
+pub fn optional_id(field: &str, text: &str) -> Result<Option<String>, FieldViolation> {
     if text.is_empty() { Ok(None) } else { id(field, text).map(Some) }
 }
 
 /// Text of any script, without control characters.
-pub fn text(field: &str, text: &str, limit: usize) -> Result<String, Fault> {
+pub fn text(field: &str, text: &str, limit: usize) -> Result<String, FieldViolation> {
     if text.len() > limit {
-        return Err(Fault::new(field, format!("is longer than {limit} bytes")));
+        return Err(FieldViolation::new(field, format!("is longer than {limit} bytes")));
     }
     match text.chars().find(|c| c.is_control()) {
-        Some(c) => Err(Fault::new(field, format!("contains the control character {c:?}"))),
+        Some(c) => Err(FieldViolation::new(field, format!("contains the control character {c:?}"))),
         None => Ok(text.to_owned()),
     }
 }
 
-pub fn version(field: &str, value: &str) -> Result<String, Fault> {
+pub fn version(field: &str, value: &str) -> Result<String, FieldViolation> {
     text(field, value, ID_LENGTH)
 }
 
-pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, Fault> {
+pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, FieldViolation> {
     if map.len() > MAP_ENTRIES {
-        return Err(Fault::new(field, format!("has {} entries; at most {MAP_ENTRIES} are kept", map.len())));
+        return Err(FieldViolation::new(
+            field,
+            format!("has {} entries; at most {MAP_ENTRIES} are kept", map.len()),
+        ));
     }
     let map: Texts = map.into_iter().collect();
     for (key, value) in &map {
         if key.is_empty() {
-            return Err(Fault::new(field, "has an empty key"));
+            return Err(FieldViolation::new(field, "has an empty key"));
         }
         text(&format!("{field}, the key"), key, KEY_LENGTH)?;
         text(&format!("{field}.{key}"), value, TEXT_LENGTH)?;
@@ -99,54 +105,63 @@ pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, Faul
 }
 
 /// A port of 1 to 65535, or `None` for 0.
-pub fn port(field: &str, number: i32) -> Result<Option<u16>, Fault> {
+pub fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
     match u16::try_from(number) {
         Ok(0) => Ok(None),
         Ok(port) => Ok(Some(port)),
-        Err(_) => Err(Fault::new(field, format!("{number} is not a port; give 0 to 65535"))),
+        Err(_) => Err(FieldViolation::new(field, format!("{number} is not a port; give 0 to 65535"))),
     }
 }
 
 /// A port that a map entry names.
-pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, Fault> {
+pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, FieldViolation> {
     let Some(text) = map.get(key) else { return Ok(None) };
     match text.parse() {
         Ok(port) if port != 0 => Ok(Some(port)),
-        _ => Err(Fault::new(format!("{field}.{key}"), format!("{text:?} is not a port; give 1 to 65535"))),
+        _ => Err(FieldViolation::new(
+            format!("{field}.{key}"),
+            format!("{text:?} is not a port; give 1 to 65535"),
+        )),
     }
 }
 
-pub fn weight(field: &str, number: i32) -> Result<u32, Fault> {
+pub fn weight(field: &str, number: i32) -> Result<u32, FieldViolation> {
     let weight = u32::try_from(number).ok().filter(|weight| *weight <= MAX_WEIGHT);
-    weight.ok_or_else(|| Fault::new(field, format!("{number} is not a weight; give 0 to {MAX_WEIGHT}")))
+    weight.ok_or_else(|| {
+        FieldViolation::new(field, format!("{number} is not a weight; give 0 to {MAX_WEIGHT}"))
+    })
 }
 
-pub fn unsigned(field: &str, number: i64) -> Result<u64, Fault> {
-    u64::try_from(number).map_err(|_| Fault::new(field, format!("{number} is negative; give 0 or more")))
+pub fn unsigned(field: &str, number: i64) -> Result<u64, FieldViolation> {
+    u64::try_from(number)
+        .map_err(|_| FieldViolation::new(field, format!("{number} is negative; give 0 or more")))
 }
 
-pub fn unsigned_32(field: &str, number: i32) -> Result<u32, Fault> {
-    u32::try_from(number).map_err(|_| Fault::new(field, format!("{number} is negative; give 0 or more")))
+pub fn unsigned_32(field: &str, number: i32) -> Result<u32, FieldViolation> {
+    u32::try_from(number)
+        .map_err(|_| FieldViolation::new(field, format!("{number} is negative; give 0 or more")))
 }
 
-pub fn measure(field: &str, number: f64) -> Result<f64, Fault> {
+pub fn measure(field: &str, number: f64) -> Result<f64, FieldViolation> {
     let measure = Some(number).filter(|number| number.is_finite() && *number >= 0.0);
-    measure
-        .ok_or_else(|| Fault::new(field, format!("{number} is not a measure; give a finite number from 0")))
+    measure.ok_or_else(|| {
+        FieldViolation::new(field, format!("{number} is not a measure; give a finite number from 0"))
+    })
 }
 
-pub fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTime>, Fault> {
+pub fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTime>, FieldViolation> {
     let Some(timestamp) = timestamp else { return Ok(None) };
     if !(0..1_000_000_000).contains(&timestamp.nanos) || !(0..=253_402_300_799).contains(&timestamp.seconds) {
-        return Err(Fault::new(field, "is not a time between the years 1970 and 9999"));
+        return Err(FieldViolation::new(field, "is not a time between the years 1970 and 9999"));
     }
     let time = SystemTime::try_from(timestamp);
-    time.map(Some).map_err(|_| Fault::new(field, "is not a time that this system can hold"))
+    time.map(Some).map_err(|_| FieldViolation::new(field, "is not a time that this system can hold"))
 }
 
 /// An enum's value; `Err` for numbers this build does not know.
-pub fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, Fault> {
-    E::try_from(number).map_err(|_| Fault::new(field, format!("{number} is not a value of this enum")))
+pub fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, FieldViolation> {
+    E::try_from(number)
+        .map_err(|_| FieldViolation::new(field, format!("{number} is not a value of this enum")))
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::control::Control;
 use crate::config::{Proposal, Rejected};
-use crate::grpc::convert::error::Failure;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::error::CallError;
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::registry::Commit;
 
 /// The one type of configuration there is.
@@ -25,14 +25,14 @@ impl Control {
     pub async fn update_nlb_config(
         &self,
         request: proto::UpdateNlbConfigRequest,
-    ) -> Result<proto::UpdateNlbConfigResponse, Failure> {
-        let update = request.config.ok_or_else(|| Fault::new("config", "is missing"))?;
-        check(&update).map_err(|fault| fault.within("config"))?;
+    ) -> Result<proto::UpdateNlbConfigResponse, CallError> {
+        let update = request.config.ok_or_else(|| FieldViolation::new("config", "is missing"))?;
+        check(&update).map_err(|violation| violation.within("config"))?;
         let mut versions = self.configuration.lock().await;
         let current = config_id(versions.version());
         // Whoever names his updates after his own fashion has not read ours.
         if is_config_id(&update.config_id) && update.config_id != current {
-            return Err(Failure::Outdated { given: update.config_id, current });
+            return Err(CallError::Outdated { given: update.config_id, current });
         }
         let proposal = match versions.propose(&update.config_data, SystemTime::now()) {
             Ok(proposal) => proposal,
@@ -51,7 +51,7 @@ impl Control {
         }
         let message = told(&proposal, request.validate_only);
         if !request.validate_only {
-            versions.adopt(proposal).map_err(|error| Failure::NotKept(format!("{error:#}")))?;
+            versions.adopt(proposal).map_err(|error| CallError::NotKept(format!("{error:#}")))?;
             let revision = self.registry.configure(settings, Commit::Apply)?;
             self.applied(revision).await?;
         }
@@ -68,10 +68,10 @@ impl Control {
     pub async fn nlb_config(
         &self,
         request: proto::GetNlbConfigRequest,
-    ) -> Result<proto::GetNlbConfigResponse, Failure> {
+    ) -> Result<proto::GetNlbConfigResponse, CallError> {
         check_type(&request.config_type)?;
         let versions = self.configuration.lock().await;
-        let not_kept = |error: anyhow::Error| Failure::NotKept(format!("{error:#}"));
+        let not_kept = |error: anyhow::Error| CallError::NotKept(format!("{error:#}"));
         let settings = versions.settings().map_err(not_kept)?;
         let waiting = versions.waiting().map_err(not_kept)?;
         let config_data = serde_json::Value::Object(settings).to_string().into_bytes();
@@ -90,36 +90,39 @@ impl Control {
     }
 }
 
-fn check(update: &proto::ConfigUpdate) -> Result<(), Fault> {
+fn check(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
     check_type(&update.config_type)?;
     validate::text("config_id", &update.config_id, validate::TEXT_LENGTH)?;
     validate::time("updated_at", update.updated_at)?;
     validate::text_map("metadata", update.metadata.clone())?;
     if update.config_data.len() > MAX_BYTES {
-        return Err(Fault::new("config_data", format!("is longer than {MAX_BYTES} bytes")));
+        return Err(FieldViolation::new("config_data", format!("is longer than {MAX_BYTES} bytes")));
     }
     if update.checksum.is_empty() {
-        return Err(Fault::new("checksum", "is empty; give the SHA-256 of config_data in hexadecimal"));
+        return Err(FieldViolation::new(
+            "checksum",
+            "is empty; give the SHA-256 of config_data in hexadecimal",
+        ));
     }
     checksum(update)
 }
 
 /// Whether a checksum that is given is that of the data.
-pub fn checksum(update: &proto::ConfigUpdate) -> Result<(), Fault> {
+pub fn checksum(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
     let sum = sha256(&update.config_data);
     let given = update.checksum.strip_prefix("sha256:").unwrap_or(&update.checksum);
     if update.checksum.is_empty() || given.eq_ignore_ascii_case(&sum) {
         return Ok(());
     }
     let problem = format!("is not the SHA-256 of config_data as it arrived, which is {sum}");
-    Err(Fault::new("checksum", problem))
+    Err(FieldViolation::new("checksum", problem))
 }
 
-fn check_type(given: &str) -> Result<(), Fault> {
+fn check_type(given: &str) -> Result<(), FieldViolation> {
     if given.is_empty() || given == TYPE {
         return Ok(());
     }
-    Err(Fault::new("config_type", format!("{given:?} is unknown; the NLB has {TYPE:?}")))
+    Err(FieldViolation::new("config_type", format!("{given:?} is unknown; the NLB has {TYPE:?}")))
 }
 
 fn config_id(version: u64) -> String {
@@ -141,7 +144,7 @@ fn rejected(problem: String) -> proto::UpdateNlbConfigResponse {
         success: false,
         message: format!("nothing was changed: {problem}"),
         validation_passed: false,
-        error: Some(Failure::from(Fault::new("config.config_data", problem.clone())).told()),
+        error: Some(CallError::from(FieldViolation::new("config.config_data", problem.clone())).told()),
         validation_errors: vec![problem],
         requires_restart: false,
     }
@@ -152,10 +155,10 @@ fn told(proposal: &Proposal, validate_only: bool) -> String {
     if !proposal.waiting.is_empty() {
         message += &format!("; {} with the next start", proposal.waiting.join(", "));
     }
-    if !proposal.overruled.is_empty() {
-        let overruled = proposal.overruled.join(", ");
+    if !proposal.overridden.is_empty() {
+        let overridden = proposal.overridden.join(", ");
         message +=
-            &format!("; {overruled} is given by flag or variable too, which will win at the next start");
+            &format!("; {overridden} is given by flag or variable too, which will win at the next start");
     }
     message
 }

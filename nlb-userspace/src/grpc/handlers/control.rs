@@ -10,11 +10,11 @@ use crate::config::Configuration;
 use crate::controllers::resolve::Resolver;
 use crate::controllers::scaling::Scaling;
 use crate::grpc::client::peers::Peers;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::model::traffic::Traffic;
 use crate::reconcile::Applied;
 use crate::registry::{Owner, Registry};
-use crate::store::Stored;
+use crate::store::PersistStatus;
 use crate::telemetry::metrics::Metrics;
 
 /// What the services work with: they ask the registry for changes, and see what became of them.
@@ -23,7 +23,7 @@ pub struct Control {
     pub registry: Arc<Registry>,
     pub applied: watch::Receiver<Arc<Applied>>,
     /// How far what operators set is on disk.
-    pub stored: watch::Receiver<Stored>,
+    pub stored: watch::Receiver<PersistStatus>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub metrics: Metrics,
     pub resolver: Resolver,
@@ -37,25 +37,25 @@ pub struct Control {
 }
 
 /// How long a caller waits for the maps to hold its change.
-const APPLY_PATIENCE: Duration = Duration::from_secs(5);
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Waits until the maps hold this revision.
-    pub(crate) async fn applied(&self, revision: u64) -> Result<(), Failure> {
+    pub(crate) async fn applied(&self, revision: u64) -> Result<(), CallError> {
         let mut applied = self.applied.clone();
-        let tried = timeout(APPLY_PATIENCE, applied.wait_for(|applied| applied.revision >= revision)).await;
+        let tried = timeout(APPLY_TIMEOUT, applied.wait_for(|applied| applied.revision >= revision)).await;
         match tried {
             Ok(Ok(applied)) => match &applied.error {
                 None => Ok(()),
-                Some(reason) => Err(Failure::NotApplied { revision, reason: reason.clone() }),
+                Some(reason) => Err(CallError::NotApplied { revision, reason: reason.clone() }),
             },
             // The reconciler has ended, or is slow.
-            Ok(Err(_)) | Err(_) => Err(Failure::Late { revision }),
+            Ok(Err(_)) | Err(_) => Err(CallError::Late { revision }),
         }
     }
 
     /// Waits until the maps hold this revision, and the disk routes that are the operator's.
-    pub(crate) async fn routes_settled(&self, owner: Owner<'_>, revision: u64) -> Result<(), Failure> {
+    pub(crate) async fn routes_settled(&self, owner: Owner<'_>, revision: u64) -> Result<(), CallError> {
         match owner {
             Owner::Operator => self.settled(revision).await,
             // Modules bring theirs again.
@@ -64,17 +64,17 @@ impl Control {
     }
 
     /// Waits until the maps hold this revision, and the disk what an operator has set with it.
-    pub(crate) async fn settled(&self, revision: u64) -> Result<(), Failure> {
-        let number = self.registry.kept().borrow().number;
+    pub(crate) async fn settled(&self, revision: u64) -> Result<(), CallError> {
+        let number = self.registry.persisted().borrow().number;
         let mut stored = self.stored.clone();
         let not_stored = async {
-            match timeout(APPLY_PATIENCE, stored.wait_for(|stored| stored.number >= number)).await {
+            match timeout(APPLY_TIMEOUT, stored.wait_for(|stored| stored.number >= number)).await {
                 Ok(Ok(stored)) => stored.error.clone(),
-                Ok(Err(_)) | Err(_) => Some(format!("it is not written after {APPLY_PATIENCE:?}")),
+                Ok(Err(_)) | Err(_) => Some(format!("it is not written after {APPLY_TIMEOUT:?}")),
             }
         };
         let (applied, not_stored) = tokio::join!(self.applied(revision), not_stored);
         applied?;
-        not_stored.map_or(Ok(()), |reason| Err(Failure::NotStored(reason)))
+        not_stored.map_or(Ok(()), |reason| Err(CallError::NotStored(reason)))
     }
 }

@@ -14,10 +14,10 @@ use super::control::Control;
 use super::registration::{details, drain_timeout};
 use crate::controllers::drain;
 use crate::grpc::client::fan_out::{all_done, peer};
-use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome};
-use crate::grpc::convert::error::Failure;
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, instance};
 use crate::model::Health;
 
@@ -30,7 +30,7 @@ impl Control {
         &self,
         request: GetStatusRequest,
         passed_on: bool,
-    ) -> Result<GetStatusResponse, Failure> {
+    ) -> Result<GetStatusResponse, CallError> {
         if request.instance_id.is_empty() {
             return Ok(self.own_status());
         }
@@ -89,7 +89,7 @@ impl Control {
         &self,
         request: HealthCheckRequest,
         passed_on: bool,
-    ) -> Result<HealthCheckResponse, Failure> {
+    ) -> Result<HealthCheckResponse, CallError> {
         let deep = request.deep_check;
         if request.instance_id.is_empty() {
             let own = self.check_health(CheckHealthRequest { deep_check: deep, check_modules: deep });
@@ -100,7 +100,7 @@ impl Control {
                     instance_id: peer.instance_id.clone(),
                     deep_check: true,
                 };
-                let outcomes = self.peers.pass_on(peers, asked, ANSWER_PATIENCE, passed_on).await;
+                let outcomes = self.peers.pass_on(peers, asked, ANSWER_TIMEOUT, passed_on).await;
                 checks.extend(
                     outcomes.into_iter().map(|(id, outcome)| (format!("module.{id}"), word(&outcome))),
                 );
@@ -113,7 +113,7 @@ impl Control {
         let record = snapshot.record(&id)?;
         let ours = record.health();
         let mut status = enums::health_to_wire(ours);
-        let mut message = format!("as its {} has it", record.opinions().decided_by());
+        let mut message = format!("as its {} has it", record.signals().decided_by());
         let counts = self.traffic.borrow().instance(&id);
         let mut checks = details(record, counts);
         checks.retain(|key, _| {
@@ -152,13 +152,13 @@ impl Control {
         self,
         request: ReloadRequest,
         passed_on: bool,
-    ) -> Result<ReloadResponse, Failure> {
+    ) -> Result<ReloadResponse, CallError> {
         let seconds = match request.timeout_seconds {
             0 => RELOAD_SECONDS,
             seconds @ 1..=LONGEST_RELOAD_SECONDS => u64::from(seconds.unsigned_abs()),
             seconds => {
                 let problem = format!("{seconds} is out of bounds; give 0 to {LONGEST_RELOAD_SECONDS}");
-                return Err(Fault::new("timeout_seconds", problem).into());
+                return Err(FieldViolation::new("timeout_seconds", problem).into());
             }
         };
         let snapshot = self.registry.snapshot();
@@ -167,12 +167,12 @@ impl Control {
             id => vec![peer(snapshot.record(&validate::id("instance_id", id)?)?)],
         };
         // It may take all the time it has, and then answers.
-        let patience = Duration::from_secs(seconds) + ANSWER_PATIENCE;
+        let max_wait = Duration::from_secs(seconds) + ANSWER_TIMEOUT;
         let call = |peer: &crate::grpc::client::peers::Peer| ReloadRequest {
             instance_id: peer.instance_id.clone(),
             ..request.clone()
         };
-        let done = all_done(self.peers.pass_on(peers, call, patience, passed_on).await)?;
+        let done = all_done(self.peers.pass_on(peers, call, max_wait, passed_on).await)?;
         let message = match &done[..] {
             [] => "no module is registered: nothing was reloaded".to_owned(),
             [(id, answer)] => format!("{id}: {}", answer.message),
@@ -187,9 +187,9 @@ impl Control {
         self,
         request: ShutdownRequest,
         passed_on: bool,
-    ) -> Result<ShutdownResponse, Failure> {
+    ) -> Result<ShutdownResponse, CallError> {
         if request.instance_id.is_empty() {
-            return Err(Fault::new(
+            return Err(FieldViolation::new(
                 "instance_id",
                 "is empty; name one: the fleet is not shut down as a whole",
             )

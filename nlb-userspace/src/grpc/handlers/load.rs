@@ -7,7 +7,7 @@ use nlb_proto::{GetLoadDistributionRequest, GetLoadDistributionResponse, LoadInf
 
 use super::control::Control;
 use super::registration::by_instance;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::{enums, validate};
 use crate::model::Health;
 use crate::policy::balance::{self, Load, Vitals};
@@ -24,7 +24,7 @@ impl Control {
     pub fn load_distribution(
         &self,
         request: GetLoadDistributionRequest,
-    ) -> Result<GetLoadDistributionResponse, Failure> {
+    ) -> Result<GetLoadDistributionResponse, CallError> {
         let module_type = validate::known::<ModuleType>("module_type_filter", request.module_type_filter)?;
         let state = self.registry.snapshot();
         let mut loads = self.loads(&state, |record| {

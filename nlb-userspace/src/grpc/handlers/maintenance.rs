@@ -5,13 +5,13 @@ use tokio::time::Instant;
 
 use super::registration::drain_timeout;
 use crate::controllers::drain;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::validate;
 use crate::grpc::handlers::control::Control;
 
 impl Control {
-    pub async fn drain(&self, request: DrainModuleRequest) -> Result<DrainModuleResponse, Failure> {
+    pub async fn drain(&self, request: DrainModuleRequest) -> Result<DrainModuleResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
         let timeout = drain_timeout("timeout_seconds", request.timeout_seconds)?;
         let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
@@ -35,7 +35,7 @@ impl Control {
         })
     }
 
-    pub async fn resume(&self, request: ResumeModuleRequest) -> Result<ResumeModuleResponse, Failure> {
+    pub async fn resume(&self, request: ResumeModuleRequest) -> Result<ResumeModuleResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
         let revision = self.registry.resume(&id)?;
         self.settled(revision).await?;

@@ -11,14 +11,17 @@ use prost_types::Timestamp;
 
 use super::control::Control;
 use super::metrics_stream::Subscription;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::points::{Points, extent, on_the_side, select};
 use crate::grpc::convert::{enums, validate};
 use crate::registry::State;
 use crate::telemetry::metrics::reported::Ledger;
 
 impl Control {
-    pub async fn nlb_metrics(&self, request: GetNlbMetricsRequest) -> Result<GetNlbMetricsResponse, Failure> {
+    pub async fn nlb_metrics(
+        &self,
+        request: GetNlbMetricsRequest,
+    ) -> Result<GetNlbMetricsResponse, CallError> {
         let view = self.metrics.view();
         let times = (request.start_time, request.end_time);
         let extent = extent(times, request.aggregate, &view)?;
@@ -31,7 +34,7 @@ impl Control {
             let modules = ledgers.iter().map(|(id, ledger)| {
                 Ok((id.clone(), module_metrics(&state, id, ledger, points.reported(ledger)?)))
             });
-            let module_metrics = modules.collect::<Result<HashMap<_, _>, Failure>>()?;
+            let module_metrics = modules.collect::<Result<HashMap<_, _>, CallError>>()?;
             let collected_at = Some(view.latest.at.into());
             let history_since = view.history.since().map(Into::into);
             Ok(GetNlbMetricsResponse { metrics, module_metrics, collected_at, history_since })
@@ -42,7 +45,7 @@ impl Control {
     pub async fn metrics_of_module(
         &self,
         request: GetModuleMetricsRequest,
-    ) -> Result<GetModuleMetricsResponse, Failure> {
+    ) -> Result<GetModuleMetricsResponse, CallError> {
         let instance_id = validate::id("instance_id", &request.instance_id)?;
         let view = self.metrics.view();
         let extent = extent((request.start_time, request.end_time), false, &view)?;
@@ -72,7 +75,7 @@ impl Control {
     pub fn subscribe(
         &self,
         request: StreamNlbMetricsRequest,
-    ) -> Result<Subscription<StreamNlbMetricsResponse>, Failure> {
+    ) -> Result<Subscription<StreamNlbMetricsResponse>, CallError> {
         let interval = validate::unsigned_32("interval_seconds", request.interval_seconds)?.max(1);
         let selection = select(&request.metric_names, &[])?;
         let (registry, reported) = (self.registry.clone(), self.metrics.reported.clone());

@@ -10,13 +10,13 @@ use nlb_proto::{
 
 use super::control::Control;
 use crate::grpc::client::can_handle::LEARNED;
-use crate::grpc::client::fan_out::{Told, Untold, Voice, living, message, peer};
-use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome, Peer};
-use crate::grpc::convert::error::Failure;
+use crate::grpc::client::fan_out::{Consent, Participant, Unreached, living, message, peer};
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer};
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::pagination;
 use crate::grpc::convert::route::{self, Author};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::clock::Now;
 use crate::model::{Destination, Route};
 use crate::registry::{Commit, Owner};
@@ -35,15 +35,15 @@ impl Control {
         &self,
         mut request: CanHandleRequest,
         passed_on: bool,
-    ) -> Result<CanHandleResponse, Failure> {
-        let asked = request.route.as_mut().ok_or_else(|| Fault::new("route", "is missing"))?;
+    ) -> Result<CanHandleResponse, CallError> {
+        let asked = request.route.as_mut().ok_or_else(|| FieldViolation::new("route", "is missing"))?;
         if asked.route_id.is_empty() {
             // A question about traffic needs no name.
             asked.route_id = "asked".to_owned();
         }
         let settings = self.registry.settings();
         let parsed = route::parse(asked.clone(), Author::Operator, &settings.vips);
-        let (_, route) = parsed.map_err(|fault| fault.within("route"))?;
+        let (_, route) = parsed.map_err(|violation| violation.within("route"))?;
         validate::text_map("context", request.context.clone())?;
         let snapshot = self.registry.snapshot();
         let candidates = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
@@ -64,7 +64,7 @@ impl Control {
                 ..Default::default()
             });
         }
-        let outcomes = self.peers.pass_on(candidates, |_| request.clone(), ANSWER_PATIENCE, passed_on).await;
+        let outcomes = self.peers.pass_on(candidates, |_| request.clone(), ANSWER_TIMEOUT, passed_on).await;
 
         let mut best: Option<(Able, String)> = None;
         let mut metadata = BTreeMap::new();
@@ -102,7 +102,7 @@ impl Control {
     }
 
     /// With an empty id every route that there is; replicas' equal routes are listed once.
-    pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, Failure> {
+    pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, CallError> {
         let snapshot = self.registry.snapshot();
         let mut found: Vec<(&String, &Arc<Route>)> = Vec::new();
         if request.instance_id.is_empty() {
@@ -123,7 +123,7 @@ impl Control {
         self,
         request: UpdateRoutesRequest,
         passed_on: bool,
-    ) -> Result<UpdateRoutesResponse, Failure> {
+    ) -> Result<UpdateRoutesResponse, CallError> {
         let (instance_id, author) = match request.instance_id.as_str() {
             "" => (None, Author::Operator),
             id => (Some(validate::id("instance_id", id)?), Author::Module),
@@ -157,7 +157,7 @@ impl Control {
         self,
         request: DeleteRouteRequest,
         passed_on: bool,
-    ) -> Result<DeleteRouteResponse, Failure> {
+    ) -> Result<DeleteRouteResponse, CallError> {
         let route_id = validate::id("route_id", &request.route_id)?;
         let instance_id = match request.instance_id.as_str() {
             "" => None,
@@ -183,7 +183,7 @@ impl Control {
         &self,
         instance_id: &str,
         call: C,
-    ) -> Result<(Vec<Told<C, UpdateRoutesRequest>>, Untold), Failure> {
+    ) -> Result<(Vec<Participant<C, UpdateRoutesRequest>>, Unreached), CallError> {
         let snapshot = self.registry.snapshot();
         let former = &snapshot.record(instance_id)?.registration.module.routes;
         let undo = UpdateRoutesRequest {
@@ -191,9 +191,10 @@ impl Control {
             routes: former.iter().map(|(route_id, route)| route::render(route_id, route)).collect(),
             replace_all: true,
         };
-        let (peers, untold) = living(&snapshot, &[instance_id.to_owned()])?;
-        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
-        Ok((peers.into_iter().map(told).collect(), untold))
+        let (peers, unreached) = living(&snapshot, &[instance_id.to_owned()])?;
+        let told =
+            |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
+        Ok((peers.into_iter().map(told).collect(), unreached))
     }
 }
 

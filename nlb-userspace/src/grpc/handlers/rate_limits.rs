@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use nlb_proto as proto;
 
 use super::control::Control;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::{signed_32, signed_64};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::traffic::LimitCounts;
 use crate::model::{L4, LimitTarget, LimitUnit, RateLimit, Texts};
 
@@ -20,14 +20,14 @@ impl Control {
         self,
         request: proto::SetRateLimitRequest,
         passed_on: bool,
-    ) -> Result<proto::SetRateLimitResponse, Failure> {
+    ) -> Result<proto::SetRateLimitResponse, CallError> {
         let instance_id = self.optional_instance(&request.instance_id)?;
-        let limit = request.limit.clone().ok_or_else(|| Fault::new("limit", "is missing"))?;
+        let limit = request.limit.clone().ok_or_else(|| FieldViolation::new("limit", "is missing"))?;
         if let Some(instance_id) = instance_id.filter(|_| !is_ours(&limit.target)) {
-            validate::id("limit_id", &limit.limit_id).map_err(|fault| fault.within("limit"))?;
+            validate::id("limit_id", &limit.limit_id).map_err(|violation| violation.within("limit"))?;
             return self.relay(&instance_id, request, passed_on).await;
         }
-        let (id, limit) = parse(limit).map_err(|fault| fault.within("limit"))?;
+        let (id, limit) = parse(limit).map_err(|violation| violation.within("limit"))?;
         let enabled = limit.enabled;
         let idle = self.without_effect(&limit.target);
         let revision = self.registry.set_rate_limit(id.clone(), limit)?;
@@ -45,7 +45,7 @@ impl Control {
         self,
         request: proto::RemoveRateLimitRequest,
         passed_on: bool,
-    ) -> Result<proto::RemoveRateLimitResponse, Failure> {
+    ) -> Result<proto::RemoveRateLimitResponse, CallError> {
         let id = validate::id("limit_id", &request.limit_id)?;
         let instance_id = self.optional_instance(&request.instance_id)?;
         let ours = self.registry.snapshot().rate_limits.contains_key(&id);
@@ -62,7 +62,7 @@ impl Control {
         &self,
         request: proto::GetRateLimitsRequest,
         passed_on: bool,
-    ) -> Result<proto::GetRateLimitsResponse, Failure> {
+    ) -> Result<proto::GetRateLimitsResponse, CallError> {
         if let Some(instance_id) = self.optional_instance(&request.instance_id)? {
             validate::text("target", &request.target, validate::TEXT_LENGTH)?;
             return self.relay(&instance_id, request, passed_on).await;
@@ -84,7 +84,7 @@ impl Control {
     }
 
     /// A registered instance, if one is named.
-    fn optional_instance(&self, instance_id: &str) -> Result<Option<String>, Failure> {
+    fn optional_instance(&self, instance_id: &str) -> Result<Option<String>, CallError> {
         let id = validate::optional_id("instance_id", instance_id)?;
         if let Some(id) = &id {
             self.registry.snapshot().record(id)?;
@@ -118,7 +118,7 @@ const UNIT: &str = "unit";
 const PASSED: &str = "passed";
 const REFUSED: &str = "refused";
 
-fn parse(limit: proto::RateLimit) -> Result<(String, RateLimit), Fault> {
+fn parse(limit: proto::RateLimit) -> Result<(String, RateLimit), FieldViolation> {
     let id = validate::id("limit_id", &limit.limit_id)?;
     let mut metadata = validate::text_map("metadata", limit.metadata)?;
     // What GetRateLimits adds, should somebody send its answer back.
@@ -136,7 +136,7 @@ fn parse(limit: proto::RateLimit) -> Result<(String, RateLimit), Fault> {
     };
     if limit.per_second == 0 && limit.per_minute == 0 && limit.per_hour == 0 {
         let problem = "is 0, and so are requests_per_minute and requests_per_hour; give at least one of them";
-        return Err(Fault::new("requests_per_second", problem));
+        return Err(FieldViolation::new("requests_per_second", problem));
     }
     Ok((id, limit))
 }
@@ -158,14 +158,14 @@ fn render(id: &str, limit: &RateLimit, counts: LimitCounts) -> proto::RateLimit 
     }
 }
 
-fn unit(metadata: &Texts) -> Result<LimitUnit, Fault> {
+fn unit(metadata: &Texts) -> Result<LimitUnit, FieldViolation> {
     match metadata.get(UNIT).map(String::as_str) {
         None | Some("requests") => Ok(LimitUnit::NewFlows),
         Some("packets") => Ok(LimitUnit::Packets),
         Some("bytes") => Ok(LimitUnit::Bytes),
         Some(other) => {
             let problem = format!("{other:?} is no unit; give requests (new flows), packets or bytes");
-            Err(Fault::new("metadata.unit", problem))
+            Err(FieldViolation::new("metadata.unit", problem))
         }
     }
 }
@@ -179,8 +179,8 @@ const TARGETS: &str = "name the instance that limits it, or give * (everything),
                        service:VIP:PORT/PROTOCOL, such as \
                        service:192.0.2.1:443/tcp or service:[2001:db8::1]:443/udp";
 
-fn target(text: &str) -> Result<LimitTarget, Fault> {
-    let wrong = |problem: String| Fault::new("target", problem);
+fn target(text: &str) -> Result<LimitTarget, FieldViolation> {
+    let wrong = |problem: String| FieldViolation::new("target", problem);
     if text == "*" {
         return Ok(LimitTarget::All);
     }
@@ -256,8 +256,8 @@ mod tests {
             ("service:192.0.2.1:0/tcp", "is no service"),
             ("service:192.0.2.1:80/sctp", "is no service"),
         ] {
-            let fault = target(text).expect_err(text);
-            assert!(fault.problem.contains(reason), "{text}: {fault}");
+            let violation = target(text).expect_err(text);
+            assert!(violation.problem.contains(reason), "{text}: {violation}");
         }
     }
 }

@@ -6,8 +6,8 @@ use nlb_proto::{RebalanceLoadRequest, RebalanceLoadResponse};
 
 use super::control::Control;
 use crate::compile::{MapImage, maglev};
-use crate::grpc::convert::error::Failure;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::error::CallError;
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::policy::balance::{self, Strategy};
 
 /// A balance that needs no rebalancing.
@@ -18,7 +18,7 @@ impl Control {
     pub async fn rebalance_load(
         &self,
         request: RebalanceLoadRequest,
-    ) -> Result<RebalanceLoadResponse, Failure> {
+    ) -> Result<RebalanceLoadResponse, CallError> {
         let strategy = strategy(&request.strategy)?;
         let targets = targets(&request.target_instances)?;
         let state = self.registry.snapshot();
@@ -71,7 +71,7 @@ impl Control {
     }
 }
 
-fn strategy(name: &str) -> Result<Strategy, Fault> {
+fn strategy(name: &str) -> Result<Strategy, FieldViolation> {
     if name.is_empty() {
         return Ok(Strategy::default());
     }
@@ -84,13 +84,13 @@ fn strategy(name: &str) -> Result<Strategy, Fault> {
     found.map(|(_, strategy)| strategy).ok_or_else(|| {
         let known: Vec<&str> = Strategy::ALL.into_iter().map(|(name, _)| name).collect();
         let shown: String = name.chars().take(64).collect();
-        Fault::new("strategy", format!("{shown:?} is none of {}", known.join(", ")))
+        FieldViolation::new("strategy", format!("{shown:?} is none of {}", known.join(", ")))
     })
 }
 
-fn targets(ids: &[String]) -> Result<BTreeSet<String>, Fault> {
+fn targets(ids: &[String]) -> Result<BTreeSet<String>, FieldViolation> {
     if ids.len() > MAX_TARGETS {
-        return Err(Fault::new(
+        return Err(FieldViolation::new(
             "target_instances",
             format!("are more than {MAX_TARGETS}; leave them out for all"),
         ));

@@ -11,16 +11,16 @@ use tokio::time::Instant;
 
 use super::control::Control;
 use crate::controllers::drain;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::route::{self, Author};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, health_check, heartbeat_report, instance, pagination, split};
 use crate::model::clock::Now;
 use crate::model::traffic::{Counts, Traffic};
 use crate::model::{DataAddresses, ForwardMode};
-use crate::policy::lease::Standing;
-use crate::registry::{Admission, Claim, Record, Refusal, Registered, Registration};
+use crate::policy::lease::LeaseState;
+use crate::registry::{Admission, Claim, Record, Registered, Registration, RegistryError};
 
 const LONGEST_DRAIN_SECONDS: i32 = 3600;
 
@@ -30,11 +30,11 @@ impl Control {
         &self,
         request: RegisterModuleRequest,
         proof: String,
-    ) -> Result<RegisterModuleResponse, Failure> {
+    ) -> Result<RegisterModuleResponse, CallError> {
         let settings = self.registry.settings();
-        let message = request.instance.ok_or_else(|| Fault::new("instance", "is missing"))?;
+        let message = request.instance.ok_or_else(|| FieldViolation::new("instance", "is missing"))?;
         let parsed = instance::parse(message, settings.forward_mode);
-        let (mut registration, mut claim) = parsed.map_err(|fault| fault.within("instance"))?;
+        let (mut registration, mut claim) = parsed.map_err(|violation| violation.within("instance"))?;
         if claim == Claim::None && !proof.is_empty() {
             claim = Claim::RegistrationId(proof);
         }
@@ -42,7 +42,7 @@ impl Control {
             route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
         registration.capabilities = validate::text_map("capabilities", request.capabilities)?;
         let check = request.health_config.map(health_check::parse).transpose();
-        registration.check = check.map_err(|fault| fault.within("health_config"))?;
+        registration.check = check.map_err(|violation| violation.within("health_config"))?;
         registration.module.data = self.resolve(&registration).await?;
 
         let instance_id = registration.instance_id.clone();
@@ -50,7 +50,7 @@ impl Control {
         let checked =
             registration.check.as_ref().map(|check| format!("no new flows until it passes {check}"));
         let now = Now::read();
-        let registered = self.take_in(registration, claim, now).await?;
+        let registered = self.register_or_probe(registration, claim, now).await?;
         self.applied(registered.revision).await?;
 
         let said = match registered.admission {
@@ -70,15 +70,15 @@ impl Control {
     }
 
     /// What is in use now is kept where the names still say so.
-    async fn resolve(&self, registration: &Registration) -> Result<DataAddresses, Failure> {
+    async fn resolve(&self, registration: &Registration) -> Result<DataAddresses, CallError> {
         let snapshot = self.registry.snapshot();
         let in_use = snapshot.record(&registration.instance_id).map(|old| old.registration.module.data);
         let data = self.resolver.resolve(&registration.data_hosts, in_use.unwrap_or_default()).await?;
         if registration.module.mode != ForwardMode::Nat
-            && let Some((address, inward)) = self.resolver.first_inward(data).await
+            && let Some((address, locality)) = self.resolver.first_local(data).await
         {
-            let problem = format!("{address} is {inward}; use nat");
-            return Err(Fault::new("instance.metadata.forward_mode", problem).into());
+            let problem = format!("{address} is {locality}; use nat");
+            return Err(FieldViolation::new("instance.metadata.forward_mode", problem).into());
         }
         Ok(data)
     }
@@ -96,9 +96,14 @@ impl Control {
     }
 
     /// A newcomer that claims a living module's id gets it once that module's address no longer answers.
-    async fn take_in(&self, newcomer: Registration, claim: Claim, now: Now) -> Result<Registered, Failure> {
+    async fn register_or_probe(
+        &self,
+        newcomer: Registration,
+        claim: Claim,
+        now: Now,
+    ) -> Result<Registered, CallError> {
         match self.registry.register(newcomer.clone(), &claim, now) {
-            Err(Refusal::Taken { address, epoch, .. }) if !self.resolver.answers(&address).await => {
+            Err(RegistryError::Taken { address, epoch, .. }) if !self.resolver.answers(&address).await => {
                 Ok(self.registry.register(newcomer, &Claim::Silent { epoch }, now)?)
             }
             registered => Ok(registered?),
@@ -108,7 +113,7 @@ impl Control {
     pub async fn unregister(
         &self,
         request: UnregisterModuleRequest,
-    ) -> Result<UnregisterModuleResponse, Failure> {
+    ) -> Result<UnregisterModuleResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
         let timeout = drain_timeout("drain_timeout_seconds", request.drain_timeout_seconds)?;
         if !request.graceful {
@@ -158,11 +163,11 @@ impl Control {
         })
     }
 
-    pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Failure> {
+    pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
         let status = validate::known::<HealthStatus>("status", request.status)?;
         let report = request.current_stats.map(|stats| heartbeat_report::parse(&id, stats)).transpose();
-        let report = report.map_err(|fault| fault.within("current_stats"))?;
+        let report = report.map_err(|violation| violation.within("current_stats"))?;
         validate::time("timestamp", request.timestamp)?;
 
         let now = Now::read();
@@ -173,8 +178,8 @@ impl Control {
         let applied = if revision > before { self.applied(revision).await } else { Ok(()) };
         let snapshot = self.registry.snapshot();
         let drains = snapshot.record(&id).is_ok_and(|record| record.drain.is_some());
-        let heard = self.scaling.heard(&id, &snapshot, &self.traffic.borrow(), now.at);
-        if let Some(order) = heard.order {
+        let record_heartbeat = self.scaling.record_heartbeat(&id, &snapshot, &self.traffic.borrow(), now.at);
+        if let Some(order) = record_heartbeat.order {
             self.scale(order);
         }
         let message = match applied {
@@ -183,19 +188,19 @@ impl Control {
             Ok(()) => "lease renewed".to_owned(),
         };
         let interval = self.registry.settings().lease.interval.as_secs_f64().to_string();
-        let instances = heard.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
+        let instances = record_heartbeat.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
         let instructions = [("heartbeat_interval_seconds".to_owned(), interval)].into_iter().chain(instances);
         Ok(HeartbeatResponse {
             acknowledged: true,
             message,
             server_time: Some(now.wall.into()),
             should_reload: false,
-            should_scale: heard.asked_for.is_some(),
+            should_scale: record_heartbeat.asked_for.is_some(),
             instructions: instructions.collect(),
         })
     }
 
-    pub fn list_modules(&self, request: ListModulesRequest) -> Result<ListModulesResponse, Failure> {
+    pub fn list_modules(&self, request: ListModulesRequest) -> Result<ListModulesResponse, CallError> {
         let module_type = validate::known::<ModuleType>("module_type_filter", request.module_type_filter)?;
         let status = validate::known::<HealthStatus>("status_filter", request.status_filter)?;
         let modules = self.instances_like(module_type, status);
@@ -207,7 +212,7 @@ impl Control {
         })
     }
 
-    pub fn module_info(&self, request: GetModuleInfoRequest) -> Result<GetModuleInfoResponse, Failure> {
+    pub fn module_info(&self, request: GetModuleInfoRequest) -> Result<GetModuleInfoResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
         let snapshot = self.registry.snapshot();
         let record = snapshot.record(&id)?;
@@ -265,11 +270,14 @@ fn accepted(registered: &Registered, message: String) -> RegisterModuleResponse 
 }
 
 /// `None` for 0, which leaves it to the configuration.
-pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Duration>, Fault> {
+pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Duration>, FieldViolation> {
     match seconds {
         0 => Ok(None),
         1..=LONGEST_DRAIN_SECONDS => Ok(Some(std::time::Duration::from_secs(seconds.unsigned_abs().into()))),
-        _ => Err(Fault::new(field, format!("{seconds} is out of bounds; give 0 to {LONGEST_DRAIN_SECONDS}"))),
+        _ => Err(FieldViolation::new(
+            field,
+            format!("{seconds} is out of bounds; give 0 to {LONGEST_DRAIN_SECONDS}"),
+        )),
     }
 }
 
@@ -277,9 +285,9 @@ pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
     let registration = &record.registration;
     let Registration { module, capabilities, .. } = registration;
     let addresses = [module.data.v4.map(|a| a.to_string()), module.data.v6.map(|a| a.to_string())];
-    let lease = match record.standing {
-        Standing::Current => "current",
-        Standing::Lapsed | Standing::Forfeit => "lapsed",
+    let lease = match record.lease_state {
+        LeaseState::Valid => "current",
+        LeaseState::Expired | LeaseState::Evicted => "lapsed",
     };
     let silence = record.lease.age(Instant::now()).as_secs();
     let mut details = BTreeMap::from([
@@ -298,8 +306,8 @@ pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
         ("resets".to_owned(), counts.resets.to_string()),
     ]);
     details.extend(registration.check.as_ref().map(|check| ("health_check".to_owned(), check.to_string())));
-    details.extend(record.opinions().by_source().map(|(source, health)| {
-        let said = match record.told(source).map(|opinion| opinion.why.as_str()) {
+    details.extend(record.signals().by_source().map(|(source, health)| {
+        let said = match record.told(source).map(|signal| signal.why.as_str()) {
             None | Some("") => enums::health_name(health).to_owned(),
             Some(why) => format!("{}: {why}", enums::health_name(health)),
         };

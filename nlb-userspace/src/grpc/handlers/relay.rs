@@ -11,10 +11,10 @@ use super::config::checksum;
 use super::control::Control;
 use crate::grpc::client::fan_out::{all_done, message, peer};
 use crate::grpc::client::peers::{Call, Outcome};
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::scaling_config;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 
 impl Control {
     /// The answer counts the instances that the module says there are and should be.
@@ -22,10 +22,10 @@ impl Control {
         self,
         request: ScaleRequest,
         passed_on: bool,
-    ) -> Result<ScaleResponse, Failure> {
+    ) -> Result<ScaleResponse, CallError> {
         let id = named(&request.instance_id)?;
         let config = request.config.map(scaling_config::parse).transpose();
-        config.map_err(|fault| fault.within("config"))?;
+        config.map_err(|violation| violation.within("config"))?;
         self.relay(&id, request, passed_on).await
     }
 
@@ -38,7 +38,7 @@ impl Control {
         signed_32(alike.count())
     }
 
-    pub fn instances_of_type(&self, request: GetInstancesRequest) -> Result<GetInstancesResponse, Failure> {
+    pub fn instances_of_type(&self, request: GetInstancesRequest) -> Result<GetInstancesResponse, CallError> {
         let module_type = validate::known::<ModuleType>("module_type", request.module_type)?;
         let status = validate::known::<HealthStatus>("status_filter", request.status_filter)?;
         let instances = self.instances_like(module_type, status);
@@ -50,7 +50,7 @@ impl Control {
         &self,
         request: GetConfigRequest,
         passed_on: bool,
-    ) -> Result<GetConfigResponse, Failure> {
+    ) -> Result<GetConfigResponse, CallError> {
         if request.instance_id.is_empty() {
             let own = GetNlbConfigRequest { config_type: request.config_type };
             let GetNlbConfigResponse { configs, last_updated } = self.nlb_config(own).await?;
@@ -65,7 +65,7 @@ impl Control {
         self,
         request: UpdateConfigRequest,
         passed_on: bool,
-    ) -> Result<UpdateConfigResponse, Failure> {
+    ) -> Result<UpdateConfigResponse, CallError> {
         if request.instance_id.is_empty() {
             // The call has no way to accept that a setting waits for a restart: such an update is refused.
             let (config, validate_only) = (request.config, request.validate_only);
@@ -81,8 +81,8 @@ impl Control {
             });
         }
         let id = validate::id("instance_id", &request.instance_id)?;
-        let config = request.config.as_ref().ok_or_else(|| Fault::new("config", "is missing"))?;
-        check_config(config).map_err(|fault| fault.within("config"))?;
+        let config = request.config.as_ref().ok_or_else(|| FieldViolation::new("config", "is missing"))?;
+        check_config(config).map_err(|violation| violation.within("config"))?;
         self.relay(&id, request, passed_on).await
     }
 
@@ -91,7 +91,7 @@ impl Control {
         id: &str,
         call: C,
         passed_on: bool,
-    ) -> Result<C::Answer, Failure> {
+    ) -> Result<C::Answer, CallError> {
         let module = peer(self.registry.snapshot().record(id)?);
         let outcome: Outcome<C::Answer> = self.peers.pass_on_to(module, call, passed_on).await;
         let answers = all_done(vec![(id.to_owned(), outcome)])?;
@@ -102,20 +102,20 @@ impl Control {
 /// Modules built with gRPC's defaults take messages of 4 MiB.
 const MOST_CONFIG_BYTES: usize = 3 << 20;
 
-fn named(instance_id: &str) -> Result<String, Fault> {
+fn named(instance_id: &str) -> Result<String, FieldViolation> {
     if instance_id.is_empty() {
-        return Err(Fault::new("instance_id", "is empty; name an instance of the type to scale"));
+        return Err(FieldViolation::new("instance_id", "is empty; name an instance of the type to scale"));
     }
     validate::id("instance_id", instance_id)
 }
 
-fn check_config(config: &ConfigUpdate) -> Result<(), Fault> {
+fn check_config(config: &ConfigUpdate) -> Result<(), FieldViolation> {
     validate::text("config_id", &config.config_id, validate::TEXT_LENGTH)?;
     validate::text("config_type", &config.config_type, validate::TEXT_LENGTH)?;
     validate::text("checksum", &config.checksum, validate::TEXT_LENGTH)?;
     validate::time("updated_at", config.updated_at)?;
     if config.config_data.len() > MOST_CONFIG_BYTES {
-        return Err(Fault::new("config_data", format!("is longer than {MOST_CONFIG_BYTES} bytes")));
+        return Err(FieldViolation::new("config_data", format!("is longer than {MOST_CONFIG_BYTES} bytes")));
     }
     validate::text_map("metadata", config.metadata.clone())?;
     checksum(config)

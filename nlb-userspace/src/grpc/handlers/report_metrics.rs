@@ -6,8 +6,8 @@ use nlb_proto::{MetricDataPoint, ModuleMetrics, ModuleType, ReportMetricsRequest
 
 use super::control::Control;
 use crate::grpc::convert::enums;
-use crate::grpc::convert::error::Failure;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::error::CallError;
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::telemetry::metrics::reported::{BUDGET, Point};
 
 const MAX_POINTS: usize = 1000;
@@ -17,20 +17,22 @@ const NAME_LENGTH: usize = 128;
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 impl Control {
-    pub fn report_metrics(&self, request: ReportMetricsRequest) -> Result<ReportMetricsResponse, Failure> {
+    pub fn report_metrics(&self, request: ReportMetricsRequest) -> Result<ReportMetricsResponse, CallError> {
         let instance_id = validate::id("instance_id", &request.instance_id)?;
         let now = SystemTime::now();
         let reported_at = time("reported_at", request.reported_at, now)?.unwrap_or(now);
-        let metrics = request.metrics.ok_or_else(|| Fault::new("metrics", "is missing"))?;
+        let metrics = request.metrics.ok_or_else(|| FieldViolation::new("metrics", "is missing"))?;
         let (metrics, points) = parse(&instance_id, metrics, reported_at, now)?;
-        self.registry.recognise(&instance_id, &request.registration_id)?;
+        self.registry.authenticate_caller(&instance_id, &request.registration_id)?;
         let snapshot = self.registry.snapshot();
         let own_type = snapshot.record(&instance_id)?.registration.module.module_type;
         if metrics.is_some_and(|named| named != enums::module_type_to_wire(own_type)) {
             let own = enums::module_type_name(own_type);
-            return Err(
-                Fault::new("metrics.module_type", format!("the instance is registered as {own}")).into()
-            );
+            return Err(FieldViolation::new(
+                "metrics.module_type",
+                format!("the instance is registered as {own}"),
+            )
+            .into());
         }
         let sent = points.len();
         let kept = self.metrics.reported.add(&instance_id, points, now).map_err(|much| {
@@ -39,7 +41,7 @@ impl Control {
                  fewer, or with fewer labels",
                 much.bytes
             );
-            Fault::new("metrics.metrics", problem)
+            FieldViolation::new("metrics.metrics", problem)
         })?;
         let message = match sent - kept {
             0 => format!("{kept} points taken"),
@@ -55,39 +57,43 @@ fn parse(
     metrics: ModuleMetrics,
     reported_at: SystemTime,
     now: SystemTime,
-) -> Result<(Option<ModuleType>, Vec<Point>), Fault> {
+) -> Result<(Option<ModuleType>, Vec<Point>), FieldViolation> {
     if !metrics.instance_id.is_empty() && metrics.instance_id != instance_id {
         let problem = format!("{:?} is not the instance that the report is from", metrics.instance_id);
-        return Err(Fault::new("metrics.instance_id", problem));
+        return Err(FieldViolation::new("metrics.instance_id", problem));
     }
     let module_type = validate::known::<ModuleType>("metrics.module_type", metrics.module_type)?;
     let collected_at = time("metrics.collected_at", metrics.collected_at, now)?.unwrap_or(reported_at);
     let sent = metrics.metrics.len();
     if sent > MAX_POINTS {
         let problem = format!("has {sent} points; report at most {MAX_POINTS} at a time");
-        return Err(Fault::new("metrics.metrics", problem));
+        return Err(FieldViolation::new("metrics.metrics", problem));
     }
     let parse = |(index, point): (usize, MetricDataPoint)| {
         parse_point(point, collected_at, now)
-            .map_err(|fault| fault.within(format!("metrics.metrics[{index}]")))
+            .map_err(|violation| violation.within(format!("metrics.metrics[{index}]")))
     };
     let points = metrics.metrics.into_iter().enumerate().map(parse).collect::<Result<_, _>>()?;
     Ok((Some(module_type).filter(|named| *named != ModuleType::Unspecified), points))
 }
 
-fn parse_point(point: MetricDataPoint, collected_at: SystemTime, now: SystemTime) -> Result<Point, Fault> {
+fn parse_point(
+    point: MetricDataPoint,
+    collected_at: SystemTime,
+    now: SystemTime,
+) -> Result<Point, FieldViolation> {
     let name = validate::text("name", &point.name, NAME_LENGTH)?;
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '*') {
-        return Err(Fault::new("name", format!("{name:?} is empty, or has a space or an asterisk")));
+        return Err(FieldViolation::new("name", format!("{name:?} is empty, or has a space or an asterisk")));
     }
     if name.starts_with("nlb_") {
-        return Err(Fault::new(
+        return Err(FieldViolation::new(
             "name",
             format!("{name:?}: names with nlb_ are the NLB's own; choose another"),
         ));
     }
     if !point.value.is_finite() {
-        return Err(Fault::new("value", format!("{} is not a finite number", point.value)));
+        return Err(FieldViolation::new("value", format!("{} is not a finite number", point.value)));
     }
     let labels = validate::text_map("labels", point.labels)?;
     let at = time("timestamp", point.timestamp, now)?.unwrap_or(collected_at);
@@ -98,10 +104,10 @@ fn time(
     field: &str,
     timestamp: Option<prost_types::Timestamp>,
     now: SystemTime,
-) -> Result<Option<SystemTime>, Fault> {
+) -> Result<Option<SystemTime>, FieldViolation> {
     let time = validate::time(field, timestamp)?;
     if time.is_some_and(|time| time > now + CLOCK_SKEW) {
-        return Err(Fault::new(field, "is in the future; set the module's clock, or leave it out"));
+        return Err(FieldViolation::new(field, "is in the future; set the module's clock, or leave it out"));
     }
     Ok(time)
 }

@@ -12,14 +12,14 @@ use nlb_proto::{
 use super::control::Control;
 use crate::compile::{FlowTuple, MapImage};
 use crate::grpc::client::fan_out::peer;
-use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome};
-use crate::grpc::convert::error::Failure;
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::route::{self, Author};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{any, enums};
 use crate::model::clock::Now;
-use crate::model::destination::Wanted;
+use crate::model::destination::L4Destination;
 use crate::model::{Backend, Destination, ForwardMode, Routes, Texts};
 use crate::registry::{Commit, Owner, State};
 
@@ -30,7 +30,7 @@ impl Control {
     pub async fn update_routing(
         &self,
         request: UpdateRoutingRequest,
-    ) -> Result<UpdateRoutingResponse, Failure> {
+    ) -> Result<UpdateRoutingResponse, CallError> {
         let by_module = !request.source_instance_id.is_empty();
         let (owner, author) = if by_module {
             let instance_id = validate::id("source_instance_id", &request.source_instance_id)?;
@@ -46,16 +46,17 @@ impl Control {
         let vips = &settings.vips;
         let routes = match route::parse_all("routes", request.routes, author, vips) {
             Ok(routes) => routes,
-            Err(faults) if request.validate_only => {
-                let validation_errors = faults.iter().take(MOST_FAULTS_TOLD).map(Fault::to_string).collect();
+            Err(violations) if request.validate_only => {
+                let validation_errors =
+                    violations.iter().take(MOST_FAULTS_TOLD).map(FieldViolation::to_string).collect();
                 return Ok(UpdateRoutingResponse {
                     message: "the routes are not valid; nothing was changed".to_owned(),
                     validation_errors,
-                    error: Some(Failure::from(faults).told()),
+                    error: Some(CallError::from(violations).told()),
                     ..Default::default()
                 });
             }
-            Err(faults) => return Err(faults.into()),
+            Err(violations) => return Err(violations.into()),
         };
         let unenforced = route::unenforced(&routes);
         let commit = if request.validate_only { Commit::DryRun } else { Commit::Apply };
@@ -91,15 +92,15 @@ impl Control {
     pub async fn validate_route(
         &self,
         request: ValidateRouteRequest,
-    ) -> Result<ValidateRouteResponse, Failure> {
-        let message = request.route.ok_or_else(|| Fault::new("route", "is missing"))?;
+    ) -> Result<ValidateRouteResponse, CallError> {
+        let message = request.route.ok_or_else(|| FieldViolation::new("route", "is missing"))?;
         let settings = self.registry.settings();
         let vips = &settings.vips;
         let (_, route) = match route::parse(message.clone(), Author::Operator, vips) {
             Ok(parsed) => parsed,
-            Err(fault) => {
+            Err(violation) => {
                 return Ok(ValidateRouteResponse {
-                    validation_errors: vec![fault.within("route").to_string()],
+                    validation_errors: vec![violation.within("route").to_string()],
                     ..Default::default()
                 });
             }
@@ -109,7 +110,7 @@ impl Control {
         let suited = suited.map(|(_, record)| peer(record)).collect();
         let context = [("owner".to_owned(), "operator".to_owned())].into();
         let question = CanHandleRequest { route: Some(message), context };
-        let outcomes = self.peers.pass_on(suited, |_| question.clone(), ANSWER_PATIENCE, false).await;
+        let outcomes = self.peers.pass_on(suited, |_| question.clone(), ANSWER_TIMEOUT, false).await;
         // Whoever does not say is able, as in the data path.
         let is_able = |outcome: &Outcome<CanHandleResponse>| !matches!(outcome, Outcome::Done(answer) if !answer.can_handle);
         let able = outcomes.into_iter().filter(|(_, outcome)| is_able(outcome));
@@ -130,8 +131,8 @@ impl Control {
     }
 
     /// What the data path would do with a new flow. Nothing is installed.
-    pub fn route_request(&self, request: RouteRequestRequest) -> Result<RouteRequestResponse, Failure> {
-        let message = request.route.ok_or_else(|| Fault::new("route", "is missing"))?;
+    pub fn route_request(&self, request: RouteRequestRequest) -> Result<RouteRequestResponse, CallError> {
+        let message = request.route.ok_or_else(|| FieldViolation::new("route", "is missing"))?;
         let context = validate::text_map("context", request.context)?;
         let flows = self.flows(message, &context)?;
         let image = self.applied.borrow().image.clone();
@@ -157,8 +158,8 @@ impl Control {
 
     /// The flows that a route may stand for: from the client that the context or the source names, else from any; to its
     /// destination, else to any VIP. There is at least one.
-    fn flows(&self, message: nlb_proto::Route, context: &Texts) -> Result<Vec<FlowTuple>, Fault> {
-        let within = |fault: Fault| fault.within("route");
+    fn flows(&self, message: nlb_proto::Route, context: &Texts) -> Result<Vec<FlowTuple>, FieldViolation> {
+        let within = |violation: FieldViolation| violation.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
         // Nothing is decided by these, and yet they are not taken whatever they hold.
         validate::optional_id("route_id", &message.route_id).map_err(within)?;
@@ -171,12 +172,12 @@ impl Control {
             Destination::EveryVip => settings.vips.addresses().iter().copied().collect(),
             Destination::Prefix(_) => {
                 let problem = "must be one address, or empty for any VIP: a packet has one";
-                return Err(Fault::new("route.destination_pattern", problem));
+                return Err(FieldViolation::new("route.destination_pattern", problem));
             }
         };
         let port = validate::port("destination_port", message.destination_port).map_err(within)?;
         let Some(port) = port.or(protocol.well_known_port()) else {
-            return Err(Fault::new(
+            return Err(FieldViolation::new(
                 "route.destination_port",
                 "must be given: this protocol has no well-known port",
             ));
@@ -186,7 +187,8 @@ impl Control {
         let client_port = validate::port_entry("context", context, "source_port")?.or(source_port);
         let client_port = client_port.unwrap_or_else(any::port);
         let client = context.get("source_address").map(|text| {
-            let problem = || Fault::new("context.source_address", format!("{text:?} is not an address"));
+            let problem =
+                || FieldViolation::new("context.source_address", format!("{text:?} is not an address"));
             text.parse::<IpAddr>().map_err(|_| problem())
         });
         let client = client.transpose()?;
@@ -200,11 +202,12 @@ impl Control {
             return Err(match context.get("source_address") {
                 Some(text) => {
                     let problem = format!("{text:?} is not an address of the destination's family");
-                    Fault::new("context.source_address", problem)
+                    FieldViolation::new("context.source_address", problem)
                 }
-                None => {
-                    Fault::new("route.destination_pattern", "names no VIP, and none is configured; give one")
-                }
+                None => FieldViolation::new(
+                    "route.destination_pattern",
+                    "names no VIP, and none is configured; give one",
+                ),
             });
         }
         Ok(flows)
@@ -214,7 +217,7 @@ impl Control {
     fn priority(&self, state: &State, flow: &FlowTuple, backend: &Backend) -> i32 {
         let Ok(record) = state.record(&backend.instance_id) else { return 0 };
         let module = &record.registration.module;
-        let learned = Wanted { vip: flow.vip, port: flow.port, l4: flow.l4 }.key();
+        let learned = L4Destination { vip: flow.vip, port: flow.port, l4: flow.l4 }.key();
         let mut asked_about = backend.route.iter().chain([&learned]);
         if let Some(ability) = asked_about.find_map(|route| module.abilities.get(route)) {
             return ability.priority;

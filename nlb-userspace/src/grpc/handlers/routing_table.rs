@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use nlb_proto::{GetRoutingTableRequest, GetRoutingTableResponse, Protocol, RoutingEntry};
 
 use super::control::Control;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::{enums, pagination, route, validate};
 use crate::model::traffic::Traffic;
@@ -15,7 +15,10 @@ use crate::registry::Record;
 use crate::telemetry::metrics::Activity;
 
 impl Control {
-    pub fn routing_table(&self, request: GetRoutingTableRequest) -> Result<GetRoutingTableResponse, Failure> {
+    pub fn routing_table(
+        &self,
+        request: GetRoutingTableRequest,
+    ) -> Result<GetRoutingTableResponse, CallError> {
         let protocol = validate::known::<Protocol>("protocol_filter", request.protocol_filter)?;
         let within = route::net("destination_filter", &request.destination_filter)?;
         let mut entries = self.routing_entries(|route| {

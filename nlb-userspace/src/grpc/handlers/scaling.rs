@@ -7,18 +7,18 @@ use nlb_proto::{ModuleType, ScaleRequest, TriggerScalingRequest, TriggerScalingR
 use tokio::time::Instant;
 
 use super::control::Control;
-use crate::controllers::scaling::{Number, Order, Unscalable, Wish};
+use crate::controllers::scaling::{Number, Order, SizeRequest, Unscalable};
 use crate::grpc::client::fan_out::{all_done, peer};
-use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome};
-use crate::grpc::convert::error::Failure;
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, scaling_config};
 use crate::policy::scaling::GroupKey;
 use crate::registry::State;
 
 /// How often groups are looked at that heartbeats do not show.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
 const ACTIONS: [&str; 3] = ["scale_up", "scale_down", "set"];
 
@@ -27,20 +27,20 @@ impl Control {
     pub async fn trigger_scaling(
         self,
         request: TriggerScalingRequest,
-    ) -> Result<TriggerScalingResponse, Failure> {
+    ) -> Result<TriggerScalingResponse, CallError> {
         let instance_id = match request.instance_id.as_str() {
             "" => None,
             id => Some(validate::id("instance_id", id)?),
         };
         let module_type = validate::known::<ModuleType>("module_type", request.module_type)?;
         let policy = request.config.map(scaling_config::parse).transpose();
-        let policy = policy.map_err(|fault| fault.within("config"))?;
+        let policy = policy.map_err(|violation| violation.within("config"))?;
         let number = number(&request.scaling_action, request.target_instances, policy.is_some())?;
 
         let snapshot = self.registry.snapshot();
         let key = group(&snapshot, instance_id.as_deref(), module_type)?;
-        let wish = Wish { number, policy, instance_id };
-        let decision = self.scaling.wish(&key, &wish, &snapshot, Instant::now())?;
+        let wanted = SizeRequest { number, policy, instance_id };
+        let decision = self.scaling.request_size(&key, &wanted, &snapshot, Instant::now())?;
         let said = match &decision.order {
             None => format!("{} instances, as there are", decision.wanted),
             Some(order) => {
@@ -52,7 +52,7 @@ impl Control {
                 if said.is_empty() { sees_to } else { format!("{sees_to}: {said}") }
             }
         };
-        let adopted = match wish.policy {
+        let adopted = match wanted.policy {
             None => "",
             Some(policy) => {
                 let automatic = policy.automatic;
@@ -61,7 +61,7 @@ impl Control {
                 if automatic {
                     "; the config is in force"
                 } else {
-                    "; the config is in force, for calls by hand only"
+                    "; the config is in force, for manual calls only"
                 }
             }
         };
@@ -91,7 +91,7 @@ impl Control {
                     config: Some(scaling_config::render(&order.policy, order.wanted)),
                     immediate,
                 };
-                self.peers.ask(&peer(record), request, ANSWER_PATIENCE).await
+                self.peers.ask(&peer(record), request, ANSWER_TIMEOUT).await
             }
         };
         let outcome = outcome.map(|answer| answer.message);
@@ -108,9 +108,9 @@ impl Control {
     /// Runs until it is dropped.
     pub async fn watch_scaling(&self) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(EVALUATION_INTERVAL).await;
             let (snapshot, traffic) = (self.registry.snapshot(), self.traffic.borrow().clone());
-            for order in self.scaling.look(&snapshot, &traffic, Instant::now()) {
+            for order in self.scaling.evaluate(&snapshot, &traffic, Instant::now()) {
                 self.scale(order);
             }
             let gone = self.scaling.gone(&snapshot);
@@ -122,35 +122,41 @@ impl Control {
 }
 
 /// An instance's group, or the only one of a type.
-fn group(snapshot: &State, instance_id: Option<&str>, module_type: ModuleType) -> Result<GroupKey, Failure> {
+fn group(
+    snapshot: &State,
+    instance_id: Option<&str>,
+    module_type: ModuleType,
+) -> Result<GroupKey, CallError> {
     if let Some(instance_id) = instance_id {
         let key = GroupKey::of(&snapshot.record(instance_id)?.registration.module);
         if enums::module_type_from_wire(module_type).is_some_and(|given| given != key.module_type) {
             let problem = format!("is not that of {instance_id:?}; leave it out, or name another instance");
-            return Err(Fault::new("module_type", problem).into());
+            return Err(FieldViolation::new("module_type", problem).into());
         }
         return Ok(key);
     }
     let Some(wanted) = enums::module_type_from_wire(module_type) else {
-        return Err(Fault::new("instance_id", "is empty, and so is module_type; give one of them").into());
+        return Err(
+            FieldViolation::new("instance_id", "is empty, and so is module_type; give one of them").into()
+        );
     };
     let of_type = snapshot.modules.values().map(|record| GroupKey::of(&record.registration.module));
     let mut groups: Vec<GroupKey> = of_type.filter(|key| key.module_type == wanted).collect();
     groups.sort();
     groups.dedup();
     match groups.len() {
-        0 => Err(Failure::Unscalable(Unscalable::Empty)),
+        0 => Err(CallError::Unscalable(Unscalable::Empty)),
         1 => Ok(groups.remove(0)),
         several => {
             let problem = format!(
                 "has {several} versions, which scale by themselves; name an instance_id of the one that is meant"
             );
-            Err(Fault::new("module_type", problem).into())
+            Err(FieldViolation::new("module_type", problem).into())
         }
     }
 }
 
-fn number(action: &str, target: i32, has_config: bool) -> Result<Number, Fault> {
+fn number(action: &str, target: i32, has_config: bool) -> Result<Number, FieldViolation> {
     let target = validate::unsigned_32("target_instances", target)?;
     let given = Some(target).filter(|target| *target != 0);
     match (action, given) {
@@ -158,15 +164,15 @@ fn number(action: &str, target: i32, has_config: bool) -> Result<Number, Fault> 
         ("scale_down" | "down", given) => Ok(Number::Fewer(given)),
         ("set" | "", Some(target)) => Ok(Number::Exactly(target)),
         ("", None) if has_config => Ok(Number::Same),
-        ("set", None) => Err(Fault::new("target_instances", "is 0; say how many there are to be")),
+        ("set", None) => Err(FieldViolation::new("target_instances", "is 0; say how many there are to be")),
         ("", None) => {
             let problem =
                 format!("is empty; give one of {}, or target_instances, or config", ACTIONS.join(", "));
-            Err(Fault::new("scaling_action", problem))
+            Err(FieldViolation::new("scaling_action", problem))
         }
         (unknown, _) => {
             let shown: String = unknown.chars().take(64).collect();
-            Err(Fault::new("scaling_action", format!("{shown:?} is none of {}", ACTIONS.join(", "))))
+            Err(FieldViolation::new("scaling_action", format!("{shown:?} is none of {}", ACTIONS.join(", "))))
         }
     }
 }

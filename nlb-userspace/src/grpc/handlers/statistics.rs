@@ -15,13 +15,13 @@ use tonic::Status;
 use super::control::Control;
 use super::metrics_stream::Subscription;
 use crate::grpc::client::fan_out::{all_done, peer};
-use crate::grpc::client::peers::{ANSWER_PATIENCE, Outcome};
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
 use crate::grpc::convert::enums;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::heartbeat_report::render;
 use crate::grpc::convert::numbers::signed_64;
 use crate::grpc::convert::points::{Extent, Points, extent, on_the_side, select};
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::traffic::Counts;
 use crate::registry::Record;
 use crate::telemetry::metrics::{OWN, Selection, Subject, View, catalogue};
@@ -34,7 +34,7 @@ struct Question {
     selection: Selection,
     extent: Extent,
     /// How long a module may take to answer.
-    patience: Duration,
+    max_wait: Duration,
     passed_on: bool,
 }
 
@@ -44,11 +44,11 @@ impl Control {
         &self,
         request: GetStatsRequest,
         passed_on: bool,
-    ) -> Result<GetStatsResponse, Failure> {
+    ) -> Result<GetStatsResponse, CallError> {
         if request.instance_id.is_empty() {
             if request.reset_counters {
                 let problem = "is not for the NLB's own counters, which only grow; name an instance_id";
-                return Err(Fault::new("reset_counters", problem).into());
+                return Err(FieldViolation::new("reset_counters", problem).into());
             }
             let stats = ModuleStats { since: Some(self.started_at.into()), ..seen(self.counted()) };
             return Ok(GetStatsResponse { stats: Some(stats) });
@@ -103,7 +103,7 @@ impl Control {
         &self,
         request: GetMetricsRequest,
         passed_on: bool,
-    ) -> Result<GetMetricsResponse, Failure> {
+    ) -> Result<GetMetricsResponse, CallError> {
         let view = self.metrics.view();
         let extent = extent((request.start_time, request.end_time), false, &view)?;
         let question = Question { extent, ..Question::about_now(request, passed_on)? };
@@ -111,7 +111,11 @@ impl Control {
     }
 
     /// Ends with the reason when the instance goes.
-    pub fn metrics_stream(&self, request: StreamMetricsRequest, passed_on: bool) -> Result<Samples, Failure> {
+    pub fn metrics_stream(
+        &self,
+        request: StreamMetricsRequest,
+        passed_on: bool,
+    ) -> Result<Samples, CallError> {
         let seconds = validate::unsigned_32("interval_seconds", request.interval_seconds)?.max(1);
         let asked = GetMetricsRequest {
             instance_id: request.instance_id,
@@ -119,8 +123,8 @@ impl Control {
             ..Default::default()
         };
         // A module that is slower than the interval must not stretch it.
-        let patience = ANSWER_PATIENCE.min(Duration::from_secs(seconds.into()) * 3 / 4);
-        let question = Question { patience, ..Question::about_now(asked, passed_on)? };
+        let max_wait = ANSWER_TIMEOUT.min(Duration::from_secs(seconds.into()) * 3 / 4);
+        let question = Question { max_wait, ..Question::about_now(asked, passed_on)? };
         if !question.request.instance_id.is_empty() {
             self.registry.snapshot().record(&question.request.instance_id)?;
         }
@@ -134,7 +138,7 @@ impl Control {
         }))
     }
 
-    async fn answer(&self, question: Arc<Question>, view: View) -> Result<GetMetricsResponse, Failure> {
+    async fn answer(&self, question: Arc<Question>, view: View) -> Result<GetMetricsResponse, CallError> {
         let collected_at = Some(view.latest.at.into());
         let id = &question.request.instance_id;
         let mut metrics = ModuleMetrics { instance_id: id.clone(), collected_at, ..Default::default() };
@@ -150,7 +154,7 @@ impl Control {
             if let Some(call) = question.of_module() {
                 let asked = vec![peer(record)];
                 let outcomes =
-                    self.peers.pass_on(asked, |_| call.clone(), question.patience, question.passed_on).await;
+                    self.peers.pass_on(asked, |_| call.clone(), question.max_wait, question.passed_on).await;
                 for (_, outcome) in outcomes {
                     metrics.metrics.extend(question.answered(id, &outcome));
                     let theirs = outcome.done().and_then(|answer| answer.metrics).unwrap_or_default().metrics;
@@ -175,13 +179,13 @@ impl Control {
 }
 
 impl Question {
-    fn about_now(request: GetMetricsRequest, passed_on: bool) -> Result<Self, Fault> {
+    fn about_now(request: GetMetricsRequest, passed_on: bool) -> Result<Self, FieldViolation> {
         let of_module = !request.instance_id.is_empty();
         if of_module {
             validate::id("instance_id", &request.instance_id)?;
         }
         let selection = select(&request.metric_names, if of_module { catalogue::ANSWERED } else { &[] })?;
-        Ok(Question { request, selection, extent: Extent::Latest, patience: ANSWER_PATIENCE, passed_on })
+        Ok(Question { request, selection, extent: Extent::Latest, max_wait: ANSWER_TIMEOUT, passed_on })
     }
 
     /// What the module is asked, unless nothing that it says is wanted. Modules know names, and not beginnings of names.
@@ -219,7 +223,7 @@ impl Question {
 }
 
 /// The NLB's, of itself or of the instance that is asked about.
-async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDataPoint>, Failure> {
+async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDataPoint>, CallError> {
     on_the_side(move || {
         let id = &question.request.instance_id;
         let wanted = |subject: &Subject| id.is_empty() || subject.instance_id() == Some(id);

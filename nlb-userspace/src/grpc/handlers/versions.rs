@@ -6,16 +6,16 @@ use nlb_proto::{
 };
 
 use super::control::Control;
-use crate::grpc::client::fan_out::{Told, Untold, Voice, living, message};
+use crate::grpc::client::fan_out::{Consent, Participant, Unreached, living, message};
 use crate::grpc::client::peers::Peer;
-use crate::grpc::convert::error::Failure;
+use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::split;
-use crate::grpc::convert::validate::{self, Fault};
+use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::DEFAULT_WEIGHT;
 use crate::model::clock::Now;
 use crate::policy::promotion::{Pace, WHOLE};
-use crate::registry::{Commit, Refusal, State};
+use crate::registry::{Commit, RegistryError, State};
 
 /// In percent of new flows a step, where no rate is named.
 const USUAL_RATE: u32 = 10;
@@ -28,12 +28,12 @@ impl Control {
         self,
         request: SetTrafficWeightRequest,
         passed_on: bool,
-    ) -> Result<SetTrafficWeightResponse, Failure> {
+    ) -> Result<SetTrafficWeightResponse, CallError> {
         let weight = validate::weight("weight", request.weight)?;
         let version = validate::version("version", &request.version)?;
         let of_version = request.instance_id.is_empty();
         if of_version && version.is_empty() {
-            return Err(Fault::new(
+            return Err(FieldViolation::new(
                 "instance_id",
                 "and version are both empty; name an instance or a version",
             )
@@ -54,12 +54,16 @@ impl Control {
             false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
         };
         set(Commit::DryRun)?;
-        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
         let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
-        let voice = if weight == 0 { Voice::IsHeard } else { Voice::Counts };
-        let told =
-            peers.into_iter().map(|peer| Told { peer, call: request.clone(), undo: undo.clone(), voice });
-        let agreement = self.peers.agree(told.collect(), untold).await?;
+        let consent = if weight == 0 { Consent::Advisory } else { Consent::Required };
+        let told = peers.into_iter().map(|peer| Participant {
+            peer,
+            call: request.clone(),
+            undo: undo.clone(),
+            consent,
+        });
+        let agreement = self.peers.agree(told.collect(), unreached).await?;
         let (revision, missed) = agreement.commit(|| set(Commit::Apply)).await?;
         drop(turn);
         self.settled(revision).await?;
@@ -75,7 +79,7 @@ impl Control {
     pub fn active_version(
         &self,
         request: GetActiveVersionRequest,
-    ) -> Result<GetActiveVersionResponse, Failure> {
+    ) -> Result<GetActiveVersionResponse, CallError> {
         let snapshot = self.registry.snapshot();
         if !request.instance_id.is_empty() {
             snapshot.record(&validate::id("instance_id", &request.instance_id)?)?;
@@ -92,7 +96,7 @@ impl Control {
         self,
         request: PromoteVersionRequest,
         passed_on: bool,
-    ) -> Result<PromoteVersionResponse, Failure> {
+    ) -> Result<PromoteVersionResponse, CallError> {
         let pace = pace(&request)?;
         let asked = validate::version("version", &request.version)?;
         let turn = self.peers.turn(passed_on).await;
@@ -103,15 +107,16 @@ impl Control {
             self.registry.promote(&version, pace, &traffic, commit, Now::read())
         };
         promote(Commit::DryRun)?;
-        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
         let promotion_rate = match pace {
             Pace::Steps(rate) => signed_32(rate),
             Pace::AtOnce => request.promotion_rate,
         };
         let call = PromoteVersionRequest { version: version.clone(), promotion_rate, ..request.clone() };
         let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
-        let told = |peer| Told { peer, call: call.clone(), undo: undo.clone(), voice: Voice::Counts };
-        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let told =
+            |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
+        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), unreached).await?;
         let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
         self.settled(promoted.revision).await?;
@@ -135,7 +140,7 @@ impl Control {
         self,
         request: RollbackRequest,
         passed_on: bool,
-    ) -> Result<RollbackResponse, Failure> {
+    ) -> Result<RollbackResponse, CallError> {
         let target = validate::version("target_version", &request.target_version)?;
         let turn = self.peers.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
@@ -161,7 +166,7 @@ impl Control {
             told.dedup();
             told
         });
-        let (peers, untold) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
         let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
         // The version that one flees from must not hold it up.
         let fled = |peer: &Peer| {
@@ -176,10 +181,10 @@ impl Control {
             ..Default::default()
         };
         let told = |peer: Peer| {
-            let voice = if fled(&peer) { Voice::IsHeard } else { Voice::Counts };
-            Told { peer, call: call.clone(), undo: undo.clone(), voice }
+            let consent = if fled(&peer) { Consent::Advisory } else { Consent::Required };
+            Participant { peer, call: call.clone(), undo: undo.clone(), consent }
         };
-        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), untold).await?;
+        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), unreached).await?;
         let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
         self.settled(rolled.revision).await?;
@@ -194,11 +199,15 @@ impl Control {
 }
 
 /// What another NLB passed on goes no further.
-fn to_tell(state: &State, instances: &[String], passed_on: bool) -> Result<(Vec<Peer>, Untold), Refusal> {
+fn to_tell(
+    state: &State,
+    instances: &[String],
+    passed_on: bool,
+) -> Result<(Vec<Peer>, Unreached), RegistryError> {
     if passed_on { Ok(Default::default()) } else { living(state, instances) }
 }
 
-fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {
+fn pace(request: &PromoteVersionRequest) -> Result<Pace, FieldViolation> {
     if request.immediate {
         return Ok(Pace::AtOnce);
     }
@@ -208,15 +217,17 @@ fn pace(request: &PromoteVersionRequest) -> Result<Pace, Fault> {
     };
     rate.map(Pace::Steps).ok_or_else(|| {
         let problem = format!("{} is not 1 to {WHOLE} percent of new flows a step", request.promotion_rate);
-        Fault::new("promotion_rate", problem)
+        FieldViolation::new("promotion_rate", problem)
     })
 }
 
 /// The version that is meant, and who is told. An instance stands for its version; alone it is told.
-fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), Failure> {
+fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), CallError> {
     if instance_id.is_empty() {
         if version.is_empty() {
-            return Err(Fault::new("version", "and instance_id are both empty; name a version").into());
+            return Err(
+                FieldViolation::new("version", "and instance_id are both empty; name a version").into()
+            );
         }
         let told = state.instances_of(&version).map(str::to_owned).collect();
         return Ok((version, told));
@@ -224,7 +235,7 @@ fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String
     let instance_id = validate::id("instance_id", instance_id)?;
     let actual = state.record(&instance_id)?.registration.module.version.clone();
     if !version.is_empty() && version != actual {
-        return Err(Refusal::VersionMismatch { instance_id, asked: version, actual }.into());
+        return Err(RegistryError::VersionMismatch { instance_id, asked: version, actual }.into());
     }
     Ok((actual, vec![instance_id]))
 }

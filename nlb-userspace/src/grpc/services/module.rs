@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::to_the_end;
 use crate::grpc::client::peers::is_passed_on;
-use crate::grpc::convert::error::{Failure, answer};
+use crate::grpc::convert::error::{CallError, answer};
 use crate::grpc::handlers::control::Control;
 use crate::grpc::handlers::statistics::Samples;
 
@@ -172,6 +172,6 @@ impl ModuleService for Control {
 }
 
 /// The response to a question.
-fn told<T>(outcome: Result<T, Failure>) -> Answer<T> {
+fn told<T>(outcome: Result<T, CallError>) -> Answer<T> {
     Ok(Response::new(outcome?))
 }

@@ -4,8 +4,8 @@
 //! that says HEALTHY cannot undo a failed check, nor a check that succeeds an operator's drain. The worst opinion counts.
 //! docs/health.md has the tables.
 
-pub mod breaker;
 pub mod check;
+pub mod outlier;
 pub mod tally;
 
 use std::fmt;
@@ -31,7 +31,7 @@ pub enum Source {
 
 /// What a source that watches a module has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opinion {
+pub struct HealthSignal {
     pub health: Health,
     /// For people.
     pub why: String,
@@ -39,7 +39,7 @@ pub struct Opinion {
 
 /// What every source says of one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opinions {
+pub struct HealthSignals {
     pub module: Health,
     pub lease: Health,
     /// `None` without a health check.
@@ -48,9 +48,9 @@ pub struct Opinions {
     pub operator: Health,
 }
 
-impl Opinions {
+impl HealthSignals {
     pub fn by_source(self) -> impl Iterator<Item = (Source, Health)> {
-        let Opinions { module, lease, check, resets, operator } = self;
+        let HealthSignals { module, lease, check, resets, operator } = self;
         [
             (Source::Operator, Some(operator)),
             (Source::Lease, Some(lease)),
@@ -81,19 +81,19 @@ impl Opinions {
 
     /// Whether the module would take new flows if its resets were disregarded.
     pub fn serves_but_for_resets(self) -> bool {
-        let others = Opinions { resets: Health::Healthy, ..self };
+        let others = HealthSignals { resets: Health::Healthy, ..self };
         others.health().takes_new_flows()
     }
 }
 
-impl Opinion {
+impl HealthSignal {
     /// Of a module that has a check and has not passed it yet.
-    pub fn unproven() -> Self {
-        Opinion { health: Health::Starting, why: "not checked yet".to_owned() }
+    pub fn unchecked() -> Self {
+        HealthSignal { health: Health::Starting, why: "not checked yet".to_owned() }
     }
 
     pub fn healthy() -> Self {
-        Opinion { health: Health::Healthy, why: String::new() }
+        HealthSignal { health: Health::Healthy, why: String::new() }
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
 
     const ALL: [Health; 5] = [Healthy, Degraded, Starting, Unhealthy, Stopping];
 
-    const WELL: Opinions = Opinions {
+    const WELL: HealthSignals = HealthSignals {
         module: Healthy,
         lease: Healthy,
         check: Some(Healthy),
@@ -134,14 +134,14 @@ mod tests {
     fn each_source_alone_decides_when_the_others_are_content() {
         assert_eq!(WELL.health(), Healthy);
         for health in ALL {
-            for opinions in [
-                Opinions { module: health, ..WELL },
-                Opinions { lease: health, ..WELL },
-                Opinions { check: Some(health), ..WELL },
-                Opinions { resets: health, ..WELL },
-                Opinions { operator: health, ..WELL },
+            for signals in [
+                HealthSignals { module: health, ..WELL },
+                HealthSignals { lease: health, ..WELL },
+                HealthSignals { check: Some(health), ..WELL },
+                HealthSignals { resets: health, ..WELL },
+                HealthSignals { operator: health, ..WELL },
             ] {
-                assert_eq!(opinions.health(), health, "{opinions:?}");
+                assert_eq!(signals.health(), health, "{signals:?}");
             }
         }
     }
@@ -153,14 +153,14 @@ mod tests {
         for check in checks {
             for (module, lease) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
                 for (resets, operator) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
-                    let opinions = Opinions { module, lease, check, resets, operator };
+                    let signals = HealthSignals { module, lease, check, resets, operator };
                     let worst = [Some(module), Some(lease), check, Some(resets), Some(operator)];
                     let worst = worst.into_iter().flatten().max().unwrap();
-                    let unproven = check == Some(Starting) && worst == Unhealthy;
-                    let counts = if unproven { Starting } else { worst };
-                    assert_eq!(opinions.health(), counts, "{opinions:?}");
-                    let decisive = opinions.decided_by();
-                    assert!(opinions.by_source().any(|said| said == (decisive, counts)), "{opinions:?}");
+                    let unchecked = check == Some(Starting) && worst == Unhealthy;
+                    let counts = if unchecked { Starting } else { worst };
+                    assert_eq!(signals.health(), counts, "{signals:?}");
+                    let decisive = signals.decided_by();
+                    assert!(signals.by_source().any(|said| said == (decisive, counts)), "{signals:?}");
                 }
             }
         }
@@ -168,15 +168,15 @@ mod tests {
 
     #[test]
     fn one_source_that_recovers_does_not_speak_for_another() {
-        let both = Opinions { check: Some(Unhealthy), lease: Unhealthy, ..WELL };
-        assert_eq!(Opinions { lease: Healthy, ..both }.health(), Unhealthy);
-        assert_eq!(Opinions { check: Some(Healthy), ..both }.health(), Unhealthy);
-        assert_eq!(Opinions { operator: Stopping, ..both }.decided_by(), Source::Operator);
+        let both = HealthSignals { check: Some(Unhealthy), lease: Unhealthy, ..WELL };
+        assert_eq!(HealthSignals { lease: Healthy, ..both }.health(), Unhealthy);
+        assert_eq!(HealthSignals { check: Some(Healthy), ..both }.health(), Unhealthy);
+        assert_eq!(HealthSignals { operator: Stopping, ..both }.decided_by(), Source::Operator);
     }
 
     #[test]
     fn resets_are_disregarded_where_asked() {
-        assert!(Opinions { resets: Unhealthy, ..WELL }.serves_but_for_resets());
-        assert!(!Opinions { resets: Unhealthy, lease: Unhealthy, ..WELL }.serves_but_for_resets());
+        assert!(HealthSignals { resets: Unhealthy, ..WELL }.serves_but_for_resets());
+        assert!(!HealthSignals { resets: Unhealthy, lease: Unhealthy, ..WELL }.serves_but_for_resets());
     }
 }

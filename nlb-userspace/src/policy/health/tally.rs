@@ -1,18 +1,18 @@
 //! Outcomes of a module's health check, counted into an opinion that does not flap.
 
-use super::{Check, Opinion};
+use super::{Check, HealthSignal};
 use crate::model::Health;
 
 /// What an active check has come to so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally {
-    standing: Standing,
+    lease_state: LeaseState,
     /// Outcomes in a row that contradict the standing.
     contrary: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum LeaseState {
     /// It has never succeeded.
     Unproven,
     Up,
@@ -21,30 +21,30 @@ enum Standing {
 
 impl Tally {
     pub fn new() -> Self {
-        Tally { standing: Standing::Unproven, contrary: 0 }
+        Tally { lease_state: LeaseState::Unproven, contrary: 0 }
     }
 
     /// Takes one outcome in. `Some` if it changes the opinion, or what is known of a module that has never passed.
-    pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<Opinion> {
-        match (self.standing, outcome) {
-            (Standing::Unproven, Ok(())) => {
-                Some(self.enter(Standing::Up, "passed its first check".to_owned()))
+    pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<HealthSignal> {
+        match (self.lease_state, outcome) {
+            (LeaseState::Unproven, Ok(())) => {
+                Some(self.enter(LeaseState::Up, "passed its first check".to_owned()))
             }
-            (Standing::Unproven, Err(why)) => {
-                Some(Opinion { health: Health::Starting, why: format!("never passed: {why}") })
+            (LeaseState::Unproven, Err(why)) => {
+                Some(HealthSignal { health: Health::Starting, why: format!("never passed: {why}") })
             }
-            (Standing::Up, Ok(())) | (Standing::Down, Err(_)) => {
+            (LeaseState::Up, Ok(())) | (LeaseState::Down, Err(_)) => {
                 self.contrary = 0;
                 None
             }
-            (Standing::Up, Err(why)) => self.contradicted(check.unhealthy_threshold).then(|| {
+            (LeaseState::Up, Err(why)) => self.contradicted(check.unhealthy_threshold).then(|| {
                 self.enter(
-                    Standing::Down,
+                    LeaseState::Down,
                     format!("failures in a row: {}; the last: {why}", check.unhealthy_threshold),
                 )
             }),
-            (Standing::Down, Ok(())) => self.contradicted(check.healthy_threshold).then(|| {
-                self.enter(Standing::Up, format!("successes in a row: {}", check.healthy_threshold))
+            (LeaseState::Down, Ok(())) => self.contradicted(check.healthy_threshold).then(|| {
+                self.enter(LeaseState::Up, format!("successes in a row: {}", check.healthy_threshold))
             }),
         }
     }
@@ -54,14 +54,14 @@ impl Tally {
         self.contrary >= threshold
     }
 
-    fn enter(&mut self, standing: Standing, why: String) -> Opinion {
-        *self = Tally { standing, contrary: 0 };
-        let health = match standing {
-            Standing::Unproven => Health::Starting,
-            Standing::Up => Health::Healthy,
-            Standing::Down => Health::Unhealthy,
+    fn enter(&mut self, lease_state: LeaseState, why: String) -> HealthSignal {
+        *self = Tally { lease_state, contrary: 0 };
+        let health = match lease_state {
+            LeaseState::Unproven => Health::Starting,
+            LeaseState::Up => Health::Healthy,
+            LeaseState::Down => Health::Unhealthy,
         };
-        Opinion { health, why }
+        HealthSignal { health, why }
     }
 }
 
@@ -73,40 +73,40 @@ mod tests {
     use Health::{Healthy, Starting, Unhealthy};
 
     /// What opinions a series of outcomes gives; `+` passes, `-` fails.
-    fn opinions(outcomes: &str) -> Vec<Option<Health>> {
+    fn signals(outcomes: &str) -> Vec<Option<Health>> {
         let mut tally = Tally::new();
         let outcome = |c| if c == '+' { Ok(()) } else { Err("refused".to_owned()) };
-        outcomes.chars().map(|c| tally.count(outcome(c), &CHECK).map(|opinion| opinion.health)).collect()
+        outcomes.chars().map(|c| tally.count(outcome(c), &CHECK).map(|signal| signal.health)).collect()
     }
 
     #[test]
     fn one_success_is_the_proof_that_starts_it() {
-        assert_eq!(opinions("+"), [Some(Healthy)]);
-        assert_eq!(opinions("---+"), [Some(Starting), Some(Starting), Some(Starting), Some(Healthy)]);
+        assert_eq!(signals("+"), [Some(Healthy)]);
+        assert_eq!(signals("---+"), [Some(Starting), Some(Starting), Some(Starting), Some(Healthy)]);
     }
 
     #[test]
     fn failures_in_a_row_take_it_down() {
-        assert_eq!(opinions("+---")[1..], [None, None, Some(Unhealthy)]);
-        assert_eq!(opinions("+----")[4], None, "said once");
+        assert_eq!(signals("+---")[1..], [None, None, Some(Unhealthy)]);
+        assert_eq!(signals("+----")[4], None, "said once");
     }
 
     #[test]
     fn successes_in_a_row_bring_it_back() {
-        assert_eq!(opinions("+---++")[4..], [None, Some(Healthy)]);
-        assert_eq!(opinions("+---++---")[6..], [None, None, Some(Unhealthy)], "it counts afresh");
+        assert_eq!(signals("+---++")[4..], [None, Some(Healthy)]);
+        assert_eq!(signals("+---++---")[6..], [None, None, Some(Unhealthy)], "it counts afresh");
     }
 
     #[test]
     fn a_check_that_flaps_below_its_thresholds_changes_nothing() {
-        assert!(opinions("+--+--+-+--+--+")[1..].iter().all(Option::is_none));
-        assert!(opinions("+---+-+-+-+-")[4..].iter().all(Option::is_none));
+        assert!(signals("+--+--+-+--+--+")[1..].iter().all(Option::is_none));
+        assert!(signals("+---+-+-+-+-")[4..].iter().all(Option::is_none));
     }
 
     #[test]
     fn the_reason_is_told() {
         let mut tally = Tally::new();
-        let why = |opinion: Option<Opinion>| opinion.unwrap().why;
+        let why = |signal: Option<HealthSignal>| signal.unwrap().why;
         assert_eq!(why(tally.count(Err("refused".into()), &CHECK)), "never passed: refused");
         tally.count(Ok(()), &CHECK);
         for _ in 0..2 {

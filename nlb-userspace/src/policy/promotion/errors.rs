@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Fewer requests or flows than this say nothing about a rate.
-const LEAST: u64 = 20;
+const MIN_SAMPLE: u64 = 20;
 
 /// What one instance has counted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,12 +73,12 @@ impl Errors {
     }
 
     /// Which rate is above this many percent, if there is enough to tell.
-    pub fn beyond(&self, percent: u32) -> Option<Failing> {
+    pub fn beyond(&self, percent: u32) -> Option<RollbackReason> {
         let (requests, flows) = (self.requests.sum, self.flows.sum);
         if requests.is_beyond(percent) {
-            return Some(Failing::Requests(requests));
+            return Some(RollbackReason::Requests(requests));
         }
-        flows.is_beyond(percent).then_some(Failing::Resets(flows))
+        flows.is_beyond(percent).then_some(RollbackReason::Resets(flows))
     }
 }
 
@@ -104,13 +104,13 @@ impl Tally {
 
 impl Rate {
     fn is_beyond(self, percent: u32) -> bool {
-        self.all >= LEAST && u128::from(self.bad) * 100 > u128::from(self.all) * u128::from(percent)
+        self.all >= MIN_SAMPLE && u128::from(self.bad) * 100 > u128::from(self.all) * u128::from(percent)
     }
 }
 
 /// Why a promotion is taken back.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Failing {
+pub enum RollbackReason {
     /// By the heartbeats of its instances.
     Requests(Rate),
     /// TCP resets from its backends, by new flows.
@@ -119,12 +119,12 @@ pub enum Failing {
     Absent,
 }
 
-impl fmt::Display for Failing {
+impl fmt::Display for RollbackReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failing::Requests(rate) => write!(f, "{} of {} requests failed", rate.bad, rate.all),
-            Failing::Resets(rate) => write!(f, "{} TCP resets in {} new flows", rate.bad, rate.all),
-            Failing::Absent => f.write_str("no instance of it takes new flows"),
+            RollbackReason::Requests(rate) => write!(f, "{} of {} requests failed", rate.bad, rate.all),
+            RollbackReason::Resets(rate) => write!(f, "{} TCP resets in {} new flows", rate.bad, rate.all),
+            RollbackReason::Absent => f.write_str("no instance of it takes new flows"),
         }
     }
 }
@@ -143,15 +143,15 @@ mod tests {
         errors.add(counted(1100, 1005));
         assert_eq!(errors.beyond(5), None, "5 of 100 is not above 5 %");
         errors.add(counted(1100, 1006));
-        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 6, all: 100 })));
+        assert_eq!(errors.beyond(5), Some(RollbackReason::Requests(Rate { bad: 6, all: 100 })));
     }
 
     #[test]
     fn a_few_say_nothing() {
         let mut errors = Errors::since(BTreeMap::new());
-        errors.add(counted(LEAST - 1, LEAST - 1));
+        errors.add(counted(MIN_SAMPLE - 1, MIN_SAMPLE - 1));
         assert_eq!(errors.beyond(0), None);
-        errors.add(counted(LEAST, LEAST - 1));
+        errors.add(counted(MIN_SAMPLE, MIN_SAMPLE - 1));
         assert!(errors.beyond(0).is_some());
     }
 
@@ -160,7 +160,7 @@ mod tests {
         let mut errors = Errors::since(counted(1000, 0));
         errors.add(counted(1040, 0));
         errors.add(counted(60, 30));
-        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 30, all: 100 })));
+        assert_eq!(errors.beyond(5), Some(RollbackReason::Requests(Rate { bad: 30, all: 100 })));
     }
 
     #[test]
@@ -170,11 +170,11 @@ mod tests {
         errors.add(counted(1000, 1000));
         assert_eq!(errors.beyond(5), None);
         errors.add(counted(1100, 1006));
-        assert_eq!(errors.beyond(5), Some(Failing::Requests(Rate { bad: 6, all: 100 })));
+        assert_eq!(errors.beyond(5), Some(RollbackReason::Requests(Rate { bad: 6, all: 100 })));
         let seen = Counters { new_flows: 20, resets: 20, ..Counters::default() };
         let mut errors = Errors::resumed();
         errors.add([("a".to_owned(), seen)].into());
-        let resets = Some(Failing::Resets(Rate { bad: 20, all: 20 }));
+        let resets = Some(RollbackReason::Resets(Rate { bad: 20, all: 20 }));
         assert_eq!(errors.beyond(5), resets, "the data path began to count with the daemon");
     }
 
@@ -184,6 +184,6 @@ mod tests {
         let seen = Counters { new_flows: 20, resets: 2, ..Counters::default() };
         errors.add([("a".to_owned(), seen), ("b".to_owned(), seen)].into());
         assert_eq!(errors.beyond(10), None);
-        assert_eq!(errors.beyond(9), Some(Failing::Resets(Rate { bad: 4, all: 40 })));
+        assert_eq!(errors.beyond(9), Some(RollbackReason::Resets(Rate { bad: 4, all: 40 })));
     }
 }

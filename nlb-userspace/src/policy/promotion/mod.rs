@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::model::clock::Now;
 use crate::model::settings::PromotionConfig;
 use errors::Errors;
-pub use errors::{Counters, Failing, Rate};
+pub use errors::{Counters, Rate, RollbackReason};
 pub use stage::{Stage, WHOLE};
 
 /// How fast a version is promoted.
@@ -45,7 +45,7 @@ pub enum Next {
     /// It has all new flows and has proved itself.
     Complete,
     /// It errs: the former split has to come back.
-    TakeBack(Failing),
+    RollBack(RollbackReason),
 }
 
 impl Promotion {
@@ -121,7 +121,7 @@ impl Promotion {
     }
 
     /// Looks at the version's counters, by instance; only instances that take new flows are listed.
-    pub fn look(
+    pub fn evaluate(
         &mut self,
         counters: BTreeMap<String, Counters>,
         terms: &PromotionConfig,
@@ -132,12 +132,12 @@ impl Promotion {
                 self.due = now + terms.step;
                 return Next::Wait;
             }
-            (true, false) => return Next::TakeBack(Failing::Absent),
+            (true, false) => return Next::RollBack(RollbackReason::Absent),
             (false, _) => self.awaited = false,
         }
         self.errors.add(counters);
         if let Some(failing) = self.errors.beyond(terms.max_error_percent) {
-            return Next::TakeBack(failing);
+            return Next::RollBack(failing);
         }
         if now < self.due {
             return Next::Wait;

@@ -9,8 +9,8 @@ use crate::model::settings::TableSizes;
 use crate::registry::fixtures::{Fleet, registration, route, settings};
 use crate::registry::{Commit, Owner};
 
-fn wanted(port: u16) -> Wanted {
-    Wanted { vip: "192.0.2.1".parse().unwrap(), port, l4: L4::Tcp }
+fn destination(port: u16) -> L4Destination {
+    L4Destination { vip: "192.0.2.1".parse().unwrap(), port, l4: L4::Tcp }
 }
 
 fn able() -> BTreeMap<String, Ability> {
@@ -18,7 +18,7 @@ fn able() -> BTreeMap<String, Ability> {
 }
 
 fn learn(registry: &Registry, port: u16) -> Result<u64, NotLearned> {
-    registry.learn(wanted(port), &able(), Now::read())
+    registry.learn(destination(port), &able(), Now::read())
 }
 
 fn learning() -> Registry {
@@ -33,8 +33,8 @@ fn ids(registry: &Registry) -> Vec<String> {
 
 #[test]
 fn names_are_ids_that_anybody_could_give() {
-    assert_eq!(wanted(81).route_id(), "learned:192.0.2.1:81/tcp");
-    let six = Wanted { vip: "2001:db8::1".parse().unwrap(), port: 53, l4: L4::Udp };
+    assert_eq!(destination(81).route_id(), "learned:192.0.2.1:81/tcp");
+    let six = L4Destination { vip: "2001:db8::1".parse().unwrap(), port: 53, l4: L4::Udp };
     assert_eq!(six.route_id(), "learned:[2001:db8::1]:53/udp");
 }
 
@@ -44,15 +44,15 @@ fn what_is_configured_is_not_learned() {
     assert_eq!(learn(&registry, 80), Err(NotLearned::Covered));
     assert_eq!(learn(&registry, 81), Ok(2));
     assert_eq!(learn(&registry, 81), Err(NotLearned::Covered));
-    let udp = Wanted { l4: L4::Udp, ..wanted(80) };
+    let udp = L4Destination { l4: L4::Udp, ..destination(80) };
     registry.learn(udp, &able(), Now::read()).unwrap();
-    let elsewhere = Wanted { vip: "192.0.2.2".parse().unwrap(), ..wanted(80) };
+    let elsewhere = L4Destination { vip: "192.0.2.2".parse().unwrap(), ..destination(80) };
     assert_eq!(registry.learn(elsewhere, &able(), Now::read()), Err(NotLearned::NoVip));
     assert_eq!(ids(&registry), ["learned:192.0.2.1:80/udp", "learned:192.0.2.1:81/tcp"]);
     let unable = [("alb-1".to_owned(), Ability { can_handle: false, priority: 0 })].into();
-    assert_eq!(registry.learn(wanted(82), &unable, Now::read()), Err(NotLearned::NobodyAble));
+    assert_eq!(registry.learn(destination(82), &unable, Now::read()), Err(NotLearned::NobodyAble));
     let gone = [("alb-2".to_owned(), Ability::default())].into();
-    assert_eq!(registry.learn(wanted(82), &gone, Now::read()), Err(NotLearned::NobodyAble));
+    assert_eq!(registry.learn(destination(82), &gone, Now::read()), Err(NotLearned::NobodyAble));
     registry.configure(settings(), Commit::Apply).unwrap();
     assert_eq!(learn(&registry, 82), Err(NotLearned::Off));
 }
@@ -63,9 +63,9 @@ fn a_wildcard_and_an_operators_route_of_the_same_id_supersede() {
     learn(&registry, 81).unwrap();
     learn(&registry, 82).unwrap();
     assert_eq!(registry.snapshot().superseded(), [].into());
-    let operators = Routes::unit(wanted(81).route_id(), route(9999).into());
+    let operators = Routes::unit(destination(81).route_id(), route(9999).into());
     registry.update_routes(Owner::Operator, operators, false, Commit::Apply, Now::read()).unwrap();
-    assert_eq!(registry.snapshot().superseded(), [wanted(81).route_id()].into());
+    assert_eq!(registry.snapshot().superseded(), [destination(81).route_id()].into());
     let mut every_port = registration("alb-2");
     every_port.module.routes = Routes::unit("all".to_owned(), Route { port: None, ..route(1) }.into());
     registry.admit(every_port, Now::read()).unwrap();
@@ -78,14 +78,14 @@ fn there_is_room_for_so_many_and_none_at_the_cost_of_the_configured() {
     let registry = learning();
     let roomy = Settings { learn_routes: true, max_routes: 1000, limits: plenty, ..settings() };
     registry.configure(roomy.clone(), Commit::Apply).unwrap();
-    assert!((0..MOST_LEARNED).all(|n| learn(&registry, 1000 + n as u16).is_ok()));
+    assert!((0..MAX_LEARNED_ROUTES).all(|n| learn(&registry, 1000 + n as u16).is_ok()));
     assert_eq!(learn(&registry, 999), Err(NotLearned::Full));
 
     registry.configure(Settings { max_routes: 3, ..roomy }, Commit::Apply).unwrap();
     assert_eq!(ids(&registry), [""; 0], "what is configured comes first");
     learn(&registry, 81).unwrap();
     learn(&registry, 82).unwrap();
-    assert!(matches!(learn(&registry, 83), Err(NotLearned::NoRoom(Refusal::TooManyRoutes { .. }))));
+    assert!(matches!(learn(&registry, 83), Err(NotLearned::NoRoom(RegistryError::TooManyRoutes { .. }))));
     assert_eq!(ids(&registry).len(), 2);
     registry.add("alb-2");
     assert_eq!(ids(&registry), [""; 0]);
@@ -107,7 +107,7 @@ fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
     learn(&registry, 81).unwrap();
     learn(&registry, 82).unwrap();
     let say = |instance_id: &str, port, can_handle| {
-        let route = wanted(port).key();
+        let route = destination(port).key();
         let question = Question { instance_id: instance_id.into(), route };
         registry.set_abilities([(question, Ability { can_handle, priority: 0 })].into());
     };
@@ -130,14 +130,14 @@ fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
 fn what_was_said_is_forgotten_with_the_route() {
     let registry = learning();
     let said = |registry: &Registry| {
-        registry.desired().borrow().modules["alb-1"].abilities.contains_key(&wanted(81).key())
+        registry.desired().borrow().modules["alb-1"].abilities.contains_key(&destination(81).key())
     };
     learn(&registry, 81).unwrap();
     assert!(said(&registry));
-    registry.forget_learned(&[wanted(81).route_id()].into());
+    registry.forget_learned(&[destination(81).route_id()].into());
     assert!(!said(&registry) && ids(&registry).is_empty());
     // An answer that was under way.
-    let question = Question { instance_id: "alb-1".into(), route: wanted(81).key() };
+    let question = Question { instance_id: "alb-1".into(), route: destination(81).key() };
     registry.set_abilities([(question, Ability { can_handle: true, priority: 9 })].into());
     assert!(!said(&registry));
 }

@@ -13,12 +13,12 @@ use crate::registry::{Drain, Owner};
 
 /// As after a restart.
 fn again(registry: &Registry, now: Now) -> Registry {
-    let kept = Kept::clone(&registry.kept().borrow().kept);
-    Registry::restore(settings(), kept, now).expect("what was set fits")
+    let persisted = PersistedState::clone(&registry.persisted().borrow().state);
+    Registry::restore(settings(), persisted, now).expect("what was set fits")
 }
 
 fn number(registry: &Registry) -> u64 {
-    registry.kept().borrow().number
+    registry.persisted().borrow().number
 }
 
 fn limit() -> RateLimit {
@@ -40,7 +40,7 @@ fn add_version(registry: &Registry, version: &str) {
     registry.admit(newcomer, Now::read()).unwrap();
 }
 
-fn update(registry: &Registry, id: &str, route: Route) -> Result<(usize, u64), Refusal> {
+fn update(registry: &Registry, id: &str, route: Route) -> Result<(usize, u64), RegistryError> {
     let routes = Routes::unit(id.into(), route.into());
     registry.update_routes(Owner::Operator, routes, false, Commit::Apply, Now::read())
 }
@@ -121,7 +121,7 @@ fn a_registration_counts_unless_it_only_follows_a_restart() {
     after.heartbeat("alb-1", &id, None, None, Now::read()).unwrap();
     after.add("alb-1");
     assert_eq!(is(&after), (100, None), "its own word is newer");
-    assert!(after.kept().borrow().kept.steering.is_empty());
+    assert!(after.persisted().borrow().state.overrides.is_empty());
 }
 
 #[test]
@@ -133,9 +133,9 @@ fn what_was_set_for_an_instance_goes_with_it() {
     registry.add("alb-1");
     assert_eq!(registry.snapshot().record("alb-1").unwrap().drain, None);
     registry.begin_maintenance("alb-1").unwrap();
-    assert!(registry.kept().borrow().kept.steering["alb-1"].maintenance);
+    assert!(registry.persisted().borrow().state.overrides["alb-1"].maintenance);
     registry.resume("alb-1").unwrap();
-    assert!(registry.kept().borrow().kept.steering.is_empty());
+    assert!(registry.persisted().borrow().state.overrides.is_empty());
 }
 
 #[test]
@@ -149,12 +149,12 @@ fn who_does_not_come_back_in_time_is_forgotten() {
     let after = again(&before, at(start, 0));
     after.admit(registration("alb-2"), at(start, 299)).unwrap();
     after.expire_leases(at(start, 299).at);
-    assert_eq!(after.snapshot().steering.len(), 2);
+    assert_eq!(after.snapshot().overrides.len(), 2);
     after.extend_leases(Duration::from_secs(5));
     after.expire_leases(at(start, 304).at);
-    assert_eq!(after.snapshot().steering.len(), 2, "nobody could be heard for 5 s");
+    assert_eq!(after.snapshot().overrides.len(), 2, "nobody could be heard for 5 s");
     after.expire_leases(at(start, 305).at);
-    assert!(after.kept().borrow().kept.steering.keys().eq(["alb-2"]));
+    assert!(after.persisted().borrow().state.overrides.keys().eq(["alb-2"]));
     after.admit(registration("alb-1"), at(start, 306)).unwrap();
     assert_eq!(after.snapshot().record("alb-1").unwrap().drain, None);
 }
@@ -164,9 +164,9 @@ fn what_does_not_fit_the_settings_is_refused() {
     let before = registry();
     update(&before, "ops", route_to("192.0.2.1", 80)).unwrap();
     before.set_rate_limit("all".into(), limit()).unwrap();
-    let kept = Kept::clone(&before.kept().borrow().kept);
+    let persisted = PersistedState::clone(&before.persisted().borrow().state);
     let refused = |settings| {
-        let restored = Registry::restore(settings, kept.clone(), Now::read());
+        let restored = Registry::restore(settings, persisted.clone(), Now::read());
         restored.map(drop).expect_err("it does not fit").to_string()
     };
     let elsewhere = [ipnet::IpNet::from(std::net::IpAddr::from([198, 51, 100, 1]))];

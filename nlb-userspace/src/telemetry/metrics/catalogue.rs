@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::model::Health;
 use crate::model::traffic::Counts;
-use crate::policy::health::Opinions;
+use crate::policy::health::HealthSignals;
 use crate::registry::Report;
 
 /// The values of a subject. Most families have this many at most, and their rows need no memory of their own: of a large
@@ -200,8 +200,8 @@ const fn by_source(source: &'static str) -> Metric {
 }
 
 /// An instance without a health check is none the worse for it.
-pub fn health(opinions: Opinions) -> Row {
-    let Opinions { module, lease, check, resets, operator } = opinions;
+pub fn health(signals: HealthSignals) -> Row {
+    let HealthSignals { module, lease, check, resets, operator } = signals;
     let share = |health| match health {
         Health::Healthy => 2,
         Health::Degraded => 1,

@@ -120,7 +120,7 @@ impl Sources {
             (Subject::Instance { instance_id: instance_id.clone() }, catalogue::counts(counts))
         }));
         rows.extend(state.modules.iter().map(|(instance_id, record)| {
-            (Subject::Health { instance_id: instance_id.clone() }, catalogue::health(record.opinions()))
+            (Subject::Health { instance_id: instance_id.clone() }, catalogue::health(record.signals()))
         }));
         rows.extend(state.modules.iter().filter_map(|(instance_id, record)| {
             let row = catalogue::reported(record.report.as_ref()?);

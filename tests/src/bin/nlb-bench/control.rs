@@ -212,7 +212,7 @@ async fn unary_calls(clients: &mut Clients) -> Result<()> {
 
 /// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know it.
 fn answer_calls(bench: &Bench, modules: u32) -> Result<Runtime> {
-    fd_limit::make_room(modules as usize)?;
+    fd_limit::raise_fd_limit(modules as usize)?;
     bench.lab.modules[0].netns.run(|| {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let server = Server::builder().add_routes(Routes::default());

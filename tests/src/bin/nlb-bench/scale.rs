@@ -12,7 +12,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use aya::programs::ProgramFd;
-use nlb::datapath::loader::Sizes;
+use nlb::datapath::loader::LoadConfig;
 use nlb::model::ForwardMode;
 use nlb::model::settings::TableSizes;
 use nlb_common::abi::SLAB_TABLES;
@@ -68,14 +68,14 @@ pub fn run(args: &Args) -> Result<()> {
 fn memory() -> Result<Vec<Figure>> {
     const MORE: u16 = 1 << 14;
     let each = |what: &str, bytes: f64| Figure::new(format!("memory: {what}"), bytes, "bytes");
-    let sized = |sizes: &Sizes| memory_of(|| Rig::sized(ForwardMode::DsrIpip, sizes));
-    let sizes = rig::sizes();
-    let before = sized(&sizes)?;
+    let sized = |load_config: &LoadConfig| memory_of(|| Rig::sized(ForwardMode::DsrIpip, load_config));
+    let load_config = rig::load_config();
+    let before = sized(&load_config)?;
     let more = |limits| {
-        let bytes = sized(&Sizes { limits, ..sizes.clone() })? - before;
+        let bytes = sized(&LoadConfig { limits, ..load_config.clone() })? - before;
         anyhow::Ok(bytes / f64::from(MORE))
     };
-    let limits = sizes.limits;
+    let limits = load_config.limits;
     let a_route = (slabs_of(&MANY_ROUTES)? - slabs_of(&TEN_ROUTES)?) / (100_000.0 - 10.0);
     Ok(vec![
         // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added up.

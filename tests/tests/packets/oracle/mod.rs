@@ -3,7 +3,6 @@
 //!
 //! docs/testing.md says how to read a difference.
 
-mod door;
 mod edits;
 mod fragments;
 mod generate;
@@ -13,6 +12,7 @@ mod quic;
 mod regressions;
 mod run;
 mod step;
+mod tc_ingress;
 
 use std::env;
 use std::time::{Duration, Instant, SystemTime};
@@ -45,7 +45,7 @@ fn generated_sequences_come_out_as_the_model_says() -> Result<()> {
 #[test]
 fn generated_sequences_come_out_at_the_door_as_the_model_says() -> Result<()> {
     let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
-    let mut oracle = Oracle::new(Hook::Door)?;
+    let mut oracle = Oracle::new(Hook::TcIngress)?;
     for (seed, fleets) in [(1, 8), (random, 8)] {
         eprintln!("seed {seed}");
         for fleet in 0..fleets {

@@ -11,7 +11,7 @@ use nlb_common::net::Be16;
 
 use super::model::{Expected, Growth, IPIP_SOURCES, Model, Told, World};
 use super::step::{Change, Step};
-use super::{door, edits};
+use super::{edits, tc_ingress};
 use crate::rig::{Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use crate::sources::sized;
 use nlb::model::ForwardMode;
@@ -38,7 +38,7 @@ pub struct Oracle {
 pub enum Hook {
     Xdp,
     /// The stack's door.
-    Door,
+    TcIngress,
 }
 
 /// How a packet came out otherwise than it should.
@@ -51,7 +51,7 @@ impl Oracle {
                 let prefixes = IPIP_SOURCES.map(|prefix| prefix.parse().expect("a prefix"));
                 Rig::sized(ForwardMode::Nat, &sized(&prefixes)?)?
             }
-            Hook::Door => Rig::with_door(ForwardMode::Nat)?,
+            Hook::TcIngress => Rig::with_door(ForwardMode::Nat)?,
         };
         rig.desired.fail_open = false;
         Ok(Oracle {
@@ -112,7 +112,7 @@ impl Oracle {
                 Ok(None)
             }
             Step::Frame(..) if self.lost_track => Ok(None),
-            Step::Frame(frame, _) if self.hook == Hook::Door && !door::takes(frame) => Ok(None),
+            Step::Frame(frame, _) if self.hook == Hook::TcIngress && !tc_ingress::takes(frame) => Ok(None),
             Step::Frame(frame, _) => self.frame(frame),
         }
     }
@@ -184,9 +184,9 @@ impl Oracle {
     fn frame(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
         let outcome = match self.hook {
             Hook::Xdp => self.rig.run_bytes(frame)?,
-            Hook::Door => self.rig.run_at_door(frame)?,
+            Hook::TcIngress => self.rig.run_at_door(frame)?,
         };
-        let parked = self.rig.parked();
+        let punted = self.rig.punted();
         let world = world(&self.rig);
         let expected = match self.model.packet(&world, frame, &outcome.frame) {
             Ok(expected) => expected,
@@ -205,13 +205,13 @@ impl Oracle {
         self.model.grown.retain(|_, growth| *growth != Growth::default());
         let kept: Vec<&[u8]> =
             if outcome.counted.contains_key("park next_hop") { vec![frame] } else { Vec::new() };
-        if self.hook == Hook::Door && door::leaves_the_way_to_the_stack(&expected, &outcome) {
+        if self.hook == Hook::TcIngress && tc_ingress::leaves_the_way_to_the_stack(&expected, &outcome) {
             self.lost_track = true;
             return Ok(None);
         }
         let right = match self.hook {
             Hook::Xdp => comes_out(&expected, frame, &outcome),
-            Hook::Door => door::comes_out(&expected, frame, &outcome),
+            Hook::TcIngress => tc_ingress::comes_out(&expected, frame, &outcome),
         };
         if !right {
             return Ok(Some(format!("the model says\n{expected:?}\nit did\n{}", told(&outcome))));
@@ -222,10 +222,10 @@ impl Oracle {
                 "backends' counters should grow by\n{wanted:?}\nthey grew by\n{grown:?}"
             )));
         }
-        if parked != kept {
+        if punted != kept {
             return Ok(Some(format!(
                 "{} frames wait for a next hop, instead of {}",
-                parked.len(),
+                punted.len(),
                 kept.len()
             )));
         }

@@ -50,7 +50,7 @@ impl<T> Outcome<T> {
             Outcome::Done(told) => Outcome::Done(answer(told)),
             Outcome::Refused(reason) => Outcome::Refused(reason),
             Outcome::Unreachable(reason) => Outcome::Unreachable(reason),
-            Outcome::Slow(patience) => Outcome::Slow(patience),
+            Outcome::Slow(max_wait) => Outcome::Slow(max_wait),
             Outcome::Undecodable(reason) => Outcome::Undecodable(reason),
             Outcome::Unimplemented => Outcome::Unimplemented,
         }
@@ -75,7 +75,7 @@ impl<T> fmt::Display for Outcome<T> {
             Outcome::Done(_) => f.write_str("done"),
             Outcome::Refused(reason) => f.write_str(reason),
             Outcome::Unreachable(reason) => write!(f, "unreachable: {reason}"),
-            Outcome::Slow(patience) => write!(f, "slow: no answer within {patience:?}"),
+            Outcome::Slow(max_wait) => write!(f, "slow: no answer within {max_wait:?}"),
             Outcome::Undecodable(reason) => write!(f, "undecodable answer: {reason}"),
             Outcome::Unimplemented => f.write_str("unimplemented: the module does not know this call"),
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use nix::net::if_::if_nametoindex;
 use nlb::config::Flows as FlowSettings;
-use nlb::datapath::loader::Sizes;
+use nlb::datapath::loader::LoadConfig;
 use nlb::model::settings::TableSizes;
 use nlb::model::{Destination, L4, LimitTarget, LimitUnit, RateLimit, Route, Texts};
 use nlb_tests::packet::{ACK, Packet, Transport};
@@ -37,16 +37,16 @@ impl Traffic {
 
 impl Case {
     pub fn set_up(&self) -> Result<Scene> {
-        let sizes = rig::sizes();
-        let flows = FlowSettings { max: self.room, ..sizes.flows };
+        let load_config = rig::load_config();
+        let flows = FlowSettings { max: self.room, ..load_config.flows };
         let limits = TableSizes {
             backends: 12_000,
             services: 12_000,
             pools: 12_000,
             source_prefixes: 200_000,
-            ..sizes.limits
+            ..load_config.limits
         };
-        let mut rig = Rig::sized(self.mode, &Sizes { flows, limits, ..sizes })?;
+        let mut rig = Rig::sized(self.mode, &LoadConfig { flows, limits, ..load_config })?;
         rig.enter()?;
         let [v4, v6] = families();
         let family = if self.v6 { v6 } else { v4 };

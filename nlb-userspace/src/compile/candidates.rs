@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::classifier::{Offer, Owner};
+use super::classifier::{Candidate, Owner};
 use super::counted::Counted;
 use crate::model::next_hop::Hops;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// Who offers to serve what.
-pub struct Offers<'a> {
-    pub by_vip: BTreeMap<IpAddr, Vec<Offer<'a>>>,
+pub struct Candidates<'a> {
+    pub by_vip: BTreeMap<IpAddr, Vec<Candidate<'a>>>,
     pub backends: BTreeMap<Arc<Backend>, &'a Module>,
     /// Why some route of some module gets no traffic: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
 
-impl<'a> Offers<'a> {
+impl<'a> Candidates<'a> {
     pub fn collect(desired: &'a Desired, counted: &Counted) -> Self {
-        let mut offers = Offers {
+        let mut candidates = Candidates {
             by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
             backends: BTreeMap::new(),
             unserved: Vec::new(),
@@ -27,17 +27,17 @@ impl<'a> Offers<'a> {
         for (instance_id, module) in &desired.modules {
             for served in module.served(instance_id, &desired.operator_routes) {
                 let owner = if served.operators { Owner::Operator } else { Owner::Instance };
-                offers.add(instance_id, module, (served.id, served.route, owner), counted);
+                candidates.add(instance_id, module, (served.id, served.route, owner), counted);
             }
             for (route_id, route) in &desired.learned_routes {
                 // Nobody told this module to serve it: its own word has to.
                 let key = RouteKey { id: route_id.clone(), operators: true };
                 if module.abilities.contains_key(&key) {
-                    offers.add(instance_id, module, (route_id, route, Owner::Learned), counted);
+                    candidates.add(instance_id, module, (route_id, route, Owner::Learned), counted);
                 }
             }
         }
-        offers
+        candidates
     }
 
     /// A route that the module serves.
@@ -51,7 +51,7 @@ impl<'a> Offers<'a> {
         let key = counted.key(route_id, owner != Owner::Instance);
         let mut served = false;
         let mut refused = None;
-        for (vip, offers) in &mut self.by_vip {
+        for (vip, candidates) in &mut self.by_vip {
             let Some(destination_bits) = destination_bits(route, *vip) else { continue };
             if route.source.is_some_and(|source| source.addr().is_ipv4() != vip.is_ipv4()) {
                 continue;
@@ -67,7 +67,7 @@ impl<'a> Offers<'a> {
                             backend
                         }
                     };
-                    offers.push(Offer { route_id, owner, route, destination_bits, backend, module });
+                    candidates.push(Candidate { route_id, owner, route, destination_bits, backend, module });
                 }
                 Err(reason) => refused = Some((*vip, reason)),
             }

@@ -6,9 +6,9 @@ use aya::maps::{MapData, ProgramArray};
 use super::access;
 
 /// By `nlb_common::verdict::Program`. The kernel forgets the programs when nobody holds their map open.
-pub type Stages = ProgramArray<MapData>;
+pub type ProgramArrays = ProgramArray<MapData>;
 
 /// Takes a map of programs out of the object.
-pub fn take(object: &mut Ebpf, name: &'static str) -> anyhow::Result<Stages> {
+pub fn take(object: &mut Ebpf, name: &'static str) -> anyhow::Result<ProgramArrays> {
     Ok(access::take(object, name)?.try_into()?)
 }

@@ -13,12 +13,12 @@ use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 
 use super::{Split, State};
-use crate::registry::Steering;
+use crate::registry::InstanceOverrides;
 
 /// Its form on disk is that of its serialization; see `store`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Kept {
+pub struct PersistedState {
     pub operator_routes: Routes,
     pub operator_routes_since: OrdMap<String, SystemTime>,
     pub rate_limits: OrdMap<String, Arc<RateLimit>>,
@@ -28,7 +28,8 @@ pub struct Kept {
     pub promotion: Option<Stage>,
     pub last_promotion: Option<String>,
     /// By instance id.
-    pub steering: OrdMap<String, Steering>,
+    #[serde(rename = "steering")]
+    pub overrides: OrdMap<String, InstanceOverrides>,
     pub scaling: Vec<GroupPolicy>,
 }
 
@@ -42,20 +43,20 @@ pub struct GroupPolicy {
 
 /// The newest of what is to be kept. The number grows with every change of it.
 #[derive(Clone, Debug, Default)]
-pub struct Keep {
+pub struct PersistedRevision {
     pub number: u64,
-    pub kept: Arc<Kept>,
+    pub state: Arc<PersistedState>,
 }
 
-impl Kept {
+impl PersistedState {
     /// Whether it could have been set; if not, why.
     pub fn check(&self) -> Result<(), String> {
         self.promotion.iter().try_for_each(Stage::check)?;
-        self.scaling.iter().try_for_each(|kept| kept.policy.check())?;
+        self.scaling.iter().try_for_each(|persisted| persisted.policy.check())?;
         let split = |weights: &BTreeMap<String, u32>| weights.clone().into_iter().collect::<Vec<_>>();
         let splits = self.former_splits.iter().map(|split| &split.weights).chain([&self.version_weights]);
         let of_instances =
-            self.steering.iter().filter_map(|(id, steering)| Some((id.clone(), steering.weight?)));
+            self.overrides.iter().filter_map(|(id, overrides)| Some((id.clone(), overrides.weight?)));
         match splits.flat_map(split).chain(of_instances).find(|(_, weight)| *weight > MAX_WEIGHT) {
             None => Ok(()),
             Some((name, weight)) => {
@@ -69,7 +70,7 @@ impl Kept {
         let policies = state.scaling.iter();
         let policies =
             policies.map(|(group, policy)| GroupPolicy { group: group.clone(), policy: policy.clone() });
-        Kept {
+        PersistedState {
             operator_routes: state.operator_routes.clone(),
             operator_routes_since: state.operator_routes_since.clone(),
             rate_limits: state.rate_limits.clone(),
@@ -78,7 +79,7 @@ impl Kept {
             former_splits: state.former_splits.clone(),
             promotion: state.promotion.as_ref().map(|promotion| promotion.stage().clone()),
             last_promotion: state.last_promotion.clone(),
-            steering: state.steering.clone(),
+            overrides: state.overrides.clone(),
             scaling: policies.collect(),
         }
     }

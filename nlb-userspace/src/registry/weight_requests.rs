@@ -5,55 +5,61 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Commit, Refusal, Registry, State};
+use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
-use crate::model::weight_request::{Heeded, Wish};
+use crate::model::weight_request::{WeightOutcome, WeightRequest};
 
 impl Registry {
     /// A module has said how it wishes new flows to be shared. That counts if it says something else than before; it began
     /// by registering with a weight of its own.
-    pub fn heed(&self, instance_id: &str, epoch: u64, wish: &Wish, now: Now) -> Heeded {
+    pub fn apply_weight_request(
+        &self,
+        instance_id: &str,
+        epoch: u64,
+        request: &WeightRequest,
+        now: Now,
+    ) -> WeightOutcome {
         let heeded = self.change(Commit::Apply, |state| {
             let record = state.record(instance_id)?;
-            if record.epoch != epoch || record.wish == *wish {
+            if record.epoch != epoch || record.request == *request {
                 return Ok(false);
             }
-            let changed = match wish {
-                Wish::Own(weight) => state.weigh(instance_id, *weight)?,
-                Wish::Split(weights) => state.divide(weights, now)?,
+            let changed = match request {
+                WeightRequest::Own(weight) => state.weigh(instance_id, *weight)?,
+                WeightRequest::Split(weights) => state.divide(weights, now)?,
             };
-            state.record_mut(instance_id)?.wish = wish.clone();
+            state.record_mut(instance_id)?.request = request.clone();
             Ok(changed)
         });
         match heeded {
-            Ok((false, _)) | Err(Refusal::UnknownInstance(_)) => Heeded::Done,
+            Ok((false, _)) | Err(RegistryError::UnknownInstance(_)) => WeightOutcome::Done,
             Ok((true, revision)) => {
-                info!(instance = instance_id, ?wish, revision, "weights changed as the module wishes");
-                Heeded::Done
+                info!(instance = instance_id, ?request, revision, "weights changed at the module's request");
+                WeightOutcome::Done
             }
             // Once the promotion is over, it would be its outcome that is undone.
-            Err(refusal @ Refusal::Promoting { .. }) => {
-                warn!(instance = instance_id, ?wish, why = %refusal, "weights are not as the module wishes");
-                self.note_wish(instance_id, epoch, wish);
-                Heeded::Done
+            Err(error @ RegistryError::Promoting { .. }) => {
+                warn!(instance = instance_id, ?request, why = %error, "the module's weight request is not applied");
+                self.note_weight_request(instance_id, epoch, request);
+                WeightOutcome::Done
             }
-            Err(refusal) => Heeded::Waits(refusal.to_string()),
+            Err(error) => WeightOutcome::Waits(error.to_string()),
         }
     }
 
-    fn note_wish(&self, instance_id: &str, epoch: u64, wish: &Wish) {
+    fn note_weight_request(&self, instance_id: &str, epoch: u64, request: &WeightRequest) {
         let mut state = self.lock();
         if state.record(instance_id).is_ok_and(|record| record.epoch == epoch)
             && let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id)
         {
-            record.wish = wish.clone();
+            record.request = request.clone();
         }
     }
 }
 
 impl State {
     /// Answers whether that is news.
-    fn weigh(&mut self, instance_id: &str, weight: u32) -> Result<bool, Refusal> {
+    fn weigh(&mut self, instance_id: &str, weight: u32) -> Result<bool, RegistryError> {
         let record = self.record_mut(instance_id)?;
         let news = record.asked_weight != weight;
         if news {
@@ -63,14 +69,14 @@ impl State {
     }
 
     /// Likewise.
-    fn divide(&mut self, weights: &BTreeMap<String, u32>, now: Now) -> Result<bool, Refusal> {
+    fn divide(&mut self, weights: &BTreeMap<String, u32>, now: Now) -> Result<bool, RegistryError> {
         weights.keys().try_for_each(|version| self.check_version(version))?;
         let shares = self.version_shares();
         if weights.iter().all(|(version, weight)| shares.get(version) == Some(weight)) {
             return Ok(false);
         }
         if let Some(running) = &self.promotion {
-            return Err(Refusal::Promoting {
+            return Err(RegistryError::Promoting {
                 version: running.version().to_owned(),
                 percent: running.percent(),
             });
@@ -103,13 +109,13 @@ mod tests {
         registry.admit(newcomer, Now::read()).unwrap();
     }
 
-    fn split(v1: u32, v2: u32) -> Wish {
-        Wish::Split([("v1".to_owned(), v1), ("v2".to_owned(), v2)].into())
+    fn split(v1: u32, v2: u32) -> WeightRequest {
+        WeightRequest::Split([("v1".to_owned(), v1), ("v2".to_owned(), v2)].into())
     }
 
-    fn heed(registry: &Registry, instance_id: &str, wish: Wish) -> Heeded {
+    fn apply_weight_request(registry: &Registry, instance_id: &str, request: WeightRequest) -> WeightOutcome {
         let epoch = registry.snapshot().record(instance_id).map_or(0, |record| record.epoch);
-        registry.heed(instance_id, epoch, &wish, Now::read())
+        registry.apply_weight_request(instance_id, epoch, &request, Now::read())
     }
 
     fn shares(registry: &Registry) -> (u32, u32) {
@@ -125,34 +131,34 @@ mod tests {
     fn a_split_that_is_new_is_one_change_that_can_be_rolled_back() {
         let registry = blue_and_green();
         let revision = registry.desired().borrow().revision;
-        assert_eq!(heed(&registry, "v2", split(10, 90)), Heeded::Done);
+        assert_eq!(apply_weight_request(&registry, "v2", split(10, 90)), WeightOutcome::Done);
         assert_eq!((shares(&registry), registry.desired().borrow().revision), ((10, 90), revision + 1));
-        assert_eq!(heed(&registry, "v1", split(10, 90)), Heeded::Done);
+        assert_eq!(apply_weight_request(&registry, "v1", split(10, 90)), WeightOutcome::Done);
         assert_eq!(registry.desired().borrow().revision, revision + 1, "that is so already");
         registry.roll_back("", Commit::Apply).unwrap();
         assert_eq!(shares(&registry), (100, 100));
-        assert_eq!(registry.roll_back("", Commit::Apply), Err(Refusal::NoFormerSplit));
+        assert_eq!(registry.roll_back("", Commit::Apply), Err(RegistryError::NoFormerSplit));
     }
 
     #[test]
     fn an_operators_split_is_not_undone_by_the_same_old_wish() {
         let registry = blue_and_green();
-        heed(&registry, "v2", split(10, 90));
+        apply_weight_request(&registry, "v2", split(10, 90));
         registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
-        heed(&registry, "v2", split(10, 90));
+        apply_weight_request(&registry, "v2", split(10, 90));
         assert_eq!(shares(&registry), (10, 5));
-        heed(&registry, "v2", split(10, 80));
+        apply_weight_request(&registry, "v2", split(10, 80));
         assert_eq!(shares(&registry), (10, 80), "it has changed its mind");
         registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
         add(&registry, "v2");
-        heed(&registry, "v2", split(10, 80));
+        apply_weight_request(&registry, "v2", split(10, 80));
         assert_eq!(shares(&registry), (10, 80), "it has registered again");
     }
 
     #[test]
     fn the_shares_that_are_in_force_are_no_news() {
         let registry = blue_and_green();
-        heed(&registry, "v1", split(100, 100));
+        apply_weight_request(&registry, "v1", split(100, 100));
         assert!(registry.desired().borrow().version_weights.is_empty(), "nobody has set any");
     }
 
@@ -160,14 +166,14 @@ mod tests {
     fn an_instances_own_weight_counts_from_what_it_registered_with() {
         let registry = blue_and_green();
         registry.set_instance_weight("v1", "", 30, Commit::Apply).unwrap();
-        heed(&registry, "v1", Wish::Own(100));
+        apply_weight_request(&registry, "v1", WeightRequest::Own(100));
         assert_eq!(weight(&registry), 30, "it said so before the operator did");
-        heed(&registry, "v1", Wish::Own(0));
+        apply_weight_request(&registry, "v1", WeightRequest::Own(0));
         assert_eq!((weight(&registry), shares(&registry)), (0, (0, 100)));
         registry.set_instance_weight("v1", "", 30, Commit::Apply).unwrap();
-        heed(&registry, "v1", Wish::Own(0));
+        apply_weight_request(&registry, "v1", WeightRequest::Own(0));
         assert_eq!(weight(&registry), 30);
-        heed(&registry, "v1", Wish::Own(40));
+        apply_weight_request(&registry, "v1", WeightRequest::Own(40));
         let asked = registry.snapshot().record("v1").unwrap().asked_weight;
         assert_eq!((weight(&registry), asked), (40, 40));
     }
@@ -176,11 +182,13 @@ mod tests {
     fn a_split_with_a_version_that_nobody_has_waits() {
         let registry = registry();
         add(&registry, "v1");
-        let Heeded::Waits(why) = heed(&registry, "v1", split(95, 5)) else { panic!("nobody has v2") };
+        let WeightOutcome::Waits(why) = apply_weight_request(&registry, "v1", split(95, 5)) else {
+            panic!("nobody has v2")
+        };
         assert!(why.contains("\"v2\""), "{why}");
         assert!(registry.desired().borrow().version_weights.is_empty());
         add(&registry, "v2");
-        assert_eq!(heed(&registry, "v1", split(95, 5)), Heeded::Done);
+        assert_eq!(apply_weight_request(&registry, "v1", split(95, 5)), WeightOutcome::Done);
         assert_eq!(shares(&registry), (95, 5));
     }
 
@@ -188,11 +196,11 @@ mod tests {
     fn a_promotion_goes_on_and_its_outcome_stays() {
         let registry = blue_and_green();
         registry.promote("v2", Pace::Steps(10), &Default::default(), Commit::Apply, Now::read()).unwrap();
-        assert_eq!(heed(&registry, "v1", split(100, 0)), Heeded::Done);
+        assert_eq!(apply_weight_request(&registry, "v1", split(100, 0)), WeightOutcome::Done);
         assert_eq!(shares(&registry), (40, 60));
         assert!(registry.snapshot().promotion.is_some());
         registry.set_version_weight("v2", 60, Commit::Apply, Now::read()).unwrap();
-        heed(&registry, "v1", split(100, 0));
+        apply_weight_request(&registry, "v1", split(100, 0));
         assert_eq!(shares(&registry), (40, 60), "it was refused");
     }
 
@@ -201,8 +209,11 @@ mod tests {
         let registry = blue_and_green();
         let epoch = registry.snapshot().record("v2").unwrap().epoch;
         add(&registry, "v2");
-        assert_eq!(registry.heed("v2", epoch, &split(10, 90), Now::read()), Heeded::Done);
-        assert_eq!(heed(&registry, "ghost", split(10, 90)), Heeded::Done);
+        assert_eq!(
+            registry.apply_weight_request("v2", epoch, &split(10, 90), Now::read()),
+            WeightOutcome::Done
+        );
+        assert_eq!(apply_weight_request(&registry, "ghost", split(10, 90)), WeightOutcome::Done);
         assert_eq!(shares(&registry), (100, 100));
     }
 }

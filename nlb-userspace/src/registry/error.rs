@@ -4,20 +4,20 @@ use crate::compile::TooMany;
 use crate::model::endpoint::Endpoint;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RegistryError {
     #[error("instance_id {0:?} is not registered; register it first")]
     UnknownInstance(String),
     #[error("registration_id is empty; give the one that RegisterModule answered for {0:?}")]
-    ProofMissing(String),
+    CredentialMissing(String),
     #[error("registration_id is not that of {0:?} as it is registered now; register again")]
-    ProofWrong(String),
+    CredentialInvalid(String),
     #[error(
-        "instance_id {instance_id:?} belongs to a living module at {address}; choose another id, or prove to be that \
-         module with metadata registration_id"
+        "instance_id {instance_id:?} belongs to a module with a valid lease at {address}; choose another id, or give that module's \
+         registration_id in metadata registration_id"
     )]
     Taken { instance_id: String, address: Endpoint, epoch: u64 },
     #[error(
-        "instance_id {0:?} belongs to a living module on the same host that started later; end one of the two processes, or \
+        "instance_id {0:?} belongs to a module with a valid lease on the same host that started later; end one of the two processes, or \
          choose another id"
     )]
     StartedEarlier(String),
@@ -52,7 +52,7 @@ pub enum Refusal {
     #[error("version {0:?} did not have the greatest share in any former split; promote it instead")]
     NeverActive(String),
     #[error(
-        "every registered version has weight 0 in the former split, so nobody would serve; set weights by SetTrafficWeight, \
+        "every registered version has weight 0 in the former split, so no instance would get new flows; set weights by SetTrafficWeight, \
          or name a target_version"
     )]
     EmptySplit,

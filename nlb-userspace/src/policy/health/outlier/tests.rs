@@ -6,7 +6,7 @@ const TERMS: OutlierConfig = OutlierConfig { max_percent: 50, back_off: Duration
 
 /// A breaker under a clock that starts at 0, and counters that are told what is added.
 struct Rig {
-    breaker: Breaker,
+    outlier: OutlierDetector,
     counters: Counters,
     group: Group,
     start: Instant,
@@ -15,19 +15,19 @@ struct Rig {
 impl Rig {
     fn new() -> Rig {
         let counters = Counters { flows: 1000, resets: 1000 };
-        Rig { breaker: Breaker::new(counters), counters, group: Group::Serves, start: Instant::now() }
+        Rig { outlier: OutlierDetector::new(counters), counters, group: Group::Serves, start: Instant::now() }
     }
 
     fn at(&mut self, second: u64, flows: u64, resets: u64) -> Option<Change> {
         self.counters = self.counters.plus(Counters { flows, resets });
         let now = self.start + Duration::from_secs(second);
-        self.breaker.observe(self.counters, &TERMS, now);
-        self.breaker.conclude(self.group, &TERMS, now)
+        self.outlier.observe(self.counters, &TERMS, now);
+        self.outlier.conclude(self.group, &TERMS, now)
     }
 
     /// What is known of its module then.
     fn known(&self, second: u64) -> Option<bool> {
-        self.breaker.resets(&TERMS, self.start + Duration::from_secs(second))
+        self.outlier.resets(&TERMS, self.start + Duration::from_secs(second))
     }
 }
 

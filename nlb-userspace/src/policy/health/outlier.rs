@@ -19,7 +19,7 @@ use crate::model::settings::OutlierConfig;
 use tokio::time::Instant;
 
 /// Fewer new flows than this say nothing about a rate.
-const LEAST: u64 = 20;
+const MIN_SAMPLE: u64 = 20;
 
 /// What is longer ago does not count.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(300);
 
 /// How long others of the group with too few flows can put off an exclusion.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CONFIRMATION_TIME: Duration = Duration::from_secs(3);
 
 /// How long it holds what was found of a module that has had too few new flows since.
 const MEMORY: Duration = LONGEST_BACK_OFF;
@@ -40,7 +40,7 @@ pub struct Counters {
 }
 
 #[derive(Clone, Debug)]
-pub struct Breaker {
+pub struct OutlierDetector {
     phase: Phase,
     last: Counters,
     /// What was added when, within the window.
@@ -51,7 +51,7 @@ pub struct Breaker {
     /// Since when it resets too many without being excluded.
     suspected: Option<Instant>,
     /// Exclusions without a proven recovery since.
-    relapses: u32,
+    ejections: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,17 +97,17 @@ pub enum Change {
     Acquitted,
 }
 
-impl Breaker {
+impl OutlierDetector {
     /// Whatever was counted so far does not count.
     pub fn new(counters: Counters) -> Self {
-        Breaker {
+        OutlierDetector {
             phase: Phase::Closed,
             last: counters,
             recent: VecDeque::new(),
             sample: Counters::default(),
             judged: None,
             suspected: None,
-            relapses: 0,
+            ejections: 0,
         }
     }
 
@@ -118,7 +118,7 @@ impl Breaker {
     /// Takes note of the counters.
     pub fn observe(&mut self, counters: Counters, terms: &OutlierConfig, now: Instant) {
         self.add(counters, now);
-        if self.sample.flows >= LEAST {
+        if self.sample.flows >= MIN_SAMPLE {
             self.judged = Some(Judged { at: now, resets: self.sample.is_beyond(terms.max_percent) });
             self.sample = Counters::default();
         }
@@ -132,7 +132,7 @@ impl Breaker {
     pub fn resets(&self, terms: &OutlierConfig, now: Instant) -> Option<bool> {
         match self.phase {
             Phase::Open { .. } => Some(true),
-            _ if self.seen().flows >= LEAST => Some(self.fails(terms)),
+            _ if self.seen().flows >= MIN_SAMPLE => Some(self.fails(terms)),
             _ => {
                 let judged = self.judged.filter(|j| now.saturating_duration_since(j.at) < MEMORY);
                 judged.map(|judged| judged.resets)
@@ -146,14 +146,14 @@ impl Breaker {
 
     /// Draws the conclusion from what was observed.
     pub fn conclude(&mut self, group: Group, terms: &OutlierConfig, now: Instant) -> Option<Change> {
-        let enough = self.seen().flows >= LEAST;
+        let enough = self.seen().flows >= MIN_SAMPLE;
         let fails = self.fails(terms);
         let out_of_patience =
-            self.suspected.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+            self.suspected.is_some_and(|since| now.saturating_duration_since(since) >= CONFIRMATION_TIME);
         match (self.phase, group) {
             (Phase::Closed, Group::Resets) => None,
             (Phase::Open { .. } | Phase::HalfOpen { .. }, Group::Resets) => {
-                self.relapses = 0;
+                self.ejections = 0;
                 self.enter(Phase::Closed);
                 Some(Change::Acquitted)
             }
@@ -167,7 +167,7 @@ impl Breaker {
             (Phase::Open { .. }, _) => None,
             (Phase::HalfOpen { until }, _) if enough || now >= until => {
                 if enough {
-                    self.relapses = 0;
+                    self.ejections = 0;
                 }
                 self.enter(Phase::Closed);
                 Some(Change::Closed { proven: enough })
@@ -182,15 +182,15 @@ impl Breaker {
 
     fn fails(&self, terms: &OutlierConfig) -> bool {
         let seen = self.seen();
-        seen.flows >= LEAST && seen.is_beyond(terms.max_percent)
+        seen.flows >= MIN_SAMPLE && seen.is_beyond(terms.max_percent)
     }
 
     fn open(&mut self, terms: &OutlierConfig, now: Instant) -> Change {
         let rate = self.seen();
         let longest = LONGEST_BACK_OFF.max(terms.back_off);
-        let factor = 1u32.checked_shl(self.relapses).unwrap_or(u32::MAX);
+        let factor = 1u32.checked_shl(self.ejections).unwrap_or(u32::MAX);
         let back_off = terms.back_off.saturating_mul(factor).min(longest);
-        self.relapses += 1;
+        self.ejections += 1;
         self.judged = Some(Judged { at: now, resets: true });
         self.enter(Phase::Open { until: now + back_off });
         Change::Opened { rate, back_off }
