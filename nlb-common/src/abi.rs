@@ -4,6 +4,8 @@
 //! (addresses, services, Maglev tables) exist in several copies: user space fills one that no packet uses,
 //! and one store of a word makes it current, so no packet reads a half-written table.
 
+use core::ops::{Add, Sub};
+
 use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
 use crate::{hash, maglev, quic};
@@ -275,6 +277,36 @@ pub struct BackendStats {
     pub reply_bytes: u64,
     /// TCP resets from the backend.
     pub resets: u64,
+}
+
+impl Add for BackendStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        BackendStats {
+            new_flows: self.new_flows + other.new_flows,
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            reply_packets: self.reply_packets + other.reply_packets,
+            reply_bytes: self.reply_bytes + other.reply_bytes,
+            resets: self.resets + other.resets,
+        }
+    }
+}
+
+impl Sub for BackendStats {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        BackendStats {
+            new_flows: self.new_flows - other.new_flows,
+            packets: self.packets - other.packets,
+            bytes: self.bytes - other.bytes,
+            reply_packets: self.reply_packets - other.reply_packets,
+            reply_bytes: self.reply_bytes - other.reply_bytes,
+            resets: self.resets - other.resets,
+        }
+    }
 }
 
 /// Two chains of rate limits: the id of the first limit for new flows, and of the first for all packets. The

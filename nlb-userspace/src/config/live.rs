@@ -172,7 +172,10 @@ impl SavedSettings {
             Err(error) => return Err(anyhow!(error).context(format!("cannot read {}", path.display()))),
         };
         serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged; repair it, or remove it to discard the settings made over gRPC", path.display())
+            format!(
+                "{} is damaged; repair it, or remove it to discard the settings made over gRPC",
+                path.display()
+            )
         })
     }
 

@@ -140,7 +140,11 @@ pub async fn follow(registry: Arc<Registry>, resolver: Resolver, every: Duration
         for named in registry.named_hosts() {
             match resolver.resolve(&named.hosts, named.data).await {
                 Ok(data) if data != named.data => {
-                    info!(instance = named.instance_id, ?data, "the module's host name resolves to other addresses");
+                    info!(
+                        instance = named.instance_id,
+                        ?data,
+                        "the module's host name resolves to other addresses"
+                    );
                     registry.readdress(&named.instance_id, named.epoch, data);
                 }
                 Ok(_) => {}

@@ -41,7 +41,10 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let listener =
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
     if !config.grpc.ip().is_loopback() {
-        warn!("anybody who reaches {} can change how traffic is forwarded: the gRPC port has no authentication", config.grpc);
+        warn!(
+            "anybody who reaches {} can change how traffic is forwarded: the gRPC port has no authentication",
+            config.grpc
+        );
     }
     let running = datapath::start(&config, registry.desired()).await?;
     let datapath::Running { applied, traffic, hops, questions, answers, mut details, mut tasks } = running;

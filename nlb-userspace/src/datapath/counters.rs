@@ -124,20 +124,19 @@ impl Collector {
         if owner.generation != generation {
             *owner = newcomer(owner.left_at.unwrap_or(now));
         }
-        let offset = owner.offset;
-        let new_flows = now.new_flows - offset.new_flows;
+        let own = now - owner.offset;
         let (active_flows, active_tcp_flows) = active;
-        owner.closed_flows = owner.closed_flows.max(new_flows.saturating_sub(active_flows));
+        owner.closed_flows = owner.closed_flows.max(own.new_flows.saturating_sub(active_flows));
         Counts {
-            new_flows,
+            new_flows: own.new_flows,
             closed_flows: owner.closed_flows,
             active_flows,
             active_tcp_flows,
-            packets: now.packets - offset.packets,
-            bytes: now.bytes - offset.bytes,
-            reply_packets: now.reply_packets - offset.reply_packets,
-            reply_bytes: now.reply_bytes - offset.reply_bytes,
-            resets: now.resets - offset.resets,
+            packets: own.packets,
+            bytes: own.bytes,
+            reply_packets: own.reply_packets,
+            reply_bytes: own.reply_bytes,
+            resets: own.resets,
         }
     }
 

@@ -58,7 +58,10 @@ pub async fn run(
                 }
                 Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
                 // It may be gone again.
-                Err(error) => warn!("cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}", link.name),
+                Err(error) => warn!(
+                    "cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}",
+                    link.name
+                ),
             }
         }
         let vlans = vlans(&links);

@@ -34,9 +34,13 @@ fn a_registration_is_published_under_a_new_revision() {
 fn what_does_not_concern_the_data_path_makes_no_revision() {
     let registry = registry();
     let id = registry.add("alb-1");
-    let revision = registry.heartbeat("alb-1", &id, Some(Health::Healthy), None, Now::read()).unwrap();
-    assert_eq!(revision, 1);
+    let beat = |health| registry.heartbeat("alb-1", &id, Some(health), None, Now::read()).unwrap();
+    assert_eq!(beat(Health::Healthy), None);
     assert_eq!(registry.set_instance_weight("alb-1", "", 100, Commit::Apply).unwrap(), 1);
+
+    registry.add("alb-2");
+    assert_eq!(beat(Health::Healthy), None, "another module's registration is no reason to wait");
+    assert_eq!(beat(Health::Degraded), Some(3));
 }
 
 #[test]

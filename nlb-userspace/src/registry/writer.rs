@@ -94,7 +94,8 @@ impl Registry {
         Ok(Registered { registration_id, registered_at, admission, revision })
     }
 
-    /// Renews the lease, and takes over what the module says of itself.
+    /// Renews the lease, and takes over what the module reports of itself. Returns the revision that the report leads
+    /// to, if it changes anything for the data path.
     pub fn heartbeat(
         &self,
         instance_id: &str,
@@ -102,7 +103,7 @@ impl Registry {
         health: Option<Health>,
         report: Option<Report>,
         now: Now,
-    ) -> Result<u64, RegistryError> {
+    ) -> Result<Option<u64>, RegistryError> {
         let mut state = self.lock();
         self.authenticate(&state, instance_id, registration_id)?;
         let record = Arc::make_mut(&mut state).record_mut(instance_id)?;
@@ -123,7 +124,7 @@ impl Registry {
         if state.awaits(instance_id) {
             Arc::make_mut(&mut state).await_no_more(instance_id);
         }
-        Ok(if news { self.publish(&state) } else { self.desired.borrow().revision })
+        Ok(news.then(|| self.publish(&state)))
     }
 
     /// Forgets a module at once, at its own request.

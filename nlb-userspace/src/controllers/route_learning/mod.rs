@@ -101,9 +101,7 @@ impl UpcallChannel {
 
     fn close(&self, answer: NegativeEntry) {
         if self.answers.try_send(answer).is_err() {
-            debug!(
-                "the channel of negative entries is full; this upcall expires in the kernel"
-            );
+            debug!("the channel of negative entries is full; this upcall expires in the kernel");
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
+use std::ops::Add;
+
 use anyhow::{Context, anyhow};
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
@@ -251,14 +253,7 @@ impl Readings {
     /// A backend's counts, added up over the CPUs.
     pub fn backend(&self, id: u16) -> anyhow::Result<BackendStats> {
         let per_cpu = self.backends.get(&(id as u32), 0)?;
-        Ok(per_cpu.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
-            new_flows: sum.new_flows + cpu.new_flows,
-            packets: sum.packets + cpu.packets,
-            bytes: sum.bytes + cpu.bytes,
-            reply_packets: sum.reply_packets + cpu.reply_packets,
-            reply_bytes: sum.reply_bytes + cpu.reply_bytes,
-            resets: sum.resets + cpu.resets,
-        }))
+        Ok(per_cpu.iter().copied().fold(BackendStats::default(), Add::add))
     }
 
     /// A rate limit's counts, added up over the CPUs.

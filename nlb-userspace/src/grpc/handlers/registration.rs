@@ -172,14 +172,16 @@ impl Control {
 
         let now = Now::read();
         let health = enums::health_from_wire(status);
-        let before = self.registry.desired().borrow().revision;
         let revision = self.registry.heartbeat(&id, &request.registration_id, health, report, now)?;
         // The lease is renewed whatever becomes of the maps.
-        let applied = if revision > before { self.applied(revision).await } else { Ok(()) };
+        let applied = match revision {
+            Some(revision) => self.applied(revision).await,
+            None => Ok(()),
+        };
         let snapshot = self.registry.snapshot();
         let drains = snapshot.record(&id).is_ok_and(|record| record.drain.is_some());
-        let record_heartbeat = self.scaling.record_heartbeat(&id, &snapshot, &self.traffic.borrow(), now.at);
-        if let Some(order) = record_heartbeat.order {
+        let outcome = self.scaling.record_heartbeat(&id, &snapshot, &self.traffic.borrow(), now.at);
+        if let Some(order) = outcome.order {
             self.scale(order);
         }
         let message = match applied {
@@ -188,14 +190,14 @@ impl Control {
             Ok(()) => "lease renewed".to_owned(),
         };
         let interval = self.registry.settings().lease.interval.as_secs_f64().to_string();
-        let instances = record_heartbeat.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
+        let instances = outcome.asked_for.map(|number| ("scale_to".to_owned(), number.to_string()));
         let instructions = [("heartbeat_interval_seconds".to_owned(), interval)].into_iter().chain(instances);
         Ok(HeartbeatResponse {
             acknowledged: true,
             message,
             server_time: Some(now.wall.into()),
             should_reload: false,
-            should_scale: record_heartbeat.asked_for.is_some(),
+            should_scale: outcome.asked_for.is_some(),
             instructions: instructions.collect(),
         })
     }

@@ -1,5 +1,16 @@
 //! The services of the contract: one trait implementation a file, which hands each call to its handler.
 
+/// The answer to a refused change: its response says so, and why.
+macro_rules! refused {
+    ($response:ident) => {
+        |error: nlb_proto::Error| $response {
+            message: error.message.clone(),
+            error: Some(error),
+            ..Default::default()
+        }
+    };
+}
+
 pub mod health;
 pub mod module;
 pub mod nlb;

@@ -12,13 +12,6 @@ use crate::grpc::handlers::statistics::Samples;
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// The answer to a refused change: its response says so, and why.
-macro_rules! refused {
-    ($response:ident) => {
-        |error: Error| $response { message: error.message.clone(), error: Some(error), ..Default::default() }
-    };
-}
-
 #[tonic::async_trait]
 impl ModuleService for Control {
     async fn get_status(&self, request: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
@@ -67,11 +60,7 @@ impl ModuleService for Control {
     async fn set_rate_limit(&self, request: Request<SetRateLimitRequest>) -> Answer<SetRateLimitResponse> {
         let passed_on = is_passed_on(&request);
         let set = self.clone().set_rate_limit(request.into_inner(), passed_on);
-        answer(to_the_end(set).await, |error| SetRateLimitResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(to_the_end(set).await, refused!(SetRateLimitResponse))
     }
 
     async fn remove_rate_limit(
@@ -80,11 +69,7 @@ impl ModuleService for Control {
     ) -> Answer<RemoveRateLimitResponse> {
         let passed_on = is_passed_on(&request);
         let removed = self.clone().remove_rate_limit(request.into_inner(), passed_on);
-        answer(to_the_end(removed).await, |error| RemoveRateLimitResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(to_the_end(removed).await, refused!(RemoveRateLimitResponse))
     }
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {

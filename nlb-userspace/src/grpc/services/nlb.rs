@@ -20,11 +20,7 @@ impl NlbService for Control {
     ) -> Answer<RegisterModuleResponse> {
         let proof = credentials::beside(&request);
         let outcome = self.register(request.into_inner(), proof).await;
-        answer(outcome, |error| RegisterModuleResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(RegisterModuleResponse))
     }
 
     async fn unregister_module(
@@ -33,11 +29,7 @@ impl NlbService for Control {
     ) -> Answer<UnregisterModuleResponse> {
         let request = credentials::fill(request, |message| &mut message.registration_id);
         let outcome = self.unregister(request).await;
-        answer(outcome, |error| UnregisterModuleResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(UnregisterModuleResponse))
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
@@ -56,11 +48,7 @@ impl NlbService for Control {
     async fn update_routing(&self, request: Request<UpdateRoutingRequest>) -> Answer<UpdateRoutingResponse> {
         let request = credentials::fill(request, |message| &mut message.registration_id);
         let outcome = Control::update_routing(self, request).await;
-        answer(outcome, |error| UpdateRoutingResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(UpdateRoutingResponse))
     }
 
     async fn get_routing_table(
@@ -116,11 +104,7 @@ impl NlbService for Control {
         request: Request<UpdateNlbConfigRequest>,
     ) -> Answer<UpdateNlbConfigResponse> {
         let outcome = Control::update_nlb_config(self, request.into_inner()).await;
-        answer(outcome, |error| UpdateNlbConfigResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(UpdateNlbConfigResponse))
     }
 
     async fn get_nlb_config(&self, request: Request<GetNlbConfigRequest>) -> Answer<GetNlbConfigResponse> {
@@ -129,11 +113,7 @@ impl NlbService for Control {
 
     async fn rebalance_load(&self, request: Request<RebalanceLoadRequest>) -> Answer<RebalanceLoadResponse> {
         let outcome = Control::rebalance_load(self, request.into_inner()).await;
-        answer(outcome, |error| RebalanceLoadResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(RebalanceLoadResponse))
     }
 
     async fn get_load_distribution(
@@ -151,10 +131,8 @@ impl NlbService for Control {
         let scaling_action = request.scaling_action.clone();
         let triggered = Control::trigger_scaling(self.clone(), request);
         answer(to_the_end(triggered).await, |error| TriggerScalingResponse {
-            message: error.message.clone(),
             scaling_action,
-            error: Some(error),
-            ..Default::default()
+            ..refused!(TriggerScalingResponse)(error)
         })
     }
 }

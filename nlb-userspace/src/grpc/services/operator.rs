@@ -14,11 +14,7 @@ impl OperatorService for Control {
         request: Request<DrainModuleRequest>,
     ) -> Result<Response<DrainModuleResponse>, Status> {
         let outcome = self.drain(request.into_inner()).await;
-        answer(outcome, |error| DrainModuleResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(DrainModuleResponse))
     }
 
     async fn resume_module(
@@ -26,10 +22,6 @@ impl OperatorService for Control {
         request: Request<ResumeModuleRequest>,
     ) -> Result<Response<ResumeModuleResponse>, Status> {
         let outcome = self.resume(request.into_inner()).await;
-        answer(outcome, |error| ResumeModuleResponse {
-            message: error.message.clone(),
-            error: Some(error),
-            ..Default::default()
-        })
+        answer(outcome, refused!(ResumeModuleResponse))
     }
 }
