@@ -14,114 +14,218 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nlb_common::abi::{Address, AnyPort, ServerKey, Service};
+use nlb_common::abi::{Address, AnyPort, Limits, ServerKey, Service};
 
 use super::change::Change;
 use crate::compile::Rows;
 use crate::model::prefix::Addr128;
 
+/// The changes that lead from the current rows to the wanted ones, in the order in which they are to be applied.
 pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let addresses = |from, to: &Addresses| (from != to).then(|| Change::ReplaceAddresses(to.clone()));
-    let replies = replies_of_both(&current.addresses, &wanted.addresses);
-    let old_vips = with_replies(&current.addresses, &replies);
-    let new_vips = with_replies(&wanted.addresses, &replies);
-    let service_ids = |from, to: &ServiceIds| (from != to).then(|| Change::ReplaceServiceIds(to.clone()));
-    let all_service_ids = all_of_both(&current.service_ids, &wanted.service_ids);
+    let diff = Diff::between(current, wanted);
+    let phases = [diff.leftovers(), diff.limits(), diff.additions(), diff.updates(), diff.removals()];
+    phases.into_iter().flatten().collect()
+}
 
-    let known = |id: &u16| current.services.contains_key(id);
-    let stays = |id: &u16| known(id) && wanted.services.contains_key(id);
-    let (old_services, new_services): (Vec<_>, Vec<_>) =
-        new_rows(&current.services, &wanted.services).partition(|(id, _)| known(id));
-    let (leave_sources, other_services): (Vec<_>, Vec<_>) =
-        old_services.into_iter().partition(|(id, row)| by_source(&current.services[*id]) && !by_source(row));
-    let mut set_sources: Vec<_> = new_rows(&current.sources, &wanted.sources).collect();
-    set_sources.sort_by_key(|((_, prefix), _)| longest_first(prefix));
-    let (old_sources, new_sources): (Vec<_>, Vec<_>) =
-        set_sources.into_iter().partition(|((service, _), _)| known(service));
-    let is_read = |id: &u16| current.services.get(id).is_some_and(by_source);
-    let (read_sources, unread_sources): (Vec<&_>, Vec<&_>) =
-        gone(&current.sources, &wanted.sources).partition(|(service, _)| is_read(service));
-    let (mut sources_of_old, sources_of_gone): (Vec<&_>, Vec<&_>) =
-        read_sources.into_iter().partition(|(service, _)| stays(service));
-    let is_met = |key: &ServerKey| {
-        current.services.get(&key.service()).is_some_and(|row| row.quic.reads(&key.server()))
-    };
-    let (met_servers, unmet_servers): (Vec<&_>, Vec<&_>) =
-        gone(&current.servers, &wanted.servers).partition(|key| is_met(key));
-    let (servers_of_old, servers_of_gone): (Vec<&_>, Vec<&_>) =
-        met_servers.into_iter().partition(|key| stays(&key.service()));
-    let (old_servers, new_servers): (Vec<_>, Vec<_>) =
-        new_rows(&current.servers, &wanted.servers).partition(|(key, _)| known(&key.service()));
-    sources_of_old.sort_by_key(|(_, prefix)| shortest_first(prefix));
-    let mut limited_sources: Vec<_> = new_rows(&current.limited_sources, &wanted.limited_sources).collect();
-    limited_sources.sort_by_key(|(prefix, _)| longest_first(prefix));
-    let mut unlimited_sources: Vec<_> = gone(&current.limited_sources, &wanted.limited_sources).collect();
-    unlimited_sources.sort_by_key(|prefix| shortest_first(prefix));
-    let (old_pools, new_pools): (Vec<_>, Vec<_>) =
-        new_rows(&current.pools, &wanted.pools).partition(|(id, _)| current.pools.contains_key(id));
+/// How the rows of one table differ.
+struct TableDiff<'a, K, V> {
+    /// Rows that are missing or have another value, with the wanted value.
+    set: Vec<(&'a K, &'a V)>,
+    removed: Vec<&'a K>,
+}
 
-    let set_pool = |(id, table): (&u16, &Arc<[u16]>)| Change::SetPool(*id, table.clone());
-    let set_service = |(id, row): (&u16, &Service)| Change::SetService(*id, *row);
-    let set_source =
-        |((service, prefix), pool): (&(u16, Addr128), &u16)| Change::SetSource(*service, *prefix, *pool);
-    let clear_source = |(service, prefix): &(u16, Addr128)| Change::ClearSource(*service, *prefix);
-
-    let set_server = |(key, backend): (&ServerKey, &u16)| Change::SetServer(*key, *backend);
-    let clear_server = |key: &ServerKey| Change::ClearServer(*key);
-
-    // What an attempt that failed left behind, and no packet reads yet.
-    changes.extend(unread_sources.into_iter().map(clear_source));
-    changes.extend(unmet_servers.into_iter().map(clear_server));
-
-    // Rate limits, before what they are for.
-    for (id, row) in new_rows(&current.limits, &wanted.limits) {
-        let known = current.limits.get(id);
-        changes.push(Change::SetLimit(*id, *row));
-        if known.is_none_or(|known| (known.windows, known.unit) != (row.windows, row.unit)) {
-            changes.push(Change::RestartLimit(*id));
+impl<'a, K: Ord, V: PartialEq> TableDiff<'a, K, V> {
+    fn between(current: &'a BTreeMap<K, V>, wanted: &'a BTreeMap<K, V>) -> Self {
+        TableDiff {
+            set: wanted.iter().filter(|(key, row)| current.get(key) != Some(row)).collect(),
+            removed: current.keys().filter(|key| !wanted.contains_key(key)).collect(),
         }
     }
-    changes.extend(
-        limited_sources.into_iter().map(|(prefix, limits)| Change::SetLimitedSource(*prefix, *limits)),
-    );
-    if current.common_limits != wanted.common_limits {
-        changes.push(Change::SetCommonLimits(wanted.common_limits));
+}
+
+/// How the rows of the tables differ whose order within a phase matters.
+struct Diff<'a> {
+    current: &'a Rows,
+    wanted: &'a Rows,
+    services: TableDiff<'a, u16, Service>,
+    pools: TableDiff<'a, u16, Arc<[u16]>>,
+    /// By service and prefix: set from the longest to the shortest prefix, removed the other way round.
+    sources: TableDiff<'a, (u16, Addr128), u16>,
+    servers: TableDiff<'a, ServerKey, u16>,
+    /// The current VIPs, and the addresses of replies before and after.
+    addresses_before: Addresses,
+    /// The wanted VIPs, and the same addresses of replies.
+    addresses_after: Addresses,
+    /// The ports before and after.
+    all_service_ids: ServiceIds,
+}
+
+impl<'a> Diff<'a> {
+    fn between(current: &'a Rows, wanted: &'a Rows) -> Self {
+        let replies = replies_of_both(&current.addresses, &wanted.addresses);
+        let mut sources = TableDiff::between(&current.sources, &wanted.sources);
+        sources.set.sort_by_key(|((_, prefix), _)| longest_first(prefix));
+        sources.removed.sort_by_key(|(_, prefix)| shortest_first(prefix));
+        Diff {
+            current,
+            wanted,
+            services: TableDiff::between(&current.services, &wanted.services),
+            pools: TableDiff::between(&current.pools, &wanted.pools),
+            sources,
+            servers: TableDiff::between(&current.servers, &wanted.servers),
+            addresses_before: with_replies(&current.addresses, &replies),
+            addresses_after: with_replies(&wanted.addresses, &replies),
+            all_service_ids: all_of_both(&current.service_ids, &wanted.service_ids),
+        }
     }
 
-    // What is new, and the ports that go over to it.
-    changes.extend(addresses(&current.addresses, &old_vips));
-    changes
-        .extend(new_rows(&current.backends, &wanted.backends).map(|(id, row)| Change::SetBackend(*id, *row)));
-    changes.extend(new_rows(&current.vips, &wanted.vips).map(|(id, addr)| Change::SetVip(*id, *addr)));
-    changes.extend(new_servers.into_iter().map(set_server));
-    changes.extend(new_pools.into_iter().map(set_pool));
-    changes.extend(new_sources.into_iter().map(set_source));
-    changes.extend(new_services.into_iter().map(set_service));
-    changes.extend(service_ids(&current.service_ids, &all_service_ids));
+    /// Removes rows that a failed attempt left behind. No packet reads them yet, and new rows would make packets read
+    /// them.
+    fn leftovers(&self) -> Vec<Change> {
+        let sources = self.sources.removed.iter().filter(|source| !self.is_read(source));
+        let servers = self.servers.removed.iter().filter(|key| !self.is_matched(key));
+        sources.map(clear_source).chain(servers.map(clear_server)).collect()
+    }
 
-    // What stays: clients that go over to the pools of new prefixes, pools that change, clients that come from prefixes
-    // which are gone.
-    changes.extend(old_sources.into_iter().map(set_source));
-    changes.extend(old_servers.into_iter().map(set_server));
-    changes.extend(other_services.into_iter().map(set_service));
-    changes.extend(old_pools.into_iter().map(set_pool));
-    changes.extend(leave_sources.into_iter().map(set_service));
-    changes.extend(sources_of_old.into_iter().map(clear_source));
-    changes.extend(servers_of_old.into_iter().map(clear_server));
+    /// Sets rate limits, before the rows that refer to them.
+    fn limits(&self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (id, row) in TableDiff::between(&self.current.limits, &self.wanted.limits).set {
+            let known = self.current.limits.get(id);
+            changes.push(Change::SetLimit(*id, *row));
+            if known.is_none_or(|known| (known.windows, known.unit) != (row.windows, row.unit)) {
+                changes.push(Change::RestartLimit(*id));
+            }
+        }
+        let mut sources = self.limited_sources().set;
+        sources.sort_by_key(|(prefix, _)| longest_first(prefix));
+        changes
+            .extend(sources.into_iter().map(|(prefix, limits)| Change::SetLimitedSource(*prefix, *limits)));
+        if self.current.common_limits != self.wanted.common_limits {
+            changes.push(Change::SetCommonLimits(self.wanted.common_limits));
+        }
+        changes
+    }
 
-    // VIPs come and go, and with them their services for every port, which ports come over to whose own service is gone.
-    changes.extend(addresses(&old_vips, &new_vips));
-    changes.extend(service_ids(&all_service_ids, &wanted.service_ids));
-    changes.extend(addresses(&new_vips, &wanted.addresses));
-    changes.extend(gone(&current.services, &wanted.services).map(|id| Change::ClearService(*id)));
-    changes.extend(sources_of_gone.into_iter().map(clear_source));
-    changes.extend(servers_of_gone.into_iter().map(clear_server));
-    changes.extend(gone(&current.pools, &wanted.pools).map(|id| Change::ClearPool(*id)));
-    changes.extend(gone(&current.backends, &wanted.backends).map(|id| Change::ClearBackend(*id)));
-    changes.extend(unlimited_sources.into_iter().map(|prefix| Change::ClearLimitedSource(*prefix)));
-    changes.extend(gone(&current.limits, &wanted.limits).map(|id| Change::ClearLimit(*id)));
-    changes
+    /// Adds what is new, and leads new flows to it.
+    fn additions(&self) -> Vec<Change> {
+        let Diff { current, wanted, .. } = self;
+        let backends = TableDiff::between(&current.backends, &wanted.backends).set;
+        let vips = TableDiff::between(&current.vips, &wanted.vips).set;
+        let servers = self.servers.set.iter().filter(|(key, _)| !self.is_known(key.service()));
+        let pools = self.pools.set.iter().filter(|(id, _)| !current.pools.contains_key(id));
+        let sources = self.sources.set.iter().filter(|((service, _), _)| !self.is_known(*service));
+        let services = self.services.set.iter().filter(|(id, _)| !self.is_known(**id));
+        let mut changes = Vec::from_iter(replace_addresses(&current.addresses, &self.addresses_before));
+        changes.extend(backends.into_iter().map(|(id, row)| Change::SetBackend(*id, *row)));
+        changes.extend(vips.into_iter().map(|(id, addr)| Change::SetVip(*id, *addr)));
+        changes.extend(servers.map(set_server));
+        changes.extend(pools.map(set_pool));
+        changes.extend(sources.map(set_source));
+        changes.extend(services.map(set_service));
+        changes.extend(replace_service_ids(&current.service_ids, &self.all_service_ids));
+        changes
+    }
+
+    /// Changes what stays. Clients move to the pools of new prefixes; pools change; clients leave prefixes that are
+    /// removed.
+    fn updates(&self) -> Vec<Change> {
+        let Diff { current, .. } = self;
+        let sources = self.sources.set.iter().filter(|((service, _), _)| self.is_known(*service));
+        let servers = self.servers.set.iter().filter(|(key, _)| self.is_known(key.service()));
+        let pools = self.pools.set.iter().filter(|(id, _)| current.pools.contains_key(id));
+        let services = self.services.set.iter().filter(|(id, _)| self.is_known(**id));
+        // A service that stops telling its clients apart does so after its pool has its new contents.
+        let (last, first): (Vec<&_>, Vec<&_>) =
+            services.partition(|(id, row)| is_by_source(&current.services[*id]) && !is_by_source(row));
+        let removed_sources = self.sources.removed.iter().filter(|source| self.is_read(source));
+        let removed_servers = self.servers.removed.iter().filter(|key| self.is_matched(key));
+        let mut changes = Vec::from_iter(sources.map(set_source));
+        changes.extend(servers.map(set_server));
+        changes.extend(first.into_iter().map(set_service));
+        changes.extend(pools.map(set_pool));
+        changes.extend(last.into_iter().map(set_service));
+        changes.extend(removed_sources.filter(|(service, _)| self.stays(*service)).map(clear_source));
+        changes.extend(removed_servers.filter(|key| self.stays(key.service())).map(clear_server));
+        changes
+    }
+
+    /// Leads flows away from what is gone, and removes it. VIPs come and go, and with them their services for every
+    /// port, which get the ports whose own service is gone.
+    fn removals(&self) -> Vec<Change> {
+        let Diff { current, wanted, .. } = self;
+        let sources = self.sources.removed.iter().filter(|source| self.is_read(source));
+        let servers = self.servers.removed.iter().filter(|key| self.is_matched(key));
+        let backends = TableDiff::between(&current.backends, &wanted.backends).removed;
+        let mut limited_sources = self.limited_sources().removed;
+        limited_sources.sort_by_key(|prefix| shortest_first(prefix));
+        let limits = TableDiff::between(&current.limits, &wanted.limits).removed;
+        let mut changes = Vec::from_iter(replace_addresses(&self.addresses_before, &self.addresses_after));
+        changes.extend(replace_service_ids(&self.all_service_ids, &wanted.service_ids));
+        changes.extend(replace_addresses(&self.addresses_after, &wanted.addresses));
+        changes.extend(self.services.removed.iter().map(|id| Change::ClearService(**id)));
+        changes.extend(sources.filter(|(service, _)| !self.stays(*service)).map(clear_source));
+        changes.extend(servers.filter(|key| !self.stays(key.service())).map(clear_server));
+        changes.extend(self.pools.removed.iter().map(|id| Change::ClearPool(**id)));
+        changes.extend(backends.into_iter().map(|id| Change::ClearBackend(*id)));
+        changes.extend(limited_sources.into_iter().map(|prefix| Change::ClearLimitedSource(*prefix)));
+        changes.extend(limits.into_iter().map(|id| Change::ClearLimit(*id)));
+        changes
+    }
+
+    fn limited_sources(&self) -> TableDiff<'a, Addr128, Limits> {
+        TableDiff::between(&self.current.limited_sources, &self.wanted.limited_sources)
+    }
+
+    fn is_known(&self, service: u16) -> bool {
+        self.current.services.contains_key(&service)
+    }
+
+    fn stays(&self, service: u16) -> bool {
+        self.is_known(service) && self.wanted.services.contains_key(&service)
+    }
+
+    /// Whether packets look a source up now.
+    fn is_read(&self, (service, _): &(u16, Addr128)) -> bool {
+        self.current.services.get(service).is_some_and(is_by_source)
+    }
+
+    /// Whether packets can name a server now.
+    fn is_matched(&self, key: &ServerKey) -> bool {
+        self.current.services.get(&key.service()).is_some_and(|row| row.quic.reads(&key.server()))
+    }
+}
+
+fn replace_addresses(from: &Addresses, to: &Addresses) -> Option<Change> {
+    (from != to).then(|| Change::ReplaceAddresses(to.clone()))
+}
+
+fn replace_service_ids(from: &ServiceIds, to: &ServiceIds) -> Option<Change> {
+    (from != to).then(|| Change::ReplaceServiceIds(to.clone()))
+}
+
+fn set_pool((id, table): &(&u16, &Arc<[u16]>)) -> Change {
+    Change::SetPool(**id, Arc::clone(table))
+}
+
+fn set_service((id, row): &(&u16, &Service)) -> Change {
+    Change::SetService(**id, **row)
+}
+
+fn set_source(((service, prefix), pool): &(&(u16, Addr128), &u16)) -> Change {
+    Change::SetSource(*service, *prefix, **pool)
+}
+
+fn clear_source((service, prefix): &&(u16, Addr128)) -> Change {
+    Change::ClearSource(*service, *prefix)
+}
+
+fn set_server((key, backend): &(&ServerKey, &u16)) -> Change {
+    Change::SetServer(**key, **backend)
+}
+
+fn clear_server(key: &&ServerKey) -> Change {
+    Change::ClearServer(**key)
 }
 
 /// The order in which prefixes are set: a client never meets one between that which it will come under and that which it did.
@@ -134,7 +238,7 @@ fn shortest_first(prefix: &Addr128) -> u8 {
     prefix.bits
 }
 
-fn by_source(service: &Service) -> bool {
+fn is_by_source(service: &Service) -> bool {
     service.flags & Service::BY_SOURCE != 0
 }
 
@@ -165,19 +269,4 @@ fn with_replies(vips: &Addresses, replies: &Addresses) -> Addresses {
 /// The rows of either, as wanted where they differ.
 fn all_of_both(current: &ServiceIds, wanted: &ServiceIds) -> ServiceIds {
     current.iter().chain(wanted).map(|(key, id)| (*key, *id)).collect()
-}
-
-/// Rows that are missing or different.
-fn new_rows<'a, K: Ord, V: PartialEq>(
-    current: &'a BTreeMap<K, V>,
-    wanted: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, &'a V)> {
-    wanted.iter().filter(|(key, row)| current.get(key) != Some(row))
-}
-
-fn gone<'a, K: Ord, V>(
-    current: &'a BTreeMap<K, V>,
-    wanted: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = &'a K> {
-    current.keys().filter(|key| !wanted.contains_key(key))
 }
