@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::needs::Verb;
 use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
@@ -13,11 +14,9 @@ pub struct Args {
 }
 
 pub fn bench(args: &Args) -> Result<()> {
-    setup::setup()?;
     let all = args.part.first().is_none_or(|first| first.starts_with('-'));
-    if all || args.part[0] == "end-to-end" {
-        setup::balancers()?;
-    }
+    let other_balancers = all || args.part[0] == "end-to-end";
+    setup::install_for(if other_balancers { Verb::BenchEndToEnd } else { Verb::Bench })?;
     command::run(
         workspace::cargo("build")
             .args(["--quiet", "--release", "--package", "nlb", "--package", "nlb-tests"])

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
+use crate::needs::Verb;
 use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
@@ -34,10 +35,15 @@ enum Part {
 }
 
 pub fn fuzz(args: &Args) -> Result<()> {
-    setup::setup()?;
     match args.part {
-        Part::Parsers { seconds } => parsers(&format!("-max_total_time={seconds}")),
-        Part::Packets { seconds, seed } => packets(seconds, seed),
+        Part::Parsers { seconds } => {
+            setup::install_for(Verb::FuzzParsers)?;
+            parsers(&format!("-max_total_time={seconds}"))
+        }
+        Part::Packets { seconds, seed } => {
+            setup::install_for(Verb::FuzzPackets)?;
+            packets(seconds, seed)
+        }
     }
 }
 

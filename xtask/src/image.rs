@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::needs::Verb;
 use crate::{command, setup, workspace};
 
 /// The programs are linked statically, C library included, so that an image needs no other file.
@@ -15,7 +16,7 @@ const STATIC: &str = "-C target-feature=+crt-static";
 const IMAGES: [&str; 2] = ["nlb", "echo"];
 
 pub fn image() -> Result<()> {
-    setup::setup()?;
+    setup::install_for(Verb::Image)?;
     let context = stage("release")?;
     for image in IMAGES {
         let mut docker = Command::new("docker");

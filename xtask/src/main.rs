@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use needs::Verb;
 
 mod apt;
 mod bench;
@@ -13,11 +14,13 @@ mod bpf_toolchain;
 mod command;
 mod fuzz;
 mod image;
+mod needs;
 mod proto;
 mod run;
 mod setup;
 mod test;
 mod tidy;
+mod tools;
 mod verify;
 mod vm;
 mod workspace;
@@ -32,7 +35,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install what building and testing need: a BPF compiler, bpf-linker, the programs tests talk to
+    /// Install what `cargo xtask test` needs: a BPF compiler, bpf-linker, the programs tests talk to. Every verb installs
+    /// its own needs
     Setup,
     /// Set up, then build the daemon, the XDP programs in it, and the examples
     Build {
@@ -89,7 +93,7 @@ fn main() -> ExitCode {
 }
 
 fn build(release: bool) -> Result<()> {
-    setup::setup()?;
+    setup::install_for(Verb::Build)?;
     let mut cargo = workspace::cargo("build");
     cargo.args(["--bins", "--examples"]);
     if release {

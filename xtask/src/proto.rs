@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 
+use crate::needs::Verb;
 use crate::{command, setup, workspace};
 
 #[derive(Subcommand)]
@@ -37,11 +38,11 @@ pub fn run(task: &Task) -> Result<()> {
 }
 
 fn generate(language: Language, out: Option<PathBuf>) -> Result<()> {
-    setup::programs()?;
-    let name = match language {
-        Language::Python => "python",
-        Language::Go => "go",
+    let (name, verb) = match language {
+        Language::Python => ("python", Verb::Python),
+        Language::Go => ("go", Verb::Go),
     };
+    setup::install_for(verb)?;
     let out = out.unwrap_or_else(|| workspace::root().join("target/proto").join(name));
     let out = std::path::absolute(out)?;
     command::run(Command::new(workspace::root().join("proto/generate.sh")).arg(name).arg(&out))?;

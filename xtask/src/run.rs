@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result};
 
+use crate::needs::Verb;
 use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
@@ -17,7 +18,6 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    setup::setup()?;
     let mut program = if args.nlb.is_empty() { demo(args)? } else { daemon(args)? };
     // Replaces this process, so that Ctrl-C and kill reach the program itself.
     let error = program.exec();
@@ -25,6 +25,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn demo(args: &Args) -> Result<std::process::Command> {
+    setup::install_for(Verb::Run)?;
     command::run(
         workspace::cargo("build")
             .args(["--quiet", "--package", "nlb", "--package", "nlb-module", "--package", "nlb-tests"])
@@ -38,6 +39,7 @@ fn demo(args: &Args) -> Result<std::process::Command> {
 }
 
 fn daemon(args: &Args) -> Result<std::process::Command> {
+    setup::install_for(Verb::Build)?;
     command::run(workspace::cargo("build").args(["--quiet", "--package", "nlb", "--bin", "nlb"]))?;
     let mut nlb = command::as_root(workspace::debug_dir()?.join("nlb"))?;
     nlb.args(&args.nlb);

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::needs::Verb;
 use crate::vm::kernel::{self, Kernel};
 use crate::{command, setup, vm, workspace};
 
@@ -52,7 +53,7 @@ const INTERFACES: Step =
     Step { daemon: true, ..Step::new("interfaces", "traffic", &["--ignored", "stacked::"]) };
 
 pub fn verify(args: &Args) -> Result<()> {
-    setup::setup()?;
+    setup::install_for(Verb::Verify)?;
     let others: Vec<_> = if args.all { kernel::ALL.iter().collect() } else { args.kernel.clone() };
     let mut places = Vec::new();
     if args.all || others.is_empty() {

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use crate::{apt, setup};
+use crate::needs::Verb;
+use crate::setup;
 
 mod image;
 pub mod kernel;
@@ -44,9 +45,6 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Fetches what machines with this kernel need, unless it is there.
 pub fn prepare(kernel: &Kernel) -> Result<()> {
-    let programs = [(machine::QEMU, "qemu-system-x86"), ("ipvsadm", "ipvsadm")];
-    for (_, package) in programs.iter().filter(|(program, _)| setup::find_installed(program).is_none()) {
-        apt::install(&[package])?;
-    }
+    setup::install_packages(Verb::Machine)?;
     kernel.fetch()
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::kernel::Kernel;
-use crate::setup;
+use crate::needs;
 
 const INIT: &str = include_str!("init.sh");
 
@@ -35,7 +35,7 @@ pub fn pack(kernel: &Kernel, program: &Path, arguments: &[String], others: &[Pat
         files.extend(libraries(&file)?);
     }
     for name in TOOLS {
-        let tool = setup::find_installed(name)
+        let tool = needs::find_installed(name)
             .with_context(|| format!("{name} is missing; `cargo xtask setup` installs it"))?;
         files.extend(libraries(&tool)?);
         fs::copy(&tool, root.join("job/bin").join(name))?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
 
-pub const QEMU: &str = "qemu-system-x86_64";
+const QEMU: &str = "qemu-system-x86_64";
 
 /// Far longer than the longest test takes without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
