@@ -12,6 +12,7 @@ mod apt;
 mod bench;
 mod bpf_toolchain;
 mod command;
+mod deny;
 mod fuzz;
 mod image;
 mod needs;
@@ -67,6 +68,10 @@ enum Task {
     Proto(proto::Task),
     /// Check the rules of the house that a program can check
     Tidy,
+    /// Check licences, duplicate versions and sources of crates, by cargo-deny and deny.toml
+    Deny,
+    /// Look for known vulnerabilities of crates, by cargo-deny; needs a network
+    Advisories,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +87,8 @@ fn main() -> ExitCode {
         Task::Image => image::image(),
         Task::Proto(task) => proto::run(&task),
         Task::Tidy => tidy::tidy(),
+        Task::Deny => deny::deny(),
+        Task::Advisories => deny::advisories(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

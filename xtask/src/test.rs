@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{command, fuzz, image, setup, tidy, workspace};
+use crate::{command, deny, fuzz, image, setup, tidy, workspace};
 
 type Check = (&'static str, fn() -> Result<()>);
 
@@ -12,6 +12,7 @@ const CHECKS: &[Check] = &[
     ("setup", setup::setup),
     ("tidy", tidy::tidy),
     ("format", format),
+    ("licences and duplicates", deny::deny),
     ("clippy", clippy),
     ("clippy of the XDP programs", clippy_ebpf),
     ("unit tests", unit_tests),
