@@ -14,6 +14,7 @@ mod bpf_toolchain;
 mod command;
 mod deny;
 mod fuzz;
+mod hooks;
 mod image;
 mod needs;
 mod proto;
@@ -72,6 +73,8 @@ enum Task {
     Deny,
     /// Look for known vulnerabilities of crates, by cargo-deny; needs a network
     Advisories,
+    /// Install a git hook that runs `cargo xtask tidy` and `cargo fmt --all --check` before each commit
+    Hooks,
 }
 
 fn main() -> ExitCode {
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::tidy(),
         Task::Deny => deny::deny(),
         Task::Advisories => deny::advisories(),
+        Task::Hooks => hooks::hooks(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
