@@ -21,7 +21,7 @@ use super::{Config, Options};
 const FILE: &str = "config.json";
 
 /// Settings that take effect without a restart.
-const LIVE: [&str; 17] = [
+pub(super) const LIVE: [&str; 17] = [
     "vip",
     "forward_mode",
     "heartbeat_interval",
@@ -187,7 +187,7 @@ impl SavedSettings {
 }
 
 /// All settings, as they would be written.
-fn effective(config: &Config) -> Map<String, Value> {
+pub(super) fn effective(config: &Config) -> Map<String, Value> {
     present(&Options::from(config))
 }
 

@@ -2,6 +2,8 @@
 
 pub mod atomic_file;
 mod daemon;
+#[cfg(test)]
+mod documentation;
 mod live;
 mod options;
 mod sources;

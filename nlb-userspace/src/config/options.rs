@@ -15,26 +15,29 @@ const STATE_DIR: &str = "/var/lib/nlb";
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// A TOML file with the settings below, such as `vip = ["192.0.2.1"]`
+    /// A TOML file with the settings below, such as `vip = ["192.0.2.1"]`; an unknown key is an error
     #[arg(long, env = "NLB_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Where settings made over gRPC, and what operators set, are kept [default: /var/lib/nlb]
+    /// Where settings made over gRPC, and what operators set, are kept; one directory for each daemon
+    /// [default: /var/lib/nlb]
     #[arg(long, env = "NLB_STATE_DIR", value_name = "DIRECTORY")]
     #[serde(skip)]
     pub state_dir: Option<PathBuf>,
 
-    /// Begin without the routes, limits, weights and drains that operators had set; the file that has them is moved aside
+    /// Begin without the routes, limits, weights and drains that operators had set; the file that has them is
+    /// moved aside [default: false]
     #[arg(long, env = "NLB_IGNORE_STATE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip)]
     pub ignore_state: Option<bool>,
 
-    /// Interfaces to balance on [repeat, or separate by commas]
+    /// Interfaces to balance on; at least one is required [repeat, or separate by commas]
     #[arg(long, env = "NLB_IFACE", value_name = "NAME", value_delimiter = ',')]
     pub iface: Option<Vec<String>>,
 
-    /// Virtual addresses that routes may claim, or CIDRs of them; none: any [repeat, or separate by commas]
+    /// Virtual addresses that routes may claim, or CIDRs of them; wildcard destinations stand for the single
+    /// addresses among them; none: any address [repeat, or separate by commas]
     #[arg(long, env = "NLB_VIP", value_name = "ADDRESS|CIDR", value_delimiter = ',')]
     pub vip: Option<Vec<Net>>,
 
@@ -42,11 +45,11 @@ pub struct Options {
     #[arg(long, env = "NLB_XDP_MODE", value_name = "MODE")]
     pub xdp_mode: Option<XdpMode>,
 
-    /// Where the gRPC server listens [default: 127.0.0.1:50051]
+    /// Where the gRPC server listens; it asks for no credentials [default: 127.0.0.1:50051]
     #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
     pub grpc: Option<SocketAddr>,
 
-    /// How packets reach modules that do not say [default: nat]
+    /// How packets reach modules that name no forward mode [default: nat]
     #[arg(long, env = "NLB_FORWARD_MODE", value_name = "MODE")]
     pub forward_mode: Option<Mode>,
 
@@ -54,16 +57,17 @@ pub struct Options {
     #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
     pub snat_ports: Option<Ports>,
 
-    /// UDP port that packets to modules with forward mode gue are sent to [default: 6080]
+    /// UDP port that packets to modules with forward mode gue are sent to; `nlb decap` has the same flag
+    /// [default: 6080]
     #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
     pub gue_port: Option<u16>,
 
-    /// Prefixes that outer sources of forward mode dsr-ipip are taken from by the flow's hash, one of each family; none: the NLB's
-    /// own address [repeat, or separate by commas]
+    /// Prefixes that outer sources of forward mode dsr-ipip are taken from by the flow's hash: one of IPv4,
+    /// one of IPv6, or both; none: the NLB's own address [repeat, or separate by commas]
     #[arg(long, env = "NLB_IPIP_SOURCES", value_name = "CIDR", value_delimiter = ',')]
     pub ipip_sources: Option<Vec<Net>>,
 
-    /// How often modules send heartbeats [default: 10s]
+    /// How often modules are asked to send heartbeats [default: 10s]
     #[arg(long, env = "NLB_HEARTBEAT_INTERVAL", value_name = "TIME")]
     pub heartbeat_interval: Option<Span>,
 
@@ -87,11 +91,13 @@ pub struct Options {
     #[arg(long, env = "NLB_PROMOTION_MAX_ERROR_PERCENT", value_name = "NUMBER")]
     pub promotion_max_error_percent: Option<u32>,
 
-    /// TCP resets of a module's new flows, in percent, beyond which it gets no more for a while; 0: never [default: 50]
+    /// TCP resets of a module's new flows, in percent, beyond which it gets no more for a while; 0: never
+    /// [default: 50]
     #[arg(long, env = "NLB_MAX_RESET_PERCENT", value_name = "NUMBER")]
     pub max_reset_percent: Option<u32>,
 
-    /// How long that while is at first; it doubles with every relapse [default: 10s]
+    /// How long a module gets no new flows after too many resets, at first; doubles with every relapse
+    /// [default: 10s]
     #[arg(long, env = "NLB_RESET_BACK_OFF", value_name = "TIME")]
     pub reset_back_off: Option<Span>,
 
@@ -99,7 +105,8 @@ pub struct Options {
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
 
-    /// Tell clients that no module can serve them, by TCP RST or ICMP unreachable, instead of ignoring them [default: false]
+    /// Answer clients that no module can serve by TCP RST or ICMP port unreachable, instead of ignoring them
+    /// [default: false]
     #[arg(long, env = "NLB_REJECT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub reject: Option<bool>,
 
@@ -107,8 +114,8 @@ pub struct Options {
     #[arg(long, env = "NLB_DROP_CLOSED_PORTS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub drop_closed_ports: Option<bool>,
 
-    /// Ask modules (CanHandle) who serves a VIP's port that no route covers, and send it there: one that says yes to
-    /// everything gets every port [default: false]
+    /// Ask modules (CanHandle) who serves a VIP's port that no route covers, and send it there: one that says
+    /// yes to everything opens every port of the VIPs [default: false]
     #[arg(long, env = "NLB_LEARN_ROUTES", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub learn_routes: Option<bool>,
 
@@ -132,19 +139,22 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_SERVICES", value_name = "NUMBER")]
     pub max_services: Option<u16>,
 
-    /// Groups of modules that share traffic; each takes 128 KiB of the kernel's memory [default: 1024]
+    /// Groups of modules that share traffic; each takes 128 KiB of the kernel's memory while it is in use
+    /// [default: 1024]
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
-    /// Source prefixes in the kernel's table, as often as services tell clients apart by them [default: 1048576]
+    /// Source prefixes of routes in the kernel's table, as often as services tell clients apart by them;
+    /// kernel memory is taken as they come, 4 MiB at first and 8 to 16 MiB for 100,000 [default: 1048576]
     #[arg(long, env = "NLB_MAX_SOURCE_PREFIXES", value_name = "NUMBER")]
     pub max_source_prefixes: Option<u32>,
 
-    /// Routes that are counted one by one; the others count together, by module [default: 256]
+    /// Routes that are counted one by one (those with a rate limit come on top); the others count together,
+    /// by module [default: 256]
     #[arg(long, env = "NLB_MAX_COUNTED_ROUTES", value_name = "NUMBER")]
     pub max_counted_routes: Option<u16>,
 
-    /// Room for rate limits [default: 16384]
+    /// Rate limits in force [default: 16384]
     #[arg(long, env = "NLB_MAX_RATE_LIMITS", value_name = "NUMBER")]
     pub max_rate_limits: Option<u16>,
 
@@ -152,23 +162,24 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_VIPS", value_name = "NUMBER")]
     pub max_vips: Option<u16>,
 
-    /// Flows that the kernel remembers [default: 1048576]
+    /// Flows that the kernel remembers, 1024 to 67108864, of 32 bytes each [default: 1048576]
     #[arg(long, env = "NLB_MAX_FLOWS", value_name = "NUMBER")]
     pub max_flows: Option<u32>,
 
-    /// Memory for the metrics of the last hour; what does not fit is forgotten, the oldest first [default: 67108864]
+    /// Memory for the metrics of the last hour, in bytes, at least 1048576; what does not fit is forgotten,
+    /// the oldest first [default: 67108864]
     #[arg(long, env = "NLB_METRICS_HISTORY_BYTES", value_name = "NUMBER")]
     pub metrics_history_bytes: Option<usize>,
 
-    /// Idle time after which a TCP flow may be forgotten: before its handshake is complete [default: 1m]
+    /// Idle time after which a TCP flow may be forgotten before its handshake is complete [default: 1m]
     #[arg(long, env = "NLB_IDLE_OPENING", value_name = "TIME")]
     pub idle_opening: Option<Span>,
 
-    /// ... once it is established [default: 2h]
+    /// Idle time after which an established TCP flow may be forgotten [default: 2h]
     #[arg(long, env = "NLB_IDLE_ESTABLISHED", value_name = "TIME")]
     pub idle_established: Option<Span>,
 
-    /// ... after FIN or RST [default: 10s]
+    /// Idle time after which a TCP flow may be forgotten after FIN or RST [default: 10s]
     #[arg(long, env = "NLB_IDLE_CLOSING", value_name = "TIME")]
     pub idle_closing: Option<Span>,
 
