@@ -32,50 +32,50 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
         return Err(Verdict::TailCall(Program::Quic));
     }
     let now = clock::now();
-    let place = Lookup::new(ip, segment, vip)?;
+    let lookup = Lookup::new(ip, segment, vip)?;
 
-    if let Some((way, state, backend)) = place.recorded()
+    if let Some((way, state, backend)) = lookup.recorded()
         && keeps(backend, state, segment, named)
     {
         check_reachable(packet, ip, backend)?;
         rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         if backend.mode == Backend::NAT && state.seen() != now {
-            let tuple = nat_tuple(backend, ip, segment, place.hash);
+            let tuple = nat_tuple(backend, ip, segment, lookup.hash);
             record_reply(
                 &tuple,
-                state.translated_port(&place.key),
-                maps::place(place.index, way),
+                state.translated_port(&lookup.key),
+                maps::place(lookup.index, way),
                 phase,
                 now,
             );
         }
-        place.bucket.entries[way & 3].touch(state, phase, now);
-        return Ok(place.decision(state, backend));
+        lookup.bucket.entries[way & 3].touch(state, phase, now);
+        return Ok(lookup.decision(state, backend));
     }
 
-    let backend_id = choose(vip, service_id, service, ip, place.hash, named)?;
+    let backend_id = choose(vip, service_id, service, ip, lookup.hash, named)?;
     let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     check_reachable(packet, ip, backend)?;
     rate_limit::pass(service, backend, ip.src, ip.total_len(), true)?;
-    let new = NewFlow { backend, backend_id, key: place.key, bucket: place.index, hash: place.hash, now };
+    let new = NewFlow { backend, backend_id, key: lookup.key, bucket: lookup.index, hash: lookup.hash, now };
     let snat_port = new.record(ip, segment)?;
-    Ok(ForwardingDecision { backend_id, backend, snat_port, hash: place.hash })
+    Ok(ForwardingDecision { backend_id, backend, snat_port, hash: lookup.hash })
 }
 
 /// The forwarding decision for a flow, without a change to the flow table: the recorded backend; else, for
 /// backends without translation, the one that the hash selects.
 #[inline(always)]
 pub fn peek(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Option<ForwardingDecision> {
-    let place = Lookup::new(ip, segment, vip).ok()?;
-    if let Some((_, state, backend)) = place.recorded() {
-        return Some(place.decision(state, backend));
+    let lookup = Lookup::new(ip, segment, vip).ok()?;
+    if let Some((_, state, backend)) = lookup.recorded() {
+        return Some(lookup.decision(state, backend));
     }
     let service_id = maps::service_id(vip, segment.dport, segment.l4);
     let pool = pool(service_id, maps::service(service_id)?, ip.src);
-    let backend_id = maps::maglev(pool, maglev::slot(place.hash));
+    let backend_id = maps::maglev(pool, maglev::slot(lookup.hash));
     let backend = maps::backend(backend_id)?;
-    let decision = ForwardingDecision { backend_id, backend, snat_port: Be16::new(0), hash: place.hash };
+    let decision = ForwardingDecision { backend_id, backend, snat_port: Be16::new(0), hash: lookup.hash };
     (service_id != 0 && backend.mode != Backend::NAT).then_some(decision)
 }
 
