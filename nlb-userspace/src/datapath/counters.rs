@@ -1,4 +1,4 @@
-//! What the data path did, as numbers: the kernel's counters and flow table, read twice a second.
+//! Reads the kernel's counters and flow table twice a second.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,10 +20,10 @@ use crate::model::traffic::LimitCounts;
 use crate::model::traffic::Traffic;
 use crate::reconcile::Applied;
 
-/// What is told of flows is to be true within a second.
+/// Reports about flows have to be true within a second.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Reads the kernel's numbers twice a second and publishes them, until the reconciler goes away.
+/// Reads the kernel's counters and publishes them, until the reconciler ends.
 pub async fn run(
     mut collector: Collector,
     datapath: Arc<Datapath>,
@@ -35,34 +35,36 @@ pub async fn run(
     while applied.has_changed().is_ok() {
         ticks.tick().await;
         let image = applied.borrow().image.clone();
-        // A scan of a million flows takes some milliseconds, during which other tasks should go on.
+        // A scan of a million flows takes some milliseconds, during which other tasks continue.
         match tokio::task::block_in_place(|| collector.collect(&image, datapath.now()?)) {
             Ok(found) => drop(traffic.send_replace(Arc::new(found))),
-            Err(error) => warn!("the data path's counters could not be read: {error:#}"),
+            Err(error) => warn!("cannot read the data path's counters: {error:#}"),
         }
     }
 }
 
-/// Then whoever else wants this CPU goes first: applications on the same host should not wait for a scan of all flows.
+/// After this many entries the scan yields the CPU, so that applications on the same host do not wait for all
+/// of it.
 const ENTRIES_AT_A_TIME: usize = 1 << 13;
 
 pub struct Collector {
     readings: Readings,
     idle: IdleTimes,
-    /// The state words of entries that were found expired, by place; 0 of all others. The data path's clock comes round
-    /// again after nine hours, when what nobody has overwritten would look young.
+    /// The state words of entries that were found expired, by index; 0 for all others. The data path's clock
+    /// wraps around after nine hours, when an expired entry that is still in the table would look young.
     expired: Vec<u64>,
     backends: BTreeMap<u16, IdOwner>,
-    /// What a rate limit's counters stood at when it got its id, by id and generation: counts of the id's former owners.
+    /// The counts of each rate limit at the time it got its id, by id and generation: they belong to the id's
+    /// former owners.
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
 }
 
-/// Who has a backend's id, or had it last.
+/// The backend that has an id, or had it last.
 struct IdOwner {
     generation: u8,
-    /// What the counters stood at when it got the id: they are never reset.
+    /// The counts when the backend got the id: counters are never reset.
     offset: BackendStats,
-    /// What they stood at when it was gone, which is what the next one begins with.
+    /// The counts when the backend lost the id, which are the offset of the next one.
     left_at: Option<BackendStats>,
     closed_flows: u64,
 }
@@ -77,7 +79,7 @@ impl Collector {
         &self.readings
     }
 
-    /// As of this tick of the data path's clock.
+    /// The counts at this tick of the data path's clock.
     pub fn collect(&mut self, image: &MapImage, now: u16) -> anyhow::Result<Traffic> {
         let counters = self.readings.counters()?;
         let exits = counters.iter().enumerate();
@@ -97,9 +99,10 @@ impl Collector {
                 owner.left_at = Some(self.readings.backend(*id)?);
             }
         }
-        // After the counters: a flow that begins in between must not look as if it had ended.
+        // Flows are counted after the counters are read: a flow that begins in between must not look as if it
+        // had ended.
         let flows = self.count_flows(image, now);
-        // Collected in their order, which is much cheaper than one by one.
+        // Collected in key order, which is much cheaper than single insertions.
         traffic.backends = counted
             .into_iter()
             .map(|(id, backend, counted)| {

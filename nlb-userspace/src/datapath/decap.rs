@@ -1,4 +1,5 @@
-//! `nlb decap`: takes the outer headers off packets that come by dsr-ipip or gue, for module hosts without a kernel tunnel.
+//! `nlb decap`: removes the outer headers of dsr-ipip and gue packets, for module hosts without a kernel
+//! tunnel.
 
 use anyhow::Context;
 use aya::maps::lpm_trie::Key;
@@ -10,8 +11,8 @@ use super::maps::bpf;
 use crate::config::XdpMode;
 use crate::model::prefix::Addr128;
 
-/// Decapsulates what arrives on `interfaces` from `peers`, of UDP what is for `gue_port`, `until` ends. Packets from
-/// others pass as they are.
+/// Decapsulates packets from `peers` on `interfaces`, of UDP only those to `gue_port`, until `until`
+/// completes. All other packets pass unchanged.
 pub async fn run(
     interfaces: &[String],
     peers: &[IpNet],
@@ -31,6 +32,6 @@ pub async fn run(
         datapath.attach_decap(interface, mode)?;
     }
     let from: Vec<_> = peers.iter().map(IpNet::to_string).collect();
-    info!("decapsulating on {} what comes from {}", interfaces.join(", "), from.join(", "));
+    info!("decapsulating packets on {} from {}", interfaces.join(", "), from.join(", "));
     until.await
 }

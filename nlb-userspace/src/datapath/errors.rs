@@ -1,6 +1,6 @@
-//! Errors of the kernel, in words.
+//! Errors of the kernel as text.
 
-/// An error with its causes, which aya keeps apart.
+/// An error and its causes, which aya's messages leave out.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,16 +1,16 @@
-//! Sends packets that waited through the balancer again.
+//! Sends packets of the pending queue through the balancer again.
 //!
-//! Since Linux 5.18 the kernel does so on its own, as if they had just come in. Before, it runs the program on a copy and says
-//! what should become of that; then it is for us to send the copy. It does not say by which interface, but the program has left
-//! that interface's MAC address in the frame.
+//! Since Linux 5.18 the kernel can do that itself with live frames, as if the packets had just arrived.
+//! Before, it runs the program on a copy and returns the action, and the daemon sends the copy. The kernel
+//! does not return the interface, but the program has written that interface's MAC address into the frame.
 
 use anyhow::Context as _;
 use nix::ifaddrs::getifaddrs;
 
 use super::loader::{Datapath, XdpAction};
 
-/// Sends a frame through the balancer that came in by the interface `from`, and on from there. `towards` is the interface that
-/// leads to what it waited for.
+/// Sends a punted frame through the balancer, which forwards it. `from` is the interface on which the frame
+/// arrived, `towards` the one that leads to its next hop.
 pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
     if datapath.has_live_frames() {
         datapath.inject_live(frame, from)
@@ -19,13 +19,13 @@ pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>
     }
 }
 
-/// The same without the kernel's live frames.
+/// Like [`inject`], without the kernel's live frames.
 pub fn by_hand(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
-    let (fate, frame) = datapath.test_run(frame, from)?;
-    match fate {
+    let (action, frame) = datapath.test_run(frame, from)?;
+    match action {
         XdpAction::Passed => datapath.take_in(&frame, from),
         XdpAction::SentBack => datapath.send(&frame, from),
-        XdpAction::SentOn => datapath.send(&frame, way_out(&frame, &links()?, from, towards)),
+        XdpAction::SentOn => datapath.send(&frame, outgoing_interface(&frame, &links()?, from, towards)),
         XdpAction::Dropped => Ok(()),
     }
 }
@@ -43,9 +43,11 @@ fn links() -> anyhow::Result<Vec<Link>> {
     Ok(links.collect())
 }
 
-/// The interface that a frame leaves by: the one with its source address. VLAN devices share theirs, the packet may have taken
-/// another way than the one that it waited for, and a refusal goes back from whatever address the packet was sent to.
-fn way_out(frame: &[u8], links: &[Link], from: u32, towards: Option<u32>) -> u32 {
+/// The interface by which a frame leaves: the one that has the frame's source address. If several have it, as
+/// VLAN devices and the interface below them do, `towards` comes first, then `from`: the packet may have
+/// taken another route than the one that it waited for, and a rejection returns from the address that the
+/// packet was sent to.
+fn outgoing_interface(frame: &[u8], links: &[Link], from: u32, towards: Option<u32>) -> u32 {
     let source = frame.get(6..12).unwrap_or_default();
     let having_it: Vec<_> =
         links.iter().filter(|(_, mac)| mac == source).map(|(ifindex, _)| *ifindex).collect();
@@ -63,12 +65,16 @@ mod tests {
         let links = [(1, [0; 6]), (2, mac(2)), (3, mac(3)), (4, mac(3)), (5, mac(5))];
         let out = |last, from, towards| {
             let frame = [&mac(0xee)[..], &mac(last), &[8, 0]].concat();
-            way_out(&frame, &links, from, towards)
+            outgoing_interface(&frame, &links, from, towards)
         };
-        assert_eq!(out(3, 2, Some(4)), 4, "where it waited for a way");
-        assert_eq!(out(3, 4, Some(2)), 4, "where it came from, if it took another way");
+        assert_eq!(out(3, 2, Some(4)), 4, "the interface that leads to its next hop");
+        assert_eq!(out(3, 4, Some(2)), 4, "the interface that it arrived on, if its route is another");
         assert_eq!(out(3, 2, Some(5)), 3, "the first of several");
         assert_eq!(out(5, 2, None), 5);
-        assert_eq!(out(9, 2, Some(3)), 2, "back, from an address that no interface has");
+        assert_eq!(
+            out(9, 2, Some(3)),
+            2,
+            "back by the interface that it arrived on, if no interface has the address"
+        );
     }
 }

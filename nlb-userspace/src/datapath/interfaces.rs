@@ -1,8 +1,9 @@
-//! The interfaces that XDP serves, by name.
+//! The interfaces that `--iface` names, and their XDP programs.
 //!
-//! A name outlives what bears it: a driver that is loaded anew, a card that is pulled out, or a container's cable that is made
-//! again leaves an interface with the same name and another index, without our program. The kernel's notes about links are
-//! therefore followed, and the program is attached again. So it is noticed, too, when a tap comes to be none that XDP can serve.
+//! A driver that is reloaded, a card that is replaced, or a container's veth that is created again leaves an
+//! interface of the same name with another index and without a program. The daemon therefore follows the
+//! kernel's link events and attaches the program again. The same events report a tap whose frames get a
+//! vnet_hdr, which XDP cannot serve.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -20,10 +21,9 @@ use super::netlink::Netlink;
 use crate::config::XdpMode;
 use crate::model::reachability::Locality;
 
-/// Attaching may fail while a driver is still at its beginnings, and nobody says when that is over.
+/// Attaching may fail while a driver still initialises, and no event reports the end of that.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Names of interfaces.
 #[derive(Clone, Debug, Default)]
 pub struct XdpInterfaces(Arc<BTreeSet<String>>);
 
@@ -32,17 +32,19 @@ impl XdpInterfaces {
         XdpInterfaces(Arc::new(interfaces.iter().cloned().collect()))
     }
 
-    /// Whether XDP serves a link: it is named, and XDP can.
+    /// Whether XDP serves a link: `--iface` names it, and its frames have no vnet_hdr.
     pub fn include(&self, link: &Link) -> bool {
         self.0.contains(&link.name) && !link.has_vnet_hdr()
     }
 
-    /// Whether packets go to a link through the kernel's stack. One that XDP serves is meant to be a wire, whatever it is.
+    /// Whether packets reach a link through the kernel's stack. An interface that XDP serves never counts as
+    /// local.
     pub fn is_local(&self, link: &Link) -> bool {
         !self.include(link) && link.is_local()
     }
 
-    /// Whether any of them is a veth or has one as its port; an error if one cannot be served.
+    /// Whether any of the interfaces is a veth or has one as its port; an error if XDP cannot serve one of
+    /// them.
     pub fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
         let mut any = false;
         for name in self.0.iter() {
@@ -51,7 +53,7 @@ impl XdpInterfaces {
         Ok(any)
     }
 
-    /// Whether an address is reached through the kernel's stack, and why.
+    /// Whether packets reach an address through the kernel's stack, and why.
     pub async fn locality(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Option<Locality>> {
         let Some(route) = netlink.route(address).await? else { return Ok(None) };
         if route.ifindex == LOOPBACK {
@@ -66,22 +68,23 @@ impl XdpInterfaces {
     }
 }
 
-/// Why a tap that is named is no wire.
-const VNET_HDR: &str = "its frames come with notes on unfinished checksums and segments, as those of virtual machines do, which XDP \
-                     does not have";
+/// Why XDP cannot serve a tap that `--iface` names.
+const VNET_HDR: &str = "its frames have a vnet_hdr with unfinished checksums and segments, as those of virtual machines do, \
+                     and XDP cannot read it";
 
-/// The balancer at work on wires.
+/// The balancer on the interfaces that XDP serves.
 pub struct Attachments {
     interfaces: XdpInterfaces,
     balancer: Balancer,
     mode: XdpMode,
-    /// Whether the program was loaded so that veths take what it sends.
+    /// Whether the program was loaded in the form that sends to veths.
     veths: bool,
     served: BTreeMap<String, (u32, Served)>,
 }
 
 impl Attachments {
-    /// Attaches to all of them; the answer says the modes that came of it, by interface. What is no wire has none.
+    /// Attaches to all interfaces, and returns the XDP mode of each: `None` for a tap with vnet_hdr, which TC
+    /// ingress serves.
     pub fn new(
         interfaces: XdpInterfaces,
         mut balancer: Balancer,
@@ -95,8 +98,8 @@ impl Attachments {
             if has_vnet_hdr(ifindex, links) {
                 ensure!(
                     mode != XdpMode::Native,
-                    "--iface {name}: {VNET_HDR}; it is served without being named, through the kernel's stack, or as a wire if \
-                     its frames come without (qemu: vnet_hdr=off)"
+                    "--iface {name}: {VNET_HDR}; TC ingress serves it without --iface, and XDP serves it without a vnet_hdr \
+                     (qemu: vnet_hdr=off)"
                 );
                 modes.insert(name.clone(), None);
                 continue;
@@ -108,20 +111,21 @@ impl Attachments {
         Ok((Attachments { interfaces, balancer, mode, veths, served }, modes))
     }
 
-    /// Attaches again to what was gone and is back, for as long as the daemon runs.
+    /// Attaches again to interfaces that return, for as long as the daemon runs.
     pub async fn keep(mut self) -> anyhow::Result<()> {
         let (netlink, mut events) = Netlink::open()?;
-        let mut said = BTreeMap::new();
+        let mut logged = BTreeMap::new();
         loop {
-            self.compare(&netlink.links().await?, &mut said);
+            self.compare(&netlink.links().await?, &mut logged);
             if let Ok(None) = timeout(RETRY_INTERVAL, events.recv()).await {
                 return Ok(());
             }
         }
     }
 
-    /// What stands in the way of each interface is `said` once.
-    fn compare(&mut self, links: &HashMap<u32, Link>, said: &mut BTreeMap<String, String>) {
+    /// Compares the interfaces with the kernel's links. Each obstacle is logged once: `logged` holds those that
+    /// were.
+    fn compare(&mut self, links: &HashMap<u32, Link>, logged: &mut BTreeMap<String, String>) {
         let interfaces = &self.interfaces;
         self.served.retain(|name, (ifindex, _)| {
             links.get(ifindex).is_some_and(|link| link.name == *name && interfaces.include(link))
@@ -132,7 +136,7 @@ impl Attachments {
             }
             let suitable = link::suitable(name, links);
             if suitable.as_ref().is_ok_and(|ifindex| has_vnet_hdr(*ifindex, links)) {
-                if said.insert(name.clone(), VNET_HDR.to_owned()).is_none_or(|before| before != VNET_HDR) {
+                if logged.insert(name.clone(), VNET_HDR.to_owned()).is_none_or(|before| before != VNET_HDR) {
                     warn!("{name} is served at TC ingress instead of XDP: {VNET_HDR}");
                 }
                 continue;
@@ -140,24 +144,22 @@ impl Attachments {
             let attached = suitable.map_err(anyhow::Error::from).and_then(|ifindex| {
                 ensure!(
                     self.veths || !link::has_veth(ifindex, links),
-                    "it is a veth now, or has one as its port, which the program was not loaded for; start the NLB again"
+                    "it is a veth now or has one as its port, and the program was loaded without support for veths; restart the NLB"
                 );
                 let (attached, _) = attach(&mut self.balancer, ifindex, self.mode, links)?;
                 Ok((ifindex, attached))
             });
             match attached {
                 Ok(attached) => {
-                    said.remove(name);
+                    logged.remove(name);
                     self.served.insert(name.clone(), attached);
                     warn!("{name} is back and served again");
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
-                    if said.get(name) != Some(&why) {
-                        warn!(
-                            "{name} is gone, and so is the traffic that passes it, until it is back: {why}"
-                        );
-                        said.insert(name.clone(), why);
+                    if logged.get(name) != Some(&why) {
+                        warn!("{name} is gone, and its traffic is not served until it is back: {why}");
+                        logged.insert(name.clone(), why);
                     }
                 }
             }
@@ -173,19 +175,19 @@ fn attach(
 ) -> anyhow::Result<(Served, XdpMode)> {
     let link = links.get(&ifindex).context("the link is gone")?;
     let (served, came_to) = balancer.attach(ifindex, &link.name, mode)?;
-    // The kernel merges what a port takes in before generic mode sees it, unless the program is on the port itself. It counts on
-    // the stack to take that apart again and to finish the checksums.
+    // The kernel merges packets that a port receives (GRO) before generic XDP runs, unless the program is
+    // attached to the port itself. The stack could split them and finish their checksums, and XDP cannot.
     if came_to == XdpMode::Generic
         && let Some(what) = link.kind.with_ports()
     {
         warn!(
             "{what} {0} is served in generic mode, where packets that its ports have merged (GRO) are lost or leave with wrong \
-             checksums: `ethtool -K <port> gro off` for each port",
+             checksums; turn GRO off on each port: `ethtool -K <port> gro off`",
             link.name
         );
         if link.kind == Kind::Bridge {
             warn!(
-                "for nat alone {} needs no name: it is served through the kernel's stack then, merged or not",
+                "for nat alone, {} needs no --iface: TC ingress then serves it, with or without GRO",
                 link.name
             );
         }
@@ -204,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_named_is_a_wire_unless_xdp_would_lose_notes_on_its_frames() {
+    fn a_named_interface_is_local_only_if_it_has_a_vnet_hdr() {
         let interfaces = XdpInterfaces::new(&["eth0".to_owned()]);
         let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
         let link = |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller };

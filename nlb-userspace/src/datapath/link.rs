@@ -1,8 +1,8 @@
-//! Links as the kernel describes them, and where XDP meets their packets.
+//! Links as the kernel describes them, and the interface where XDP gets their packets.
 //!
-//! A link may be stacked on another (a VLAN device on a card) or be a port of one (a card of a bond). XDP runs in drivers, so
-//! such packets are met elsewhere than where the kernel has their addresses and routes, and an operator has to name the
-//! interface where they are met.
+//! A link may be stacked on another (a VLAN device on a card) or be a port of one (a card of a bond). XDP
+//! runs in drivers, so it gets such packets on another interface than the one with the addresses and routes.
+//! The operator has to name the interface where XDP gets them.
 
 use std::collections::HashMap;
 
@@ -14,29 +14,29 @@ pub struct Link {
     pub mac: Mac,
     pub mtu: u32,
     pub kind: Kind,
-    /// The one that it is stacked on, if that is in this network namespace.
+    /// The link that this one is stacked on, if that is in this network namespace.
     pub below: Option<u32>,
-    /// The bridge or bond that it is a port of.
+    /// The bridge or bond that this link is a port of.
     pub controller: Option<u32>,
 }
 
-/// What a link is, as far as that matters here.
+/// The kind of a link, as far as the balancer distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Veth,
     Bridge,
     Bond,
     Team,
-    /// With this number.
+    /// The VLAN's number.
     Vlan(u16),
     MacVlan,
     IpVlan,
     Tap {
-        /// Its frames come with notes (`IFF_VNET_HDR`), as those of virtual machines do: a checksum may be unfinished, and a
-        /// frame many segments. XDP has no such notes.
+        /// Its frames start with a vnet_hdr (`IFF_VNET_HDR`), as those of virtual machines do: a checksum may
+        /// be unfinished, and a frame may be many segments. XDP does not get that header.
         vnet_hdr: bool,
     },
-    /// A card and everything else.
+    /// A card or any other link.
     Other,
 }
 
@@ -66,8 +66,8 @@ pub enum Unsuitable {
 }
 
 impl Link {
-    /// Whether packets go there through the kernel's stack: to containers and virtual machines of this host, and to whatever is
-    /// behind a link that XDP cannot send to.
+    /// Whether packets reach the link through the kernel's stack: links to containers and virtual machines of
+    /// this host, and links that XDP cannot send to.
     pub fn is_local(&self) -> bool {
         match self.kind {
             Kind::Bridge => true,
@@ -76,14 +76,14 @@ impl Link {
         }
     }
 
-    /// Whether its frames come with notes that XDP would lose, so that it cannot be a wire.
+    /// Whether its frames have a vnet_hdr, which XDP would lose: XDP cannot serve such a link.
     pub fn has_vnet_hdr(&self) -> bool {
         self.kind == Kind::Tap { vnet_hdr: true }
     }
 }
 
 impl Kind {
-    /// Of links that are stacked on another, which has their packets first.
+    /// The name of a kind that is stacked on another link, where XDP gets its packets.
     pub fn stacked(self) -> Option<&'static str> {
         match self {
             Kind::Vlan(_) => Some("a VLAN device"),
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// Of links that have ports and speak for them.
+    /// The name of a kind that has ports, and holds the addresses and routes for them.
     pub fn with_ports(self) -> Option<&'static str> {
         match self {
             Kind::Bond => Some("the bond"),
@@ -133,14 +133,14 @@ pub fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitabl
     Ok(*ifindex)
 }
 
-/// Whether a link is a veth or has one as its port.
+/// Whether a link or one of its ports is a veth.
 pub fn has_veth(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
     let itself_and_ports =
         links.iter().filter(|(index, link)| **index == ifindex || link.controller == Some(ifindex));
     itself_and_ports.map(|(_, link)| link.kind).any(|kind| kind == Kind::Veth)
 }
 
-/// From a link down and up to the one that XDP serves in its place.
+/// The link that XDP serves instead of this one: follows stacked links down and ports up.
 fn outermost<'a>(link: &'a Link, links: &'a HashMap<u32, Link>) -> &'a Link {
     let stacked_on = link.below.filter(|_| link.kind.stacked().is_some()).and_then(|below| links.get(&below));
     let port_of = || link.controller.and_then(|controller| links.get(&controller));
@@ -167,7 +167,7 @@ mod tests {
         Link { controller: Some(controller), ..link(name, Kind::Other) }
     }
 
-    /// The advice about an interface, of a host with many.
+    /// The error for an interface of a host with many links.
     fn refusal(name: &str) -> Option<String> {
         let links = [
             (1, link("lo", Kind::Other)),
@@ -184,7 +184,7 @@ mod tests {
             (12, stacked("vf0", Kind::MacVlan, 99)),
             (13, link("vrf0", Kind::Other)),
             (14, port("eth3", 13)),
-            // Its other end has a number of the same kind.
+            // The index of a veth's other end stands where a stacked link's lower link does.
             (15, stacked("veth0", Kind::Veth, 2)),
             (16, port("bond1", 9)),
             (17, port("eth4", 16)),
@@ -237,8 +237,8 @@ mod tests {
         }
         let port = |kind| Link { controller: Some(9), ..link("port", kind) };
         let ports = [Kind::Veth].into_iter().chain(taps).map(port);
-        for wire in [link("eth0", Kind::Other), link("bond0", Kind::Bond)].into_iter().chain(ports) {
-            assert!(!wire.is_local(), "{wire:?}");
+        for interface in [link("eth0", Kind::Other), link("bond0", Kind::Bond)].into_iter().chain(ports) {
+            assert!(!interface.is_local(), "{interface:?}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The links that lead inward: to this host itself, to containers and virtual machines on it, and to whatever XDP cannot send
-//! to, such as VLAN devices.
+//! Local links: those that lead to this host itself, to its containers and virtual machines, and to whatever
+//! XDP cannot send to, such as VLAN devices.
 //!
-//! XDP meets what comes in from a wire. Modules and clients on the NLB's own host are behind loopback, bridges, veths and taps,
-//! where the program at the stack's door meets them. Such links come and go with containers' networks, so the kernel's
-//! notes about links are followed.
+//! XDP processes what arrives on the interfaces. Modules and clients on the NLB's own host are behind
+//! loopback, bridges, veths and taps, where the TC ingress program processes their packets. Such links come
+//! and go with containers' networks, so the daemon follows the kernel's link events.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::loader::{Attached, TcIngress};
 use super::maps::bpf::{FibGeneration, LocalLinks};
 use super::netlink::Netlink;
 
-/// Keeps the program at the door of every link that it belongs to, for as long as the daemon runs.
+/// Keeps the TC ingress program attached to every local link, for as long as the daemon runs.
 pub async fn run(
     interfaces: XdpInterfaces,
     mut tc_ingress: TcIngress,
@@ -34,7 +34,7 @@ pub async fn run(
             ifindex == LOOPBACK || interfaces.include(link) || interfaces.is_local(link)
         };
         doors.retain(|ifindex, (was_wire, _): &mut (bool, Attached)| {
-            // A tap may come to be none while it is there.
+            // A tap's frames may get or lose their vnet_hdr while the link exists.
             let stays = links
                 .get(ifindex)
                 .is_some_and(|link| has_door(*ifindex, link) && interfaces.include(link) == *was_wire);
@@ -57,7 +57,7 @@ pub async fn run(
                     doors.insert(*ifindex, (is_wire, attached));
                 }
                 Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
-                // It may be gone again.
+                // The link may already be gone.
                 Err(error) => warn!(
                     "cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}",
                     link.name
@@ -72,7 +72,7 @@ pub async fn run(
             }
         }
         known_vlans = vlans;
-        // What leads inward is no way for XDP any more, and what did may have become one.
+        // Cached next hops may lead to a link that is local now, or avoid one that no longer is.
         fib_generation.count();
         starting = false;
         if events.recv().await.is_none() {
@@ -81,7 +81,8 @@ pub async fn run(
     }
 }
 
-/// The VLANs for which this host has devices, where XDP meets their frames: on the interface below, or its ports.
+/// The VLANs for which this host has devices, by the interface where XDP gets their frames: the one below, or
+/// its ports.
 fn vlans(links: &HashMap<u32, Link>) -> BTreeSet<u64> {
     let mut vlans = BTreeSet::new();
     for link in links.values() {
@@ -117,7 +118,7 @@ mod tests {
             (6, link(Kind::Other, None, Some(5))),
             (7, link(Kind::Vlan(30), Some(5), None)),
             (8, link(Kind::MacVlan, Some(2), None)),
-            // What it is on is in another network namespace.
+            // The link below it is in another network namespace.
             (9, link(Kind::Vlan(40), None, None)),
         ]);
         let expected = [(2, 10), (2, 20), (5, 30), (6, 30)].map(|(ifindex, id)| local_link(ifindex, id));

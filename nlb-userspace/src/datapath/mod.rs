@@ -1,4 +1,5 @@
-//! Puts the kernel's side together: programs on their interfaces, and the tasks that write and read their maps.
+//! The kernel's side: attaches the programs to their interfaces, and starts the tasks that write and read
+//! their maps.
 
 pub mod counters;
 pub mod decap;
@@ -34,26 +35,26 @@ use maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
 
-/// A data path at work. It ends with its tasks, which end when the sender of `desired` does.
+/// A running data path. Its tasks end when the sender of `desired` is dropped.
 pub struct Running {
     pub applied: watch::Receiver<Arc<Applied>>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
-    /// The ways to modules.
+    /// The next hops of modules.
     pub hops: watch::Receiver<Arc<Hops>>,
-    /// What is asked about destinations without a service.
+    /// Upcalls about destinations without a service.
     pub questions: mpsc::Receiver<Question>,
-    /// Where the answers to them go.
+    /// Negative entries for those destinations.
     pub answers: mpsc::Sender<NegativeEntry>,
-    /// How it was set up, as names and values for people.
+    /// How the data path was set up, as names and values for the status.
     pub details: Vec<(String, String)>,
-    /// None of them should end before the daemon does.
+    /// The tasks. None of them ends before the daemon does, except by an error.
     pub tasks: JoinSet<anyhow::Result<()>>,
 }
 
-/// Questions for next hops that may be open at a time.
+/// Requests for next hops that may be queued at a time.
 const OPEN_QUESTIONS: usize = 1024;
 
-/// Loads the balancer, attaches it, and starts to keep its maps as `desired` says.
+/// Loads the balancer, attaches it, and starts the tasks that keep its maps as `desired` says.
 pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
     let interfaces = XdpInterfaces::new(&config.interfaces);
     let links = Netlink::open()?.0.links().await?;

@@ -1,4 +1,4 @@
-//! Questions to the kernel about links, addresses, routes and neighbours (rtnetlink, RFC 3549).
+//! Requests to the kernel about links, addresses, routes and neighbours (rtnetlink, RFC 3549).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,23 +20,23 @@ use tokio::sync::mpsc;
 
 use super::link::{Kind, Link};
 
-/// A connection to the kernel's routing tables.
+/// A connection to the kernel's routing subsystem.
 pub struct Netlink {
     handle: Handle,
 }
 
-/// The way to an address.
+/// The route to an address.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteTo {
     pub ifindex: u32,
-    /// The router on the way; `None` on the same link.
+    /// The router; `None` if the address is on the same link.
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
 }
 
 impl Netlink {
-    /// Opens the connection. The receiver gets a note when links, addresses, routes, rules or neighbours change; several
-    /// changes may make one note.
+    /// Opens the connection. The receiver gets an event when links, addresses, routes, rules or neighbours
+    /// change; one event may stand for several changes.
     pub fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
         let groups = [
             MulticastGroup::Link,
@@ -51,17 +51,17 @@ impl Netlink {
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
         tokio::spawn(connection);
-        let (note, events) = mpsc::channel(1);
+        let (sender, events) = mpsc::channel(1);
         tokio::spawn(async move {
             while messages.next().await.is_some() {
-                // A full channel holds a note that was not taken yet, which covers this change too.
-                let _ = note.try_send(());
+                // A full channel holds an event that was not received yet, which covers this change too.
+                let _ = sender.try_send(());
             }
         });
         Ok((Netlink { handle }, events))
     }
 
-    /// Links by index, but for those without MAC addresses.
+    /// Links by index, except those without MAC addresses.
     pub async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
         let mut links = HashMap::new();
         let mut answers = self.handle.link().get().execute();
@@ -72,7 +72,7 @@ impl Netlink {
         Ok(links)
     }
 
-    /// Our addresses with the prefixes of their links.
+    /// The host's addresses with the prefixes of their links.
     pub async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
         let mut nets = Vec::new();
         let mut answers = self.handle.address().get().execute();
@@ -88,7 +88,7 @@ impl Netlink {
         Ok(nets)
     }
 
-    /// What is known of neighbours, by link and address. `None` if one was asked for and did not answer.
+    /// The kernel's neighbours, by link and address. `None` for a neighbour that did not answer.
     pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
         let mut macs = HashMap::new();
         let mut answers = self.handle.neighbours().get().execute();
@@ -100,12 +100,12 @@ impl Netlink {
         Ok(macs)
     }
 
-    /// The kernel's choice of a way, by loopback if it ends on this host; `None` if there is none.
+    /// The route that the kernel selects, by loopback if it ends on this host; `None` if there is no route.
     pub async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
         self.choose(to, None).await
     }
 
-    /// The way of what comes from an address of this host, which policy rules may tell from others.
+    /// The route of packets from an address of this host, for which policy rules may differ.
     pub async fn route_from(&self, from: IpAddr, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
         self.choose(to, Some(from)).await
     }
@@ -120,13 +120,13 @@ impl Netlink {
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
             Ok(answer) => Ok(answer.and_then(|message| parse_route(&message))),
-            // "Network unreachable" and the like.
+            // Such as "Network unreachable".
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
             Err(error) => Err(error).context(format!("asking for the route to {to}")),
         }
     }
 
-    /// Has the kernel find out, or confirm, a neighbour's MAC.
+    /// Asks the kernel to resolve or confirm a neighbour's MAC address.
     pub async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
         let request = self
             .handle
@@ -139,7 +139,7 @@ impl Netlink {
     }
 }
 
-/// `None` for one that has no MAC address.
+/// `None` for a link without a MAC address.
 fn parse_link(message: LinkMessage) -> Option<Link> {
     let (mut mac, mut elsewhere) = (None, false);
     let mut link = Link {
@@ -181,7 +181,7 @@ fn kind(details: &[LinkInfo]) -> Kind {
         Some(InfoKind::Vlan) => Kind::Vlan(vlan_id(details)),
         Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
         Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
-        // One with a MAC address: others do not become links here.
+        // A tap or tun with a MAC address: a link without one is dropped below.
         Some(InfoKind::Tun) => Kind::Tap { vnet_hdr: has_vnet_hdr(details) },
         _ => Kind::Other,
     }
@@ -199,7 +199,7 @@ fn vlan_id(details: &[LinkInfo]) -> u16 {
     id.unwrap_or_default()
 }
 
-/// What the kernel says of a tap's frames, which the library does not know.
+/// Whether a tap's frames have a vnet_hdr, an attribute that the library does not parse.
 fn has_vnet_hdr(details: &[LinkInfo]) -> bool {
     const IFLA_TUN_VNET_HDR: u16 = 5;
     let mut attributes = details.iter().filter_map(|detail| match detail {
@@ -215,7 +215,7 @@ fn has_vnet_hdr(details: &[LinkInfo]) -> bool {
     })
 }
 
-/// `None` for one that is still being asked.
+/// `None` for a neighbour whose resolution is in progress.
 fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> {
     use NeighbourState as S;
     let state = message.header.state;

@@ -1,9 +1,9 @@
 //! Next hops towards backends and clients, from the kernel's own routes and neighbours, kept up to date.
 //!
-//! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only we use, and
-//! would not notice that one has moved. Addresses of interest are therefore confirmed again every few seconds, as the
-//! kernel does for those that it uses itself. What the kernel has merely forgotten stays in use while it is asked for again;
-//! only a neighbour that does not answer is given up.
+//! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only the
+//! balancer uses, and would not detect that one has moved. The daemon therefore confirms the neighbours in
+//! use every few seconds, as the kernel does for those that it uses itself. A neighbour that the kernel has
+//! forgotten stays in use while it is resolved again; only one that does not answer is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,13 +24,14 @@ use crate::model::next_hop::{Hop, Hops};
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(10);
 
-/// How long the way to an address that a packet waited for is kept known.
+/// How long the next hop of a punted packet's destination is kept.
 const ASKED_FOR: Duration = Duration::from_secs(5);
 
-/// Changes come in bursts; this is how long a burst is waited for.
+/// Changes come in bursts; this is how long the daemon waits for the end of one.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// Publishes the ways to all modules' data addresses, and to those in `asked`, until `desired` goes away.
+/// Publishes the next hops of all modules' data addresses, and of those in `asked`, until `desired` is
+/// dropped.
 pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut asked: mpsc::Receiver<IpAddr>,
@@ -82,12 +83,13 @@ pub async fn run(
     }
 }
 
-/// A packet that is asked for although the way is known takes another one: policy rules send answers of a VIP elsewhere than
-/// this host's own packets. Its neighbours become known to the kernel, which the program asks itself.
+/// Resolves the neighbours on the routes from each VIP to a client. A packet that is punted although the next
+/// hop is known takes another route: policy rules may route packets from a VIP differently from this host's
+/// own. The program then finds the neighbours by its own FIB look-up.
 async fn resolve_from_vips(netlink: &Netlink, client: IpAddr, vips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
     let mut neighbours = BTreeSet::new();
     for vip in vips.iter().filter(|vip| vip.is_ipv4() == client.is_ipv4()) {
-        // None from a VIP that this host does not hold.
+        // The kernel has no route from a VIP that this host does not hold.
         if let Some(route) = netlink.route_from(*vip, client).await? {
             neighbours.insert((route.ifindex, route.gateway.unwrap_or(client)));
         }
@@ -103,8 +105,8 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
 }
 
-/// The ways to `wanted`; for what the kernel has forgotten, by what is `remembered`. Neighbours that are unknown are asked for, and so are those that `confirm` names; their answers
-/// arrive as changes.
+/// The next hops of `wanted`. Where the kernel has forgotten a neighbour, the one that is `remembered` stays.
+/// Unknown neighbours are resolved, and so are those that `confirm` selects; the results arrive as events.
 async fn resolve_next_hops<'a>(
     netlink: &Netlink,
     interfaces: &XdpInterfaces,
@@ -134,7 +136,7 @@ async fn resolve_next_hops<'a>(
         };
         let mtu = link.mtu.min(u16::MAX as u32) as u16;
         if route.ifindex == LOOPBACK || interfaces.is_local(link) {
-            // Packets go there through the kernel's stack, which knows its neighbours.
+            // The kernel's stack, which resolves neighbours itself, carries packets there.
             if let Some(source) = source(ours(), next, route.source, vips) {
                 let hop = NextHop::without_macs(route.ifindex);
                 hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: true });
@@ -143,7 +145,8 @@ async fn resolve_next_hops<'a>(
         }
         let neighbour = neighbours.get(&(route.ifindex, next)).copied();
         if neighbour.flatten().is_none() || confirm(*addr) {
-            // Refused for links without neighbours, such as tunnels, which have no MACs to send to either.
+            // The kernel refuses this for links without neighbours, such as tunnels, which have no MAC
+            // addresses to send to either.
             if let Err(error) = netlink.resolve(route.ifindex, next).await {
                 debug!("{error:#}");
             }
@@ -159,9 +162,9 @@ async fn resolve_next_hops<'a>(
     Ok(hops)
 }
 
-/// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may prefer one
-/// as a source, but backends know us by our own address: they list it as a tunnel's peer, and their packets to a VIP are
-/// a client's.
+/// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may
+/// prefer one as a source, but backends know the NLB by its own address: they list it as a tunnel's peer, and
+/// their packets to a VIP count as a client's.
 fn source(
     ours: impl Iterator<Item = IpNet>,
     next: IpAddr,

@@ -1,7 +1,8 @@
-//! Packets that met an unknown next hop: they wait here, and go through the data path again once it is known.
+//! The pending queue: punted packets wait here until their next hop is known, and then go through the data
+//! path again.
 //!
-//! Without this, the first packet to a new neighbour would be lost, and its sender would wait a second for TCP's
-//! retransmission, or for ever with UDP.
+//! Without the queue, the first packet to a new neighbour would be lost, and its sender would wait a second
+//! for TCP's retransmission, or for ever with UDP.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -22,14 +23,15 @@ use super::loader::Datapath;
 use crate::model::next_hop::Hops;
 use crate::reconcile::Applied;
 
-/// Packets that wait at most; beyond that the oldest is given up.
+/// Packets that wait at most; beyond that the oldest is discarded.
 const CAPACITY: usize = 1024;
 
 /// How long a packet waits: as long as Linux probes a silent neighbour before it fails.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
-/// The first pause between two attempts to send on what waits for one address; it doubles with each. A packet comes back
-/// if the kernel does not know the neighbour after all, and must not go round and round.
+/// The first pause between two attempts to send the packets for one address; each attempt doubles it. A
+/// packet is punted again if the kernel does not know the neighbour after all, and the pause bounds how often
+/// that happens.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,14 +42,15 @@ struct Frame {
     bytes: Vec<u8>,
 }
 
-/// How the attempts stand for one address.
+/// The state of the attempts for one address.
 struct Backoff {
     since: Instant,
     next: Instant,
     pause: Duration,
 }
 
-/// Takes parked packets from the kernel, asks for their next hops, and sends them on, until the reconciler goes away.
+/// Takes punted packets from the kernel, requests their next hops, and sends them on, until the reconciler
+/// ends.
 pub async fn run(
     ring: RingBuf<MapData>,
     datapath: Arc<Datapath>,
@@ -55,11 +58,12 @@ pub async fn run(
     mut hops: watch::Receiver<Arc<Hops>>,
     mut applied: watch::Receiver<Arc<Applied>>,
 ) -> anyhow::Result<()> {
-    // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the `AsyncFd`.
+    // SAFETY: the ring buffer owns its descriptor and keeps it open while it exists, which is inside the
+    // `AsyncFd`.
     let mut ring = unsafe { AsyncFd::register(ring) }.context("reading punted packets")?;
-    let mut lot = PendingQueue::default();
+    let mut queue = PendingQueue::default();
     loop {
-        let alarm = lot.turns.values().map(|turn| turn.next).min();
+        let alarm = queue.backoffs.values().map(|backoff| backoff.next).min();
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready.context("reading punted packets")?;
@@ -68,7 +72,7 @@ pub async fn run(
                     if ask.try_send(frame.towards).is_err() {
                         debug!("many packets wait for next hops; the request for {} is delayed", frame.towards);
                     }
-                    lot.take(frame);
+                    queue.take(frame);
                 }
                 ready.clear_ready();
             }
@@ -77,26 +81,26 @@ pub async fn run(
             () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
-        for frame in lot.release(|towards| can_go(towards, &hops, &applied)) {
+        for frame in queue.release(|towards| can_go(towards, &hops, &applied)) {
             let towards = hops.get(&frame.towards).map(|hop| hop.hop.ifindex);
             if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, towards) {
-                warn!("a punted packet to {} could not be sent: {error}", frame.towards);
+                warn!("cannot send a punted packet to {}: {error}", frame.towards);
             }
         }
     }
 }
 
-/// What waits, and whose turn it is.
+/// The packets that wait, and the backoff of each address.
 #[derive(Default)]
 struct PendingQueue {
     frames: VecDeque<Frame>,
-    turns: BTreeMap<IpAddr, Backoff>,
+    backoffs: BTreeMap<IpAddr, Backoff>,
 }
 
 impl PendingQueue {
     fn take(&mut self, frame: Frame) {
         let now = Instant::now();
-        self.turns.entry(frame.towards).or_insert(Backoff {
+        self.backoffs.entry(frame.towards).or_insert(Backoff {
             since: now,
             next: now + FIRST_PAUSE,
             pause: FIRST_PAUSE,
@@ -107,14 +111,15 @@ impl PendingQueue {
         }
     }
 
-    /// The packets whose turn it is and that can go. Those that have waited too long are given up.
+    /// Takes the packets that are due and whose next hop is known. Those that have waited too long are
+    /// discarded.
     fn release(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
         let now = Instant::now();
         let due: BTreeMap<IpAddr, bool> = self
-            .turns
+            .backoffs
             .iter()
-            .filter(|(_, turn)| turn.next <= now)
-            .map(|(towards, turn)| (*towards, turn.since + MAX_WAIT > now))
+            .filter(|(_, backoff)| backoff.next <= now)
+            .map(|(towards, backoff)| (*towards, backoff.since + MAX_WAIT > now))
             .collect();
         let mut gone = Vec::new();
         for frame in std::mem::take(&mut self.frames) {
@@ -124,22 +129,23 @@ impl PendingQueue {
                 _ => self.frames.push_back(frame),
             }
         }
-        for (towards, turn) in &mut self.turns {
+        for (towards, backoff) in &mut self.backoffs {
             if due.contains_key(towards) {
-                turn.pause = (turn.pause * 2).min(LONGEST_PAUSE);
-                turn.next = now + turn.pause;
+                backoff.pause = (backoff.pause * 2).min(LONGEST_PAUSE);
+                backoff.next = now + backoff.pause;
             }
         }
-        // A packet that comes back does so at once; an address nothing comes back for starts afresh next time.
+        // A packet that is punted again arrives at once. If none does, the next one for this address starts a
+        // new backoff.
         let frames = &self.frames;
-        self.turns.retain(|towards, turn| {
-            frames.iter().any(|frame| frame.towards == *towards) || turn.since + MAX_WAIT > now
+        self.backoffs.retain(|towards, backoff| {
+            frames.iter().any(|frame| frame.towards == *towards) || backoff.since + MAX_WAIT > now
         });
         gone
     }
 }
 
-/// Whether the data path knows the next hop by now: for a backend from its row, for a client from the kernel.
+/// Whether the data path knows the next hop: for a backend from its row, for a client from the kernel.
 fn can_go(towards: IpAddr, hops: &Hops, applied: &Applied) -> bool {
     let addr = Addr::from(towards);
     let mut rows = applied.image.rows.backends.values().filter(|row| row.addr == addr).peekable();

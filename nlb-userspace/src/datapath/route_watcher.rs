@@ -1,5 +1,5 @@
-//! Tells the programs that the kernel's ways may have changed, so that replies follow at once: they remember what the kernel said
-//! of them last (`nlb-ebpf/src/hop.rs`).
+//! Counts the kernel's changes of routes and neighbours in the FIB generation. A new value invalidates the
+//! programs' next-hop cache (`nlb-ebpf/src/next_hop.rs`), so replies follow a change at once.
 
 use std::sync::Arc;
 

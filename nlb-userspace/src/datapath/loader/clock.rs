@@ -1,4 +1,4 @@
-//! The kernel's jiffies, which are the programs' clock: to read them costs next to nothing.
+//! The kernel's jiffies, which are the programs' clock: reading them costs next to nothing.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ use super::object::{JIFFIES, OBJECT, program};
 pub struct Clock {
     /// Jiffies a second: 100, 250, 300 or 1000 (the kernel's CONFIG_HZ).
     pub(super) hertz: u32,
-    /// Jiffies shifted right by this are ticks of about half a second.
+    /// Jiffies shifted right by this many bits are ticks of about half a second.
     pub(super) shift: u32,
 }
 
 impl Clock {
-    /// Counts the kernel's jiffies for a fifth of a second, which tells the four rates that there are apart.
+    /// Counts the kernel's jiffies for a fifth of a second, which is enough to distinguish the four possible
+    /// rates.
     pub fn measure() -> anyhow::Result<Self> {
         const WAIT: Duration = Duration::from_millis(200);
         let mut bpf = EbpfLoader::new().load(OBJECT).map_err(explain_load)?;
@@ -35,16 +36,17 @@ impl Clock {
             .into_iter()
             .min_by_key(|hertz| (measured - *hertz as f64).abs() as u64)
             .unwrap_or(250);
-        // The largest power of two that fits half a second, or just above.
+        // The shift of the largest power of two that fits half a second, or of the next one above.
         Ok(Clock { hertz, shift: (hertz / 2).next_power_of_two().trailing_zeros() })
     }
 
-    /// How long so many jiffies take.
+    /// The time that this many jiffies take.
     pub fn duration(&self, jiffies: u32) -> Duration {
         Duration::from_secs(jiffies.into()) / self.hertz
     }
 
-    /// A duration in ticks, at least 1 and less than half of what 16 bits count, so that ages cannot be mistaken.
+    /// A duration in ticks, at least 1 and less than half of the range of 16 bits, so that ages are
+    /// unambiguous.
     pub fn ticks(&self, duration: Duration) -> u16 {
         let ticks = duration.as_secs_f64() * self.hertz as f64 / (1_u64 << self.shift) as f64;
         ticks.ceil().clamp(1.0, i16::MAX as f64) as u16
@@ -53,7 +55,7 @@ impl Clock {
 
 /// The low 32 bits of the kernel's tick counter.
 pub fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
-    // The kernel takes no frame shorter than an Ethernet header.
+    // The kernel accepts no frame shorter than an Ethernet header.
     let frame = [0; 64];
     let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
     Ok(run.context("running a program in the kernel")?.return_value)

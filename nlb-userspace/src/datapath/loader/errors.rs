@@ -1,18 +1,18 @@
-//! What the kernel did not do for us: tried again where that helps, and else said in words that name the remedy.
+//! Errors of loading and attaching: retried where that helps, and otherwise reported with their remedy.
 
 use crate::datapath::errors::error_chain;
 use anyhow::anyhow;
 use aya::programs::ProgramError;
 use aya::util::KernelVersion;
 
-/// The oldest that is tested. What the programs call has all been there since.
+/// The oldest kernel that is tested. It has all helpers that the programs call.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
 
-/// Times that a program is offered to a kernel that was disturbed.
+/// How often a program is loaded while signals interrupt the verifier.
 const ATTEMPTS: usize = 10;
 
-/// Loads a program. The kernel gives up where a signal comes in while it verifies, as one does whenever a child of this process
-/// ends, and says that it may be asked again.
+/// Loads a program, again if a signal interrupted the verifier: the kernel then returns EAGAIN. A signal
+/// arrives whenever a child of this process ends.
 pub fn retry_verifier<P>(
     program: &mut P,
     load: impl Fn(&mut P) -> Result<(), ProgramError>,
@@ -37,13 +37,13 @@ pub fn explain_load(error: impl std::error::Error) -> anyhow::Error {
     anyhow!("the kernel rejected the XDP program: {}{remedy}", end_of(&text))
 }
 
-/// What to do about a program that this kernel, saying so, did not take.
+/// The remedy for a program that this kernel rejected with this text.
 fn remedy(kernel: Option<KernelVersion>, text: &str) -> String {
     match kernel {
         Some(kernel) if kernel < OLDEST_KERNEL => {
             format!("\nThe NLB needs Linux {OLDEST_KERNEL} or later, and this is {kernel}.")
         }
-        // The verifier says the latter, too, where a program does what needs CAP_PERFMON.
+        // The verifier reports the latter, too, for a program that needs CAP_PERFMON.
         _ if text.contains("not permitted") || text.contains("ermission denied") => {
             "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a \
              container with these capabilities."
@@ -53,7 +53,7 @@ fn remedy(kernel: Option<KernelVersion>, text: &str) -> String {
     }
 }
 
-/// The last lines, where the verifier names what it refuses: what it says before may be thousands.
+/// The last lines, where the verifier names the instruction that it rejects: thousands may precede them.
 fn end_of(text: &str) -> String {
     const LINES: usize = 20;
     let lines: Vec<_> = text.lines().collect();
@@ -65,9 +65,9 @@ fn end_of(text: &str) -> String {
     }
 }
 
-/// A veth says so of its other end's frames.
-const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, which native XDP needs here: set \
-                           a lower MTU (of a veth, at its other end), or --xdp-mode generic";
+/// A veth reports this for the frames of its other end.
+const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, as native XDP requires here: set a \
+                           lower MTU (of a veth, at its other end), or --xdp-mode generic";
 
 pub fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
     let text = error_chain(&error);
@@ -129,6 +129,6 @@ mod tests {
             attempts.set(attempts.get() + 1);
             Err(ProgramError::NotLoaded)
         });
-        assert!(refused.is_err() && attempts.get() == 1, "nothing else is tried again");
+        assert!(refused.is_err() && attempts.get() == 1, "no other error is retried");
     }
 }

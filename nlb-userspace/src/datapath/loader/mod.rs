@@ -31,20 +31,21 @@ use super::maps::{prefixes, swap};
 use crate::config::{Flows, OuterSources, XdpMode};
 use crate::model::settings::TableSizes;
 
-/// Programs can be run on frames that really go where they are sent since this one.
+/// The first kernel with live frames: a test run really sends its frames.
 const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
 
-/// What the program is loaded with.
+/// The settings that the programs are loaded with.
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
-    /// The table of flows has room for `flows.max`, rounded up to a power of two.
+    /// The flow table has room for `flows.max`, rounded up to a power of two.
     pub flows: Flows,
     pub limits: TableSizes,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
     pub ipip_sources: OuterSources,
-    /// Whether packets may go back out of the interface they came in by with XDP_TX. A veth loses them unless an XDP
-    /// program sits at its other end; a redirect, which is a little slower, arrives there.
+    /// Whether packets may leave by the interface that they arrived on with XDP_TX. A veth loses such packets
+    /// unless an XDP program is attached to its other end; a redirect, which is a little slower, arrives
+    /// there.
     pub use_tx: bool,
 }
 
@@ -63,63 +64,63 @@ impl LoadConfig {
     }
 }
 
-/// What the balancer says is to become of a frame.
+/// The XDP action for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpAction {
     Dropped,
-    /// Left to the kernel's stack.
+    /// The kernel's stack gets the frame.
     Passed,
-    /// Sent out of the interface that it came in by.
+    /// The frame leaves by the interface that it arrived on.
     SentBack,
-    /// Sent out of some interface.
+    /// The frame leaves by any interface.
     SentOn,
 }
 
 /// A loaded object.
 pub struct Datapath {
-    /// Gives access to the maps.
     pub bpf: Ebpf,
     clock: Clock,
     live_frames: bool,
-    _stages: Vec<ProgramArrays>,
+    _program_arrays: Vec<ProgramArrays>,
 }
 
 impl Datapath {
-    /// Loads the balancer for drivers' frames. The maps have the given sizes, and nothing in them.
+    /// Loads the balancer for XDP. The maps have the given sizes and are empty.
     pub fn load(load_config: &LoadConfig) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let mut bpf = open(load_config, &clock, VerifierLogLevel::default())?;
         retry_verifier(program(&mut bpf, BALANCER)?, Xdp::load)?;
         retry_verifier(program(&mut bpf, JIFFIES)?, Xdp::load)?;
         retry_verifier(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
-        let mut stages = program_arrays::take(&mut bpf, "PROGRAMS")?;
-        for stage in verdict::Program::ALL {
-            let program = program(&mut bpf, stage_name(stage))?;
+        let mut programs = program_arrays::take(&mut bpf, "PROGRAMS")?;
+        for called in verdict::Program::ALL {
+            let program = program(&mut bpf, program_name(called))?;
             retry_verifier(program, Xdp::load)?;
-            stages.set(stage as u32, program.fd()?, 0)?;
+            programs.set(called as u32, program.fd()?, 0)?;
         }
-        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: vec![stages] })
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _program_arrays: vec![programs] })
     }
 
-    /// Loads the balancer for packets of local stacks, too. It refers to maps, so that has to be before anybody takes those.
+    /// Loads the balancer for TC ingress, too. It refers to maps, so it has to be loaded before a caller
+    /// takes them.
     pub fn load_tc_ingress(&mut self) -> anyhow::Result<()> {
         let bpf = &mut self.bpf;
         retry_verifier(classifier(bpf, TC_INGRESS)?, SchedClassifier::load)?;
-        let mut stages = program_arrays::take(bpf, "TC_PROGRAMS")?;
-        for (stage, name) in [
+        let mut programs = program_arrays::take(bpf, "TC_PROGRAMS")?;
+        for (called, name) in [
             (verdict::Program::Icmp, TC_ICMP),
             (verdict::Program::Fragments, TC_FRAGMENTS),
             (verdict::Program::Quic, TC_QUIC),
         ] {
             let program = classifier(bpf, name)?;
             retry_verifier(program, SchedClassifier::load)?;
-            stages.set(stage as u32, program.fd()?, 0)?;
+            programs.set(called as u32, program.fd()?, 0)?;
         }
-        self._stages.push(stages);
+        self._program_arrays.push(programs);
         Ok(())
     }
 
-    /// Loads the receiving end of dsr-ipip and, on this port, of gue.
+    /// Loads the decapsulator for dsr-ipip and, on this port, gue.
     pub fn load_decap(gue_port: u16) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let mut bpf = EbpfLoader::new()
@@ -128,16 +129,16 @@ impl Datapath {
             .load(OBJECT)
             .map_err(explain_load)?;
         retry_verifier(program(&mut bpf, DECAP)?, Xdp::load)?;
-        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _stages: Vec::new() })
+        Ok(Datapath { bpf, clock, live_frames: has_live_frames()?, _program_arrays: Vec::new() })
     }
 
-    /// The balancer for packets from the wire.
+    /// The balancer for XDP.
     pub fn for_interfaces(&mut self) -> anyhow::Result<Balancer> {
         let program = program(&mut self.bpf, BALANCER)?;
         Ok(Balancer(Xdp::from_program_info(program.info()?, BALANCER.into(), XdpAttachType::Interface)?))
     }
 
-    /// The balancer for packets of local stacks, once it is loaded.
+    /// The balancer for TC ingress, once it is loaded.
     pub fn tc_ingress(&mut self) -> anyhow::Result<TcIngress> {
         let program = classifier(&mut self.bpf, TC_INGRESS)?;
         Ok(TcIngress(SchedClassifier::from_program_info(program.info()?, TC_INGRESS.into())?))
@@ -153,12 +154,13 @@ impl Datapath {
         &self.clock
     }
 
-    /// Whether the kernel can do [`inject_live`](Self::inject_live).
+    /// Whether the kernel supports [`inject_live`](Self::inject_live).
     pub fn has_live_frames(&self) -> bool {
         self.live_frames
     }
 
-    /// Sends a frame through the balancer as if it had just arrived on the interface. Where the program sends it, it really goes.
+    /// Sends a frame through the balancer as if it had just arrived on the interface. The kernel really sends
+    /// what the program forwards.
     pub fn inject_live(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
         let context = arrival(frame, ifindex);
         let options = TestRunOptions {
@@ -170,8 +172,8 @@ impl Datapath {
         self.run_balancer(options).map(drop)
     }
 
-    /// Runs the balancer on a frame as if it had just arrived on the interface; the answer is what it makes of the frame. All
-    /// that the program notes, it notes.
+    /// Runs the balancer on a frame as if it had just arrived on the interface, and returns the action and
+    /// the frame that results. The run changes flows, counters and other maps as any packet does.
     pub fn test_run(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<(XdpAction, Vec<u8>)> {
         let context = arrival(frame, ifindex);
         let mut out = vec![0; frame.len() + ROOM_FOR_HEADERS];
@@ -183,14 +185,13 @@ impl Datapath {
         };
         let run = self.run_balancer(options)?;
         out.truncate(run.data_size_out as usize);
-        // `enum xdp_action`.
-        let fate = match run.return_value {
+        let action = match run.return_value {
             2 => XdpAction::Passed,
             3 => XdpAction::SentBack,
             4 => XdpAction::SentOn,
             _ => XdpAction::Dropped,
         };
-        Ok((fate, out))
+        Ok((action, out))
     }
 
     fn run_balancer(&self, options: TestRunOptions) -> anyhow::Result<TestRunResult> {
@@ -203,13 +204,13 @@ impl Datapath {
         self.hand_over(frame, ifindex, false)
     }
 
-    /// Has the kernel's stack take a frame in as if it had arrived on the interface.
+    /// Gives a frame to the kernel's stack as if it had arrived on the interface.
     pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
         self.hand_over(frame, ifindex, true)
     }
 
     fn hand_over(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
-        // `struct __sk_buff`: twelve words that are the kernel's, and the control block.
+        // `struct __sk_buff`: twelve words that the kernel sets, and the control block.
         let mut context = [0_u32; 17];
         (context[12], context[13]) = (ifindex, comes_in as u32);
         let context = context.map(u32::to_ne_bytes).concat();
@@ -224,41 +225,41 @@ impl Datapath {
         }
     }
 
-    /// The time now, in the ticks that flows are stamped with.
+    /// The current tick, as flows are stamped with.
     pub fn now(&self) -> anyhow::Result<u16> {
         Ok((self.jiffies()? >> self.clock.shift) as u16)
     }
 
-    /// The same as the kernel counts it.
+    /// The current jiffies.
     pub fn jiffies(&self) -> anyhow::Result<u32> {
         let program: &Xdp = self.bpf.program(JIFFIES).ok_or_else(|| missing(JIFFIES))?.try_into()?;
         jiffies(program)
     }
 
-    /// The balancer, for tests that run it on packets of their own.
+    /// The balancer for XDP, for tests that run it on their own packets.
     pub fn balancer(&mut self) -> anyhow::Result<&mut Xdp> {
         program(&mut self.bpf, BALANCER)
     }
 
-    /// The balancer at the stack's door, likewise.
+    /// The balancer for TC ingress, for such tests.
     pub fn balancer_at_tc_ingress(&mut self) -> anyhow::Result<&mut SchedClassifier> {
         classifier(&mut self.bpf, TC_INGRESS)
     }
 
-    /// The decapsulator, likewise.
+    /// The decapsulator, for such tests.
     pub fn decapsulator(&mut self) -> anyhow::Result<&mut Xdp> {
         program(&mut self.bpf, DECAP)
     }
 }
 
-/// The object, set up for the balancer: it has its settings, and maps of the given sizes with nothing in them, but none of
-/// its programs is loaded yet. `log` is what the kernel's verifier says of a program that it refuses.
+/// Opens the object with the balancer's settings and empty maps of the given sizes; none of its programs is
+/// loaded yet. `log` is what the kernel's verifier logs about a program that it rejects.
 pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
     let settings = settings(load_config, clock);
     let ipip_sources = load_config.ipip_sources.rows();
     let pools = load_config.limits.pool_numbers().into();
     let prefixes = load_config.limits.source_prefixes.saturating_add(load_config.limits.rate_limits.into());
-    // Of both states, while one is exchanged for another.
+    // Twice the prefixes: the old and the new ones, while one set replaces the other.
     let prefix_slabs = prefixes::slabs(prefixes.saturating_mul(2));
     EbpfLoader::new()
         .verifier_log_level(log)
@@ -274,7 +275,7 @@ pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> a
         .map_max_entries("VIPS", load_config.limits.addresses as u32 + 1)
         .map_max_entries("PREFIXES", prefix_slabs)
         .map_max_entries("PREFIX_LENGTHS", load_config.limits.services as u32 + 1)
-        // Likewise.
+        // Twice the backends, for the same reason.
         .map_max_entries("QUIC_SERVERS", 2 * (load_config.limits.backends as u32 + 1))
         .map_max_entries("RATE_LIMITS", load_config.limits.rate_limits as u32 + 1)
         .map_max_entries("LIMIT_STATE", load_config.limits.rate_limits as u32 + 1)
@@ -291,31 +292,32 @@ const TC_ICMP: &str = "nlb_tc_icmp";
 const TC_FRAGMENTS: &str = "nlb_tc_fragments";
 const TC_QUIC: &str = "nlb_tc_quic";
 
-/// The balancer where drivers take packets in.
+/// The balancer for XDP, at the drivers of interfaces.
 pub struct Balancer(Xdp);
 
-/// While it is there, the balancer serves an interface.
+/// An XDP attachment, which ends when it is dropped.
 pub struct Served(#[expect(dead_code, reason = "kept for what dropping it does")] XdpLink);
 
 impl Balancer {
-    /// The answer has the mode that it came to.
+    /// Attaches the balancer, and returns the mode in use.
     pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> anyhow::Result<(Served, XdpMode)> {
         let (id, mode) = attach(&mut self.0, ifindex, name, mode)?;
         Ok((Served(self.0.take_link(id)?), mode))
     }
 }
 
-/// The balancer where the kernel's stack takes packets in (TC ingress).
+/// The balancer at TC ingress, where the kernel's stack takes packets in.
 pub struct TcIngress(SchedClassifier);
 
-/// While it is there, the program is at an interface's door.
+/// A TC ingress attachment, which ends when it is dropped.
 pub struct Attached(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
 
 impl TcIngress {
     pub fn attach(&mut self, interface: &str) -> anyhow::Result<Attached> {
-        // Before tcx (Linux 6.6) a queueing discipline has the programs, and a daemon that was killed may have left some.
+        // Before tcx (Linux 6.6) a clsact queueing discipline holds the programs, and a daemon that was
+        // killed may have left some.
         if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
-            // Refused where it is there already.
+            // The kernel refuses this if the discipline exists already.
             let _ = tc::qdisc_add_clsact(interface);
             let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, TC_INGRESS);
         }
@@ -325,8 +327,8 @@ impl TcIngress {
     }
 }
 
-fn stage_name(stage: verdict::Program) -> &'static str {
-    match stage {
+fn program_name(called: verdict::Program) -> &'static str {
+    match called {
         verdict::Program::Icmp => "nlb_icmp",
         verdict::Program::TooBig => "nlb_too_big",
         verdict::Program::Fragments => "nlb_fragments",
@@ -344,15 +346,16 @@ fn has_live_frames() -> anyhow::Result<bool> {
     Ok(KernelVersion::current()? >= LIVE_FRAMES)
 }
 
-/// `struct xdp_md` of a frame that comes in: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+/// `struct xdp_md` of a frame that arrives: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
 pub fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
     [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat()
 }
 
-/// More than any headers that the program puts in front.
+/// More than any headers that the program adds.
 const ROOM_FOR_HEADERS: usize = 256;
 
-/// Attaches a program; the answer has the mode that it came to.
+/// Attaches a program, and returns the mode in use.
 fn attach(
     program: &mut Xdp,
     ifindex: u32,
@@ -396,16 +399,16 @@ fn settings(load_config: &LoadConfig, clock: &Clock) -> Settings {
     }
 }
 
-/// Makes the loopback interface forward, as the program's route look-ups need (see `nlb-ebpf/src/hop.rs`), and take in what
-/// one of the host's own addresses sends to another: what passes the host's door by us is given to it there. That changes
-/// nothing for packets on other interfaces, and loopback has no others.
+/// Makes loopback forward, which the program's FIB look-ups need (`nlb-ebpf/src/next_hop.rs`), and accept
+/// packets from one of the host's own addresses to another: the TC ingress program forwards such packets to
+/// loopback. The settings do not affect packets on other interfaces, and loopback has no others.
 pub fn prepare_host() -> anyhow::Result<()> {
     const SETTINGS: [(&str, &str); 3] =
         [("ipv4", "forwarding"), ("ipv6", "forwarding"), ("ipv4", "accept_local")];
     for (family, setting) in SETTINGS {
         let path = format!("/proc/sys/net/{family}/conf/lo/{setting}");
         let Ok(now) = fs::read_to_string(&path) else {
-            // A kernel without that family routes none of its packets.
+            // A kernel without this family routes none of its packets.
             continue;
         };
         if now.trim() == "1" {
@@ -413,7 +416,7 @@ pub fn prepare_host() -> anyhow::Result<()> {
         }
         if let Err(error) = fs::write(&path, "1") {
             bail!(
-                "cannot write {path} ({error}), without which replies to clients find no way; run `sysctl -w \
+                "cannot write {path} ({error}), which route look-ups for replies to clients need; run `sysctl -w \
                  net.{family}.conf.lo.{setting}=1` on the host"
             );
         }
@@ -422,4 +425,4 @@ pub fn prepare_host() -> anyhow::Result<()> {
 }
 
 const _: () =
-    assert!(PUNTED_BYTES <= 3520, "a parked frame must fit a page with the kernel's head- and tailroom");
+    assert!(PUNTED_BYTES <= 3520, "a punted frame must fit a page with the kernel's head- and tailroom");

@@ -1,4 +1,4 @@
-//! How maps are taken out of a loaded object, and how the kernel's errors are told.
+//! Takes maps out of a loaded object, and converts the kernel's errors.
 
 use anyhow::Context;
 use aya::Ebpf;

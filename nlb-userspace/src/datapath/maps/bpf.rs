@@ -1,4 +1,4 @@
-//! The kernel's maps.
+//! [`MapStore`] on the kernel's maps.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -39,14 +39,14 @@ pub struct BpfMaps {
     services: Array<MapData, Service>,
     service_ids: VersionedTable<abi::ServiceBucket>,
     addresses: VersionedTable<abi::AddressBucket>,
-    /// Where packets find the current copies of the two.
+    /// The words that select the current copies of `addresses` and `services`.
     current: Words,
     limits: Array<MapData, Limit>,
     limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
     common_limits: Array<MapData, CommonLimits>,
 }
 
-/// An address as a map value; `Addr` itself belongs to a crate that need not know aya.
+/// An address as a map value: `Addr` belongs to a crate that does not depend on aya.
 type AddrRow = [u64; 2];
 
 impl BpfMaps {
@@ -122,7 +122,7 @@ impl BpfMaps {
     }
 }
 
-/// Where Maglev tables lie.
+/// The slabs of Maglev tables.
 impl Kernel for Slabs<maglev::Line> {
     type Slab = Elements<maglev::Line>;
     type Error = MapError;
@@ -136,7 +136,7 @@ impl Kernel for Slabs<maglev::Line> {
     }
 }
 
-/// Where source prefixes lie.
+/// The slabs of prefix tables.
 struct PrefixTables {
     slabs: Slabs<prefix::Bucket>,
     lengths: Words,
@@ -151,7 +151,7 @@ impl Tables for PrefixTables {
     fn go_over(&mut self, to: Table, from: Option<Table>) {
         self.current.store(abi::CURRENT_PREFIXES, to.word());
         let Some(from) = from else { return };
-        // What cannot be given back now is when its place is taken.
+        // A slab that cannot be returned now is returned when its number is used again.
         let _ = self.slabs.grace().and_then(|()| from.numbers().try_for_each(|n| self.slabs.give_back(n)));
     }
 
@@ -164,7 +164,7 @@ fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result
     Ok(Slabs::new(take(bpf, name)?.try_into()?, name, elements))
 }
 
-/// An array that is accessed through memory.
+/// An array that is read and written through shared memory.
 fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
     match take(bpf, name)? {
         Map::Array(map) => Ok(map),
@@ -211,7 +211,7 @@ impl MapStore for BpfMaps {
             Change::ClearLimit(id) => {
                 self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("RATE_LIMITS"))
             }
-            // Never the word that stands for no prefix: no limit is at the head of both chains.
+            // The word is never `NONE`, because no limit is the head of both chains.
             Change::SetLimitedSource(prefix, limits) => {
                 self.prefixes.set(prefix::LIMITED, *prefix, limits.word())
             }
@@ -245,18 +245,18 @@ impl Readings {
         })
     }
 
-    /// The counters, added up over the CPUs.
+    /// The counters, summed over the CPUs.
     pub fn counters(&self) -> anyhow::Result<Vec<u64>> {
         (0..COUNTERS).map(|index| Ok(self.exits.get(&index, 0)?.iter().sum())).collect()
     }
 
-    /// A backend's counts, added up over the CPUs.
+    /// A backend's counts, summed over the CPUs.
     pub fn backend(&self, id: u16) -> anyhow::Result<BackendStats> {
         let per_cpu = self.backends.get(&(id as u32), 0)?;
         Ok(per_cpu.iter().copied().fold(BackendStats::default(), Add::add))
     }
 
-    /// A rate limit's counts, added up over the CPUs.
+    /// A rate limit's counts, summed over the CPUs.
     pub fn limit(&self, id: u16) -> anyhow::Result<LimitStats> {
         let per_cpu = self.limits.get(&(id as u32), 0)?;
         Ok(per_cpu.iter().fold(LimitStats::default(), |sum, cpu| LimitStats {
@@ -266,7 +266,7 @@ impl Readings {
     }
 }
 
-/// How often the kernel's ways have changed.
+/// The FIB generation: how often the kernel's routes and neighbours have changed.
 pub struct FibGeneration(Words);
 
 impl FibGeneration {
@@ -274,13 +274,13 @@ impl FibGeneration {
         Ok(FibGeneration(Words::new(array(bpf, "FIB_GENERATION")?.fd().as_fd(), 1)?))
     }
 
-    /// Has the programs ask the kernel again.
+    /// Makes the programs repeat their FIB look-ups.
     pub fn count(&self) {
         self.0.increment(0);
     }
 }
 
-/// Frames that wait for a next hop.
+/// The ring buffer of punted frames.
 pub fn punted(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
     Ok(take(bpf, "PUNTED")?.try_into()?)
 }
@@ -290,7 +290,8 @@ pub fn peers(bpf: &mut Ebpf) -> anyhow::Result<LpmTrie<MapData, [u8; 16], u32>> 
     Ok(take(bpf, "DECAP_PEERS")?.try_into()?)
 }
 
-/// The interfaces that lead to this host itself or to containers on it, and VLANs that end there, by [`abi::local_link`].
+/// The links that lead to this host itself or to its containers, and VLANs that end there, by
+/// [`abi::local_link`].
 pub struct LocalLinks(HashMap<MapData, u64, u32>);
 
 impl LocalLinks {
@@ -302,7 +303,7 @@ impl LocalLinks {
         self.0.insert(link, 1, 0).context("LOCAL_LINKS")
     }
 
-    /// Of one that may not be there.
+    /// Removes a link that may not be in the map.
     pub fn remove(&mut self, link: u64) {
         let _ = self.0.remove(&link);
     }

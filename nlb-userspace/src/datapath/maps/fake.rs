@@ -1,4 +1,5 @@
-//! Maps in memory, for tests: they can be told to fail, and printed in a form that is easy to read and compare.
+//! Maps in memory, for tests: they fail on demand, and print themselves in a form that is easy to read and
+//! compare.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +12,7 @@ use nlb_common::quic::Server;
 use crate::compile::Rows;
 use crate::reconcile::change::{Change, MapError, MapStore};
 
-/// Clones share their contents, so that a test can look at what the reconciler works on.
+/// Clones share their contents, so that a test sees the maps that the reconciler writes.
 #[derive(Clone, Default)]
 pub struct FakeMaps(Arc<Mutex<Contents>>);
 
@@ -19,9 +20,9 @@ pub struct FakeMaps(Arc<Mutex<Contents>>);
 struct Contents {
     rows: Rows,
     applied: Vec<Change>,
-    /// Changes that still succeed before the fault; `None` is no fault.
+    /// Changes that still succeed before the fault; `None` means no fault.
     until_fault: Option<usize>,
-    /// Failures that the fault has left.
+    /// Failures that the fault still causes.
     faults: usize,
 }
 
@@ -42,7 +43,7 @@ impl FakeMaps {
         self.lock().applied.clone()
     }
 
-    /// Every row as a line, sorted; Maglev tables as the slots of each backend.
+    /// Every row as a line, sorted; Maglev tables as the number of slots of each backend.
     pub fn dump(&self) -> String {
         dump(&self.lock().rows)
     }

@@ -1,24 +1,24 @@
-//! What takes a grace period of the kernel's RCU, on a thread of its own, so that changes need not wait for it.
+//! Grace periods of the kernel's RCU, on a thread of its own, so that changes need not wait for them.
 //!
-//! A grace period ends when every packet that was on its way at its begin has gone. Between its end and the next begin
-//! anything may have been given up, so what was given up before a period began is what its end sets free.
+//! A grace period ends when every packet that was in progress at its begin has left the programs. Tables are
+//! retired at any time; the end of a grace period frees those that were retired before it began.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// What the kernel does for tables to find a place. It takes its time.
+/// The operations of the kernel that wait for a grace period.
 pub trait Kernel: Send + 'static {
     type Slab: Send;
     type Error: Send;
 
-    /// Waits until every packet that is on its way now has gone.
+    /// Waits until every packet that is in progress now has left the programs.
     fn grace(&mut self) -> Result<(), Self::Error>;
 
-    /// Makes the slab of this number, full of empty tables. It takes a grace period too.
+    /// Creates the slab of this number, full of empty tables. This takes a grace period too.
     fn add_slab(&mut self, number: u32) -> Result<Self::Slab, Self::Error>;
 }
 
-/// A grace period, by the order in which they were asked for.
+/// A grace period, by the order of the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
@@ -32,14 +32,14 @@ enum Done<K: Kernel> {
     Slab(Result<K::Slab, K::Error>),
 }
 
-/// The thread's other end. The thread ends with it.
+/// The handle of the thread. The thread ends when it is dropped.
 pub struct GracePeriods<K: Kernel> {
     orders: Sender<Order>,
     done: Receiver<Done<K>>,
     last: Epoch,
-    /// What came of periods, until whoever asked for them knows.
+    /// Results of grace periods that no caller has taken yet.
     ended: BTreeMap<Epoch, Result<(), K::Error>>,
-    /// In the order in which they were asked for.
+    /// New slabs in the order of the requests.
     slabs: VecDeque<Result<K::Slab, K::Error>>,
 }
 
@@ -62,14 +62,14 @@ impl<K: Kernel> GracePeriods<K> {
         Ok(GracePeriods { orders, done, last: Epoch(0), ended, slabs })
     }
 
-    /// Asks for a period that begins after now.
+    /// Requests a grace period that begins after now.
     pub fn begin(&mut self) -> Epoch {
         self.last = Epoch(self.last.0 + 1);
         self.order(Order::Grace(self.last));
         self.last
     }
 
-    /// What came of a period, if it has ended. Told once.
+    /// The result of a grace period, if it has ended. Each result is returned once.
     pub fn ended(&mut self, period: Epoch) -> Option<Result<(), K::Error>> {
         while let Ok(done) = self.done.try_recv() {
             self.take_in(done);
@@ -77,7 +77,7 @@ impl<K: Kernel> GracePeriods<K> {
         self.ended.remove(&period)
     }
 
-    /// Waits for a period that was asked for, and of which nothing was told yet.
+    /// Waits for a grace period that was requested and whose result was not taken yet.
     pub fn wait(&mut self, period: Epoch) -> Result<(), K::Error> {
         loop {
             if let Some(outcome) = self.ended.remove(&period) {
@@ -91,7 +91,7 @@ impl<K: Kernel> GracePeriods<K> {
         self.order(Order::Slab(number));
     }
 
-    /// Waits for the next slab that was asked for.
+    /// Waits for the next slab that was requested.
     pub fn wait_for_slab(&mut self) -> Result<K::Slab, K::Error> {
         loop {
             if let Some(slab) = self.slabs.pop_front() {

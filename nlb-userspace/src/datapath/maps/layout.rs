@@ -1,11 +1,11 @@
-//! Rows to buckets: where the entries of the set-associative tables go.
+//! The layout of the set-associative tables: which entry goes into which bucket.
 
 use nlb_common::abi::{
     ADDRESS_BUCKETS, ADDRESS_WAYS, Address, AddressBucket, SERVICE_BUCKETS, SERVICE_WAYS, ServiceBucket,
     ServiceEntry,
 };
 
-/// The address table, or `None` if an entry fits neither its bucket nor the next.
+/// The address table, or `None` if an entry fits neither its primary bucket nor the next.
 pub fn addresses<'a>(rows: impl Iterator<Item = &'a Address> + Clone) -> Option<Vec<AddressBucket>> {
     let mut table = vec![[Address::default(); ADDRESS_WAYS]; ADDRESS_BUCKETS as usize];
     for row in rows.clone() {
@@ -23,7 +23,7 @@ pub fn addresses<'a>(rows: impl Iterator<Item = &'a Address> + Clone) -> Option<
     Some(table)
 }
 
-/// The table of services, or `None` if an entry fits neither its bucket nor the next.
+/// The table of services, or `None` if an entry fits neither its primary bucket nor the next.
 pub fn services(rows: impl Iterator<Item = (u64, u16)>) -> Option<Vec<ServiceBucket>> {
     let mut table = vec![[ServiceEntry::default(); SERVICE_WAYS]; SERVICE_BUCKETS as usize];
     for (key, service) in rows {
@@ -36,7 +36,7 @@ pub fn services(rows: impl Iterator<Item = (u64, u16)>) -> Option<Vec<ServiceBuc
     Some(table)
 }
 
-/// Puts an entry into its bucket or the next; the answer is whether it had to be the next.
+/// Puts an entry into its primary bucket or the next; returns whether it is in the next.
 fn place<T: Copy, const WAYS: usize>(
     table: &mut [[T; WAYS]],
     bucket: u32,

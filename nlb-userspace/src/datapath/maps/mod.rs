@@ -1,7 +1,7 @@
-//! The maps as something that changes are applied to.
+//! The maps that changes are applied to.
 //!
-//! A change is data; a [`MapStore`] performs it. There are two: the kernel's maps, and an in-memory one for tests that
-//! fails when told to. Both keep the same promise: a change either happens whole or not at all.
+//! A change is data; a [`MapStore`] performs it. One implementation writes the kernel's maps; another is in
+//! memory, for tests, and fails on demand. Both apply a change completely or not at all.
 
 mod access;
 pub mod bpf;

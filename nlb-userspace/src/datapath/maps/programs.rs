@@ -1,14 +1,15 @@
-//! The map of the programs that the balancer goes on in.
+//! The maps of programs for tail calls.
 
 use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 
 use super::access;
 
-/// By `nlb_common::verdict::Program`. The kernel forgets the programs when nobody holds their map open.
+/// Indexed by `nlb_common::verdict::Program`. The kernel empties a program array when no process holds it
+/// open.
 pub type ProgramArrays = ProgramArray<MapData>;
 
-/// Takes a map of programs out of the object.
+/// Takes a program array out of the object.
 pub fn take(object: &mut Ebpf, name: &'static str) -> anyhow::Result<ProgramArrays> {
     Ok(access::take(object, name)?.try_into()?)
 }

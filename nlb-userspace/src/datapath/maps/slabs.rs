@@ -1,4 +1,4 @@
-//! Arrays that grow while packets look into them: maps of equal size, side by side in a map of maps.
+//! Arrays that grow while packets read them: maps of equal size, side by side in a map of maps.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,12 +11,12 @@ use crate::reconcile::change::MapError;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// A map of maps whose inner maps have so many elements of type `T` each.
+/// A map of maps whose inner maps have the same number of elements of type `T`.
 pub struct Slabs<T> {
     outer: ArrayOfMaps<MapData>,
     name: &'static str,
     elements: u32,
-    /// One that is in the map, and its number.
+    /// A slab of the map, and its number.
     any: Option<(u32, MapData)>,
     kind: PhantomData<T>,
 }
@@ -26,12 +26,12 @@ impl<T> Slabs<T> {
         Slabs { outer, name, elements, any: None, kind: PhantomData }
     }
 
-    /// How many there can be.
+    /// The largest number of slabs.
     pub fn len(&self) -> u32 {
         self.outer.len()
     }
 
-    /// Makes the slab of this number, of zeros; the answer is its memory. Takes a grace period.
+    /// Creates the slab of this number, full of zeros, and returns its memory. Takes a grace period.
     pub fn add<M>(
         &mut self,
         number: u32,
@@ -46,8 +46,8 @@ impl<T> Slabs<T> {
         Ok(memory)
     }
 
-    /// Waits until every packet that is on its way now has gone: the kernel ends every update of a map of maps with a grace
-    /// period.
+    /// Waits until every packet that is in progress now has left the programs: the kernel ends every update
+    /// of a map of maps with a grace period.
     pub fn grace(&mut self) -> Result<(), MapError> {
         match self.any {
             Some((number, _)) => self.give_back(number),
@@ -55,7 +55,8 @@ impl<T> Slabs<T> {
         }
     }
 
-    /// Gives a slab's memory back; no packet may look there any more. The one that was made last takes its place.
+    /// Returns a slab's memory to the kernel; no packet may read it any more. The slab that was created last
+    /// takes its number.
     pub fn give_back(&mut self, number: u32) -> Result<(), MapError> {
         match &self.any {
             Some((_, map)) => self.outer.set(number, map, 0).map_err(refused(self.name)),

@@ -1,9 +1,10 @@
-//! Tables that are replaced as a whole, while packets look into them.
+//! Tables that are replaced as a whole, while packets read them.
 //!
-//! A new table is written where no packet looks, and one store of a word makes packets look there. The place of the old
-//! one may be written again only when every packet that was on its way at the time of that store has gone: after a grace
-//! period of the kernel's RCU. That takes some milliseconds, so there are more places than tables, and periods pass in the
-//! background while other places are written: each sets free all that was given up before it began.
+//! A new table is written where no packet reads, and one store of a word makes it current. The place of the
+//! old one is retired: it may be written again only after a grace period of the kernel's RCU, when every
+//! packet that was in progress at that store has left the programs. A grace period takes some milliseconds,
+//! so there are more places than tables, and grace periods pass in the background while other places are
+//! written. Each frees all places that were retired before it began.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +15,18 @@ use nlb_common::maglev::{LINES, Line};
 use super::grace::{Epoch, GracePeriods, Kernel};
 use super::memory::{Elements, Words};
 
-/// Numbers of places that are free, or will be.
+/// Places that are free, or will be after a grace period.
 #[derive(Debug, Default)]
 struct Retired {
     free: Vec<u32>,
-    /// Until the end of a period that began after they were given up.
+    /// Places that are free at the end of this grace period.
     waiting: Option<(Epoch, Vec<u32>)>,
-    /// Given up since.
+    /// Places that were retired since it began.
     retired: Vec<u32>,
 }
 
 impl Retired {
-    /// A place that no packet looks at, if one is free now.
+    /// A free place, if there is one now.
     fn take<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<Option<u32>, K::Error> {
         if let Some((period, _)) = self.waiting
             && let Some(outcome) = grace_periods.ended(period)
@@ -36,7 +37,7 @@ impl Retired {
         Ok(self.free.pop())
     }
 
-    /// Waits until one is free, or answers `None` if none will be.
+    /// Waits until a place is free; `None` if no place is retired.
     fn wait<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) -> Result<Option<u32>, K::Error> {
         while self.free.is_empty() {
             self.begin(grace_periods);
@@ -48,8 +49,8 @@ impl Retired {
         Ok(self.free.pop())
     }
 
-    /// Packets do not look there any more, but for those on their way.
-    fn give_up(&mut self, place: u32) {
+    /// Retires a place: only packets in progress still read it.
+    fn retire(&mut self, place: u32) {
         self.retired.push(place);
     }
 
@@ -73,7 +74,7 @@ impl Retired {
     }
 }
 
-/// A table in several copies, one after the other.
+/// A table in several copies, side by side.
 pub struct VersionedTable<B> {
     memory: Elements<B>,
     buckets: u32,
@@ -87,7 +88,7 @@ impl<B: Pod> VersionedTable<B> {
         VersionedTable { memory, buckets, current: 0, others }
     }
 
-    /// Writes another copy, and makes packets look there by storing where it begins.
+    /// Writes another copy, and makes it current by storing its first bucket.
     pub fn write<K: Kernel>(
         &mut self,
         table: &[B],
@@ -98,34 +99,34 @@ impl<B: Pod> VersionedTable<B> {
             None => self.others.wait(grace_periods)?,
             copy => copy,
         };
-        let copy = copy.expect("all copies but one are given up sooner or later");
+        let copy = copy.expect("all copies but one are retired sooner or later");
         let first = copy * self.buckets;
         self.memory.fill(first, table);
         store(first);
-        self.others.give_up(std::mem::replace(&mut self.current, copy));
+        self.others.retire(std::mem::replace(&mut self.current, copy));
         Ok(())
     }
 }
 
-/// Places for Maglev tables, in slabs that are made before they are needed.
+/// Places for Maglev tables, in slabs that are created before they are needed.
 pub struct SlotPool {
     slabs: Vec<Elements<Line>>,
-    /// The next slab is being made.
+    /// Whether the next slab is being created.
     ordered: bool,
-    /// How many slabs there can be.
+    /// The largest number of slabs.
     most: usize,
     others: Retired,
-    /// Where each pool's table is.
+    /// The place of each pool's table.
     of_pools: BTreeMap<u16, u32>,
     words: Words,
 }
 
-/// How many slabs there can be for so many pools.
+/// The largest number of slabs for this many pools.
 pub fn slabs(pools: u32) -> u32 {
     (pools + 1 + SPARE_PLACES).div_ceil(SLAB_TABLES)
 }
 
-/// Places beyond those of the pools that there can be, so that not every swap waits.
+/// Places beyond one for each pool, so that not every swap has to wait.
 const SPARE_PLACES: u32 = 64;
 
 impl SlotPool {
@@ -162,7 +163,7 @@ impl SlotPool {
         slab.fill(place % SLAB_TABLES * LINES, table);
         self.words.store(pool.into(), place);
         if let Some(old) = self.of_pools.insert(pool, place) {
-            self.others.give_up(old);
+            self.others.retire(old);
         }
         Ok(())
     }
@@ -170,7 +171,7 @@ impl SlotPool {
     pub fn clear(&mut self, pool: u16) {
         self.words.store(pool.into(), EMPTY_TABLE);
         if let Some(old) = self.of_pools.remove(&pool) {
-            self.others.give_up(old);
+            self.others.retire(old);
         }
     }
 
@@ -178,7 +179,7 @@ impl SlotPool {
     where
         K: Kernel<Slab = Elements<Line>>,
     {
-        // The last one that was ordered may have failed.
+        // The last request for a slab may have failed.
         self.order(grace_periods);
         let place = match self.others.take(grace_periods)? {
             None if self.ordered && self.others.resting() < SPARE_PLACES as usize => {
@@ -192,7 +193,7 @@ impl SlotPool {
         Ok(place.expect("there are more places than pools"))
     }
 
-    /// Sees to it that there is a slab when the free places have run out.
+    /// Requests a slab before the free places run out.
     fn order<K: Kernel>(&mut self, grace_periods: &mut GracePeriods<K>) {
         if !self.ordered && self.slabs.len() < self.most {
             self.ordered = true;
@@ -227,7 +228,7 @@ mod tests {
         Elements::new(memory(count as usize * size_of::<T>()).as_fd(), count).expect("shared memory")
     }
 
-    /// Periods that take a while, and now and then fail.
+    /// Grace periods that take a while, and sometimes fail.
     #[derive(Clone, Default)]
     struct Counting {
         begun: Arc<AtomicU32>,
@@ -256,16 +257,16 @@ mod tests {
         }
     }
 
-    /// When each place was given up, in periods that had begun by then.
+    /// When each place was retired, as the number of grace periods that had begun by then.
     #[derive(Default)]
-    struct GivenUp(BTreeMap<u32, u32>);
+    struct Retirements(BTreeMap<u32, u32>);
 
-    impl GivenUp {
+    impl Retirements {
         fn add(&mut self, place: u32, kernel: &Counting) {
             self.0.insert(place, kernel.begun.load(SeqCst));
         }
 
-        /// Whether a period that began afterwards has ended.
+        /// Whether a grace period that began after the place was retired has ended.
         fn has_rested(&mut self, place: u32, kernel: &Counting) -> bool {
             self.0.remove(&place).is_none_or(|begun| kernel.ended.load(SeqCst) > begun)
         }
@@ -281,23 +282,27 @@ mod tests {
             let kernel = Counting { failing, ..Counting::default() };
             let mut grace_periods = grace_periods(&kernel);
             let mut copies = VersionedTable::new(elements::<u64>(TABLE_COPIES * 2), 2);
-            let mut given_up = GivenUp::default();
+            let mut retirements = Retirements::default();
             let mut current = 0;
             for n in 0..10 * u64::from(TABLE_COPIES) {
                 let written = copies.write(&[n, n], &mut grace_periods, |first| {
-                    assert!(given_up.has_rested(first, &kernel), "copy at {first} was written too early");
-                    given_up.add(std::mem::replace(&mut current, first), &kernel);
+                    assert!(retirements.has_rested(first, &kernel), "copy at {first} was written too early");
+                    retirements.add(std::mem::replace(&mut current, first), &kernel);
                 });
                 assert!(failing || written.is_ok());
             }
-            assert!(kernel.begun.load(SeqCst) >= 10, "{TABLE_COPIES} copies do not last for ever");
+            assert!(
+                kernel.begun.load(SeqCst) >= 10,
+                "{TABLE_COPIES} copies are not enough without grace periods"
+            );
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
-        /// However pools come, change and go: no place is written that a packet may still look at, and there is always one.
+        /// For any sequence of changes of pools, no place is written that a packet may still read, and a
+        /// place is always found.
         #[test]
         fn no_place_is_written_while_a_packet_may_look_at_it(
             steps in prop::collection::vec((1_u16..40, any::<bool>()), 1..400),
@@ -308,7 +313,7 @@ mod tests {
             let words = Words::new(memory(41 * 8).as_fd(), 41).expect("shared memory");
             let mut places = SlotPool::new(40, words, &mut grace_periods).expect("the first slab");
             let table = vec![Line::default(); LINES as usize];
-            let mut given_up = GivenUp::default();
+            let mut retirements = Retirements::default();
             for (pool, set) in steps {
                 let before = places.of_pools.get(&pool).copied();
                 if set {
@@ -319,12 +324,12 @@ mod tests {
                     }
                     let place = places.of_pools[&pool];
                     prop_assert!(place != EMPTY_TABLE);
-                    prop_assert!(given_up.has_rested(place, &kernel), "place {place}");
+                    prop_assert!(retirements.has_rested(place, &kernel), "place {place}");
                 } else {
                     places.clear(pool);
                 }
                 if let Some(before) = before {
-                    given_up.add(before, &kernel);
+                    retirements.add(before, &kernel);
                 }
                 let used: std::collections::BTreeSet<u32> = places.of_pools.values().copied().collect();
                 prop_assert_eq!(used.len(), places.of_pools.len(), "two pools in one place");

@@ -1,4 +1,4 @@
-//! Upcalls on the kernel's side: a ring buffer that questions come from, and the map that says how they stand.
+//! Upcalls on the kernel's side: the ring buffer that they arrive in, and the map of their states.
 
 use std::net::SocketAddr;
 
@@ -29,15 +29,15 @@ impl Upcalls {
         })
     }
 
-    /// Hands questions on and writes answers, until nobody answers any more.
+    /// Forwards upcalls and writes negative entries, until the sender of those ends.
     pub async fn run(
         self,
         questions: mpsc::Sender<Question>,
         mut answers: mpsc::Receiver<NegativeEntry>,
     ) -> anyhow::Result<()> {
         const WAITING: &str = "waiting for upcalls";
-        let mut standing = self.standing;
-        // SAFETY: the ring buffer owns its descriptor and keeps it open for as long as it lives, which is inside the
+        let mut states = self.standing;
+        // SAFETY: the ring buffer owns its descriptor and keeps it open while it exists, which is inside the
         // `AsyncFd`.
         let mut ring = unsafe { AsyncFd::register(self.questions) }.context(WAITING)?;
         loop {
@@ -47,13 +47,13 @@ impl Upcalls {
                     while let Some(record) = ready.get_inner_mut().next() {
                         let Some(question) = parse(&record) else { continue };
                         if let Err(refused) = questions.try_send(question) {
-                            write(&mut standing, refused.into_inner().throttled());
+                            write(&mut states, refused.into_inner().throttled());
                         }
                     }
                     ready.clear_ready();
                 }
                 answer = answers.recv() => match answer {
-                    Some(answer) => write(&mut standing, answer),
+                    Some(answer) => write(&mut states, answer),
                     None => return Ok(()),
                 }
             }
@@ -61,9 +61,9 @@ impl Upcalls {
     }
 }
 
-/// If this fails, the kernel closes the destination by itself when the question has been open for long enough.
-fn write(standing: &mut HashMap<MapData, u64, u64>, answer: NegativeEntry) {
-    if let Err(error) = standing.insert(answer.key, upcall::negative(answer.until), 0) {
+/// Writes a negative entry. If this fails, the upcall expires in the kernel all the same.
+fn write(states: &mut HashMap<MapData, u64, u64>, answer: NegativeEntry) {
+    if let Err(error) = states.insert(answer.key, upcall::negative(answer.until), 0) {
         warn!("cannot write a negative entry: {}", error_chain(&error));
     }
 }

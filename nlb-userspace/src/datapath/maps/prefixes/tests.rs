@@ -1,4 +1,4 @@
-//! Searches against reading prefixes one by one, beside a writer, and where there is no room.
+//! Searches in the table compared with a scan of all prefixes, beside a writer, and without room.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,13 +13,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::datapath::maps::memory::tests::memory;
 
-/// What packets look into.
+/// The tables as packets see them.
 #[derive(Clone, Default)]
 struct Seen {
     table: Arc<AtomicU64>,
     lengths: Arc<[AtomicU64; 3]>,
     slabs: Arc<RwLock<BTreeMap<u32, Arc<Shared<Bucket>>>>>,
-    /// Slabs that can still be made; then memory has run out.
+    /// Slabs that can still be created before memory runs out.
     left: Arc<AtomicU64>,
 }
 
@@ -70,7 +70,8 @@ impl Tables for Seen {
     }
 }
 
-/// A table of at most so many slabs, with memory for `left` over its whole life, and what packets see of it.
+/// An empty table of at most `most` slabs, with memory for `left` slabs in total, and the packets' view of
+/// it.
 fn empty(left: u64, most: u16) -> (Seen, Prefixes<Seen>) {
     let seen = Seen::with_room(left);
     let prefixes = Prefixes::new(seen.clone(), most).expect("memory for one slab");
@@ -98,7 +99,7 @@ fn a_prefix_of_ipv6_does_not_cover_ipv4() {
     assert_eq!(seen.longest(2, addr("10.0.0.1")), NONE, "another scope");
     prefixes.set(1, prefix("10.0.0.0/9"), 9).unwrap();
     prefixes.clear(1, prefix("0.0.0.0/0"));
-    assert_eq!(seen.longest(1, addr("10.129.0.1")), NONE, "what is left of the marker is covered by nothing");
+    assert_eq!(seen.longest(1, addr("10.129.0.1")), NONE, "no prefix covers the rest of the marker");
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn the_table_grows_and_everything_is_found_in_the_new_one() {
         assert_eq!(seen.longest(1, Addr::v6(host(n).addr)), n);
     }
     let in_use = seen.slabs.read().unwrap().len();
-    assert_eq!(in_use, usize::from(prefixes.table.slabs()), "old tables are given back");
+    assert_eq!(in_use, usize::from(prefixes.table.slabs()), "the memory of old tables is returned");
     for n in 0..PREFIXES {
         prefixes.clear(1, host(n));
     }
@@ -148,7 +149,7 @@ fn where_there_is_no_room_the_table_stays_as_it_is() {
         }
         assert_eq!(seen.longest(1, Addr::v6(host(refused).addr)), NONE);
         assert!(!prefixes.nodes.contains_key(&(1, host(refused))));
-        // What is given up makes room.
+        // A removed prefix makes room for another.
         prefixes.clear(1, host(0));
         prefixes.clear(1, host(1));
         prefixes.set(1, host(0), 7).unwrap();
@@ -168,7 +169,7 @@ enum Step {
     Clear(Scope, Addr128),
 }
 
-/// Prefixes of few addresses, so that they lie in each other.
+/// Prefixes of few addresses, so that they contain each other.
 fn any_prefix() -> impl Strategy<Value = Addr128> {
     let v4 = (0_u8..4, 0_u8..=32).prop_map(|(n, bits)| {
         let addr = [10, [0, 255, 128, 1][usize::from(n)], n, 0xaa];
@@ -195,7 +196,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 type Known = BTreeMap<Place, u32>;
 
-/// Every prefix's first and last address, read one by one.
+/// The value of the longest prefix that covers an address, found by a scan of all prefixes.
 fn expected(known: &Known, scope: Scope, addr: Addr) -> u32 {
     let covering = known.iter().filter(|((of, prefix), _)| *of == scope && prefix.covers(addr));
     covering.max_by_key(|((_, prefix), _)| prefix.bits).map_or(NONE, |(_, value)| *value)
@@ -234,8 +235,9 @@ proptest! {
     }
 }
 
-/// A client whose pool does not change finds it at any moment, whatever becomes of the prefixes around and inside its own;
-/// and one whose prefix comes and goes finds that or the one around it.
+/// While a writer adds and removes prefixes around and inside a client's own, a client whose pool does not
+/// change finds that pool at any moment. A client whose own prefix comes and goes finds that one's pool or
+/// that of the prefix around it.
 #[test]
 fn beside_a_writer_clients_find_what_was_or_what_will_be() {
     let (seen, mut prefixes) = empty(1000, 16);
@@ -260,7 +262,7 @@ fn beside_a_writer_clients_find_what_was_or_what_will_be() {
             prefixes.set(1, prefix("10.0.0.0/12"), 12).unwrap();
             prefixes.set(1, prefix("10.1.0.0/16"), 8).unwrap();
             prefixes.set(1, prefix("10.1.0.8/30"), 20).unwrap();
-            // Others come and go, and make the table grow now and then.
+            // Other prefixes come and go, and make the table grow now and then.
             for n in 0..500 {
                 let other = IpNet::from(IpAddr::from([11, round as u8, (n >> 8) as u8, n as u8]));
                 prefixes.set(1, other.into(), n).unwrap();
