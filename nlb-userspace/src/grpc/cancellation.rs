@@ -1,9 +1,10 @@
 //! Calls that were cancelled before they began are not carried out.
 //!
-//! hyper looks for the cancellation of a call (RST_STREAM) only when the call waits, and tonic takes a message that ends with
-//! one for complete. After a standstill of the daemon a call and its cancellation are read together. A call that changes
-//! something without having waited would then be carried out, although its caller has given it up. So every call waits once,
-//! for one turn of the runtime, between its last byte and its handler.
+//! hyper checks for the cancellation of a call (RST_STREAM) only when the call waits, and tonic takes a
+//! message that ends with one for complete. If the daemon was suspended, it reads a call and its cancellation
+//! together. A call that changes something without having waited would then be carried out, although its
+//! caller has cancelled it. Therefore every call waits once, for one poll of the runtime, between its last
+//! byte and its handler.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,7 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tonic::codegen::{Service, http::Request};
 use tonic::server::NamedService;
 
-/// A service whose calls begin only if they are still wanted.
+/// A service that does not begin calls that were cancelled.
 #[derive(Clone)]
 pub struct Cancellable<S>(pub S);
 
@@ -38,13 +39,13 @@ where
     }
 }
 
-/// What a body gives when it is asked for a frame; `None` is its end.
+/// The result of polling a body for a frame; `None` is its end.
 type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
-/// A body that ends one turn later than it could.
+/// A body that ends one poll later than it could.
 pub struct Message<B: Body> {
     body: B,
-    /// How it ends, while that is withheld.
+    /// The body's end, while it is withheld.
     end: Option<Given<B>>,
 }
 

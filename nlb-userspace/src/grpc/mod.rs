@@ -1,4 +1,4 @@
-//! The gRPC server: protobuf to model and back, and nothing else. Whatever is invalid is refused here.
+//! The gRPC server: it converts between protobuf and the model, and refuses invalid messages.
 
 mod cancellation;
 mod client;
@@ -23,7 +23,7 @@ pub use crate::grpc::client::route_learning::ask_can_handle;
 use cancellation::Cancellable;
 pub use handlers::control::Control;
 
-/// A few hundred thousand routes.
+/// Enough for a few hundred thousand routes.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 const CALLS_PER_CONNECTION: usize = 256;
 
@@ -50,7 +50,8 @@ pub async fn serve(
     let nlb = NlbServiceServer::new(control.clone());
     let module = ModuleServiceServer::new(control.clone());
     let operator = OperatorServiceServer::new(control);
-    // An answer must not wait for the acknowledgement of the one before, which a client may put off for 40 ms.
+    // Nagle's algorithm would delay an answer until the previous one is acknowledged, up to 40 ms with some
+    // clients.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)

@@ -191,7 +191,7 @@ async fn groups_are_scaled_within_what_is_set() {
     assert_eq!((&set["current"], &set["wanted"]), (&1.into(), &1.into()));
     assert!(set["message"].as_str().unwrap().contains("for manual calls only"));
     assert!(told.calls().is_empty());
-    assert!(nlb.prints("scale alb-1 --up").await.contains("alb-1 sees to 2 instances"));
+    assert!(nlb.prints("scale alb-1 --up").await.contains("alb-1 scales to 2 instances"));
     assert_eq!(told.calls().len(), 1);
     assert!(nlb.complains("scale alb-1 --to 4").await.contains("above max_instances, which is 3"));
     assert!(nlb.complains("scale alb-1").await.contains("scaling_action"));

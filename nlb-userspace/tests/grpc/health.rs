@@ -188,7 +188,7 @@ async fn a_failed_check_is_seen_wherever_health_is_shown() {
     assert_eq!(own.module_health["alb-1"], i32::from(HealthStatus::Unhealthy));
     let ask = HealthCheckRequest { instance_id: "alb-1".into(), deep_check: false };
     let health = nlb.front.health_check(ask).await.unwrap().into_inner();
-    assert_eq!((health.status(), health.message.as_str()), (HealthStatus::Unhealthy, "as its check has it"));
+    assert_eq!((health.status(), health.message.as_str()), (HealthStatus::Unhealthy, "decided by its check"));
 
     sleep(Duration::from_millis(1500)).await;
     let metric_names = vec!["nlb_instance_health_ratio".to_owned()];

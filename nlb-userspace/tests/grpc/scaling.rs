@@ -125,7 +125,7 @@ async fn an_operator_scales_by_hand() {
     assert_eq!((answer.current_instances, answer.target_instances), (2, 3));
     assert_eq!(
         (answer.scaling_action.as_str(), answer.message.as_str()),
-        ("scale_up", "a sees to 3 instances: started")
+        ("scale_up", "a scales to 3 instances: started")
     );
     let request: ScaleRequest = told.last("Scale").unwrap();
     assert!(request.immediate && request.instance_id == "a");
@@ -147,7 +147,7 @@ async fn a_module_without_a_word_is_quoted_with_none() {
     let mut nlb = Nlb::start().await;
     nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
     let answer = nlb.trigger(by_instance("a", "up", 0)).await;
-    assert_eq!((answer.success, answer.message.as_str()), (true, "a sees to 2 instances"));
+    assert_eq!((answer.success, answer.message.as_str()), (true, "a scales to 2 instances"));
 }
 
 #[tokio::test]

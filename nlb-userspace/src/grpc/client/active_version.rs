@@ -1,4 +1,4 @@
-//! Asks modules for their active version, and hands the weights in their answers to the registry.
+//! Polls modules for their active version, and applies the weights in their answers to the registry.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,13 +21,13 @@ use crate::registry::Registry;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Questions in the air at a time.
+/// Calls in progress at a time.
 const MAX_IN_FLIGHT: usize = 64;
 
-/// More versions than anybody divides flows among.
+/// The most versions that an answer may name: more than any split has.
 const MAX_VERSIONS: usize = 64;
 
-/// Asks each instance when it registers and every so often. Runs until it is dropped.
+/// Polls each instance when it registers and then at intervals of `every`. Runs until it is dropped.
 pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infallible {
     let mut schedule = PollSchedule::new(every);
     let mut asked = FuturesUnordered::new();
@@ -57,13 +57,14 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infa
     }
 }
 
-/// What modules said that could not be done, by instance id: each is told of once, and tried again if that can help.
+/// Weights of answers that could not be applied, by instance id. Each problem is logged once, and retried if
+/// that can help.
 #[derive(Default)]
 struct Unfulfilled(BTreeMap<String, Problem>);
 
 struct Problem {
     asked: Asked,
-    /// A wish that may fit later, when others have registered.
+    /// A weight request that may be applicable later, when other modules have registered.
     waits: Option<WeightRequest>,
     why: String,
 }
@@ -107,7 +108,7 @@ impl Unfulfilled {
     }
 }
 
-/// `None` where the module has no opinion.
+/// The weights in a module's answer; `None` if it has none.
 fn request(
     registry: &Registry,
     asked: &Asked,
@@ -120,8 +121,8 @@ fn request(
     }
 }
 
-/// Reads an answer of an instance of version `own`. Weights are its opinion; a version that is merely called active is
-/// not, since most modules call their own so.
+/// Reads an answer of an instance of version `own`. Only weights count: a version that the answer calls
+/// active does not, since most modules name their own.
 fn read(answer: GetActiveVersionResponse, own: &str) -> Result<Option<WeightRequest>, FieldViolation> {
     if answer.version_weights.is_empty() {
         return answer.config.map_or(Ok(None), blue_and_green);
@@ -162,7 +163,7 @@ fn blue_and_green(config: BlueGreenConfig) -> Result<Option<WeightRequest>, Fiel
     Ok(if weights.len() == 2 { split(weights) } else { None })
 }
 
-/// Weights that leave nobody to serve are taken for weights that were not filled in.
+/// A split in which every weight is 0 counts as unset.
 fn split(weights: BTreeMap<String, u32>) -> Option<WeightRequest> {
     weights.values().any(|weight| *weight > 0).then_some(WeightRequest::Split(weights))
 }

@@ -1,4 +1,4 @@
-//! Asks modules what they can handle, and hands their answers to the registry.
+//! Polls modules for CanHandle, and passes their answers to the registry.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,13 +18,13 @@ use crate::model::can_handle::Question;
 use crate::model::{Ability, Route};
 use crate::registry::Registry;
 
-/// Answers of so long a time are one change of the data path.
+/// Answers that arrive within this time are applied as one change.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Questions in the air at a time.
+/// Calls in progress at a time.
 const MAX_IN_FLIGHT: usize = 64;
 
-/// Whose a route is that was learned, as modules are told.
+/// The owner of a learned route, in the context of CanHandle calls.
 pub const LEARNED: &str = "learned";
 
 /// Runs until it is dropped.
@@ -89,7 +89,8 @@ pub fn said(answer: &CanHandleResponse) -> Ability {
     Ability { can_handle: answer.can_handle, priority: answer.priority }
 }
 
-/// `None` where the last answer holds on. What nobody configured needs a module's own word.
+/// `None` where the last answer stays in force. A learned route has no configuration, so only a module's
+/// answer counts.
 fn ability(outcome: Outcome<CanHandleResponse>, learned: bool) -> Option<Ability> {
     match outcome {
         Outcome::Done(answer) => Some(said(&answer)),

@@ -1,8 +1,10 @@
-//! What the front of the fleet does with modules: it passes calls on to them, and changes nothing that they refuse.
+//! Fleet-wide changes and calls: the front of the fleet passes calls on to modules, and makes no change that
+//! a participant refuses.
 //!
-//! A change that the data path holds as well is made at both ends or at none. A module that has no ModuleService, or not
-//! this call of it, holds nothing that could differ. And a change that takes all flows away from a module does not wait
-//! for its consent: that is when an operator most needs it. Whoever a change has not reached is named in the answer.
+//! A change that the data path holds as well is made at both ends or at neither. A module without
+//! ModuleService, or without this call of it, holds no state that could differ. A change that takes all flows
+//! from a module does not wait for its consent, because operators need it most when the module fails. The
+//! answer names the participants that a change has not reached.
 
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use crate::grpc::convert::error::{CallError, by_instance};
 use crate::policy::lease::LeaseState;
 use crate::registry::{Record, RegistryError, State};
 
-/// What a module is told of a change, and what would take it back.
+/// A participant of a change: the call that announces the change, and the one that undoes it.
 pub struct Participant<C, U> {
     pub peer: Peer,
     pub call: C,
@@ -24,44 +26,44 @@ pub struct Participant<C, U> {
     pub consent: Consent,
 }
 
-/// What a module's failure to follow a change means for the change.
+/// Whether a change waits for a participant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consent {
-    /// It is not made.
+    /// If the participant does not confirm, the change is not made.
     Required,
-    /// It is made all the same: it takes this module's flows away.
+    /// The change is made all the same: it takes this participant's flows away.
     Advisory,
 }
 
-/// Who does not know of a change, and why: instance id and reason.
+/// The participants that a change has not reached, and why: instance id and reason.
 pub type Unreached = Vec<(String, String)>;
 
-/// No module keeps a change from being made.
+/// A change that no participant prevents.
 pub struct Agreement<U> {
     peers: Peers,
     undo: Vec<(Peer, U)>,
     missed: Missed,
 }
 
-/// Whom a change that was made has not reached.
+/// The participants that a change has not reached although it was made.
 #[derive(Debug)]
 pub struct Missed {
-    /// They hold nothing that could differ, or will hear of it when they are back.
+    /// These hold no state that could differ, or are told when they register again.
     unreached: Unreached,
-    /// Those of them whose failure was passed over.
+    /// Advisory participants that refused, or could not be told.
     overridden: Unreached,
-    /// Of so many that were told.
+    /// The number of participants that were told.
     of: usize,
 }
 
 impl Missed {
-    /// As a sentence.
+    /// The unreached participants as a sentence.
     pub fn note(&self) -> Option<String> {
         let all: Unreached = self.overridden.iter().chain(&self.unreached).cloned().collect();
         (!all.is_empty()).then(|| format!("not reached: {}", by_instance(&all)))
     }
 
-    /// What was passed over, with details by instance.
+    /// The overridden participants, with details by instance.
     pub fn error(&self) -> Option<Error> {
         let problems = self.overridden.clone();
         let failure = CallError::PassedOn { problems, of: self.of, code: Code::Aborted };
@@ -70,8 +72,8 @@ impl Missed {
 }
 
 impl Peers {
-    /// One change of modules and data path together at a time: else two callers' changes could reach them in different
-    /// orders, and leave them apart. What another NLB passed on has its turn there.
+    /// Serialises changes of modules and data path together: otherwise two callers' changes could reach them
+    /// in different orders, and leave them different. A call that another NLB passed on is serialised there.
     pub async fn turn(&self, passed_on: bool) -> Option<OwnedMutexGuard<()>> {
         match passed_on {
             true => None,
@@ -79,7 +81,8 @@ impl Peers {
         }
     }
 
-    /// Tells modules of a change, all at once. If one of them does not follow, the others are told the former value again.
+    /// Tells all participants of a change at once. If a required one does not confirm, the others are told
+    /// the previous value again.
     pub async fn agree<C: Call, U: Call>(
         &self,
         told: Vec<Participant<C, U>>,
@@ -121,7 +124,7 @@ impl Peers {
         Err(CallError::Modules { failures, rollback_failed: agreement.abort().await })
     }
 
-    /// Passes a call on whose effect is the module's own.
+    /// Passes a call on to modules. Its effect is the modules' own.
     pub async fn pass_on<C: Call>(
         &self,
         peers: Vec<Peer>,
@@ -131,7 +134,7 @@ impl Peers {
     ) -> Vec<(String, Outcome<C::Answer>)> {
         if passed_on {
             let refusal =
-                || Outcome::Refused("another NLB passed the call on; it goes no further".to_owned());
+                || Outcome::Refused("another NLB passed the call on; it is not passed on again".to_owned());
             return peers.into_iter().map(|peer| (peer.instance_id, refusal())).collect();
         }
         let calls = peers.into_iter().map(|peer| (peer.clone(), call(&peer))).collect();
@@ -146,7 +149,8 @@ impl Peers {
 }
 
 impl<U: Call> Agreement<U> {
-    /// Makes the change here. If the registry refuses it after all, modules are told the former value again.
+    /// Makes the change here. If the registry refuses it after all, the participants are told the previous
+    /// value again.
     pub async fn commit<T>(
         self,
         change: impl FnOnce() -> Result<T, RegistryError>,
@@ -162,7 +166,7 @@ impl<U: Call> Agreement<U> {
         Err(CallError::Modules { failures: vec![("nlb".to_owned(), refusal.to_string())], rollback_failed })
     }
 
-    /// Answers who could not be told, and why.
+    /// Tells the participants the previous value again; returns those that could not be told, and why.
     async fn abort(self) -> Unreached {
         let outcomes = self.peers.ask_all(self.undo, ANSWER_TIMEOUT).await;
         let rollback_failed =
@@ -171,7 +175,7 @@ impl<U: Call> Agreement<U> {
     }
 }
 
-/// The answers of all, or what became of the call where it was not done.
+/// All answers, or an error that names the calls that were not done.
 pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, CallError> {
     let of = outcomes.len();
     let mut code = None;
@@ -198,22 +202,22 @@ pub fn peer(record: &Record) -> Peer {
     Peer { instance_id: registration.instance_id.clone(), address: registration.address.clone() }
 }
 
-/// The instance, if its lease is current.
+/// The instance, if its lease is valid.
 pub fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
     let record = state.record(instance_id).ok();
     record.filter(|record| record.lease_state == LeaseState::Valid).map(peer)
 }
 
-/// Those of the instances whose lease is current, and as untold the others, which would only be waited for.
+/// The instances whose lease is valid; the others, whose answers would only time out, as unreached.
 pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreached), RegistryError> {
     let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
     let (living, silent): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.lease_state == LeaseState::Valid);
-    let silent = silent.into_iter().map(|r| (r.registration.instance_id.clone(), "lease lapsed".to_owned()));
+    let silent = silent.into_iter().map(|r| (r.registration.instance_id.clone(), "lease expired".to_owned()));
     Ok((living.into_iter().map(peer).collect(), silent.collect()))
 }
 
-/// What was done and what there is to add, in one message.
+/// One message from the outcome and its notes.
 pub fn message(done: impl Into<String>, notes: impl IntoIterator<Item = Option<String>>) -> String {
     let notes = notes.into_iter().flatten();
     [done.into()].into_iter().chain(notes).collect::<Vec<_>>().join("; ")

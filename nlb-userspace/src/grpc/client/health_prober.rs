@@ -1,4 +1,5 @@
-//! One try of a health check: connects, asks, and leaves no socket behind, also when it is cut off.
+//! One probe of a health check: it connects, sends a request, and closes its socket, also when it is
+//! cancelled.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,16 +22,16 @@ use super::peers::{Outcome, Peer, Peers, said};
 use crate::model::next_hop::Hops;
 use crate::policy::health::{Probe, Target};
 
-/// Tries modules, by the way that packets to them take: from our address on that way, which the kernel left alone might
-/// take to be a VIP, and the module then for its own. Only ModuleService is asked over a connection that is kept: what clients
-/// meet has to be connected to as they do.
+/// Probes modules on the route that packets to them take, from our address on that route. The kernel by
+/// itself might choose a VIP, which the module would take for its own. Only the ModuleService probe uses a
+/// connection that is kept: the other probes connect as clients do.
 #[derive(Clone)]
 pub struct Prober {
     peers: Peers,
     hops: watch::Receiver<Arc<Hops>>,
 }
 
-/// Both ends of a connection to be.
+/// Both ends of a connection.
 #[derive(Clone, Copy)]
 struct Way {
     from: IpAddr,
@@ -42,7 +43,7 @@ impl Prober {
         Prober { peers, hops }
     }
 
-    /// `Err` says why the module does not pass.
+    /// An error is the reason why the module does not pass.
     pub async fn probe(self, target: Target) -> Result<(), String> {
         if let Probe::Module { deep } = target.probe {
             return self.ask(target, deep).await;
@@ -62,15 +63,14 @@ impl Prober {
         }
     }
 
-    /// A module that has just come may have to be looked for on its link.
+    /// Waits for the next hop, which may still be unresolved for a module that has just registered.
     async fn source_towards(&self, address: IpAddr, max_wait: Duration) -> Result<IpAddr, String> {
         let mut hops = self.hops.clone();
         let found = match timeout(max_wait, hops.wait_for(|hops| hops.contains_key(&address))).await {
             Ok(Ok(hops)) => hops.get(&address).map(|hop| hop.source),
             Ok(Err(_)) | Err(_) => None,
         };
-        found
-            .ok_or_else(|| "no way to it is known: no route, or nobody on the link answers for it".to_owned())
+        found.ok_or_else(|| "its next hop is unknown: no route, or no answer from the neighbour".to_owned())
     }
 
     async fn ask(&self, target: Target, deep_check: bool) -> Result<(), String> {
@@ -89,7 +89,8 @@ impl Prober {
 async fn connect(way: Way) -> Result<TcpStream, String> {
     let connecting = async {
         let socket = if way.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // Or each connection would hold a port of its own, whoever it goes to, for a minute after its end.
+        // Otherwise each connection would hold a port of its own, whatever its destination, for a minute
+        // after its end.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
         socket.bind(SocketAddr::new(way.from, 0))?;
         socket.connect(way.to).await
@@ -97,7 +98,7 @@ async fn connect(way: Way) -> Result<TcpStream, String> {
     connecting.await.map_err(|error: std::io::Error| error.to_string())
 }
 
-/// Redirections are an answer like others; they are not followed.
+/// Probes by HTTP. Redirections are answers like others; they are not followed.
 async fn get(way: Way, path: &str, expected: Option<u16>) -> Result<(), String> {
     let stream = connect(way).await?;
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -110,7 +111,7 @@ async fn get(way: Way, path: &str, expected: Option<u16>) -> Result<(), String> 
     let request = request.map_err(|error| error.to_string())?;
     let answered = sender.send_request(request);
     tokio::pin!(answered, connection);
-    // The connection is driven here and not by a task, so that it ends with this future.
+    // The connection is polled here and not in a task, so that it ends with this future.
     let answered = tokio::select! {
         biased;
         answered = &mut answered => answered,
@@ -127,7 +128,7 @@ async fn get(way: Way, path: &str, expected: Option<u16>) -> Result<(), String> 
     }
 }
 
-/// By grpc.health.v1.
+/// Probes by grpc.health.v1.
 async fn serves(way: Way, service: &str) -> Result<(), String> {
     let endpoint = Endpoint::from_shared(format!("http://{}", way.to)).map_err(|error| error.to_string())?;
     let channel = endpoint
@@ -137,8 +138,8 @@ async fn serves(way: Way, service: &str) -> Result<(), String> {
         .map_err(|error| said(&Status::from_error(error.into())))?;
     let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
     let answer = HealthClient::new(channel).check(request).await.map_err(|status| match status.code() {
-        Code::NotFound => format!("it does not know the service {service:?}"),
-        Code::Unimplemented => "it does not offer grpc.health.v1".to_owned(),
+        Code::NotFound => format!("the server does not know the service {service:?}"),
+        Code::Unimplemented => "the server does not implement grpc.health.v1".to_owned(),
         _ => said(&status),
     })?;
     match answer.into_inner().status() {
@@ -165,7 +166,7 @@ mod tests {
         (listener, address)
     }
 
-    /// Towards loopback we are 127.0.0.2.
+    /// A prober whose address towards loopback is 127.0.0.2.
     fn prober() -> Prober {
         let hop = Hop {
             hop: Default::default(),
@@ -189,7 +190,7 @@ mod tests {
         timeout(Duration::from_secs(5), prober().probe(target)).await.expect("an answer")
     }
 
-    /// A server that answers one request with this, and says what it read.
+    /// A server that sends `answer` to one request, and returns the request.
     async fn http(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<String>) {
         let (listener, address) = listener().await;
         let served = tokio::spawn(async move {
@@ -197,7 +198,7 @@ mod tests {
             let mut request = vec![0; 1024];
             let read = stream.read(&mut request).await.unwrap();
             stream.write_all(answer.as_bytes()).await.unwrap();
-            // Until the prober hangs up.
+            // Until the prober closes the connection.
             while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             String::from_utf8_lossy(&request[..read]).into_owned()
         });
@@ -235,7 +236,7 @@ mod tests {
     async fn without_a_way_nothing_is_tried() {
         let nowhere = "192.0.2.7:80".parse().unwrap();
         let why = probe(&[nowhere], Probe::Connect).await.unwrap_err();
-        assert!(why.starts_with("192.0.2.7:80: no way to it is known"), "{why}");
+        assert!(why.starts_with("192.0.2.7:80: its next hop is unknown"), "{why}");
     }
 
     #[tokio::test]
@@ -253,7 +254,10 @@ mod tests {
             let (address, served) = http(answer).await;
             let outcome = probe(&[address], page(expected)).await;
             assert_eq!(outcome.is_ok(), passes, "{answer:?}: {outcome:?}");
-            let asked = timeout(Duration::from_secs(5), served).await.expect("the prober hangs up").unwrap();
+            let asked = timeout(Duration::from_secs(5), served)
+                .await
+                .expect("the prober closes the connection")
+                .unwrap();
             assert!(asked.starts_with("GET /healthz?full=1 HTTP/1.1\r\n"), "{asked}");
             assert!(asked.contains(&format!("host: {address}\r\n")), "{asked}");
         }
@@ -277,7 +281,7 @@ mod tests {
                 while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
             });
             let cut = timeout(Duration::from_millis(200), probe(&[address], kind.clone())).await;
-            assert!(cut.is_err(), "it hangs");
+            assert!(cut.is_err(), "the server does not answer");
             timeout(Duration::from_secs(5), hung).await.expect("the connection has ended").unwrap();
         }
     }

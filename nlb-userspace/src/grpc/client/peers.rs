@@ -1,4 +1,4 @@
-//! Calls to modules: over connections that are kept, to many at once, each with its own outcome.
+//! Calls to modules: on connections that are kept, to many at once, each with its own outcome.
 
 mod call;
 mod codec;
@@ -23,20 +23,20 @@ use crate::model::endpoint::Endpoint;
 pub use call::Call;
 pub use outcome::{Outcome, said};
 
-/// Marks a call as passed on. A front that is registered as a module somewhere must not pass it on again: it would go
-/// round and round.
+/// Marks a call as passed on. An NLB that is registered as a module does not pass it on again, which could
+/// loop.
 const PASSED_ON: &str = "nlb-passed-on";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a module may take over a call that sets no time of its own.
+/// How long a call may take if it sets no time of its own.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Calls in the air at a time, on behalf of one caller.
+/// Calls in progress at a time, on behalf of one caller.
 const MAX_IN_FLIGHT: usize = 64;
 
-/// A silent connection is asked for a sign of life this often, so that a vanished host does not cost each caller its
-/// patience.
+/// The interval of keep-alive pings on a silent connection, so that not every caller has to time out on a
+/// host that is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 pub fn is_passed_on<T>(request: &Request<T>) -> bool {
@@ -58,17 +58,17 @@ pub struct Peers {
     pub(super) changes: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What is known of the way to an instance.
+/// The connection to an instance.
 #[derive(Debug)]
 struct Line {
     address: Endpoint,
     channel: Channel,
-    /// Something there speaks gRPC, or did.
+    /// Whether a gRPC server has answered at this address.
     answered: bool,
 }
 
 impl Peers {
-    /// Makes these calls all at once. Outcomes come in the order of the calls.
+    /// Makes all calls at once. Outcomes are in the order of the calls.
     pub async fn ask_all<C: Call>(
         &self,
         calls: Vec<(Peer, C)>,
@@ -85,7 +85,7 @@ impl Peers {
         let asked = tokio::time::timeout(max_wait, self.exchange(peer, call)).await;
         let answered = match &asked {
             Ok(Ok(_)) => true,
-            // Where the status is the transport's own, it has a source.
+            // A status with a source comes from the transport, not from the module.
             Ok(Err(status)) => std::error::Error::source(status).is_none(),
             Err(_) => false,
         };
@@ -107,7 +107,7 @@ impl Peers {
         outcome
     }
 
-    /// Asks an instance if its lease is current, and else does not wait for it.
+    /// Calls an instance if its lease is valid; otherwise the outcome is `Unreachable` at once.
     pub fn ask_living<C: Call>(
         &self,
         living: Option<Peer>,
@@ -117,7 +117,7 @@ impl Peers {
         async move {
             match living {
                 Some(peer) => peers.ask(&peer, call, ANSWER_TIMEOUT).await,
-                None => Outcome::Unreachable("its lease has lapsed".to_owned()),
+                None => Outcome::Unreachable("its lease has expired".to_owned()),
             }
         }
     }
@@ -136,7 +136,7 @@ impl Peers {
         Ok(client.unary(request, PathAndQuery::from_static(C::PATH), codec).await?.into_inner())
     }
 
-    /// Connects when first used, and again whenever the connection is lost.
+    /// The channel connects at its first use, and again after the connection was lost.
     fn channel(&self, peer: &Peer) -> Result<Channel, Status> {
         let mut lines = self.lines();
         match lines.get(&peer.instance_id) {
@@ -155,7 +155,7 @@ impl Peers {
         Ok(channel)
     }
 
-    /// Whether the instance ever answered a call at this address, be it with an error.
+    /// Whether the instance has answered a call at this address, also with an error.
     pub fn has_answered(&self, peer: &Peer) -> bool {
         let lines = self.lines();
         lines.get(&peer.instance_id).is_some_and(|line| line.answered && line.address == peer.address)
@@ -165,7 +165,7 @@ impl Peers {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the connections to modules that are gone. Runs until it is dropped.
+    /// Drops the connections to modules that have left. Runs until it is dropped.
     pub async fn follow(&self, mut desired: watch::Receiver<Arc<Desired>>) -> Infallible {
         loop {
             let there = desired.borrow_and_update().clone();

@@ -1,4 +1,4 @@
-//! Asks modules who can handle a destination that no route covers.
+//! Asks modules whether they can handle a destination that no route covers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::model::Ability;
 use crate::model::upcall::Question;
 use crate::registry::Registry;
 
-/// What the modules that take new flows say to a question, all asked at once. Only an answer counts: nobody configured
-/// the destination for a module that does not know the question, or cannot be reached.
+/// Asks all modules that take new flows at once. Only answers count: a module that does not implement the
+/// call, or is unreachable, is not configured for the destination.
 pub fn ask_can_handle(
     registry: Arc<Registry>,
     peers: Peers,
@@ -48,7 +48,7 @@ fn candidates(registry: &Registry, question: &Question) -> Vec<Peer> {
     candidates.map(|record| peer(record)).collect()
 }
 
-/// As it is asked again later, and besides where the packet came from.
+/// The same request as later polls send, with the packet's source in addition.
 fn request(question: &Question) -> CanHandleRequest {
     let Question { destination, client, .. } = question;
     let context = [

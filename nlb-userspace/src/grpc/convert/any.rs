@@ -1,10 +1,10 @@
-//! Clients drawn at random, for questions that name none: asked often enough, the answers follow the weights.
+//! Random clients, for route requests that name none: the answers to many requests follow the weights.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// A client of this family within `source`, or else anywhere.
+/// A client of this family within `source`, or anywhere if that is `None`.
 pub fn client(source: Option<IpNet>, v6: bool) -> IpAddr {
     let source = source.filter(|net| net.addr().is_ipv6() == v6).unwrap_or(anywhere(v6));
     match source {
@@ -19,12 +19,12 @@ pub fn client(source: Option<IpNet>, v6: bool) -> IpAddr {
     }
 }
 
-/// A port such as clients have.
+/// An ephemeral port, as clients use.
 pub fn port() -> u16 {
     32_768 | u16::from_ne_bytes(random())
 }
 
-/// A large part of the unicast addresses there are.
+/// A large part of all unicast addresses.
 fn anywhere(v6: bool) -> IpNet {
     let net = match v6 {
         false => IpNet::new(Ipv4Addr::new(128, 0, 0, 0).into(), 2),
@@ -54,6 +54,6 @@ mod tests {
         let other_family = client("198.51.100.0/24".parse().ok(), true);
         assert!(other_family.is_ipv6());
         let clients: std::collections::BTreeSet<IpAddr> = (0..100).map(|_| client(None, false)).collect();
-        assert!(clients.len() > 90, "they differ");
+        assert!(clients.len() > 90, "clients differ");
     }
 }

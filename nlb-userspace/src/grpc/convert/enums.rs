@@ -10,7 +10,7 @@ macro_rules! same_names {
             match value { $($model::$name => proto::$model::$wire),+ }
         }
 
-        /// `None` for what is unspecified.
+        /// `None` for the unspecified value.
         pub fn $from(value: proto::$model) -> Option<$model> {
             match value { $(proto::$model::$wire => Some($model::$name),)+ proto::$model::Unspecified => None }
         }
@@ -58,13 +58,13 @@ pub fn health_to_wire(health: Health) -> proto::HealthStatus {
     }
 }
 
-/// Without the enum's prefix.
+/// The name without the enum's prefix.
 pub fn health_name(health: Health) -> &'static str {
     let name = health_to_wire(health).as_str_name();
     name.strip_prefix("HEALTH_STATUS_").unwrap_or(name)
 }
 
-/// `None` for what is unspecified.
+/// `None` for the unspecified value.
 pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
     Some(match status {
         proto::HealthStatus::Unspecified => return None,
@@ -76,14 +76,14 @@ pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
     })
 }
 
-/// By name, with or without its prefix, in any case.
+/// The type by name, with or without the enum's prefix, in any case.
 pub fn module_type_by_name(name: &str) -> Option<ModuleType> {
     let name = name.to_ascii_uppercase();
     let full = if name.starts_with("MODULE_TYPE_") { name } else { format!("MODULE_TYPE_{name}") };
     proto::ModuleType::from_str_name(&full).and_then(module_type_from_wire)
 }
 
-/// Without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
+/// The name without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
 pub fn module_type_name(module_type: ModuleType) -> &'static str {
     let name = module_type_to_wire(module_type).as_str_name();
     name.strip_prefix("MODULE_TYPE_").unwrap_or(name)

@@ -1,7 +1,7 @@
-//! Why a call did not do what it was asked, as a gRPC status or as the contract's own Error.
+//! Why a call was not done, as a gRPC status or as the contract's own Error.
 //!
-//! Malformed messages and callers that do not prove who they are get a status. A well-formed change that is refused
-//! gets `success = false` and an Error, where the response has room for one.
+//! Malformed messages and missing or invalid credentials give a status. A well-formed change that is refused
+//! gives `success = false` and an Error, if the response has a field for one.
 
 use std::time::SystemTime;
 
@@ -18,46 +18,47 @@ pub enum CallError {
     Malformed(Vec<FieldViolation>),
     Refused(RegistryError),
     Unresolved(Unresolved),
-    /// Accepted, but the maps do not hold it.
+    /// The change is accepted, but the maps do not hold it.
     NotApplied {
         revision: u64,
         reason: String,
     },
-    /// Accepted, but whether the maps hold it is not known yet.
+    /// The change is accepted, and whether the maps hold it is not known yet.
     Late {
         revision: u64,
     },
-    /// In force, and lost with the daemon: it could not be written to disk.
+    /// The change is in force, and not on disk: it ends with the daemon.
     NotStored(String),
-    /// The settings could not be kept.
+    /// The settings could not be written to disk.
     NotKept(String),
-    /// An update of a configuration that has changed meanwhile.
+    /// The configuration has changed since the caller read it.
     Outdated {
         given: String,
         current: String,
     },
-    /// Not all modules that were told did it.
+    /// Not all participants confirmed the change.
     Modules {
         /// Instance id and reason.
         failures: Vec<(String, String)>,
-        /// Instances that had, or may have, and and could not be told the former value again, and why.
+        /// Participants that made the change, or may have, and could not be told the previous value again,
+        /// and why.
         rollback_failed: Vec<(String, String)>,
     },
-    /// A call was passed on, and not done by all of the instances it is for.
+    /// A call was passed on, and not all of its instances did it.
     PassedOn {
-        /// Instance id and what became of the call.
+        /// Instance id and the outcome of the call.
         problems: Vec<(String, String)>,
-        /// Of so many instances.
+        /// The number of instances that the call was for.
         of: usize,
         code: Code,
     },
-    /// A group of instances is not to have another size.
+    /// A group of instances cannot be scaled as requested.
     Unscalable(Unscalable),
-    /// More than one answer should hold.
+    /// More than one answer may hold.
     TooMuch(String),
 }
 
-/// The response to a call whose response has room for an Error; `refused` puts it there.
+/// The response to a call whose response has an Error field; `refused` fills it.
 pub fn answer<T>(
     outcome: Result<T, CallError>,
     refused: impl FnOnce(Error) -> T,
@@ -69,7 +70,7 @@ pub fn answer<T>(
 }
 
 impl CallError {
-    /// The contract's Error; or a status for what must not be answered with one.
+    /// The contract's Error, or a status if the response must not have one.
     fn into_error(self) -> Result<Error, Status> {
         match self.code() {
             Code::InvalidArgument if matches!(self, CallError::Malformed(_)) => Err(self.into()),
@@ -162,24 +163,24 @@ impl std::fmt::Display for CallError {
             }
             CallError::NotStored(reason) => write!(
                 f,
-                "in force, but a restart would forget it, and what else is set now: {reason}; the NLB goes on trying"
+                "in force, but not written to disk; a restart loses it and any later change: {reason}; the NLB retries"
             ),
             CallError::NotKept(reason) => write!(f, "nothing was changed: {reason}"),
             CallError::Outdated { given, current } => write!(
                 f,
-                "the configuration is {current:?} by now, and the update is for {given:?}; read it again, or leave \
+                "the configuration is {current:?} now, and the update is for {given:?}; read it again, or leave \
                  config_id empty"
             ),
             CallError::Modules { failures, rollback_failed } => {
                 write!(
                     f,
-                    "nothing was changed, because not every module does it: {}",
+                    "nothing was changed, because not every module confirmed it: {}",
                     by_instance(failures)
                 )?;
                 match rollback_failed.is_empty() {
                     true => Ok(()),
                     false => {
-                        write!(f, "; told of the change and not of its end: {}", by_instance(rollback_failed))
+                        write!(f, "; not rolled back at: {}", by_instance(rollback_failed))
                     }
                 }
             }
@@ -190,7 +191,7 @@ impl std::fmt::Display for CallError {
     }
 }
 
-/// As many as a sentence bears.
+/// The first ones, by instance.
 pub fn by_instance(said: &[(String, String)]) -> String {
     first_of(said.iter().map(|(id, what)| format!("{id}: {what}")))
 }

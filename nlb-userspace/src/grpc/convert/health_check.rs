@@ -1,4 +1,4 @@
-//! The health check that a module asks for: HealthCheckConfig to the model.
+//! The health check that a module requests: HealthCheckConfig to the model.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const LONGEST_SECONDS: i32 = 3600;
 const MOST_IN_A_ROW: i32 = 100;
 const PATH_LENGTH: usize = 1024;
 
-/// What the config is about, before its details.
+/// The kind of check, before its details.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Connect,
@@ -22,7 +22,7 @@ enum Kind {
     Module,
 }
 
-/// Keys of metadata that have a meaning, and for what. Others are left alone.
+/// Metadata keys that have a meaning, and the kind of check that each is for. Other keys are ignored.
 const KEYS: [(&str, Kind, &str); 3] = [
     ("service", Kind::Grpc, "is for health_check_protocol PROTOCOL_GRPC only"),
     ("expected_status", Kind::Http, "is for health_check_protocol PROTOCOL_HTTP only"),
@@ -118,7 +118,7 @@ fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fi
     Err(FieldViolation::new("health_check_protocol", format!("{} {problem}", protocol.as_str_name())))
 }
 
-/// `None` for 0, which leaves it to us.
+/// `None` for 0, which selects the default.
 fn seconds(field: &str, number: i32) -> Result<Option<Duration>, FieldViolation> {
     match number {
         0 => Ok(None),

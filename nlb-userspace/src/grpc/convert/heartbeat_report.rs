@@ -1,4 +1,4 @@
-//! What modules report of themselves, between the wire and the registry.
+//! Reports in modules' heartbeats, between protobuf and the registry.
 
 use nlb_proto::ModuleStats;
 

@@ -1,4 +1,4 @@
-//! Module instances between the wire and the registry.
+//! Module instances between protobuf and the registry.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -14,7 +14,7 @@ use crate::model::traffic::Counts;
 use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Server, Snat, Texts};
 use crate::registry::{Attempt, Claim, Record, Registration};
 
-/// What a module registers with, before its names are resolved and without its routes.
+/// A module's registration, before its names are resolved and without its routes.
 pub fn parse(
     instance: proto::ModuleInstance,
     default_mode: ForwardMode,
@@ -33,7 +33,7 @@ pub fn parse(
         weight => weight,
     };
     let mut metadata = validate::text_map("metadata", instance.metadata)?;
-    // Secrets: not shown.
+    // Secrets, which GetInstances must not return.
     let claim = metadata.remove("registration_id").map_or(Claim::None, Claim::RegistrationId);
     let attempt = attempt(&mut metadata)?;
     let mode = forward_mode(&metadata)?.unwrap_or(default_mode);
@@ -82,10 +82,10 @@ pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
     }
 }
 
-/// Of 64 bits and more in hexadecimal: what could be guessed would give the registration away.
+/// 64 bits and more in hexadecimal: a nonce that can be guessed gives the registration away.
 const NONCE_LENGTH: RangeInclusive<usize> = 16..=64;
 
-/// Which process it is, and the number of its call.
+/// The process that registers, and the number of its call.
 fn attempt(metadata: &mut Texts) -> Result<Option<Attempt>, FieldViolation> {
     const NONCE: &str = "metadata.registration_nonce";
     const NUMBER: &str = "metadata.registration_attempt";
@@ -157,7 +157,7 @@ fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, FieldViolation> {
     }
 }
 
-/// How the connection ids that it chooses name it, in plain text as QUIC-LB has them.
+/// How the connection ids of the module's QUIC server name it, in plain text as in QUIC-LB.
 fn quic(metadata: &Texts) -> Result<Option<Server>, FieldViolation> {
     const ID: &str = "metadata.quic_server_id";
     const CONFIG: &str = "metadata.quic_config_id";
@@ -192,7 +192,7 @@ fn octets(hexadecimal: &str) -> Option<Vec<u8>> {
     odd.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-/// Up to one host of each family; a name may stand for both.
+/// Up to one host of each family; a name may resolve to both.
 fn data_hosts(metadata: &Texts) -> Result<Option<Vec<Host>>, FieldViolation> {
     let Some(list) = metadata.get("data_address") else { return Ok(None) };
     let violation = |problem| FieldViolation::new("metadata.data_address", problem);

@@ -1,4 +1,4 @@
-//! The fields of what can be listed, as filters and sorting name them.
+//! The fields of what can be listed, by the names that filters and sorting use.
 
 use nlb_proto::{ModuleInstance, Route, RoutingEntry};
 use prost_types::Timestamp;

@@ -1,4 +1,4 @@
-//! Protobuf to the model and back. Whatever is invalid is refused here, with the name of the field.
+//! Conversions between protobuf and the model. Invalid messages are refused here, with the name of the field.
 
 pub mod any;
 pub mod credentials;

@@ -1,4 +1,4 @@
-//! Counts on the wire, whose integers are signed: one that does not fit is told as the greatest that does.
+//! Counts in protobuf's signed integers: a count that does not fit becomes the largest integer.
 
 pub fn signed_32(count: impl TryInto<i32>) -> i32 {
     count.try_into().unwrap_or(i32::MAX)

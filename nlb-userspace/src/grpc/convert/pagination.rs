@@ -1,4 +1,4 @@
-//! Filters, order and pages of the calls that list things.
+//! Filters, order and pages of listing calls.
 
 use std::cmp::Ordering;
 
@@ -12,11 +12,11 @@ const PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1000;
 const MAX_FILTERS: usize = 32;
 
-/// A field's value, as filters and sorting see it.
+/// A field's value for filters and sorting.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     Number(i64),
-    /// In seconds since 1970.
+    /// Seconds since 1970.
     Time(i64),
     Text(String),
     /// An enum value's full name.
@@ -29,7 +29,7 @@ pub trait Listed: Default {
     fn value(&self, field: &str) -> Option<Value>;
 }
 
-/// One page of the items that the query asks for, and which page that is.
+/// One page of the items that match the query, and its position.
 pub fn run<T: Listed>(query: Option<Query>, items: Vec<T>) -> Result<(Vec<T>, Pagination), FieldViolation> {
     let query = query.unwrap_or_default();
     let page = Page::parse(query.pagination.unwrap_or_default())?;
@@ -142,7 +142,7 @@ impl Condition {
     }
 }
 
-/// A value of the kind that the field has.
+/// A value of the field's kind.
 fn sample<T: Listed>(field: &str) -> Result<Value, String> {
     T::default().value(field).ok_or_else(|| format!("{field:?} is not a field of what is listed"))
 }
@@ -178,7 +178,7 @@ fn operand(sample: &Value, text: &str) -> Result<Value, FieldViolation> {
     }
 }
 
-/// An enum value's name, if one of the enums that are listed has it.
+/// The full name, if it is a value of one of the listed enums.
 fn known_name(full: &str) -> Option<&'static str> {
     let module_type = ModuleType::from_str_name(full).map(|value| value.as_str_name());
     let health = HealthStatus::from_str_name(full).map(|value| value.as_str_name());
@@ -186,7 +186,7 @@ fn known_name(full: &str) -> Option<&'static str> {
     module_type.or(health).or(protocol)
 }
 
-/// The name of a value of the enum that has this name for 0.
+/// The name of a value of the enum whose value 0 has this name.
 fn numbered(unspecified: &str, number: i32) -> Option<&'static str> {
     if unspecified == ModuleType::Unspecified.as_str_name() {
         ModuleType::try_from(number).ok().map(|value| value.as_str_name())
@@ -197,7 +197,7 @@ fn numbered(unspecified: &str, number: i32) -> Option<&'static str> {
     }
 }
 
-/// An enum value's name without the enum's own.
+/// An enum value's name without the enum's prefix.
 fn short(name: &str) -> &str {
     let prefixes = ["MODULE_TYPE_", "HEALTH_STATUS_", "PROTOCOL_"];
     prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)

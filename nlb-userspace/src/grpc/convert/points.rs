@@ -1,6 +1,6 @@
-//! Metrics as points on the wire: which ones are asked for, of what time, and how they are written.
+//! Metrics as points of protobuf: their selection, their time, and their form.
 //!
-//! Whoever asks, and by whatever call, gets what the recorder sampled, under the catalogue's names.
+//! All calls return what the recorder sampled, under the names of the catalogue.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -15,28 +15,28 @@ use crate::telemetry::metrics::catalogue::{self, Metric};
 use crate::telemetry::metrics::reported::{Key, Ledger};
 use crate::telemetry::metrics::{Selection, Subject, UnknownName, View, history, reported};
 
-/// Points of one answer: some 25 MB. More are refused rather than left out in silence.
+/// The most points of one answer: some 25 MB. A request for more is refused and not truncated.
 const MAX_POINTS: usize = 250_000;
 const MAX_NAMES: usize = 64;
 const NAME_LENGTH: usize = 128;
 
-/// Which points of a series are asked for.
+/// The points of a series that are requested.
 #[derive(Clone, Debug)]
 pub enum Extent {
     Latest,
     Within(RangeInclusive<SystemTime>),
-    /// One point, for all of the time.
+    /// One point for the whole time.
     Over(RangeInclusive<SystemTime>),
 }
 
-/// Points on their way into an answer.
+/// The points of an answer under construction.
 pub struct Points<'a> {
     selection: &'a Selection,
     extent: &'a Extent,
     left: usize,
 }
 
-/// What takes long with many modules must not hold up other calls.
+/// Runs work that takes long with many modules outside the runtime, so that other calls are not delayed.
 pub async fn on_the_side<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
 ) -> Result<T, CallError> {
@@ -64,7 +64,7 @@ pub fn extent(
     })
 }
 
-/// `also` are metrics that are in no sample.
+/// Selects metrics by name. `also` are metrics that are in no sample.
 pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, FieldViolation> {
     if asked.len() > MAX_NAMES {
         return Err(FieldViolation::new(
@@ -87,12 +87,12 @@ impl<'a> Points<'a> {
         Points { selection, extent, left: MAX_POINTS }
     }
 
-    /// Of one moment there are no more points than series, which the limits of the tables bound.
+    /// At one time there are no more points than series, and the sizes of the tables bound those.
     pub fn latest(selection: &'a Selection) -> Self {
         Points { selection, extent: &Extent::Latest, left: usize::MAX }
     }
 
-    /// The NLB's own, of the subjects that are wanted.
+    /// The NLB's own points, of the subjects that are requested.
     pub fn own(
         &mut self,
         view: &View,
@@ -152,7 +152,7 @@ impl<'a> Points<'a> {
         Ok(points)
     }
 
-    /// What one instance reported.
+    /// The points that one instance reported.
     pub fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, CallError> {
         let point = |key: &Key, at: SystemTime, value: f64| MetricDataPoint {
             name: key.name.clone(),

@@ -1,4 +1,4 @@
-//! Routes between the wire and the model. What the data path could not enforce is refused.
+//! Routes between protobuf and the model. A route that the data path cannot enforce is refused.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::validate::{self, FieldViolation};
 use crate::model::vips::Vips;
 use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Texts};
 
-/// Whose routes they are decides which metadata has a meaning.
+/// The owner of a route, which decides which metadata keys have a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     Module,
@@ -22,7 +22,7 @@ const OPERATORS_KEYS: [&str; 2] = ["target_instances", "target_module_type"];
 const INSTANCES_KEYS: [&str; 6] =
     ["forward_mode", "snat", "reply_path", "data_address", "quic_server_id", "quic_config_id"];
 
-/// The routes of one message by id, or every fault in them.
+/// The routes of one message by id, or all violations in them.
 pub fn parse_all(
     field: &str,
     routes: Vec<proto::Route>,
@@ -92,7 +92,7 @@ pub fn render(id: &str, route: &Route) -> proto::Route {
     }
 }
 
-/// What was accepted but will not be matched, as a sentence.
+/// The fields that were accepted and are not matched, as a sentence.
 pub fn unenforced(routes: &Routes) -> Option<String> {
     let deep = routes.iter().filter(|(_, route)| !route.headers.is_empty() || !route.path_pattern.is_empty());
     let ids: Vec<&str> = deep.map(|(id, _)| id.as_str()).collect();

@@ -1,4 +1,5 @@
-//! How a group scales, between the wire and the model: as the contract's message, or as entries of an instance's metadata.
+//! How a group scales, between protobuf and the model: as the contract's message, or as entries of an
+//! instance's metadata.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::policy::scaling::policy::{Policy, Targets};
 
 const LONGEST_COOLDOWN_SECONDS: u32 = 24 * 3600;
 
-/// Metadata keys that begin so say how the instance's group scales.
+/// The prefix of metadata keys that say how the instance's group scales.
 const PREFIX: &str = "scaling.";
 
 pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
@@ -54,8 +55,8 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
     Ok(policy)
 }
 
-/// The same in metadata, by the fields' names; `None` if there is nothing of it. Whoever gives some wants it to be acted
-/// upon, so `auto_scaling_enabled` is true unless it says otherwise.
+/// Reads a policy from metadata, by the names of the message's fields; `None` if there is no such entry. A
+/// policy in metadata is meant to act, so `auto_scaling_enabled` is true unless an entry says otherwise.
 pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation> {
     let mut config = ScalingConfig { auto_scaling_enabled: true, ..Default::default() };
     let mut given = false;
@@ -87,7 +88,7 @@ pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation
     })
 }
 
-/// What an instance is asked for: this number exactly, within a policy that is told as it is.
+/// A ScaleRequest's config: exactly this number of instances, and the policy unchanged.
 pub fn render(policy: &Policy, instances: u32) -> ScalingConfig {
     let given = |number: Option<u32>| number.map_or(0, signed_32);
     ScalingConfig {

@@ -1,12 +1,12 @@
-//! The split of new flows between versions, as the contract shows it: two versions, blue and green.
+//! The split of new flows between versions in the contract's form: two versions, blue and green.
 
 use super::numbers::signed_32;
 use nlb_proto::BlueGreenConfig;
 
 use crate::registry::State;
 
-/// `None` while no version is known; a version alone is blue. Of more than two, the one with the greatest share is shown with
-/// the one that is being promoted, or else with the second greatest.
+/// `None` if no version is known; a single version is blue. Of more than two versions, the one with the
+/// largest share is shown with the one under promotion, or otherwise with the second largest.
 pub fn render(state: &State) -> Option<BlueGreenConfig> {
     let shares = state.version_shares();
     let promoted = state.promotion.as_ref().map(|promotion| promotion.version());
@@ -25,7 +25,7 @@ pub fn render(state: &State) -> Option<BlueGreenConfig> {
         None if alone => (first, second),
         None => (first.min(second), first.max(second)),
     };
-    // Versions that nobody weighed share new flows, but none of them is on trial.
+    // Versions without configured weights share new flows, but none of them is a canary.
     let canary = match newcomer {
         Some(promoted) => Some(promoted),
         None => (!state.version_weights.is_empty() && second.1 > 0).then_some(second),

@@ -1,4 +1,4 @@
-//! Faults in a message: which field is wrong, and what it should be. The simple fields are parsed here.
+//! Violations in a message: the field, and what it should be. Simple fields are parsed here.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,12 +8,12 @@ use prost_types::Timestamp;
 
 use crate::model::{MAX_WEIGHT, Texts};
 
-/// A field that does not hold what it must.
+/// A field whose value is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
-    /// As a path, such as `initial_routes[2].metadata.listen_port`.
+    /// The field's path, such as `initial_routes[2].metadata.listen_port`.
     pub field: String,
-    /// What is wrong with it and what it should be.
+    /// What is wrong, and what the field should be.
     pub problem: String,
 }
 
@@ -22,7 +22,7 @@ impl FieldViolation {
         FieldViolation { field: brief(field.into()), problem: brief(problem.into()) }
     }
 
-    /// The same fault, seen from the message around.
+    /// The same violation with the path of the enclosing message.
     pub fn within(self, outer: impl fmt::Display) -> Self {
         FieldViolation { field: format!("{outer}.{}", self.field), ..self }
     }
@@ -34,7 +34,7 @@ impl fmt::Display for FieldViolation {
     }
 }
 
-/// What is said about a field may quote what it holds, which is of any length; a refusal has to fit a header.
+/// A description may quote the field's value, which is of any length, and an error has to fit in a header.
 fn brief(mut text: String) -> String {
     const LENGTH: usize = 500;
     if text.len() > LENGTH {
@@ -49,7 +49,7 @@ const MAP_ENTRIES: usize = 64;
 const KEY_LENGTH: usize = 128;
 pub const TEXT_LENGTH: usize = 4096;
 
-/// An id of an instance or a route.
+/// The id of an instance or a route.
 pub fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
     if text.is_empty() {
         return Err(FieldViolation::new(field, "is empty; give one"));
@@ -66,12 +66,12 @@ pub fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
     Ok(text.to_owned())
 }
 
-/// An id, or `None` for an empty one.
+/// An id, or `None` if the text is empty.
 pub fn optional_id(field: &str, text: &str) -> Result<Option<String>, FieldViolation> {
     if text.is_empty() { Ok(None) } else { id(field, text).map(Some) }
 }
 
-/// Text of any script, without control characters.
+/// Text in any script, without control characters.
 pub fn text(field: &str, text: &str, limit: usize) -> Result<String, FieldViolation> {
     if text.len() > limit {
         return Err(FieldViolation::new(field, format!("is longer than {limit} bytes")));
@@ -104,7 +104,7 @@ pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, Fiel
     Ok(map)
 }
 
-/// A port of 1 to 65535, or `None` for 0.
+/// A port from 1 to 65535, or `None` for 0.
 pub fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
     match u16::try_from(number) {
         Ok(0) => Ok(None),
@@ -113,7 +113,7 @@ pub fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
     }
 }
 
-/// A port that a map entry names.
+/// A port in a map entry.
 pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, FieldViolation> {
     let Some(text) = map.get(key) else { return Ok(None) };
     match text.parse() {
@@ -158,7 +158,7 @@ pub fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTi
     time.map(Some).map_err(|_| FieldViolation::new(field, "is not a time that this system can hold"))
 }
 
-/// An enum's value; `Err` for numbers this build does not know.
+/// An enum's value; an error for numbers that this build does not know.
 pub fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, FieldViolation> {
     E::try_from(number)
         .map_err(|_| FieldViolation::new(field, format!("{number} is not a value of this enum")))

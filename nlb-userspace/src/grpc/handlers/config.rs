@@ -11,13 +11,13 @@ use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::registry::Commit;
 
-/// The one type of configuration there is.
+/// The only type of configuration.
 const TYPE: &str = "nlb";
 
 /// All settings together are far smaller.
 const MAX_BYTES: usize = 64 << 10;
 
-/// How many updates there were, in the metadata; and settings that wait for a restart.
+/// Metadata keys: the number of updates, and the settings that wait for a restart.
 const VERSION: &str = "version";
 const WAITING: &str = "waiting_for_restart";
 
@@ -30,7 +30,7 @@ impl Control {
         check(&update).map_err(|violation| violation.within("config"))?;
         let mut versions = self.configuration.lock().await;
         let current = config_id(versions.version());
-        // Whoever names his updates after his own fashion has not read ours.
+        // An id that the NLB did not give is not an expected version.
         if is_config_id(&update.config_id) && update.config_id != current {
             return Err(CallError::Outdated { given: update.config_id, current });
         }
@@ -39,7 +39,7 @@ impl Control {
             Err(Rejected(problem)) => return Ok(rejected(problem)),
         };
         let requires_restart = !proposal.waiting.is_empty();
-        // What the registry cannot take is found out before anything is kept.
+        // The registry's refusals are found before anything is written to disk.
         let settings = proposal.config.registry.clone();
         if let Err(refusal) = self.registry.configure(settings.clone(), Commit::DryRun) {
             return Ok(rejected(refusal.to_string()));
@@ -107,7 +107,7 @@ fn check(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
     checksum(update)
 }
 
-/// Whether a checksum that is given is that of the data.
+/// Whether a checksum, if given, is that of the data.
 pub fn checksum(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
     let sum = sha256(&update.config_data);
     let given = update.checksum.strip_prefix("sha256:").unwrap_or(&update.checksum);
@@ -129,7 +129,7 @@ fn config_id(version: u64) -> String {
     format!("{TYPE}-{version}")
 }
 
-/// Whether the NLB may have given this id.
+/// Whether the id may come from the NLB.
 fn is_config_id(id: &str) -> bool {
     let version = id.strip_prefix(TYPE).and_then(|rest| rest.strip_prefix('-'));
     version.is_some_and(|version| !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
@@ -157,8 +157,9 @@ fn told(proposal: &Proposal, validate_only: bool) -> String {
     }
     if !proposal.overridden.is_empty() {
         let overridden = proposal.overridden.join(", ");
-        message +=
-            &format!("; {overridden} is given by flag or variable too, which will win at the next start");
+        message += &format!(
+            "; {overridden} is given by flag or variable too, which takes precedence at the next start"
+        );
     }
     message
 }

@@ -1,4 +1,4 @@
-//! What the handlers of calls work with, and how they wait until a change is in force.
+//! The state that handlers share, and the wait until a change is in force.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,22 +17,22 @@ use crate::registry::{Owner, Registry};
 use crate::store::PersistStatus;
 use crate::telemetry::metrics::Metrics;
 
-/// What the services work with: they ask the registry for changes, and see what became of them.
+/// The state of the services: handlers request changes from the registry, and read their results.
 #[derive(Clone)]
 pub struct Control {
     pub registry: Arc<Registry>,
     pub applied: watch::Receiver<Arc<Applied>>,
-    /// How far what operators set is on disk.
+    /// Whether the disk holds what operators set.
     pub stored: watch::Receiver<PersistStatus>,
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub metrics: Metrics,
     pub resolver: Resolver,
-    /// Where calls are passed on.
+    /// The modules that calls are passed on to.
     pub peers: Peers,
     pub scaling: Scaling,
     pub started_at: SystemTime,
     pub configuration: Arc<Configuration>,
-    /// How this daemon is set up, for GetNLBStatus.
+    /// The daemon's configuration, for GetNLBStatus.
     pub details: Vec<(String, String)>,
 }
 
@@ -54,23 +54,23 @@ impl Control {
         }
     }
 
-    /// Waits until the maps hold this revision, and the disk routes that are the operator's.
+    /// Waits until the maps hold this revision and, if the routes are an operator's, the disk holds them.
     pub(crate) async fn routes_settled(&self, owner: Owner<'_>, revision: u64) -> Result<(), CallError> {
         match owner {
             Owner::Operator => self.settled(revision).await,
-            // Modules bring theirs again.
+            // Modules register their routes again after a restart.
             Owner::Module { .. } | Owner::OnBehalf { .. } => self.applied(revision).await,
         }
     }
 
-    /// Waits until the maps hold this revision, and the disk what an operator has set with it.
+    /// Waits until the maps hold this revision, and the disk holds what an operator set with it.
     pub(crate) async fn settled(&self, revision: u64) -> Result<(), CallError> {
         let number = self.registry.persisted().borrow().number;
         let mut stored = self.stored.clone();
         let not_stored = async {
             match timeout(APPLY_TIMEOUT, stored.wait_for(|stored| stored.number >= number)).await {
                 Ok(Ok(stored)) => stored.error.clone(),
-                Ok(Err(_)) | Err(_) => Some(format!("it is not written after {APPLY_TIMEOUT:?}")),
+                Ok(Err(_)) | Err(_) => Some(format!("not written after {APPLY_TIMEOUT:?}")),
             }
         };
         let (applied, not_stored) = tokio::join!(self.applied(revision), not_stored);

@@ -1,4 +1,5 @@
-//! How instances are and what becomes of them, on the front of the fleet: GetStatus, HealthCheck, Reload, Shutdown.
+//! The status and the life cycle of instances, on the front of the fleet: GetStatus, HealthCheck, Reload,
+//! Shutdown.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -25,7 +26,7 @@ const RELOAD_SECONDS: u64 = 30;
 const LONGEST_RELOAD_SECONDS: i32 = 3600;
 
 impl Control {
-    /// With an empty id the NLB's own.
+    /// The status of an instance; with an empty id the NLB's own.
     pub async fn status(
         &self,
         request: GetStatusRequest,
@@ -84,7 +85,7 @@ impl Control {
         }
     }
 
-    /// With an empty id the NLB's own; then a deep check asks every module.
+    /// The health of an instance; with an empty id the NLB's own, and then a deep check asks every module.
     pub async fn health(
         &self,
         request: HealthCheckRequest,
@@ -113,7 +114,7 @@ impl Control {
         let record = snapshot.record(&id)?;
         let ours = record.health();
         let mut status = enums::health_to_wire(ours);
-        let mut message = format!("as its {} has it", record.signals().decided_by());
+        let mut message = format!("decided by its {}", record.signals().decided_by());
         let counts = self.traffic.borrow().instance(&id);
         let mut checks = details(record, counts);
         checks.retain(|key, _| {
@@ -147,7 +148,7 @@ impl Control {
         })
     }
 
-    /// With an empty id every instance.
+    /// Reloads an instance; with an empty id every instance.
     pub async fn reload_modules(
         self,
         request: ReloadRequest,
@@ -166,7 +167,7 @@ impl Control {
             "" => snapshot.modules.values().map(|record| peer(record)).collect(),
             id => vec![peer(snapshot.record(&validate::id("instance_id", id)?)?)],
         };
-        // It may take all the time it has, and then answers.
+        // The module may take all of its time, and then answers.
         let max_wait = Duration::from_secs(seconds) + ANSWER_TIMEOUT;
         let call = |peer: &crate::grpc::client::peers::Peer| ReloadRequest {
             instance_id: peer.instance_id.clone(),
@@ -181,8 +182,9 @@ impl Control {
         Ok(ReloadResponse { success: true, message, error: None })
     }
 
-    /// Drains first if that is wished; a module that then does not do as it is told gets its flows back. Without a drain it
-    /// gets no new flows from the moment it agrees, rather than until its lease lapses.
+    /// Shuts a module down, after a drain if the request is graceful. A module that then refuses gets its
+    /// flows back. Without a drain the module gets no new flows once it agrees, and not only once its lease
+    /// expires.
     pub async fn shut_down(
         self,
         request: ShutdownRequest,
@@ -219,7 +221,7 @@ impl Control {
             shut_down = all_done(vec![(id.clone(), outcome)]).map(drop);
         }
         if let Err(failure) = shut_down {
-            // Unless it is gone by now, or has begun to leave by itself.
+            // Unless the module has left, or has begun to leave by itself.
             if drains
                 && !drained_before
                 && let Ok(revision) = self.registry.resume(&id)
@@ -228,7 +230,7 @@ impl Control {
             }
             return Err(failure);
         }
-        // Unless it is gone by now, or has come back.
+        // Unless the module has left, or has registered again.
         let is_there = self.registry.snapshot().record(&id).is_ok_and(|record| record.epoch == epoch);
         if !drains
             && is_there
@@ -249,7 +251,7 @@ impl Control {
     }
 }
 
-/// Where we give a module no new flows, its own word does not count for more.
+/// The module's own status counts only where the NLB considers it healthy.
 fn merged(ours: Health, theirs: HealthStatus) -> HealthStatus {
     match (ours, theirs) {
         (Health::Healthy, theirs) if theirs != HealthStatus::Unspecified => theirs,

@@ -1,4 +1,4 @@
-//! GetLoadDistribution: what every instance carries, and how even that is.
+//! GetLoadDistribution: the load of every instance, and how even the loads are.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use crate::telemetry::metrics::catalogue::{
 };
 use crate::telemetry::metrics::{HOUR, Subject, View, history};
 
-/// What "now" is for rates.
+/// The time over which current rates are computed.
 const RATE_OVER: Duration = Duration::from_secs(10);
 
 impl Control {
@@ -43,7 +43,7 @@ impl Control {
         })
     }
 
-    /// The present load of the instances that are wanted.
+    /// The current load of the selected instances.
     pub fn loads(&self, state: &State, wanted: impl Fn(&Record) -> bool) -> Vec<Load> {
         let counts = by_instance(&self.traffic.borrow());
         let view = self.metrics.view();
@@ -76,18 +76,18 @@ impl Control {
     }
 }
 
-/// New flows per second over the last `time`, as far as it is on record.
+/// New flows per second over the last `time`, as far as the history reaches.
 fn rate(instance_id: &str, view: &View, time: Duration) -> f64 {
     let newest = view.latest.at;
     let subject = Subject::Instance { instance_id: instance_id.to_owned() };
     let moments = view.history.moments(&subject, &(newest - time..=newest));
     let increase = history::aggregate(Kind::Counter, NEW_FLOWS, &moments).unwrap_or_default();
-    // A series that has just begun was counted for one second more than there are gaps between its moments.
+    // A new series was counted for one second more than there are gaps between its samples.
     let gaps = moments.len() - usize::from(moments.first().is_some_and(|first| !first.born));
     if gaps == 0 { 0.0 } else { increase / gaps as f64 }
 }
 
-/// Replaces what is by the means of the last hour.
+/// Replaces the current load by the means of the last hour.
 fn look_back(load: &mut Load, view: &View) {
     let newest = view.latest.at;
     let hour = newest - HOUR..=newest;
@@ -112,7 +112,7 @@ fn look_back(load: &mut Load, view: &View) {
 
 fn info(load: &Load, load_score: f64) -> LoadInfo {
     let vitals = load.vitals.unwrap_or_default();
-    // Casts of floats saturate.
+    // Casts from floats saturate.
     LoadInfo {
         instance_id: load.instance_id.clone(),
         active_connections: load.active_flows.round() as i32,

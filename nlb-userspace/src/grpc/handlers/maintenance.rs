@@ -1,4 +1,4 @@
-//! Operators take a module out of service, and back.
+//! Maintenance: operators drain a module, and end the drain.
 
 use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};
 use tokio::time::Instant;

@@ -1,4 +1,4 @@
-//! A stream of views: one every so many seconds, for as long as the subscriber keeps up.
+//! A stream of metrics views at an interval, for as long as the subscriber keeps up.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,18 +9,18 @@ use tonic::Status;
 
 use crate::telemetry::metrics::{Metrics, View};
 
-/// Messages that may wait for a subscriber, besides what the transport holds.
+/// Messages that may wait for a subscriber, besides those that the transport holds.
 const WAITING: usize = 4;
 
-/// What a subscriber reads. Once its end is decided, what still waits is not sent any more.
+/// The subscriber's end of a stream. Once the stream has ended, waiting messages are not sent any more.
 pub struct Subscription<T> {
     messages: mpsc::Receiver<T>,
     end: Option<oneshot::Receiver<Status>>,
 }
 
 impl<T: Send + 'static> Subscription<T> {
-    /// Renders the view of now, and then that of every `interval` seconds. All subscribers share the recorder's seconds.
-    /// A view that cannot be rendered ends it.
+    /// Renders the current view, and then one every `interval` seconds. All subscribers share the recorder's
+    /// seconds. An error of `render` ends the stream.
     pub fn start<R: Future<Output = Result<T, Status>> + Send>(
         metrics: Metrics,
         interval: u64,
@@ -30,14 +30,14 @@ impl<T: Send + 'static> Subscription<T> {
         let (ended, end) = oneshot::channel();
         tokio::spawn(async move {
             let why = follow(metrics, interval, render, sender).await;
-            // Nobody listens if the subscriber has left.
+            // The receiver is gone if the subscriber has left.
             let _ = why.map(|why| ended.send(why));
         });
         Subscription { messages, end: Some(end) }
     }
 }
 
-/// Returns why it ended, unless the subscriber has left.
+/// Returns why the stream ended, or `None` if the subscriber has left.
 async fn follow<T, R: Future<Output = Result<T, Status>>>(
     metrics: Metrics,
     interval: u64,
@@ -87,7 +87,7 @@ impl<T> Stream for Subscription<T> {
         }
         match self.messages.poll_recv(context) {
             Poll::Ready(Some(message)) => Poll::Ready(Some(Ok(message))),
-            // The end comes once its reason is told.
+            // The stream ends once the reason is known.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
@@ -151,7 +151,7 @@ mod tests {
         let status = slow.next().await.unwrap().unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
         assert!(slow.next().await.is_none());
-        assert!(quick.next().await.unwrap().is_ok(), "others are not disturbed");
+        assert!(quick.next().await.unwrap().is_ok(), "other subscribers are not affected");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! What each call does: it asks the registry for changes, or reads what there is.
+//! The handlers of calls: they request changes from the registry, or read its state.
 
 pub mod config;
 pub mod control;

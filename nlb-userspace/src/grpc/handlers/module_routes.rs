@@ -1,4 +1,4 @@
-//! Routes on the front of the fleet: of one instance, or the operator's own.
+//! Routes on the front of the fleet: those of one instance, or the operator's own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::model::clock::Now;
 use crate::model::{Destination, Route};
 use crate::registry::{Commit, Owner};
 
-/// Who can handle a route: the best of them, in this order.
+/// A module that can handle a route; the best one is the greatest.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Able {
     priority: i32,
-    /// Of equals the first by name.
+    /// Among equal priorities, the first by name.
     instance_id: std::cmp::Reverse<String>,
 }
 
@@ -38,7 +38,7 @@ impl Control {
     ) -> Result<CanHandleResponse, CallError> {
         let asked = request.route.as_mut().ok_or_else(|| FieldViolation::new("route", "is missing"))?;
         if asked.route_id.is_empty() {
-            // A question about traffic needs no name.
+            // A request about traffic needs no route id.
             asked.route_id = "asked".to_owned();
         }
         let settings = self.registry.settings();
@@ -49,8 +49,8 @@ impl Control {
         let candidates = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
         let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
         if passed_on {
-            // The NLB above only wants to know whether it may send such traffic here. Where nobody has configured that it
-            // should, only what is served here already.
+            // The NLB in front only needs to know whether it may send such traffic here. A learned route has
+            // no configuration there, so only traffic that this NLB already serves counts.
             let learned = request.context.get("owner").is_some_and(|owner| owner == LEARNED);
             let served = match (route.destination, route.port) {
                 (Destination::Address(vip), Some(port)) => {
@@ -74,7 +74,7 @@ impl Control {
                     (Some(answer.priority), format!("priority {}: {}", answer.priority, answer.reason))
                 }
                 Outcome::Done(answer) => (None, format!("cannot: {}", answer.reason)),
-                Outcome::Unimplemented => (Some(0), "priority 0: does not say".to_owned()),
+                Outcome::Unimplemented => (Some(0), "priority 0: unimplemented".to_owned()),
                 outcome => (None, outcome.to_string()),
             };
             metadata.insert(instance_id.clone(), said.clone());
@@ -101,7 +101,7 @@ impl Control {
         })
     }
 
-    /// With an empty id every route that there is; replicas' equal routes are listed once.
+    /// The routes of an instance; with an empty id all routes. Equal routes of replicas are listed once.
     pub fn routes(&self, request: GetRoutesRequest) -> Result<GetRoutesResponse, CallError> {
         let snapshot = self.registry.snapshot();
         let mut found: Vec<(&String, &Arc<Route>)> = Vec::new();
@@ -178,7 +178,7 @@ impl Control {
         Ok(DeleteRouteResponse { success: true, message: message("deleted", [missed.note()]), error: None })
     }
 
-    /// An instance is told of a change of its routes; the routes it has take that back.
+    /// An instance as the participant of a change of its routes; its present routes undo the change.
     fn told_of_routes<C: Clone>(
         &self,
         instance_id: &str,
@@ -198,7 +198,7 @@ impl Control {
     }
 }
 
-/// Of routes that are sorted by id.
+/// Distinct routes of a list that is sorted by id.
 fn distinct<'a>(routes: Vec<(&'a String, &'a Arc<Route>)>) -> Vec<(&'a String, &'a Arc<Route>)> {
     let mut distinct: Vec<(&String, &Arc<Route>)> = Vec::new();
     for (route_id, route) in routes {
@@ -210,7 +210,7 @@ fn distinct<'a>(routes: Vec<(&'a String, &'a Arc<Route>)>) -> Vec<(&'a String, &
     distinct
 }
 
-/// Nobody proves to be the module here: whoever reaches the front may speak for any instance, as an operator does.
+/// The front has no credentials: any caller may act for any instance, as an operator does.
 fn owner(instance_id: &Option<String>) -> Owner<'_> {
     match instance_id {
         Some(instance_id) => Owner::OnBehalf { instance_id },

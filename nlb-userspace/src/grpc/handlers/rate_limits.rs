@@ -1,7 +1,7 @@
-//! Rate limits between the wire and the model, and the calls that set, show and remove them.
+//! Rate limits between protobuf and the model, and the calls that set, list and remove them.
 //!
-//! The data path enforces limits on source prefixes, routes, services and everything together. Any other target means
-//! something to a module only, which is asked to enforce it.
+//! The data path enforces limits on source prefixes, routes, services and all traffic. Limits on any other
+//! target are passed on to a module, which has to enforce them.
 
 use std::net::IpAddr;
 
@@ -40,7 +40,7 @@ impl Control {
         Ok(proto::SetRateLimitResponse { success: true, message, error: None })
     }
 
-    /// Ours, if it is; else the instance's.
+    /// Removes one of the NLB's own limits; otherwise one of the instance's.
     pub async fn remove_rate_limit(
         self,
         request: proto::RemoveRateLimitRequest,
@@ -57,7 +57,8 @@ impl Control {
         Ok(proto::RemoveRateLimitResponse { success: true, message: format!("{id} is removed"), error: None })
     }
 
-    /// The limits, in the order of their ids, with what they let through and refused; or those of an instance.
+    /// The NLB's limits in the order of their ids, with the counts of passed and refused; or those of an
+    /// instance.
     pub async fn rate_limits(
         &self,
         request: proto::GetRateLimitsRequest,
@@ -83,7 +84,7 @@ impl Control {
         Ok(proto::GetRateLimitsResponse { limits, total_limits })
     }
 
-    /// A registered instance, if one is named.
+    /// The registered instance that the request names, if any.
     fn optional_instance(&self, instance_id: &str) -> Result<Option<String>, CallError> {
         let id = validate::optional_id("instance_id", instance_id)?;
         if let Some(id) = &id {
@@ -92,7 +93,7 @@ impl Control {
         Ok(id)
     }
 
-    /// Why a limit on this target limits nothing now.
+    /// Why a limit on this target has no effect now.
     fn without_effect(&self, target: &LimitTarget) -> Option<String> {
         let snapshot = self.registry.snapshot();
         match target {
@@ -113,7 +114,7 @@ impl Control {
     }
 }
 
-/// Where a limit's unit and counters are in its metadata.
+/// The metadata keys of a limit's unit and counters.
 const UNIT: &str = "unit";
 const PASSED: &str = "passed";
 const REFUSED: &str = "refused";
@@ -121,7 +122,7 @@ const REFUSED: &str = "refused";
 fn parse(limit: proto::RateLimit) -> Result<(String, RateLimit), FieldViolation> {
     let id = validate::id("limit_id", &limit.limit_id)?;
     let mut metadata = validate::text_map("metadata", limit.metadata)?;
-    // What GetRateLimits adds, should somebody send its answer back.
+    // GetRateLimits adds these; a caller may send its answer back.
     metadata.remove(PASSED);
     metadata.remove(REFUSED);
     let limit = RateLimit {
@@ -170,7 +171,7 @@ fn unit(metadata: &Texts) -> Result<LimitUnit, FieldViolation> {
     }
 }
 
-/// Whether a target is meant for the data path, be it well written or not.
+/// Whether a target is one of the data path, valid or not.
 fn is_ours(target: &str) -> bool {
     target == "*" || ["ip:", "route:", "service:"].iter().any(|kind| target.starts_with(kind))
 }

@@ -1,4 +1,5 @@
-//! RebalanceLoad: other shares of new flows, so that load evens out. Flows that have begun stay where they are.
+//! RebalanceLoad: changes the shares of new flows so that the load evens out. Existing flows stay where they
+//! are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,7 +11,7 @@ use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::policy::balance::{self, Strategy};
 
-/// A balance that needs no rebalancing.
+/// A balance score that needs no rebalancing.
 const EVEN_ENOUGH: f64 = 0.95;
 const MAX_TARGETS: usize = 10_000;
 
@@ -99,7 +100,7 @@ fn targets(ids: &[String]) -> Result<BTreeSet<String>, FieldViolation> {
     ids.iter().enumerate().map(parse).collect()
 }
 
-/// Shares of new flows in whole percent, from the tables that the kernel has.
+/// Shares of new flows in whole percent, from the tables in the kernel.
 fn shares(image: &MapImage) -> HashMap<String, i32> {
     let slots: BTreeMap<&str, u64> = image.slots();
     let percent = maglev::divide(100, &slots.values().copied().collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Modules come, stay and go: registration, heartbeats, listing.
+//! The registration of modules, their heartbeats, and their listing.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ use crate::registry::{Admission, Claim, Record, Registered, Registration, Regist
 const LONGEST_DRAIN_SECONDS: i32 = 3600;
 
 impl Control {
-    /// `proof` is the registration_id of the registration before, where the call carries it beside its message.
+    /// Registers a module. `proof` is the registration_id of the earlier registration, if the call has it in
+    /// its metadata.
     pub async fn register(
         &self,
         request: RegisterModuleRequest,
@@ -56,7 +57,7 @@ impl Control {
         let said = match registered.admission {
             Admission::New => "registered",
             Admission::Superseding => "registered, superseding the earlier registration",
-            Admission::Renewed => "registered again; the registration of this process goes on",
+            Admission::Renewed => "registered again; the registration of this process continues",
             Admission::Outdated => {
                 return Ok(accepted(
                     &registered,
@@ -69,7 +70,7 @@ impl Control {
         Ok(accepted(&registered, said.collect::<Vec<_>>().join("; ")))
     }
 
-    /// What is in use now is kept where the names still say so.
+    /// Resolves the module's data addresses. Those in use stay if the names still resolve to them.
     async fn resolve(&self, registration: &Registration) -> Result<DataAddresses, CallError> {
         let snapshot = self.registry.snapshot();
         let in_use = snapshot.record(&registration.instance_id).map(|old| old.registration.module.data);
@@ -83,7 +84,7 @@ impl Control {
         Ok(data)
     }
 
-    /// Which of a module's routes get no traffic, and why.
+    /// The module's routes that get no traffic, and why.
     fn unserved(&self, instance_id: &str) -> Option<String> {
         let applied = self.applied.borrow();
         let own = applied
@@ -95,7 +96,8 @@ impl Control {
         (!own.is_empty()).then(|| format!("without traffic: {}", own.join(", ")))
     }
 
-    /// A newcomer that claims a living module's id gets it once that module's address no longer answers.
+    /// A new process that claims the id of a valid registration gets it if that registration's address does
+    /// not answer.
     async fn register_or_probe(
         &self,
         newcomer: Registration,
@@ -128,9 +130,10 @@ impl Control {
         let deadline = Instant::now() + timeout.unwrap_or(self.registry.settings().drain_timeout);
         let draining = self.registry.begin_leaving(&id, &request.registration_id)?;
         let control = self.clone();
-        // A task of its own: the drain goes on when the caller hangs up.
+        // A separate task: the drain continues if the caller disconnects.
         let leaving = tokio::spawn(async move {
-            // Without the drain in the maps there is nothing to wait for; the module goes all the same.
+            // If the maps do not hold the drain, there is nothing to wait for, and the module leaves all the
+            // same.
             let drains = control.applied(draining.revision).await;
             let drained = match &drains {
                 Ok(()) => {
@@ -173,7 +176,7 @@ impl Control {
         let now = Now::read();
         let health = enums::health_from_wire(status);
         let revision = self.registry.heartbeat(&id, &request.registration_id, health, report, now)?;
-        // The lease is renewed whatever becomes of the maps.
+        // The lease is renewed even if the maps do not hold the change.
         let applied = match revision {
             Some(revision) => self.applied(revision).await,
             None => Ok(()),
@@ -231,7 +234,7 @@ impl Control {
         })
     }
 
-    /// Registered instances of this type and status; unspecified is any.
+    /// Registered instances of this type and status; the unspecified value matches all.
     pub fn instances_like(&self, module_type: ModuleType, status: HealthStatus) -> Vec<ModuleInstance> {
         let mut instances = self.instances();
         instances.retain(|instance| {
@@ -241,7 +244,6 @@ impl Control {
         instances
     }
 
-    /// Every registered instance, by id.
     pub fn instances(&self) -> Vec<ModuleInstance> {
         let counts = by_instance(&self.traffic.borrow());
         let snapshot = self.registry.snapshot();
@@ -271,7 +273,7 @@ fn accepted(registered: &Registered, message: String) -> RegisterModuleResponse 
     }
 }
 
-/// `None` for 0, which leaves it to the configuration.
+/// `None` for 0, which selects the configured timeout.
 pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Duration>, FieldViolation> {
     match seconds {
         0 => Ok(None),

@@ -1,5 +1,5 @@
-//! Calls whose effect is the module's own: they are passed on, and its answer comes back. Configuration without an
-//! instance is the NLB's.
+//! Calls that are passed on to a module, which has their effect and gives their answer. Calls about
+//! configuration without an instance are about the NLB's.
 
 use nlb_proto::{
     ConfigUpdate, GetConfigRequest, GetConfigResponse, GetInstancesRequest, GetInstancesResponse,
@@ -17,7 +17,7 @@ use crate::grpc::convert::scaling_config;
 use crate::grpc::convert::validate::{self, FieldViolation};
 
 impl Control {
-    /// The answer counts the instances that the module says there are and should be.
+    /// Asks a module to scale. The answer has the module's numbers of present and desired instances.
     pub async fn scale_module(
         self,
         request: ScaleRequest,
@@ -29,7 +29,7 @@ impl Control {
         self.relay(&id, request, passed_on).await
     }
 
-    /// How many instances of this one's type there are.
+    /// The number of instances of this one's type.
     pub fn peers_of(&self, instance_id: &str) -> i32 {
         let snapshot = self.registry.snapshot();
         let Ok(record) = snapshot.record(instance_id) else { return 0 };
@@ -67,11 +67,13 @@ impl Control {
         passed_on: bool,
     ) -> Result<UpdateConfigResponse, CallError> {
         if request.instance_id.is_empty() {
-            // The call has no way to accept that a setting waits for a restart: such an update is refused.
+            // This call has no field that accepts a setting which waits for a restart: such an update is
+            // refused.
             let (config, validate_only) = (request.config, request.validate_only);
             let own = UpdateNlbConfigRequest { config, validate_only, restart_required: false };
             let answer = self.update_nlb_config(own).await?;
-            let elsewhere = answer.requires_restart.then(|| "NLBService.UpdateNLBConfig has it".to_owned());
+            let elsewhere =
+                answer.requires_restart.then(|| "NLBService.UpdateNLBConfig has that field".to_owned());
             return Ok(UpdateConfigResponse {
                 success: answer.success,
                 message: message(answer.message, [elsewhere]),
@@ -99,7 +101,7 @@ impl Control {
     }
 }
 
-/// Modules built with gRPC's defaults take messages of 4 MiB.
+/// Modules with gRPC's default limits accept messages of 4 MiB.
 const MOST_CONFIG_BYTES: usize = 3 << 20;
 
 fn named(instance_id: &str) -> Result<String, FieldViolation> {

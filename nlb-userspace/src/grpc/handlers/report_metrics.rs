@@ -1,4 +1,4 @@
-//! ReportMetrics: what modules measure of themselves, checked before it is kept.
+//! ReportMetrics: the metrics that modules measure themselves, validated before they are stored.
 
 use std::time::{Duration, SystemTime};
 
@@ -51,7 +51,7 @@ impl Control {
     }
 }
 
-/// The type that the report names, and its points.
+/// The module's type and its points, according to the report.
 fn parse(
     instance_id: &str,
     metrics: ModuleMetrics,

@@ -1,4 +1,4 @@
-//! Routes: changing them, and asking what they would do.
+//! Changes of routes, and route requests.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,7 +23,8 @@ use crate::model::destination::L4Destination;
 use crate::model::{Backend, Destination, ForwardMode, Routes, Texts};
 use crate::registry::{Commit, Owner, State};
 
-/// Of as many routes as a message holds, each may have a fault; an answer has to fit into what clients take.
+/// A message may have a violation in each of its routes, and the answer has to fit in the message size of
+/// clients.
 const MOST_FAULTS_TOLD: usize = 1000;
 
 impl Control {
@@ -111,7 +112,7 @@ impl Control {
         let context = [("owner".to_owned(), "operator".to_owned())].into();
         let question = CanHandleRequest { route: Some(message), context };
         let outcomes = self.peers.pass_on(suited, |_| question.clone(), ANSWER_TIMEOUT, false).await;
-        // Whoever does not say is able, as in the data path.
+        // A module without an answer counts as able, as in the data path.
         let is_able = |outcome: &Outcome<CanHandleResponse>| !matches!(outcome, Outcome::Done(answer) if !answer.can_handle);
         let able = outcomes.into_iter().filter(|(_, outcome)| is_able(outcome));
         let capable_instances: Vec<String> = able.map(|(id, _)| id).collect();
@@ -130,7 +131,7 @@ impl Control {
         })
     }
 
-    /// What the data path would do with a new flow. Nothing is installed.
+    /// What the data path would do with a new flow. The call changes nothing.
     pub fn route_request(&self, request: RouteRequestRequest) -> Result<RouteRequestResponse, CallError> {
         let message = request.route.ok_or_else(|| FieldViolation::new("route", "is missing"))?;
         let context = validate::text_map("context", request.context)?;
@@ -156,12 +157,12 @@ impl Control {
         })
     }
 
-    /// The flows that a route may stand for: from the client that the context or the source names, else from any; to its
-    /// destination, else to any VIP. There is at least one.
+    /// The flows that a route stands for: from the client in the context or the source pattern, or from a
+    /// random one; to its destination, or to any VIP. There is at least one.
     fn flows(&self, message: nlb_proto::Route, context: &Texts) -> Result<Vec<FlowTuple>, FieldViolation> {
         let within = |violation: FieldViolation| violation.within("route");
         let protocol = route::protocol(message.protocol).map_err(within)?;
-        // Nothing is decided by these, and yet they are not taken whatever they hold.
+        // These fields do not affect the answer, and still have to be valid.
         validate::optional_id("route_id", &message.route_id).map_err(within)?;
         validate::text("path_pattern", &message.path_pattern, validate::TEXT_LENGTH).map_err(within)?;
         validate::text_map("headers", message.headers).map_err(within)?;
@@ -213,7 +214,7 @@ impl Control {
         Ok(flows)
     }
 
-    /// The priority that the module gave the route, else the route's own: the highest of those that match it.
+    /// The priority that the module gave the route, or the route's own: the highest among matching routes.
     fn priority(&self, state: &State, flow: &FlowTuple, backend: &Backend) -> i32 {
         let Ok(record) = state.record(&backend.instance_id) else { return 0 };
         let module = &record.registration.module;
@@ -233,12 +234,12 @@ impl Control {
     }
 }
 
-/// Why none of these flows would get anywhere.
+/// Why the data path forwards none of these flows.
 fn not_routed(flows: &[FlowTuple], image: &MapImage) -> RouteRequestResponse {
     let served = flows.iter().find(|flow| image.serves(flow.vip, flow.port, flow.l4));
     let (code, problem) = match served {
         Some(_) => (StatusCode::Unavailable, "no backend takes"),
-        None => (StatusCode::NotFound, "no service is there for"),
+        None => (StatusCode::NotFound, "no service matches"),
     };
     let Some(flow) = served.or(flows.first()) else { return RouteRequestResponse::default() };
     let message =

@@ -1,4 +1,4 @@
-//! GetRoutingTable: each route with the instances that serve it, how many flows it has, and when it was last used.
+//! GetRoutingTable: each route with the instances that serve it, the number of their flows, and its last use.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -82,17 +82,17 @@ impl Control {
     }
 }
 
-/// How much an instance is used for a route.
+/// How much a route uses an instance.
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
     flows: u64,
-    /// `None` while nobody knows.
+    /// `None` if the time is unknown.
     last: Option<SystemTime>,
 }
 
 /// Uses by instance and route, as the data path counts them.
 struct Uses<'a> {
-    /// Of routes that do not count by themselves, under `None`.
+    /// Routes without counters of their own are counted together under `None`.
     by_route: BTreeMap<(&'a str, Option<&'a RouteKey>), Use>,
     by_instance: BTreeMap<&'a str, Use>,
 }
@@ -109,8 +109,8 @@ impl<'a> Uses<'a> {
         uses
     }
 
-    /// For a route that may be among those that do not count by themselves, all flows of the instance; when the route was
-    /// used is not known then.
+    /// The use of a route. If the route may be one of those without counters of their own, the flows are all
+    /// of the instance's, and the last use is unknown.
     fn by(&self, instance_id: &str, route: &RouteKey) -> Use {
         match self.by_route.get(&(instance_id, Some(route))) {
             Some(used) => *used,

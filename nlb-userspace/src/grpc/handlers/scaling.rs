@@ -1,4 +1,4 @@
-//! TriggerScaling, and the calls by which instances are asked for more of themselves or fewer.
+//! TriggerScaling, and the Scale calls by which the NLB asks instances for more or fewer instances.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::grpc::convert::{enums, scaling_config};
 use crate::policy::scaling::GroupKey;
 use crate::registry::State;
 
-/// How often groups are looked at that heartbeats do not show.
+/// The interval at which groups without heartbeats are evaluated.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
 const ACTIONS: [&str; 3] = ["scale_up", "scale_down", "set"];
 
 impl Control {
-    /// What an operator wants of a group, done by the same call as what the NLB finds by itself.
+    /// Scales a group as an operator requests, by the same call that automatic scaling makes.
     pub async fn trigger_scaling(
         self,
         request: TriggerScalingRequest,
@@ -48,8 +48,8 @@ impl Control {
                 let outcome = self.ask_to_scale(order, true).await;
                 let answers = all_done(vec![(instance_id.clone(), outcome)])?;
                 let said = answers.into_iter().map(|(_, said)| said).collect::<String>();
-                let sees_to = format!("{instance_id} sees to {} instances", decision.wanted);
-                if said.is_empty() { sees_to } else { format!("{sees_to}: {said}") }
+                let confirmed = format!("{instance_id} scales to {} instances", decision.wanted);
+                if said.is_empty() { confirmed } else { format!("{confirmed}: {said}") }
             }
         };
         let adopted = match wanted.policy {
@@ -75,13 +75,13 @@ impl Control {
         })
     }
 
-    /// Lets somebody be asked for other instances; a heartbeat does not wait for that.
+    /// Asks an instance to scale in a task of its own, so that a heartbeat does not wait for the answer.
     pub fn scale(&self, order: Order) {
         let control = self.clone();
         tokio::spawn(async move { control.ask_to_scale(&order, false).await });
     }
 
-    /// The module's word. What becomes of the order is kept with its group.
+    /// Makes the Scale call, and records its outcome with the group.
     async fn ask_to_scale(&self, order: &Order, immediate: bool) -> Outcome<String> {
         let outcome = match self.registry.snapshot().record(&order.instance_id) {
             Err(gone) => Outcome::Unreachable(gone.to_string()),
@@ -105,7 +105,7 @@ impl Control {
         outcome
     }
 
-    /// Runs until it is dropped.
+    /// Evaluates all groups at the interval. Runs until it is dropped.
     pub async fn watch_scaling(&self) -> Infallible {
         loop {
             tokio::time::sleep(EVALUATION_INTERVAL).await;
@@ -121,7 +121,7 @@ impl Control {
     }
 }
 
-/// An instance's group, or the only one of a type.
+/// An instance's group, or the only group of a type.
 fn group(
     snapshot: &State,
     instance_id: Option<&str>,

@@ -1,7 +1,8 @@
-//! Figures on the front of the fleet: GetStats, GetMetrics and StreamMetrics, of one instance or of the NLB.
+//! Statistics on the front of the fleet: GetStats, GetMetrics and StreamMetrics, of one instance or of the
+//! NLB.
 //!
-//! What the data path counted comes from the samples that GetNLBMetrics answers from, and what a module counts of itself
-//! from the module. The NLB's counters are never reset: whoever reads them takes differences.
+//! Counts of the data path come from the samples that GetNLBMetrics answers from, and a module's own counts
+//! from the module. The NLB's counters are never reset: clients compute differences.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -28,7 +29,7 @@ use crate::telemetry::metrics::{OWN, Selection, Subject, View, catalogue};
 
 pub type Samples = Subscription<StreamMetricsResponse>;
 
-/// A question for metrics, as far as it is about this NLB.
+/// A request for metrics, with the NLB's part of it parsed.
 struct Question {
     request: GetMetricsRequest,
     selection: Selection,
@@ -39,7 +40,7 @@ struct Question {
 }
 
 impl Control {
-    /// With an empty id the data path's own counts.
+    /// The statistics of an instance; with an empty id those of the data path.
     pub async fn stats(
         &self,
         request: GetStatsRequest,
@@ -61,7 +62,7 @@ impl Control {
         let counts = self.counted_for(&id);
         let said = outcome.to_string();
         let (mut stats, source) = match outcome {
-            // Only the module can reset what it counts.
+            // Only the module can reset its counts.
             outcome if reset => {
                 let answers = all_done(vec![(id.clone(), outcome)])?;
                 let answer = answers.into_iter().map(|(_, answer)| answer).next().unwrap_or_default();
@@ -81,7 +82,8 @@ impl Control {
         Ok(GetStatsResponse { stats: Some(stats) })
     }
 
-    /// What is known of an instance without asking it, and from where: its last heartbeat, else the data path.
+    /// An instance's statistics without a call to it, and their source: the last heartbeat, or else the data
+    /// path.
     fn known_stats(&self, record: &Record, counts: Counts) -> (ModuleStats, &'static str) {
         let id = &record.registration.instance_id;
         match &record.report {
@@ -90,7 +92,7 @@ impl Control {
         }
     }
 
-    /// The same, with its source.
+    /// The same, with the source in the statistics.
     pub fn stats_at_hand(&self, record: &Record) -> ModuleStats {
         let counts = self.counted_for(&record.registration.instance_id);
         let (mut stats, source) = self.known_stats(record, counts);
@@ -98,7 +100,7 @@ impl Control {
         stats
     }
 
-    /// With an empty id the NLB's.
+    /// The metrics of an instance; with an empty id those of the NLB.
     pub async fn metrics(
         &self,
         request: GetMetricsRequest,
@@ -110,7 +112,7 @@ impl Control {
         self.answer(Arc::new(question), view).await
     }
 
-    /// Ends with the reason when the instance goes.
+    /// Streams metrics; the stream ends with a reason when the instance leaves.
     pub fn metrics_stream(
         &self,
         request: StreamMetricsRequest,
@@ -122,7 +124,7 @@ impl Control {
             metric_names: request.metric_names,
             ..Default::default()
         };
-        // A module that is slower than the interval must not stretch it.
+        // A module that answers more slowly than the interval must not delay the stream.
         let max_wait = ANSWER_TIMEOUT.min(Duration::from_secs(seconds.into()) * 3 / 4);
         let question = Question { max_wait, ..Question::about_now(asked, passed_on)? };
         if !question.request.instance_id.is_empty() {
@@ -165,12 +167,12 @@ impl Control {
         Ok(GetMetricsResponse { metrics: Some(metrics), collected_at })
     }
 
-    /// What was counted for all modules, and for those that have left.
+    /// The counts of all modules, including those that have left.
     pub fn counted(&self) -> Counts {
         with_flows_of(self.metrics.view().latest.counts(&Subject::All), self.traffic.borrow().total())
     }
 
-    /// What was counted for an instance since it registered.
+    /// The counts of an instance since it registered.
     fn counted_for(&self, instance_id: &str) -> Counts {
         let subject = Subject::Instance { instance_id: instance_id.to_owned() };
         let sampled = self.metrics.view().latest.counts(&subject);
@@ -188,7 +190,8 @@ impl Question {
         Ok(Question { request, selection, extent: Extent::Latest, max_wait: ANSWER_TIMEOUT, passed_on })
     }
 
-    /// What the module is asked, unless nothing that it says is wanted. Modules know names, and not beginnings of names.
+    /// The request to the module, unless none of its metrics are wanted. Modules match whole names, and no
+    /// prefixes.
     fn of_module(&self) -> Option<GetMetricsRequest> {
         let asked = &self.request.metric_names;
         let theirs: Vec<String> = asked.iter().filter(|name| !name.starts_with(OWN)).cloned().collect();
@@ -202,13 +205,13 @@ impl Question {
         })
     }
 
-    /// Of what a module says. It does not speak for the NLB.
+    /// The wanted points of a module's answer. Points with the NLB's own prefix are dropped.
     fn wanted(&self, points: Vec<MetricDataPoint>) -> impl Iterator<Item = MetricDataPoint> {
         points.into_iter().filter(|point| !point.name.starts_with(OWN) && self.selection.takes(&point.name))
     }
 
-    /// Whether the module answered, as a metric. That it did not is said unasked: else nothing would tell an answer without
-    /// points from none.
+    /// Whether the module answered, as a metric. A failure is always reported, because a client could not
+    /// distinguish it from an answer without points.
     fn answered<T>(&self, instance_id: &str, outcome: &Outcome<T>) -> Option<MetricDataPoint> {
         let failed = !matches!(outcome, Outcome::Done(_));
         let metric = catalogue::ANSWERED.iter().find(|metric| failed || self.selection.takes(metric.name))?;
@@ -222,7 +225,7 @@ impl Question {
     }
 }
 
-/// The NLB's, of itself or of the instance that is asked about.
+/// The NLB's own points, of all subjects or of one instance.
 async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDataPoint>, CallError> {
     on_the_side(move || {
         let id = &question.request.instance_id;
@@ -232,12 +235,12 @@ async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDat
     .await
 }
 
-/// Flows as they were last counted, which is sooner than they are sampled.
+/// The sampled counts with the newest number of flows, which is counted before it is sampled.
 fn with_flows_of(sampled: Counts, newest: Counts) -> Counts {
     Counts { active_flows: newest.active_flows, active_tcp_flows: newest.active_tcp_flows, ..sampled }
 }
 
-/// What the data path counted, as a module would say it of itself. A request is a flow.
+/// The data path's counts in the form of a module's statistics. A flow counts as a request.
 fn seen(counts: Counts) -> ModuleStats {
     ModuleStats {
         total_requests: signed_64(counts.new_flows),

@@ -1,4 +1,4 @@
-//! How the NLB itself is.
+//! The status of the NLB itself.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -71,19 +71,20 @@ impl Control {
         }
     }
 
-    /// Degraded while the maps do not hold what is wanted: what they held before is still served. And while the disk does
-    /// not hold what operators have set.
+    /// Degraded while the maps do not hold the desired state, where the earlier one is still served, and
+    /// while the disk does not hold what operators set.
     fn condition(&self) -> (HealthStatus, String) {
         let not_applied = self.applied.borrow().error.clone();
         let not_stored = self.stored.borrow().error.clone();
         match (not_applied, not_stored) {
-            (None, None) => (HealthStatus::Healthy, "the data path holds what was asked for".to_owned()),
+            (None, None) => (HealthStatus::Healthy, "the data path holds the desired state".to_owned()),
             (Some(reason), _) => {
                 (HealthStatus::Degraded, format!("the data path holds an earlier state: {reason}"))
             }
-            (None, Some(reason)) => {
-                (HealthStatus::Degraded, format!("a restart would forget what operators have set: {reason}"))
-            }
+            (None, Some(reason)) => (
+                HealthStatus::Degraded,
+                format!("operators' settings are not on disk, and a restart loses them: {reason}"),
+            ),
         }
     }
 

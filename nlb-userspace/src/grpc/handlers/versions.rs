@@ -1,4 +1,5 @@
-//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback on the front of the fleet.
+//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback on the front of the
+//! fleet.
 
 use nlb_proto::{
     GetActiveVersionRequest, GetActiveVersionResponse, PromoteVersionRequest, PromoteVersionResponse,
@@ -17,13 +18,13 @@ use crate::model::clock::Now;
 use crate::policy::promotion::{Pace, WHOLE};
 use crate::registry::{Commit, RegistryError, State};
 
-/// In percent of new flows a step, where no rate is named.
+/// Percent of new flows a step, if the request names no rate.
 const USUAL_RATE: u32 = 10;
 
 const NEW_FLOWS_ONLY: &str = "new flows follow it; flows that have begun stay where they are";
 
 impl Control {
-    /// An instance's weight, or a version's.
+    /// Sets an instance's weight, or a version's.
     pub async fn set_weight(
         self,
         request: SetTrafficWeightRequest,
@@ -75,7 +76,7 @@ impl Control {
         })
     }
 
-    /// The split is the fleet's, whichever of its instances is named.
+    /// The split of the whole fleet, whichever instance the request names.
     pub fn active_version(
         &self,
         request: GetActiveVersionRequest,
@@ -154,7 +155,7 @@ impl Control {
             }
         };
         let planned = back(Commit::DryRun)?;
-        // Who loses flows, and who gets them back.
+        // The participants lose flows, or get them back.
         let told = told.unwrap_or_else(|| {
             let versions = [planned.previous.as_str(), planned.current.as_str()];
             let mut told: Vec<String> = versions
@@ -168,7 +169,7 @@ impl Control {
         });
         let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
         let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
-        // The version that one flees from must not hold it up.
+        // The version that operators roll back from must not prevent it.
         let fled = |peer: &Peer| {
             let record = snapshot.record(&peer.instance_id);
             let version = record.map(|record| record.registration.module.version.as_str());
@@ -190,7 +191,7 @@ impl Control {
         self.settled(rolled.revision).await?;
         Ok(RollbackResponse {
             success: true,
-            message: message(format!("the former split is back; {NEW_FLOWS_ONLY}"), [missed.note()]),
+            message: message(format!("the previous split is restored; {NEW_FLOWS_ONLY}"), [missed.note()]),
             previous_version: rolled.previous,
             current_version: rolled.current,
             error: missed.error(),
@@ -198,7 +199,7 @@ impl Control {
     }
 }
 
-/// What another NLB passed on goes no further.
+/// The participants. A call that another NLB passed on has none here.
 fn to_tell(
     state: &State,
     instances: &[String],
@@ -221,7 +222,8 @@ fn pace(request: &PromoteVersionRequest) -> Result<Pace, FieldViolation> {
     })
 }
 
-/// The version that is meant, and who is told. An instance stands for its version; alone it is told.
+/// The requested version, and the instances that are told. An instance stands for its version, and is the
+/// only one told.
 fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), CallError> {
     if instance_id.is_empty() {
         if version.is_empty() {

@@ -1,4 +1,4 @@
-//! grpc.health.v1: whether the NLB serves, for generic probes.
+//! grpc.health.v1 for generic probes: whether the NLB serves.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const NAMES: [&str; 3] = [
     <ModuleServiceServer<Control> as NamedService>::NAME,
 ];
 
-/// SERVING as long as the maps hold what was last asked for.
+/// SERVING while the maps hold the desired state.
 pub fn service(mut applied: watch::Receiver<Arc<Applied>>) -> HealthServer<impl Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
     tokio::spawn(async move {

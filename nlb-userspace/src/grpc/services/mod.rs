@@ -1,4 +1,4 @@
-//! The services of the contract: one trait implementation a file, which hands each call to its handler.
+//! The services of the contract: one trait implementation a file, which passes each call to its handler.
 
 /// The answer to a refused change: its response says so, and why.
 macro_rules! refused {
@@ -16,7 +16,8 @@ pub mod module;
 pub mod nlb;
 pub mod operator;
 
-/// Runs to its end even if the caller hangs up: half a change would leave modules and data path apart.
+/// Runs the work to its end even if the caller disconnects: half a change would leave modules and data path
+/// different.
 pub async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     tokio::spawn(work).await.expect("the call does not panic")
 }

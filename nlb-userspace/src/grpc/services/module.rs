@@ -1,4 +1,4 @@
-//! ModuleService as the NLB serves it: the front of the fleet. What each call does is in the files it is passed to.
+//! ModuleService of the NLB, the front of the fleet. The handlers do the work.
 
 use nlb_proto::module_service_server::ModuleService;
 use nlb_proto::*;
@@ -156,7 +156,7 @@ impl ModuleService for Control {
     }
 }
 
-/// The response to a question.
+/// The response to a read-only call.
 fn told<T>(outcome: Result<T, CallError>) -> Answer<T> {
     Ok(Response::new(outcome?))
 }

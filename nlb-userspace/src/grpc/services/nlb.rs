@@ -1,4 +1,4 @@
-//! NLBService, the way in for modules.
+//! NLBService, the service that modules call.
 
 use nlb_proto::nlb_service_server::NlbService;
 use nlb_proto::*;

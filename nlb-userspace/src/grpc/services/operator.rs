@@ -1,4 +1,4 @@
-//! OperatorService: what only operators ask for.
+//! OperatorService, the service that operators call.
 
 use nlb_proto::operator_service_server::OperatorService;
 use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};

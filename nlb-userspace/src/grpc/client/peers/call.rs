@@ -1,4 +1,4 @@
-//! The calls that modules answer: which message belongs to which path and answer.
+//! The calls that modules answer: the path and the answer of each request.
 
 use nlb_proto::*;
 
@@ -6,7 +6,7 @@ pub trait Call: prost::Message + Clone + 'static {
     type Answer: prost::Message + Default + 'static;
     const PATH: &'static str;
 
-    /// Why the answer says that the call was not done.
+    /// The reason why the call was not done, according to the answer.
     fn refusal(answer: &Self::Answer) -> Option<String>;
 }
 
@@ -24,7 +24,7 @@ macro_rules! call {
     };
 }
 
-/// Their answers say whether they were done.
+/// Calls whose answers have a `success` field.
 macro_rules! changes {
     ($($name:literal: $request:ident -> $answer:ident;)+) => {$(
         call!($name, $request, $answer, |answer| (!answer.success)
@@ -62,7 +62,7 @@ questions! {
     "GetConfig": GetConfigRequest -> GetConfigResponse;
 }
 
-// A configuration that was not accepted comes with its own list of faults, which the caller wants to see.
+// A configuration that was not accepted has its own list of violations, which the caller gets.
 call!("UpdateConfig", UpdateConfigRequest, UpdateConfigResponse, |answer| {
     let refused = !answer.success && answer.validation_errors.is_empty() && !answer.validation_passed;
     refused.then(|| reason(&answer.message, answer.error.as_ref()))

@@ -1,5 +1,5 @@
-//! Messages on their way to modules and back. An answer that does not decode is an answer nevertheless: told apart from
-//! errors of the transport, which tonic's own codec would mix it with.
+//! The codec of calls to modules. An answer that does not decode is still an answer, distinct from a
+//! transport error; tonic's own codec would not distinguish them.
 
 use std::marker::PhantomData;
 
@@ -49,7 +49,7 @@ impl<Call, Answer: Message + Default> Decoder for Lenient<Call, Answer> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        // All of it, or the rest would be taken for the next frame.
+        // The whole message: tonic would take the rest for the next frame.
         let message = buffer.copy_to_bytes(buffer.remaining());
         Ok(Some(Answer::decode(message)))
     }

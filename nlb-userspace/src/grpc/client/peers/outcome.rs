@@ -1,4 +1,4 @@
-//! What became of a call to one module.
+//! The outcome of a call to one module.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,32 +8,34 @@ use tonic::{Code, Status};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome<T> {
     Done(T),
-    /// It was understood, and not done.
+    /// The module understood the call, and did not do it.
     Refused(String),
     Unreachable(String),
-    /// No answer within this time; whether it was done is not known.
+    /// No answer within this time; whether the call was done is unknown.
     Slow(Duration),
-    /// Nor is it known when the answer makes no sense.
+    /// The answer does not decode; whether the call was done is unknown.
     Undecodable(String),
-    /// The module does not know the call.
+    /// The module does not implement the call.
     Unimplemented,
 }
 
 impl<T> Outcome<T> {
-    /// Of a call that was not answered by a message.
+    /// The outcome of a call that ended with a status instead of a message.
     pub fn of(status: &Status) -> Self {
         let transport = std::error::Error::source(status);
         match status.code() {
             Code::Unimplemented => Outcome::Unimplemented,
-            // Its own deadline, which is none of ours.
-            Code::DeadlineExceeded => Outcome::Unreachable("it ran into a deadline of its own".to_owned()),
+            // A deadline of the module itself, and not of this call.
+            Code::DeadlineExceeded => {
+                Outcome::Unreachable("the module reports a deadline of its own".to_owned())
+            }
             Code::Unavailable | Code::Cancelled => Outcome::Unreachable(said(status)),
             _ if transport.is_some() => Outcome::Unreachable(said(status)),
             _ => Outcome::Refused(said(status)),
         }
     }
 
-    /// For callers whose response has no room for more.
+    /// The gRPC code, for responses without a field for details.
     pub fn code(&self) -> Code {
         match self {
             Outcome::Done(_) => Code::Ok,
@@ -63,7 +65,7 @@ impl<T> Outcome<T> {
         }
     }
 
-    /// Whether the module may have done what it was asked.
+    /// Whether the module may have done what the call requests.
     pub fn may_be_done(&self) -> bool {
         matches!(self, Outcome::Done(_) | Outcome::Slow(_) | Outcome::Undecodable(_))
     }
@@ -82,7 +84,7 @@ impl<T> fmt::Display for Outcome<T> {
     }
 }
 
-/// A status in words, with the cause of all causes: the outermost says no more than "transport error".
+/// A status as text, with its root cause: the outermost error is just "transport error".
 pub fn said(status: &Status) -> String {
     let root = std::iter::successors(std::error::Error::source(status), |error| error.source()).last();
     match (status.message(), root) {
