@@ -1,4 +1,4 @@
-//! The way to a running NLB, and what its answers mean for an exit code.
+//! The connection to a running NLB, and the exit code for its answers.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub async fn open(server: &str) -> anyhow::Result<Channel> {
     })
 }
 
-/// The answer to a change: its message, or an error if it was refused.
+/// The message of a change that was made, or an error if it was refused.
 pub fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow::Result<String> {
     match error {
         _ if success => Ok(message),
@@ -30,7 +30,7 @@ pub fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow:
     }
 }
 
-/// A status's own words.
+/// A status's message as an error.
 pub fn said(status: tonic::Status) -> anyhow::Error {
     anyhow!("{} ({:?})", status.message(), status.code())
 }

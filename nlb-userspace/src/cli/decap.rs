@@ -1,4 +1,4 @@
-//! `nlb decap`: the receiving end of dsr-ipip and gue.
+//! `nlb decap`: the decapsulator for dsr-ipip and gue.
 
 use nlb_common::gue;
 
@@ -17,7 +17,7 @@ pub struct Settings {
     /// The NLBs' --gue-port
     #[arg(long, value_name = "PORT", default_value_t = gue::PORT, value_parser = clap::value_parser!(u16).range(1..))]
     gue_port: u16,
-    /// Where in the kernel packets are met
+    /// The XDP mode
     #[arg(long, value_enum, default_value = "auto")]
     xdp_mode: XdpMode,
 }

@@ -15,7 +15,7 @@ pub struct Filters {
     /// Only limits on this target
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// The limits that this module has itself, instead of the NLB's
+    /// List the limits of this module instead of the NLB's
     #[arg(long, value_name = "ID")]
     instance: Option<String>,
 }
@@ -28,7 +28,7 @@ pub enum Change {
     Remove {
         /// The limit's id
         limit_id: String,
-        /// The module whose limit it is, if it is not the NLB's
+        /// The module that has the limit, if it is not the NLB
         #[arg(long, value_name = "ID")]
         instance: Option<String>,
     },
@@ -38,18 +38,18 @@ pub enum Change {
 pub struct Limit {
     /// The limit's id
     limit_id: String,
-    /// *, ip:CIDR, route:ID or service:VIP:PORT/PROTOCOL; with --instance whatever the module knows
+    /// *, ip:CIDR, route:ID or service:VIP:PORT/PROTOCOL; with --instance any target that the module supports
     target: String,
-    /// How many may pass in a second; 0 is no limit, and every limit that is given has to admit a packet
+    /// The limit per second; 0: no limit. A packet passes if every given limit admits it
     #[arg(long, value_name = "NUMBER", default_value_t, allow_negative_numbers = true)]
     per_second: i64,
-    /// ... in a minute
+    /// The limit per minute; 0: no limit
     #[arg(long, value_name = "NUMBER", default_value_t, allow_negative_numbers = true)]
     per_minute: i64,
-    /// ... in an hour
+    /// The limit per hour; 0: no limit
     #[arg(long, value_name = "NUMBER", default_value_t, allow_negative_numbers = true)]
     per_hour: i64,
-    /// How many may come at once [one second's worth]
+    /// The largest burst [one second's worth]
     #[arg(
         long,
         value_name = "NUMBER",
@@ -58,13 +58,13 @@ pub struct Limit {
         allow_negative_numbers = true
     )]
     burst: i64,
-    /// What is counted
+    /// The unit that is counted
     #[arg(long, value_enum, default_value = "requests")]
     unit: Unit,
-    /// Keep it, and do not enforce it
+    /// Store the limit without enforcing it
     #[arg(long)]
     off: bool,
-    /// The module that is to enforce it
+    /// The module that enforces the limit, instead of the NLB
     #[arg(long, value_name = "ID")]
     instance: Option<String>,
 }
@@ -74,7 +74,7 @@ enum Unit {
     /// New flows
     Requests,
     Packets,
-    /// Of IP packets
+    /// Bytes of IP packets
     Bytes,
 }
 
@@ -88,7 +88,7 @@ struct LimitRow {
     per_hour: i64,
     burst: i64,
     enabled: bool,
-    /// What it let through and refused, in its unit; unknown of a module's.
+    /// The counts of passed and refused, in the limit's unit; unknown for a module's limit.
     passed: Option<u64>,
     refused: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! `nlb load` and `nlb rebalance`: how load is spread, and spreading it anew.
+//! `nlb load` and `nlb rebalance`: the distribution of load.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,12 +21,12 @@ pub struct Span {
 
 #[derive(clap::Args)]
 pub struct Rebalance {
-    /// Only these modules [none: all that take flows]
+    /// Only these modules [none: all that take new flows]
     instances: Vec<String>,
-    /// How: least_connections, load, equal or weight
+    /// The strategy: least_connections, load, equal or weight
     #[arg(long, value_name = "STRATEGY", default_value = "least_connections")]
     strategy: String,
-    /// Even if the load is even enough
+    /// Rebalance also if the load is even enough
     #[arg(long)]
     force: bool,
 }
@@ -73,8 +73,8 @@ pub async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Resul
     }
 }
 
-pub async fn rebalance(channel: Channel, wish: Rebalance, output: Output) -> anyhow::Result<String> {
-    let Rebalance { instances: target_instances, strategy, force } = wish;
+pub async fn rebalance(channel: Channel, settings: Rebalance, output: Output) -> anyhow::Result<String> {
+    let Rebalance { instances: target_instances, strategy, force } = settings;
     let request = RebalanceLoadRequest { force, target_instances, strategy };
     let response = NlbServiceClient::new(channel).rebalance_load(request).await.map_err(said)?.into_inner();
     let rebalanced = Rebalanced {
@@ -89,7 +89,7 @@ pub async fn rebalance(channel: Channel, wish: Rebalance, output: Output) -> any
     for (instance_id, after) in &rebalanced.after {
         let before = rebalanced.before.get(instance_id).copied().unwrap_or_default();
         writeln!(text, "{instance_id}: {before} % of new flows before, {after} % now")
-            .expect("a String takes all");
+            .expect("writing to a String cannot fail");
     }
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! `nlb metrics`: what the NLB measures.
+//! `nlb metrics`: the NLB's metrics.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use super::table::{self, Row};
 
 #[derive(clap::Args)]
 pub struct Wanted {
-    /// Names of metrics, or beginnings of names with a trailing *; none: all
+    /// Names of metrics, or prefixes with a trailing *; none: all
     names: Vec<String>,
-    /// Only what is about this module, and what it reports itself
+    /// Only metrics of this module, measured or reported
     #[arg(long, value_name = "ID")]
     instance: Option<String>,
 }
@@ -28,7 +28,7 @@ pub struct MetricRow {
 }
 
 pub async fn list(channel: Channel, wanted: Wanted, output: Output) -> anyhow::Result<String> {
-    // With many modules the answer is larger than clients take by default.
+    // With many modules the answer is larger than the default limit of clients.
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let metric_names = wanted.names;
     let points = match wanted.instance {

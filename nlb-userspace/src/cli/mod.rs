@@ -1,4 +1,4 @@
-//! The command line: the daemon, and what an operator asks of a running one.
+//! The command line: the daemon, and the commands that call a running one.
 
 mod connection;
 mod decap;
@@ -27,7 +27,7 @@ use output::Output;
 use crate::config::{Configuration, Options};
 use crate::daemon;
 
-/// The MarchProxy NLB: an L4 load balancer in the kernel, steered over gRPC
+/// The MarchProxy NLB: an L4 load balancer in the kernel, controlled over gRPC
 #[derive(Parser)]
 #[command(name = "nlb", version)]
 struct Cli {
@@ -37,10 +37,10 @@ struct Cli {
     view: View,
 }
 
-/// How the commands that ask a running NLB reach it and print its answer.
+/// The options of commands that call a running NLB.
 #[derive(clap::Args)]
 struct View {
-    /// The NLB to ask
+    /// The address of the NLB
     #[arg(
         long,
         global = true,
@@ -49,25 +49,25 @@ struct View {
         value_name = "HOST:PORT"
     )]
     server: String,
-    /// How to print the answer
+    /// The format of the answer
     #[arg(long, global = true, value_enum, default_value = "text")]
     output: Output,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the daemon: balance on these interfaces
+    /// Run the daemon
     Serve(Box<Options>),
-    /// Run on a module's host: take the outer headers off packets that come by dsr-ipip or gue
+    /// Run on a module's host: decapsulate packets of dsr-ipip and gue
     Decap(decap::Settings),
     #[command(flatten)]
     Ask(Question),
 }
 
-/// Asked of a running NLB.
+/// The commands that call a running NLB.
 #[derive(Subcommand)]
 enum Question {
-    /// Show how the NLB is
+    /// Show status
     Status(status::Depth),
     /// List the registered modules
     Modules(modules::Filters),
@@ -75,27 +75,27 @@ enum Question {
     Routes(routes::Filters),
     /// Set a module's or a version's share of new flows
     Weight(steer::Weight),
-    /// Give a version all new flows, at once or in steps
+    /// Shift all new flows to a version, at once or in steps
     Promote(versions::Promote),
-    /// Put a former split of new flows among versions back
+    /// Restore the previous traffic split
     Rollback(versions::Rollback),
-    /// Take new flows away from a module, and wait until its connections have closed
+    /// Stop new flows to a module, and wait until its connections have closed
     Drain(steer::Drain),
     /// Add or remove a route
     #[command(subcommand)]
     Route(route::Change),
-    /// List the rate limits, and what they let through and refused
+    /// List the rate limits, and their counts of passed and refused
     Limits(limits::Filters),
     /// Set or remove a rate limit
     #[command(subcommand)]
     Limit(limits::Change),
-    /// Ask a group of modules for more instances or fewer, or set how it scales
+    /// Ask a group of modules for more or fewer instances, or set how it scales
     Scale(scale::Scale),
-    /// Show what the NLB measures
+    /// Show metrics
     Metrics(metrics::Wanted),
-    /// Show what each module carries, and how even that is
+    /// Show the load of each module, and how even it is
     Load(load::Span),
-    /// Share new flows so that load evens out; flows that have begun stay where they are
+    /// Change weights so that load evens out; existing flows stay where they are
     Rebalance(load::Rebalance),
 }
 
@@ -126,7 +126,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     };
     let answer = single_threaded()?.block_on(ask(question, &cli.view))?;
     match io::stdout().write_all(answer.as_bytes()) {
-        // The reader has seen enough.
+        // The reader has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
@@ -147,13 +147,13 @@ async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
         Question::Scale(scale) => scale::scale(channel, scale, view.output).await,
         Question::Metrics(wanted) => metrics::list(channel, wanted, view.output).await,
         Question::Load(span) => load::show(channel, span, view.output).await,
-        Question::Rebalance(wish) => load::rebalance(channel, wish, view.output).await,
+        Question::Rebalance(rebalance) => load::rebalance(channel, rebalance, view.output).await,
         Question::Drain(drain) => steer::drain(channel, drain, view.output).await,
     };
     asked.with_context(|| format!("the NLB at {}", view.server))
 }
 
-/// To standard error; `NLB_LOG` chooses how much, such as `debug` or `nlb::registry=debug`.
+/// Logs to standard error; `NLB_LOG` selects the level, such as `debug` or `nlb::registry=debug`.
 fn start_log() {
     let filter = EnvFilter::try_from_env("NLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = io::stderr().is_terminal();
@@ -177,5 +177,10 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn former_spellings_of_flags_are_accepted() {
+        assert!(Cli::try_parse_from(["nlb", "scale", "echo-1", "--by-hand"]).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! `nlb modules`: who is registered.
+//! `nlb modules`: the registered modules.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Pagination, Query};

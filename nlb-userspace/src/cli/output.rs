@@ -1,4 +1,4 @@
-//! How answers are printed.
+//! The formats of answers.
 
 use clap::ValueEnum;
 

@@ -1,4 +1,4 @@
-//! `nlb route`: operators' routes, and taking a module's route away.
+//! `nlb route`: operators' routes, and the removal of modules' routes.
 
 use clap::Subcommand;
 use nlb_proto::module_service_client::ModuleServiceClient;
@@ -18,7 +18,7 @@ pub enum Change {
     Remove {
         /// The route's id
         route_id: String,
-        /// The module whose route it is, if it is not the operator's
+        /// The module that has the route, if it is not an operator's
         #[arg(long, value_name = "ID")]
         instance: Option<String>,
     },
@@ -34,22 +34,22 @@ pub struct Add {
     /// A VIP, or a CIDR of VIPs [every VIP]
     #[arg(long, value_name = "ADDRESS|CIDR")]
     destination: Option<String>,
-    /// The port that clients address [that of the protocol; of plain TCP and UDP every port]
+    /// The port that clients connect to [the protocol's; for plain TCP and UDP every port]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Only for clients from here [any]
+    /// Only for clients from this address or CIDR [any]
     #[arg(long, value_name = "ADDRESS|CIDR")]
     source: Option<String>,
-    /// Of routes that match, the one with the highest priority wins
+    /// The priority: among matching routes, the highest is used
     #[arg(long, value_name = "NUMBER", default_value_t, allow_negative_numbers = true)]
     priority: i32,
-    /// The modules' port, if it is another one
+    /// The modules' port, if it differs
     #[arg(long, value_name = "PORT")]
     listen_port: Option<u16>,
-    /// For these modules [those of the type that the protocol implies; repeat, or separate by commas]
+    /// Serve with these modules [those of the type that the protocol implies; repeat, or separate by commas]
     #[arg(long = "for", value_name = "ID", value_delimiter = ',', conflicts_with = "for_type")]
     for_instances: Vec<String>,
-    /// For all modules of this type: ALB, DBLB, AILB, RTMP or NLB
+    /// Serve with all modules of this type: ALB, DBLB, AILB, RTMP or NLB
     #[arg(long, value_name = "TYPE")]
     for_type: Option<String>,
 }

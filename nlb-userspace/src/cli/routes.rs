@@ -1,4 +1,4 @@
-//! `nlb routes`: what is routed where.
+//! `nlb routes`: the routes, and the modules that serve them.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{GetRoutingTableRequest, Pagination, Query, RoutingEntry};
@@ -29,10 +29,10 @@ pub struct RouteRow {
     protocol: &'static str,
     source: String,
     destination: String,
-    /// 0 is every port.
+    /// 0 means every port.
     destination_port: i32,
     priority: i32,
-    /// Empty while no module serves the route.
+    /// Empty if no module serves the route.
     instance_id: String,
 }
 

@@ -1,4 +1,4 @@
-//! `nlb scale`: asking a group of instances for more of themselves, or fewer.
+//! `nlb scale`: asks a group of instances to scale, or sets how it scales.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{ModuleType, ScalingConfig, TriggerScalingRequest};
@@ -12,57 +12,57 @@ use crate::config::Span;
 
 #[derive(clap::Args)]
 pub struct Scale {
-    /// An instance of the group, which is then the one that is asked
+    /// An instance of the group; the NLB asks this one to scale
     #[arg(required_unless_present = "module_type")]
     instance_id: Option<String>,
     /// The only group of this type: ALB, DBLB, AILB, RTMP or NLB
     #[arg(long = "type", value_name = "TYPE", value_parser = module_type)]
     module_type: Option<ModuleType>,
     #[command(flatten)]
-    wish: Wish,
+    size: Size,
     #[command(flatten)]
     policy: Policy,
 }
 
 #[derive(clap::Args)]
 #[group(multiple = false)]
-struct Wish {
-    /// To this number of instances
+struct Size {
+    /// Scale to this number of instances
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     to: Option<i32>,
-    /// To one instance more
+    /// Scale to one instance more
     #[arg(long)]
     up: bool,
-    /// To one instance fewer
+    /// Scale to one instance fewer
     #[arg(long)]
     down: bool,
 }
 
-/// How the group scales from now on. All of it is set if any of it is given.
+/// How the group scales from now on. If any of these is given, the others get their defaults.
 #[derive(clap::Args)]
 #[group(multiple = true)]
 struct Policy {
-    /// At least so many instances [with --max ...: 1]
+    /// The fewest instances [default if others are given: 1]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     min: Option<i32>,
-    /// At most so many [with --min ...: 10]
+    /// The most instances [default if others are given: 10]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     max: Option<i32>,
-    /// What an instance should carry: percent of CPU
+    /// The target per instance, in percent of CPU
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     cpu: Option<i32>,
-    /// ... percent of its memory
+    /// The target per instance, in percent of memory
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     memory: Option<i32>,
-    /// ... active flows
+    /// The target per instance, in active flows
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     connections: Option<i32>,
     /// How long to wait after each change
     #[arg(long, value_name = "TIME")]
     cooldown: Option<Span>,
-    /// Only when asked to, and not by load
-    #[arg(long)]
-    by_hand: bool,
+    /// Scale by manual calls only, and not by load
+    #[arg(long, alias = "by-hand")]
+    manual: bool,
 }
 
 #[derive(Serialize)]
@@ -73,18 +73,18 @@ struct Scaled {
 }
 
 pub async fn scale(channel: Channel, scale: Scale, output: Output) -> anyhow::Result<String> {
-    let Scale { instance_id, module_type, wish, policy } = scale;
-    let action = match wish {
-        Wish { up: true, .. } => "scale_up",
-        Wish { down: true, .. } => "scale_down",
-        Wish { to: Some(_), .. } => "set",
-        Wish { to: None, .. } => "",
+    let Scale { instance_id, module_type, size, policy } = scale;
+    let action = match size {
+        Size { up: true, .. } => "scale_up",
+        Size { down: true, .. } => "scale_down",
+        Size { to: Some(_), .. } => "set",
+        Size { to: None, .. } => "",
     };
     let request = TriggerScalingRequest {
         instance_id: instance_id.unwrap_or_default(),
         module_type: module_type.unwrap_or_default().into(),
         scaling_action: action.to_owned(),
-        target_instances: wish.to.unwrap_or_default(),
+        target_instances: size.to.unwrap_or_default(),
         config: policy.config(),
     };
     let response = NlbServiceClient::new(channel).trigger_scaling(request).await.map_err(said)?.into_inner();
@@ -100,16 +100,16 @@ pub async fn scale(channel: Channel, scale: Scale, output: Output) -> anyhow::Re
 }
 
 impl Policy {
-    /// `None` if nothing of it is given.
+    /// `None` if no setting is given.
     fn config(self) -> Option<ScalingConfig> {
-        let Policy { min, max, cpu, memory, connections, cooldown, by_hand } = self;
+        let Policy { min, max, cpu, memory, connections, cooldown, manual } = self;
         let numbers = [min, max, cpu, memory, connections];
-        if numbers.iter().all(Option::is_none) && cooldown.is_none() && !by_hand {
+        if numbers.iter().all(Option::is_none) && cooldown.is_none() && !manual {
             return None;
         }
         let [min_instances, max_instances, target_cpu_percent, target_memory_percent, target_connections] =
             numbers.map(Option::unwrap_or_default);
-        // The wire counts whole seconds, and takes 0 for the default.
+        // The contract counts whole seconds, and 0 selects the default.
         let cooldown = cooldown.map_or(0, |Span(cooldown)| cooldown.as_millis().div_ceil(1000));
         Some(ScalingConfig {
             min_instances,
@@ -118,7 +118,7 @@ impl Policy {
             target_memory_percent,
             target_connections,
             cooldown_seconds: cooldown.try_into().unwrap_or(i32::MAX),
-            auto_scaling_enabled: !by_hand,
+            auto_scaling_enabled: !manual,
             ..ScalingConfig::default()
         })
     }

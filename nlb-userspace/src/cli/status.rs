@@ -1,4 +1,4 @@
-//! `nlb status`: how the NLB is.
+//! `nlb status`: the status of the NLB.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use super::table;
 
 #[derive(clap::Args)]
 pub struct Depth {
-    /// Show what became of packets, too
+    /// Show the counters of all packets, too
     #[arg(long)]
     packets: bool,
 }
@@ -70,7 +70,8 @@ fn text(status: &Status) -> String {
     lines.extend(status.details.iter().map(|(key, value)| (key.as_str(), value.clone())));
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or_default();
     lines.iter().fold(String::new(), |mut text, (key, value)| {
-        writeln!(text, "{:<width$}  {value}", key.replace('_', " ")).expect("a String takes all");
+        writeln!(text, "{:<width$}  {value}", key.replace('_', " "))
+            .expect("writing to a String cannot fail");
         text
     })
 }

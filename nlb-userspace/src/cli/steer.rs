@@ -1,4 +1,4 @@
-//! `nlb weight` and `nlb drain`: where new flows go.
+//! `nlb weight` and `nlb drain`: which modules get new flows.
 
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::operator_service_client::OperatorServiceClient;
@@ -15,10 +15,10 @@ use crate::config::Span;
 pub struct Weight {
     /// A module's instance id; with --version, a version
     name: String,
-    /// Its share of new flows relative to its peers: 0 (none) to 10000
+    /// The share of new flows relative to the peers: 0 (none) to 10000
     #[arg(allow_negative_numbers = true)]
     weight: i32,
-    /// NAME is a version: weigh it against the other versions
+    /// NAME is a version: set its share relative to the other versions
     #[arg(long = "version")]
     of_version: bool,
 }
@@ -27,10 +27,10 @@ pub struct Weight {
 pub struct Drain {
     /// The module's instance id
     instance_id: String,
-    /// How long to wait for its connections to close; the NLB's own default if not given
+    /// How long to wait for the connections to close [the NLB's setting]
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
-    /// End the drain: let it take new flows again
+    /// End the drain: the module takes new flows again
     #[arg(long, conflicts_with = "timeout")]
     undo: bool,
 }
@@ -88,7 +88,7 @@ pub async fn drain(channel: Channel, drain: Drain, output: Output) -> anyhow::Re
         let message = accepted(response.success, response.message, response.error)?;
         Drained { message, closed: 0, left: 0 }
     } else {
-        // The wire counts whole seconds, and takes 0 for the default.
+        // The contract counts whole seconds, and 0 selects the default.
         let seconds = drain.timeout.map_or(0, |Span(timeout)| timeout.as_millis().div_ceil(1000));
         let timeout_seconds = seconds.try_into().unwrap_or(i32::MAX);
         let request = DrainModuleRequest { instance_id, timeout_seconds };

@@ -1,4 +1,4 @@
-//! Rows as people read them: aligned columns; and as programs do: JSON.
+//! Answers as aligned columns for readers, and as JSON for programs.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::output::Output;
 
-/// What one line shows.
+/// One line of a table.
 pub trait Row: Serialize {
     const HEADINGS: &[&str];
 
@@ -24,7 +24,7 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// What the NLB said about a change.
+/// The message of a change.
 pub fn message(message: String, output: Output) -> anyhow::Result<String> {
     #[derive(Serialize)]
     struct Said {
@@ -37,7 +37,7 @@ pub fn message(message: String, output: Output) -> anyhow::Result<String> {
     }
 }
 
-/// Numbers to the right, text to the left.
+/// Aligns numbers to the right, and text to the left.
 fn align(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
@@ -55,7 +55,7 @@ fn align(headings: &[&str], rows: &[Vec<String>]) -> String {
             } else {
                 write!(line, "{gap}{cell:<width$}")
             };
-            written.expect("a String takes all");
+            written.expect("writing to a String cannot fail");
         }
         text += line.trim_end();
         text += "\n";

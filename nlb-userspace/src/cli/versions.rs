@@ -11,16 +11,16 @@ use super::table;
 
 #[derive(clap::Args)]
 pub struct Promote {
-    /// The version that is to have all new flows
+    /// The version that gets all new flows
     version: String,
-    /// Percent of new flows that it gets more with each step, if not all at once
+    /// Percent of new flows that the version gains with each step [none: all at once]
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     rate: Option<i32>,
 }
 
 #[derive(clap::Args)]
 pub struct Rollback {
-    /// The version that had most new flows then [none: the split before the last change]
+    /// The version that had most new flows in the split to restore [none: the split before the last change]
     version: Option<String>,
 }
 
@@ -33,7 +33,7 @@ struct Promoted {
 #[derive(Serialize)]
 struct RolledBack {
     message: String,
-    /// The versions that had most new flows, and have them now.
+    /// The versions that had most new flows before, and have them now.
     previous: String,
     current: String,
 }

@@ -187,7 +187,7 @@ async fn operators_routes_are_added_and_removed() {
 async fn groups_are_scaled_within_what_is_set() {
     let mut nlb = Nlb::start().await;
     let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
-    let set = nlb.json("scale --type alb --max 3 --cpu 60 --by-hand").await;
+    let set = nlb.json("scale --type alb --max 3 --cpu 60 --manual").await;
     assert_eq!((&set["current"], &set["wanted"]), (&1.into(), &1.into()));
     assert!(set["message"].as_str().unwrap().contains("for manual calls only"));
     assert!(told.calls().is_empty());
