@@ -1,4 +1,4 @@
-//! Replacing a file so that whoever reads it finds it whole, also after the machine stopped meanwhile.
+//! Replaces a file atomically: a reader finds the old or the new content, also after a crash of the machine.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -7,7 +7,8 @@ use std::path::Path;
 /// Many thousands of routes are megabytes.
 const BUFFER: usize = 256 << 10;
 
-/// The file is what it was, or what `write` writes. The directory is made if need be.
+/// Replaces the file by what `write` writes; after an error it is unchanged. The directory is created if it
+/// is missing.
 pub fn replace(
     directory: &Path,
     name: &str,
@@ -20,6 +21,6 @@ pub fn replace(
     file.flush()?;
     file.get_ref().sync_all()?;
     fs::rename(draft, directory.join(name))?;
-    // Else the new name might not outlive a loss of power.
+    // Without this, the new name may be lost with the power.
     File::open(directory)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! The settings of the daemon, complete and consistent: what is given, with defaults for the rest.
+//! The settings of the daemon, complete and consistent: what is given, and defaults for the rest.
 
 use anyhow::{bail, ensure};
 use nlb_common::gue;
@@ -19,23 +19,23 @@ use crate::model::vips::Vips;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub state_dir: PathBuf,
-    /// Begin without what operators had set.
+    /// Start without what operators set.
     pub ignore_state: bool,
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
-    /// Of dsr-ipip.
+    /// The outer sources of dsr-ipip.
     pub ipip_sources: OuterSources,
     pub flows: Flows,
-    /// What the record of the last hour may take.
+    /// The memory for the metrics of the last hour.
     pub metrics_history_bytes: usize,
     pub limits: TableSizes,
     pub registry: Settings,
 }
 
-/// The flow table's size, and the idle times after which flows may be forgotten.
+/// The flow table's size, and the idle times after which flows may be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flows {
     pub max: u32,
@@ -141,7 +141,7 @@ impl Options {
     }
 }
 
-/// As the kernel sees it.
+/// Whether the kernel accepts the name.
 fn is_interface_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !matches!(name, "." | "..")
@@ -149,7 +149,7 @@ fn is_interface_name(name: &str) -> bool {
 }
 
 impl From<&Config> for Options {
-    /// Every setting, as somebody would write it who leaves nothing to the defaults.
+    /// Every setting, defaults included.
     fn from(config: &Config) -> Options {
         let (registry, limits, flows) = (&config.registry, &config.limits, &config.flows);
         Options {

@@ -1,8 +1,9 @@
 //! Settings that change while the daemon runs, and are kept for its next start.
 //!
-//! An update is JSON with the keys of the TOML file; what it does not name stays. Most settings about modules take effect at
-//! once. The others size the kernel's maps or say where the daemon attaches and listens: those wait for a restart. What was
-//! set this way lies in a file of its own, which comes after flags and variables and before the TOML file.
+//! An update is JSON with the keys of the TOML file; keys that it leaves out stay. Most settings about
+//! modules take effect at once. The others size the kernel's maps or name where the daemon attaches and
+//! listens: those wait for a restart. The settings of updates are in a file of their own, which ranks after
+//! flags and variables and before the TOML file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,45 +46,45 @@ pub(super) const LIVE: [&str; 17] = [
 #[derive(Default)]
 pub struct Configuration(Mutex<Versions>);
 
-/// Where the settings came from, and what became of them.
+/// The settings by source, and those in force.
 #[derive(Clone, Default)]
 pub struct Versions {
-    /// By flag or variable.
+    /// Settings given by flag or variable.
     given: Options,
     saved: SavedSettings,
-    /// Everything that is set now: at first by rank, then what was set last.
+    /// All settings that are set now: at first by rank, then by the last update.
     running: Options,
-    /// What the daemon was started with, of which the settings that are not live still hold.
+    /// The settings at the daemon's start, which still hold for those that are not live.
     started: Map<String, Value>,
-    /// Without it nothing is kept.
+    /// Without a state directory no update is kept.
     state_dir: Option<PathBuf>,
 }
 
-/// What was set over gRPC.
+/// The settings made over gRPC.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct SavedSettings {
-    /// Grows by one with each update.
+    /// The number of updates.
     version: u64,
     updated_at: Option<SystemTime>,
     settings: Options,
 }
 
-/// An update that would be taken.
+/// An update that is valid.
 pub struct Proposal {
     versions: Versions,
     pub config: Config,
     /// Settings that would wait for a restart.
     pub waiting: Vec<String>,
-    /// Settings that a flag or variable gives too, which will win at the next start.
+    /// Settings that a flag or variable gives too, which takes precedence at the next start.
     pub overridden: Vec<String>,
 }
 
-/// What is wrong with an update.
+/// Why an update is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected(pub String);
 
 impl Configuration {
-    /// Puts together what was given, kept and written in the file.
+    /// Combines the given settings, the saved ones and those in the file.
     pub fn start(given: Options) -> anyhow::Result<(Config, Configuration)> {
         let file = given.file()?;
         let state_dir = given.clone().or(file.clone()).state_dir();
@@ -95,14 +96,14 @@ impl Configuration {
         Ok((config, Configuration(Mutex::new(versions))))
     }
 
-    /// One update at a time: whoever holds this is the one.
+    /// Serialises updates: one at a time holds this lock.
     pub async fn lock(&self) -> MutexGuard<'_, Versions> {
         self.0.lock().await
     }
 }
 
 impl Versions {
-    /// What is set now, the defaults included.
+    /// All settings in force, defaults included.
     pub fn settings(&self) -> anyhow::Result<Map<String, Value>> {
         Ok(effective(&self.running.clone().check()?))
     }
@@ -129,7 +130,7 @@ impl Versions {
         !LIVE.contains(&key) && self.started.get(key) != Some(value)
     }
 
-    /// What would come of an update.
+    /// The result of an update that is not adopted yet.
     pub fn propose(&self, json: &[u8], now: SystemTime) -> Result<Proposal, Rejected> {
         let rejected = |error: &dyn std::fmt::Display| Rejected(error.to_string());
         let update: Map<String, Value> = serde_json::from_slice(json).map_err(|error| rejected(&error))?;
@@ -153,7 +154,7 @@ impl Versions {
         Ok(Proposal { waiting, overridden, config, versions })
     }
 
-    /// Keeps an update.
+    /// Saves an update, and puts it in force.
     pub fn adopt(&mut self, proposal: Proposal) -> anyhow::Result<()> {
         if let Some(directory) = &self.state_dir {
             proposal.versions.saved.write(directory)?;
@@ -164,7 +165,7 @@ impl Versions {
 }
 
 impl SavedSettings {
-    /// Nothing, if there is no such file.
+    /// The saved settings; empty if the file does not exist.
     fn read(path: &Path) -> anyhow::Result<SavedSettings> {
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -179,19 +180,19 @@ impl SavedSettings {
         })
     }
 
-    /// Whole or not at all, also if the machine stops meanwhile.
+    /// Replaces the file atomically, also if the machine crashes meanwhile.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
         atomic_file::replace(directory, FILE, |file| file.write_all(&serde_json::to_vec_pretty(self)?))
             .with_context(|| format!("cannot write the settings to {}; see --state-dir", directory.display()))
     }
 }
 
-/// All settings, as they would be written.
+/// All settings, with the defaults.
 pub(super) fn effective(config: &Config) -> Map<String, Value> {
     present(&Options::from(config))
 }
 
-/// The settings that are there.
+/// The settings that are set.
 fn present(options: &Options) -> Map<String, Value> {
     let Ok(Value::Object(mut settings)) = serde_json::to_value(options) else { return Map::new() };
     settings.retain(|_, value| !value.is_null());

@@ -1,4 +1,5 @@
-//! What an operator can set: by flag, by `NLB_` environment variable, over gRPC, or in a TOML file, in that order.
+//! What an operator can set: by flag, by `NLB_` environment variable, over gRPC, or in a TOML file, in that
+//! order.
 
 pub mod atomic_file;
 mod daemon;

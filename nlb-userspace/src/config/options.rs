@@ -1,4 +1,4 @@
-//! Settings as given: by flag, by variable or in the file.
+//! Settings as they are given: by flag, by variable or in the file.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use super::{Mode, Net, Ports, Span, XdpMode};
 
 const STATE_DIR: &str = "/var/lib/nlb";
 
-/// As given; what is not given is left to the next source. Flags, variables and keys of the file bear the same names.
+/// One source's settings; those that it leaves out come from the next source. Flags, variables and keys of
+/// the file have the same names.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
@@ -20,14 +21,12 @@ pub struct Options {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Where settings made over gRPC, and what operators set, are kept; one directory for each daemon
-    /// [default: /var/lib/nlb]
+    /// The directory of settings made over gRPC, and of what operators set [default: /var/lib/nlb]
     #[arg(long, env = "NLB_STATE_DIR", value_name = "DIRECTORY")]
     #[serde(skip)]
     pub state_dir: Option<PathBuf>,
 
-    /// Begin without the routes, limits, weights and drains that operators had set; the file that has them is
-    /// moved aside [default: false]
+    /// Start without the routes, limits, weights and drains that operators set; their file is moved aside
     #[arg(long, env = "NLB_IGNORE_STATE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip)]
     pub ignore_state: Option<bool>,
@@ -41,15 +40,15 @@ pub struct Options {
     #[arg(long, env = "NLB_VIP", value_name = "ADDRESS|CIDR", value_delimiter = ',')]
     pub vip: Option<Vec<Net>>,
 
-    /// Where in the kernel packets are met [default: auto]
+    /// The XDP mode [default: auto]
     #[arg(long, env = "NLB_XDP_MODE", value_name = "MODE")]
     pub xdp_mode: Option<XdpMode>,
 
-    /// Where the gRPC server listens; it asks for no credentials [default: 127.0.0.1:50051]
+    /// The address of the gRPC server [default: 127.0.0.1:50051]
     #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
     pub grpc: Option<SocketAddr>,
 
-    /// How packets reach modules that name no forward mode [default: nat]
+    /// The forward mode of modules that name none [default: nat]
     #[arg(long, env = "NLB_FORWARD_MODE", value_name = "MODE")]
     pub forward_mode: Option<Mode>,
 
@@ -57,13 +56,12 @@ pub struct Options {
     #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
     pub snat_ports: Option<Ports>,
 
-    /// UDP port that packets to modules with forward mode gue are sent to; `nlb decap` has the same flag
-    /// [default: 6080]
+    /// UDP port of packets to modules with forward mode gue [default: 6080]
     #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
     pub gue_port: Option<u16>,
 
-    /// Prefixes that outer sources of forward mode dsr-ipip are taken from by the flow's hash: one of IPv4,
-    /// one of IPv6, or both; none: the NLB's own address [repeat, or separate by commas]
+    /// Prefixes of the outer sources of forward mode dsr-ipip, selected by the flow's hash, one of each
+    /// family; none: the NLB's own address [repeat, or separate by commas]
     #[arg(long, env = "NLB_IPIP_SOURCES", value_name = "CIDR", value_delimiter = ',')]
     pub ipip_sources: Option<Vec<Net>>,
 
@@ -75,11 +73,11 @@ pub struct Options {
     #[arg(long, env = "NLB_MISSED_HEARTBEATS", value_name = "NUMBER")]
     pub missed_heartbeats: Option<u32>,
 
-    /// Silence after which a module is forgotten [default: 5m]
+    /// Time without heartbeats after which a module is evicted [default: 5m]
     #[arg(long, env = "NLB_EVICT_AFTER", value_name = "TIME")]
     pub evict_after: Option<Span>,
 
-    /// How long connections of a leaving module may live on, if it does not say [default: 30s]
+    /// How long a leaving module's connections may last, if the module gives no time [default: 30s]
     #[arg(long, env = "NLB_DRAIN_TIMEOUT", value_name = "TIME")]
     pub drain_timeout: Option<Span>,
 
@@ -91,13 +89,13 @@ pub struct Options {
     #[arg(long, env = "NLB_PROMOTION_MAX_ERROR_PERCENT", value_name = "NUMBER")]
     pub promotion_max_error_percent: Option<u32>,
 
-    /// TCP resets of a module's new flows, in percent, beyond which it gets no more for a while; 0: never
-    /// [default: 50]
+    /// TCP resets of a module's new flows, in percent, beyond which the module is ejected for a while; 0:
+    /// never [default: 50]
     #[arg(long, env = "NLB_MAX_RESET_PERCENT", value_name = "NUMBER")]
     pub max_reset_percent: Option<u32>,
 
-    /// How long a module gets no new flows after too many resets, at first; doubles with every relapse
-    /// [default: 10s]
+    /// How long a module is ejected at first for its TCP resets; doubled each time the resets recur [default:
+    /// 10s]
     #[arg(long, env = "NLB_RESET_BACK_OFF", value_name = "TIME")]
     pub reset_back_off: Option<Span>,
 
@@ -105,17 +103,18 @@ pub struct Options {
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
 
-    /// Answer clients that no module can serve by TCP RST or ICMP port unreachable, instead of ignoring them
+    /// Reject clients that no module can serve by TCP RST or ICMP unreachable, instead of ignoring them
     /// [default: false]
     #[arg(long, env = "NLB_REJECT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub reject: Option<bool>,
 
-    /// Drop packets to ports of a VIP that have no service, instead of leaving them to the kernel [default: false]
+    /// Drop packets to ports of a VIP that have no service, instead of passing them to the kernel [default:
+    /// false]
     #[arg(long, env = "NLB_DROP_CLOSED_PORTS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub drop_closed_ports: Option<bool>,
 
-    /// Ask modules (CanHandle) who serves a VIP's port that no route covers, and send it there: one that says
-    /// yes to everything opens every port of the VIPs [default: false]
+    /// Ask modules (CanHandle) about ports of a VIP that no route covers, and learn a route for each that a
+    /// module can handle; a module that accepts every port gets every port [default: false]
     #[arg(long, env = "NLB_LEARN_ROUTES", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub learn_routes: Option<bool>,
 
@@ -139,57 +138,55 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_SERVICES", value_name = "NUMBER")]
     pub max_services: Option<u16>,
 
-    /// Groups of modules that share traffic; each takes 128 KiB of the kernel's memory while it is in use
+    /// Pools, which are groups of modules that share traffic; each takes 128 KiB of the kernel's memory
     /// [default: 1024]
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
-    /// Source prefixes of routes in the kernel's table, as often as services tell clients apart by them;
-    /// kernel memory is taken as they come, 4 MiB at first and 8 to 16 MiB for 100,000 [default: 1048576]
+    /// Source prefixes in the kernel's table, counted once for each service that distinguishes clients by
+    /// them [default: 1048576]
     #[arg(long, env = "NLB_MAX_SOURCE_PREFIXES", value_name = "NUMBER")]
     pub max_source_prefixes: Option<u32>,
 
-    /// Routes that are counted one by one (those with a rate limit come on top); the others count together,
-    /// by module [default: 256]
+    /// Routes with counters of their own; the others are counted together, by module [default: 256]
     #[arg(long, env = "NLB_MAX_COUNTED_ROUTES", value_name = "NUMBER")]
     pub max_counted_routes: Option<u16>,
 
-    /// Rate limits in force [default: 16384]
+    /// Rate limits in the kernel's table [default: 16384]
     #[arg(long, env = "NLB_MAX_RATE_LIMITS", value_name = "NUMBER")]
     pub max_rate_limits: Option<u16>,
 
-    /// Virtual addresses, and the NLB's own towards modules [default: 1024]
+    /// Virtual addresses, and the NLB's own addresses towards modules [default: 1024]
     #[arg(long, env = "NLB_MAX_VIPS", value_name = "NUMBER")]
     pub max_vips: Option<u16>,
 
-    /// Flows that the kernel remembers, 1024 to 67108864, of 32 bytes each [default: 1048576]
+    /// Flows in the kernel's table [default: 1048576]
     #[arg(long, env = "NLB_MAX_FLOWS", value_name = "NUMBER")]
     pub max_flows: Option<u32>,
 
-    /// Memory for the metrics of the last hour, in bytes, at least 1048576; what does not fit is forgotten,
-    /// the oldest first [default: 67108864]
+    /// Memory for the metrics of the last hour; beyond it the oldest are discarded [default: 67108864]
     #[arg(long, env = "NLB_METRICS_HISTORY_BYTES", value_name = "NUMBER")]
     pub metrics_history_bytes: Option<usize>,
 
-    /// Idle time after which a TCP flow may be forgotten before its handshake is complete [default: 1m]
+    /// Idle time after which a TCP flow may be removed before its handshake is complete [default: 1m]
     #[arg(long, env = "NLB_IDLE_OPENING", value_name = "TIME")]
     pub idle_opening: Option<Span>,
 
-    /// Idle time after which an established TCP flow may be forgotten [default: 2h]
+    /// Idle time after which an established TCP flow may be removed [default: 2h]
     #[arg(long, env = "NLB_IDLE_ESTABLISHED", value_name = "TIME")]
     pub idle_established: Option<Span>,
 
-    /// Idle time after which a TCP flow may be forgotten after FIN or RST [default: 10s]
+    /// Idle time after which a TCP flow may be removed after FIN or RST [default: 10s]
     #[arg(long, env = "NLB_IDLE_CLOSING", value_name = "TIME")]
     pub idle_closing: Option<Span>,
 
-    /// Idle time after which a UDP flow may be forgotten [default: 2m]
+    /// Idle time after which a UDP flow may be removed [default: 2m]
     #[arg(long, env = "NLB_IDLE_UDP", value_name = "TIME")]
     pub idle_udp: Option<Span>,
 }
 
 impl Options {
-    /// What the config file says, if one is named.
+    /// The settings in the config file, if one is named.
     pub(super) fn file(&self) -> anyhow::Result<Options> {
         Ok(self.config.as_deref().map(read).transpose()?.unwrap_or_default())
     }

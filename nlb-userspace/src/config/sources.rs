@@ -1,4 +1,4 @@
-//! Prefixes that outer headers take their sources from.
+//! Prefixes of the source addresses of outer headers.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::model::vips::Vips;
 
 const FLAG: &str = "--ipip-sources";
 
-/// Addresses that no packet on a wire comes from. Those above IPv4's groups are reserved.
+/// Addresses that no packet on a link comes from. IPv4 addresses above the multicast range are reserved.
 const NO_HOSTS: [(&str, &str); 5] = [
     ("0.0.0.0/8", "addresses of no host"),
     ("127.0.0.0/8", "loopback"),
@@ -44,7 +44,7 @@ impl OuterSources {
         self.v4.into_iter().chain(self.v6)
     }
 
-    /// As the program has them: over IPv4, over IPv6.
+    /// The prefixes as the program has them: for outer IPv4, for outer IPv6.
     pub fn rows(&self) -> [Sources; 2] {
         [self.v4, self.v6].map(|net| {
             net.map_or(Sources::NONE, |net| {
@@ -58,7 +58,7 @@ impl OuterSources {
 fn check(net: &IpNet, vips: &Vips) -> anyhow::Result<()> {
     ensure!(
         net.prefix_len() < net.max_prefix_len(),
-        "{FLAG} {net} is one address, by which flows do not differ; name a prefix that is kept for this"
+        "{FLAG} {net} is one address, which all flows would share; name a prefix that is reserved for this"
     );
     let overlaps = |other: &IpNet| other.contains(net) || net.contains(other);
     for (other, what) in NO_HOSTS {
@@ -66,7 +66,7 @@ fn check(net: &IpNet, vips: &Vips) -> anyhow::Result<()> {
         ensure!(!overlaps(&other), "{FLAG} {net} has {what} ({other}) in it, which no packet may come from");
     }
     if let Some(vip) = vips.nets().find(overlaps) {
-        bail!("{FLAG} {net} and --vip {vip} overlap; name a prefix of addresses that nobody has");
+        bail!("{FLAG} {net} and --vip {vip} overlap; name a prefix of unused addresses");
     }
     Ok(())
 }

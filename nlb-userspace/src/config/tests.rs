@@ -1,4 +1,4 @@
-//! Flags, variables and file together.
+//! The combination of flags, variables and file.
 
 use std::time::Duration;
 

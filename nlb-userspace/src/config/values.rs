@@ -1,4 +1,4 @@
-//! Values of settings, as operators write them.
+//! Values of settings, in the form that operators write.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -14,16 +14,16 @@ use crate::model::ForwardMode;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
-    /// Native where the driver can, else generic.
+    /// Native mode if the driver supports it, otherwise generic mode.
     #[default]
     Auto,
-    /// In the driver; an error where it cannot.
+    /// In the driver; an error if it does not support XDP.
     Native,
-    /// In the kernel's stack: for every interface, and slower.
+    /// In the kernel's stack: on every interface, but slower.
     Generic,
 }
 
-/// A forward mode as operators write it.
+/// A forward mode in the form that operators write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
@@ -31,9 +31,9 @@ pub enum Mode {
     Nat,
     /// MAC addresses rewritten; modules answer clients directly
     DsrL2,
-    /// Wrapped in an outer IP header; modules answer clients directly
+    /// Outer IP header added; modules answer clients directly
     DsrIpip,
-    /// Wrapped in outer IP and UDP headers; modules answer clients directly
+    /// Outer IP and UDP headers added; modules answer clients directly
     Gue,
 }
 
