@@ -1,6 +1,8 @@
-//! Room for sockets: each module is two connections, the one it keeps to us and the one on which we ask it.
+//! Raises the limit of open files for the daemon's sockets: each module has two connections, its own to the
+//! NLB and the NLB's to it.
 //!
-//! The usual soft limit, 1024 open files, is there for programs that use select(2), and would be reached with 500 modules.
+//! The usual soft limit, 1024 open files, protects programs that use select(2), and 500 modules would reach
+//! it.
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -11,7 +13,7 @@ const PER_MODULE: u64 = 2;
 /// The programs, maps and listening sockets, and clients that are not modules.
 const BESIDES: u64 = 500;
 
-/// Raises the soft limit to the hard one, and says so if that is too little for so many modules.
+/// Raises the soft limit to the hard one, and logs a warning if that is too low for the modules.
 pub fn raise_fd_limit(max_modules: usize) -> anyhow::Result<()> {
     let limit = Resource::RLIMIT_NOFILE;
     let (_, hard) = getrlimit(limit).context("cannot read the limit of open files")?;

@@ -1,4 +1,4 @@
-//! `nlb serve`: puts the daemon together and runs it until it is told to stop.
+//! `nlb serve`: assembles the daemon, and runs it until a signal stops it.
 
 pub mod fd_limit;
 pub mod shutdown;
@@ -30,7 +30,7 @@ use crate::{datapath, store};
 
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long calls that wait for something may hold up the end.
+/// How long calls in progress may delay the daemon's end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result<()> {
@@ -42,7 +42,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         listener.with_context(|| format!("cannot listen at {}; choose another with --grpc", config.grpc))?;
     if !config.grpc.ip().is_loopback() {
         warn!(
-            "anybody who reaches {} can change how traffic is forwarded: the gRPC port has no authentication",
+            "any host that reaches {} can change how traffic is forwarded: the gRPC port has no authentication",
             config.grpc
         );
     }
@@ -120,12 +120,12 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     drop(stop);
     match tokio::time::timeout(SHUTDOWN_GRACE, server).await {
         Ok(ended) => ended?.context("the gRPC server failed"),
-        // Whoever still waits for a drain is cut off.
+        // Calls that still wait for a drain end without an answer.
         Err(_) => Ok(()),
     }
 }
 
-/// With what operators had set, unless that is to be ignored.
+/// The registry with what operators set, unless the settings ignore it.
 fn restored(config: &Config) -> anyhow::Result<Registry> {
     let directory = &config.state_dir;
     if config.ignore_state
@@ -143,7 +143,7 @@ fn restored(config: &Config) -> anyhow::Result<Registry> {
     Ok(registry)
 }
 
-/// Tells which addresses are inward; where the kernel does not answer, none is known to be.
+/// Whether an address is local, and why; unknown if the kernel does not answer.
 fn locality_of_addresses(
     config: &Config,
 ) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Locality>> + use<>> {
@@ -153,7 +153,7 @@ fn locality_of_addresses(
         let (interfaces, netlink) = (interfaces.clone(), netlink.clone());
         async move {
             interfaces.locality(&netlink, address).await.unwrap_or_else(|error| {
-                warn!("cannot find out whether {address} is on this host: {error:#}");
+                warn!("cannot determine whether {address} is on this host: {error:#}");
                 None
             })
         }

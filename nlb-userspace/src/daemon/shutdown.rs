@@ -1,8 +1,8 @@
-//! Being told to stop.
+//! The signals that stop the daemon.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Returns when the process gets SIGTERM or SIGINT.
+/// Returns when the process receives SIGTERM or SIGINT.
 pub async fn signal_received() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
