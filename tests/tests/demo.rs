@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nlb_tests::netns::output;
+use nlb_testkit::netns::output;
+use nlb_testkit::programs::built;
 
 const UP: Duration = Duration::from_secs(60);
 
 #[test]
 fn ends_by_itself_without_a_failed_request() -> Result<()> {
-    let output = demo("5s").output()?;
+    let output = demo("5s")?.output()?;
     let said = said(&output);
     ensure!(output.status.success(), "{said}");
     ensure!(said.contains(" requests answered, 0 failed"), "{said}");
@@ -29,7 +30,7 @@ fn ends_by_itself_without_a_failed_request() -> Result<()> {
 
 #[test]
 fn ends_cleanly_when_interrupted() -> Result<()> {
-    let mut demo = demo("10m").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut demo = demo("10m")?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = demo.id();
     wait_for_traffic(&mut demo)?;
     kill(Pid::from_raw(pid as i32), Signal::SIGINT)?;
@@ -41,7 +42,7 @@ fn ends_cleanly_when_interrupted() -> Result<()> {
 
 #[test]
 fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
-    let mut killed = demo("10m").stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut killed = demo("10m")?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     wait_for_traffic(&mut killed)?;
     let pids = inside(killed.id())?;
     ensure!(pids.len() == 4, "the NLB and three modules, but found {pids:?}");
@@ -53,17 +54,17 @@ fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
         sleep(Duration::from_millis(20));
     }
     ensure!(!left_of(killed.id())?.is_empty(), "nobody was there to take the namespaces away");
-    let next = demo("2s").output()?;
+    let next = demo("2s")?.output()?;
     ensure!(next.status.success(), "{}", said(&next));
     ensure!(left_of(killed.id())?.is_empty() && !files(killed.id()).exists(), "{:?}", left_of(killed.id())?);
     Ok(())
 }
 
 /// On a port of its own, since several run at a time.
-fn demo(duration: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nlb-demo"));
+fn demo(duration: &str) -> Result<Command> {
+    let mut command = Command::new(built("nlb-demo")?);
     command.args(["--duration", duration, "--grpc", "127.0.0.1:0"]);
-    command
+    Ok(command)
 }
 
 /// Until it says that requests are answered. What it prints later is kept for the caller.

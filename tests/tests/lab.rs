@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use nlb_tests::lab::{DefaultRoute, Host, Lab, VIP4, VIP6};
-use nlb_tests::netns::output;
+use nlb_testkit::lab::{DefaultRoute, Host, Lab, VIP4, VIP6};
+use nlb_testkit::netns::output;
 
 #[test]
 fn everybody_reaches_everybody_on_one_segment() -> Result<()> {

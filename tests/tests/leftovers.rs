@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use nlb_tests::lab::Lab;
-use nlb_tests::netns::output;
+use nlb_testkit::lab::Lab;
+use nlb_testkit::netns::output;
 
 #[test]
 fn removes_what_a_killed_process_left_behind() -> Result<()> {

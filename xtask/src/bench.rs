@@ -19,7 +19,7 @@ pub fn bench(args: &Args) -> Result<()> {
     setup::install_for(if other_balancers { Verb::BenchEndToEnd } else { Verb::Bench })?;
     command::run(
         workspace::cargo("build")
-            .args(["--quiet", "--release", "--package", "nlb", "--package", "nlb-tests"])
+            .args(["--quiet", "--release", "--package", "nlb", "--package", "nlb-bench"])
             .args(["--bin", "nlb", "--bin", "nlb-bench"]),
     )?;
     command::run(command::as_root(workspace::release_dir()?.join("nlb-bench"))?.args(&args.part))

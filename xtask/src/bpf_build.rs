@@ -2,7 +2,7 @@
 //! `aya::include_bytes_aligned!` picks it up.
 //!
 //! They need their own compiler invocation: another target, another profile, and a linker that emits BPF. Included by
-//! nlb-userspace/build.rs and tests/build.rs; standard library only, as is what it includes.
+//! nlb-userspace/build.rs and tests/bench/build.rs; standard library only, as is what it includes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,7 +26,10 @@ const FLAGS: &[&str] = &[
 /// Builds the only binary of `package`, which has its name, from `directories`, into the file `object`.
 pub fn build(package: &str, directories: &[&str], object: &str) -> Result<(), String> {
     let manifest_dir = variable("CARGO_MANIFEST_DIR")?;
-    let workspace = manifest_dir.parent().ok_or("this crate is not in its workspace")?;
+    let mut above = manifest_dir.ancestors();
+    let workspace = above
+        .find(|directory| directory.join("Cargo.lock").exists())
+        .ok_or("this crate is not in its workspace")?;
     let missing = |why| format!("{why}\n\n`cargo xtask setup` installs what is missing.");
     let compiler = bpf_toolchain::find_compiler().map_err(missing)?;
     let linker = bpf_toolchain::find_linker(workspace).map_err(missing)?;

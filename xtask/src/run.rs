@@ -28,7 +28,7 @@ fn demo(args: &Args) -> Result<std::process::Command> {
     setup::install_for(Verb::Run)?;
     command::run(
         workspace::cargo("build")
-            .args(["--quiet", "--package", "nlb", "--package", "nlb-module", "--package", "nlb-tests"])
+            .args(["--quiet", "--package", "nlb", "--package", "nlb-module", "--package", "nlb-demo"])
             .args(["--bin", "nlb", "--bin", "nlb-demo", "--example", "echo"]),
     )?;
     let mut demo = command::as_root(workspace::debug_dir()?.join("nlb-demo"))?;

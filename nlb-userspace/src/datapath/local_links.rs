@@ -57,7 +57,7 @@ pub async fn run(
                     doors.insert(*ifindex, (is_wire, attached));
                 }
                 Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
-                // The link may already be gone.
+                // It may be gone again.
                 Err(error) => warn!(
                     "cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}",
                     link.name

@@ -24,4 +24,4 @@ mod upcalls;
 mod waited;
 mod ways;
 
-use nlb_tests::{packet, rig};
+use nlb_testkit::{packet, rig};

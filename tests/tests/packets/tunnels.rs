@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use nlb::model::ForwardMode;
-use nlb_tests::netns::{Namespace, output};
+use nlb_testkit::netns::{Namespace, output};
 
 use crate::dsr::rig_of_one_family;
 use crate::packet::{Packet, Transport, UdpChecksum};

@@ -13,7 +13,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nlb::model::ForwardMode;
 use nlb_common::abi::NextHop;
 use nlb_common::net;
-use nlb_tests::netns::Namespace;
+use nlb_testkit::netns::Namespace;
 
 use crate::rig::{BACKEND_MAC, OUR_BACK_MAC, Rig, families};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nlb::datapath::maps::bpf::FibGeneration;
 use nlb::model::ForwardMode;
-use nlb_tests::cpu;
+use nlb_testkit::cpu;
 
 use crate::packet::{ACK, Packet, SYN, Transport};
 use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};

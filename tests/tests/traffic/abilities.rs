@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nlb_tests::lab::Lab;
+use nlb_testkit::lab::Lab;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{GetModuleInfoRequest, GetNlbStatusRequest, GetRoutingTableRequest};
-use nlb_tests::lab::Lab;
-use nlb_tests::programs::grpc;
+use nlb_testkit::lab::Lab;
+use nlb_testkit::programs::grpc;
 use tokio::net::UdpSocket;
 
 use crate::clients::{Connection, ask_udp, on};

@@ -4,9 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Host, Lab, VIP4, VIP6};
-use nlb_tests::netns::output;
-use nlb_tests::process::Process;
+use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
+use nlb_testkit::netns::output;
+use nlb_testkit::process::Process;
 
 use crate::fleet::{Fleet, Mode, register};
 

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Host, Lab, VIP4, VIP6};
-use nlb_tests::netns::{Namespace, output};
-use nlb_tests::process::Process;
-use nlb_tests::programs::{grpc, terminate};
+use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
+use nlb_testkit::netns::{Namespace, output};
+use nlb_testkit::process::Process;
+use nlb_testkit::programs::{grpc, terminate};
 
 use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, vips};

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use nlb_tests::lab::{Lab, VIP4, VIP6};
-use nlb_tests::netns::output;
+use nlb_testkit::lab::{Lab, VIP4, VIP6};
+use nlb_testkit::netns::output;
 
 use crate::bulk::wait_for_port;
 use crate::fleet::{Fleet, Mode};

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nlb_proto::MetricDataPoint;
-use nlb_tests::lab::{Host, Lab};
-use nlb_tests::programs::ECHO_PORT;
+use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::programs::ECHO_PORT;
 use tokio::net::UdpSocket;
 
 use crate::clients::{Connection, on};

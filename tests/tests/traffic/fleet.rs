@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
-use nlb_tests::lab::{Lab, VIP4, VIP6};
-use nlb_tests::process::Process;
-use nlb_tests::programs::{self, built, grpc};
+use nlb_testkit::lab::{Lab, VIP4, VIP6};
+use nlb_testkit::process::Process;
+use nlb_testkit::programs::{self, built, grpc};
 use serde_json::Value;
 use tonic::transport::Channel;
 

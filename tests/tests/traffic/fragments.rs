@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::Lab;
+use nlb_testkit::lab::Lab;
 
 use crate::fleet::{Fleet, Mode, vips};
 

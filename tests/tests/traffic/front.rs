@@ -9,8 +9,8 @@ use nlb_proto::{
     GetStatusRequest, HealthStatus, Protocol, ReloadRequest, Route, RoutingEntry, ShutdownRequest,
     UpdateRoutesRequest,
 };
-use nlb_tests::lab::{Lab, VIP4};
-use nlb_tests::programs::{ECHO_PORT, grpc};
+use nlb_testkit::lab::{Lab, VIP4};
+use nlb_testkit::programs::{ECHO_PORT, grpc};
 
 use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, Mode};

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_proto::GetModuleInfoRequest;
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_tests::lab::{Host, Lab};
-use nlb_tests::programs::grpc;
+use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::programs::grpc;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};

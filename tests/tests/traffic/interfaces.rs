@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{DefaultRoute, Host, Lab};
-use nlb_tests::netns::output;
-use nlb_tests::programs::{self, built};
+use nlb_testkit::lab::{DefaultRoute, Host, Lab};
+use nlb_testkit::netns::output;
+use nlb_testkit::programs::{self, built};
 
 use crate::bulk::{download_beside, offload};
 use crate::clients::{Connection, L4, flows, on};

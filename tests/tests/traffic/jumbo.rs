@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::Lab;
-use nlb_tests::programs::built;
+use nlb_testkit::lab::Lab;
+use nlb_testkit::programs::built;
 use tokio::net::UdpSocket;
 
 use crate::bulk::download_beside;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use nlb_tests::lab::{Host, Lab};
-use nlb_tests::programs::terminate;
+use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::programs::terminate;
 use tokio::net::UdpSocket;
 
 use crate::clients::{Connection, L4, ask_udp, assert_shares, flows, on};
@@ -142,7 +142,7 @@ fn modules_that_start_while_the_daemon_stands_still_stay() -> Result<()> {
     const GIVEN_UP: &str = "not registered; trying again";
     const VOID: &str = "registering again";
     let lab = Lab::one_arm(1, MODULES)?;
-    let nlb = nlb_tests::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
+    let nlb = nlb_testkit::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
     let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
     fleet.nlb.signal(Signal::SIGSTOP)?;
     for n in 0..MODULES {
@@ -174,7 +174,7 @@ fn a_module_registers_again_after_the_daemon_was_restarted() -> Result<()> {
         Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
     let mut nlb = nlb;
     terminate(&mut nlb, Duration::from_secs(10))?;
-    let again = nlb_tests::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
+    let again = nlb_testkit::programs::serve(&lab, "eth0", &["--heartbeat-interval", "1s"])?;
     let fleet = Fleet::from_parts(lab, again, modules);
     fleet.wait_for(2)?;
     answers(&fleet.lab.clients[0])

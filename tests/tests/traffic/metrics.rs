@@ -9,8 +9,8 @@ use nlb_proto::{
     GetLoadDistributionRequest, GetNlbMetricsRequest, MetricDataPoint, RebalanceLoadRequest,
     RebalanceLoadResponse,
 };
-use nlb_tests::lab::Lab;
-use nlb_tests::programs::grpc;
+use nlb_testkit::lab::Lab;
+use nlb_testkit::programs::grpc;
 use tonic::transport::Channel;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};

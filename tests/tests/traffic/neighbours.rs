@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{DefaultRoute, Lab};
+use nlb_testkit::lab::{DefaultRoute, Lab};
 use tokio::net::UdpSocket;
 
 use crate::clients::{L4, ask_udp, flows, on};

@@ -11,7 +11,7 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nlb_tests::netns::Namespace;
+use nlb_testkit::netns::Namespace;
 use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
 
 /// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.

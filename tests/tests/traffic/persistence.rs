@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{Protocol, RateLimit, Route, SetRateLimitRequest, UpdateRoutingRequest};
-use nlb_tests::lab::{Lab, VIP4};
-use nlb_tests::programs::{ECHO_PORT, grpc, serve};
+use nlb_testkit::lab::{Lab, VIP4};
+use nlb_testkit::programs::{ECHO_PORT, grpc, serve};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

@@ -8,7 +8,7 @@ use nlb_proto::{
     GetActiveVersionRequest, GetStatsRequest, GetStatusRequest, ModuleStats, PromoteVersionRequest,
     RollbackRequest, RollbackResponse, SetTrafficWeightRequest,
 };
-use nlb_tests::lab::Lab;
+use nlb_testkit::lab::Lab;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Lab, VIP4};
-use nlb_tests::netns::output;
-use nlb_tests::programs::{grpc, terminate};
+use nlb_testkit::lab::{Lab, VIP4};
+use nlb_testkit::netns::output;
+use nlb_testkit::programs::{grpc, terminate};
 
 use crate::fleet::Fleet;
 
@@ -35,7 +35,7 @@ fn moved(program: &str, addresses: &[(&str, String)]) -> Result<String> {
 #[test]
 fn the_module_in_python_serves_and_drains() -> Result<()> {
     let lab = Lab::one_arm(1, 1)?;
-    let nlb = nlb_tests::programs::serve(&lab, "eth0", &[])?;
+    let nlb = nlb_testkit::programs::serve(&lab, "eth0", &[])?;
     let fleet = Fleet::from_parts(lab, nlb, Vec::new());
     let lab = &fleet.lab;
     let host = &lab.modules[0];

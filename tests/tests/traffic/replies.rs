@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{DefaultRoute, Host, Lab, VIP4};
-use nlb_tests::netns::output;
+use nlb_testkit::lab::{DefaultRoute, Host, Lab, VIP4};
+use nlb_testkit::netns::output;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};

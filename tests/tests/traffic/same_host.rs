@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Host, Lab};
-use nlb_tests::netns::output;
-use nlb_tests::programs;
+use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::netns::output;
+use nlb_testkit::programs;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{GetModuleInfoRequest, TriggerScalingRequest};
-use nlb_tests::lab::Lab;
-use nlb_tests::netns::output;
-use nlb_tests::programs::grpc;
+use nlb_testkit::lab::Lab;
+use nlb_testkit::netns::output;
+use nlb_testkit::programs::grpc;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};

@@ -1,7 +1,7 @@
 //! Every flow is answered, by one module, and modules get what their weights say.
 
 use anyhow::Result;
-use nlb_tests::lab::Lab;
+use nlb_testkit::lab::Lab;
 
 use crate::clients::{L4, assert_shares, flows};
 use crate::fleet::{Fleet, Mode, vips};

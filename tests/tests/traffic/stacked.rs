@@ -6,10 +6,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Host, Lab, VIP4, VIP6};
-use nlb_tests::netns::{Namespace, output};
-use nlb_tests::process::Process;
-use nlb_tests::programs::{self, ECHO_PORT, built};
+use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
+use nlb_testkit::netns::{Namespace, output};
+use nlb_testkit::process::Process;
+use nlb_testkit::programs::{self, ECHO_PORT, built};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::clients::on;

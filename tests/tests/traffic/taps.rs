@@ -6,9 +6,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{Host, Lab};
-use nlb_tests::netns::output;
-use nlb_tests::programs::{self, built};
+use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::netns::output;
+use nlb_testkit::programs::{self, built};
 
 use crate::bulk::{DOWNLOADS, download, download_beside, offload, serve_downloads};
 use crate::clients::{Connection, on};

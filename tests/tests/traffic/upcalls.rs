@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use nlb_tests::lab::Lab;
+use nlb_testkit::lab::Lab;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use nlb_tests::lab::{DefaultRoute, Host, Lab};
+use nlb_testkit::lab::{DefaultRoute, Host, Lab};
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};

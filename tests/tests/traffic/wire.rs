@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
 };
-use nlb_tests::lab::Host;
+use nlb_testkit::lab::Host;
 
 /// Everything that a test sends waits here until it is read.
 const BUFFER: usize = 256 << 20;

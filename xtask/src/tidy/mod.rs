@@ -87,7 +87,7 @@ const RULES: &[Rule] = &[
             "nlb-common/src/frame.rs",
             "nlb-userspace/src/datapath/maps/",
             "nlb-userspace/src/datapath/pending.rs",
-            "tests/floors/src/",
+            "tests/bench/baselines/src/",
         ],
         words: &["unsafe"],
         why: "unsafe is for packets, maps and what is shared with the kernel",

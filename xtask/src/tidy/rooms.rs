@@ -16,7 +16,17 @@ struct Room {
 }
 
 /// The root files of the crates that are looked at.
-const CRATES: &[&str] = &["nlb-userspace/src/lib.rs", "nlb-common/src/lib.rs", "nlb-ebpf/src/main.rs"];
+const CRATES: &[&str] = &[
+    "nlb-userspace/src/lib.rs",
+    "nlb-common/src/lib.rs",
+    "nlb-ebpf/src/main.rs",
+    "tests/testkit/src/lib.rs",
+    "tests/bench/src/main.rs",
+    "tests/bench/baselines/src/main.rs",
+    "tests/demo/src/main.rs",
+    "tests/tests/packets/main.rs",
+    "tests/tests/traffic/main.rs",
+];
 
 const USERSPACE: &str = "nlb-userspace/src/";
 

@@ -11,8 +11,15 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
 use nlb::model::L4;
 
 use super::headers::{Ip, Segment, Tcp};
-use super::model::Told;
 use crate::packet::Mac;
+
+/// What a sender is told by ICMP.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    PortUnreachable,
+    /// Longer than so many bytes.
+    TooBig(u16),
+}
 
 /// A frame to compare with. A broken checksum may come to zero in two ways, which mean the same.
 pub struct Frame {

@@ -12,9 +12,9 @@ use nlb::compile::{FlowTuple, MapImage};
 use nlb::model::next_hop::Hops;
 use nlb::model::{Backend, Desired, Destination, ForwardMode, Health, L4, Module, Snat};
 
-use super::edits::{self, Frame};
-use super::fragments::{Followed, PacketId};
-use super::headers::{self, Exits, Ip, Segment, Tcp};
+use super::edits::{self, Frame, Told};
+use super::fragments::{Followed, Fragments};
+use super::headers::{self, Exits, Fragment, Ip, Segment, Tcp};
 use super::quic;
 use crate::rig::{BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, GUE_PORT, OUR_BACK_MAC, OUR_MAC, families};
 
@@ -34,14 +34,6 @@ pub enum Expected {
     Sent(&'static str, Frame),
     /// An ICMP error to its sender or, at times, nothing, since their rate is limited.
     Told(Ip, Told),
-}
-
-/// What a sender is told by ICMP.
-#[derive(Clone, Copy, Debug)]
-pub enum Told {
-    PortUnreachable,
-    /// Longer than so many bytes.
-    TooBig(u16),
 }
 
 /// How much a backend's counters have to grow.
@@ -82,7 +74,7 @@ pub struct Model {
     /// NAT backends to which a way was known once.
     reached: BTreeSet<IpAddr>,
     pub grown: BTreeMap<Backend, Growth>,
-    pub fragments: BTreeMap<PacketId, Followed>,
+    pub fragments: Fragments,
     /// Flows whose connection id sent them elsewhere than their hash.
     pub moved: u64,
 }
@@ -93,7 +85,7 @@ impl Model {
     /// The tables have changed. Flows of backends that are gone go with them.
     pub fn tables_changed(&mut self, world: &World) {
         self.flows.retain(|_, flow| offered(world.desired, &flow.backend));
-        self.forget_fragments(world.desired);
+        self.fragments.retain(|backend| offered(world.desired, backend));
         let nat: BTreeSet<IpAddr> = nat_modules(world.desired).flat_map(addresses).collect();
         self.reached.extend(nat.iter().filter(|addr| world.hops.contains_key(addr)));
         self.reached.retain(|addr| nat.contains(addr));
@@ -206,7 +198,7 @@ impl Model {
             ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => (ip.src, ip.dst),
         };
         let followed = Followed { backend, src, dst, tuple: Some(tuple) };
-        self.remember(ip, headers::fragment(frame, ip), followed);
+        self.fragments.remember(ip, headers::fragment(frame, ip), followed);
         Ok(forwarded(world, frame, ip, &segment, &tuple, &flow))
     }
 
@@ -288,8 +280,49 @@ impl Model {
         debug_assert!(offered(world.desired, &flow.backend));
         let reply = edits::translated(frame, ip, &segment, vip, client);
         let followed = Followed { backend: flow.backend.clone(), src: vip.0, dst: client.0, tuple: None };
-        self.remember(ip, headers::fragment(frame, ip), followed);
+        self.fragments.remember(ip, headers::fragment(frame, ip), followed);
         Ok(Expected::Sent("send reply", reply.macs(CLIENT_MAC, OUR_MAC)))
+    }
+
+    /// What becomes of a later fragment; `unknown` if its first was not seen.
+    fn follow(
+        &mut self,
+        world: &World,
+        frame: &[u8],
+        ip: &Ip,
+        fragment: &Fragment,
+        unknown: Exits,
+    ) -> Decision {
+        let followed = self.fragments.first_of(ip, fragment).ok_or(unknown)?;
+        if ip.ttl <= 1 {
+            return Err(&["drop ttl_exceeded"]);
+        }
+        let growth = self.grown.entry(followed.backend.clone()).or_default();
+        let bytes = (ip.end - ip.l3) as u64;
+        let Some(tuple) = followed.tuple else {
+            if let Some(stopped) = towards_client(frame, ip, followed.dst) {
+                return stopped;
+            }
+            growth.reply_packets += 1;
+            growth.reply_bytes += bytes;
+            let reply = edits::readdressed(frame, ip, followed.src, followed.dst);
+            return Ok(Expected::Sent("send reply", reply.macs(CLIENT_MAC, OUR_MAC)));
+        };
+        let backend = &followed.backend;
+        if !world.hops.contains_key(&backend.addr) {
+            return Err(waits(frame));
+        }
+        if frame[6..12] == OUR_BACK_MAC {
+            return Err(&["drop loop"]);
+        }
+        if let Some(stopped) = too_long(frame, ip, BACK_MTU - grown(backend)) {
+            return stopped;
+        }
+        growth.packets += 1;
+        growth.bytes += bytes;
+        sent_on(world, frame, ip, backend, &tuple, || {
+            edits::readdressed(frame, ip, followed.src, followed.dst)
+        })
     }
 }
 
@@ -349,7 +382,7 @@ fn forwarded(
 }
 
 /// A packet on its way to its backend; `translated` is what it is with NAT.
-pub fn sent_on(
+fn sent_on(
     world: &World,
     frame: &[u8],
     ip: &Ip,
@@ -386,7 +419,7 @@ fn outer_source(backend: IpAddr, hash: u32) -> IpAddr {
 }
 
 /// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in that order.
-pub fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
+fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
     let known = client == family_of(client).client;
     if !known && !is_neighbour(client) {
         Some(Err(&["drop no_route"]))
@@ -402,7 +435,7 @@ pub fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision>
 }
 
 /// Bytes that a packet grows by towards a backend.
-pub fn grown(backend: &Backend) -> u16 {
+fn grown(backend: &Backend) -> u16 {
     let outer_ip = if backend.addr.is_ipv4() { 20 } else { 40 };
     match backend.mode {
         ForwardMode::Nat | ForwardMode::DsrL2 => 0,
@@ -412,7 +445,7 @@ pub fn grown(backend: &Backend) -> u16 {
 }
 
 /// What becomes of a packet that the next link does not take (row 9).
-pub fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
+fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
     if ip.end - ip.l3 <= mtu as usize {
         return None;
     }
@@ -455,7 +488,7 @@ pub fn is_neighbour(addr: IpAddr) -> bool {
 const CLIENT_MTU: u16 = 1500;
 
 /// The longest frame that can wait for a next hop.
-pub fn waits(frame: &[u8]) -> Exits {
+fn waits(frame: &[u8]) -> Exits {
     if frame.len() > 2048 { &["drop park_full"] } else { &["park next_hop"] }
 }
 
@@ -474,7 +507,7 @@ fn services(desired: &Desired, vip: IpAddr, port: u16, l4: L4) -> Vec<Option<IpN
     fits.map(|route| route.source).collect()
 }
 
-pub fn offered(desired: &Desired, backend: &Backend) -> bool {
+fn offered(desired: &Desired, backend: &Backend) -> bool {
     let Some(module) = desired.modules.get(&backend.instance_id) else { return false };
     let route = backend.route.as_ref().and_then(|key| module.routes.get(&key.id));
     route.is_some_and(|route| {

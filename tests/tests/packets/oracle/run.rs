@@ -9,7 +9,8 @@ use nlb::model::Backend;
 use nlb_common::hash;
 use nlb_common::net::Be16;
 
-use super::model::{Expected, Growth, IPIP_SOURCES, Model, Told, World};
+use super::edits::Told;
+use super::model::{Expected, Growth, IPIP_SOURCES, Model, World};
 use super::step::{Change, Step};
 use super::{edits, tc_ingress};
 use crate::rig::{Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT};

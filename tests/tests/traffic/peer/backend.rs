@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::Result;
 use nix::errno::Errno;
-use nlb_tests::lab::Host;
+use nlb_testkit::lab::Host;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};

@@ -8,10 +8,10 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 use nlb_proto::UnregisterModuleRequest;
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_tests::lab::{DefaultRoute, Lab};
-use nlb_tests::netns::{Namespace, output};
-use nlb_tests::process::Process;
-use nlb_tests::programs::{self, grpc};
+use nlb_testkit::lab::{DefaultRoute, Lab};
+use nlb_testkit::netns::{Namespace, output};
+use nlb_testkit::process::Process;
+use nlb_testkit::programs::{self, grpc};
 
 use crate::clients::on;
 use crate::fleet::{self, Mode, PORT, vips};

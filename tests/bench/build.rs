@@ -1,0 +1,13 @@
+//! Builds the baselines, which the benchmark carries.
+
+use std::process::exit;
+
+#[path = "../../xtask/src/bpf_build.rs"]
+mod bpf_build;
+
+fn main() {
+    if let Err(why) = bpf_build::build("nlb-baselines", &["tests/bench/baselines"], "baselines.bpf.o") {
+        eprintln!("\ncannot build the baselines: {why}");
+        exit(1);
+    }
+}

@@ -1,0 +1,27 @@
+//! The small programs that the balancer is measured beside, and what drives them ([`tests/bench/baselines`](../baselines/src/main.rs)).
+
+use anyhow::{Context, Result};
+use aya::maps::Map;
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baselines.bpf.o"));
+
+/// All of them, none loaded yet.
+pub fn open(loader: &mut EbpfLoader) -> Result<Ebpf> {
+    Ok(loader.load(OBJECT)?)
+}
+
+pub fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(bpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+/// Programs that refer to it have to be loaded before it is taken.
+pub fn map(bpf: &mut Ebpf, name: &str) -> Result<Map> {
+    bpf.take_map(name).with_context(|| format!("no map {name}"))
+}
+
+/// The beginning of a frame, as programs write it.
+pub fn words<const N: usize>(frame: &[u8]) -> [u64; N] {
+    std::array::from_fn(|i| u64::from_ne_bytes(frame[8 * i..][..8].try_into().expect("eight bytes")))
+}

@@ -1,0 +1,204 @@
+//! Who is compared, each at work in a lab of its own: clients on one segment, backends on another, and between them the host
+//! that balances or only forwards.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use aya::Ebpf;
+use nlb_proto::nlb_service_client::NlbServiceClient;
+use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
+use nlb_testkit::lab::{DefaultRoute, Host, Lab, VIP4};
+use nlb_testkit::process::Process;
+use nlb_testkit::programs::{self, grpc};
+use serde::{Deserialize, Serialize};
+
+use super::{backend, baselines, proxies};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Nobody between client and backend.
+    Direct,
+    /// Frames are made, and dropped as soon as they are there: what that takes is in all other figures of frames, too.
+    XdpDrop,
+    /// The least XDP program that sends a packet, which sends it back to where it came from.
+    XdpTx,
+    /// The least XDP program that passes a packet on to the other segment.
+    XdpRedirect,
+    /// The kernel as a router.
+    Forwarding,
+    Nftables,
+    Haproxy,
+    Nginx,
+    Nlb,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 9] = [
+        Kind::Direct,
+        Kind::XdpDrop,
+        Kind::XdpTx,
+        Kind::XdpRedirect,
+        Kind::Forwarding,
+        Kind::Nftables,
+        Kind::Haproxy,
+        Kind::Nginx,
+        Kind::Nlb,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Direct => "direct",
+            Kind::XdpDrop => "XDP_DROP",
+            Kind::XdpTx => "XDP_TX",
+            Kind::XdpRedirect => "XDP_REDIRECT",
+            Kind::Forwarding => "forwarding",
+            Kind::Nftables => "nftables",
+            Kind::Haproxy => "haproxy",
+            Kind::Nginx => "nginx",
+            Kind::Nlb => "nlb",
+        }
+    }
+
+    /// Whether connections come to be through it.
+    pub fn connects(self) -> bool {
+        !matches!(self, Kind::XdpDrop | Kind::XdpTx)
+    }
+
+    /// Whether it passes on frames that no connection of its own has brought.
+    pub fn passes_frames(self) -> bool {
+        !matches!(self, Kind::Direct | Kind::Haproxy | Kind::Nginx)
+    }
+}
+
+/// The service, and where backends serve it.
+const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(VIP4), 80);
+const PORT: u16 = 8080;
+
+const BACKENDS: usize = 2;
+
+pub struct Contender {
+    pub kind: Kind,
+    /// Where clients connect to, by turns.
+    pub targets: Vec<SocketAddr>,
+    /// What balances in user space.
+    pub proxy: Option<Process>,
+    // All of these end before the lab goes.
+    _daemon: Option<Process>,
+    _floor: Option<Ebpf>,
+    _backends: Vec<Process>,
+    pub lab: Lab,
+}
+
+impl Contender {
+    pub fn start(kind: Kind) -> Result<Contender> {
+        let lab = match kind {
+            Kind::Direct => Lab::one_arm(1, BACKENDS),
+            _ => Lab::two_arm(1, BACKENDS, DefaultRoute::Nlb),
+        }?;
+        tune(&lab)?;
+        let backends: Vec<_> = lab.modules.iter().map(|host| SocketAddr::new(host.v4.into(), PORT)).collect();
+        let _backends = backends
+            .iter()
+            .zip(&lab.modules)
+            .map(|(at, host)| backend::start(&lab, host, *at))
+            .collect::<Result<_>>()?;
+        let (mut proxy, mut _daemon, mut _floor) = (None, None, None);
+        match kind {
+            Kind::Direct | Kind::XdpDrop | Kind::Forwarding => {}
+            Kind::XdpTx => _floor = Some(baselines::send_back(&lab)?),
+            Kind::XdpRedirect => _floor = Some(baselines::pass_on(&lab)?),
+            Kind::Nftables => proxies::nftables(&lab, VIP, &backends)?,
+            Kind::Haproxy => proxy = Some(proxies::haproxy(&lab, VIP, &backends)?),
+            Kind::Nginx => proxy = Some(proxies::nginx(&lab, VIP, &backends)?),
+            Kind::Nlb => _daemon = Some(nlb(&lab)?),
+        }
+        let targets = match kind {
+            Kind::Nftables | Kind::Haproxy | Kind::Nginx | Kind::Nlb => vec![VIP],
+            _ => backends,
+        };
+        Ok(Contender { kind, targets, proxy, _daemon, _floor, _backends, lab })
+    }
+
+    /// Where frames to the first target arrive.
+    pub fn receivers(&self) -> Vec<Ipv4Addr> {
+        match self.targets[0] {
+            VIP => self.lab.modules.iter().map(|host| host.v4).collect(),
+            _ => vec![self.lab.modules[0].v4],
+        }
+    }
+
+    /// Does this as a process of the client's host would.
+    pub fn as_client<T: Send>(&self, work: impl FnOnce(&[SocketAddr]) -> Result<T> + Send) -> Result<T> {
+        let done = self.lab.clients[0].netns.run(|| work(&self.targets))?;
+        done.with_context(|| format!("a client of {}", self.kind.name()))
+    }
+}
+
+/// What the hosts of busy servers are set to: many ports, which may be used again a second after they were, and Linux's own
+/// choice of a congestion control, whatever this kernel was built with.
+fn tune(lab: &Lab) -> Result<()> {
+    for host in lab.clients.iter().chain(&lab.modules).chain([&lab.nlb]) {
+        host.netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
+        host.netns.sysctl("net/ipv4/tcp_tw_reuse", 1)?;
+        // Only the host's own namespace may choose for all of its connections, but routes may.
+        for route in host.netns.ip(&["route", "show"])?.lines() {
+            let route: Vec<_> = route.split_whitespace().collect();
+            host.netns.ip(&[&["route", "change"], &*route, &["congctl", "cubic"]].concat())?;
+        }
+    }
+    // A switch has no filters of IP packets to ask.
+    for filter in ["iptables", "ip6tables", "arptables"] {
+        let setting = format!("net/bridge/bridge-nf-call-{filter}");
+        if Path::new("/proc/sys").join(&setting).exists() {
+            lab.switch().sysctl(&setting, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// The daemon on both interfaces; backends see their clients' addresses, as behind DNAT, and answer by way of the NLB.
+fn nlb(lab: &Lab) -> Result<Process> {
+    // Nobody sends heartbeats for what is no module of ours.
+    let daemon = programs::serve(
+        lab,
+        "eth0,eth1",
+        &["--heartbeat-interval", "10m", "--evict-after", "1h", "--xdp-mode", "native"],
+    )?;
+    let server = format!("http://{}", grpc(lab));
+    lab.nlb.netns.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut client = NlbServiceClient::connect(server).await?;
+            for host in &lab.modules {
+                let answer = client.register_module(registration(host)).await?.into_inner();
+                ensure!(answer.success, "{}", answer.message);
+            }
+            anyhow::Ok(())
+        })
+    })??;
+    Ok(daemon)
+}
+
+fn registration(host: &Host) -> RegisterModuleRequest {
+    let metadata = [("data_address", &*host.v4.to_string()), ("forward_mode", "nat"), ("reply_path", "nlb")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let routes = [Protocol::Tcp, Protocol::Udp].map(|protocol| Route {
+        route_id: protocol.as_str_name().to_owned(),
+        protocol: protocol.into(),
+        destination_pattern: VIP4.to_string(),
+        destination_port: VIP.port().into(),
+        metadata: [("listen_port".to_owned(), PORT.to_string())].into(),
+        ..Route::default()
+    });
+    let instance = ModuleInstance {
+        instance_id: host.v4.to_string(),
+        module_type: ModuleType::Alb.into(),
+        address: format!("{}:50052", host.v4),
+        health_status: HealthStatus::Healthy.into(),
+        metadata: metadata.into(),
+        ..ModuleInstance::default()
+    };
+    RegisterModuleRequest { instance: Some(instance), initial_routes: routes.into(), ..Default::default() }
+}

@@ -1,0 +1,236 @@
+//! What a packet costs: the balancer beside programs that do the least that there is to do.
+//!
+//! Every figure is the best of several passes, and in each pass the floor is measured just before the balancer: machines
+//! change their speed from minute to minute, so only what was measured together is compared.
+
+mod cases;
+mod driver;
+mod scene;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::ProgramFd;
+use serde::{Deserialize, Serialize};
+
+use cases::{CASES, NEW_FLOW};
+pub use cases::{Case, KNOWN_AMONG_1M, KNOWN_AMONG_16M, KNOWN_AMONG_64K, MANY_ROUTES, TEN_ROUTES};
+use driver::Flows;
+pub use driver::{Bursts, Driver};
+use nlb_common::abi::LOOPBACK;
+use nlb_testkit::cpu;
+use nlb_testkit::rig::{XDP_TX, families};
+pub use scene::Traffic;
+use scene::filled;
+
+use crate::results::{self, Files};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Times that each case is measured
+    #[arg(long, default_value_t = 9)]
+    passes: usize,
+    /// Packets each time
+    #[arg(long, default_value_t = 300_000)]
+    packets: u32,
+    /// Only cases whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Figures of one case, in nanoseconds and as multiples of the floor `ipip` measured beside it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Figure {
+    pub case: String,
+    pub nanoseconds: f64,
+    ratio: f64,
+    lowest_ratio: f64,
+    highest_ratio: f64,
+}
+
+/// A program that does the least that there is to do, for so many flows in as much memory as a table with room for that many
+/// has. It meets every flow in each burst, or each burst has other ones if they are `fresh`.
+pub struct Floor {
+    pub name: &'static str,
+    program: &'static str,
+    flows: u32,
+    room: u32,
+    fresh: bool,
+}
+
+impl Floor {
+    const fn of_one(name: &'static str, program: &'static str) -> Floor {
+        Floor { name, program, flows: 1, room: 1, fresh: false }
+    }
+
+    const fn among(name: &'static str, case: &Case) -> Floor {
+        let &Case { flows, room, fresh, .. } = case;
+        let program = if fresh { "ipip_of_new_flow" } else { "ipip_of_flow" };
+        Floor { name, program, flows, room, fresh }
+    }
+
+    /// A table has an entry of half a line for each flow that there is room for.
+    fn lines(&self) -> u32 {
+        self.room.div_ceil(2)
+    }
+}
+
+pub const READ_AMONG_64K: Floor = Floor::among("floor: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K);
+pub const READ_AMONG_1M: Floor = Floor::among("floor: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M);
+pub const READ_AMONG_16M: Floor = Floor::among("floor: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M);
+
+const FLOORS: &[Floor] = &[
+    Floor::of_one("floor: mac_swap", "mac_swap"),
+    Floor::of_one("floor: look_up", "look_up"),
+    Floor::of_one("floor: ipip", "ipip"),
+    READ_AMONG_64K,
+    READ_AMONG_1M,
+    READ_AMONG_16M,
+    Floor::among("floor: ipip, a line written for a new flow", &NEW_FLOW),
+];
+
+pub fn run(args: &Args) -> Result<()> {
+    let cpus = cpu::available()?;
+    cpu::stay_on(*cpus.last().context("no CPU to run on")?)?;
+    let before = args.files.before::<Figure>("packets")?;
+    println!("{:<46} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
+    let mut figures: Vec<Figure> = Vec::new();
+    let wanted = |name: &str| args.only.as_deref().is_none_or(|part| name.contains(part));
+    for floor in FLOORS.iter().filter(|floor| floor.flows == 1 || wanted(floor.name)) {
+        figures.push(measure_floor(floor, args).with_context(|| floor.name)?);
+        print(&figures, None, before.as_deref());
+    }
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
+        figures.push(measure(case, args).with_context(|| case.name)?);
+        print(&figures, Some(case), before.as_deref());
+    }
+    args.files.write("packets", &figures)
+}
+
+fn measure_floor(floor: &Floor, args: &Args) -> Result<Figure> {
+    let mut ipip = ipip()?;
+    let [v4, _] = families();
+    let frame = filled(v4.ack()).bytes();
+    let mut own = Driver::new(&frame, Flows::V4, floor.flows, LOOPBACK, floor.lines())?;
+    let measured = own.floor(floor.program)?;
+    let bursts = bursts(args, floor.flows, floor.fresh);
+    let (_, action) = own.time(&measured, bursts)?;
+    ensure!(action == XDP_TX, "the program answered {action}, not {XDP_TX}");
+    let passes = 0..passes(args, floor.flows);
+    let samples = passes.map(|_| sample(&mut ipip, &mut own, &measured, args.packets, bursts));
+    Ok(summary(floor.name, &samples.collect::<Result<Vec<_>>>()?))
+}
+
+fn measure(case: &Case, args: &Args) -> Result<Figure> {
+    let mut scene = case.set_up()?;
+    let mut ipip = ipip()?;
+    let mut driver = scene.traffic.driver()?;
+    let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
+    let bursts = bursts(args, case.flows, case.fresh);
+    // Brings the flows on record.
+    let (_, action) = driver.time(&balancer, bursts)?;
+    ensure!(action == case.action, "the program answered {action}, not {}", case.action);
+    let mut samples = Vec::new();
+    for _ in 0..passes(args, case.flows) {
+        if case.fresh {
+            scene.rig.forget_flows();
+        }
+        samples.push(sample(&mut ipip, &mut driver, &balancer, args.packets, bursts)?);
+    }
+    Ok(summary(case.name, &samples))
+}
+
+/// Each meets every flow, or flows of its own if they are to be fresh.
+fn bursts(args: &Args, flows: u32, fresh: bool) -> Bursts {
+    Bursts::of(args.packets, if fresh { 1 } else { flows })
+}
+
+/// Fewer where each takes long.
+fn passes(args: &Args, flows: u32) -> usize {
+    if flows > 1 << 20 { args.passes.div_ceil(3) } else { args.passes }
+}
+
+/// A driver for the floor `ipip`, with a known flow's packet.
+fn ipip() -> Result<Driver> {
+    let [v4, _] = families();
+    Driver::new(&filled(v4.ack()).bytes(), Flows::V4, 1, LOOPBACK, 1)
+}
+
+/// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
+#[derive(Clone, Copy)]
+struct Sample {
+    floor_idle: f64,
+    ipip: f64,
+    idle: f64,
+    measured: f64,
+}
+
+/// A program in front of its own driver, and the floor `ipip` right before.
+fn sample(
+    floor: &mut Driver,
+    driver: &mut Driver,
+    measured: &ProgramFd,
+    packets: u32,
+    bursts: Bursts,
+) -> Result<Sample> {
+    let (nothing, ipip) = (floor.floor("nothing")?, floor.floor("ipip")?);
+    let of_one = Bursts::of(packets, 1);
+    let (floor_idle, _) = floor.time(&nothing, of_one)?;
+    let (ipip, _) = floor.time(&ipip, of_one)?;
+    let nothing = driver.floor("nothing")?;
+    let (idle, _) = driver.time(&nothing, bursts)?;
+    let (measured, _) = driver.time(measured, bursts)?;
+    Ok(Sample { floor_idle, ipip, idle, measured })
+}
+
+fn summary(case: &str, samples: &[Sample]) -> Figure {
+    let (nanoseconds, ratio) = best(samples);
+    let parts = samples.len().div_ceil(3).max(1);
+    let ratios: Vec<f64> = samples.chunks(parts).map(|part| best(part).1).collect();
+    Figure {
+        case: case.to_owned(),
+        nanoseconds,
+        ratio,
+        lowest_ratio: ratios.iter().copied().fold(ratio, f64::min),
+        highest_ratio: ratios.iter().copied().fold(ratio, f64::max),
+    }
+}
+
+/// Nanoseconds of the program, and as a multiple of the floor's, by the best pass of each: what disturbs one makes it slower.
+fn best(samples: &[Sample]) -> (f64, f64) {
+    let least = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(f64::INFINITY, f64::min);
+    let measured = least(|sample| sample.measured) - least(|sample| sample.idle);
+    let floor = least(|sample| sample.ipip) - least(|sample| sample.floor_idle);
+    // Whole nanoseconds are what the kernel tells; a floor of none is a disturbed one.
+    (measured, measured / floor.max(1.0))
+}
+
+/// The last of the figures so far.
+fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
+    let (figure, others) = figures.split_last().expect("one was just made");
+    let goal = case.and_then(|case| case.goal);
+    let most = goal.and_then(|goal| {
+        // Of what another case of this run cost, if that was measured.
+        let basis = goal.of.map(|of| others.iter().find(|other| other.case == of));
+        Some(goal.most * basis.map_or(Some(1.0), |basis| Some(basis?.ratio))?)
+    });
+    let peer = goal.map_or("", |goal| goal.peer);
+    let mark = if most.is_some_and(|most| figure.ratio > most) { " over" } else { "" };
+    println!(
+        "{:<46} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {:>6} {peer:>9}{mark}{}",
+        figure.case,
+        figure.nanoseconds,
+        figure.ratio,
+        figure.lowest_ratio,
+        figure.highest_ratio,
+        most.map_or_else(String::new, |most| format!("{most:.1}")),
+        before.map_or_else(String::new, |before| changed(figure, before))
+    );
+}
+
+/// How the ratio has changed since an earlier run, if the spreads do not meet.
+fn changed(now: &Figure, before: &[Figure]) -> String {
+    let Some(then) = before.iter().find(|then| then.case == now.case) else { return "  new".to_owned() };
+    let range = |figure: &Figure| figure.lowest_ratio..=figure.highest_ratio;
+    results::change((now.ratio, range(now)), (then.ratio, range(then)))
+}

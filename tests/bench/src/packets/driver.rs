@@ -1,0 +1,123 @@
+//! Runs a program on the same frame again and again, each time for another flow, and says what one run took.
+//!
+//! The program in front of it ([`tests/bench/baselines`](../../baselines/src/drive.rs)) puts back what the last run changed. What
+//! that costs is measured like anything else and taken off.
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, MapData, ProgramArray};
+use aya::programs::{ProgramFd, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use nlb::datapath::loader;
+
+use crate::baselines::{self, map, program, words};
+
+/// Every frame is this long, and put back each time.
+pub const FRAME: usize = 128;
+
+/// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which ports there are.
+#[derive(Clone, Copy)]
+pub struct Flows {
+    address: u32,
+    port: u32,
+    first_port: u16,
+    port_bits: u32,
+}
+
+impl Flows {
+    /// By the client's address and port.
+    pub const V4: Flows = Flows { address: 26, port: 34, first_port: 4096, port_bits: 12 };
+    pub const V6: Flows = Flows { address: 34, port: 54, ..Flows::V4 };
+    /// By something in the payload: all frames are of one flow, as they are.
+    pub const ONE: Flows = Flows { address: 120, port: 124, ..Flows::V4 };
+    /// By the port of the IPv4 service that they are for, of which there are so many.
+    pub const SERVICES: Flows = Flows { address: 120, port: 36, first_port: FIRST_SERVICE, port_bits: 13 };
+}
+
+pub const FIRST_SERVICE: u16 = 4096;
+
+/// Runs in bursts, of which the best counts.
+#[derive(Clone, Copy)]
+pub struct Bursts {
+    pub number: u32,
+    pub runs: u32,
+}
+
+impl Bursts {
+    /// About so many runs, in bursts that meet every flow, as traffic would: between bursts, others use the caches.
+    pub fn of(runs: u32, flows: u32) -> Bursts {
+        const NUMBER: u32 = 20;
+        const MOST_RUNS: u32 = 1 << 26;
+        let runs = runs.div_ceil(NUMBER).max(flows);
+        Bursts { number: (MOST_RUNS / runs).clamp(3, NUMBER), runs }
+    }
+}
+
+pub struct Driver {
+    bpf: Ebpf,
+    measured: ProgramArray<MapData>,
+    frame: Vec<u8>,
+    ifindex: u32,
+}
+
+impl Driver {
+    /// For frames like this one, of `number` flows (a power of two), from the interface of that index. Floors that look at
+    /// memory have `lines` of it, another power of two.
+    pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
+        anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
+        let Flows { address, port, first_port, port_bits } = flows;
+        let plan = [number - 1, address, port, first_port.into(), port_bits];
+        let last_line = lines - 1;
+        let mut bpf = baselines::open(
+            EbpfLoader::new()
+                .override_global("PLAN", &plan, true)
+                .override_global("LAST_LINE", &last_line, true)
+                .map_max_entries("LINES", lines),
+        )?;
+        for name in ["drive", "nothing", "mac_swap", "look_up", "ipip", "ipip_of_flow", "ipip_of_new_flow"] {
+            program(&mut bpf, name)?.load()?;
+        }
+        let mut template = Array::<_, [u64; FRAME / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
+        template.set(0, words(frame), 0)?;
+        // The floors' service is where the frame goes, if it is IPv4.
+        let word = |at: usize| u32::from_ne_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+        let port = u32::from(u16::from_ne_bytes([frame[36], frame[37]]));
+        let mut tunnels = HashMap::<_, [u32; 2], [u32; 5]>::try_from(map(&mut bpf, "TUNNELS")?)?;
+        tunnels.insert([word(30), port | u32::from(frame[23]) << 16], [1, 2, 3, 4, 5], 0)?;
+        let measured = ProgramArray::try_from(map(&mut bpf, "MEASURED")?)?;
+        Ok(Driver { bpf, measured, frame: frame.to_vec(), ifindex })
+    }
+
+    /// One of the floors, by name.
+    pub fn floor(&mut self, name: &str) -> Result<ProgramFd> {
+        Ok(program(&mut self.bpf, name)?.fd()?.try_clone()?)
+    }
+
+    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts, since whatever disturbs a burst makes
+    /// it slower. Beside it what the last run answered.
+    pub fn time(&mut self, measured: &ProgramFd, bursts: Bursts) -> Result<(f64, u32)> {
+        self.measured.set(0, measured, 0)?;
+        let mut best = f64::INFINITY;
+        let mut answer = 0;
+        for _ in 0..bursts.number {
+            let taken;
+            (taken, answer) = self.burst(bursts.runs)?;
+            best = best.min(taken);
+        }
+        Ok((best, answer))
+    }
+
+    fn burst(&mut self, runs: u32) -> Result<(f64, u32)> {
+        let context = loader::arrival(&self.frame, self.ifindex);
+        let options = TestRunOptions {
+            data_in: Some(&self.frame),
+            ctx_in: Some(&context),
+            repeat: runs,
+            ..TestRunOptions::new()
+        };
+        let drive = program(&mut self.bpf, "drive")?;
+        let run = drive.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        // The kernel's own measure, in whole nanoseconds. By a clock of ours the call takes milliseconds more: before and
+        // after the runs, the kernel patches its XDP dispatcher and waits for all CPUs.
+        Ok((run.duration.as_nanos() as f64, run.return_value))
+    }
+}
