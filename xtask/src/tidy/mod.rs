@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the invariants of docs/architecture.md that a program can check.
 
 mod imports;
+mod links;
 mod rooms;
 mod tokens;
 
@@ -111,6 +112,9 @@ pub fn tidy() -> Result<()> {
             Err(error) => return Err(error).with_context(|| format!("reading {file}")),
         };
         complaints.extend(check(file, &bytes));
+        if file.ends_with(".md") {
+            complaints.extend(links::check(workspace::root(), file, &String::from_utf8_lossy(&bytes))?);
+        }
     }
     complaints.extend(rooms::check()?);
     if !complaints.is_empty() {
