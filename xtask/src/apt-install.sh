@@ -1,5 +1,5 @@
-# Installs the packages given as arguments, without letting Debian start their services: maintainer scripts ask
-# policy-rc.d whether they may, and 101 is no. The policy is removed however this ends.
+# Installs the packages given as arguments, without starting their services: Debian's maintainer scripts call
+# policy-rc.d first, and its status 101 forbids it. The trap removes the policy however this script ends.
 policy=/usr/sbin/policy-rc.d
 mark='# No services while packages are being set up. Safe to delete.'
 if [ ! -e "$policy" ] || grep -qF "$mark" "$policy"; then

@@ -10,17 +10,17 @@ use crate::command;
 const INSTALL: &str = include_str!("apt-install.sh");
 
 pub fn install(packages: &[&str]) -> Result<()> {
-    let by_hand = format!("apt-get update && apt-get install {}", packages.join(" "));
+    let manual = format!("apt-get update && apt-get install {}", packages.join(" "));
     if find_program("apt-get").is_none() {
         bail!(
-            "this is no Debian (there is no apt-get); install what these packages hold: {}",
+            "apt-get is missing, so this is no Debian; install the contents of these packages: {}",
             packages.join(" ")
         );
     }
-    let to_type = || format!("packages are missing; type as root: {by_hand}");
+    let to_type = || format!("packages are missing; run as root: {manual}");
     let mut shell = command::as_root("/bin/sh").with_context(to_type)?;
     if !command::is_root() {
-        // Asks for the password now, while the terminal is still ours.
+        // sudo asks for the password now, while its prompt is visible.
         command::run(Command::new("sudo").arg("--validate")).with_context(to_type)?;
     }
     shell.args(["-c", INSTALL, "apt-install"]).args(packages);

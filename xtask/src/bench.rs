@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what the NLB costs, measured on this machine. Figures, not a test: nothing fails by a clock.
+//! `cargo xtask bench`: measures the cost of the NLB on this machine. It yields figures, and no failures: no
+//! test depends on a clock.
 
 use anyhow::Result;
 
@@ -7,8 +8,8 @@ use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure, and its options: `packets --help` lists them. Else all but `control`; `--compare FILE` shows what has
-    /// changed since the run that wrote this file
+    /// The part to measure, and its options: `packets --help` lists them. The default is all parts but
+    /// `control`; `--compare FILE` shows what has changed since the run that wrote this file
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PART")]
     part: Vec<String>,
 }

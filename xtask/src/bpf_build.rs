@@ -1,8 +1,9 @@
-//! Compiles a crate of programs for BPF and places the object in the `OUT_DIR` of the build script that asks, where
-//! `aya::include_bytes_aligned!` picks it up.
+//! Compiles a crate of programs for BPF and puts the object into the `OUT_DIR` of the calling build script,
+//! where `aya::include_bytes_aligned!` finds it.
 //!
-//! They need their own compiler invocation: another target, another profile, and a linker that emits BPF. Included by
-//! nlb-userspace/build.rs and tests/bench/build.rs; standard library only, as is what it includes.
+//! The programs need a compiler invocation of their own: another target, another profile, and a linker that
+//! emits BPF. nlb-userspace/build.rs and tests/build.rs include this file, which uses the standard library
+//! only, as do the files that it includes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,14 +17,15 @@ use bpf_toolchain::{Compiler, Core, LINKER_VAR, RUSTC_VAR, TARGET};
 const PROFILE: &str = "bpf";
 const FLAGS: &[&str] = &[
     "-Clink-arg=--btf",
-    // Compare-and-exchange, which the flow table is built on; Linux 5.12 and later.
+    // Compare-and-exchange, which the flow table requires; Linux 5.12 and later.
     "-Ctarget-cpu=v3",
-    // The kernel's BPF loads words from any address on every architecture that matters; without this, LLVM reads
-    // packet headers byte by byte.
+    // The kernel's BPF loads words from any address on every architecture that matters; without this, LLVM
+    // reads packet headers byte by byte.
     "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
 ];
 
-/// Builds the only binary of `package`, which has its name, from `directories`, into the file `object`.
+/// Builds the only binary of `package`, which has the package's name, from `directories`, into the file
+/// `object`.
 pub fn build(package: &str, directories: &[&str], object: &str) -> Result<(), String> {
     let manifest_dir = variable("CARGO_MANIFEST_DIR")?;
     let mut above = manifest_dir.ancestors();
@@ -74,7 +76,8 @@ fn cargo(
         // aya-ebpf uses `asm!` for BPF, which is not stable yet.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags);
-    // The outer cargo's wrappers (clippy, sccache) belong to its compiler, and its job server to its own processes.
+    // The outer cargo's wrappers (clippy, sccache) are for its own compiler, and its job server is for its
+    // own processes.
     for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "MAKEFLAGS", "CARGO_MAKEFLAGS"] {
         cargo.env_remove(name);
     }

@@ -1,4 +1,4 @@
-//! Runs other programs: shown as one would type them, with their output or with the time they take, and as root
+//! Runs other programs: prints their command lines, shows their output or the time they take, and uses root
 //! where that is needed.
 
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::bpf_toolchain::find_program;
 use crate::workspace;
 
-/// Runs a command whose output is for the reader.
+/// Runs a command and shows its output.
 pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("$ {}", shown(command));
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -23,7 +23,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a long command whose output is only of interest when it fails: says `what` is being done and for how long.
+/// Runs a long command whose output is shown only if it fails; meanwhile prints `what` and the elapsed time.
 pub fn run_quietly(what: &str, command: &mut Command) -> Result<()> {
     let log = workspace::root().join("target/setup.log");
     fs::create_dir_all(log.parent().expect("target/"))?;
@@ -63,7 +63,7 @@ pub fn run_quietly(what: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A command that runs as root: as it is for root, else through sudo.
+/// A command that runs as root: directly if the user is root, otherwise through sudo.
 pub fn as_root(program: impl AsRef<Path>) -> Result<Command> {
     let program = program.as_ref();
     if is_root() {
@@ -80,12 +80,13 @@ pub fn as_root(program: impl AsRef<Path>) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a `cargo test` that builds as the user who calls and tests as root, with these variables and arguments for the tests.
+/// Runs a `cargo test` that builds as the calling user and tests as root, with these variables and arguments
+/// for the tests.
 pub fn run_tests_as_root(cargo: &mut Command, variables: &[String], arguments: &[&str]) -> Result<()> {
     run_tests_by(as_root("env")?.args(variables), cargo, arguments)
 }
 
-/// Runs a `cargo test` whose test binaries are handed to a command of ours, by way of cargo's runner setting.
+/// Runs a `cargo test` whose test binaries are started by `runner`, by cargo's runner setting.
 pub fn run_tests_by(runner: &Command, cargo: &mut Command, arguments: &[&str]) -> Result<()> {
     let words = [runner.get_program()].into_iter().chain(runner.get_args());
     let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();

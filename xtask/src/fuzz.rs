@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: generated input for as long as one likes, where `cargo xtask test` takes a few thousand pieces of it.
+//! `cargo xtask fuzz`: generated input for any length of time, where `cargo xtask test` takes a few thousand
+//! inputs.
 
 use std::fs;
 use std::process::Command;
@@ -17,18 +18,18 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Bytes made from those that reached something new, through the packet logic on this host (libFuzzer)
+    /// Bytes derived from inputs that reached new code, through the packet logic on this host (libFuzzer)
     Parsers {
-        /// How long to go on
+        /// How many seconds to run
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
     /// Sequences of packets and table changes, through the XDP program and through an independent model of it
     Packets {
-        /// How long to go on
+        /// How many seconds to run
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// Where to start, as it was printed by a run that failed; random if it is not given
+        /// The seed, as a failed run printed it [random]
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -47,17 +48,17 @@ pub fn fuzz(args: &Args) -> Result<()> {
     }
 }
 
-/// As many inputs as a check of everything has time for.
+/// As many inputs as fit in the time of `cargo xtask test`.
 pub fn parsers_for_a_while() -> Result<()> {
     parsers("-runs=1000000")
 }
 
-/// Instruments code so that libFuzzer sees which edges an input reached, and what was compared with what.
+/// Instruments code so that libFuzzer sees which edges an input reached, and which values were compared.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
 
-/// What was learned stays in target/fuzz/corpus for the next run.
+/// Fuzzes the parsers. The inputs that it found stay in target/fuzz/corpus for the next run.
 fn parsers(until: &str) -> Result<()> {
     let fuzz = workspace::root().join("target/fuzz");
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -77,11 +78,11 @@ fn parsers(until: &str) -> Result<()> {
     ]);
     fuzzer.arg(format!("-artifact_prefix={}/", fuzz.display()));
     command::run(&mut fuzzer).context(
-        "an input was found that goes wrong; its file is named above. Run the program on that file alone to see it again",
+        "an input failed; its file is named above. Run the program on that file alone to reproduce the failure",
     )
 }
 
-/// Through the XDP program in the kernel.
+/// Fuzzes the XDP program in the kernel.
 fn packets(seconds: u64, seed: Option<u64>) -> Result<()> {
     let seed = match seed {
         Some(seed) => seed,

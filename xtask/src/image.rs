@@ -26,18 +26,18 @@ pub fn image() -> Result<()> {
     Ok(())
 }
 
-/// Puts all that the images are made of into a directory: target/image.
+/// Puts the contents of the images into a directory: target/image.
 pub fn stage(profile: &str) -> Result<PathBuf> {
     let mut cargo = workspace::cargo("build");
     cargo
         .args(["--target", TARGET, "--profile", profile])
         .args(["--package", "nlb", "--package", "nlb-module", "--bin", "nlb", "--example", "echo"])
         .env("RUSTFLAGS", STATIC)
-        // Small images: the test of them is built without optimisation.
+        // Small images: their test builds them without optimisation.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     command::run(&mut cargo)?;
-    let target = workspace::debug_dir()?.parent().context("xtask lies in no profile's directory")?.to_owned();
-    // Cargo's one exception: the profile `dev` builds into `debug`.
+    let target = workspace::debug_dir()?.parent().context("xtask is in no profile's directory")?.to_owned();
+    // Cargo's exception: the profile `dev` builds into `debug`.
     let built = target.join(TARGET).join(if profile == "dev" { "debug" } else { profile });
     let context = target.join("image");
     fs::create_dir_all(&context).with_context(|| format!("creating {}", context.display()))?;

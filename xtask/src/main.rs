@@ -1,6 +1,6 @@
-//! `cargo xtask`: everything one does with this repository, each by one command.
+//! `cargo xtask`: the tasks of this repository, one command each.
 //!
-//! Kept light, because it is compiled before anything else can happen on a fresh machine.
+//! This crate has few dependencies, because it is compiled first on a fresh machine.
 
 use std::process::ExitCode;
 
@@ -37,8 +37,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what `cargo xtask test` needs: a BPF compiler, bpf-linker, the programs tests talk to. Every verb installs
-    /// its own needs
+    /// Install what `cargo xtask test` needs: a BPF compiler, bpf-linker, and the programs that tests start. Every
+    /// other verb installs what it needs itself
     Setup,
     /// Set up, then build the daemon, the XDP programs in it, and the examples
     Build {
@@ -46,28 +46,31 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
-    /// Set up, build, and watch real connections being balanced between network namespaces
+    /// Set up, build, and show connections being balanced between network namespaces
     #[command(
         override_usage = "cargo xtask run [--duration <TIME>]\n       cargo xtask run -- serve --iface eth0 ..."
     )]
     Run(run::Args),
-    /// Set up, build with optimisation, and measure: packets, growth, and the whole way beside other balancers
+    /// Set up, build with optimisation, and measure: packets, growth, and the whole path beside other
+    /// balancers
     Bench(bench::Args),
-    /// Set up, then check and test everything; the first failure ends it
+    /// Set up, then check and test everything; stops at the first failure
     Test,
-    /// Set up, then look for packets that the XDP program treats otherwise than its model: `cargo xtask fuzz packets`
+    /// Set up, then search for packets that the XDP program and its model treat differently: `cargo xtask
+    /// fuzz packets`
     Fuzz(fuzz::Args),
-    /// Set up, then have kernels check the XDP programs and run packets through them: the running one, or others in virtual
-    /// machines
+    /// Set up, then load the XDP programs on kernels and run packets through them: the running kernel, or
+    /// others in virtual machines
     Verify(verify::Args),
     /// Run a program in a virtual machine with another kernel
     Vm(vm::Args),
-    /// Set up, then build container images of the daemon and the echo example: marchproxy/nlb, marchproxy/echo
+    /// Set up, then build container images of the daemon and the echo example: marchproxy/nlb,
+    /// marchproxy/echo
     Image,
-    /// The wire contract: check it, or generate clients in another language
+    /// The gRPC contract: check it, or generate clients in another language
     #[command(subcommand)]
     Proto(proto::Task),
-    /// Check the rules of the house that a program can check
+    /// Run the repository lints
     Tidy,
     /// Check licences, duplicate versions and sources of crates, by cargo-deny and deny.toml
     Deny,

@@ -1,4 +1,4 @@
-//! `cargo xtask proto`: the wire contract's rules, and clients in other languages.
+//! `cargo xtask proto`: checks the gRPC contract, and generates clients in other languages.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,14 +11,14 @@ use crate::{command, setup, workspace};
 
 #[derive(Subcommand)]
 pub enum Task {
-    /// Check the .proto files: their form, their documentation, and that no client that exists would break.
+    /// Check the .proto files: their form, their documentation, and that they break no existing client.
     /// BLESS=1 writes additions to the baseline
     Check,
     /// Generate clients and servers in another language
     Gen {
         #[arg(long, value_name = "LANGUAGE")]
         lang: Language,
-        /// Where to; the default is target/proto/LANGUAGE
+        /// The output directory [target/proto/LANGUAGE]
         #[arg(long, value_name = "DIRECTORY")]
         out: Option<PathBuf>,
     },

@@ -9,19 +9,19 @@ use crate::{command, setup, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// End by itself after this time (such as 10s or 2m), successfully if no request failed
+    /// End after this time (such as 10s or 2m), successfully if no request failed
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
-    /// Arguments for `nlb`, which is then started here instead of the demo
+    /// Arguments for `nlb`, which is started here instead of the demo
     #[arg(last = true, value_name = "NLB ARGUMENTS")]
     nlb: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let mut program = if args.nlb.is_empty() { demo(args)? } else { daemon(args)? };
-    // Replaces this process, so that Ctrl-C and kill reach the program itself.
+    // The program replaces this process, so that Ctrl-C and kill reach it directly.
     let error = program.exec();
-    Err(error).context("starting what was built")
+    Err(error).context("starting the program that was built")
 }
 
 fn demo(args: &Args) -> Result<std::process::Command> {

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check there is, cheapest first. The first one that fails ends it.
+//! `cargo xtask test`: all checks, the cheapest first. It stops at the first failure.
 
 use std::time::Instant;
 
@@ -50,7 +50,8 @@ fn clippy() -> Result<()> {
     ]))
 }
 
-/// Checked as if for this host, for which there is a clippy; the build scripts compile them for BPF.
+/// Clippy checks the XDP programs as if for this host, since it has no BPF target; the build scripts compile
+/// them for BPF.
 fn clippy_ebpf() -> Result<()> {
     command::run(workspace::cargo("clippy").args([
         "--package",
@@ -67,7 +68,7 @@ fn unit_tests() -> Result<()> {
     command::run(&mut workspace::cargo("test"))
 }
 
-/// By a model checker, for which the table's words are another type: hence with flags and a directory of its own.
+/// A model checker runs the table with another word type: hence the flags and the separate directory.
 fn interleavings() -> Result<()> {
     command::run(
         workspace::cargo("test")
@@ -77,8 +78,8 @@ fn interleavings() -> Result<()> {
     )
 }
 
-/// Built as the user who calls, run as root by way of cargo's runner setting. They start the daemon and the modules
-/// that are built first, some of them in containers.
+/// Tests that are built as the calling user and run as root, by cargo's runner setting. They start the daemon
+/// and the modules that are built before, some of them in containers.
 fn privileged_tests() -> Result<()> {
     command::run(workspace::cargo("build").args([
         "--package",
@@ -94,7 +95,7 @@ fn privileged_tests() -> Result<()> {
         "--example",
         "echo",
     ]))?;
-    // What the tests with a container engine build their images of.
+    // The images' contents, for the tests with a container engine.
     image::stage("dev")?;
     let mut cargo = workspace::cargo("test");
     cargo.args(["--package", "nlb-tests"]);

@@ -1,5 +1,5 @@
-//! `cargo xtask verify`: whether kernels take the programs, and treat packets as this repository says, one kernel after the
-//! other.
+//! `cargo xtask verify`: checks on one kernel after the other that it accepts the programs, and that packets
+//! are treated as specified.
 
 use std::env;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::{command, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A kernel to boot in a virtual machine, in place of the running one; several may be named
+    /// A kernel to boot in a virtual machine, instead of the running one; repeatable
     #[arg(long, value_name = "VERSION", value_parser = kernel::find)]
     kernel: Vec<&'static Kernel>,
     /// The running kernel and all others
@@ -21,12 +21,12 @@ pub struct Args {
     /// Only this step: programs, packets, tunnels, peer or interfaces
     #[arg(long, value_name = "STEP", value_parser = ["programs", "packets", "tunnels", "peer", "interfaces"])]
     step: Option<String>,
-    /// Use hardware virtualisation for other kernels; by default all is emulated, which works everywhere
+    /// Use hardware virtualisation for other kernels; the default is emulation, which works everywhere
     #[arg(long)]
     kvm: bool,
 }
 
-/// What is run on a kernel.
+/// A step of the verification.
 struct Step {
     name: &'static str,
     /// The test binary, and arguments for it.
@@ -44,11 +44,11 @@ impl Step {
 
 const PROGRAMS: Step = Step::new("programs", "verifier", &["--nocapture"]);
 const PACKETS: Step = Step::new("packets", "packets", &[]);
-/// On a distribution's kernel, which has tunnels and a balancer of its own.
+/// For distributions' kernels, which have tunnels and a balancer of their own.
 const TUNNELS: Step = Step::new("tunnels", "packets", &["--ignored", "tunnels::"]);
 const PEER: Step =
     Step { daemon: true, ..Step::new("peer", "traffic", &["--ignored", "--nocapture", "peer::"]) };
-/// With devices that only such kernels have.
+/// With devices that only distributions' kernels have.
 const INTERFACES: Step =
     Step { daemon: true, ..Step::new("interfaces", "traffic", &["--ignored", "stacked::"]) };
 
@@ -67,7 +67,7 @@ pub fn verify(args: &Args) -> Result<()> {
     let wanted = |step: &&Step| args.step.as_deref().is_none_or(|name| name == step.name);
     ensure!(
         places.iter().flat_map(Place::steps).any(|step| wanted(&step)),
-        "none of these kernels takes that step; name one: --kernel 6.12"
+        "none of these kernels has that step; name one that has: --kernel 6.12"
     );
     let mut failed = false;
     let mut report = String::new();
@@ -85,12 +85,12 @@ pub fn verify(args: &Args) -> Result<()> {
     }
     eprintln!("\nVerified:{report}");
     if failed {
-        bail!("not every kernel agrees; see above");
+        bail!("a step failed on some kernel; see above");
     }
     Ok(())
 }
 
-/// Where tests run.
+/// The kernel that tests run on.
 enum Place {
     Here,
     Machine(&'static Kernel),
@@ -127,12 +127,14 @@ impl Place {
                     runner.arg("--with").arg(workspace::debug_dir()?.join("nlb"));
                 }
                 runner.arg("--");
-                // Some tests watch the clock, and in an emulated machine others would keep them from their packets.
+                // Some tests depend on time, and in an emulated machine parallel tests would delay their
+                // packets.
                 arguments.push("--test-threads=1");
                 runner
             }
         };
-        // Not quietly: where it takes a quarter of an hour, a line for each test shows how far it is.
+        // With output: on machines where this takes a quarter of an hour, each test's line shows the
+        // progress.
         let mut cargo = workspace::cargo("test");
         cargo.args(["--package", "nlb-tests", "--test", step.test]);
         command::run_tests_by(&runner, &mut cargo, &arguments)

@@ -1,7 +1,8 @@
-//! `cargo xtask vm`: runs a program under another kernel, in a virtual machine that lives as long as the program.
+//! `cargo xtask vm`: runs a program under another kernel, in a virtual machine that ends with the program.
 //!
-//! The machine has no disk and no network: its root file system is an archive in memory with the kernel's modules, busybox,
-//! the program, and what the program needs. Cargo can be told to run tests by it, which is how `cargo xtask verify` does.
+//! The machine has no disk and no network: its root file system is an archive in memory with the kernel's
+//! modules, busybox, the program, and its libraries. `cargo xtask verify` has cargo run tests by this
+//! command.
 
 use std::path::PathBuf;
 
@@ -22,10 +23,10 @@ pub struct Args {
     /// The kernel's version
     #[arg(value_parser = kernel::find)]
     kernel: &'static Kernel,
-    /// Use hardware virtualisation; by default all is emulated, which works everywhere
+    /// Use hardware virtualisation; the default is emulation, which works everywhere
     #[arg(long)]
     kvm: bool,
-    /// Another program for the machine, at the same path; several may be named
+    /// Another program for the machine, at the same path; repeatable
     #[arg(long = "with", value_name = "FILE")]
     others: Vec<PathBuf>,
     /// The program, and arguments for it
@@ -35,7 +36,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.kernel)?;
-    let (program, arguments) = args.command.split_first().expect("clap wants at least one");
+    let (program, arguments) = args.command.split_first().expect("clap requires at least one");
     let image = image::pack(args.kernel, &PathBuf::from(program), arguments, &args.others)?;
     match machine::run(args.kernel, &image, args.kvm)? {
         0 => Ok(()),
@@ -43,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Fetches what machines with this kernel need, unless it is there.
+/// Fetches the files that machines with this kernel need, if they are missing.
 pub fn prepare(kernel: &Kernel) -> Result<()> {
     setup::install_packages(Verb::Machine)?;
     kernel.fetch()

@@ -1,4 +1,4 @@
-//! Where the workspace is, and the cargo that builds it.
+//! The paths of the workspace, and the cargo that builds it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ pub fn cargo(subcommand: &str) -> Command {
     cargo
 }
 
-/// Where cargo puts debug builds: beside this program, which cargo built there.
+/// The directory of debug builds: that of this program, which cargo built there.
 pub fn debug_dir() -> Result<PathBuf> {
     let xtask = env::current_exe().context("finding the path of xtask itself")?;
-    Ok(xtask.parent().context("xtask lies in no directory")?.to_owned())
+    Ok(xtask.parent().context("xtask is in no directory")?.to_owned())
 }
 
-/// Where cargo puts optimised builds.
+/// The directory of optimised builds.
 pub fn release_dir() -> Result<PathBuf> {
-    Ok(debug_dir()?.parent().context("xtask lies in no profile's directory")?.join("release"))
+    Ok(debug_dir()?.parent().context("xtask is in no profile's directory")?.join("release"))
 }

@@ -1,7 +1,8 @@
-//! Which file of a crate imports which: read from the paths in its code, without a compiler.
+//! The imports between the files of a crate: read from the paths in its code, without a compiler.
 //!
-//! An import leads to the file that defines the item, not to one that only hands it on (`pub use`). Code for tests alone
-//! (`#[cfg(test)]`) is left out. Macros that make paths are not seen; there are none here that cross files.
+//! An import leads to the file that defines the item, not to one that re-exports it (`pub use`). Code for
+//! tests only (`#[cfg(test)]`) is left out. Paths that macros generate are not found; no macro here generates
+//! paths into other files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,20 +15,20 @@ use super::tokens::{Token, tokens, without_tests};
 /// A path of modules from the crate's root, and of items in them.
 type Names = Vec<String>;
 
-/// One file of a crate, and what its code names.
+/// One file of a crate, and the paths in its code.
 struct Module {
     file: String,
     children: BTreeSet<String>,
     items: BTreeSet<String>,
-    /// What `use` brings in: by the name it has here, from where.
+    /// Names that `use` imports: the local name, and the path of the item.
     uses: BTreeMap<String, Names>,
-    /// Modules of which everything is brought in.
+    /// Modules that are imported with a glob.
     globs: Vec<Names>,
     /// Every path in the code that leads into this crate, and its line.
     paths: Vec<(usize, Names)>,
 }
 
-/// That a file needs another one of the same crate.
+/// An import of one file by another of the same crate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Import {
     pub from: String,
@@ -35,7 +36,7 @@ pub struct Import {
     pub line: usize,
 }
 
-/// The imports between the files of a crate, the first of each pair, by the crate's root file.
+/// The imports between the files of the crate with this root file, the first of each pair of files.
 pub fn imports(workspace: &Path, root: &str) -> Result<Vec<Import>> {
     let mut modules = BTreeMap::new();
     read(workspace, root, Vec::new(), &mut modules)?;
@@ -63,7 +64,7 @@ fn read(workspace: &Path, file: &str, path: Names, modules: &mut BTreeMap<Names,
     Ok(())
 }
 
-/// Where the module lies that `mod child;` in a file declares.
+/// The file of the module that `mod child;` in a file declares.
 fn file_of(workspace: &Path, parent: &str, is_root: bool, child: &str) -> Result<String> {
     let parent = PathBuf::from(parent);
     let folder = match is_root || parent.file_name().is_some_and(|name| name == "mod.rs") {
@@ -78,7 +79,7 @@ fn file_of(workspace: &Path, parent: &str, is_root: bool, child: &str) -> Result
     bail!("{}: there is no file for `mod {child};`", parent.display())
 }
 
-/// The module in which the item at the end of a path is defined.
+/// The module that defines the item at the end of a path.
 fn definition(modules: &BTreeMap<Names, Module>, path: &Names, depth: usize) -> Names {
     let mut at = Names::new();
     let mut rest = path.iter();
@@ -89,7 +90,7 @@ fn definition(modules: &BTreeMap<Names, Module>, path: &Names, depth: usize) -> 
     }
     let module = &modules[&at];
     let Some(item) = next else { return at };
-    // Re-exports that lead in a ring do not compile; the bound is for code that does not.
+    // A cycle of re-exports does not compile; the bound is for such code.
     if module.items.contains(item) || depth > 16 {
         return at;
     }
@@ -123,7 +124,7 @@ fn parse(file: &str, path: &Names, tokens: &[(usize, Token)]) -> Module {
         }
     }
     let mut depth = 0;
-    // Where inline modules end, by the depth of their braces.
+    // The depth of braces at which each inline module ends.
     let mut inline: Vec<usize> = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
@@ -135,7 +136,7 @@ fn parse(file: &str, path: &Names, tokens: &[(usize, Token)]) -> Module {
                 inline.retain(|outer| *outer < depth);
             }
             Token::Word(keyword) if keyword == "mod" && is(at + 2, '{') => inline.push(depth),
-            // `use<..>` is no import: it says what a type captures.
+            // `use<..>` is no import: it lists the captures of a type.
             Token::Word(keyword) if keyword == "use" && !is(at + 1, '<') => {
                 let end = (at..tokens.len()).find(|at| is(*at, ';')).unwrap_or(tokens.len());
                 for (names, alias) in tree(&tokens[at + 1..end]) {
@@ -184,7 +185,7 @@ fn defines(keyword: &str) -> bool {
     )
 }
 
-/// A path from the crate's root; `None` where it leads into another crate.
+/// A path from the crate's root; `None` if it leads into another crate.
 fn absolute(names: &[String], path: &Names, inline: usize, children: &BTreeSet<String>) -> Option<Names> {
     let mut at = path.clone();
     let mut inline = inline;
@@ -213,7 +214,7 @@ fn absolute(names: &[String], path: &Names, inline: usize, children: &BTreeSet<S
     Some(at)
 }
 
-/// The paths of one `use`, each with the name that it is given, if it is given one.
+/// The paths of one `use`, each with its alias, if it has one.
 fn tree(tokens: &[(usize, Token)]) -> Vec<(Names, Option<String>)> {
     let mut all = Vec::new();
     let mut outer: Vec<Names> = Vec::new();
@@ -240,7 +241,7 @@ fn tree(tokens: &[(usize, Token)]) -> Vec<(Names, Option<String>)> {
             Token::Mark('}') => {
                 end(&mut names, &mut alias, &outer);
                 outer.pop();
-                // What stood before the brace is no path by itself.
+                // The path before the brace is no import by itself.
                 names = outer.last().cloned().unwrap_or_default();
             }
             _ => {}
@@ -255,14 +256,14 @@ fn joined(path: &[String], name: &str) -> Names {
     path.iter().cloned().chain([name.to_owned()]).collect()
 }
 
-/// A circle of files, if there is one: each imports the next, and the last the first.
+/// A cycle of files, if there is one: each imports the next, and the last the first.
 pub fn circle(imports: &[Import]) -> Option<Vec<String>> {
     let mut next: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for import in imports {
         next.entry(&import.from).or_default().insert(&import.to);
     }
-    // What imports nothing that is left is in no circle; take such files away until all that are left are in one or
-    // lead to one.
+    // A file that imports no remaining file is in no cycle. Removing such files leaves files that are in a
+    // cycle or lead to one.
     loop {
         let left: BTreeSet<&str> = next.keys().copied().collect();
         let before = left.len();

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// Words that must not appear in the code (comments aside) of the files that a rule is about.
+/// Words that must not appear in the code (comments aside) of the given files.
 struct Rule {
     files: &'static [&'static str],
     except: &'static [&'static str],
@@ -37,7 +37,7 @@ const RULES: &[Rule] = &[
             "nlb-userspace/src/reconcile/change.rs",
         ],
 
-        // Time comes into a change as a value, and this file is where it is read.
+        // The only file of the model that reads the clock: changes get the time as a value.
         except: &["nlb-userspace/src/model/clock.rs"],
         words: &[
             "tokio",
@@ -60,7 +60,7 @@ const RULES: &[Rule] = &[
         files: &["nlb-userspace/src/", "nlb-common/src/"],
         except: &["nlb-userspace/src/grpc/", "nlb-userspace/src/cli/"],
         words: &["nlb_proto", "prost"],
-        why: "protobuf ends at grpc/ (and at cli/, which is its client); the rest speaks the model",
+        why: "protobuf ends at grpc/ (and at cli/, which is its client); all other code uses the model",
     },
     Rule {
         files: &["nlb-userspace/src/"],
@@ -97,7 +97,7 @@ const RULES: &[Rule] = &[
         files: &[""],
         except: &[],
         words: &["todo!", "unimplemented!", "dbg!", "FIXME"],
-        why: "what is committed is finished",
+        why: "committed code is finished",
     },
 ];
 
@@ -124,13 +124,13 @@ pub fn tidy() -> Result<()> {
     Ok(())
 }
 
-/// What git tracks, or would once added: what is ignored is nobody's concern.
+/// The files that git tracks, or would track once added. Ignored files are not checked.
 fn tracked_files() -> Result<Vec<String>> {
     let output = Command::new("git")
         .current_dir(workspace::root())
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .output()
-        .context("git lists the files to check, and does not start")?;
+        .context("cannot start git, which lists the files to check")?;
     if !output.status.success() {
         bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -143,7 +143,7 @@ fn check(file: &str, bytes: &[u8]) -> Vec<String> {
     if compiled.iter().any(|magic| bytes.starts_with(magic)) {
         return vec![format!("{file}: compiled objects are built, not committed")];
     }
-    // This file names the words that it looks for.
+    // This file contains the forbidden words.
     if Path::new(file).extension().is_none_or(|extension| extension != "rs")
         || file == "xtask/src/tidy/mod.rs"
     {
@@ -152,7 +152,7 @@ fn check(file: &str, bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let mut complaints = Vec::new();
     if !text.starts_with("//!") {
-        complaints.push(format!("{file}:1: a file starts with a head (`//!`) that says why it is there"));
+        complaints.push(format!("{file}:1: a file starts with a comment (`//!`) that describes its purpose"));
     }
     for rule in RULES.iter().filter(|rule| within(file, rule.files) && !within(file, rule.except)) {
         for (number, line) in text.lines().enumerate() {
@@ -171,7 +171,7 @@ fn within(file: &str, paths: &[&str]) -> bool {
     })
 }
 
-/// Whether the text has this word and not only a longer one that contains it.
+/// Whether the text has this word, and not only a longer word that contains it.
 fn has_word(text: &str, word: &str) -> bool {
     let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(start, _)| {

@@ -1,21 +1,22 @@
-//! The order of the rooms: which folder of a crate may import which, and that no files import each other in a circle.
+//! The order of the rooms: the folders of a crate that each folder may import, and the absence of import
+//! cycles between files.
 //!
-//! A room that only imports rooms below its own can be read without those above it, and tested without them.
+//! A room that only imports rooms below it can be read without those above it, and tested without them.
 
 use anyhow::Result;
 
 use super::imports::{Import, circle, imports};
 use crate::workspace;
 
-/// A folder, the folders that it may import, and why no others. What is a row of its own is not meant by the row of the
-/// folder around it.
+/// A folder, the folders that it may import, and why no others. A subfolder with a row of its own is not part
+/// of its parent's row.
 struct Room {
     folder: &'static str,
     may_import: &'static [&'static str],
     why: &'static str,
 }
 
-/// The root files of the crates that are looked at.
+/// The root files of the crates that are checked.
 const CRATES: &[&str] = &[
     "nlb-userspace/src/lib.rs",
     "nlb-common/src/lib.rs",
@@ -30,12 +31,12 @@ const CRATES: &[&str] = &[
 
 const USERSPACE: &str = "nlb-userspace/src/";
 
-/// Of `nlb-userspace/src`, from the top down.
+/// The rooms of `nlb-userspace/src`, from the top down.
 const ROOMS: &[Room] = &[
     Room {
         folder: "cli",
         may_import: &["daemon", "datapath", "config", "model"],
-        why: "the command starts the daemon, or asks a running one over gRPC; it never looks into it",
+        why: "the command starts the daemon, or calls a running one over gRPC; it never reads its state",
     },
     Room {
         folder: "daemon",
@@ -58,12 +59,12 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "grpc",
         may_import: &["grpc/services", "grpc/handlers", "grpc/client"],
-        why: "the server lists its services, and says nothing about what they do",
+        why: "the server lists its services, and has none of their logic",
     },
     Room {
         folder: "grpc/services",
         may_import: &["grpc/handlers", "grpc/client", "grpc/convert", "reconcile"],
-        why: "a service hands each call to its handler and has no logic of its own",
+        why: "a service passes each call to its handler and has no logic of its own",
     },
     Room {
         folder: "grpc/handlers",
@@ -85,22 +86,22 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "grpc/client",
         may_import: &["grpc/convert", "controllers", "registry", "policy", "model"],
-        why: "calls to modules do not know who asks for them",
+        why: "calls to modules are independent of their callers",
     },
     Room {
         folder: "grpc/convert",
         may_import: &["controllers", "telemetry", "registry", "policy", "model"],
-        why: "conversion knows messages and the model, and makes no calls",
+        why: "conversions use messages and the model, and make no calls",
     },
     Room {
         folder: "datapath",
         may_import: &["reconcile", "compile", "config", "model"],
-        why: "the kernel's side does what it is told as rows and changes, and knows nothing of calls or of the registry",
+        why: "the kernel's side applies rows and changes, and uses neither calls nor the registry",
     },
     Room {
         folder: "controllers",
         may_import: &["registry", "policy", "model"],
-        why: "a controller observes something and writes the registry; calls and kernel are handed to it as functions",
+        why: "a controller observes something and writes the registry; calls and the kernel are passed to it as functions",
     },
     Room {
         folder: "telemetry",
@@ -120,7 +121,7 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "policy",
         may_import: &["compile", "model"],
-        why: "policies are pure decisions: they are shown what there is",
+        why: "policies are pure decisions: they get their input as arguments",
     },
     Room {
         folder: "reconcile",
@@ -131,7 +132,7 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "config",
         may_import: &["model"],
-        why: "settings are plain values that everybody may read",
+        why: "settings are plain values that all rooms may read",
     },
     Room {
         folder: "model",
@@ -147,7 +148,7 @@ pub fn check() -> Result<Vec<String>> {
         complaints.extend(against_the_order(&imports));
         if let Some(files) = circle(&imports) {
             complaints.push(format!(
-                "these files import each other in a circle; move what they share down: {} -> {}",
+                "these files import each other in a cycle; move what they share down: {} -> {}",
                 files.join(" -> "),
                 files[0]
             ));
@@ -163,7 +164,7 @@ fn against_the_order(imports: &[Import]) -> Vec<String> {
         else {
             continue;
         };
-        // The crate's root only lists the rooms.
+        // The crate's root only declares the rooms.
         if !from_file.contains('/') {
             continue;
         }
@@ -180,7 +181,7 @@ fn against_the_order(imports: &[Import]) -> Vec<String> {
     complaints
 }
 
-/// The innermost room that a file lies in.
+/// The innermost room of a file.
 fn room_of(file: &str) -> Option<&'static Room> {
     let around = |room: &&Room| file.strip_prefix(room.folder).is_some_and(|rest| rest.starts_with('/'));
     ROOMS.iter().filter(around).max_by_key(|room| room.folder.len())
@@ -193,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// A crate of the given files, below a folder of its own.
+    /// The complaints about a crate of the given files, in a folder of its own.
     fn complaints_about(name: &str, files: &[(&str, &str)]) -> Vec<String> {
         let folder = std::env::temp_dir().join(format!("nlb-tidy-{name}-{}", std::process::id()));
         for (file, text) in files {
@@ -219,7 +220,7 @@ mod tests {
             complaints_about("upward", &[LIB, registry, writer, upward]),
             [
                 "nlb-userspace/src/policy/mod.rs:2: policy must not import registry (nlb-userspace/src/registry/writer.rs): \
-              policies are pure decisions: they are shown what there is"
+              policies are pure decisions: they get their input as arguments"
             ]
         );
         let downward = ("registry/writer.rs", "use crate::policy::Lease;\npub struct Registry(Lease);\n");

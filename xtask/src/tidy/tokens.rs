@@ -1,4 +1,4 @@
-//! Rust source as words and marks: as much of the language as it takes to see what a file names.
+//! Rust source as tokens: as much of the language as is needed to find the paths in a file.
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
@@ -17,7 +17,7 @@ impl Token {
     }
 }
 
-/// The tokens of a text with their lines. Comments are left out, and of texts and characters nothing is left.
+/// The tokens of a text with their lines. Comments and the contents of literals are left out.
 pub fn tokens(text: &str) -> Vec<(usize, Token)> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
@@ -69,7 +69,7 @@ fn end_of_text(bytes: &[u8], from: usize) -> usize {
     at + 1
 }
 
-/// How long the beginning of a raw text is, and what ends it.
+/// The length of a raw string's opening, and the text that closes it.
 fn raw_text(text: &str) -> Option<(usize, String)> {
     let rest = text.trim_start_matches(['b', 'c']);
     let prefix = text.len() - rest.len();
@@ -79,13 +79,13 @@ fn raw_text(text: &str) -> Option<(usize, String)> {
     opened.then(|| (prefix + 1 + hashes + 1, format!("\"{}", "#".repeat(hashes))))
 }
 
-/// The end of a character, or of the mark of a lifetime.
+/// The end of a character literal, or of the quote of a lifetime.
 fn end_of_quote(bytes: &[u8], at: usize) -> usize {
     if bytes.get(at + 1) == Some(&b'\\') {
         let closing = bytes[at + 3..].iter().position(|byte| *byte == b'\'');
         return closing.map_or(bytes.len(), |closing| at + 3 + closing + 1);
     }
-    // A character may have several bytes; a lifetime is not closed.
+    // A character may have several bytes; a lifetime has no closing quote.
     let closing = bytes[at + 1..].iter().take(5).skip(1).position(|byte| *byte == b'\'');
     let is_lifetime = bytes.get(at + 1).is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_')
         && bytes.get(at + 2) != Some(&b'\'');
@@ -95,7 +95,7 @@ fn end_of_quote(bytes: &[u8], at: usize) -> usize {
     }
 }
 
-/// Without items that are for tests alone.
+/// The tokens without items that are for tests only.
 pub fn without_tests(tokens: Vec<(usize, Token)>) -> Vec<(usize, Token)> {
     let mark = |at: usize, mark: char| tokens.get(at).is_some_and(|(_, token)| *token == Token::Mark(mark));
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|(_, token)| token.word() == Some(word));

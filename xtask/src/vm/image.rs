@@ -1,4 +1,4 @@
-//! What a virtual machine finds in its root file system, as archives that the kernel unpacks into memory at boot.
+//! The root file system of a virtual machine, as archives that the kernel unpacks into memory at boot.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,10 +13,10 @@ use crate::needs;
 
 const INIT: &str = include_str!("init.sh");
 
-/// Programs that ours start. busybox's own of these names do less.
+/// Programs that the tests start. Those of these names in busybox lack functions.
 const TOOLS: &[&str] = &["ethtool", "ip", "ipvsadm", "nsenter", "setpriv"];
 
-/// Makes the archive for running a program once: the kernel's base, and this program and others with all that they need.
+/// Makes the archive for one run of a program: the kernel's base, and the programs with their libraries.
 pub fn pack(kernel: &Kernel, program: &Path, arguments: &[String], others: &[PathBuf]) -> Result<PathBuf> {
     let found = |file: &Path| file.canonicalize().with_context(|| format!("no program {}", file.display()));
     let program = found(program)?;
@@ -58,7 +58,7 @@ pub fn pack(kernel: &Kernel, program: &Path, arguments: &[String], others: &[Pat
     let own = dir.join("own.cpio");
     archive(&kernel.busybox(), &root, &own)?;
     fs::remove_dir_all(&root)?;
-    // The kernel unpacks archives that follow each other one over the other.
+    // The kernel unpacks consecutive archives on top of each other.
     let whole = dir.join("initrd");
     let mut output = File::create(&whole).with_context(|| format!("creating {}", whole.display()))?;
     for part in [&kernel.base(), &own] {
@@ -84,7 +84,7 @@ pub fn archive(busybox: &Path, root: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The shared libraries that a program is loaded with; none if it is static.
+/// The shared libraries of a program; none if it is static.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd does not start")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

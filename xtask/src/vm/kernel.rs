@@ -1,4 +1,4 @@
-//! Kernels for virtual machines: distributions' packages, with their modules and a busybox beside them.
+//! Kernels for virtual machines: distributions' packages, with the kernel's modules and busybox.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::workspace;
 
 pub struct Kernel {
     pub version: &'static str,
-    /// The release of a distribution whose kernel it is.
+    /// The distribution's release.
     release: Release,
 }
 
@@ -32,12 +32,12 @@ const KEYRINGS: &str = "usr/share/keyrings";
 pub fn find(version: &str) -> Result<&'static Kernel> {
     ALL.iter().find(|kernel| kernel.version == version).with_context(|| {
         let versions: Vec<_> = ALL.iter().map(|kernel| kernel.version).collect();
-        format!("there are: {}", versions.join(", "))
+        format!("known versions: {}", versions.join(", "))
     })
 }
 
 impl Kernel {
-    /// Where everything of this kernel is. To fetch it again, remove the directory.
+    /// The directory of this kernel. To fetch the kernel again, remove it.
     pub fn dir(&self) -> PathBuf {
         workspace::root().join("target/kernels").join(self.version)
     }
@@ -50,7 +50,7 @@ impl Kernel {
         self.dir().join("busybox")
     }
 
-    /// The archive with what does not depend on the program to run.
+    /// The archive of all files that do not depend on the program to run.
     pub fn base(&self) -> PathBuf {
         self.dir().join("base.cpio")
     }
@@ -67,7 +67,7 @@ impl Kernel {
         self.download(&archive)?;
         archive.unpack(&root)?;
         self.arrange(&root)?;
-        // Last: this file says that all the others are there.
+        // Written last: this file marks the others as complete.
         let unfinished = self.dir().join("base.part");
         image::archive(&self.busybox(), &root, &unfinished)?;
         fs::rename(unfinished, self.base())?;
@@ -79,7 +79,7 @@ impl Kernel {
         let image = archive.first_dependency(self.release.newest())?;
         ensure!(
             image.starts_with(&format!("linux-image-{}.", self.version)),
-            "the newest kernel there is {image}, which is not Linux {}",
+            "the newest kernel of that release is {image}, which is not Linux {}",
             self.version
         );
         let modules = image.replace("linux-image", "linux-modules");
@@ -89,9 +89,9 @@ impl Kernel {
         }
     }
 
-    /// Leaves modules and busybox in `root`, and takes the kernel out of it.
+    /// Leaves modules and busybox in `root`, and moves the kernel out of it.
     fn arrange(&self, root: &Path) -> Result<()> {
-        // Newer releases have everything below /usr.
+        // Newer releases have all files below /usr.
         for path in ["bin/busybox", "lib/modules"] {
             let (old, new) = (root.join("usr").join(path), root.join(path));
             if old.exists() {
@@ -112,7 +112,7 @@ impl Kernel {
         let [release] = &modules[..] else {
             bail!("the kernel's package has not one directory in lib/modules")
         };
-        // Debian does this when the package is installed.
+        // Debian does this when it installs the package.
         let release = release.file_name().expect("an entry has a name");
         output(Command::new(self.busybox()).args(["depmod", "-b"]).arg(root).arg(release)).map(drop)
     }
@@ -130,7 +130,7 @@ impl Release {
                 ],
             ),
             Release::Ubuntu(suite) => {
-                // Debian has Ubuntu's keys as a package, which vouches for them.
+                // Debian has a package with Ubuntu's keys, and signs it.
                 let (keys, root) = (dir.join("keys"), dir.join("keys/root"));
                 let debian = Release::Debian("trixie").open(&keys)?;
                 debian.download(&["ubuntu-keyring"])?;
@@ -145,7 +145,7 @@ impl Release {
         }
     }
 
-    /// The package that depends on the newest kernel, of the smallest flavour that virtual machines need.
+    /// The package that depends on the newest kernel, of the smallest flavour that suits virtual machines.
     fn newest(&self) -> &'static str {
         match self {
             Release::Debian(_) => "linux-image-cloud-amd64",

@@ -1,4 +1,4 @@
-//! The virtual machine itself: qemu, its two serial ports, and a limit to its life.
+//! The virtual machine: qemu, its two serial ports, and a time limit.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write, stdout};
@@ -16,17 +16,17 @@ const QEMU: &str = "qemu-system-x86_64";
 /// Far longer than the longest test takes without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// What the first process says last, before the status of the program.
+/// The last line that the first process prints, before the status of the program.
 const ENDED: &str = "vm: ended with ";
 
-/// Boots a machine, shows what the program in it prints, and returns the status that the program ended with.
+/// Boots a machine, shows the output of its program, and returns the program's exit status.
 pub fn run(kernel: &Kernel, image: &Path, kvm: bool) -> Result<u8> {
     let console = image.with_file_name("console.log");
-    // The machine goes when we go.
+    // The machine ends with this process.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "--", QEMU])
         .args(["-machine", "pc", "-accel", if kvm { "kvm" } else { "tcg" }])
-        // The least that there is, since every feature costs something where it is emulated.
+        // The smallest configuration, since every feature costs time where it is emulated.
         .args(["-cpu", "qemu64", "-smp", "2", "-m", "2048"])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .arg("-serial")
@@ -56,11 +56,11 @@ pub fn run(kernel: &Kernel, image: &Path, kvm: bool) -> Result<u8> {
     }
     let status = reader.join().expect("reading does not panic")?;
     status.with_context(|| {
-        format!("the machine ended before the program in it did; its console said:\n{}", tail(&console))
+        format!("the machine ended before the program in it did; its console output:\n{}", tail(&console))
     })
 }
 
-/// Copies lines to standard output, but for the one that tells the program's status.
+/// Copies lines to standard output, except the one with the program's status.
 fn show(output: ChildStdout) -> Result<Option<u8>> {
     let mut status = None;
     for line in BufReader::new(output).split(b'\n') {

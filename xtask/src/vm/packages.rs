@@ -1,6 +1,7 @@
-//! Packages of Debian and its kin, fetched and verified by apt and unpacked without being installed.
+//! Packages of Debian and related distributions, which apt fetches and verifies, and which are unpacked
+//! without being installed.
 //!
-//! apt gets sources and state of its own in one directory; what is configured on this machine stays as it is.
+//! apt gets sources and state of its own in one directory; this machine's configuration stays unchanged.
 
 use std::fmt::Display;
 use std::fs;
@@ -16,11 +17,11 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An archive's suites, verified by the keys in `keyring`. The directory is made.
+    /// Opens an archive's suites, verified by the keys in `keyring`. The directory is created.
     pub fn open(dir: &Path, keyring: &Path, suites: &[String]) -> Result<Archive> {
         ensure!(
             keyring.is_file(),
-            "{} is missing, by which apt verifies packages; install debian-archive-keyring",
+            "{} is missing, with which apt verifies packages; install debian-archive-keyring",
             keyring.display()
         );
         let archive = Archive { dir: dir.to_owned() };
@@ -38,7 +39,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// What the newest version of a package depends on first.
+    /// The first dependency of a package's newest version.
     pub fn first_dependency(&self, package: &str) -> Result<String> {
         let shown = output(self.apt("apt-cache").args(["show", "--no-all-versions", package]))?;
         let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
@@ -51,7 +52,7 @@ impl Archive {
         command::run_quietly(&what, self.apt("apt-get").arg("download").args(packages))
     }
 
-    /// Unpacks all that has been downloaded.
+    /// Unpacks all downloaded packages.
     pub fn unpack(&self, into: &Path) -> Result<()> {
         fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
         for file in entries(&self.dir)? {
@@ -77,7 +78,7 @@ impl Archive {
             set(&format!("Dir::Etc::{parts}"), &"/dev/null");
         }
         set("Acquire::Languages", &"none");
-        // Root's apt would otherwise download as a user who may not write here.
+        // As root, apt would otherwise download as a user without write access to this directory.
         set("APT::Sandbox::User", &"");
         apt
     }
