@@ -1,4 +1,4 @@
-//! Builds the XDP programs, which the daemon carries.
+//! Compiles the XDP programs, which are embedded in the daemon.
 
 use std::process::exit;
 
