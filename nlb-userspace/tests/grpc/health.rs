@@ -237,7 +237,7 @@ async fn a_module_that_does_not_say_that_it_is_well_does_not_start() {
     for (name, host, fake, why) in [
         ("sick", 1, SICK, "no disk"),
         ("busy", 2, Fake::REFUSES, "busy"),
-        ("old", 3, Fake::UNIMPLEMENTED, "does not know this call"),
+        ("old", 3, Fake::UNIMPLEMENTED, "does not implement this call"),
         ("garbled", 4, Fake::GARBLED, "undecodable"),
         ("gone", 5, Fake::Unreachable, "unreachable"),
         ("mail", 6, Fake::NotGrpc, "unreachable"),

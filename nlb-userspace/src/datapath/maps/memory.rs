@@ -52,7 +52,7 @@ impl Words {
         self.words()[index as usize].store(value.into(), Ordering::Release);
     }
 
-    /// Increments a word, with the same order.
+    /// Increments a word, with the same memory order.
     pub fn increment(&self, index: u32) {
         self.words()[index as usize].fetch_add(1, Ordering::Release);
     }

@@ -102,7 +102,7 @@ fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fi
             "runs over UDP, where silence is no sign of failure; check a TCP port, or use metadata check=module"
         }
         Protocol::Https => {
-            "needs TLS, which this build does not speak; use PROTOCOL_TCP, or PROTOCOL_HTTP on a port without TLS"
+            "needs TLS, which this build does not support; use PROTOCOL_TCP, or PROTOCOL_HTTP on a port without TLS"
         }
         Protocol::Unspecified
         | Protocol::Tcp

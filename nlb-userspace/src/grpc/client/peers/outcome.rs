@@ -79,7 +79,7 @@ impl<T> fmt::Display for Outcome<T> {
             Outcome::Unreachable(reason) => write!(f, "unreachable: {reason}"),
             Outcome::Slow(max_wait) => write!(f, "slow: no answer within {max_wait:?}"),
             Outcome::Undecodable(reason) => write!(f, "undecodable answer: {reason}"),
-            Outcome::Unimplemented => f.write_str("unimplemented: the module does not know this call"),
+            Outcome::Unimplemented => f.write_str("unimplemented: the module does not implement this call"),
         }
     }
 }
