@@ -2,12 +2,13 @@
 
 pub mod fd_limit;
 pub mod shutdown;
+mod tasks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
@@ -27,6 +28,7 @@ use crate::registry::Registry;
 use crate::telemetry::alarms;
 use crate::telemetry::metrics::{Recorder, Sources};
 use crate::{datapath, store};
+use tasks::Tasks;
 
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -47,12 +49,17 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         );
     }
     let running = datapath::start(&config, registry.desired()).await?;
-    let datapath::Running { applied, traffic, hops, questions, answers, mut details, mut tasks } = running;
+    let datapath::Running { applied, traffic, hops, questions, answers, mut details, tasks: of_datapath } =
+        running;
+    let mut tasks = Tasks::default();
+    for (name, task) in of_datapath {
+        tasks.spawn(name, task);
+    }
     details.push(("vips".to_owned(), vips(&config)));
 
     let (publish_stored, stored) = watch::channel(store::PersistStatus::default());
     let storing = store::keep(config.state_dir.clone(), registry.persisted(), publish_stored);
-    tasks.spawn(async move { match storing.await {} });
+    tasks.spawn_endless("store", storing);
     let started_at = SystemTime::now();
     let sources = Sources {
         registry: registry.clone(),
@@ -61,7 +68,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         started_at,
     };
     let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
-    tasks.spawn(async move { match recorder.run().await {} });
+    tasks.spawn_endless("metrics", recorder.run());
     let resolver = Resolver::system().with_locality(locality_of_addresses(&config)?);
     let (leases, names) = (
         lease_watcher::watch(registry.clone()),
@@ -72,17 +79,17 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let prober = Prober::new(peers.clone(), hops);
     let checks = health_checks::watch(registry.clone(), move |target| prober.clone().probe(target));
     let resets = reset_watcher::watch(registry.clone(), traffic.clone());
-    tasks.spawn(async move { match checks.await {} });
-    tasks.spawn(async move { match resets.await {} });
+    tasks.spawn_endless("health checks", checks);
+    tasks.spawn_endless("resets", resets);
     let alarms = alarms::watch(traffic.clone());
-    tasks.spawn(async move { match alarms.await {} });
-    tasks.spawn(async move { match leases.await {} });
-    tasks.spawn(async move { match promotions.await {} });
-    tasks.spawn(async move { match names.await {} });
+    tasks.spawn_endless("alarms", alarms);
+    tasks.spawn_endless("leases", leases);
+    tasks.spawn_endless("promotions", promotions);
+    tasks.spawn_endless("names", names);
     let abilities = grpc::poll_can_handle(registry.clone(), peers.clone());
-    tasks.spawn(async move { match abilities.await {} });
-    let wishes = grpc::poll_active_versions(registry.clone(), peers.clone(), active_version::EVERY);
-    tasks.spawn(async move { match wishes.await {} });
+    tasks.spawn_endless("CanHandle", abilities);
+    let active_versions = grpc::poll_active_versions(registry.clone(), peers.clone(), active_version::EVERY);
+    tasks.spawn_endless("GetActiveVersion", active_versions);
     let ask_can_handle = grpc::ask_can_handle(registry.clone(), peers.clone());
     let learning = route_learning::watch(
         registry.clone(),
@@ -90,7 +97,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         route_learning::UpcallChannel { questions, answers },
         ask_can_handle,
     );
-    tasks.spawn(async move { match learning.await {} });
+    tasks.spawn_endless("route learning", learning);
     let control = Control {
         registry,
         applied,
@@ -111,10 +118,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     tokio::select! {
         told = shutdown::signal_received() => told?,
         ended = &mut server => return ended?.context("the gRPC server failed"),
-        Some(ended) = tasks.join_next() => {
-            ended?.context("a task of the daemon failed")?;
-            bail!("a task of the daemon ended");
-        }
+        error = tasks.first_to_end() => return Err(error),
     }
     info!("stopping");
     drop(stop);

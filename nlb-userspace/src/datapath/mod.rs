@@ -18,9 +18,10 @@ pub mod route_watcher;
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use nlb_common::flow::WAYS;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::model::Desired;
@@ -35,6 +36,9 @@ use maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
 
+/// A task that is to be run, and its name.
+pub type Task = (&'static str, BoxFuture<'static, anyhow::Result<()>>);
+
 /// A running data path. Its tasks end when the sender of `desired` is dropped.
 pub struct Running {
     pub applied: watch::Receiver<Arc<Applied>>,
@@ -48,7 +52,7 @@ pub struct Running {
     /// How the data path was set up, as names and values for the status.
     pub details: Vec<(String, String)>,
     /// The tasks. None of them ends before the daemon does, except by an error.
-    pub tasks: JoinSet<anyhow::Result<()>>,
+    pub tasks: Vec<Task>,
 }
 
 /// Requests for next hops that may be queued at a time.
@@ -90,25 +94,21 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (applied_sent, applied) = watch::channel(Arc::new(Applied::default()));
     let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(next_hop::run(desired.clone(), asked, hops_sent, interfaces.clone()));
-    tasks.spawn(local_links::run(interfaces, tc_ingress, local, fib_generation.clone()));
-    tasks.spawn(route_watcher::run(fib_generation));
-    tasks.spawn(attachments.keep());
+    let mut tasks = Vec::<Task>::new();
+    let mut add = |name, task| tasks.push((name, task));
+    add("next hops", next_hop::run(desired.clone(), asked, hops_sent, interfaces.clone()).boxed());
+    add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());
+    add("route watcher", route_watcher::run(fib_generation).boxed());
+    add("interfaces", attachments.keep().boxed());
     let reconciler = reconcile::run(desired, hops.clone(), applied_sent, load_config.limits, Box::new(maps));
-    tasks.spawn(async move {
-        reconciler.await;
-        Ok(())
-    });
-    tasks.spawn(pending::run(punted, datapath.clone(), ask, hops.clone(), applied.clone()));
+    add("reconciler", reconciler.map(Ok).boxed());
+    let pending = pending::run(punted, datapath.clone(), ask, hops.clone(), applied.clone());
+    add("pending packets", pending.boxed());
     let (questions_sent, questions) = mpsc::channel(upcall::QUEUE);
     let (answers, answers_read) = mpsc::channel(upcall::QUEUE);
-    tasks.spawn(upcalls.run(questions_sent, answers_read));
+    add("upcalls", upcalls.run(questions_sent, answers_read).boxed());
     let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
-    let reader = counters::run(collector, datapath, applied.clone(), traffic_sent);
-    tasks.spawn(async move {
-        reader.await;
-        Ok(())
-    });
+    let counters = counters::run(collector, datapath, applied.clone(), traffic_sent);
+    add("counters", counters.map(Ok).boxed());
     Ok(Running { applied, traffic, hops, questions, answers, details, tasks })
 }
