@@ -16,7 +16,7 @@ const BEGIN: &str = "<!-- settings: generated from nlb-userspace/src/config/opti
 const END: &str = "\n<!-- end of settings -->\n";
 const AGAIN: &str = "BLESS=1 cargo test --package nlb --lib settings_are_documented";
 
-/// Where the manual says more about a setting.
+/// The section of the manual about a setting.
 const MORE: [(&str, &str); 12] = [
     ("state_dir", "contract.md#what-outlives-the-daemon"),
     ("ignore_state", "contract.md#the-state-file"),
@@ -36,7 +36,7 @@ fn arguments() -> Vec<Arg> {
     Options::augment_args(Command::new("nlb serve")).get_arguments().cloned().collect()
 }
 
-/// A help text without what is in brackets at its end, and that.
+/// A help text without the remark in brackets at its end, and that remark.
 fn parts(arg: &Arg) -> (String, Option<String>) {
     let help = arg.get_help().expect("every setting has a help text").to_string();
     match help.strip_suffix(']').and_then(|help| help.rsplit_once(" [")) {

@@ -21,12 +21,14 @@ pub struct Options {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// The directory of settings made over gRPC, and of what operators set [default: /var/lib/nlb]
+    /// The directory of settings made over gRPC, and of what operators set; one directory for each daemon
+    /// [default: /var/lib/nlb]
     #[arg(long, env = "NLB_STATE_DIR", value_name = "DIRECTORY")]
     #[serde(skip)]
     pub state_dir: Option<PathBuf>,
 
     /// Start without the routes, limits, weights and drains that operators set; their file is moved aside
+    /// [default: false]
     #[arg(long, env = "NLB_IGNORE_STATE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip)]
     pub ignore_state: Option<bool>,
@@ -44,7 +46,7 @@ pub struct Options {
     #[arg(long, env = "NLB_XDP_MODE", value_name = "MODE")]
     pub xdp_mode: Option<XdpMode>,
 
-    /// The address of the gRPC server [default: 127.0.0.1:50051]
+    /// The address of the gRPC server, which requires no credentials [default: 127.0.0.1:50051]
     #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
     pub grpc: Option<SocketAddr>,
 
@@ -56,12 +58,12 @@ pub struct Options {
     #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
     pub snat_ports: Option<Ports>,
 
-    /// UDP port of packets to modules with forward mode gue [default: 6080]
+    /// UDP port of packets to modules with forward mode gue; `nlb decap` has the same flag [default: 6080]
     #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
     pub gue_port: Option<u16>,
 
-    /// Prefixes of the outer sources of forward mode dsr-ipip, selected by the flow's hash, one of each
-    /// family; none: the NLB's own address [repeat, or separate by commas]
+    /// Prefixes of the outer sources of forward mode dsr-ipip, selected by the flow's hash: one of IPv4, one
+    /// of IPv6, or both; none: the NLB's own address [repeat, or separate by commas]
     #[arg(long, env = "NLB_IPIP_SOURCES", value_name = "CIDR", value_delimiter = ',')]
     pub ipip_sources: Option<Vec<Net>>,
 
@@ -103,7 +105,7 @@ pub struct Options {
     #[arg(long, env = "NLB_FAIL_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub fail_open: Option<bool>,
 
-    /// Reject clients that no module can serve by TCP RST or ICMP unreachable, instead of ignoring them
+    /// Reject clients that no module can serve by TCP RST or ICMP port unreachable, instead of ignoring them
     /// [default: false]
     #[arg(long, env = "NLB_REJECT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub reject: Option<bool>,
@@ -114,7 +116,7 @@ pub struct Options {
     pub drop_closed_ports: Option<bool>,
 
     /// Ask modules (CanHandle) about ports of a VIP that no route covers, and learn a route for each that a
-    /// module can handle; a module that accepts every port gets every port [default: false]
+    /// module can handle; a module that accepts every port opens every port of the VIPs [default: false]
     #[arg(long, env = "NLB_LEARN_ROUTES", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub learn_routes: Option<bool>,
 
@@ -138,21 +140,23 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_SERVICES", value_name = "NUMBER")]
     pub max_services: Option<u16>,
 
-    /// Pools, which are groups of modules that share traffic; each takes 128 KiB of the kernel's memory
-    /// [default: 1024]
+    /// Pools, which are groups of modules that share traffic; each takes 128 KiB of the kernel's memory while
+    /// it is in use [default: 1024]
     #[arg(long, env = "NLB_MAX_POOLS", value_name = "NUMBER")]
     pub max_pools: Option<u16>,
 
-    /// Source prefixes in the kernel's table, counted once for each service that distinguishes clients by
-    /// them [default: 1048576]
+    /// Source prefixes of routes in the kernel's table, counted once for each service that distinguishes
+    /// clients by them; their memory in the kernel grows with them, 4 MiB at first and 8 to 16 MiB for
+    /// 100,000 [default: 1048576]
     #[arg(long, env = "NLB_MAX_SOURCE_PREFIXES", value_name = "NUMBER")]
     pub max_source_prefixes: Option<u32>,
 
-    /// Routes with counters of their own; the others are counted together, by module [default: 256]
+    /// Routes with counters of their own, in addition to those with a rate limit; the others are counted
+    /// together, by module [default: 256]
     #[arg(long, env = "NLB_MAX_COUNTED_ROUTES", value_name = "NUMBER")]
     pub max_counted_routes: Option<u16>,
 
-    /// Rate limits in the kernel's table [default: 16384]
+    /// Rate limits in force [default: 16384]
     #[arg(long, env = "NLB_MAX_RATE_LIMITS", value_name = "NUMBER")]
     pub max_rate_limits: Option<u16>,
 
@@ -160,11 +164,12 @@ pub struct Options {
     #[arg(long, env = "NLB_MAX_VIPS", value_name = "NUMBER")]
     pub max_vips: Option<u16>,
 
-    /// Flows in the kernel's table [default: 1048576]
+    /// Flows in the kernel's table, 1024 to 67108864, of 32 bytes each [default: 1048576]
     #[arg(long, env = "NLB_MAX_FLOWS", value_name = "NUMBER")]
     pub max_flows: Option<u32>,
 
-    /// Memory for the metrics of the last hour; beyond it the oldest are discarded [default: 67108864]
+    /// Memory for the metrics of the last hour, in bytes, at least 1048576; beyond it the oldest are
+    /// discarded [default: 67108864]
     #[arg(long, env = "NLB_METRICS_HISTORY_BYTES", value_name = "NUMBER")]
     pub metrics_history_bytes: Option<usize>,
 
