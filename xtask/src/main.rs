@@ -37,8 +37,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what `cargo xtask test` needs: a BPF compiler, bpf-linker, and the programs that tests start. Every
-    /// other verb installs what it needs itself
+    /// Install what `cargo xtask test` needs: a BPF compiler, bpf-linker, and the programs that tests start.
+    /// Every other verb installs what it needs itself
     Setup,
     /// Set up, then build the daemon, the XDP programs in it, and the examples
     Build {

@@ -123,8 +123,8 @@ impl Attachments {
         }
     }
 
-    /// Compares the interfaces with the kernel's links. Each obstacle is logged once: `logged` holds those that
-    /// were.
+    /// Compares the interfaces with the kernel's links. Each obstacle is logged once: `logged` holds those
+    /// that were.
     fn compare(&mut self, links: &HashMap<u32, Link>, logged: &mut BTreeMap<String, String>) {
         let interfaces = &self.interfaces;
         self.served.retain(|name, (ifindex, _)| {
