@@ -105,7 +105,7 @@ impl Schedule {
             let watched = Watched {
                 epoch: record.epoch,
                 check: check.clone(),
-                tally: Tally::new(),
+                tally: Tally::default(),
                 first: true,
                 due: Some(now),
             };

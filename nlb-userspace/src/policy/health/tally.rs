@@ -1,50 +1,47 @@
-//! Outcomes of a module's health check, counted into an opinion that does not flap.
+//! Outcomes of a module's health check, counted into a health signal that does not flap.
 
 use super::{Check, HealthSignal};
 use crate::model::Health;
 
 /// What an active check has come to so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    lease_state: LeaseState,
-    /// Outcomes in a row that contradict the standing.
+    state: CheckState,
+    /// Outcomes in a row that contradict the state.
     contrary: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LeaseState {
-    /// It has never succeeded.
-    Unproven,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CheckState {
+    /// No check has succeeded yet.
+    #[default]
+    Unchecked,
     Up,
     Down,
 }
 
 impl Tally {
-    pub fn new() -> Self {
-        Tally { lease_state: LeaseState::Unproven, contrary: 0 }
-    }
-
-    /// Takes one outcome in. `Some` if it changes the opinion, or what is known of a module that has never passed.
+    /// Takes one outcome in. `Some` if it changes the signal, or what is known of a module that has never passed.
     pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<HealthSignal> {
-        match (self.lease_state, outcome) {
-            (LeaseState::Unproven, Ok(())) => {
-                Some(self.enter(LeaseState::Up, "passed its first check".to_owned()))
+        match (self.state, outcome) {
+            (CheckState::Unchecked, Ok(())) => {
+                Some(self.enter(CheckState::Up, "passed its first check".to_owned()))
             }
-            (LeaseState::Unproven, Err(why)) => {
+            (CheckState::Unchecked, Err(why)) => {
                 Some(HealthSignal { health: Health::Starting, why: format!("never passed: {why}") })
             }
-            (LeaseState::Up, Ok(())) | (LeaseState::Down, Err(_)) => {
+            (CheckState::Up, Ok(())) | (CheckState::Down, Err(_)) => {
                 self.contrary = 0;
                 None
             }
-            (LeaseState::Up, Err(why)) => self.contradicted(check.unhealthy_threshold).then(|| {
+            (CheckState::Up, Err(why)) => self.contradicted(check.unhealthy_threshold).then(|| {
                 self.enter(
-                    LeaseState::Down,
+                    CheckState::Down,
                     format!("failures in a row: {}; the last: {why}", check.unhealthy_threshold),
                 )
             }),
-            (LeaseState::Down, Ok(())) => self.contradicted(check.healthy_threshold).then(|| {
-                self.enter(LeaseState::Up, format!("successes in a row: {}", check.healthy_threshold))
+            (CheckState::Down, Ok(())) => self.contradicted(check.healthy_threshold).then(|| {
+                self.enter(CheckState::Up, format!("successes in a row: {}", check.healthy_threshold))
             }),
         }
     }
@@ -54,12 +51,12 @@ impl Tally {
         self.contrary >= threshold
     }
 
-    fn enter(&mut self, lease_state: LeaseState, why: String) -> HealthSignal {
-        *self = Tally { lease_state, contrary: 0 };
-        let health = match lease_state {
-            LeaseState::Unproven => Health::Starting,
-            LeaseState::Up => Health::Healthy,
-            LeaseState::Down => Health::Unhealthy,
+    fn enter(&mut self, state: CheckState, why: String) -> HealthSignal {
+        *self = Tally { state, contrary: 0 };
+        let health = match state {
+            CheckState::Unchecked => Health::Starting,
+            CheckState::Up => Health::Healthy,
+            CheckState::Down => Health::Unhealthy,
         };
         HealthSignal { health, why }
     }
@@ -74,7 +71,7 @@ mod tests {
 
     /// What opinions a series of outcomes gives; `+` passes, `-` fails.
     fn signals(outcomes: &str) -> Vec<Option<Health>> {
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let outcome = |c| if c == '+' { Ok(()) } else { Err("refused".to_owned()) };
         outcomes.chars().map(|c| tally.count(outcome(c), &CHECK).map(|signal| signal.health)).collect()
     }
@@ -105,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_told() {
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let why = |signal: Option<HealthSignal>| signal.unwrap().why;
         assert_eq!(why(tally.count(Err("refused".into()), &CHECK)), "never passed: refused");
         tally.count(Ok(()), &CHECK);
