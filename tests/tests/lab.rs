@@ -1,4 +1,4 @@
-//! The lab itself: if its wires do not carry packets, no other test means anything.
+//! The lab itself: if its links do not carry packets, no other test means anything.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! Whether the kernel takes our programs, and what checking them costs it: every program of the object, under every
-//! combination of the settings that are fixed when it is loaded.
+//! Whether the kernel takes our programs, and what checking them costs it: every program of the object, under
+//! every combination of the settings that are fixed when it is loaded.
 //!
 //! A test binary of its own, because it takes file descriptors away from the whole process for a moment (see
 //! [`verifier_log`]).
@@ -17,8 +17,8 @@ use nlb::datapath::loader::{self, Clock, LoadConfig};
 use nlb::model::settings::TableSizes;
 use nlb::model::vips::Vips;
 
-/// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program which grows is
-/// noticed while there is room.
+/// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program
+/// which grows is noticed while there is room.
 const MOST_PROCESSED: u64 = 750_000;
 
 #[test]
@@ -40,8 +40,9 @@ fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
     Ok(())
 }
 
-/// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier then knows, here
-/// at their least and as they are in large installations, without and with prefixes of outer sources.
+/// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier
+/// then knows, here at their least and as they are in large installations, without and with prefixes of outer
+/// sources.
 fn combinations() -> Vec<(String, LoadConfig)> {
     let seconds = Duration::from_secs;
     let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
@@ -129,8 +130,8 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// What the verifier says of a program that it takes. aya keeps the log only of programs that do not load, so the kernel gets to
-/// verify this one and then has no file descriptor to hand it over by.
+/// What the verifier says of a program that it takes. aya keeps the log only of programs that do not load, so
+/// the kernel gets to verify this one and then has no file descriptor to hand it over by.
 fn verifier_log(load: impl FnOnce() -> Result<(), ProgramError>) -> Result<String> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;

@@ -70,7 +70,7 @@ enum Task {
     /// The gRPC contract: check it, or generate clients in another language
     #[command(subcommand)]
     Proto(proto::Task),
-    /// Run the repository lints
+    /// Check the repository lints: invariants that a program can check
     Tidy,
     /// Check licences, duplicate versions and sources of crates, by cargo-deny and deny.toml
     Deny,

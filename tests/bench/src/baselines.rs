@@ -1,4 +1,4 @@
-//! The small programs that the balancer is measured beside, and what drives them ([`tests/bench/baselines`](../baselines/src/main.rs)).
+//! Loads the baselines ([`tests/bench/baselines`](../baselines/src/main.rs)) and their driver.
 
 use anyhow::{Context, Result};
 use aya::maps::Map;

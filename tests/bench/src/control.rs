@@ -83,7 +83,8 @@ impl Bench {
         Ok(Bench { nlb, lab })
     }
 
-    /// Does this with clients of the daemon, on its host: threads stay in the namespace of the one that starts them.
+    /// Does this with clients of the daemon, on its host: threads stay in the namespace of the one that
+    /// starts them.
     fn ask<T: Send>(&self, work: impl AsyncFnOnce(Clients) -> Result<T> + Send) -> Result<T> {
         let server = format!("http://{}", grpc(&self.lab));
         self.lab.nlb.netns.run(|| {
@@ -210,7 +211,8 @@ async fn unary_calls(clients: &mut Clients) -> Result<()> {
     Ok(())
 }
 
-/// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know it.
+/// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know
+/// it.
 fn answer_calls(bench: &Bench, modules: u32) -> Result<Runtime> {
     fd_limit::raise_fd_limit(modules as usize)?;
     bench.lab.modules[0].netns.run(|| {
@@ -247,7 +249,8 @@ fn heartbeats(modules: u32) -> Result<()> {
     })?;
     print(&format!("{modules} modules registered, 200 at a time"), milliseconds(took));
 
-    // Once round, during which the daemon connects to all of them. The pause after it is too short for a missed heartbeat.
+    // Once round, during which the daemon connects to all of them. The pause after it is too short for a
+    // missed heartbeat.
     let rate = 1000;
     let length = Duration::from_secs(SECONDS);
     let ids = Arc::new(ids);
@@ -335,7 +338,8 @@ async fn check(mut health: HealthClient<Channel>) -> Result<()> {
     Ok(())
 }
 
-/// Small datagrams from one thread through the NLB, as many as arrive. The receiver is not the module under load.
+/// Small datagrams from one thread through the NLB, as many as arrive. The receiver is not the module under
+/// load.
 fn packets_per_second(bench: &Bench, length: Duration) -> Result<u64> {
     let sink = bench.lab.modules[0].netns.run(|| UdpSocket::bind(("0.0.0.0", ECHO)))??;
     let client = bench.lab.clients[0].netns.run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
@@ -405,8 +409,8 @@ fn many_routes(count: u32) -> Result<()> {
 fn rebuilds(services: u16) -> Result<()> {
     let bench = Bench::start()?;
     let (all, one) = bench.ask(async |mut clients| {
-        // One port on the modules for all, as behind a proxy: a backend for every module and service would be more than
-        // there can be.
+        // One port on the modules for all, as behind a proxy: a backend for every module and service would be
+        // more than there can be.
         let one_port = [("listen_port".to_owned(), "8080".to_owned())];
         let routes: Vec<Route> = (0..services)
             .map(|i| Route {

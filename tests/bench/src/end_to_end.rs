@@ -1,8 +1,9 @@
-//! The whole way, from clients' sockets to backends': the NLB beside HAProxy, nginx, the kernel's DNAT and its mere forwarding,
-//! in the same run and at the same work; and small packets beside programs that do the least there is to do.
+//! The whole way, from clients' sockets to backends': the NLB beside HAProxy, nginx, the kernel's DNAT and
+//! its mere forwarding, in the same run and at the same work; and small packets beside programs that do the
+//! least there is to do.
 //!
-//! Machines change their speed from minute to minute, so contenders take turns, in several passes: each figure is the median
-//! of all passes.
+//! Machines change their speed from minute to minute, so contenders take turns, in several passes: each
+//! figure is the median of all passes.
 
 pub mod backend;
 mod baselines;
@@ -62,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     let mut samples = Samples::default();
     take_turns(args.passes, &loads, contenders.iter().filter(|one| one.kind.connects()), &mut samples)?;
-    // Last, because the program that takes frames off changes how the wire works while it is there.
+    // Last, because the program that takes frames off changes how the link works while it is attached.
     let frames: [&Load; 1] = [&|contender, samples| packets(contender, args.packets, samples)];
     take_turns(args.passes, &frames, contenders.iter().filter(|one| one.kind.passes_frames()), &mut samples)?;
     samples.compare_with_none();
@@ -72,8 +73,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Has each contender bear each load, pass by pass. What the first pass says is forgotten: it is for neighbours to be found,
-/// caches to be filled and windows to grow.
+/// Has each contender bear each load, pass by pass. What the first pass says is forgotten: it is for
+/// neighbours to be found, caches to be filled and windows to grow.
 fn take_turns<'a>(
     passes: usize,
     loads: &[&Load],

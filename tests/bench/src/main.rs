@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Part {
-    /// One packet: the XDP program beside floors
+    /// One packet: the XDP program beside baselines
     Packets(packets::Args),
     /// Growth: memory for each flow, backend and route, and several CPUs at once
     Scale(scale::Args),

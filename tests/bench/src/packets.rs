@@ -1,7 +1,8 @@
 //! What a packet costs: the balancer beside programs that do the least that there is to do.
 //!
-//! Every figure is the best of several passes, and in each pass the floor is measured just before the balancer: machines
-//! change their speed from minute to minute, so only what was measured together is compared.
+//! Every figure is the best of several passes, and in each pass the baseline is measured just before the
+//! balancer: machines change their speed from minute to minute, so only what was measured together is
+//! compared.
 
 mod cases;
 mod driver;
@@ -38,7 +39,7 @@ pub struct Args {
     files: Files,
 }
 
-/// Figures of one case, in nanoseconds and as multiples of the floor `ipip` measured beside it.
+/// Figures of one case, in nanoseconds and as multiples of the baseline `ipip` measured beside it.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Figure {
     pub case: String,
@@ -48,9 +49,10 @@ pub struct Figure {
     highest_ratio: f64,
 }
 
-/// A program that does the least that there is to do, for so many flows in as much memory as a table with room for that many
-/// has. It meets every flow in each burst, or each burst has other ones if they are `fresh`.
-pub struct Floor {
+/// A program that does the least that there is to do, for so many flows in as much memory as a table with
+/// room for that many has. It meets every flow in each burst, or each burst has other ones if they are
+/// `fresh`.
+pub struct Baseline {
     pub name: &'static str,
     program: &'static str,
     flows: u32,
@@ -58,15 +60,15 @@ pub struct Floor {
     fresh: bool,
 }
 
-impl Floor {
-    const fn of_one(name: &'static str, program: &'static str) -> Floor {
-        Floor { name, program, flows: 1, room: 1, fresh: false }
+impl Baseline {
+    const fn of_one(name: &'static str, program: &'static str) -> Baseline {
+        Baseline { name, program, flows: 1, room: 1, fresh: false }
     }
 
-    const fn among(name: &'static str, case: &Case) -> Floor {
+    const fn among(name: &'static str, case: &Case) -> Baseline {
         let &Case { flows, room, fresh, .. } = case;
         let program = if fresh { "ipip_of_new_flow" } else { "ipip_of_flow" };
-        Floor { name, program, flows, room, fresh }
+        Baseline { name, program, flows, room, fresh }
     }
 
     /// A table has an entry of half a line for each flow that there is room for.
@@ -75,18 +77,21 @@ impl Floor {
     }
 }
 
-pub const READ_AMONG_64K: Floor = Floor::among("floor: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K);
-pub const READ_AMONG_1M: Floor = Floor::among("floor: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M);
-pub const READ_AMONG_16M: Floor = Floor::among("floor: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M);
+pub const READ_AMONG_64K: Baseline =
+    Baseline::among("baseline: ipip, a line read among 64k flows'", &KNOWN_AMONG_64K);
+pub const READ_AMONG_1M: Baseline =
+    Baseline::among("baseline: ipip, a line read among 1M flows'", &KNOWN_AMONG_1M);
+pub const READ_AMONG_16M: Baseline =
+    Baseline::among("baseline: ipip, a line read among 16M flows'", &KNOWN_AMONG_16M);
 
-const FLOORS: &[Floor] = &[
-    Floor::of_one("floor: mac_swap", "mac_swap"),
-    Floor::of_one("floor: look_up", "look_up"),
-    Floor::of_one("floor: ipip", "ipip"),
+const BASELINES: &[Baseline] = &[
+    Baseline::of_one("baseline: mac_swap", "mac_swap"),
+    Baseline::of_one("baseline: look_up", "look_up"),
+    Baseline::of_one("baseline: ipip", "ipip"),
     READ_AMONG_64K,
     READ_AMONG_1M,
     READ_AMONG_16M,
-    Floor::among("floor: ipip, a line written for a new flow", &NEW_FLOW),
+    Baseline::among("baseline: ipip, a line written for a new flow", &NEW_FLOW),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -96,8 +101,8 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{:<46} {:>7} {:>7} {:>13} {:>6} {:>9}", "case", "ns", "x ipip", "spread", "goal", "Katran");
     let mut figures: Vec<Figure> = Vec::new();
     let wanted = |name: &str| args.only.as_deref().is_none_or(|part| name.contains(part));
-    for floor in FLOORS.iter().filter(|floor| floor.flows == 1 || wanted(floor.name)) {
-        figures.push(measure_floor(floor, args).with_context(|| floor.name)?);
+    for baseline in BASELINES.iter().filter(|baseline| baseline.flows == 1 || wanted(baseline.name)) {
+        figures.push(measure_baseline(baseline, args).with_context(|| baseline.name)?);
         print(&figures, None, before.as_deref());
     }
     for case in CASES.iter().filter(|case| wanted(case.name)) {
@@ -107,18 +112,18 @@ pub fn run(args: &Args) -> Result<()> {
     args.files.write("packets", &figures)
 }
 
-fn measure_floor(floor: &Floor, args: &Args) -> Result<Figure> {
+fn measure_baseline(baseline: &Baseline, args: &Args) -> Result<Figure> {
     let mut ipip = ipip()?;
     let [v4, _] = families();
     let frame = filled(v4.ack()).bytes();
-    let mut own = Driver::new(&frame, Flows::V4, floor.flows, LOOPBACK, floor.lines())?;
-    let measured = own.floor(floor.program)?;
-    let bursts = bursts(args, floor.flows, floor.fresh);
+    let mut own = Driver::new(&frame, Flows::V4, baseline.flows, LOOPBACK, baseline.lines())?;
+    let measured = own.baseline(baseline.program)?;
+    let bursts = bursts(args, baseline.flows, baseline.fresh);
     let (_, action) = own.time(&measured, bursts)?;
     ensure!(action == XDP_TX, "the program answered {action}, not {XDP_TX}");
-    let passes = 0..passes(args, floor.flows);
+    let passes = 0..passes(args, baseline.flows);
     let samples = passes.map(|_| sample(&mut ipip, &mut own, &measured, args.packets, bursts));
-    Ok(summary(floor.name, &samples.collect::<Result<Vec<_>>>()?))
+    Ok(summary(baseline.name, &samples.collect::<Result<Vec<_>>>()?))
 }
 
 fn measure(case: &Case, args: &Args) -> Result<Figure> {
@@ -150,7 +155,7 @@ fn passes(args: &Args, flows: u32) -> usize {
     if flows > 1 << 20 { args.passes.div_ceil(3) } else { args.passes }
 }
 
-/// A driver for the floor `ipip`, with a known flow's packet.
+/// A driver for the baseline `ipip`, with a known flow's packet.
 fn ipip() -> Result<Driver> {
     let [v4, _] = families();
     Driver::new(&filled(v4.ack()).bytes(), Flows::V4, 1, LOOPBACK, 1)
@@ -159,28 +164,28 @@ fn ipip() -> Result<Driver> {
 /// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
 #[derive(Clone, Copy)]
 struct Sample {
-    floor_idle: f64,
+    baseline_idle: f64,
     ipip: f64,
     idle: f64,
     measured: f64,
 }
 
-/// A program in front of its own driver, and the floor `ipip` right before.
+/// A program in front of its own driver, and the baseline `ipip` right before.
 fn sample(
-    floor: &mut Driver,
+    baseline: &mut Driver,
     driver: &mut Driver,
     measured: &ProgramFd,
     packets: u32,
     bursts: Bursts,
 ) -> Result<Sample> {
-    let (nothing, ipip) = (floor.floor("nothing")?, floor.floor("ipip")?);
+    let (nothing, ipip) = (baseline.baseline("nothing")?, baseline.baseline("ipip")?);
     let of_one = Bursts::of(packets, 1);
-    let (floor_idle, _) = floor.time(&nothing, of_one)?;
-    let (ipip, _) = floor.time(&ipip, of_one)?;
-    let nothing = driver.floor("nothing")?;
+    let (baseline_idle, _) = baseline.time(&nothing, of_one)?;
+    let (ipip, _) = baseline.time(&ipip, of_one)?;
+    let nothing = driver.baseline("nothing")?;
     let (idle, _) = driver.time(&nothing, bursts)?;
     let (measured, _) = driver.time(measured, bursts)?;
-    Ok(Sample { floor_idle, ipip, idle, measured })
+    Ok(Sample { baseline_idle, ipip, idle, measured })
 }
 
 fn summary(case: &str, samples: &[Sample]) -> Figure {
@@ -196,13 +201,14 @@ fn summary(case: &str, samples: &[Sample]) -> Figure {
     }
 }
 
-/// Nanoseconds of the program, and as a multiple of the floor's, by the best pass of each: what disturbs one makes it slower.
+/// Nanoseconds of the program, and as a multiple of the baseline's, by the best pass of each: what disturbs
+/// one makes it slower.
 fn best(samples: &[Sample]) -> (f64, f64) {
     let least = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(f64::INFINITY, f64::min);
     let measured = least(|sample| sample.measured) - least(|sample| sample.idle);
-    let floor = least(|sample| sample.ipip) - least(|sample| sample.floor_idle);
-    // Whole nanoseconds are what the kernel tells; a floor of none is a disturbed one.
-    (measured, measured / floor.max(1.0))
+    let baseline = least(|sample| sample.ipip) - least(|sample| sample.baseline_idle);
+    // Whole nanoseconds are what the kernel tells; a baseline of 0 was disturbed.
+    (measured, measured / baseline.max(1.0))
 }
 
 /// The last of the figures so far.

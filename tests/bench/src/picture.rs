@@ -38,7 +38,7 @@ const BY_FLOWS: [Line; 2] = [
         ],
     ),
     (
-        "floor: ipip and one line of memory",
+        "baseline: ipip and one line of memory",
         &[(1 << 16, READ_AMONG_64K.name), (1 << 20, READ_AMONG_1M.name), (1 << 24, READ_AMONG_16M.name)],
     ),
 ];

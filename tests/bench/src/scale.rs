@@ -1,8 +1,8 @@
-//! How the data path grows: what each flow, backend, service and route takes of the kernel's memory, and what a packet costs
-//! when several CPUs forward at once.
+//! How the data path grows: what each flow, backend, service and route takes of the kernel's memory, and what
+//! a packet costs when several CPUs forward at once.
 //!
-//! On the way of a known flow's packet nothing is written that CPUs share but the flow's own time stamp, twice a second. So one
-//! CPU should not notice the others, even if they forward packets of the same flows.
+//! On the way of a known flow's packet nothing is written that CPUs share but the flow's own time stamp,
+//! twice a second. So one CPU should not notice the others, even if they forward packets of the same flows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,7 +78,8 @@ fn memory() -> Result<Vec<Figure>> {
     let limits = load_config.limits;
     let a_route = (slabs_of(&MANY_ROUTES)? - slabs_of(&TEN_ROUTES)?) / (100_000.0 - 10.0);
     Ok(vec![
-        // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added up.
+        // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added
+        // up.
         each("room for one more flow", size_of::<Entry>() as f64),
         each("room for one more backend", more(TableSizes { backends: limits.backends + MORE, ..limits })?),
         each("room for one more service", more(TableSizes { services: limits.services + MORE, ..limits })?),
@@ -98,8 +99,8 @@ fn memory_of<T>(set_up: impl FnOnce() -> Result<T>) -> Result<f64> {
     Ok(added.map(|(_, bytes)| bytes as f64).sum())
 }
 
-/// This process's maps: their ids, and the bytes that each takes. But for slabs of Maglev tables, which are made and given up by
-/// themselves.
+/// This process's maps: their ids, and the bytes that each takes. But for slabs of Maglev tables, which are
+/// made and given up by themselves.
 fn maps() -> Result<BTreeMap<u64, u64>> {
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo")? {
@@ -116,8 +117,8 @@ fn maps() -> Result<BTreeMap<u64, u64>> {
     Ok(maps)
 }
 
-/// Bytes of the slabs that hold the source prefixes of a case. Their descriptors are closed too, so they are told by where they
-/// are mapped, each by itself.
+/// Bytes of the slabs that hold the source prefixes of a case. Their descriptors are closed too, so they are
+/// told by where they are mapped, each by itself.
 fn slabs_of(case: &Case) -> Result<f64> {
     const SLAB: u64 = prefix::SLAB_BUCKETS as u64 * size_of::<prefix::Bucket>() as u64;
     let _there = case.set_up()?;
@@ -156,7 +157,7 @@ fn at_once(traffic: &Traffic, balancer: &ProgramFd, cpus: &[usize], bursts: usiz
     let prepare = |cpu| {
         cpu::stay_on(cpu)?;
         let mut driver = traffic.driver()?;
-        let nothing = driver.floor("nothing")?;
+        let nothing = driver.baseline("nothing")?;
         let (idle, _) = driver.time(&nothing, Bursts { number: 20, ..burst })?;
         // Brings the flows on record.
         driver.time(balancer, burst)?;

@@ -1,4 +1,5 @@
-//! Lets this host's loopback into the lab: a listener out here, connections made from within the NLB's namespace.
+//! Lets this host's loopback into the lab: a listener out here, connections made from within the NLB's
+//! namespace.
 
 use std::net::{SocketAddr, TcpStream as BlockingStream};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! The demo behind `cargo xtask run`: the real daemon and real modules between network namespaces, a client that does
-//! not stop asking, and a table of who answers. Change a weight, kill or drain a module from another terminal, and
-//! watch.
+//! The demo behind `cargo xtask run`: the real daemon and real modules between network namespaces, a client
+//! that does not stop asking, and a table of who answers. Change a weight, kill or drain a module from
+//! another terminal, and watch.
 
 mod fleet;
 mod gate;

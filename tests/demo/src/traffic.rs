@@ -1,5 +1,5 @@
-//! The client: short TCP connections, single datagrams and a few connections that are held, over IPv4 and IPv6. Every
-//! answer is checked; whatever is not answered is a failure.
+//! The client: short TCP connections, single datagrams and a few connections that are held, over IPv4 and
+//! IPv6. Every answer is checked; whatever is not answered is a failure.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -47,7 +47,8 @@ impl Traffic {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (stop, stopped) = watch::channel(false);
         let (lab, counts) = (Arc::clone(lab), Arc::clone(&tally));
-        // A runtime of one thread that has entered the client's namespace: all sockets it opens are the client's.
+        // A runtime of one thread that has entered the client's namespace: all sockets it opens are the
+        // client's.
         let client = thread::Builder::new().name("client".into()).spawn(move || {
             lab.clients[0].netns.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

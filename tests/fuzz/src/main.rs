@@ -1,7 +1,7 @@
 //! What the packet logic does with any bytes: never a panic, never a step outside, and results that hold up.
 //!
-//! libFuzzer calls this with frames that it makes from those which reached something new. What is read is compared with what
-//! another library reads; what is edited, with sums over the whole packet.
+//! libFuzzer calls this with frames that it makes from those which reached something new. What is read is
+//! compared with what another library reads; what is edited, with sums over the whole packet.
 
 #![no_main]
 

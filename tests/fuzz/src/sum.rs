@@ -1,5 +1,5 @@
-//! The Internet checksum (RFC 1071), from the first byte to the last: a field that is right makes the sum [`RIGHT`], and an
-//! edit that takes its field along leaves the sum as it was.
+//! The Internet checksum (RFC 1071), from the first byte to the last: a field that is right makes the sum
+//! [`RIGHT`], and an edit that takes its field along leaves the sum as it was.
 
 use nlb_common::parse::Ip;
 

@@ -8,11 +8,12 @@
 //!                                                                      back ----+----- module ----+
 //! ```
 //!
-//! On one host, as containers make it: the NLB's host has a bridge of its own, with the modules behind it, and whatever
-//! offloads veths have by themselves; its clients are on a segment as above.
+//! On one host, as containers make it: the NLB's host has a bridge of its own, with the modules behind it,
+//! and whatever offloads veths have by themselves; its clients are on a segment as above.
 //!
-//! A segment is a bridge in a namespace of its own, so that nothing of the host's network is involved. Everything is
-//! named `nlb-<pid>-<n>-...`: what a killed process leaves behind is removed by whoever builds a lab next.
+//! A segment is a bridge in a namespace of its own, so that nothing of the host's network is involved.
+//! Everything is named `nlb-<pid>-<n>-...`: what a killed process leaves behind is removed by whoever builds
+//! a lab next.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -80,7 +81,8 @@ impl Lab {
         Ok(Lab { clients, nlb, modules, gateway: None, segments: &[LAN], site })
     }
 
-    /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`, its address ends alike).
+    /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`, its address ends
+    /// alike).
     pub fn two_arm(clients: usize, modules: usize, default_route: DefaultRoute) -> Result<Lab> {
         let site = Site::new()?;
         let front = site.segment(FRONT, 0)?;
@@ -103,7 +105,8 @@ impl Lab {
         Ok(Lab { clients, nlb, modules, gateway, segments: &[FRONT, BACK], site })
     }
 
-    /// The modules are in containers of the NLB's host, on its bridge `br0`; clients are on the segment of its `eth0`.
+    /// The modules are in containers of the NLB's host, on its bridge `br0`; clients are on the segment of
+    /// its `eth0`.
     pub fn same_host(clients: usize, modules: usize) -> Result<Lab> {
         let site = Site::new()?;
         let front = site.segment(FRONT, 0)?;
@@ -132,7 +135,8 @@ impl Lab {
         if number == 0 { hold_vips(&self.nlb) } else { Ok(()) }
     }
 
-    /// One more cable from the NLB to the segment of its `eth0`, where it ends in a port of this name. It has no addresses.
+    /// One more cable from the NLB to the segment of its `eth0`, where it ends in a port of this name. It has
+    /// no addresses.
     pub fn cable(&self, interface: &str, port: &str) -> Result<()> {
         self.nlb.netns.cable(interface, self.switch(), port)?;
         self.connect(port)
@@ -193,8 +197,8 @@ impl Drop for Lab {
 }
 
 impl Host {
-    /// Holds a virtual address for direct server return: accepts its packets, and leaves it to the NLB to answer who
-    /// has it.
+    /// Holds a virtual address for direct server return: accepts its packets, and leaves it to the NLB to
+    /// answer who has it.
     pub fn hold_quietly(&self, vip: IpAddr) -> Result<()> {
         self.netns.sysctl("net/ipv4/conf/all/arp_ignore", 1)?;
         self.netns.sysctl("net/ipv4/conf/all/arp_announce", 2)?;

@@ -1,7 +1,9 @@
-//! A network namespace: a host of our own, with its interfaces, addresses and routes, that is gone when dropped.
+//! A network namespace: a host of our own, with its interfaces, addresses and routes, that is gone when
+//! dropped.
 //!
-//! The kernel is configured with the commands an administrator would type, so that a failing lab can be repeated by
-//! hand. Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted bpffs from them.
+//! The kernel is configured with the commands an administrator would type, so that a failing lab can be
+//! repeated by hand. Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted
+//! bpffs from them.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -24,8 +26,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes an empty host with its loopback up. IPv6 addresses are usable at once: nobody else can hold them, so
-    /// duplicate address detection would only cost a second each.
+    /// Makes an empty host with its loopback up. IPv6 addresses are usable at once: nobody else can hold
+    /// them, so duplicate address detection would only cost a second each.
     pub fn create(name: String) -> Result<Namespace> {
         ip(&["netns", "add", &name])?;
         let namespace = Namespace { name };
@@ -40,7 +42,8 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// That of a running process, such as a container's. Dropped, it ends with all that runs in it, like any other.
+    /// That of a running process, such as a container's. Dropped, it ends with all that runs in it, like any
+    /// other.
     pub fn of_process(name: String, pid: &str) -> Result<Namespace> {
         ip(&["netns", "attach", &name, pid])?;
         Ok(Namespace { name })
@@ -108,13 +111,14 @@ impl Namespace {
             .with_context(|| format!("setting {parameter} to {value} in {}", self.name))
     }
 
-    /// Connects this host with another by a virtual cable whose ends get these names. Both ends are brought up.
+    /// Connects this host with another by a virtual cable whose ends get these names. Both ends are brought
+    /// up.
     pub fn cable(&self, interface: &str, other: &Namespace, other_interface: &str) -> Result<()> {
         let peer = ["peer", "name", other_interface, "netns", &other.name];
         self.ip(&[&["link", "add", "name", interface, "type", "veth"], &peer[..]].concat())?;
         let ends = [(self, interface), (other, other_interface)];
         for (host, interface) in ends {
-            host.behave_like_wire(interface)?;
+            host.behave_like_a_card(interface)?;
         }
         // Only now: coming up, an end looks whether the other one can take in redirected packets.
         for (host, interface) in ends {
@@ -123,11 +127,11 @@ impl Namespace {
         Ok(())
     }
 
-    /// Local stacks leave checksums and segmentation to the device. A virtual one does neither, and XDP, which sees
-    /// the packet next, cannot make up for it: with checksums in software, packets look as they do on a wire.
-    /// So do VLAN tags, which a device may put into frames that XDP has seen without.
-    /// GRO switches on the receiver that takes in packets which XDP redirects to a veth; else they vanish.
-    fn behave_like_wire(&self, interface: &str) -> Result<()> {
+    /// Local stacks leave checksums and segmentation to the device. A virtual one does neither, and XDP,
+    /// which sees the packet next, cannot make up for it: with checksums in software, packets look as they do
+    /// on a physical link. So do VLAN tags, which a device may put into frames that XDP has seen without. GRO
+    /// switches on the receiver that takes in packets which XDP redirects to a veth; else they vanish.
+    fn behave_like_a_card(&self, interface: &str) -> Result<()> {
         let mut ethtool = self.command("ethtool");
         ethtool
             .args(["-K", interface, "tx", "off", "tso", "off", "gso", "off", "txvlan", "off", "gro", "on"]);

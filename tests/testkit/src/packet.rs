@@ -1,6 +1,7 @@
 //! Packets as tests see them: fields, and their bytes with every checksum computed from nothing.
 //!
-//! Built on a packet library and not on the code under test, so that an expected packet is an independent word.
+//! Built on a packet library and not on the code under test, so that an expected packet is an independent
+//! word.
 
 use std::net::IpAddr;
 
@@ -92,8 +93,8 @@ impl Packet {
         packet
     }
 
-    /// The same from whom it is and to whom, with ICMP in it: type and code, and what follows its header, whose second half
-    /// says 1450.
+    /// The same from whom it is and to whom, with ICMP in it: type and code, and what follows its header,
+    /// whose second half says 1450.
     pub fn icmp(&self, [kind, code]: [u8; 2], body: &[u8]) -> Packet {
         self.with(|p| {
             p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 });

@@ -18,8 +18,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command with its output going to a file. Start it from a thread that lives as long as the process
-    /// should: commands of a namespace are killed with the thread that started them.
+    /// Starts a command with its output going to a file. Start it from a thread that lives as long as the
+    /// process should: commands of a namespace are killed with the thread that started them.
     pub fn start(command: &mut Command, log: PathBuf) -> Result<Process> {
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let child = command

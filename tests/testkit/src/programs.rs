@@ -20,7 +20,8 @@ pub const ECHO_PORT: u16 = 8080;
 /// An emulated machine takes its time to check the programs.
 const START: Duration = Duration::from_secs(120);
 
-/// Starts the daemon on these interfaces, with what operators of this lab had set, and waits until it answers.
+/// Starts the daemon on these interfaces, with what operators of this lab had set, and waits until it
+/// answers.
 pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
     let mut command = lab.nlb.netns.command(built("nlb")?);
     command
@@ -48,8 +49,8 @@ pub fn ask(lab: &Lab, args: &[&str]) -> Result<String> {
     output(command.args(["--server", &grpc(lab).to_string()]).args(args))
 }
 
-/// Starts an echo module on a host. It listens at `ECHO_PORT` and serves the VIPs' port 80, unless the arguments name
-/// others.
+/// Starts an echo module on a host. It listens at `ECHO_PORT` and serves the VIPs' port 80, unless the
+/// arguments name others.
 pub fn echo(lab: &Lab, host: &Host, name: &str, args: &[&str]) -> Result<Process> {
     let mut command = host.netns.command(built("examples/echo")?);
     command

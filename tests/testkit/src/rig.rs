@@ -1,7 +1,8 @@
 //! The real program in the real kernel, run on one packet at a time by BPF_PROG_TEST_RUN.
 //!
-//! A rig has a namespace of its own with one interface towards the clients, whose routes and neighbours the program asks
-//! for replies. Backends are made known through the compiler and the map store that the daemon uses.
+//! A rig has a namespace of its own with one interface towards the clients, whose routes and neighbours the
+//! program asks for replies. Backends are made known through the compiler and the map store that the daemon
+//! uses.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -198,7 +199,8 @@ pub fn load_config() -> LoadConfig {
 }
 
 impl Rig {
-    /// One module, "m1", in `mode`, that serves TCP 80 (on 8080 where NAT allows) and UDP 53 (likewise) of every VIP.
+    /// One module, "m1", in `mode`, that serves TCP 80 (on 8080 where NAT allows) and UDP 53 (likewise) of
+    /// every VIP.
     pub fn new(mode: ForwardMode) -> Result<Rig> {
         Rig::sized(mode, &load_config())
     }
@@ -207,8 +209,8 @@ impl Rig {
         Rig::with(mode, load_config, false)
     }
 
-    /// With the programs at the stack's door besides, which take the kernel some seconds to verify.
-    pub fn with_door(mode: ForwardMode) -> Result<Rig> {
+    /// Also loads the programs of the TC ingress hook, which the kernel verifies for some seconds.
+    pub fn with_tc_ingress(mode: ForwardMode) -> Result<Rig> {
         Rig::with(mode, &load_config(), true)
     }
 
@@ -271,15 +273,15 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Makes the way to an address known.
+    /// Makes the next hop of an address known.
     pub fn know(&mut self, addr: IpAddr, source: IpAddr) {
         let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), BACK_IFINDEX);
         let link_prefix = if addr.is_ipv4() { 24 } else { 64 };
         self.hops.insert(addr, Hop { hop, source, mtu: BACK_MTU, link_prefix, local: false });
     }
 
-    /// Moves the test's thread into the rig's namespace, unless it is there: a thread for each packet would take longer than all
-    /// the rest.
+    /// Moves the test's thread into the rig's namespace, unless it is there: a thread for each packet would
+    /// take longer than all the rest.
     pub fn enter(&self) -> Result<()> {
         thread_local! {
             static INSIDE: Cell<u32> = const { Cell::new(u32::MAX) };
@@ -385,7 +387,7 @@ impl Rig {
         LocalLinks::take(&mut self.datapath.bpf)?.insert(local_link(LOOPBACK, id))
     }
 
-    /// To tell the program that the kernel's ways have changed; there is one.
+    /// The counter that tells the program of changes of the kernel's FIB. It can be taken once.
     pub fn fib_generation(&mut self) -> Result<FibGeneration> {
         FibGeneration::take(&mut self.datapath.bpf)
     }
@@ -419,8 +421,8 @@ impl Rig {
         self.outcome(|datapath| test_run(datapath.balancer()?, frame))
     }
 
-    /// Runs the balancer at the stack's door on a frame as if it had come in by the loopback interface.
-    pub fn run_at_door(&mut self, frame: &[u8]) -> Result<Outcome> {
+    /// Runs the balancer of the TC ingress hook on a frame, as if it had come in by the loopback interface.
+    pub fn run_at_tc_ingress(&mut self, frame: &[u8]) -> Result<Outcome> {
         self.outcome(|datapath| test_run(datapath.balancer_at_tc_ingress()?, frame))
     }
 
@@ -443,7 +445,8 @@ impl Rig {
         self.datapath.has_live_frames()
     }
 
-    /// Has a frame that came in by this interface go through the balancer to where that sends it, `live` or by hand.
+    /// Has a frame that came in by this interface go through the balancer to where that sends it, `live` or
+    /// by hand.
     pub fn inject(&self, live: bool, frame: &[u8], from: u32) -> Result<()> {
         self.enter()?;
         if live {

@@ -1,4 +1,5 @@
-//! Flows that are counted as active, and those that are not any more: by the daemon's own count of the real table.
+//! Flows that are counted as active, and those that are not any more: by the daemon's own count of the real
+//! table.
 
 use std::time::Duration;
 

@@ -99,7 +99,8 @@ pub fn outer(mode: ForwardMode, backend: &Family, request: &Packet) -> Option<Ou
     }
 }
 
-/// The flow label that a flow's outer IPv6 headers carry: it is part of no protocol how, only that it varies by flow.
+/// The flow label that a flow's outer IPv6 headers carry: it is part of no protocol how, only that it varies
+/// by flow.
 fn flow_label(p: &Packet) -> u32 {
     flow_hash(p) & 0xf_ffff
 }

@@ -14,7 +14,8 @@ use nlb_common::net::Addr;
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
 use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module};
 
-/// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else alone.
+/// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else
+/// alone.
 pub fn four(load_config: &nlb::datapath::loader::LoadConfig) -> Result<Rig> {
     four_in(ForwardMode::DsrL2, load_config)
 }
@@ -166,7 +167,8 @@ fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() ->
             IpAddr::V6(_) => gone.data.v6.map(|addr| Addr::v6(addr.octets())),
         };
         rig.apply()?;
-        // Others at its address come and go, and take no new flows, until the flow's number belongs to one of them.
+        // Others at its address come and go, and take no new flows, until the flow's number belongs to one of
+        // them.
         let other = Arc::new(Module { weight: 0, ..Module::clone(&gone) });
         let mut rounds = 0;
         while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr)

@@ -268,7 +268,8 @@ fn too_big_to_wrap(rig: &mut Rig, udp: u16) -> Result<()> {
     Ok(())
 }
 
-/// The frame is this packet, whose ICMP checksum is yet to be computed; the IP header has id, flow label and flags of its own.
+/// The frame is this packet, whose ICMP checksum is yet to be computed; the IP header has id, flow label and
+/// flags of its own.
 pub fn is_error(frame: &[u8], expected: &Packet) {
     let icmp = if expected.src.is_ipv4() { 34 } else { 54 };
     let bytes = expected.bytes();

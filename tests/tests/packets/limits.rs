@@ -178,9 +178,10 @@ fn row_31_a_limit_can_be_raised() -> Result<()> {
     Ok(())
 }
 
-/// One limit for all CPUs: each of them asks without end, and together they get what the limit gives in the time that really
-/// went by. That is by the program's clock, which stands still where a virtual machine is not given the CPU that moves it on. The
-/// burst bridges seconds in which this process is not given one, and the rate is one that emulated machines reach.
+/// One limit for all CPUs: each of them asks without end, and together they get what the limit gives in the
+/// time that really went by. That is by the program's clock, which stands still where a virtual machine is
+/// not given the CPU that moves it on. The burst bridges seconds in which this process is not given one, and
+/// the rate is one that emulated machines reach.
 #[test]
 fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
     const RATE: u64 = 50;
@@ -231,8 +232,8 @@ fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
             }
             Ok(passed)
         };
-        // The same until a moment that is known, at which nothing is left over from the burst, or from a pause in which nobody
-        // asked.
+        // The same until a moment that is known, at which nothing is left over from the burst, or from a
+        // pause in which nobody asked.
         let ask_for_all = |rig: &mut Rig| -> Result<(u64, u32)> {
             let mut passed = 0;
             loop {

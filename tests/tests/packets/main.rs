@@ -12,8 +12,10 @@ mod icmp;
 mod jumbo;
 mod limits;
 mod nat;
+mod next_hop_cache;
 mod oracle;
 mod others;
+mod punted;
 mod quic;
 mod random;
 mod refusals;
@@ -21,7 +23,5 @@ mod routes;
 mod sources;
 mod tunnels;
 mod upcalls;
-mod waited;
-mod ways;
 
 use nlb_testkit::{packet, rig};

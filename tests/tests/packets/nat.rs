@@ -1,5 +1,5 @@
-//! NAT, both ways. Expected packets are built from nothing, so every one of them checks the incremental checksums
-//! (row 20).
+//! NAT, both ways. Expected packets are built from nothing, so every one of them checks the incremental
+//! checksums (row 20).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -207,8 +207,8 @@ fn row_19_udp_checksums() -> Result<()> {
     let [v4, v6] = families();
     let unsummed = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
     forwards(&mut rig, &v4, &unsummed)?;
-    // Payloads for which the sum after translation comes to zero, which is sent as all ones: every value of a free word
-    // is tried, so one of them must be it.
+    // Payloads for which the sum after translation comes to zero, which is sent as all ones: every value of a
+    // free word is tried, so one of them must be it.
     for family in [v4, v6] {
         let base = family.udp();
         let port = forwards(&mut rig, &family, &base)?;
@@ -266,7 +266,8 @@ fn replies_that_are_no_flows_pass() -> Result<()> {
 #[test]
 fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
-    // The loopback interface, which test packets seem to come from, is what the backend is on: back by the way it came.
+    // The loopback interface, which test packets seem to come from, is what the backend is on: back by the
+    // way it came.
     let family = families()[0];
     let hop = rig.hops.get_mut(&family.backend).expect("known");
     assert_eq!(hop.hop.ifindex, BACK_IFINDEX);

@@ -20,7 +20,8 @@ fn server(n: u8) -> Server {
     Server::new(CONFIG, &[0xa5, n]).expect("a server id")
 }
 
-/// A connection id that a server of this configuration could have made: whatever is left to it varies with `own`.
+/// A connection id that a server of this configuration could have made: whatever is left to it varies with
+/// `own`.
 fn connection_id(config: u8, server: &[u8], own: u8) -> Vec<u8> {
     [&[config << 5 | own & 0x1f][..], server, &[own, own ^ 0xff, 0x33, own.wrapping_mul(7)]].concat()
 }
@@ -341,7 +342,8 @@ fn row_35_fragments_are_not_looked_into() -> Result<()> {
     Ok(())
 }
 
-/// A client that goes on from another port of another address: its server sees it come from another port of ours, and answers.
+/// A client that goes on from another port of another address: its server sees it come from another port of
+/// ours, and answers.
 #[test]
 fn row_35_a_client_that_moves_is_answered_through_nat() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -400,7 +402,8 @@ fn with_host(address: IpAddr, host: u8) -> IpAddr {
     }
 }
 
-/// Before it leaves a trace, as any other packet (row 22); and what cannot be sent on is not, whatever it names.
+/// Before it leaves a trace, as any other packet (row 22); and what cannot be sent on is not, whatever it
+/// names.
 #[test]
 fn row_35_a_named_server_has_to_be_in_reach() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;

@@ -59,7 +59,8 @@ fn row_2_tcp_is_answered_by_a_reset() -> Result<()> {
     let mut rig = refusing()?;
     for family in families() {
         let v6 = family.vip.is_ipv6();
-        // Without an ACK, the reset acknowledges all that came; with one, it takes its sequence number from there.
+        // Without an ACK, the reset acknowledges all that came; with one, it takes its sequence number from
+        // there.
         for (flags, payload, seq, ack, answer) in [
             (SYN, 0, 0, 5001, RST | ACK),
             (SYN, 10, 0, 5011, RST | ACK),
@@ -148,7 +149,8 @@ fn icmp_errors_are_limited_in_rate() -> Result<()> {
     let mut rig = refusing()?;
     let family = families()[0];
     let frame = family.udp().bytes();
-    // Without looking at counters in between: an emulated processor would take too long for the limit to be met.
+    // Without looking at counters in between: an emulated processor would take too long for the limit to be
+    // met.
     let dropped = rig.on_each_cpu(|program| {
         for _ in 0..20_000 {
             if test_run(program, &frame)?.0 == XDP_DROP {

@@ -1,4 +1,5 @@
-//! Which routes a packet meets, of thousands that overlap: as reading them one by one says, also while they change.
+//! Which routes a packet meets, of thousands that overlap: as reading them one by one says, also while they
+//! change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

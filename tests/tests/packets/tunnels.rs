@@ -1,5 +1,5 @@
-//! The kernel's own tunnels take what the balancer sends: ipip, sit and ip6tnl what dsr-ipip does, and behind fou ("foo over
-//! UDP") what gue does. Every distribution has them, not every kernel does.
+//! The kernel's own tunnels take what the balancer sends: ipip, sit and ip6tnl what dsr-ipip does, and behind
+//! fou ("foo over UDP") what gue does. Every distribution has them, not every kernel does.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};

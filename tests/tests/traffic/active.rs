@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Flows of each kind in each family.
 const EACH: usize = 10;
 
-/// What the NLB says of its one module's flows, if it says the same in all places. Questions asked one after the other may
-/// see a change in between.
+/// What the NLB says of its one module's flows, if it says the same in all places. Questions asked one after
+/// the other may see a change in between.
 async fn told(fleet: &Fleet) -> Result<Option<usize>> {
     let server = format!("http://{}", grpc(&fleet.lab));
     let ask = || async {

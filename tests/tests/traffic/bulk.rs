@@ -31,8 +31,9 @@ fn a_hundred_megabytes_from_nginx_arrive_whole() -> Result<()> {
     Ok(())
 }
 
-/// What virtual interfaces can be told about segments and checksums, by ethtool's names. A veth can do all of it, and whoever
-/// sends may have left segmentation and checksums to it: TCP then hands over 64 KiB at a time.
+/// What virtual interfaces can be told about segments and checksums, by ethtool's names. A veth can do all of
+/// it, and whoever sends may have left segmentation and checksums to it: TCP then hands over 64 KiB at a
+/// time.
 const OFFLOADS: [&[&str]; 6] = [
     &["tx", "on", "rx", "on", "tso", "on", "gso", "on", "gro", "on"],
     &["gro", "off"],
@@ -108,7 +109,8 @@ pub fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Proce
     Ok(nginx)
 }
 
-/// Has nginx beside the first module, on a host that is prepared for this mode, serve 20 MiB, which the first client fetches.
+/// Has nginx beside the first module, on a host that is prepared for this mode, serve 20 MiB, which the first
+/// client fetches.
 pub fn download_beside(fleet: &Fleet, mode: Mode) -> Result<()> {
     let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
     register(&fleet.lab, 0, "nginx", mode, &[(DOWNLOADS, listen)], &[])?;

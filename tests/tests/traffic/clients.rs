@@ -29,8 +29,8 @@ pub fn on<T: Send, F: Future<Output = Result<T>>>(host: &Host, work: impl FnOnce
     host.netns.run(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work()))?
 }
 
-/// Opens a flow from each of `count` ports from `first` on, and counts who answered. Fixed ports make the outcome the
-/// same every time. An error if any flow failed or was answered by two modules.
+/// Opens a flow from each of `count` ports from `first` on, and counts who answered. Fixed ports make the
+/// outcome the same every time. An error if any flow failed or was answered by two modules.
 pub fn flows(host: &Host, l4: L4, to: SocketAddr, first: u16, count: u16) -> Result<BTreeMap<String, u32>> {
     let from = if to.is_ipv4() { IpAddr::from(host.v4) } else { host.v6.into() };
     on(host, || async move {

@@ -1,7 +1,8 @@
 //! The usual deployment, with a real container engine: the NLB in the host's network, modules on a bridge.
 //!
-//! The engine runs in the namespace of a lab's host, so that its bridges and filters are there and nowhere else, and keeps
-//! its files beside the tests'. Its images are made of what `cargo xtask image` puts into target/image.
+//! The engine runs in the namespace of a lab's host, so that its bridges and filters are there and nowhere
+//! else, and keeps its files beside the tests'. Its images are made of what `cargo xtask image` puts into
+//! target/image.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -127,7 +128,8 @@ impl Engine {
         output(build.args(["build", "--target", image, "--tag", image]).arg(context)).map(drop)
     }
 
-    /// Runs the NLB in the host's network until the process that is returned, which shows its output, is dropped.
+    /// Runs the NLB in the host's network until the process that is returned, which shows its output, is
+    /// dropped.
     fn run_nlb(&self, lab: &Lab) -> Result<Process> {
         let mut run = docker(&self.socket);
         run.args(["run", "--rm", "--name", "nlb", "--network", "host", "--cap-drop", "ALL"]);

@@ -11,8 +11,8 @@ use nlb_testkit::netns::output;
 use crate::bulk::wait_for_port;
 use crate::fleet::{Fleet, Mode};
 
-/// The client's segments fill its link, so behind an outer header they are too long for the next: it has to be told, or its
-/// upload stands still.
+/// The client's segments fill its link, so behind an outer header they are too long for the next: it has to
+/// be told, or its upload stands still.
 #[test]
 fn path_mtu_discovery_works_through_the_outer_header() -> Result<()> {
     for (mode, longest) in [(Mode::DsrIpip, [1480, 1460]), (Mode::Gue, [1472, 1452])] {
@@ -32,7 +32,8 @@ fn uploads(mode: Mode, [longest4, longest6]: [u32; 2]) -> Result<()> {
         let mut client = fleet.lab.clients[0].netns.command("iperf3");
         client.args(["--client", &vip, "--port", "5201", "--bytes", "4M", "--json"]);
         let report: serde_json::Value = serde_json::from_str(&output(&mut client)?)?;
-        // The server may still have some in its buffers when the client says that it is done; a black hole lets nothing through.
+        // The server may still have some in its buffers when the client says that it is done; a black hole
+        // lets nothing through.
         let received = report["end"]["sum_received"]["bytes"].as_f64();
         ensure!(received.is_some_and(|bytes| bytes > 1e5), "{vip}: {report}");
         let route = fleet.lab.clients[0].netns.ip(&[family, "route", "get", &vip])?;
@@ -53,7 +54,8 @@ fn a_fragmented_datagram_finds_its_length_over_ipv6() -> Result<()> {
         std::io::Result::Ok(socket)
     })??;
     for _ in 0..50 {
-        // The first does not fit behind the outer header; what the client hears of that, it hears by the next.
+        // The first does not fit behind the outer header; what the client hears of that, it hears by the
+        // next.
         let _ = client.send(&[7; 3000]);
         if server.recv(&mut [0; 4000]).is_ok_and(|len| len == 3000) {
             return Ok(());

@@ -1,5 +1,5 @@
-//! TCP by the NLB's own account, compared with what left the links of clients and modules: segment by segment, with
-//! connections that close, are reset by either side, stay open, and lose packets.
+//! TCP by the NLB's own account, compared with what left the links of clients and modules: segment by
+//! segment, with connections that close, are reset by either side, stay open, and lose packets.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,10 +11,10 @@ use nlb_testkit::lab::{Host, Lab};
 use nlb_testkit::programs::ECHO_PORT;
 use tokio::net::UdpSocket;
 
+use crate::capture::{Capture, Segment};
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::metrics::sum;
-use crate::wire::{Segment, Wire};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PORT: u16 = 20_000;
@@ -164,8 +164,8 @@ fn compare(mode: Mode) -> Result<()> {
     fleet.wait_for(3)?;
 
     let client = &fleet.lab.clients[0];
-    let mut wire = Wire::tap(client)?;
-    let mut answers = fleet.lab.modules.iter().map(Wire::tap).collect::<Result<Vec<_>>>()?;
+    let mut client_capture = Capture::start(client)?;
+    let mut answers = fleet.lab.modules.iter().map(Capture::start).collect::<Result<Vec<_>>>()?;
     let traffic = on(client, || async {
         let mut traffic = talk(&fleet, mode).await?;
         lose_packets(&fleet, mode, &mut traffic.held).await?;
@@ -173,14 +173,14 @@ fn compare(mode: Mode) -> Result<()> {
         Ok(traffic)
     })?;
     ensure!(traffic.flows.values().any(|flow| flow.module == "broken"), "nothing was reset");
-    ensure!(wire.retransmitted()? > 0, "nothing was sent again");
+    ensure!(client_capture.retransmitted()? > 0, "nothing was sent again");
 
     let deadline = Instant::now() + PATIENCE;
     loop {
         let metrics = fleet.metrics()?;
-        wire.read()?;
-        answers.iter_mut().try_for_each(Wire::read)?;
-        let wrong = judge(&metrics, &traffic, &wire, &answers, mode);
+        client_capture.read()?;
+        answers.iter_mut().try_for_each(Capture::read)?;
+        let wrong = judge(&metrics, &traffic, &client_capture, &answers, mode);
         if wrong.is_empty() {
             return Ok(());
         }
@@ -195,16 +195,16 @@ fn compare(mode: Mode) -> Result<()> {
 fn judge(
     metrics: &[MetricDataPoint],
     traffic: &Traffic,
-    wire: &Wire,
-    answers: &[Wire],
+    client_capture: &Capture,
+    answers: &[Capture],
     mode: Mode,
 ) -> Vec<String> {
-    // Replies pass the NLB with NAT only. There, which connection they are of is told by the port that we gave it, which
-    // the client does not know; so by family and module.
+    // Replies pass the NLB with NAT only. There, which connection they are of is told by the port that we
+    // gave it, which the client does not know; so by family and module.
     let replies = |module: Option<&str>, vip: Option<SocketAddr>| -> Vec<Segment> {
         let of_module = ["m0", "m1", "broken"].into_iter().zip(answers);
         let of_module = of_module.filter(|(name, _)| module.is_none_or(|wanted| wanted == *name));
-        let seen = of_module.flat_map(|(_, wire)| &wire.segments).filter(|segment| {
+        let seen = of_module.flat_map(|(_, capture)| &capture.segments).filter(|segment| {
             mode == Mode::Nat
                 && segment.src.1 == ECHO_PORT
                 && vip.is_none_or(|vip| vip.is_ipv4() == segment.src.0.is_ipv4())
@@ -216,7 +216,7 @@ fn judge(
             module.is_none_or(|module| flow.module == module) && vip.is_none_or(|vip| flow.vip == vip)
         };
         let flows = traffic.flows.iter().filter(|(_, flow)| fits(flow));
-        let wanted = expected(flows, &wire.segments, replies(module, vip).iter());
+        let wanted = expected(flows, &client_capture.segments, replies(module, vip).iter());
         differences(metrics, scope, labels, &wanted)
     };
     let mut wrong = check("forwarded", &[], None, None);
@@ -234,7 +234,7 @@ fn judge(
     }
     wrong.extend(check("version", &[("version", "v2")], Some("broken"), None));
     let (sent, replied) = (
-        wire.segments.iter().filter(|s| traffic.flows.contains_key(&s.src)).count(),
+        client_capture.segments.iter().filter(|s| traffic.flows.contains_key(&s.src)).count(),
         replies(None, None).len(),
     );
     for (verdict, reason, packets) in [

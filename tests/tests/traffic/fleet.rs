@@ -52,8 +52,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts, with these
-    /// weights. Every module takes traffic when this returns.
+    /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts,
+    /// with these weights. Every module takes traffic when this returns.
     pub fn start(lab: Lab, mode: Mode, weights: &[u32], args: &[&str]) -> Result<Fleet> {
         Self::start_with(lab, mode, weights, args, &[])
     }
@@ -74,7 +74,8 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Starts a module of each weight, `m0` and so on, on the lab's hosts one after the other, and waits for all.
+    /// Starts a module of each weight, `m0` and so on, on the lab's hosts one after the other, and waits for
+    /// all.
     pub fn enlist(&mut self, mode: Mode, weights: &[u32], args: &[&str]) -> Result<()> {
         for (n, weight) in weights.iter().enumerate() {
             self.prepare(n, mode)?;
@@ -83,16 +84,16 @@ impl Fleet {
         self.wait_for(weights.len())
     }
 
-    /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs' `port`. What
-    /// listens at `listen_port` there, which DSR wants to be the same, is up to the test.
+    /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs'
+    /// `port`. What listens at `listen_port` there, which DSR wants to be the same, is up to the test.
     pub fn with_foreign_module(lab: Lab, mode: Mode, port: u16, listen_port: u16) -> Result<Fleet> {
         let mut fleet = Fleet::for_foreign_modules(lab)?;
         fleet.add_foreign("foreign", 0, mode, (port, listen_port), &[])?;
         Ok(fleet)
     }
 
-    /// A daemon that has no modules yet, and does not miss their heartbeats: nobody sends them for what is no module of ours, so
-    /// the lease has to outlast the test.
+    /// A daemon that has no modules yet, and does not miss their heartbeats: nobody sends them for what is no
+    /// module of ours, so the lease has to outlast the test.
     pub fn for_foreign_modules(lab: Lab) -> Result<Fleet> {
         let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
         Ok(Fleet::from_parts(lab, nlb, Vec::new()))
@@ -206,8 +207,8 @@ impl Fleet {
     }
 }
 
-/// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and where packets to them go. The
-/// answer is the registration's id.
+/// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and where packets to
+/// them go. The answer is the registration's id.
 pub fn register(
     lab: &Lab,
     n: usize,

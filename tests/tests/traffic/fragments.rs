@@ -1,4 +1,5 @@
-//! Datagrams that are longer than the link: their fragments have to meet again at one module, and at the client.
+//! Datagrams that are longer than the link: their fragments have to meet again at one module, and at the
+//! client.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};

@@ -1,5 +1,5 @@
-//! Links whose frames are longer than Ethernet's (row 27): served where the driver gives each in one buffer, and in the kernel's
-//! stack where it does not.
+//! Links whose frames are longer than Ethernet's (row 27): served where the driver gives each in one buffer,
+//! and in the kernel's stack where it does not.
 
 use std::time::Duration;
 

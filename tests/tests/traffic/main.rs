@@ -1,8 +1,9 @@
 //! Real clients, the real daemon and real modules, in namespaces of their own: what users see.
 
-mod abilities;
 mod active;
 mod bulk;
+mod can_handle;
+mod capture;
 mod clients;
 mod docker;
 mod errors;
@@ -30,4 +31,3 @@ mod stacked;
 mod taps;
 mod upcalls;
 mod uplinks;
-mod wire;

@@ -67,7 +67,8 @@ fn metrics_are_exactly_what_was_sent() -> Result<()> {
             *answered.entry(name).or_default() += u64::from(count);
         }
     }
-    // Each flow is three times "who?" (4 bytes) one way and "mN who?" (7 bytes) the other, half of them in IPv4.
+    // Each flow is three times "who?" (4 bytes) one way and "mN who?" (7 bytes) the other, half of them in
+    // IPv4.
     let all = u64::from(2 * FLOWS);
     let bytes = |payload: u64| 3 * u64::from(FLOWS) * ((20 + 8 + payload) + (40 + 8 + payload));
     let expected = [

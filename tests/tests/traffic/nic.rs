@@ -1,8 +1,9 @@
-//! The network card of a virtual machine, without the machine: two taps, and frames that are carried from one to the other with
-//! the notes that virtio makes on them.
+//! The network card of a virtual machine, without the machine: two taps. Frames are carried from one to the
+//! other with their `vnet_hdr`, the header that virtio puts before each frame.
 //!
-//! To the kernel on either side this is what qemu or vhost does with the queues of a card: it takes from a tap frames whose
-//! checksums and segments are still to be made, if it said that it can, and writes such frames to the other one.
+//! To the kernel on either side this is what qemu or vhost does with the queues of a card: it takes from a
+//! tap frames whose checksums and segments are still to be made, if it said that it can, and writes such
+//! frames to the other one.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use nlb_testkit::netns::Namespace;
 use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
 
 /// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
-const NOTES: usize = 10;
+const VNET_HDR: usize = 10;
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 const NEEDS_CHECKSUM: u8 = 1;
 const LONGEST_FRAME: usize = (1 << 16) + 18;
@@ -25,9 +26,10 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// What the machine behind the card can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
-    /// It leaves checksums and segmentation to the host, and takes frames without: virtio, as it is by default.
+    /// It leaves checksums and segmentation to the host, and takes frames without: virtio, as it is by
+    /// default.
     All,
-    /// None, and frames have no notes: OpenVPN's and other such programs' taps.
+    /// None, and frames have no `vnet_hdr`: the taps of OpenVPN and similar programs.
     None,
 }
 
@@ -57,12 +59,12 @@ impl Nic {
         let (outside, inside) = (outside?, inside?);
         let unplug = Arc::new(InterruptEvent::new()?);
         let (sent, received) = (Arc::new(Sent::default()), Arc::default());
-        let notes = if offloads == Offloads::All { NOTES } else { 0 };
-        let ways =
+        let vnet_hdr = if offloads == Offloads::All { VNET_HDR } else { 0 };
+        let directions =
             [(inside.clone(), outside.clone(), sent.clone()), (outside.clone(), inside.clone(), received)];
-        let carriers = ways.map(|(from, to, count)| {
+        let carriers = directions.map(|(from, to, count)| {
             let unplug = unplug.clone();
-            spawn(move || carry(&from, &to, notes, &count, &unplug))
+            spawn(move || carry(&from, &to, vnet_hdr, &count, &unplug))
         });
         Ok(Nic { carriers: carriers.into(), unplug, sent })
     }
@@ -96,7 +98,8 @@ fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
             .inherit_enable_state()
             .build_sync();
         match tap {
-            // A program that another test has started since may have the last owner's descriptor for as long as it takes to start.
+            // A program that another test has started since may have the last owner's descriptor for as long
+            // as it takes to start.
             Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < HANDOVER => {
                 sleep(Duration::from_millis(10))
             }
@@ -109,13 +112,13 @@ fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
     }
 }
 
-fn carry(from: &SyncDevice, to: &SyncDevice, notes: usize, count: &Sent, unplug: &InterruptEvent) {
-    let mut frame = vec![0; NOTES + LONGEST_FRAME];
+fn carry(from: &SyncDevice, to: &SyncDevice, vnet_hdr: usize, count: &Sent, unplug: &InterruptEvent) {
+    let mut frame = vec![0; VNET_HDR + LONGEST_FRAME];
     while let Ok(length) = from.recv_intr(&mut frame, unplug) {
-        let note = |at: usize| if notes == 0 { 0 } else { frame[at] };
+        let field = |at: usize| if vnet_hdr == 0 { 0 } else { frame[at] };
         count.frames.fetch_add(1, Ordering::Relaxed);
-        count.unfinished.fetch_add((note(0) & NEEDS_CHECKSUM).into(), Ordering::Relaxed);
-        count.unsegmented.fetch_add((note(1) != 0).into(), Ordering::Relaxed);
+        count.unfinished.fetch_add((field(0) & NEEDS_CHECKSUM).into(), Ordering::Relaxed);
+        count.unsegmented.fetch_add((field(1) != 0).into(), Ordering::Relaxed);
         // A tap that does not take a frame loses it, as a card does.
         let _ = to.send(&frame[..length]);
     }

@@ -1,7 +1,8 @@
-//! Real QUIC: clients that change their address in the middle of a connection, and servers whose connection ids name them as
-//! QUIC-LB has it.
+//! Real QUIC: clients that change their address in the middle of a connection, and servers whose connection
+//! ids name them as QUIC-LB has it.
 //!
-//! Sockets stay in the namespace that they were opened in, so servers and clients run side by side on the test's own threads.
+//! Sockets stay in the namespace that they were opened in, so servers and clients run side by side on the
+//! test's own threads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -107,8 +108,8 @@ impl Quic {
             .collect()
     }
 
-    /// Has every client move to another port and, if it is said, another address, and go on. The answer says of each who has
-    /// answered, or why nobody.
+    /// Has every client move to another port and, if it is said, another address, and go on. The answer says
+    /// of each who has answered, or why nobody.
     fn move_on(&self, clients: &[Client], far: bool, first_port: u16) -> Result<Vec<Result<String>>> {
         let here = &self.fleet.lab.clients[0];
         for (client, port) in clients.iter().zip(first_port..) {
@@ -199,7 +200,8 @@ async fn ask(connection: &Connection) -> Result<String> {
     timeout(PATIENCE, exchange).await.context("no answer in time")?
 }
 
-/// Everybody moves twice, first to another port and then to another address too, and goes on with the server that it has.
+/// Everybody moves twice, first to another port and then to another address too, and goes on with the server
+/// that it has.
 fn clients_move_and_stay(lab: Lab, mode: Mode) -> Result<()> {
     let quic = Quic::start(lab, mode, true)?;
     for vip in vips().map(|vip| vip.ip()) {

@@ -73,7 +73,8 @@ fn other_traffic_is_unharmed_meanwhile() -> Result<()> {
     std::thread::scope(|scope| -> Result<()> {
         let balanced = scope.spawn(|| serves_all(&fleet));
         let mut ports = (10_000..).step_by(20);
-        // The daemon's own gRPC, the modules reached directly, and pings, of the NLB's host, a module and a VIP.
+        // The daemon's own gRPC, the modules reached directly, and pings, of the NLB's host, a module and a
+        // VIP.
         while !balanced.is_finished() {
             fleet.nlb(&["status"])?;
             let direct = SocketAddr::new(fleet.lab.modules[0].v4.into(), 8080);

@@ -28,7 +28,8 @@ fn refusal(lab: &Lab, interface: &str) -> Result<String> {
     Ok(refused.to_string())
 }
 
-/// Puts a bond of two cables in place of the NLB's `eth0`; the far ends are the segment's ports `far0` and `far1`.
+/// Puts a bond of two cables in place of the NLB's `eth0`; the far ends are the segment's ports `far0` and
+/// `far1`.
 fn bond(lab: &Lab) -> Result<()> {
     let nlb = &lab.nlb.netns;
     let mac = lab.unplug("eth0")?;
@@ -53,7 +54,8 @@ struct Site {
 }
 
 impl Site {
-    /// Modules are registered without the SDK, as an emulated machine may take longer to answer than modules wait.
+    /// Modules are registered without the SDK, as an emulated machine may take longer to answer than modules
+    /// wait.
     fn start(lab: Lab) -> Result<Site> {
         let settings = ["--heartbeat-interval", "600s", "--evict-after", "1h", "--xdp-mode", "native"];
         let nlb = programs::serve(&lab, "eth0", &settings)?;

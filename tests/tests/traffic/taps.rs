@@ -1,7 +1,8 @@
 //! Taps: the host's side of virtual machines' cards, and of programs that carry Ethernet elsewhere.
 //!
-//! A virtual machine leaves checksums and segmentation to its host, and says so in a note on each frame. XDP has no notes, so
-//! that such a tap is the stack's; one whose frames come without is a wire like any other.
+//! A virtual machine leaves checksums and segmentation to its host, and says so in the `vnet_hdr` of each
+//! frame. XDP does not see that header, so such a tap is served through the stack. XDP serves a tap whose
+//! frames have no `vnet_hdr`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +17,8 @@ use crate::fleet::{Fleet, Mode, vips};
 use crate::interfaces::{serves, wait_for_log};
 use crate::nic::{Nic, Offloads};
 
-/// Takes a host off its segment and makes it a virtual machine of the NLB's host, behind this tap and in a network of its own.
+/// Takes a host off its segment and makes it a virtual machine of the NLB's host, behind this tap and in a
+/// network of its own.
 fn move_in(machine: &mut Host, nlb: &Host, tap: &str, network: u8, offloads: Offloads) -> Result<Nic> {
     machine.netns.ip(&["link", "delete", "eth0"])?;
     (machine.v4, machine.v6) = (v4(network, 10), v6(network, 10));
@@ -54,7 +56,7 @@ fn start(machine: &Host, nlb: &Host, tap: &str, network: u8, offloads: Offloads)
     Ok(nic)
 }
 
-/// A client and a module are virtual machines, others of each are on the wire.
+/// A client and a module are virtual machines, the others are on the segment.
 struct Site {
     fleet: Fleet,
     nics: [Nic; 2],
@@ -118,7 +120,7 @@ fn virtual_machines_are_served_whatever_they_leave_to_their_host() -> Result<()>
 }
 
 #[test]
-fn a_named_tap_whose_frames_come_with_notes_is_left_to_the_stack_and_the_log_says_so() -> Result<()> {
+fn a_named_tap_with_vnet_hdr_is_left_to_the_stack_and_logged() -> Result<()> {
     for mode in ["auto", "generic"] {
         let site = Site::start(Offloads::All, "eth0,tap0", &["--xdp-mode", mode])?;
         let status = site.fleet.nlb(&["status"])?;
@@ -132,7 +134,7 @@ fn a_named_tap_whose_frames_come_with_notes_is_left_to_the_stack_and_the_log_say
 }
 
 #[test]
-fn native_mode_refuses_a_tap_whose_frames_come_with_notes() -> Result<()> {
+fn native_mode_refuses_a_tap_with_vnet_hdr() -> Result<()> {
     let mut lab = Lab::one_arm(1, 0)?;
     let _nic = move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::All)?;
     let mut serve = lab.nlb.netns.command(built("nlb")?);
@@ -144,9 +146,10 @@ fn native_mode_refuses_a_tap_whose_frames_come_with_notes() -> Result<()> {
     Ok(())
 }
 
-/// A tap may be there long before a virtual machine is, and nobody knows until then what its frames will be like.
+/// A tap may exist long before its virtual machine does. Until then, nobody knows whether its frames will
+/// have a header.
 #[test]
-fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<()> {
+fn xdp_serves_a_named_tap_while_its_frames_have_no_vnet_hdr() -> Result<()> {
     let mut lab = Lab::one_arm(1, 2)?;
     lab.nlb.netns.ip(&["tuntap", "add", "tap0", "mode", "tap"])?;
     let mut nic = move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::None)?;
@@ -159,7 +162,7 @@ fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<
     };
     let client = &fleet.lab.clients[0];
     ensure!(has_program()?, "XDP serves it");
-    let mut doors = 1;
+    let mut attached = 1;
     serves(client, 20_000)?;
     for (first, offloads, said, by_xdp) in [
         (21_000, Offloads::All, "tap0 is served through the kernel's stack", false),
@@ -169,8 +172,8 @@ fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<
         drop(nic);
         nic = start(client, &fleet.lab.nlb, "tap0", 5, offloads)?;
         wait_for_log(&fleet, said, 1)?;
-        doors += 1;
-        wait_for_log(&fleet, "attached nlb_tc to tap0 (tc ingress)", doors)?;
+        attached += 1;
+        wait_for_log(&fleet, "attached nlb_tc to tap0 (tc ingress)", attached)?;
         ensure!(has_program()? == by_xdp, "{offloads:?}");
         serves(client, first).with_context(|| format!("{offloads:?}\n{}", fleet.nlb.output()))?;
     }
@@ -178,7 +181,7 @@ fn a_named_tap_is_a_wire_until_its_frames_come_with_notes_and_after() -> Result<
 }
 
 #[test]
-fn a_tap_whose_frames_come_without_notes_is_a_wire() -> Result<()> {
+fn xdp_serves_a_tap_without_vnet_hdr() -> Result<()> {
     for xdp in ["native", "generic"] {
         for mode in [Mode::Nat, Mode::DsrL2, Mode::DsrIpip] {
             let lab = Lab::one_arm(1, 2)?;

@@ -1,7 +1,7 @@
 //! Several uplinks: answers leave where the kernel's routes say, wherever the requests came in.
 //!
-//! The lab's gateway is a router on both segments of the NLB. Here it is also its own client, with addresses that either
-//! segment leads to.
+//! The lab's gateway is a router on both segments of the NLB. Here it is also its own client, with addresses
+//! that either segment leads to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

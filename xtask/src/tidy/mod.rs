@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: the invariants of docs/architecture.md that a program can check.
+//! `cargo xtask tidy`: the repository lints, invariants of docs/architecture.md that a program can check.
 
 mod imports;
 mod links;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::workspace;
 
 /// Words that must not appear in the code (comments aside) of the given files.
-struct Rule {
+struct Lint {
     files: &'static [&'static str],
     except: &'static [&'static str],
     words: &'static [&'static str],
@@ -22,14 +22,14 @@ struct Rule {
 }
 
 /// A path names a file, or with a trailing slash everything below a directory.
-const RULES: &[Rule] = &[
-    Rule {
+const LINTS: &[Lint] = &[
+    Lint {
         files: &["nlb-common/src/"],
         except: &[],
         words: &["std::", "alloc::", "aya_ebpf"],
         why: "nlb-common runs in the kernel too: no std, no alloc, no helpers",
     },
-    Rule {
+    Lint {
         files: &[
             "nlb-userspace/src/model/",
             "nlb-userspace/src/compile/",
@@ -56,13 +56,13 @@ const RULES: &[Rule] = &[
         ],
         why: "model, compile and plan are pure: equal input gives equal maps, in equal order",
     },
-    Rule {
+    Lint {
         files: &["nlb-userspace/src/", "nlb-common/src/"],
         except: &["nlb-userspace/src/grpc/", "nlb-userspace/src/cli/"],
         words: &["nlb_proto", "prost"],
         why: "protobuf ends at grpc/ (and at cli/, which is its client); all other code uses the model",
     },
-    Rule {
+    Lint {
         files: &["nlb-userspace/src/"],
         except: &[
             "nlb-userspace/src/datapath/maps/",
@@ -73,13 +73,13 @@ const RULES: &[Rule] = &[
         why: "only datapath/maps/ touches kernel maps (and pending its ring buffer, decap its list of peers); \
               the rest uses the trait, which can be faked",
     },
-    Rule {
+    Lint {
         files: &["nlb-userspace/src/"],
         except: &["nlb-userspace/src/datapath/loader/"],
         words: &["aya::programs"],
         why: "only the loader loads and attaches programs",
     },
-    Rule {
+    Lint {
         files: &[""],
         except: &[
             "nlb-ebpf/src/",
@@ -93,7 +93,7 @@ const RULES: &[Rule] = &[
         words: &["unsafe"],
         why: "unsafe is for packets, maps and what is shared with the kernel",
     },
-    Rule {
+    Lint {
         files: &[""],
         except: &[],
         words: &["todo!", "unimplemented!", "dbg!", "FIXME"],
@@ -118,9 +118,9 @@ pub fn tidy() -> Result<()> {
     }
     complaints.extend(rooms::check()?);
     if !complaints.is_empty() {
-        bail!("{} rules are broken:\n  {}", complaints.len(), complaints.join("\n  "));
+        bail!("{} lints failed:\n  {}", complaints.len(), complaints.join("\n  "));
     }
-    eprintln!("tidy: {} files keep the rules", files.len());
+    eprintln!("tidy: {} files pass the lints", files.len());
     Ok(())
 }
 
@@ -154,11 +154,11 @@ fn check(file: &str, bytes: &[u8]) -> Vec<String> {
     if !text.starts_with("//!") {
         complaints.push(format!("{file}:1: a file starts with a comment (`//!`) that describes its purpose"));
     }
-    for rule in RULES.iter().filter(|rule| within(file, rule.files) && !within(file, rule.except)) {
+    for lint in LINTS.iter().filter(|lint| within(file, lint.files) && !within(file, lint.except)) {
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            for word in rule.words.iter().filter(|word| has_word(code, word)) {
-                complaints.push(format!("{file}:{}: `{word}`: {}", number + 1, rule.why));
+            for word in lint.words.iter().filter(|word| has_word(code, word)) {
+                complaints.push(format!("{file}:{}: `{word}`: {}", number + 1, lint.why));
             }
         }
     }
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_a_rule_forbids_where_it_forbids_it() {
+    fn finds_what_a_lint_forbids_where_it_forbids_it() {
         let source = b"//! Head.\nuse std::time::Instant;\n";
         assert_eq!(check("nlb-userspace/src/compile/mod.rs", source).len(), 1);
         assert!(check("nlb-userspace/src/policy/lease.rs", source).is_empty());

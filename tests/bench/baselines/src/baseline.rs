@@ -1,4 +1,4 @@
-//! The floors.
+//! The baselines: programs that do a part of the NLB's work each.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -11,7 +11,8 @@ use crate::frame::{self, read, write};
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 
-/// Where a service's packets go, by address, port and protocol: the one look-up that a stateless balancer makes.
+/// Where a service's packets go, by address, port and protocol: the one look-up that a stateless balancer
+/// makes.
 #[btf_map]
 static TUNNELS: HashMap<[u32; 2], Tunnel, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
@@ -24,7 +25,8 @@ pub struct Tunnel {
     macs: [u32; 3],
 }
 
-/// As many cache lines as a table of flows has; user space sets their number, a power of two. The flag has them begin on a page.
+/// As many cache lines as a table of flows has; user space sets their number, a power of two. The flag has
+/// them begin on a page.
 #[btf_map]
 static LINES: Array<[u64; 8], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
@@ -56,7 +58,8 @@ pub fn look_up(ctx: XdpContext) -> u32 {
     sent(found(ctx.ctx).and_then(|(tunnel, _)| write(ctx.ctx, 0, tunnel.macs)))
 }
 
-/// The same, and put into an outer IPv4 header: a balancer without state, flows, counters or backends to choose from.
+/// The same, and put into an outer IPv4 header: a balancer without state, flows, counters or backends to
+/// choose from.
 #[xdp]
 pub fn ipip(ctx: XdpContext) -> u32 {
     sent(wrap(ctx.ctx))

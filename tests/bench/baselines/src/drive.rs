@@ -1,7 +1,7 @@
 //! Makes the frame what it was, gives it the next flow's client, and runs the program that is measured.
 //!
-//! Everything is done whether it is needed or not, so that it costs the same in front of every program: what the
-//! driver costs by itself is measured in front of [`crate::baseline::nothing`], and taken off.
+//! Everything is done whether it is needed or not, so that it costs the same in front of every program: what
+//! the driver costs by itself is measured in front of [`crate::baseline::nothing`], and taken off.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
@@ -57,7 +57,8 @@ pub fn drive(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn prepare(ctx: *mut xdp_md) -> Option<()> {
-    // SAFETY: a valid reference. Volatile, because user space replaces the value, which the compiler must not assume away.
+    // SAFETY: a valid reference. Volatile, because user space replaces the value, which the compiler must not
+    // assume away.
     let plan = unsafe { core::ptr::read_volatile(&PLAN) };
     let moved = frame::len(ctx) as i32 - FRAME as i32;
     // SAFETY: valid context; no pointer into the frame is kept.

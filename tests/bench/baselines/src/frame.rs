@@ -24,7 +24,8 @@ pub fn write<T: Copy>(ctx: *mut xdp_md, offset: usize, value: T) -> Option<()> {
     at::<T>(ctx, offset).map(|place| unsafe { place.write_unaligned(value) })
 }
 
-/// The first bytes of the frame, word by word: what the compiler makes of a copy of so many bytes is a loop over bytes.
+/// The first bytes of the frame, word by word: what the compiler makes of a copy of so many bytes is a loop
+/// over bytes.
 #[inline(always)]
 pub fn write_head<const N: usize>(ctx: *mut xdp_md, words: &[u64; N]) -> Option<()> {
     let head = at::<[u64; N]>(ctx, 0)?.cast::<u64>();
@@ -37,7 +38,8 @@ pub fn write_head<const N: usize>(ctx: *mut xdp_md, words: &[u64; N]) -> Option<
     Some(())
 }
 
-/// The kernel's own word for it: from the pointers, the compiler would reckon in 32 bits, which the verifier refuses.
+/// The kernel's own word for it: from the pointers, the compiler would reckon in 32 bits, which the verifier
+/// refuses.
 #[inline(always)]
 pub fn len(ctx: *mut xdp_md) -> usize {
     // SAFETY: as in `at`.

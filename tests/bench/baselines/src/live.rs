@@ -1,7 +1,8 @@
-//! Frames that really travel: who makes them, who counts and drops them, and the least that can pass them on between.
+//! Frames that really travel: who makes them, who counts and drops them, and the least that can pass them on
+//! between.
 //!
-//! The kernel runs [`generate`] on pages that come back with whatever was last written to them (BPF_F_TEST_XDP_LIVE_FRAMES),
-//! so it writes all of the headers, each time for the next flow.
+//! The kernel runs [`generate`] on pages that come back with whatever was last written to them
+//! (BPF_F_TEST_XDP_LIVE_FRAMES), so it writes all of the headers, each time for the next flow.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
@@ -81,7 +82,8 @@ fn taken(ctx: *mut xdp_md) -> Option<()> {
     count(&ARRIVED, address as u32).map(drop)
 }
 
-/// A router with one look-up in an array: MACs written, and out of the interface that the destination is behind.
+/// A router with one look-up in an array: MACs written, and out of the interface that the destination is
+/// behind.
 #[xdp]
 pub fn pass_on(ctx: XdpContext) -> u32 {
     next(ctx.ctx).map_or(xdp_action::XDP_PASS, |ifindex| {

@@ -1,8 +1,8 @@
-//! Programs that the balancer is measured against, and the one that runs them all.
+//! XDP programs that the NLB is measured against, and the driver that runs them.
 //!
-//! The floors do what no balancer can do without, and nothing else. [`drive`] stands in front of each, and of the balancer:
-//! BPF_PROG_TEST_RUN repeats a program on what it left behind the last time, so somebody has to make the frame what it was,
-//! and to change its flow. In [`live`] frames travel.
+//! The baselines do only what every load balancer must do. [`drive`] runs before each of them and before the
+//! NLB: BPF_PROG_TEST_RUN repeats a program on the frame that the last run left, so the driver restores the
+//! frame and changes its flow. The programs of [`live`] send frames over links.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

@@ -1,7 +1,8 @@
-//! The servers behind every contender, each a process of its own: they answer with as many bytes as they are asked for.
+//! The servers behind every contender, each a process of its own: they answer with as many bytes as they are
+//! asked for.
 //!
-//! A thread blocks for each connection. That leaves out what an event loop would do between two requests, and is the same for
-//! all.
+//! A thread blocks for each connection. That leaves out what an event loop would do between two requests, and
+//! is the same for all.
 
 use std::env;
 use std::io::{self, Read, Write};

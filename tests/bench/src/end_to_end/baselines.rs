@@ -1,5 +1,5 @@
-//! The least that any XDP program can do in a balancer's place ([`live`](../../baselines/src/live.rs)), so that it
-//! shows what of the balancer's figures belongs to the wires, virtual as they are, and to the kernel's driver for them.
+//! The least that any XDP program can do in a balancer's place ([`live`](../../baselines/src/live.rs)), so
+//! that it shows what of the balancer's figures is the cost of veths and of their driver.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::Array;

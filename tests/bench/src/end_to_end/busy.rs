@@ -1,4 +1,5 @@
-//! How long CPUs were busy: all of the machine's, since packets are the kernel's work and no process is charged for them.
+//! How long CPUs were busy: all of the machine's, since packets are the kernel's work and no process is
+//! charged for them.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -20,15 +21,16 @@ impl Busy {
         Ok(Busy { since: Instant::now(), idle })
     }
 
-    /// What of the CPUs' time was neither idle nor stolen by the machine's host. Idle time is what the kernel measures;
-    /// the rest it samples.
+    /// What of the CPUs' time was neither idle nor stolen by the machine's host. Idle time is what the kernel
+    /// measures; the rest it samples.
     pub fn time(&self) -> Result<Duration> {
         let (cpus, idle) = idle()?;
         Ok((self.since.elapsed() * cpus).saturating_sub(idle.saturating_sub(self.idle)))
     }
 }
 
-/// How many CPUs there are, and how long they have been idle, waiting for disks, or stolen, since the machine started.
+/// How many CPUs there are, and how long they have been idle, waiting for disks, or stolen, since the machine
+/// started.
 fn idle() -> Result<(u32, Duration)> {
     const IDLE: usize = 3;
     const IO_WAIT: usize = 4;

@@ -1,4 +1,5 @@
-//! The load: clients that wait for one answer before they ask again, each in a thread of its own, on the clients' host.
+//! The load: clients that wait for one answer before they ask again, each in a thread of its own, on the
+//! clients' host.
 //!
 //! Every answer is checked, and one that is wrong or missing ends the bench.
 

@@ -1,5 +1,5 @@
-//! Who is compared, each at work in a lab of its own: clients on one segment, backends on another, and between them the host
-//! that balances or only forwards.
+//! Who is compared, each at work in a lab of its own: clients on one segment, backends on another, and
+//! between them the host that balances or only forwards.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -20,7 +20,8 @@ use super::{backend, baselines, proxies};
 pub enum Kind {
     /// Nobody between client and backend.
     Direct,
-    /// Frames are made, and dropped as soon as they are there: what that takes is in all other figures of frames, too.
+    /// Frames are made, and dropped as soon as they are there: what that takes is in all other figures of
+    /// frames, too.
     XdpDrop,
     /// The least XDP program that sends a packet, which sends it back to where it came from.
     XdpTx,
@@ -86,7 +87,7 @@ pub struct Contender {
     pub proxy: Option<Process>,
     // All of these end before the lab goes.
     _daemon: Option<Process>,
-    _floor: Option<Ebpf>,
+    _baseline: Option<Ebpf>,
     _backends: Vec<Process>,
     pub lab: Lab,
 }
@@ -104,11 +105,11 @@ impl Contender {
             .zip(&lab.modules)
             .map(|(at, host)| backend::start(&lab, host, *at))
             .collect::<Result<_>>()?;
-        let (mut proxy, mut _daemon, mut _floor) = (None, None, None);
+        let (mut proxy, mut _daemon, mut _baseline) = (None, None, None);
         match kind {
             Kind::Direct | Kind::XdpDrop | Kind::Forwarding => {}
-            Kind::XdpTx => _floor = Some(baselines::send_back(&lab)?),
-            Kind::XdpRedirect => _floor = Some(baselines::pass_on(&lab)?),
+            Kind::XdpTx => _baseline = Some(baselines::send_back(&lab)?),
+            Kind::XdpRedirect => _baseline = Some(baselines::pass_on(&lab)?),
             Kind::Nftables => proxies::nftables(&lab, VIP, &backends)?,
             Kind::Haproxy => proxy = Some(proxies::haproxy(&lab, VIP, &backends)?),
             Kind::Nginx => proxy = Some(proxies::nginx(&lab, VIP, &backends)?),
@@ -118,7 +119,7 @@ impl Contender {
             Kind::Nftables | Kind::Haproxy | Kind::Nginx | Kind::Nlb => vec![VIP],
             _ => backends,
         };
-        Ok(Contender { kind, targets, proxy, _daemon, _floor, _backends, lab })
+        Ok(Contender { kind, targets, proxy, _daemon, _baseline, _backends, lab })
     }
 
     /// Where frames to the first target arrive.
@@ -136,8 +137,8 @@ impl Contender {
     }
 }
 
-/// What the hosts of busy servers are set to: many ports, which may be used again a second after they were, and Linux's own
-/// choice of a congestion control, whatever this kernel was built with.
+/// What the hosts of busy servers are set to: many ports, which may be used again a second after they were,
+/// and Linux's own choice of a congestion control, whatever this kernel was built with.
 fn tune(lab: &Lab) -> Result<()> {
     for host in lab.clients.iter().chain(&lab.modules).chain([&lab.nlb]) {
         host.netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
@@ -158,7 +159,8 @@ fn tune(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The daemon on both interfaces; backends see their clients' addresses, as behind DNAT, and answer by way of the NLB.
+/// The daemon on both interfaces; backends see their clients' addresses, as behind DNAT, and answer by way of
+/// the NLB.
 fn nlb(lab: &Lab) -> Result<Process> {
     // Nobody sends heartbeats for what is no module of ours.
     let daemon = programs::serve(

@@ -1,8 +1,8 @@
-//! Small packets, as many as pass: frames of 64 bytes (60, and what a card adds) that a program of ours puts on the wire, and
-//! another takes off again behind the balancer.
+//! Small packets, as many as pass: frames of 64 bytes (60, and what a card adds) that a program of ours
+//! sends, and another takes off again behind the balancer.
 //!
-//! Both are at the switch's ends of the balancer's own cables: bridges and the stacks of hosts take longer for a packet than
-//! what is measured.
+//! Both are at the switch's ends of the balancer's own cables: bridges and the stacks of hosts take longer
+//! for a packet than what is measured.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray};
@@ -31,8 +31,8 @@ const BATCH: u32 = 64;
 const FRONT: &str = "front-nlb";
 const BACK: &str = "back-nlb";
 
-/// Frames that arrive in a second, of so many that one CPU makes, sends through the balancer, and takes off again: with each
-/// batch it does all of that, so none waits, and few can be lost.
+/// Frames that arrive in a second, of so many that one CPU makes, sends through the balancer, and takes off
+/// again: with each batch it does all of that, so none waits, and few can be lost.
 pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     let Contender { kind, lab, .. } = contender;
     let mut bpf = baselines::open()?;
@@ -73,7 +73,8 @@ pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     Ok(total as f64 / took.as_secs_f64())
 }
 
-/// From the client to what the contender serves, for the program that makes frames to write a source port into.
+/// From the client to what the contender serves, for the program that makes frames to write a source port
+/// into.
 fn frame(contender: &Contender) -> Result<Vec<u8>> {
     let Contender { lab, targets, .. } = contender;
     let address = |mac: Vec<u8>| mac.try_into().expect("six bytes");

@@ -1,4 +1,5 @@
-//! The other balancers, set up as a careful administrator would: room for all connections, both CPUs, no logs.
+//! The other balancers, set up as a careful administrator would: room for all connections, both CPUs, no
+//! logs.
 
 use std::fs;
 use std::net::SocketAddr;

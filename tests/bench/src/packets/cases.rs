@@ -7,7 +7,7 @@ use nlb_testkit::rig::{XDP_PASS, XDP_TX};
 #[derive(Clone, Copy)]
 pub struct Goal {
     pub most: f64,
-    /// The floor `ipip`, or another case by its name.
+    /// The baseline `ipip`, or another case by its name.
     pub of: Option<&'static str>,
     /// What the best known peer costs, as a multiple of `ipip`.
     pub peer: &'static str,

@@ -1,7 +1,7 @@
 //! Runs a program on the same frame again and again, each time for another flow, and says what one run took.
 //!
-//! The program in front of it ([`tests/bench/baselines`](../../baselines/src/drive.rs)) puts back what the last run changed. What
-//! that costs is measured like anything else and taken off.
+//! The program in front of it ([`tests/bench/baselines`](../../baselines/src/drive.rs)) puts back what the
+//! last run changed. What that costs is measured like anything else and taken off.
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
@@ -14,7 +14,8 @@ use crate::baselines::{self, map, program, words};
 /// Every frame is this long, and put back each time.
 pub const FRAME: usize = 128;
 
-/// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which ports there are.
+/// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which
+/// ports there are.
 #[derive(Clone, Copy)]
 pub struct Flows {
     address: u32,
@@ -43,7 +44,8 @@ pub struct Bursts {
 }
 
 impl Bursts {
-    /// About so many runs, in bursts that meet every flow, as traffic would: between bursts, others use the caches.
+    /// About so many runs, in bursts that meet every flow, as traffic would: between bursts, others use the
+    /// caches.
     pub fn of(runs: u32, flows: u32) -> Bursts {
         const NUMBER: u32 = 20;
         const MOST_RUNS: u32 = 1 << 26;
@@ -60,8 +62,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// For frames like this one, of `number` flows (a power of two), from the interface of that index. Floors that look at
-    /// memory have `lines` of it, another power of two.
+    /// For frames like this one, of `number` flows (a power of two), from the interface of that index.
+    /// Baselines that look at memory have `lines` of it, another power of two.
     pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
         anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
         let Flows { address, port, first_port, port_bits } = flows;
@@ -78,7 +80,7 @@ impl Driver {
         }
         let mut template = Array::<_, [u64; FRAME / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
         template.set(0, words(frame), 0)?;
-        // The floors' service is where the frame goes, if it is IPv4.
+        // The baselines' service is where the frame goes, if it is IPv4.
         let word = |at: usize| u32::from_ne_bytes(frame[at..at + 4].try_into().expect("four bytes"));
         let port = u32::from(u16::from_ne_bytes([frame[36], frame[37]]));
         let mut tunnels = HashMap::<_, [u32; 2], [u32; 5]>::try_from(map(&mut bpf, "TUNNELS")?)?;
@@ -87,13 +89,13 @@ impl Driver {
         Ok(Driver { bpf, measured, frame: frame.to_vec(), ifindex })
     }
 
-    /// One of the floors, by name.
-    pub fn floor(&mut self, name: &str) -> Result<ProgramFd> {
+    /// One of the baselines, by name.
+    pub fn baseline(&mut self, name: &str) -> Result<ProgramFd> {
         Ok(program(&mut self.bpf, name)?.fd()?.try_clone()?)
     }
 
-    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts, since whatever disturbs a burst makes
-    /// it slower. Beside it what the last run answered.
+    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts, since whatever
+    /// disturbs a burst makes it slower. Beside it what the last run answered.
     pub fn time(&mut self, measured: &ProgramFd, bursts: Bursts) -> Result<(f64, u32)> {
         self.measured.set(0, measured, 0)?;
         let mut best = f64::INFINITY;
@@ -116,8 +118,8 @@ impl Driver {
         };
         let drive = program(&mut self.bpf, "drive")?;
         let run = drive.test_run(options).context("BPF_PROG_TEST_RUN")?;
-        // The kernel's own measure, in whole nanoseconds. By a clock of ours the call takes milliseconds more: before and
-        // after the runs, the kernel patches its XDP dispatcher and waits for all CPUs.
+        // The kernel's own measure, in whole nanoseconds. By a clock of ours the call takes milliseconds
+        // more: before and after the runs, the kernel patches its XDP dispatcher and waits for all CPUs.
         Ok((run.duration.as_nanos() as f64, run.return_value))
     }
 }

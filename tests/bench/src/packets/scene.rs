@@ -59,7 +59,7 @@ impl Case {
         }
         self.besides.add_to(&mut rig, &family)?;
         let ifindex = if_nametoindex("up0").context("the rig's interface")?;
-        // Out by the interface that it came in by, like the floors.
+        // Out by the interface that it came in by, like the baselines.
         for way in rig.hops.values_mut() {
             way.hop.ifindex = ifindex;
         }

@@ -1,7 +1,8 @@
 //! The frames that the model expects: headers changed, and every checksum computed in full.
 //!
-//! A balancer neither mends nor hides a checksum that was wrong before: the fault has to arrive at the receiver as it was.
-//! In ones' complement arithmetic that is one difference, which is carried over from the old sum to the new.
+//! A balancer neither mends nor hides a checksum that was wrong before: the fault has to arrive at the
+//! receiver as it was. In ones' complement arithmetic that is one difference, which is carried over from the
+//! old sum to the new.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -180,8 +181,9 @@ pub fn wrapped(frame: &[u8], ip: &Ip, outer: &Outer, flow_label: u32) -> Frame {
     aged
 }
 
-/// The UDP header of GUE. Over IPv6 it has a checksum wherever the inner checksums cover all of the inner packet, and it is then
-/// the one of the packet with these as they should be: a fault in them shows outside, too.
+/// The UDP header of GUE. Over IPv6 it has a checksum wherever the inner checksums cover all of the inner
+/// packet, and it is then the one of the packet with these as they should be: a fault in them shows outside,
+/// too.
 fn outer_udp(frame: &[u8], ip: &Ip, outer: &Outer, (source_port, destination_port): (u16, u16)) -> UdpHeader {
     let mut inner = frame.to_vec();
     let length = (ip.end - ip.l3 + 8) as u16;
@@ -243,7 +245,8 @@ pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
     Frame::of(&bytes)
 }
 
-/// Whether `out` tells the sender of `frame` this (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 and 3.2).
+/// Whether `out` tells the sender of `frame` this (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 and
+/// 3.2).
 pub fn tells(frame: &[u8], ip: &Ip, told: Told, out: &[u8]) -> bool {
     let Ok(answer) = super::headers::ip(out) else { return false };
     let icmp = &out[answer.next..answer.end];

@@ -1,4 +1,5 @@
-//! Fragments in the model: where each packet's first fragment went, by its ports; the others follow it (row 7).
+//! Fragments in the model: where each packet's first fragment went, by its ports; the others follow it (row
+//! 7).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! Sequences of packets and changes, from a seed. Addresses and ports come from small sets, so that packets meet flows that
-//! are there, and each other.
+//! Sequences of packets and changes, from a seed. Addresses and ports come from small sets, so that packets
+//! meet flows that are there, and each other.
 
 use std::net::IpAddr;
 

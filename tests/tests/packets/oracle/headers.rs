@@ -1,4 +1,5 @@
-//! What a frame says, read with a packet library: the model's own eyes, which share nothing with the program's parser.
+//! What a frame says, read with a packet library: the model's own eyes, which share nothing with the
+//! program's parser.
 
 use std::net::IpAddr;
 
@@ -137,8 +138,8 @@ fn ipv6(frame: &[u8], l3: usize) -> Result<Ip, Exits> {
     })
 }
 
-/// The fragment that a packet is. Should IPv6 have several fragment headers, which it must not, then the first says which, and
-/// any of them that more follow.
+/// The fragment that a packet is. Should IPv6 have several fragment headers, which it must not, then the
+/// first says which, and any of them that more follow.
 pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
     if !ip.v6 {
         let header = Ipv4HeaderSlice::from_slice(&frame[ip.l3..]).ok()?;
@@ -148,7 +149,8 @@ pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
     }
     let (mut protocol, mut at, mut found) = (ip.protocol, ip.next, None::<Fragment>);
     for _ in 0..MOST_EXTENSIONS {
-        // It ends where the frame does: of a packet that is cut short, padding may be taken for a header's end.
+        // It ends where the frame does: of a packet that is cut short, padding may be taken for a header's
+        // end.
         let rest = frame.get(at..)?;
         if protocol == 44 {
             let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;

@@ -1,5 +1,6 @@
-//! The data path against an independent model of it: sequences of packets and changes of the tables, generated from a seed,
-//! go through the program and through the model, and verdict, bytes and counters have to be the same.
+//! The data path against an independent model of it: sequences of packets and changes of the tables,
+//! generated from a seed, go through the program and through the model, and verdict, bytes and counters have
+//! to be the same.
 //!
 //! docs/testing.md says how to read a difference.
 
@@ -41,9 +42,9 @@ fn generated_sequences_come_out_as_the_model_says() -> Result<()> {
     go_on_until(&mut oracle, Oracle::met_everything)
 }
 
-/// The program at the stack's door, which is the same but for its means.
+/// The program at the TC ingress hook is the same, with fewer helpers.
 #[test]
-fn generated_sequences_come_out_at_the_door_as_the_model_says() -> Result<()> {
+fn generated_sequences_at_tc_ingress_come_out_as_the_model_says() -> Result<()> {
     let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
     let mut oracle = Oracle::new(Hook::TcIngress)?;
     for (seed, fleets) in [(1, 8), (random, 8)] {
@@ -64,7 +65,8 @@ fn generated_sequences_come_out_at_the_door_as_the_model_says() -> Result<()> {
     })
 }
 
-/// More sequences, until the rarest exits were taken, too. The seed is fixed, so that luck does not decide whether they are.
+/// More sequences, until the rarest exits were taken, too. The seed is fixed, so that luck does not decide
+/// whether they are.
 fn go_on_until(oracle: &mut Oracle, met: impl Fn(&Oracle) -> Result<()>) -> Result<()> {
     const FLEETS: std::ops::Range<u64> = 100..150;
     for fleet in FLEETS {

@@ -1,8 +1,9 @@
-//! The balancer as a plain program: what docs/datapath.md says of a packet, with flows in an ordered map and nothing fast
-//! about it.
+//! The balancer as a plain program: what docs/datapath.md says of a packet, with flows in an ordered map and
+//! nothing fast about it.
 //!
-//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow labels, outer ports and outer sources. A SNAT port
-//! may be any of the range that no other flow shows to the same backend, so it is read off the packet that was sent.
+//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow
+//! labels, outer ports and outer sources. A SNAT port may be any of the range that no other flow shows to the
+//! same backend, so it is read off the packet that was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -71,7 +72,7 @@ pub struct Flow {
 #[derive(Default)]
 pub struct Model {
     pub flows: BTreeMap<FlowKey, Flow>,
-    /// NAT backends to which a way was known once.
+    /// NAT backends whose next hop was known once.
     reached: BTreeSet<IpAddr>,
     pub grown: BTreeMap<Backend, Growth>,
     pub fragments: Fragments,
@@ -226,7 +227,8 @@ impl Model {
         let addr = if hidden { family_of(backend.addr).source } else { key.client };
         let port_at = segment.at..segment.at + 2;
         let port = out.get(port_at).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
-        // The flow's own former port may or may not be given again: whether that life of it is over is not said.
+        // The flow's own former port may or may not be given again: whether that life of it is over is not
+        // said.
         let shown_by_others = |port: u16| {
             self.flows.iter().any(|(other, flow)| {
                 other != key
@@ -341,7 +343,8 @@ impl Flow {
     }
 }
 
-/// The backend that a packet names by its connection id: of the module whose server id it has, as which it serves this VIP.
+/// The backend that a packet names by its connection id: of the module whose server id it has, as which it
+/// serves this VIP.
 fn named(world: &World, frame: &[u8], vip: IpAddr, segment: &Segment) -> Option<Backend> {
     let payload = frame.get(segment.at + 8..segment.at + segment.len).filter(|_| segment.l4 == L4::Udp)?;
     let mut modules = world.desired.modules.iter();
@@ -418,7 +421,8 @@ fn outer_source(backend: IpAddr, hash: u32) -> IpAddr {
     }
 }
 
-/// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in that order.
+/// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in
+/// that order.
 fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
     let known = client == family_of(client).client;
     if !known && !is_neighbour(client) {
@@ -475,8 +479,8 @@ fn may_be_answered(frame: &[u8], ip: &Ip) -> bool {
     single && frame[6] & 1 == 0
 }
 
-/// Whether an address is one to look for on the rig's link. IPv4's lowest is (since Linux 5.14), and so is IPv6's where the
-/// interface does not forward.
+/// Whether an address is one to look for on the rig's link. IPv4's lowest is (since Linux 5.14), and so is
+/// IPv6's where the interface does not forward.
 pub fn is_neighbour(addr: IpAddr) -> bool {
     let link = if addr.is_ipv4() { "198.51.100.1/24" } else { "2001:db8:c::1/64" };
     let link: IpNet = link.parse().expect("a prefix");

@@ -1,4 +1,5 @@
-//! Runs steps through the program and the model, compares, and finds the shortest sequence that still differs.
+//! Runs steps through the program and the model, compares, and finds the shortest sequence that still
+//! differs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub struct Oracle {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     Xdp,
-    /// The stack's door.
+    /// The TC ingress hook.
     TcIngress,
 }
 
@@ -52,7 +53,7 @@ impl Oracle {
                 let prefixes = IPIP_SOURCES.map(|prefix| prefix.parse().expect("a prefix"));
                 Rig::sized(ForwardMode::Nat, &sized(&prefixes)?)?
             }
-            Hook::TcIngress => Rig::with_door(ForwardMode::Nat)?,
+            Hook::TcIngress => Rig::with_tc_ingress(ForwardMode::Nat)?,
         };
         rig.desired.fail_open = false;
         Ok(Oracle {
@@ -185,7 +186,7 @@ impl Oracle {
     fn frame(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
         let outcome = match self.hook {
             Hook::Xdp => self.rig.run_bytes(frame)?,
-            Hook::TcIngress => self.rig.run_at_door(frame)?,
+            Hook::TcIngress => self.rig.run_at_tc_ingress(frame)?,
         };
         let punted = self.rig.punted();
         let world = world(&self.rig);

@@ -1,5 +1,5 @@
-//! Steps of a sequence: a change of the tables, or a frame. Each is a line of text, so that a sequence that went wrong can be
-//! pasted into `regressions`.
+//! Steps of a sequence: a change of the tables, or a frame. Each is a line of text, so that a sequence that
+//! went wrong can be pasted into `regressions`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -90,8 +90,8 @@ fn change_module(rig: &mut Rig, number: u8, change: impl FnOnce(&mut Module)) {
     }
 }
 
-/// Beside the rig's routes: a second port that leads to the first one's, a port for some sources only, and, of every
-/// second module, every TCP port of the second VIPs.
+/// Beside the rig's routes: a second port that leads to the first one's, a port for some sources only, and,
+/// of every second module, every TCP port of the second VIPs.
 fn module(number: u8, mode: ForwardMode, snat: Snat) -> Module {
     let mut module = rig::module(mode, number + 1);
     module.snat = snat;

@@ -1,6 +1,7 @@
-//! What is different at the stack's door, where the program is the same and the means are fewer.
+//! What differs at the TC ingress hook, where the program is the same and has fewer helpers.
 //!
-//! docs/datapath.md lists it: nothing is answered, nothing waits, nothing grows, and what is passed is not counted.
+//! docs/datapath.md lists it: nothing is answered, nothing waits, nothing grows, and what is passed is not
+//! counted.
 
 use super::model::Expected;
 use crate::rig::Outcome;
@@ -10,15 +11,16 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
-/// Whether both hooks treat the frame alike: the kernel runs this program on no frame too short for its IP header, and what is
-/// too long for a link is another matter for a stack that may yet cut it.
+/// Whether both hooks treat the frame alike: the kernel runs this program on no frame too short for its IP
+/// header, and what is too long for a link is another matter for a stack that may yet cut it.
 pub fn takes(frame: &[u8]) -> bool {
     const HEADERS: usize = 14 + 40;
     (HEADERS..1400).contains(&frame.len())
 }
 
-/// Whether an answer went to a client whose MAC XDP would have had to ask for, or to whom it has no way: here the stack finds
-/// neighbours, and what it routes nowhere is taken for the host's own. The model has not counted it.
+/// Whether an answer went to a client whose MAC XDP would have had to ask for, or to whom it has no way: here
+/// the stack finds neighbours, and what it routes nowhere is taken for the host's own. The model has not
+/// counted it.
 pub fn leaves_the_way_to_the_stack(expected: &Expected, outcome: &Outcome) -> bool {
     const STOPPED: [&str; 2] = ["park next_hop", "drop no_route"];
     let stopped =

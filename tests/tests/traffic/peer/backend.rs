@@ -1,4 +1,5 @@
-//! What stands behind either balancer: a server that does what its clients ask for, and writes down what it saw of them.
+//! What stands behind either balancer: a server that does what its clients ask for, and writes down what it
+//! saw of them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};

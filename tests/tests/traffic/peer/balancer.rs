@@ -52,7 +52,8 @@ impl Site {
 
     pub fn of_nlb(mode: Mode) -> Result<Site> {
         let lab = lab(mode)?;
-        // Nobody sends heartbeats, so leases have to outlast the test. IPVS always answers what it cannot place.
+        // Nobody sends heartbeats, so leases have to outlast the test. IPVS always answers what it cannot
+        // place.
         let settings = ["--heartbeat-interval", "600s", "--evict-after", "1h", "--reject"];
         let daemon = programs::serve(&lab, "eth0,eth1", &settings)?;
         let balancer = Balancer::Nlb { _daemon: daemon, registrations: Mutex::default() };

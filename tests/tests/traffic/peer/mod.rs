@@ -1,5 +1,5 @@
-//! The kernel's own balancer, IPVS, as a peer: the same traffic goes through it and through us, and clients and backends have
-//! to see the same of it.
+//! The kernel's own balancer, IPVS, as a peer: the same traffic goes through it and through us, and clients
+//! and backends have to see the same of it.
 //!
 //! Where they do not, [`DIFFERENCES`] says so, and docs/testing.md why.
 

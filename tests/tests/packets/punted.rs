@@ -1,5 +1,5 @@
-//! Packets that waited go through the balancer again, and then really go somewhere: by the kernel's live frames where it has
-//! them, and by hand everywhere.
+//! Punted packets go through the balancer again, and are really sent: by the kernel's live frames where it
+//! has them, and by the daemon on every kernel.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -18,9 +18,9 @@ use nlb_testkit::netns::Namespace;
 use crate::rig::{BACKEND_MAC, OUR_BACK_MAC, Rig, families};
 
 #[test]
-fn row_22_what_waited_goes_where_the_program_sends_it() -> Result<()> {
+fn row_22_punted_packets_go_where_the_program_sends_them() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
-    let host = Namespace::create(format!("nlb-{}-waited-host", std::process::id()))?;
+    let host = Namespace::create(format!("nlb-{}-punted-host", std::process::id()))?;
     rig.namespace().cable("back0", &host, "eth0")?;
     rig.namespace().ip(&["link", "set", "back0", "address", "02:00:00:00:00:02"])?;
     let index = |name| rig.namespace().run(|| if_nametoindex(name));

@@ -1,5 +1,5 @@
-//! What a host really sends: every TCP segment that leaves its link, retransmissions included, as the kernel's own tap
-//! (AF_PACKET) shows it.
+//! Captures what a host sends: every TCP segment that leaves its link, with retransmissions, by an AF_PACKET
+//! socket.
 
 use std::fs;
 use std::net::IpAddr;
@@ -27,38 +27,38 @@ pub struct Segment {
     pub reset: bool,
 }
 
-/// Listens at a host's `eth0` from when it is made.
-pub struct Wire<'a> {
+/// Captures at a host's `eth0` from its start on.
+pub struct Capture<'a> {
     host: &'a Host,
-    tap: OwnedFd,
+    socket: OwnedFd,
     frames: u64,
     /// What the link had sent before.
     before: u64,
     pub segments: Vec<Segment>,
 }
 
-impl<'a> Wire<'a> {
-    pub fn tap(host: &'a Host) -> Result<Wire<'a>> {
-        let tap = host.netns.run(|| {
+impl<'a> Capture<'a> {
+    pub fn start(host: &'a Host) -> Result<Capture<'a>> {
+        let captured = host.netns.run(|| {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
         })??;
-        setsockopt(&tap, sockopt::RcvBufForce, &BUFFER).context("making room for frames")?;
+        setsockopt(&captured, sockopt::RcvBufForce, &BUFFER).context("making room for frames")?;
         // What is sent in between makes `read` fail.
         let before = sent_by_link(host)?;
-        Ok(Wire { host, tap, frames: 0, before, segments: Vec::new() })
+        Ok(Capture { host, socket: captured, frames: 0, before, segments: Vec::new() })
     }
 
-    /// Takes in what was sent since the last time. Fails if the tap has missed a frame.
+    /// Takes in what was sent since the last time. Fails if a frame was missed.
     pub fn read(&mut self) -> Result<()> {
         let eth0 = self.host.netns.run(|| nix::net::if_::if_nametoindex("eth0"))??;
         let sent = sent_by_link(self.host)?;
         let mut frame = [0; LONGEST_FRAME];
         loop {
-            let (len, from) = match recvfrom::<LinkAddr>(self.tap.as_raw_fd(), &mut frame) {
+            let (len, from) = match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut frame) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => break,
-                Err(error) => return Err(error).context("reading the tap"),
+                Err(error) => return Err(error).context("reading the capture"),
             };
             let from = from.context("frames come from a link")?;
             if from.pkttype() != OUTGOING || from.ifindex() != eth0 as usize {
@@ -68,7 +68,7 @@ impl<'a> Wire<'a> {
             self.segments.extend(segment(&frame[..len])?);
         }
         let found = self.before + self.frames;
-        ensure!(found >= sent, "the link has sent {sent} frames and the tap shows {found}");
+        ensure!(found >= sent, "the link has sent {sent} frames and the capture has {found}");
         Ok(())
     }
 

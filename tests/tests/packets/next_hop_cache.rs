@@ -1,4 +1,4 @@
-//! How long the program goes by what the kernel said of a way, which each CPU remembers.
+//! The cache of next hops: how long the program uses what each CPU has looked up in the kernel's FIB.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};
 /// Longer than a tick of the program's clock.
 const TICK: Duration = Duration::from_millis(600);
 
-/// A rig, on one CPU so that there is one memory, and how its program is told of changes.
+/// A rig on one CPU, hence with one cache, and the counter that tells its program of changes.
 fn rig() -> Result<(Rig, FibGeneration)> {
     cpu::stay_on(*cpu::available()?.first().context("no CPU to run on")?)?;
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -43,17 +43,17 @@ fn neighbour(rig: &Rig, family: &Family, there: bool) -> Result<()> {
 }
 
 #[test]
-fn a_way_is_remembered_until_a_change_is_told() -> Result<()> {
+fn a_next_hop_is_cached_until_a_change_is_told() -> Result<()> {
     let (mut rig, changed) = rig()?;
     for family in families() {
         let answer = answer(&mut rig, &family)?;
         // A tick may end at any time, so it is tried more than once.
-        let mut remembered = false;
+        let mut cached = false;
         for _ in 0..20 {
             neighbour(&rig, &family, true)?;
             ensure!(exit(&mut rig, &answer)? == "send reply");
             neighbour(&rig, &family, false)?;
-            remembered |= exit(&mut rig, &answer)? == "send reply";
+            cached |= exit(&mut rig, &answer)? == "send reply";
             changed.count();
             ensure!(
                 exit(&mut rig, &answer)? == "park next_hop",
@@ -61,13 +61,13 @@ fn a_way_is_remembered_until_a_change_is_told() -> Result<()> {
                 family.client
             );
         }
-        ensure!(remembered, "the kernel was asked each time");
+        ensure!(cached, "the kernel was asked each time");
     }
     Ok(())
 }
 
 #[test]
-fn a_way_is_remembered_for_a_tick_at_most() -> Result<()> {
+fn a_next_hop_is_cached_for_a_tick_at_most() -> Result<()> {
     let (mut rig, _changed) = rig()?;
     for family in families() {
         let answer = answer(&mut rig, &family)?;
@@ -80,14 +80,14 @@ fn a_way_is_remembered_for_a_tick_at_most() -> Result<()> {
 }
 
 #[test]
-fn what_is_too_long_for_a_remembered_way_is_too_long() -> Result<()> {
+fn a_packet_too_long_for_a_cached_next_hop_is_too_big() -> Result<()> {
     let (mut rig, _changed) = rig()?;
     rig.namespace().ip(&["link", "set", "up0", "mtu", "1400"])?;
     for family in families() {
         let answer = answer(&mut rig, &family)?;
         let headers = if family.vip.is_ipv4() { 40 } else { 60 };
         for (len, expected) in [(1400, "send reply"), (1401, "send too_big")] {
-            // The kernel says so, and so does what is remembered of the shorter packet.
+            // The kernel says so, and so does what the shorter packet left in the cache.
             ensure!(exit(&mut rig, &answer)? == "send reply");
             let outcome = rig.run(&answer.with(|p| p.payload = vec![0x2a; len - headers]))?;
             assert_eq!(outcome.counted, [(expected.to_owned(), 1)].into(), "{len} bytes from {}", family.vip);
