@@ -1,4 +1,4 @@
-//! What modules say they can handle, as the data path is to obey it.
+//! The answers of modules to CanHandle, as the data path applies them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::model::Ability;
 use crate::model::can_handle::Question;
 
 impl Registry {
-    /// Takes over answers. Modules and routes that have gone meanwhile do not matter.
+    /// Records answers. Answers of modules and about routes that no longer exist are ignored.
     pub fn set_abilities(&self, answers: BTreeMap<Question, Ability>) {
         let mut state = self.lock();
         let news: Vec<(Question, Ability)> =
@@ -27,15 +27,16 @@ impl Registry {
                 route = route.id,
                 can_handle,
                 priority,
-                "module says what it can handle"
+                "the module's CanHandle answer changed"
             );
             let module = &mut record.registration.module;
             let routes = &module.routes;
-            // Answers about routes that are gone go with them.
+            // Answers about routes that no longer exist are removed with them.
             module.abilities.retain(|key, _| key.operators || routes.contains_key(&key.id));
             module.abilities.insert(route, ability);
         }
-        // More modules that can handle what was learned are more backends. Else nothing more has to fit.
+        // A module that can handle a learned route is one more backend, which has to fit the maps. Other
+        // answers need no room.
         let last = self.published();
         let next = match changed.learned_routes.is_empty() {
             true => last.next(Arc::new(changed)),
@@ -52,7 +53,7 @@ impl State {
         let Some(record) = self.modules.get(instance_id) else { return false };
         let module = &record.registration.module;
         if self.is_learned(route) {
-            // Who did not say that it can is unable.
+            // For a learned route, a module without an answer cannot handle it.
             return module.abilities.get(route).map_or(ability.can_handle, |before| before != ability);
         }
         let is_there = !route.operators || self.operator_routes.contains_key(&route.id);
@@ -75,7 +76,7 @@ mod tests {
     fn answers_that_are_news_make_a_revision() {
         let registry = registry();
         registry.set_abilities(answer(false, 0));
-        assert_eq!(registry.desired().borrow().revision, 0, "nobody is there");
+        assert_eq!(registry.desired().borrow().revision, 0, "no module is registered");
         registry.add("alb-1");
         let of_web = || {
             let desired = registry.desired().borrow().clone();
@@ -84,13 +85,21 @@ mod tests {
                 desired.modules["alb-1"].ability(&answer(true, 0).pop_first().unwrap().0.route),
             )
         };
-        assert_eq!(of_web(), (1, Ability { can_handle: true, priority: 0 }), "who was not asked yet is able");
+        assert_eq!(
+            of_web(),
+            (1, Ability { can_handle: true, priority: 0 }),
+            "a module without an answer can handle its routes"
+        );
         registry.set_abilities(answer(true, 0));
         assert_eq!(of_web().0, 1);
         registry.set_abilities(answer(true, 7));
         registry.set_abilities(answer(true, 7));
         assert_eq!(of_web(), (2, Ability { can_handle: true, priority: 7 }));
         registry.add("alb-1");
-        assert_eq!(of_web(), (2, Ability { can_handle: true, priority: 7 }), "kept over a registration");
+        assert_eq!(
+            of_web(),
+            (2, Ability { can_handle: true, priority: 7 }),
+            "answers outlive a registration"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a registration is taken in, and what becomes of the one that has its id.
+//! Whether a registration is accepted, and what becomes of the registration with the same id.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,16 +8,16 @@ use super::{Claim, Record, Registration, RegistrationId, RegistryError, State, s
 use crate::model::clock::Now;
 use crate::policy::lease::LeaseState;
 
-/// What a call to register has done.
+/// The effect of a call to register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Nobody had the id.
+    /// No registration had the id.
     New,
-    /// It took the id from another registration.
+    /// It superseded the registration with the id.
     Superseding,
-    /// The registration that this process had goes on, with what it says now.
+    /// The registration of the same process goes on, with the values of this call.
     Renewed,
-    /// Nothing: a later call of the process had come before.
+    /// None: a later call of the same process came first.
     Outdated,
 }
 
@@ -35,11 +35,11 @@ impl State {
             return Ok((old.registration_id.clone(), old.registered_at, Admission::Outdated));
         }
         if let Some(old) = &old {
-            // The nonce proves as much as the registration_id does.
+            // The nonce is as secret as the registration_id, and proves as much.
             if !old.is_same_process(&registration) {
                 self.check_claim(old, &registration, claim, now)?;
             }
-            // Until it is asked again, its last answers hold.
+            // The answers of the former registration are valid until the module is asked again.
             registration.module.abilities = old.registration.module.abilities.clone();
         }
         suitability::check_suited(&registration, &registration.module.routes, &self.operator_routes)?;
@@ -62,7 +62,7 @@ impl State {
         Ok(answer)
     }
 
-    /// Whether another process may take a module's place.
+    /// Whether another process may supersede a registration.
     fn check_claim(
         &self,
         old: &Record,
@@ -75,12 +75,12 @@ impl State {
             return Ok(());
         }
         let instance_id = old.registration.instance_id.clone();
-        // A restarted module may well have another port.
+        // A module may have another port after a restart.
         if old.registration.address.host != newcomer.address.host {
             let address = old.registration.address.clone();
             return Err(RegistryError::Taken { instance_id, address, epoch: old.epoch });
         }
-        // Of two processes that both go on, the one that started last keeps the id.
+        // Of two running processes, the one that started last keeps the id.
         match newcomer.is_of_earlier_start(&old.registration) {
             true => Err(RegistryError::StartedEarlier(instance_id)),
             false => Ok(()),
@@ -102,7 +102,7 @@ mod tests {
 
     const NONCE: &str = "0123456789abcdef";
 
-    /// The call with this number of the process with this nonce.
+    /// A call with this number, of the process with this nonce.
     fn call_of(nonce: &str, number: u64) -> Registration {
         let attempt = Some(Attempt::new(nonce.to_owned(), number));
         Registration { attempt, ..registration("alb-1") }
@@ -133,7 +133,11 @@ mod tests {
             let calls = numbers.map(|number| weighing(number, 100 + number as u32));
             let [first, second] = calls.map(|call| registry.admit(call, at(start, 0)).unwrap());
             assert!(is_same(&first, &second));
-            assert_eq!(record(&registry).registration.module.weight, 102, "what was said last counts");
+            assert_eq!(
+                record(&registry).registration.module.weight,
+                102,
+                "the values of the last call count"
+            );
             let admission = if numbers[1] == 2 { Admission::Renewed } else { Admission::Outdated };
             assert_eq!((first.admission, second.admission), (Admission::New, admission));
             assert!(
@@ -154,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn another_process_supersedes_and_needs_proof_from_another_host() {
+    fn another_process_supersedes_and_needs_a_credential_from_another_host() {
         let (registry, start) = (registry(), Instant::now());
         let first = registry.admit(call(7), at(start, 0)).unwrap();
         let elsewhere = |call: Registration| Registration { address: "10.0.0.9:1".parse().unwrap(), ..call };
         let stranger = elsewhere(call_of("fedcba9876543210", 8));
         assert!(matches!(registry.admit(stranger, at(start, 1)), Err(RegistryError::Taken { .. })));
         let moved = registry.admit(elsewhere(call(8)), at(start, 1)).unwrap();
-        assert!(is_same(&first, &moved), "the nonce proves that it is the same process");
+        assert!(is_same(&first, &moved), "the nonce identifies the process");
         let back = registry.register(registration("alb-1"), &Claim::Silent { epoch: 0 }, at(start, 1));
         assert!(matches!(back, Err(RegistryError::Taken { .. })));
 
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_its_health_stays_until_something_else_is_checked() {
+    fn health_signals_stay_until_the_check_changes() {
         let (registry, start) = (registry(), Instant::now());
         let checked = |number| Registration { check: Some(CHECK), ..call(number) };
         registry.admit(checked(1), at(start, 0)).unwrap();
@@ -225,7 +229,7 @@ mod tests {
         more.module.routes.insert("more".to_owned(), route(81).into());
         registry.admit(more, at(start, 2)).unwrap();
         let renewed = record(&registry);
-        assert!(renewed.epoch > first, "who watches it has to look again");
+        assert!(renewed.epoch > first, "a new epoch makes observers start over");
         assert_eq!(renewed.health(), Health::Healthy);
         assert_eq!(renewed.routes_since["web"], at(start, 0).wall);
         assert_eq!(renewed.routes_since["more"], at(start, 2).wall);
@@ -234,11 +238,11 @@ mod tests {
         registry.admit(Registration { check, ..call(4) }, at(start, 3)).unwrap();
         assert_eq!(record(&registry).health(), Health::Starting);
         registry.report_signal("alb-1", renewed.epoch, Source::Check, HealthSignal::healthy());
-        assert_eq!(record(&registry).health(), Health::Starting, "that was about the former check");
+        assert_eq!(record(&registry).health(), Health::Starting, "a signal of the former check is ignored");
     }
 
     #[test]
-    fn a_lapsed_lease_is_current_again() {
+    fn registering_again_restores_an_expired_lease() {
         let (registry, start) = (registry(), Instant::now());
         registry.admit(call(1), at(start, 0)).unwrap();
         registry.expire_leases(at(start, 30).at);
@@ -267,7 +271,7 @@ mod tests {
             assert!(registry.admit(started(seconds), at(start, moment)).is_ok(), "{seconds:?}");
         }
         registry.admit(started(Some(6)), at(start, 14)).unwrap();
-        assert!(registry.admit(started(Some(5)), at(start, 44)).is_ok(), "the lease has lapsed");
+        assert!(registry.admit(started(Some(5)), at(start, 44)).is_ok(), "the lease has expired");
     }
 
     #[test]

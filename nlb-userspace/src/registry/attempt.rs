@@ -1,18 +1,20 @@
-//! Which process a registration comes from, and which of its calls is the newest.
+//! The process that a registration comes from, and the order of its calls.
 //!
-//! A caller that gets no answer in time repeats its call, and the first one may be carried out all the same, before the second
-//! or after it. By the nonce both are known to be of one process, which has one registration; by the number the newer one counts.
+//! A caller that gets no answer in time repeats its call. The first call may still be processed, before the
+//! second or after it. The nonce shows that both calls come from one process, which has one registration; the
+//! number shows which call is newer.
 
 use std::fmt;
 
 use super::secret::is_same_secret;
 
-/// One call to register, of those that a process makes.
+/// One call to register, among those of a process.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// Drawn once by the process. It answers the registration_id, so it is as secret.
+    /// Drawn once by the process. The answer to a call with this nonce contains the registration_id, so the
+    /// nonce is as secret.
     nonce: String,
-    /// Grows with every call.
+    /// Grows with every call of the process.
     number: u64,
 }
 
@@ -25,7 +27,7 @@ impl Attempt {
         is_same_secret(&self.nonce, &other.nonce)
     }
 
-    /// Of two calls of one process.
+    /// Whether this call precedes another of the same process.
     pub fn is_before(&self, other: &Attempt) -> bool {
         self.number < other.number
     }

@@ -1,4 +1,4 @@
-//! Taking new flows away from modules that are well, and giving them back.
+//! Draining modules, and ending drains.
 
 use tracing::info;
 
@@ -12,13 +12,13 @@ pub struct Draining {
 }
 
 impl Registry {
-    /// Takes new flows away from a module that is leaving.
+    /// Drains a module that is unregistering.
     pub fn begin_leaving(&self, instance_id: &str, registration_id: &str) -> Result<Draining, RegistryError> {
         self.authenticate(&self.snapshot(), instance_id, registration_id)?;
         self.begin_drain(instance_id, Drain::Leaving)
     }
 
-    /// Takes new flows away from a module that stays, because an operator wants it.
+    /// Drains a module at an operator's request; the module stays registered.
     pub fn begin_maintenance(&self, instance_id: &str) -> Result<Draining, RegistryError> {
         self.begin_drain(instance_id, Drain::Maintenance)
     }

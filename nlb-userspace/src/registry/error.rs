@@ -1,4 +1,4 @@
-//! Why a change is refused, in words that tell the caller what to do.
+//! Errors of the registry, with texts that tell the caller what to do.
 
 use crate::compile::TooMany;
 use crate::model::endpoint::Endpoint;
@@ -7,18 +7,18 @@ use crate::model::endpoint::Endpoint;
 pub enum RegistryError {
     #[error("instance_id {0:?} is not registered; register it first")]
     UnknownInstance(String),
-    #[error("registration_id is empty; give the one that RegisterModule answered for {0:?}")]
+    #[error("registration_id is empty; give the one that RegisterModule returned for {0:?}")]
     CredentialMissing(String),
     #[error("registration_id is not that of {0:?} as it is registered now; register again")]
     CredentialInvalid(String),
     #[error(
-        "instance_id {instance_id:?} belongs to a module with a valid lease at {address}; choose another id, or give that module's \
-         registration_id in metadata registration_id"
+        "instance_id {instance_id:?} belongs to a module with a valid lease at {address}; choose another id, or \
+         give that module's registration_id in metadata registration_id"
     )]
     Taken { instance_id: String, address: Endpoint, epoch: u64 },
     #[error(
-        "instance_id {0:?} belongs to a module with a valid lease on the same host that started later; end one of the two processes, or \
-         choose another id"
+        "instance_id {0:?} belongs to a module with a valid lease on the same host that started later; end one \
+         of the two processes, or choose another id"
     )]
     StartedEarlier(String),
     #[error("{0} modules are registered, which is the limit; unregister some, or raise --max-modules")]
@@ -30,21 +30,21 @@ pub enum RegistryError {
     #[error("route {route_id:?} does not suit {instance_id:?}: {problem}")]
     Unsuited { route_id: String, instance_id: String, problem: String },
     #[error(
-        "metadata quic_server_id is also that of {owner:?}, so connection ids would not tell them apart; give every instance \
-         its own"
+        "metadata quic_server_id is also that of {owner:?}, so connection ids could not distinguish the two; give \
+         every instance its own"
     )]
     ServerIdTaken { owner: String },
     #[error(
-        "metadata quic_server_id has another length ({len}) than that of {other:?} ({other_len}), which has the same \
-         quic_config_id, {config}; nothing in a connection id says how long it is, so make them equal, or use another \
-         quic_config_id"
+        "metadata quic_server_id has another length ({len}) than that of {other:?} ({other_len}), which has the \
+         same quic_config_id, {config}; a connection id does not contain that length, so make them equal, or use \
+         another quic_config_id"
     )]
     ServerIdLength { len: u8, config: u8, other: String, other_len: u8 },
     #[error("no registered instance has version {0:?}; register one first")]
     UnknownVersion(String),
     #[error(
-        "version {version:?} is being promoted and has {percent} % of new flows; wait until it has all of them, or roll it \
-         back first"
+        "version {version:?} is being promoted and has {percent} % of new flows; wait until it has all of them, \
+         or roll it back first"
     )]
     Promoting { version: String, percent: u32 },
     #[error("the split was not changed yet, so there is none to roll back to")]
@@ -52,8 +52,8 @@ pub enum RegistryError {
     #[error("version {0:?} did not have the greatest share in any former split; promote it instead")]
     NeverActive(String),
     #[error(
-        "every registered version has weight 0 in the former split, so no instance would get new flows; set weights by SetTrafficWeight, \
-         or name a target_version"
+        "every registered version has weight 0 in the former split, so no instance would get new flows; set \
+         weights by SetTrafficWeight, or name a target_version"
     )]
     EmptySplit,
     #[error("there is no route {0:?}")]
@@ -65,8 +65,8 @@ pub enum RegistryError {
     #[error("no rate limit has the id {0:?}; GetRateLimits lists them")]
     UnknownLimit(String),
     #[error(
-        "one packet would meet {met} rate limits of one kind on the same target or on nested source prefixes, and the data \
-         path asks {limit}; remove some"
+        "a packet would be subject to {met} rate limits of one kind on the same target or on nested source \
+         prefixes, and the data path checks at most {limit}; remove some"
     )]
     TooManyLimitsMet { met: usize, limit: usize },
     #[error("{0:?} is unregistering; it has to register again to take flows")]

@@ -1,4 +1,4 @@
-//! What tests of the registry and around it start from.
+//! Fixtures for tests of the registry and of what uses it.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -49,13 +49,13 @@ pub fn registry() -> Registry {
     Registry::new(settings())
 }
 
-/// Now, by a test's count of seconds.
+/// The time at this many seconds after `start`.
 pub fn at(start: Instant, seconds: u64) -> Now {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds);
     Now { at: start + Duration::from_secs(seconds), wall }
 }
 
-/// A connection every 10 s within 2 s; 3 failures, 2 successes.
+/// Connects every 10 s, with 2 s for the answer; 3 failures or 2 successes change the signal.
 pub const CHECK: Check = Check {
     probe: Probe::Connect,
     port: None,
@@ -113,10 +113,10 @@ pub fn route_to(vip: &str, port: u16) -> Route {
     Route { destination: Destination::Address(vip.parse::<IpAddr>().unwrap()), ..route(port) }
 }
 
-/// Registration in a word.
+/// Registers modules in tests.
 pub trait Fleet {
     fn admit(&self, registration: Registration, now: Now) -> Result<Registered, RegistryError>;
-    /// Answers the registration_id.
+    /// Registers an instance, and returns its registration_id.
     fn add(&self, instance_id: &str) -> String;
 }
 
@@ -126,7 +126,7 @@ impl Fleet for Registry {
     }
 
     fn add(&self, instance_id: &str) -> String {
-        let registered = self.admit(registration(instance_id), Now::read()).expect("room in the registry");
+        let registered = self.admit(registration(instance_id), Now::read()).expect("the registry accepts it");
         registered.registration_id.reveal().to_owned()
     }
 }

@@ -1,4 +1,4 @@
-//! What is found out about modules: health checks and resets give their opinions here.
+//! Health signals of modules: health checks and outlier detection report here.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::model::{Backend, Destination, Health, L4, Route};
 use crate::policy::health::{HealthSignal, Source, Target};
 
 impl Registry {
-    /// A source that watches that very registration has come to another opinion of it.
+    /// Records a new signal of a source for the registration of this epoch.
     pub fn report_signal(&self, instance_id: &str, epoch: u64, source: Source, signal: HealthSignal) {
         let mut state = self.lock();
         let Some(record) = state.modules.get(instance_id).filter(|record| record.epoch == epoch) else {
@@ -26,7 +26,7 @@ impl Registry {
         match source {
             Source::Check => record.check = Some(signal),
             Source::Resets => record.resets = signal,
-            // Theirs follow from heartbeats, the lease and the drain.
+            // These signals follow from heartbeats, the lease and the drain.
             Source::Module | Source::Lease | Source::Operator => return,
         }
         let after = record.health();
@@ -40,7 +40,7 @@ impl Registry {
         }
     }
 
-    /// Whom to try for the health check of that very registration, if it has one.
+    /// The target of the health check of the registration of this epoch, if it has a check.
     pub fn check_target(&self, instance_id: &str, epoch: u64) -> Option<Target> {
         let state = self.snapshot();
         let record = state.record(instance_id).ok().filter(|record| record.epoch == epoch)?;
@@ -56,7 +56,7 @@ impl Registry {
 }
 
 impl State {
-    /// The route that a backend was made for, if it was made for one alone and that is still there.
+    /// The route of a backend that serves one route alone, if that route still exists.
     pub fn route_of(&self, backend: &Backend) -> Option<&Route> {
         let key = backend.route.as_ref()?;
         match key.operators {
@@ -66,8 +66,8 @@ impl State {
         .map(Arc::as_ref)
     }
 
-    /// Where traffic for a module is sent to, in each family in which it comes: on this port, or else on that of its first
-    /// TCP route, or else on that of its gRPC server.
+    /// The sockets that traffic for a module goes to, in each address family of its VIPs: on this port, or
+    /// else on the port of its first TCP route, or else on that of its gRPC server.
     fn data_sockets(&self, record: &Record, port: Option<u16>) -> Vec<SocketAddr> {
         let module = &record.registration.module;
         let mut tcp = self.routes_for(record).filter(|route| route.protocol.l4() == L4::Tcp);
@@ -78,7 +78,7 @@ impl State {
         let all = module.data.v4.map(IpAddr::from).into_iter().chain(module.data.v6.map(IpAddr::from));
         let (met, others): (Vec<IpAddr>, Vec<IpAddr>) =
             all.partition(|address| if address.is_ipv6() { v6 } else { v4 });
-        // Direct server return carries either family in either.
+        // Direct server return carries packets of either family to an address of either.
         let addresses = if met.is_empty() { others } else { met };
         addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
     }
@@ -89,7 +89,7 @@ impl State {
         module.served(id, &self.operator_routes).map(|served| served.route)
     }
 
-    /// Whether some VIP of a route is of this family.
+    /// Whether any VIP of a route has this address family.
     fn is_for(&self, route: &Route, family: fn(&IpAddr) -> bool) -> bool {
         match route.destination {
             Destination::Address(address) => family(&address),

@@ -1,7 +1,8 @@
-//! Routes that nobody configured: a packet came for a destination without a service, and modules said that they can handle
-//! it.
+//! Learned routes: a packet came for a destination without a service, and modules answered that they can
+//! handle it.
 //!
-//! They give way to whatever is configured: to a route that covers the same destination, and where room is short.
+//! Learned routes give way to configured ones: to a route that covers the same destination, and wherever room
+//! is short.
 
 #[cfg(test)]
 mod tests;
@@ -18,17 +19,17 @@ use crate::model::destination::L4Destination;
 use crate::model::{Ability, Destination, Route, RouteKey};
 use crate::registry::Learned;
 
-/// Learned routes at a time.
+/// The most learned routes at a time.
 pub const MAX_LEARNED_ROUTES: usize = 256;
 
-/// Why a destination got no route.
+/// Why no route was learned for a destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLearned {
     #[error("routes are not learned; see --learn-routes")]
     Off,
-    #[error("its address is no VIP any more")]
+    #[error("its address is no longer a VIP")]
     NoVip,
-    #[error("a route covers it by now")]
+    #[error("a route covers it now")]
     Covered,
     #[error("no module can handle it")]
     NobodyAble,
@@ -41,7 +42,7 @@ pub enum NotLearned {
 }
 
 impl Registry {
-    /// Takes a route in for a destination that some of these modules have said they can handle.
+    /// Adds a route for a destination that some of these modules can handle, by their answers.
     pub fn learn(
         &self,
         destination: L4Destination,
@@ -50,7 +51,7 @@ impl Registry {
     ) -> Result<u64, NotLearned> {
         let mut current = self.lock();
         current.may_learn(&destination)?;
-        // Who has gone since it answered does not matter.
+        // Answers of modules that are no longer registered are ignored.
         let is_there = |instance_id: &String| current.modules.contains_key(instance_id);
         if !answers.iter().any(|(instance_id, ability)| ability.can_handle && is_there(instance_id)) {
             return Err(NotLearned::NobodyAble);
@@ -66,7 +67,7 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Forgets learned routes by id.
+    /// Removes learned routes by id.
     pub fn forget_learned(&self, route_ids: &BTreeSet<String>) {
         let mut state = self.lock();
         if !route_ids.iter().any(|id| state.learned.contains_key(id)) {
@@ -79,7 +80,7 @@ impl Registry {
 }
 
 impl State {
-    /// Whether modules may be asked who can handle a destination.
+    /// Whether modules may be asked about a destination.
     pub fn may_learn(&self, destination: &L4Destination) -> Result<(), NotLearned> {
         if !self.settings.learn_routes {
             return Err(NotLearned::Off);
@@ -100,7 +101,7 @@ impl State {
         Ok(())
     }
 
-    /// The learned routes whose place has been taken by a configured one, or whose destination is gone.
+    /// The learned routes that a configured route covers now, or whose destination is no longer a VIP.
     pub fn superseded(&self) -> BTreeSet<String> {
         let settings = &self.settings;
         let ports: BTreeSet<u16> = self.learned.values().map(|learned| learned.destination.port).collect();
@@ -125,7 +126,7 @@ impl State {
         key.operators && self.learned_routes.contains_key(&key.id)
     }
 
-    /// What the modules that are there have said of a learned route.
+    /// The answers of registered modules about a learned route.
     pub fn said_of_learned(&self, route_id: &str) -> impl Iterator<Item = (&str, Ability)> {
         let key = RouteKey { id: route_id.to_owned(), operators: true };
         self.modules.iter().filter_map(move |(instance_id, record)| {
@@ -134,7 +135,7 @@ impl State {
         })
     }
 
-    /// The state without what was learned, if anything was.
+    /// The state without learned routes, if there are any.
     pub(super) fn without_learned(&self) -> Option<Self> {
         if self.learned_routes.is_empty() {
             return None;
@@ -157,10 +158,10 @@ impl State {
     fn forget_learned(&mut self, gone: impl Fn(&str) -> bool) {
         let gone: BTreeSet<String> = self.learned.keys().filter(|id| gone(id)).cloned().collect();
         let is_gone = |key: &RouteKey| key.operators && gone.contains(&key.id);
-        let said = |record: &Record| record.registration.module.abilities.keys().any(is_gone);
-        let said: Vec<String> =
-            self.modules.iter().filter(|(_, record)| said(record)).map(|(id, _)| id.clone()).collect();
-        for instance_id in said {
+        let answered = |record: &Record| record.registration.module.abilities.keys().any(is_gone);
+        let answered: Vec<String> =
+            self.modules.iter().filter(|(_, record)| answered(record)).map(|(id, _)| id.clone()).collect();
+        for instance_id in answered {
             if let Ok(record) = self.record_mut(&instance_id) {
                 record.registration.module.abilities.retain(|key, _| !is_gone(key));
             }

@@ -1,4 +1,4 @@
-//! The registry: what modules and operators have asked for, and the rules by which that changes.
+//! The registry: the state that modules and operators asked for, and the rules for changing it.
 //!
 //! [`Registry`] is the single writer. Each file beside it adds the changes of one subject.
 

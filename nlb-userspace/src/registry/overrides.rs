@@ -1,9 +1,9 @@
-//! What operators have set for single instances, and the instances that are awaited after a start.
+//! Instance overrides of operators, and the instances that await re-registration after a start.
 
 use super::{InstanceOverrides, State};
 
 impl State {
-    /// Notes what an operator has set for an instance.
+    /// Records an operator's override for an instance.
     pub(super) fn override_instance(&mut self, instance_id: &str, set: impl FnOnce(&mut InstanceOverrides)) {
         let mut overrides = self.overrides.get(instance_id).copied().unwrap_or_default();
         set(&mut overrides);
@@ -14,7 +14,8 @@ impl State {
         }
     }
 
-    /// What a registration says counts, unless it only follows a restart of the NLB.
+    /// The overrides that a new registration keeps: none, unless it is a re-registration after a restart of
+    /// the NLB.
     pub(super) fn overrides_of_newcomer(&mut self, instance_id: &str) -> InstanceOverrides {
         if !self.awaits(instance_id) {
             self.forget_overrides(instance_id);
@@ -38,7 +39,7 @@ impl State {
         }
     }
 
-    /// Whoever is not there by now is as one who left.
+    /// Ends the wait for re-registrations. Instances that did not register again are treated as unregistered.
     pub(super) fn end_waiting(&mut self) {
         self.awaited = None;
         let gone: Vec<String> =

@@ -1,4 +1,4 @@
-//! What operators have set: the part of the state that outlives the daemon. Modules register again by themselves.
+//! Persisted state: what operators set, which outlives the daemon. Modules register again by themselves.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::policy::scaling::policy::Policy;
 use super::{Split, State};
 use crate::registry::InstanceOverrides;
 
-/// Its form on disk is that of its serialization; see `store`.
+/// Its serialization is its form on disk; see `store`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PersistedState {
@@ -33,7 +33,7 @@ pub struct PersistedState {
     pub scaling: Vec<GroupPolicy>,
 }
 
-/// How operators want a group to scale.
+/// An operator's scaling policy for a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupPolicy {
@@ -41,7 +41,7 @@ pub struct GroupPolicy {
     pub policy: Policy,
 }
 
-/// The newest of what is to be kept. The number grows with every change of it.
+/// The newest persisted state. The number grows with every change of it.
 #[derive(Clone, Debug, Default)]
 pub struct PersistedRevision {
     pub number: u64,
@@ -49,7 +49,7 @@ pub struct PersistedRevision {
 }
 
 impl PersistedState {
-    /// Whether it could have been set; if not, why.
+    /// Whether the state is one that operators could have set; if not, why.
     pub fn check(&self) -> Result<(), String> {
         self.promotion.iter().try_for_each(Stage::check)?;
         self.scaling.iter().try_for_each(|persisted| persisted.policy.check())?;
@@ -65,7 +65,7 @@ impl PersistedState {
         }
     }
 
-    /// Clones share what is large.
+    /// Clones share large parts.
     pub(super) fn of(state: &State) -> Self {
         let policies = state.scaling.iter();
         let policies =

@@ -1,4 +1,4 @@
-//! The split of new flows among versions, as promotions and rollbacks change it.
+//! The traffic split among versions, as promotions and rollbacks change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use crate::model::traffic::Traffic;
 use crate::policy::promotion::{Counters, Next, Pace, Promotion, WHOLE};
 use crate::registry::Split;
 
-/// Former splits that can be gone back to.
+/// Former splits that a rollback can restore.
 const REMEMBERED: usize = 16;
 
-/// What a promotion has come to.
+/// The outcome of a promotion call.
 #[derive(Debug, PartialEq)]
 pub struct Promoted {
     pub percent: u32,
     pub revision: u64,
 }
 
-/// Which versions took most new flows, before and after.
+/// The active versions before and after a rollback.
 #[derive(Debug, PartialEq)]
 pub struct RolledBack {
     pub previous: String,
@@ -30,8 +30,8 @@ pub struct RolledBack {
 }
 
 impl Registry {
-    /// Gives a version more new flows, all of them in the end. While that goes on, the version's own promotion can
-    /// change its pace; another version's has to wait until it has all of them.
+    /// Gives a version a greater share of new flows, and in the end all of them. Meanwhile the same version's
+    /// promotion can change its pace; a promotion of another version is refused until it has all new flows.
     pub fn promote(
         &self,
         version: &str,
@@ -56,7 +56,7 @@ impl Registry {
                     running.change_pace(pace, &terms, now);
                     running
                 }
-                // One that only proves itself has nothing left to do.
+                // A promotion that has all new flows and is only being evaluated can be replaced.
                 Some(_) | None => {
                     let counters = state.counters(version, traffic);
                     let shares = state.version_shares();
@@ -77,9 +77,9 @@ impl Registry {
         Ok(Promoted { percent, revision })
     }
 
-    /// Puts a former split back: the one before the last change, or the last one in which `target` took most new flows.
-    /// A promotion that is under way ends. The changes are undone, not made the other way round: going back twice goes
-    /// further back, and never to the version that one has just fled.
+    /// Restores a former split: the one before the last change, or the last one in which `target` was the
+    /// active version. A running promotion ends. A rollback undoes changes and adds none, so a second one
+    /// goes further back, and never to the version that the first one left.
     pub fn roll_back(&self, target: &str, commit: Commit) -> Result<RolledBack, RegistryError> {
         let ((previous, current), revision) = self.change(commit, |state| {
             let index = match target {
@@ -105,7 +105,7 @@ impl Registry {
         Ok(RolledBack { previous, current, revision })
     }
 
-    /// Takes a promotion that is under way forward, or back, by what its version's instances have counted.
+    /// Takes a running promotion a step further or rolls it back, by the counters of its version's instances.
     pub fn follow_promotion(&self, traffic: &Traffic, now: Now) {
         let mut state = self.lock();
         let terms = &state.settings.promotion.clone();
@@ -139,12 +139,13 @@ impl Registry {
 }
 
 impl State {
-    /// The version with the greatest share of new flows, of equals the first by name; `None` if none has any.
+    /// The version with the greatest share of new flows, the first by name among equals; `None` if no version
+    /// has any.
     pub fn active_version(&self) -> Option<&str> {
         self.active_under(&self.version_weights)
     }
 
-    /// Before a change of weights that a rollback may have to undo.
+    /// Records the split before a change of weights, for rollbacks.
     pub(super) fn remember_split(&mut self) {
         if self.former_splits.len() == REMEMBERED {
             self.former_splits.remove(0);
@@ -152,7 +153,7 @@ impl State {
         self.former_splits.push(Split { weights: self.version_weights.clone(), since: self.split_since });
     }
 
-    /// Undoes the changes since this one of the former splits.
+    /// Restores the former split of this index, and forgets those after it.
     fn restore(&mut self, index: usize) {
         let Some(split) = self.former_splits.drain(index..).next() else { return };
         self.version_weights = split.weights;
@@ -160,7 +161,7 @@ impl State {
         self.promotion = None;
     }
 
-    /// Ends a promotion that failed, and puts the split from before back unless nobody could serve then.
+    /// Ends a failed promotion, and restores the split before it unless no instance could serve then.
     fn roll_back_promotion(&mut self, version: &str, why: &str) {
         let former = self.former_splits.last().and_then(|split| self.active_under(&split.weights));
         let outcome = if former.is_some_and(|active| self.serving(active).next().is_some()) {
@@ -175,7 +176,7 @@ impl State {
 
     fn active_under(&self, weights: &BTreeMap<String, u32>) -> Option<&str> {
         let shares = self.shares_under(weights);
-        // Of equals `max_by_key` takes the last, which is the first by name from the end.
+        // Of equals `max_by_key` returns the last, which is the first by name in reverse order.
         let (active, _) = shares.into_iter().rev().filter(|(_, share)| *share > 0).max_by_key(|(_, s)| *s)?;
         Some(active)
     }
@@ -187,7 +188,7 @@ impl State {
         })
     }
 
-    /// What the instances of a version that take new flows have counted, by their word and by the data path.
+    /// The counters of a version's instances that take new flows, from heartbeats and from the data path.
     fn counters(&self, version: &str, traffic: &Traffic) -> BTreeMap<String, Counters> {
         let serving: BTreeSet<&str> = self.serving(version).collect();
         let mut counters: BTreeMap<String, Counters> = serving

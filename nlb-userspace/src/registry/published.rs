@@ -1,6 +1,7 @@
-//! What was last told to the data path, and what the next state would tell it.
+//! The desired state that was last published to the data path, and the one that a new state would publish.
 //!
-//! States share what they have in common, so this costs what has changed, not what there is.
+//! States share what they have in common, so the cost grows with what changed, not with the size of the
+//! state.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::model::Desired;
 
 use super::{RegistryError, State};
 
-/// A state, and what it means for the data path.
+/// A state, and the desired state of the data path that follows from it.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub state: Arc<State>,
@@ -20,13 +21,13 @@ pub struct Published {
 }
 
 impl Published {
-    /// Of a state in which nobody has registered or asked for anything.
+    /// The published form of a state without registrations and settings of operators.
     pub fn first(state: Arc<State>) -> Self {
         let desired = state.desired_after(&state, &Desired::default());
         Published { state, desired: Arc::new(desired), footprint: Footprint::default() }
     }
 
-    /// What would be published of a later state: under a new revision if that is news to the data path.
+    /// The published form of a later state: with a new revision, if its desired state differs.
     pub fn next(&self, state: Arc<State>) -> Published {
         let mut desired = state.desired_after(&self.state, &self.desired);
         if desired == *self.desired {
@@ -38,7 +39,7 @@ impl Published {
         Published { state, desired: Arc::new(desired), footprint }
     }
 
-    /// A later state that is allowed and fits, without what was learned if need be.
+    /// The published form of a later state that is allowed and fits, if need be without learned routes.
     pub fn fitting(&self, candidate: State) -> Result<Published, RegistryError> {
         let next = self.next(Arc::new(candidate));
         let Err(error) = next.check(self) else { return Ok(next) };
@@ -46,7 +47,8 @@ impl Published {
         without.check(self).map(|()| without)
     }
 
-    /// Whether it keeps to the operator's limits, and has room in the maps, if what came before has.
+    /// Whether the state keeps to the operator's limits and fits the maps, provided that the state before
+    /// does.
     pub fn check(&self, before: &Published) -> Result<(), RegistryError> {
         let (desired, settings) = (&self.desired, &self.state.settings);
         if desired.modules.len() > settings.max_modules {

@@ -1,4 +1,4 @@
-//! Rebalancing: other weights than those asked for, for many instances in one change.
+//! Rebalancing: weights other than the requested ones, for many instances in one change.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use tracing::info;
 use super::{Commit, Registry, RegistryError};
 
 impl Registry {
-    /// Sets the weights by which new flows are shared; those that were asked for stay on record.
+    /// Sets the weights by which new flows are shared; the requested weights stay on record.
     pub fn rebalance(&self, weights: &BTreeMap<String, u32>) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
             for (instance_id, weight) in weights {
@@ -19,8 +19,8 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Whether the instance is registered, and the proof right if one is given: for calls whose messages have no field for
-    /// it in the contract.
+    /// Checks that the instance is registered, and the credential if one is given: for calls whose messages
+    /// have no field for it in the contract.
     pub fn authenticate_caller(&self, instance_id: &str, registration_id: &str) -> Result<(), RegistryError> {
         self.snapshot().authenticate_caller(instance_id, registration_id)
     }
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_may_be_left_out_but_not_be_wrong() {
+    fn a_credential_may_be_left_out_but_not_be_wrong() {
         let registry = registry();
         let id = registry.add("alb-1");
         assert_eq!(registry.authenticate_caller("alb-1", ""), Ok(()));

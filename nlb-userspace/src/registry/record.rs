@@ -1,4 +1,4 @@
-//! One registered module: what it said of itself, and how it stands with us.
+//! One registered module: its registration, and the state that the registry keeps for it.
 
 use std::time::SystemTime;
 
@@ -15,26 +15,26 @@ use crate::policy::scaling::policy::Policy;
 use super::{Attempt, RegistrationId, Report};
 use crate::model::clock::Now;
 
-/// What a module says when it registers.
+/// The content of a call to register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
     pub instance_id: String,
-    /// Of its gRPC server.
+    /// The address of the module's gRPC server.
     pub address: Endpoint,
-    /// Where the data addresses come from.
+    /// The hosts that the data addresses are resolved from.
     pub data_hosts: Vec<Host>,
-    /// Its part in the data path; `health` is the module's own word.
+    /// The module's part in the data path; `health` is the health that the module reports.
     pub module: Module,
-    /// How to find out whether it serves.
+    /// The health check that the module asks for.
     pub check: Option<Check>,
-    /// 0 is unlimited.
+    /// 0 means unlimited.
     pub max_connections: u32,
     pub started_at: Option<SystemTime>,
-    /// Which process this comes from, if it says so. Neither shown nor logged.
+    /// The process that the call comes from, if the call names it. Neither shown nor logged.
     pub attempt: Option<Attempt>,
     pub metadata: Texts,
     pub capabilities: Texts,
-    /// How its group scales, if it says so.
+    /// The scaling policy of its group, if the call has one.
     pub scaling: Option<Policy>,
 }
 
@@ -57,12 +57,12 @@ impl Registration {
         }
     }
 
-    /// Whether it started before the other, where both say when.
+    /// Whether this process started before the other, where both give a start time.
     pub fn is_of_earlier_start(&self, other: &Registration) -> bool {
         matches!((self.started_at, other.started_at), (Some(own), Some(others)) if own < others)
     }
 
-    /// Whether all is as it was, but for what changes within one registration, too.
+    /// Whether the two are equal, apart from what may change within one registration.
     fn is_unchanged_from(&self, old: &Registration) -> bool {
         let module = Module {
             weight: old.module.weight,
@@ -75,20 +75,20 @@ impl Registration {
         Registration { module, attempt, ..self.clone() } == *old
     }
 
-    /// Whether a health check of the one says the same of the other.
+    /// Whether both have the same health check of the same target.
     fn is_checked_as(&self, old: &Registration) -> bool {
         self.check == old.check && self.address == old.address && self.data_hosts == old.data_hosts
     }
 }
 
-/// How a registration relates to the one that has its id.
+/// How a call to register relates to the registration with its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
-    /// It comes from another process, or does not say.
+    /// The call comes from another process, or does not name its process.
     Other,
-    /// The same process calls again.
+    /// The call comes from the same process, and is newer.
     Continuation,
-    /// The same process has called again since.
+    /// The call comes from the same process, and is older.
     Outdated,
 }
 
@@ -100,38 +100,39 @@ pub struct Record {
     pub epoch: u64,
     pub registered_at: SystemTime,
     pub lease: Lease,
-    /// The lease's standing as it was last acted upon.
+    /// The lease state that was last acted upon.
     pub lease_state: LeaseState,
     pub drain: Option<Drain>,
-    /// What its health check has found, if it has one.
+    /// The signal of its health check, if it has one.
     pub check: Option<HealthSignal>,
-    /// What the resets of its flows say.
+    /// The signal of outlier detection, from resets of its flows.
     pub resets: HealthSignal,
     pub report: Option<Report>,
-    /// The weight that the module or an operator asked for. Rebalancing moves the one in `registration` away from it.
+    /// The weight that the module or an operator requested. Rebalancing changes the one in `registration`
+    /// only.
     pub asked_weight: u32,
-    /// What the module said last about weights, be it by registering.
+    /// The module's last weight request, of which registering is the first.
     pub request: WeightRequest,
-    /// When each route came, by route id.
+    /// When each route was added, by route id.
     pub routes_since: OrdMap<String, SystemTime>,
 }
 
-/// Why a module is given no new flows although it is well.
+/// Why a healthy module gets no new flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// An operator's wish; the module stays registered.
+    /// An operator drains the module; it stays registered.
     Maintenance,
     /// The module unregisters.
     Leaving,
 }
 
-/// What operators have set for one instance.
+/// Instance overrides: what operators set for one instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceOverrides {
-    /// In place of the one that it registers with.
+    /// Takes the place of the weight of its registration.
     pub weight: Option<u32>,
-    /// It is drained, and stays so.
+    /// The instance is drained until an operator ends the drain.
     pub maintenance: bool,
 }
 
@@ -163,16 +164,17 @@ impl Record {
         match self.is_same_process(newcomer) {
             false => Relation::Other,
             true if newcomer.is_before(&self.registration) => Relation::Outdated,
-            // A module that has begun to leave begins anew.
+            // A module that is unregistering starts a new registration.
             true if self.drain == Some(Drain::Leaving) => Relation::Other,
             true => Relation::Continuation,
         }
     }
 
-    /// Takes over what the same process says now. The registration_id stays, and what operators have set.
+    /// Applies a newer call of the same process. The registration_id and what operators set stay.
     ///
-    /// Observers know a registration by its epoch. It stays where the call says nothing new. Else it changes, so that they look
-    /// again: a health check must not go on with the former probe, nor a resolver with the former names.
+    /// Observers know a registration by its epoch. The epoch stays if the call changes nothing. Otherwise it
+    /// changes, so that observers start over: a health check must not go on with the former probe, nor the
+    /// resolver with the former names.
     pub(super) fn renew(
         &mut self,
         registration: Registration,
@@ -183,7 +185,7 @@ impl Record {
         let old = std::mem::replace(&mut self.registration, registration);
         let asked = self.registration.module.weight;
         if overrides.weight.is_some() || asked == self.asked_weight {
-            // The operator's, or one that rebalancing has moved.
+            // The operator's weight, or one that rebalancing set.
             self.registration.module.weight = old.module.weight;
         } else {
             self.asked_weight = asked;
@@ -199,18 +201,18 @@ impl Record {
             self.epoch = next_epoch();
             self.resets = HealthSignal::healthy();
         }
-        // As of a new one: the process may have to hear of the interval again.
+        // As for a new registration: the process may not know the heartbeat interval.
         self.lease = Lease::new(now.at);
         self.lease_state = LeaseState::Valid;
     }
 
-    /// Gives it the weight that was asked for.
+    /// Sets a requested weight.
     pub(super) fn weigh(&mut self, weight: u32) {
         self.registration.module.weight = weight;
         self.asked_weight = weight;
     }
 
-    /// Takes over what operators had set before the NLB was restarted.
+    /// Applies instance overrides that were set before the NLB restarted.
     pub(super) fn obey(&mut self, overrides: InstanceOverrides) {
         if let Some(weight) = overrides.weight {
             self.weigh(weight);
@@ -220,12 +222,12 @@ impl Record {
         }
     }
 
-    /// What counts for steering.
+    /// The health that decides on new flows.
     pub fn health(&self) -> Health {
         self.signals().health()
     }
 
-    /// Whether it would get new flows of a route that it was given.
+    /// Whether it would get new flows of a route that it serves.
     pub fn could_serve(&self, route: &Route) -> bool {
         self.health().takes_new_flows() && route.suits(&self.registration.module).is_ok()
     }
@@ -240,7 +242,7 @@ impl Record {
         }
     }
 
-    /// What a source that gives reasons has told.
+    /// The signal of a source that gives reasons.
     pub fn told(&self, source: Source) -> Option<&HealthSignal> {
         match source {
             Source::Check => self.check.as_ref(),
@@ -250,14 +252,14 @@ impl Record {
     }
 }
 
-/// What a newcomer puts forward to supersede a living module from another address.
+/// The grounds on which a call may supersede a registration with a valid lease from another address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Claim {
     #[default]
     None,
-    /// It knows the registration_id.
+    /// The caller knows the registration_id.
     RegistrationId(String),
-    /// We found that the registration of this epoch no longer answers at its address.
+    /// The NLB found that the registration of this epoch does not answer at its address.
     Silent { epoch: u64 },
 }
 

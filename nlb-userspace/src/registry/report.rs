@@ -1,10 +1,11 @@
-//! What a module says of its own work in a heartbeat. Kept and shown; the data path counts for itself.
+//! What a module reports of its work in a heartbeat. The NLB stores and shows it; the data path has its own
+//! counters.
 
 use std::time::SystemTime;
 
 use crate::model::Texts;
 
-/// Latencies are milliseconds, memory is mebibytes.
+/// Latencies are in milliseconds, memory is in mebibytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     pub total_requests: u64,
@@ -25,7 +26,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Requests that wait, where the module tells: the contract has no field of its own for them.
+    /// Requests that wait, if the module reports them: the contract has no field for it.
     pub fn queue_depth(&self) -> u64 {
         self.custom.get("queue_depth").and_then(|depth| depth.parse().ok()).unwrap_or_default()
     }

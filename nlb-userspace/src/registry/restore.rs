@@ -1,4 +1,4 @@
-//! The registry begins with what operators had set before the daemon was restarted.
+//! Restores the registry from the persisted state.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 
 impl Registry {
-    /// Begins with what was kept, if it fits the settings.
+    /// A registry with the persisted state, if that fits the settings.
     pub fn restore(settings: Settings, persisted: PersistedState, now: Now) -> Result<Self, RegistryError> {
         let mut registry = Registry::new(settings);
         registry.change(Commit::Apply, |state| {
@@ -31,12 +31,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// What has to be kept; the receiver wakes with every change of it.
+    /// The state to be persisted; the receiver wakes with every change of it.
     pub fn persisted(&self) -> watch::Receiver<PersistedRevision> {
         self.persisted.subscribe()
     }
 
-    /// Puts an operator's policy in force, for as long as the group has instances.
+    /// Sets an operator's policy for a group, which is valid for as long as the group has instances.
     pub fn set_scaling(&self, group: &GroupKey, policy: Policy) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
             state.scaling.insert(group.clone(), policy);
@@ -46,7 +46,7 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Forgets the policies of groups that nobody belongs to any more.
+    /// Removes the policies of groups without instances.
     pub fn forget_scaling(&self, gone: &BTreeSet<GroupKey>) {
         let mut state = self.lock();
         let changed = Arc::make_mut(&mut state);

@@ -1,4 +1,4 @@
-//! Changes of routes: whose they are, and what becomes of those that a change does not list.
+//! Changes of routes: whose routes they are, and what becomes of routes that a change does not list.
 
 use std::time::SystemTime;
 
@@ -11,10 +11,10 @@ use crate::model::Routes;
 use super::{Commit, Registry, RegistryError, State, suitability};
 use crate::model::clock::Now;
 
-/// When each route came, by route id.
+/// When each route was added, by route id.
 type Since = OrdMap<String, SystemTime>;
 
-/// Whose routes are changed.
+/// The owner of the routes that are changed.
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'a> {
     Operator,
@@ -23,15 +23,15 @@ pub enum Owner<'a> {
         instance_id: &'a str,
         registration_id: &'a str,
     },
-    /// A module's, changed by an operator.
+    /// An operator changes a module's routes.
     OnBehalf {
         instance_id: &'a str,
     },
 }
 
 impl Registry {
-    /// Adds and replaces routes by id, and with `replace_all` removes the owner's other ones. Answers how many were
-    /// added, changed or removed.
+    /// Adds and replaces routes by id, and with `replace_all` removes the owner's other routes. Returns how
+    /// many were added, changed or removed.
     pub fn update_routes(
         &self,
         owner: Owner<'_>,
@@ -72,7 +72,7 @@ impl Registry {
     }
 }
 
-/// The owner's routes and when each came, if the caller may change them.
+/// The owner's routes and when each was added, if the caller may change them.
 fn routes_of<'s>(
     state: &'s mut State,
     owner: Owner<'_>,
@@ -89,7 +89,7 @@ fn routes_of<'s>(
     Ok((&mut record.registration.module.routes, &mut record.routes_since))
 }
 
-/// Whether those who are to serve these routes can.
+/// Checks that the modules which are to serve these routes can.
 fn check_suited(state: &State, owner: Owner<'_>, routes: &Routes) -> Result<(), RegistryError> {
     match owner {
         Owner::Operator => state
@@ -152,7 +152,7 @@ mod tests {
             registry.update_routes(owner, routes(named), replace_all, Commit::Apply, Now::read()).unwrap().0
         };
         assert_eq!(update(module, &[("api", route(8080))], false), 1);
-        assert_eq!(update(module, &[("api", route(8080))], false), 0, "nothing new");
+        assert_eq!(update(module, &[("api", route(8080))], false), 0, "an unchanged route does not count");
         assert_eq!(update(module, &[("api", route(9090))], false), 1);
         assert_eq!(update(Owner::Operator, &[("api", route(443))], true), 1);
         let of_module = |registry: &Registry| -> Vec<String> {

@@ -1,8 +1,8 @@
-//! What proves that a call comes from a module, and how it is compared.
+//! The registration_id, which authenticates a module's calls, and how it is compared.
 
 use std::fmt;
 
-/// A module's secret, which proves that a call comes from it. Never logged.
+/// A module's secret, which authenticates its calls. Never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RegistrationId(String);
 
@@ -28,7 +28,7 @@ impl fmt::Debug for RegistrationId {
     }
 }
 
-/// Compares in a time that does not tell where the first difference is.
+/// Compares in a time that does not depend on the position of the first difference.
 pub(super) fn is_same_secret(one: &str, other: &str) -> bool {
     let differences = one.bytes().zip(other.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
     one.len() == other.len() && differences == 0

@@ -1,4 +1,4 @@
-//! Everything the registry knows, as one value that can be copied, changed and swapped in.
+//! The registry's whole state, as one value that is copied, changed and swapped in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{InstanceOverrides, Record, RegistryError};
 use crate::model::destination::L4Destination;
 use crate::model::settings::Settings;
 
-/// Clones share the modules, routes and limits that are equal.
+/// Clones share modules, routes and limits that are equal.
 #[derive(Clone, Debug)]
 pub struct State {
     pub settings: Arc<Settings>,
@@ -26,12 +26,12 @@ pub struct State {
     pub modules: OrdMap<String, Arc<Record>>,
     /// By route id.
     pub operator_routes: Routes,
-    /// When each of the operator's routes came.
+    /// When each of the operator's routes was added.
     pub operator_routes_since: OrdMap<String, SystemTime>,
     pub learned_routes: Routes,
-    /// What else is known of each of those, by route id.
+    /// What else is known of the learned routes, by route id.
     pub learned: BTreeMap<String, Learned>,
-    /// As set; see [`State::version_shares`] for what they mean.
+    /// As operators set them; [`State::version_shares`] interprets them.
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
     pub rate_limits: OrdMap<String, Arc<RateLimit>>,
@@ -40,18 +40,18 @@ pub struct State {
     /// Oldest first.
     pub former_splits: Vec<Split>,
     pub promotion: Option<Promotion>,
-    /// How the last promotion ended, for people.
+    /// How the last promotion ended, in words for operators.
     pub last_promotion: Option<String>,
-    /// What operators have set for instances, by id: of those that are registered, and of those that are awaited.
+    /// Instance overrides by instance id: of registered instances, and of those that await re-registration.
     pub overrides: OrdMap<String, InstanceOverrides>,
-    /// `None` once the NLB has waited long enough, or began with nothing.
+    /// `None` once the wait is over, or if there was nothing to wait for.
     pub awaited: Option<AwaitedRegistrations>,
-    /// How operators want groups to scale.
+    /// Scaling policies of operators.
     pub scaling: BTreeMap<GroupKey, Policy>,
     last_epoch: u64,
 }
 
-/// Versions' weights as they were set, so that they can be put back.
+/// The weights of versions as they were set, so that a rollback can restore them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Split {
@@ -66,17 +66,17 @@ pub struct Learned {
     pub since: SystemTime,
 }
 
-/// Whom the NLB waits for after its start.
+/// The instances that the NLB awaits after its start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AwaitedRegistrations {
     pub since: Instant,
-    /// Instances that were steered before the start and have not been heard of since. A registration of theirs says nothing
-    /// new, also if it comes twice: it is the NLB that forgot them.
+    /// Instances with overrides that have not registered again since the start. Their registration is no
+    /// change, even if it comes twice: it follows the restart of the NLB.
     pub instances: BTreeSet<String>,
 }
 
 impl State {
-    /// Whether some instance of a group is registered, however it is.
+    /// Whether any instance of a group is registered, whatever its state.
     pub fn has_group(&self, group: &GroupKey) -> bool {
         self.modules.values().any(|record| group.has(&record.registration.module))
     }
@@ -107,7 +107,7 @@ impl State {
         record.ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
-    /// Whether the instance is registered, and the proof right if one is given.
+    /// Checks that the instance is registered, and the credential if one is given.
     pub(super) fn authenticate_caller(
         &self,
         instance_id: &str,
@@ -124,7 +124,7 @@ impl State {
         self.last_epoch
     }
 
-    /// The registrations that came after this epoch.
+    /// The registrations with a later epoch than this one.
     pub fn registered_since(&self, epoch: u64) -> impl Iterator<Item = &Record> {
         let modules = if self.last_epoch > epoch { Some(self.modules.values()) } else { None };
         modules.into_iter().flatten().map(Arc::as_ref).filter(move |record| record.epoch > epoch)
@@ -136,8 +136,8 @@ impl State {
         all.filter(|(id, record)| route.is_for(id, &record.registration.module))
     }
 
-    /// What it all means for the data path, given what a former state meant: only modules that have changed since are
-    /// looked at. The revision is the publisher's.
+    /// The desired state that follows from this one, given the one that followed from a former state: only
+    /// modules that changed since are looked at. The caller sets the revision.
     pub(super) fn desired_after(&self, before: &State, meant: &Desired) -> Desired {
         let mut modules = meant.modules.clone();
         for change in before.modules.diff(&self.modules) {
@@ -183,7 +183,7 @@ impl State {
         self.last_epoch
     }
 
-    /// Whether every route's destination may be a VIP.
+    /// Checks that every route's destination may be a VIP.
     pub(super) fn check_vips(&self) -> Result<(), RegistryError> {
         let of_modules = self.modules.values().flat_map(|record| &record.registration.module.routes);
         for (route_id, route) in of_modules.chain(&self.operator_routes) {

@@ -1,4 +1,4 @@
-//! Whether a module may serve the routes that it would get, beside the modules that are there.
+//! Whether a module may serve its routes beside the modules that are registered.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use imbl::OrdMap;
 use super::{Record, Registration, RegistryError};
 use crate::model::Routes;
 
-/// Whether a module can serve these routes: as its own, and those that are for it as the operator's.
+/// Checks that a module can serve these routes: its own, and those of the operator that are for it.
 pub(super) fn check_suited(
     registration: &Registration,
     own: &Routes,
@@ -28,7 +28,7 @@ pub(super) fn check_suited(
     Ok(())
 }
 
-/// Whether connection ids will tell a newcomer from the other modules.
+/// Checks that connection ids distinguish a new module from the others.
 pub(super) fn check_server_id(
     registration: &Registration,
     modules: &OrdMap<String, Arc<Record>>,

@@ -94,7 +94,7 @@ fn the_same_address_supersedes_freely() {
 }
 
 #[test]
-fn another_address_must_prove_itself_while_the_module_lives() {
+fn another_address_needs_a_credential_while_the_lease_is_valid() {
     let start = Instant::now();
     let registry = registry();
     let first = registry.admit(registration("alb-1"), at(start, 0)).unwrap();
@@ -108,13 +108,13 @@ fn another_address_must_prove_itself_while_the_module_lives() {
         registry.register(elsewhere(), &guess, at(start, 29)),
         Err(RegistryError::Taken { .. })
     ));
-    assert_eq!(registry.desired().borrow().revision, 1, "a refused change changes nothing");
+    assert_eq!(registry.desired().borrow().revision, 1, "a refused call changes nothing");
 
     let proof = Claim::RegistrationId(first.registration_id.reveal().into());
     let proven = registry.register(elsewhere(), &proof, at(start, 29)).unwrap();
     assert_eq!(proven.admission, Admission::Superseding);
 
-    // What was found out about an earlier registration does not count against the one that took its place.
+    // A finding about an earlier registration does not count against the one that superseded it.
     let back = registry.register(registration("alb-1"), &Claim::Silent { epoch }, at(start, 29));
     assert!(matches!(back, Err(RegistryError::Taken { .. })));
     let epoch = registry.snapshot().record("alb-1").unwrap().epoch;
@@ -122,7 +122,7 @@ fn another_address_must_prove_itself_while_the_module_lives() {
 }
 
 #[test]
-fn another_address_is_welcome_once_the_lease_has_lapsed() {
+fn another_address_may_register_once_the_lease_has_expired() {
     let start = Instant::now();
     let registry = registry();
     registry.admit(registration("alb-1"), at(start, 0)).unwrap();
@@ -142,7 +142,7 @@ fn missed_heartbeats_take_flows_away_the_next_brings_them_back_and_silence_evict
     assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
 
     registry.heartbeat("alb-1", id.reveal(), None, None, at(start, 40)).unwrap();
-    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy), "back with the next heartbeat");
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy), "the next heartbeat restores it");
 
     registry.expire_leases(at(start, 339).at);
     assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
@@ -153,7 +153,7 @@ fn missed_heartbeats_take_flows_away_the_next_brings_them_back_and_silence_evict
 }
 
 #[test]
-fn a_lapsed_lease_does_not_hide_what_the_module_says() {
+fn an_expired_lease_does_not_hide_the_reported_health() {
     let start = Instant::now();
     let registry = registry();
     let id = registry.admit(registration("alb-1"), at(start, 0)).unwrap().registration_id;
@@ -165,12 +165,12 @@ fn a_lapsed_lease_does_not_hide_what_the_module_says() {
     assert_eq!(
         health(&registry, "alb-1"),
         Some(Health::Stopping),
-        "a stopping module never joins an open pool"
+        "a stopping module is never part of a pool that fails open"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watch_lets_leases_lapse_in_time() {
+async fn the_lease_watcher_expires_leases_in_time() {
     let registry = Arc::new(registry());
     let watch = tokio::spawn(crate::controllers::lease_watcher::watch(registry.clone()));
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -181,24 +181,24 @@ async fn the_watch_lets_leases_lapse_in_time() {
     desired.mark_unchanged();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy));
-    assert!(desired.has_changed().unwrap(), "the reconciler is woken");
+    assert!(desired.has_changed().unwrap(), "the reconciler wakes");
     tokio::time::sleep(Duration::from_secs(270)).await;
     assert_eq!(health(&registry, "alb-1"), None);
     watch.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_stood_still_blames_no_module() {
+async fn a_suspended_process_expires_no_leases() {
     let registry = Arc::new(registry());
     registry.add("alb-1");
     let watch = tokio::spawn(crate::controllers::lease_watcher::watch(registry.clone()));
     tokio::time::sleep(Duration::from_secs(5)).await;
-    // All timers fire late, at one jump of the clock: 60 s in which no heartbeat could be heard.
+    // All timers fire late, at one jump of the clock: 60 s in which no heartbeat could be received.
     tokio::time::advance(Duration::from_secs(60)).await;
     tokio::task::yield_now().await;
     assert_eq!(health(&registry, "alb-1"), Some(Health::Healthy));
     tokio::time::sleep(Duration::from_secs(31)).await;
-    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy), "but patience begins anew");
+    assert_eq!(health(&registry, "alb-1"), Some(Health::Unhealthy), "the lease is extended, not suspended");
     watch.abort();
 }
 

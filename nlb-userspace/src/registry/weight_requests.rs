@@ -1,4 +1,4 @@
-//! Weights that modules ask for by themselves, beside what operators set.
+//! Weight requests of modules, beside the weights that operators set.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use crate::model::clock::Now;
 use crate::model::weight_request::{WeightOutcome, WeightRequest};
 
 impl Registry {
-    /// A module has said how it wishes new flows to be shared. That counts if it says something else than before; it began
-    /// by registering with a weight of its own.
+    /// Applies a module's weight request if it differs from the module's last one. The weight that a module
+    /// registers with is its first request.
     pub fn apply_weight_request(
         &self,
         instance_id: &str,
@@ -19,7 +19,7 @@ impl Registry {
         request: &WeightRequest,
         now: Now,
     ) -> WeightOutcome {
-        let heeded = self.change(Commit::Apply, |state| {
+        let applied = self.change(Commit::Apply, |state| {
             let record = state.record(instance_id)?;
             if record.epoch != epoch || record.request == *request {
                 return Ok(false);
@@ -31,13 +31,13 @@ impl Registry {
             state.record_mut(instance_id)?.request = request.clone();
             Ok(changed)
         });
-        match heeded {
+        match applied {
             Ok((false, _)) | Err(RegistryError::UnknownInstance(_)) => WeightOutcome::Done,
             Ok((true, revision)) => {
                 info!(instance = instance_id, ?request, revision, "weights changed at the module's request");
                 WeightOutcome::Done
             }
-            // Once the promotion is over, it would be its outcome that is undone.
+            // A request that waits would undo the outcome of the promotion once that is over.
             Err(error @ RegistryError::Promoting { .. }) => {
                 warn!(instance = instance_id, ?request, why = %error, "the module's weight request is not applied");
                 self.note_weight_request(instance_id, epoch, request);
@@ -58,7 +58,7 @@ impl Registry {
 }
 
 impl State {
-    /// Answers whether that is news.
+    /// Sets a requested weight. Returns whether it differs from the one before.
     fn weigh(&mut self, instance_id: &str, weight: u32) -> Result<bool, RegistryError> {
         let record = self.record_mut(instance_id)?;
         let news = record.asked_weight != weight;
@@ -68,7 +68,7 @@ impl State {
         Ok(news)
     }
 
-    /// Likewise.
+    /// Sets the requested weights of versions. Returns whether they differ from those before.
     fn divide(&mut self, weights: &BTreeMap<String, u32>, now: Now) -> Result<bool, RegistryError> {
         weights.keys().try_for_each(|version| self.check_version(version))?;
         let shares = self.version_shares();
@@ -94,7 +94,7 @@ mod tests {
     use crate::policy::promotion::Pace;
     use crate::registry::fixtures::{Fleet, registration, registry};
 
-    /// v1 and v2, with an instance each that has the version's name.
+    /// v1 and v2, with one instance each that is named like the version.
     fn blue_and_green() -> Registry {
         let registry = registry();
         for version in ["v1", "v2"] {
@@ -134,32 +134,32 @@ mod tests {
         assert_eq!(apply_weight_request(&registry, "v2", split(10, 90)), WeightOutcome::Done);
         assert_eq!((shares(&registry), registry.desired().borrow().revision), ((10, 90), revision + 1));
         assert_eq!(apply_weight_request(&registry, "v1", split(10, 90)), WeightOutcome::Done);
-        assert_eq!(registry.desired().borrow().revision, revision + 1, "that is so already");
+        assert_eq!(registry.desired().borrow().revision, revision + 1, "the split is in force already");
         registry.roll_back("", Commit::Apply).unwrap();
         assert_eq!(shares(&registry), (100, 100));
         assert_eq!(registry.roll_back("", Commit::Apply), Err(RegistryError::NoFormerSplit));
     }
 
     #[test]
-    fn an_operators_split_is_not_undone_by_the_same_old_wish() {
+    fn a_repeated_weight_request_does_not_undo_an_operators_split() {
         let registry = blue_and_green();
         apply_weight_request(&registry, "v2", split(10, 90));
         registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
         apply_weight_request(&registry, "v2", split(10, 90));
         assert_eq!(shares(&registry), (10, 5));
         apply_weight_request(&registry, "v2", split(10, 80));
-        assert_eq!(shares(&registry), (10, 80), "it has changed its mind");
+        assert_eq!(shares(&registry), (10, 80), "a new request is applied");
         registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
         add(&registry, "v2");
         apply_weight_request(&registry, "v2", split(10, 80));
-        assert_eq!(shares(&registry), (10, 80), "it has registered again");
+        assert_eq!(shares(&registry), (10, 80), "the request of a new registration is applied");
     }
 
     #[test]
-    fn the_shares_that_are_in_force_are_no_news() {
+    fn a_request_for_the_shares_in_force_changes_nothing() {
         let registry = blue_and_green();
         apply_weight_request(&registry, "v1", split(100, 100));
-        assert!(registry.desired().borrow().version_weights.is_empty(), "nobody has set any");
+        assert!(registry.desired().borrow().version_weights.is_empty(), "no weight of a version was set");
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         let registry = blue_and_green();
         registry.set_instance_weight("v1", "", 30, Commit::Apply).unwrap();
         apply_weight_request(&registry, "v1", WeightRequest::Own(100));
-        assert_eq!(weight(&registry), 30, "it said so before the operator did");
+        assert_eq!(weight(&registry), 30, "the request is older than the operator's weight");
         apply_weight_request(&registry, "v1", WeightRequest::Own(0));
         assert_eq!((weight(&registry), shares(&registry)), (0, (0, 100)));
         registry.set_instance_weight("v1", "", 30, Commit::Apply).unwrap();
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn a_split_with_a_version_that_nobody_has_waits() {
+    fn a_split_with_a_version_without_instances_waits() {
         let registry = registry();
         add(&registry, "v1");
         let WeightOutcome::Waits(why) = apply_weight_request(&registry, "v1", split(95, 5)) else {
-            panic!("nobody has v2")
+            panic!("v2 has no instance")
         };
         assert!(why.contains("\"v2\""), "{why}");
         assert!(registry.desired().borrow().version_weights.is_empty());
@@ -201,11 +201,11 @@ mod tests {
         assert!(registry.snapshot().promotion.is_some());
         registry.set_version_weight("v2", 60, Commit::Apply, Now::read()).unwrap();
         apply_weight_request(&registry, "v1", split(100, 0));
-        assert_eq!(shares(&registry), (40, 60), "it was refused");
+        assert_eq!(shares(&registry), (40, 60), "the request was refused for good");
     }
 
     #[test]
-    fn what_an_earlier_registration_said_does_not_count() {
+    fn a_request_of_an_earlier_registration_does_not_count() {
         let registry = blue_and_green();
         let epoch = registry.snapshot().record("v2").unwrap().epoch;
         add(&registry, "v2");

@@ -1,4 +1,4 @@
-//! Shares of new flows: of an instance among its version's instances, and of a version among versions.
+//! Shares of new flows: of an instance among those of its version, and of a version among versions.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 
 impl Registry {
-    /// `version`, if given, must be the instance's own.
+    /// A `version`, if given, must be the instance's own.
     pub fn set_instance_weight(
         &self,
         instance_id: &str,
@@ -74,14 +74,14 @@ impl State {
         }
     }
 
-    /// The versions there are, and how new flows are shared among them. While no version's weight is set, that follows
-    /// from the weights of the instances.
+    /// The registered versions, and how new flows are shared among them. While no version has a weight, the
+    /// shares follow from the weights of instances.
     pub fn version_shares(&self) -> BTreeMap<String, u32> {
         let shares = self.shares_under(&self.version_weights);
         shares.into_iter().map(|(version, share)| (version.to_owned(), share)).collect()
     }
 
-    /// The shares if these were the versions' weights.
+    /// The shares that would follow from these weights of versions.
     pub(super) fn shares_under(&self, weights: &BTreeMap<String, u32>) -> BTreeMap<&str, u32> {
         let mut shares = BTreeMap::<&str, u32>::new();
         for record in self.modules.values() {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_count_from_the_moment_one_is_weighed() {
+    fn version_weights_decide_once_one_is_set() {
         let registry = registry();
         registry.add("alb-1");
         let mut canary = registration("alb-2");

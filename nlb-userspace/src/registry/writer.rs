@@ -1,9 +1,9 @@
-//! The one writer of desired state.
+//! The single writer of the desired state.
 //!
-//! Every change is made on a copy, checked as a whole, and only then takes the place of what was: a refused change
-//! leaves no trace. Copies share what they have in common, so that a change costs what changes, however large the fleet is.
-//! Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every change that matters to
-//! the data path. Time comes in as an argument.
+//! Every change is made on a copy, which is checked as a whole and then replaces the current state: a refused
+//! change leaves no trace. Copies share what they have in common, so the cost of a change does not grow with
+//! the fleet. Readers take a snapshot; the reconciler watches [`Desired`], whose revision grows with every
+//! change that concerns the data path. Time is an argument.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -24,13 +24,13 @@ use crate::policy::lease::LeaseState;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
     Apply,
-    /// Find out whether it would be accepted, and change nothing.
+    /// Check whether the change would be accepted, and change nothing.
     DryRun,
 }
 
 pub struct Registry {
     state: Mutex<Arc<State>>,
-    /// Locked only by who has locked `state`.
+    /// Locked only while `state` is locked.
     published: Mutex<Published>,
     desired: watch::Sender<Arc<Desired>>,
     pub(super) persisted: watch::Sender<PersistedRevision>,
@@ -54,12 +54,12 @@ impl Registry {
         Registry { state: Mutex::new(state), published: Mutex::new(published), desired, persisted }
     }
 
-    /// What the data path should do; the receiver wakes with every new revision.
+    /// The desired state of the data path; the receiver wakes with every new revision.
     pub fn desired(&self) -> watch::Receiver<Arc<Desired>> {
         self.desired.subscribe()
     }
 
-    /// Everything as it is now.
+    /// The current state.
     pub fn snapshot(&self) -> Arc<State> {
         self.lock().clone()
     }
@@ -68,7 +68,7 @@ impl Registry {
         self.lock().settings.clone()
     }
 
-    /// Puts other settings in force; those that what is registered does not fit are refused.
+    /// Applies other settings; settings that the current state does not fit are refused.
     pub fn configure(&self, settings: Settings, commit: Commit) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(commit, |state| {
             state.settings = Arc::new(settings);
@@ -80,7 +80,8 @@ impl Registry {
         Ok(revision)
     }
 
-    /// Takes a module in. Another that has the id already is superseded, if the newcomer may do that.
+    /// Registers a module. A registration with the same id is superseded, if the claim or the two
+    /// registrations allow it.
     pub fn register(
         &self,
         registration: Registration,
@@ -94,8 +95,7 @@ impl Registry {
         Ok(Registered { registration_id, registered_at, admission, revision })
     }
 
-    /// Renews the lease, and takes over what the module reports of itself. Returns the revision that the report leads
-    /// to, if it changes anything for the data path.
+    /// Renews the lease, and records the health and figures that the module reports.
     pub fn heartbeat(
         &self,
         instance_id: &str,
@@ -110,7 +110,7 @@ impl Registry {
         let before = record.health();
         record.lease.renew(now.at);
         if record.lease_state != LeaseState::Valid {
-            info!(instance = instance_id, "lease restored by a heartbeat");
+            info!(instance = instance_id, "lease valid again: a heartbeat came");
             record.lease_state = LeaseState::Valid;
         }
         if let Some(health) = health {
@@ -119,7 +119,7 @@ impl Registry {
         if report.is_some() {
             record.report = report;
         }
-        // Most heartbeats say nothing new, and there are many.
+        // Most heartbeats change nothing, and there are many of them.
         let news = record.health() != before;
         if state.awaits(instance_id) {
             Arc::make_mut(&mut state).await_no_more(instance_id);
@@ -127,7 +127,7 @@ impl Registry {
         Ok(news.then(|| self.publish(&state)))
     }
 
-    /// Forgets a module at once, at its own request.
+    /// Removes a module at once, at its own request.
     pub fn unregister(&self, instance_id: &str, registration_id: &str) -> Result<u64, RegistryError> {
         let snapshot = self.snapshot();
         self.authenticate(&snapshot, instance_id, registration_id)?;
@@ -135,7 +135,7 @@ impl Registry {
         self.remove(instance_id, epoch).ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
-    /// Forgets that very registration; `None` if it is gone already, or superseded.
+    /// Removes the registration of this epoch; `None` if it no longer exists.
     pub fn remove(&self, instance_id: &str, epoch: u64) -> Option<u64> {
         let mut state = self.lock();
         state.modules.get(instance_id).filter(|record| record.epoch == epoch)?;
@@ -145,7 +145,7 @@ impl Registry {
         Some(revision)
     }
 
-    /// Whether the caller is the module it says it is.
+    /// Checks the credential of a module's call.
     pub(super) fn authenticate(
         &self,
         state: &State,
@@ -178,8 +178,8 @@ impl Registry {
         Ok((answer, self.send(last, next)))
     }
 
-    /// Publishes what the state means for the data path, under a new revision if that is new. The caller holds the
-    /// lock, so revisions come out in order.
+    /// Publishes the desired state that follows from this state, under a new revision if it differs. The
+    /// caller holds the lock, so revisions are published in order.
     pub(super) fn publish(&self, state: &Arc<State>) -> u64 {
         let last = self.published();
         let next = last.next(state.clone());
@@ -196,7 +196,7 @@ impl Registry {
         revision
     }
 
-    /// Called under the lock, with the state that is about to be the current one.
+    /// Called under the lock, with the state that becomes the current one.
     fn keep(&self, state: &State) {
         let persisted = PersistedState::of(state);
         self.persisted.send_if_modified(|last| {
@@ -208,7 +208,7 @@ impl Registry {
         });
     }
 
-    // Whoever panicked under a lock left the values whole: changes are swapped in.
+    // A panic under a lock leaves the values whole: changes are swapped in.
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Arc<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! What is learned, and what gives way to what.
+//! Which routes are learned, and what takes precedence over them.
 
 use super::*;
 use crate::model::L4;
@@ -32,7 +32,7 @@ fn ids(registry: &Registry) -> Vec<String> {
 }
 
 #[test]
-fn names_are_ids_that_anybody_could_give() {
+fn learned_route_ids_may_collide_with_given_ones() {
     assert_eq!(destination(81).route_id(), "learned:192.0.2.1:81/tcp");
     let six = L4Destination { vip: "2001:db8::1".parse().unwrap(), port: 53, l4: L4::Udp };
     assert_eq!(six.route_id(), "learned:[2001:db8::1]:53/udp");
@@ -82,7 +82,7 @@ fn there_is_room_for_so_many_and_none_at_the_cost_of_the_configured() {
     assert_eq!(learn(&registry, 999), Err(NotLearned::Full));
 
     registry.configure(Settings { max_routes: 3, ..roomy }, Commit::Apply).unwrap();
-    assert_eq!(ids(&registry), [""; 0], "what is configured comes first");
+    assert_eq!(ids(&registry), [""; 0], "configured routes take precedence");
     learn(&registry, 81).unwrap();
     learn(&registry, 82).unwrap();
     assert!(matches!(learn(&registry, 83), Err(NotLearned::NoRoom(RegistryError::TooManyRoutes { .. }))));
@@ -90,11 +90,14 @@ fn there_is_room_for_so_many_and_none_at_the_cost_of_the_configured() {
     registry.add("alb-2");
     assert_eq!(ids(&registry), [""; 0]);
     registry.add("alb-3");
-    assert!(registry.admit(registration("alb-4"), Now::read()).is_err(), "there is nothing to give way");
+    assert!(
+        registry.admit(registration("alb-4"), Now::read()).is_err(),
+        "no learned route can be removed for it"
+    );
 }
 
 #[test]
-fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
+fn only_modules_that_can_handle_it_serve_and_only_while_there_is_room() {
     let limits = TableSizes { backends: 4, ..settings().limits };
     let registry = Registry::new(Settings { learn_routes: true, limits, ..settings() });
     let mut others = ["alb-2", "alb-3"].map(registration);
@@ -111,33 +114,33 @@ fn only_who_said_that_it_can_serves_and_only_while_there_is_room() {
         let question = Question { instance_id: instance_id.into(), route };
         registry.set_abilities([(question, Ability { can_handle, priority: 0 })].into());
     };
-    let said = || {
+    let answers = || {
         let snapshot = registry.snapshot();
-        let said = snapshot.said_of_learned("learned:192.0.2.1:81/tcp");
-        said.map(|(id, ability)| (id.to_owned(), ability.can_handle)).collect::<Vec<_>>()
+        let answers = snapshot.said_of_learned("learned:192.0.2.1:81/tcp");
+        answers.map(|(id, ability)| (id.to_owned(), ability.can_handle)).collect::<Vec<_>>()
     };
     say("alb-2", 81, false);
-    assert_eq!(said(), [("alb-1".to_owned(), true)], "to say no makes nobody a backend");
+    assert_eq!(answers(), [("alb-1".to_owned(), true)], "an instance that cannot handle it is no backend");
     say("alb-2", 81, true);
     say("alb-1", 81, false);
-    assert_eq!(said(), [("alb-1".to_owned(), false), ("alb-2".to_owned(), true)]);
+    assert_eq!(answers(), [("alb-1".to_owned(), false), ("alb-2".to_owned(), true)]);
     assert_eq!(ids(&registry).len(), 2);
     say("alb-3", 81, true);
     assert_eq!(ids(&registry), [""; 0], "one backend too many");
 }
 
 #[test]
-fn what_was_said_is_forgotten_with_the_route() {
+fn answers_are_removed_with_the_route() {
     let registry = learning();
-    let said = |registry: &Registry| {
+    let answers = |registry: &Registry| {
         registry.desired().borrow().modules["alb-1"].abilities.contains_key(&destination(81).key())
     };
     learn(&registry, 81).unwrap();
-    assert!(said(&registry));
+    assert!(answers(&registry));
     registry.forget_learned(&[destination(81).route_id()].into());
-    assert!(!said(&registry) && ids(&registry).is_empty());
-    // An answer that was under way.
+    assert!(!answers(&registry) && ids(&registry).is_empty());
+    // An answer that was in flight when the route was removed.
     let question = Question { instance_id: "alb-1".into(), route: destination(81).key() };
     registry.set_abilities([(question, Ability { can_handle: true, priority: 9 })].into());
-    assert!(!said(&registry));
+    assert!(!answers(&registry));
 }

@@ -1,4 +1,4 @@
-//! What operators set is there again, and nothing else has to be written.
+//! The persisted state is restored, and no other state is persisted.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::policy::promotion::Pace;
 use crate::registry::fixtures::{Fleet, at, registration, registry, route, route_to, settings};
 use crate::registry::{Drain, Owner};
 
-/// As after a restart.
+/// The registry after a restart of the daemon.
 fn again(registry: &Registry, now: Now) -> Registry {
     let persisted = PersistedState::clone(&registry.persisted().borrow().state);
-    Registry::restore(settings(), persisted, now).expect("what was set fits")
+    Registry::restore(settings(), persisted, now).expect("the persisted state fits")
 }
 
 fn number(registry: &Registry) -> u64 {
@@ -61,9 +61,9 @@ fn whatever_operators_set_is_there_again() {
     before.set_scaling(&group, Policy { max: 3, ..Policy::default() }).unwrap();
 
     let after = again(&before, now);
-    assert_eq!(number(&after), 0, "nothing new has to be written");
+    assert_eq!(number(&after), 0, "a restore leaves nothing to write");
     let state = after.snapshot();
-    assert!(state.modules.is_empty(), "modules register by themselves");
+    assert!(state.modules.is_empty(), "registrations are not persisted");
     assert_eq!(state.operator_routes, before.snapshot().operator_routes);
     assert_eq!(state.operator_routes_since, before.snapshot().operator_routes_since);
     assert_eq!(state.rate_limits["all"], limit().into());
@@ -77,7 +77,7 @@ fn whatever_operators_set_is_there_again() {
     assert_eq!(state.record("v1").unwrap().registration.module.weight, 7);
     assert_eq!(state.record("v1").unwrap().asked_weight, 7);
     assert_eq!(state.record("v2").unwrap().drain, Some(Drain::Maintenance));
-    assert_eq!(number(&after), 0, "nor by registrations");
+    assert_eq!(number(&after), 0, "registrations leave nothing to write");
     after.resume("v2").unwrap();
     assert_eq!(after.snapshot().record("v2").unwrap().health(), Health::Healthy);
     after.roll_back("", Commit::Apply).unwrap();
@@ -95,7 +95,7 @@ fn only_what_operators_set_has_to_be_written() {
     registry.set_rate_limit("all".into(), limit()).unwrap();
     assert_eq!(number(&registry), 1);
     registry.set_rate_limit("all".into(), limit()).unwrap();
-    assert_eq!(number(&registry), 1, "the same again");
+    assert_eq!(number(&registry), 1, "the same values leave nothing to write");
     registry.remove_rate_limit("all").unwrap();
     assert_eq!(number(&registry), 2);
     registry.add("alb-1");
@@ -115,12 +115,12 @@ fn a_registration_counts_unless_it_only_follows_a_restart() {
         (record.registration.module.weight, record.drain)
     };
     after.add("alb-1");
-    // Its first try may have been answered too late.
+    // The first call to register may have been answered too late.
     let id = after.add("alb-1");
     assert_eq!(is(&after), (7, Some(Drain::Maintenance)));
     after.heartbeat("alb-1", &id, None, None, Now::read()).unwrap();
     after.add("alb-1");
-    assert_eq!(is(&after), (100, None), "its own word is newer");
+    assert_eq!(is(&after), (100, None), "a later registration of its own counts");
     assert!(after.persisted().borrow().state.overrides.is_empty());
 }
 
@@ -139,7 +139,7 @@ fn what_was_set_for_an_instance_goes_with_it() {
 }
 
 #[test]
-fn who_does_not_come_back_in_time_is_forgotten() {
+fn instances_that_do_not_register_again_in_time_are_forgotten() {
     let before = registry();
     before.add("alb-1");
     before.add("alb-2");
@@ -152,7 +152,7 @@ fn who_does_not_come_back_in_time_is_forgotten() {
     assert_eq!(after.snapshot().overrides.len(), 2);
     after.extend_leases(Duration::from_secs(5));
     after.expire_leases(at(start, 304).at);
-    assert_eq!(after.snapshot().overrides.len(), 2, "nobody could be heard for 5 s");
+    assert_eq!(after.snapshot().overrides.len(), 2, "the 5 s of a standstill do not count");
     after.expire_leases(at(start, 305).at);
     assert!(after.persisted().borrow().state.overrides.keys().eq(["alb-2"]));
     after.admit(registration("alb-1"), at(start, 306)).unwrap();
@@ -167,7 +167,7 @@ fn what_does_not_fit_the_settings_is_refused() {
     let persisted = PersistedState::clone(&before.persisted().borrow().state);
     let refused = |settings| {
         let restored = Registry::restore(settings, persisted.clone(), Now::read());
-        restored.map(drop).expect_err("it does not fit").to_string()
+        restored.map(drop).expect_err("the state does not fit the settings").to_string()
     };
     let elsewhere = [ipnet::IpNet::from(std::net::IpAddr::from([198, 51, 100, 1]))];
     let gone = refused(Settings { vips: elsewhere.into_iter().collect(), ..settings() });
