@@ -4,11 +4,11 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::Result;
 use nlb_testkit::lab::{DefaultRoute, Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::output;
+use nlb_testkit::process::PATIENCE;
 
 #[test]
 fn everybody_reaches_everybody_on_one_segment() -> Result<()> {
@@ -50,9 +50,8 @@ fn tcp_carries_data_with_checksums_in_software() -> Result<()> {
             peer.write_all(&data)
         });
         let to = SocketAddr::new(address, 7000);
-        let mut stream =
-            lab.clients[0].netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)))??;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let mut stream = lab.clients[0].netns.run(|| TcpStream::connect_timeout(&to, PATIENCE))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let sent = [7; 100_000];
         stream.write_all(&sent)?;
         stream.shutdown(std::net::Shutdown::Write)?;
@@ -84,7 +83,7 @@ fn leaves_nothing_behind() -> Result<()> {
     let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
     // Before it is in its namespace there is nothing to end it by.
     let comm = format!("/proc/{}/comm", sleeper.pid());
-    sleeper.wait_until("it sleeps", Duration::from_secs(10), || {
+    sleeper.wait_until("it sleeps", PATIENCE, || {
         std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n")
     })?;
     let (name, files) = (lab.name().to_owned(), lab.files());
@@ -92,11 +91,11 @@ fn leaves_nothing_behind() -> Result<()> {
     drop(lab);
     assert_eq!(namespaces(&name)?, 0);
     assert!(!files.exists());
-    sleeper.wait(Duration::from_secs(3)).map(drop)
+    sleeper.wait(PATIENCE).map(drop)
 }
 
 fn ping(from: &Host, to: IpAddr) -> Result<()> {
-    output(from.netns.command("ping").args(["-c1", "-W3", "-q", &to.to_string()])).map(drop)
+    output(from.netns.command("ping").args(["-c1", "-W60", "-q", &to.to_string()])).map(drop)
 }
 
 fn namespaces(lab: &str) -> Result<usize> {

@@ -340,7 +340,7 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
 fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
     let mut load_config = load_config();
     load_config.snat_ports = 2000..=2003;
-    load_config.flows.opening = Duration::from_secs(2);
+    load_config.flows.opening = Duration::from_secs(4);
     let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
     for family in families() {
         let syn = |n: u16| family.syn().with(|p| p.sport = 40_000 + n);
@@ -357,7 +357,7 @@ fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
         assert_eq!(rig.run(&family.udp())?.action, XDP_REDIRECT, "the backend's other port has all four");
 
         // Idle beyond their time, they have to share no longer: one gives its port up.
-        std::thread::sleep(Duration::from_secs(4));
+        std::thread::sleep(Duration::from_secs(6));
         let outcome = rig.run(&syn(4))?;
         assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
         let port = source_port(&outcome.frame);

@@ -58,7 +58,7 @@ fn listen(interface: &str) -> Result<OwnedFd> {
         .find_map(|found| found.address?.as_link_addr().copied())
         .with_context(|| format!("{interface} is not there"))?;
     bind(socket.as_raw_fd(), &link)?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(2))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(60))?;
     Ok(socket)
 }
 

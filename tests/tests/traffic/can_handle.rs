@@ -1,18 +1,15 @@
 //! Modules that say what they can handle: new flows follow them, and open connections stay.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use nlb_testkit::lab::Lab;
+use nlb_testkit::process::PATIENCE;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{assert_answered, hold, spread};
-
-/// A flip is followed within two seconds, unless the module was too slow to answer on a busy machine: then it
-/// is asked again after half a minute. How fast it is, is no matter for a test.
-const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Opens connections until all of a round are answered by this module; those that were not are closed again.
 async fn moved_to(name: &str) -> Result<()> {

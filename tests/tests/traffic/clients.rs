@@ -13,7 +13,9 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client waits for one answer. Packets of a service without backends are dropped, so a connection that
+/// is refused so takes as long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Flows in the air at a time.
 const AT_A_TIME: usize = 50;

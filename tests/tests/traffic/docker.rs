@@ -7,12 +7,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::{Namespace, output};
-use nlb_testkit::process::Process;
+use nlb_testkit::process::{PATIENCE, Process};
 use nlb_testkit::programs::{grpc, terminate};
 
 use crate::clients::{Connection, L4, flows, on};
@@ -110,7 +109,7 @@ impl Engine {
         let daemon = lab.start("dockerd", &mut command)?;
         let mut engine = Engine { daemon, socket, files };
         let socket = engine.socket.clone();
-        engine.daemon.wait_until("the engine answers", Duration::from_secs(60), || {
+        engine.daemon.wait_until("the engine answers", PATIENCE, || {
             output(docker(&socket).arg("info")).is_ok_and(|said| said.contains("Server Version"))
         })?;
         Ok(engine)
@@ -140,7 +139,7 @@ impl Engine {
         run.args(["--vip", &format!("{VIP4},{VIP6}"), "--grpc", &grpc(lab).to_string()]);
         let mut nlb = lab.start("nlb", &mut run)?;
         let log = nlb.log().to_owned();
-        nlb.wait_until("it serves", Duration::from_secs(60), || {
+        nlb.wait_until("it serves", PATIENCE, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("serving on eth0"))
         })?;
         Ok(nlb)
@@ -190,7 +189,7 @@ impl Engine {
         for container in containers.lines() {
             self.docker(&["rm", "--force", container])?;
         }
-        terminate(&mut self.daemon, Duration::from_secs(30))?;
+        terminate(&mut self.daemon, PATIENCE)?;
         std::fs::remove_dir_all(&self.files).with_context(|| format!("removing {}", self.files.display()))
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nlb_proto::MetricDataPoint;
 use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::ECHO_PORT;
 use tokio::net::UdpSocket;
 
@@ -16,7 +17,6 @@ use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::metrics::sum;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PORT: u16 = 20_000;
 /// Connections to each VIP.
 const CONNECTIONS: u16 = 40;
@@ -90,6 +90,7 @@ async fn lose_packets(fleet: &Fleet, mode: Mode, held: &mut [Connection]) -> Res
     for connection in first.iter_mut() {
         connection.send("who?").await.context("sending while answers are lost")?;
     }
+    // Longer than TCP waits before it sends again, at first a fifth of a second.
     tokio::time::sleep(Duration::from_millis(700)).await;
     fleet.lab.modules.iter().try_for_each(|module| routes("del", module))?;
     for connection in first {

@@ -9,12 +9,16 @@ use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
 use nlb_testkit::lab::{Lab, VIP4, VIP6};
-use nlb_testkit::process::Process;
+use nlb_testkit::process::{PATIENCE, Process};
 use nlb_testkit::programs::{self, built, grpc};
 use serde_json::Value;
 use tonic::transport::Channel;
 
 use crate::clients::on;
+
+/// A quarter of a minute: long enough for a module that a busy machine keeps from its heartbeats, and short enough
+/// for tests of dead modules to wait for its end.
+pub const LEASE: [&str; 4] = ["--heartbeat-interval", "1s", "--missed-heartbeats", "15"];
 
 /// The VIPs' port for echo modules.
 pub const PORT: u16 = 80;
@@ -67,8 +71,9 @@ impl Fleet {
     pub fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
         let interfaces =
             if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
-        // A quick lease, so that tests of dead modules do not take half a minute.
-        let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "1s"], serve].concat())?;
+        let own = serve.contains(&LEASE[2]);
+        let lease = if own { &LEASE[..2] } else { &LEASE[..] };
+        let nlb = programs::serve(&lab, interfaces, &[lease, serve].concat())?;
         let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
         fleet.enlist(mode, weights, args)?;
         Ok(fleet)
@@ -151,7 +156,7 @@ impl Fleet {
         command.args(["decap", "--iface", "eth0", "--peer", "10.77.0.0/16,fd77::/16"]);
         let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
         let log = tunnel.log().to_owned();
-        tunnel.wait_until("it decapsulates", Duration::from_secs(15), || {
+        tunnel.wait_until("it decapsulates", PATIENCE, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("decapsulating"))
         })?;
         self._tunnels.push(tunnel);
@@ -174,7 +179,7 @@ impl Fleet {
     pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
         // The first answer comes when the programs are loaded, which emulated machines take minutes for.
         let mut modules = self.modules()?;
-        let deadline = Instant::now() + Duration::from_secs(45);
+        let deadline = Instant::now() + PATIENCE;
         while !(done(&modules) && self.is_applied()?) {
             if Instant::now() > deadline {
                 bail!("waited in vain until {what}: {modules:?}\nnlb:\n{}", self.nlb.output());

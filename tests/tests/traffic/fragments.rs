@@ -37,7 +37,7 @@ fn ask(vip: SocketAddr, n: u8) -> Result<String> {
     let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     socket.connect(vip)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     socket.send(&[b'a' + n; LONG])?;
     let mut answer = vec![0; 2 * LONG];
     let len = socket.recv(&mut answer).with_context(|| format!("no answer to {LONG} bytes from {vip}"))?;

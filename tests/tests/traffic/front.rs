@@ -1,6 +1,6 @@
 //! The front of the fleet with real modules: what it says of them and does to them is what they do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use nlb_proto::nlb_service_client::NlbServiceClient;
@@ -10,6 +10,7 @@ use nlb_proto::{
     UpdateRoutesRequest,
 };
 use nlb_testkit::lab::{Lab, VIP4};
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{ECHO_PORT, grpc};
 
 use crate::clients::{Connection, L4, flows, on};
@@ -26,7 +27,8 @@ impl Fleet {
             let mut nlb = NlbServiceClient::connect(server).await?;
             let is_extra =
                 |entry: &&RoutingEntry| entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
-            for _ in 0..100 {
+            let since = Instant::now();
+            while since.elapsed() < PATIENCE {
                 let request = GetRoutingTableRequest::default();
                 let table = nlb.get_routing_table(request).await?.into_inner().entries;
                 if table.iter().find(is_extra).is_some_and(&like_this) {
@@ -99,10 +101,10 @@ fn a_module_is_asked_reloaded_and_shut_down() -> Result<()> {
     let answer = fleet.front(|mut front| async move { Ok(front.reload(reload).await?.into_inner()) })?;
     ensure!(answer.success && answer.message == "2 instances reloaded", "{answer:?}");
 
-    let shutdown = ShutdownRequest { instance_id: "m0".into(), graceful: true, timeout_seconds: 10 };
+    let shutdown = ShutdownRequest { instance_id: "m0".into(), graceful: true, timeout_seconds: 60 };
     let answer = fleet.front(|mut front| async move { Ok(front.shutdown(shutdown).await?.into_inner()) })?;
     ensure!(answer.success, "{}", answer.message);
-    let ended = fleet.modules.remove(0).wait(Duration::from_secs(20))?;
+    let ended = fleet.modules.remove(0).wait(PATIENCE)?;
     ensure!(ended.success(), "{ended}");
     fleet.wait_for(1)?;
     ensure!(flows(&fleet.lab.clients[0], L4::Tcp, (VIP4, 80).into(), second, 50)?.keys().eq(["m1"]));

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use nlb_proto::GetModuleInfoRequest;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_testkit::lab::{Host, Lab};
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::grpc;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
@@ -181,19 +182,19 @@ fn direct_server_return_is_checked_at_the_data_address() -> Result<()> {
 
 #[test]
 fn a_module_that_resets_every_connection_is_excluded_and_tried_again() -> Result<()> {
-    let serve = ["--reset-back-off", "3s"];
+    let serve = ["--reset-back-off", "10s"];
     let mut fleet = Fleet::start_with(Lab::one_arm(1, 2)?, Mode::Nat, &[100], &["--heartbeat", "1"], &serve)?;
     fleet.add("m1", 1, Mode::Nat, 100, &["--heartbeat", "1", "--broken"])?;
     fleet.wait_for(2)?;
     on(&fleet.lab.clients[0], || async {
-        exclude(&fleet, "tried again after 3s").await?;
+        exclude(&fleet, "tried again after 10s").await?;
         let mut fresh = hold(40).await?;
         ensure!(spread(&fresh).keys().eq(["m0"]), "{:?}", spread(&fresh));
 
         fleet.wait_for_health("m1", "DEGRADED")?;
         let said = fleet.said("resets", "m1")?;
         ensure!(said.contains("on trial"), "{said}");
-        exclude(&fleet, "tried again after 6s").await?;
+        exclude(&fleet, "tried again after 20s").await?;
         for (name, connection) in &mut fresh {
             ensure!(connection.ask().await? == *name, "a connection with {name} was disturbed");
         }
@@ -207,7 +208,7 @@ fn a_module_that_resets_every_connection_is_excluded_and_tried_again() -> Result
 
 /// Connects until m1 is excluded, for this reason.
 async fn exclude(fleet: &Fleet, why: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     let mut broken = 0;
     while fleet.modules()?["m1"]["health"] != "UNHEALTHY" {
         ensure!(Instant::now() < deadline, "not excluded after {broken} resets");

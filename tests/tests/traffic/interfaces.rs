@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{DefaultRoute, Host, Lab};
 use nlb_testkit::netns::output;
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{self, built};
 
 use crate::bulk::{download_beside, offload};
@@ -152,7 +153,7 @@ fn modules_and_clients_behind_a_macvlan_device_are_reached_through_the_stack() -
         &["--mode", "dsr-l2", "--listen", "[::]:80"],
     )?;
     let log = module.log().to_owned();
-    module.wait_until("it is told why", Duration::from_secs(10), || {
+    module.wait_until("it is told why", PATIENCE, || {
         std::fs::read_to_string(&log).is_ok_and(|said| said.contains("behind over0, a macvlan device"))
     })
 }

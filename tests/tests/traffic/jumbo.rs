@@ -1,10 +1,9 @@
 //! Links whose frames are longer than Ethernet's (row 27): served where the driver gives each in one buffer,
 //! and in the kernel's stack where it does not.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::Lab;
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::built;
 use tokio::net::UdpSocket;
 
@@ -58,7 +57,7 @@ async fn datagram(to: std::net::SocketAddr, length: usize) -> Result<()> {
     let question = vec![b'q'; length];
     socket.send_to(&question, to).await?;
     let mut answer = vec![0; 1 << 16];
-    let received = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut answer)).await;
+    let received = tokio::time::timeout(PATIENCE, socket.recv(&mut answer)).await;
     let length = received.context("no answer")??;
     ensure!(answer[..length].ends_with(&question), "it says {} bytes", length);
     Ok(())

@@ -10,6 +10,7 @@ use nlb_proto::{
     RebalanceLoadResponse,
 };
 use nlb_testkit::lab::Lab;
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::grpc;
 use tonic::transport::Channel;
 
@@ -18,7 +19,6 @@ use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{hold, spread};
 
 /// Longer than it takes until a packet is in a sample.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Fleet {
     fn ask<T: Send, F: Future<Output = Result<T>>>(

@@ -8,14 +8,13 @@ use nix::sys::signal::Signal;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{Protocol, RateLimit, Route, SetRateLimitRequest, UpdateRoutingRequest};
 use nlb_testkit::lab::{Lab, VIP4};
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{ECHO_PORT, grpc, serve};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::clients::{L4, assert_shares, flows, on};
-use crate::fleet::{Fleet, Mode, vips};
-
-const SERVE: [&str; 2] = ["--heartbeat-interval", "1s"];
+use crate::fleet::{Fleet, LEASE, Mode, vips};
 
 /// No module has a route for it.
 const OPERATORS_PORT: u16 = 8443;
@@ -101,8 +100,8 @@ fn what_operators_set_holds_for_traffic_after_a_kill() -> Result<()> {
     assert_limited(&fleet, 30_000)?;
 
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(Duration::from_secs(10))?;
-    fleet.nlb = serve(&fleet.lab, "eth0", &SERVE)?;
+    fleet.nlb.wait(PATIENCE)?;
+    fleet.nlb = serve(&fleet.lab, "eth0", &LEASE)?;
     fleet.wait_until("all modules are back, and m3 drains", |modules| {
         let healthy = modules.values().filter(|module| module["health"] == "HEALTHY").count();
         healthy == 3 && modules.get("m3").is_some_and(|m3| m3["health"] == "STOPPING")
@@ -113,8 +112,8 @@ fn what_operators_set_holds_for_traffic_after_a_kill() -> Result<()> {
     // What was undone stays so, too.
     fleet.nlb(&["drain", "m3", "--undo"])?;
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(Duration::from_secs(10))?;
-    fleet.nlb = serve(&fleet.lab, "eth0", &SERVE)?;
+    fleet.nlb.wait(PATIENCE)?;
+    fleet.nlb = serve(&fleet.lab, "eth0", &LEASE)?;
     fleet.wait_for(4)
 }
 
@@ -125,15 +124,15 @@ fn a_daemon_does_not_start_with_a_damaged_file_and_says_what_to_do() -> Result<(
     let file = fleet.lab.files().join("state/state.json");
     let whole = std::fs::read(&file)?;
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(Duration::from_secs(10))?;
+    fleet.nlb.wait(PATIENCE)?;
     std::fs::write(&file, &whole[..whole.len() / 2])?;
-    let refused = serve(&fleet.lab, "eth0", &SERVE).expect_err("the file is damaged").to_string();
+    let refused = serve(&fleet.lab, "eth0", &LEASE).expect_err("the file is damaged").to_string();
     for part in ["state.json", "damaged", "--ignore-state"] {
         ensure!(refused.contains(part), "{part}: {refused}");
     }
     ensure!(std::fs::read(&file)? == whole[..whole.len() / 2], "the file was written over");
 
-    fleet.nlb = serve(&fleet.lab, "eth0", &[&SERVE[..], &["--ignore-state"]].concat())?;
+    fleet.nlb = serve(&fleet.lab, "eth0", &[&LEASE[..], &["--ignore-state"]].concat())?;
     fleet.wait_for(1)?;
     let aside = fleet.lab.files().join("state/state.json.ignored-1");
     ensure!(std::fs::read(aside)? == whole[..whole.len() / 2], "what was ignored is lost");

@@ -9,6 +9,7 @@ use nlb_proto::{
     RollbackRequest, RollbackResponse, SetTrafficWeightRequest,
 };
 use nlb_testkit::lab::Lab;
+use nlb_testkit::process::PATIENCE;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
@@ -91,7 +92,7 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
         let mut held = hold(10).await?;
         ensure!(held.iter().all(|(name, _)| name == "m0"), "v2 has no new flows yet");
         fleet.promote(PromoteVersionRequest { promotion_rate: 40, ..Default::default() })?;
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         let mut steps = Vec::new();
         while !fleet.detail("promotion")?.ends_with("all new flows") {
             ensure!(Instant::now() < deadline, "not complete: {}", fleet.detail("promotion")?);
@@ -102,7 +103,10 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
             }
             assert_answered(&mut held).await?;
         }
-        ensure!(steps == [(60, 40), (20, 80), (0, 100)], "{steps:?}");
+        // A step that ends before somebody looks is not seen.
+        let known = [(60, 40), (20, 80), (0, 100)];
+        let mut rest = known.iter();
+        ensure!(steps.iter().all(|step| rest.any(|next| next == step)), "{steps:?} of {known:?}");
         let fresh = hold(20).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m1"), "v1 still gets new flows");
         assert_answered(&mut held).await
@@ -111,11 +115,11 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
 
 #[test]
 fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
-    let fleet = blue_and_green("30s", &["--broken"])?;
+    let fleet = blue_and_green("120s", &["--broken"])?;
     on(&fleet.lab.clients[0], || async {
         let mut held = hold(10).await?;
         fleet.promote(PromoteVersionRequest { promotion_rate: 50, ..Default::default() })?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         let mut broken = 0;
         while fleet.weights()? != (100, 0) {
             ensure!(Instant::now() < deadline, "not rolled back: {}", fleet.detail("promotion")?);
@@ -127,10 +131,16 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
         ensure!(broken > 0, "the broken module got no flow");
         let outcome = fleet.detail("promotion")?;
         ensure!(outcome.starts_with("v2 was rolled back: "), "{outcome}");
-        // The counters are read, and then sampled, once a second.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        let resets: u64 = fleet.stats("m1")?.custom_stats["nlb_instance_resets_total"].parse()?;
-        ensure!(resets == u64::from(broken), "{resets} resets seen of {broken}");
+        let since = Instant::now();
+        loop {
+            let resets: u32 = fleet.stats("m1")?.custom_stats["nlb_instance_resets_total"].parse()?;
+            if resets == broken {
+                break;
+            }
+            ensure!(resets < broken && since.elapsed() < PATIENCE, "{resets} resets seen of {broken}");
+            // The counters are read, and then sampled, once a second.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         let fresh = hold(40).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
         assert_answered(&mut held).await

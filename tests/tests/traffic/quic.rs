@@ -34,7 +34,7 @@ const FIRST_PORT: u16 = 21_000;
 const SECOND: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 77, 0, 88), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x88));
 /// An answer takes no longer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connection ids in plain text: a first octet of configuration 1, the server's id, and what makes it unique.
 struct NamedIds {

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Lab, VIP4};
 use nlb_testkit::netns::output;
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{grpc, terminate};
 
 use crate::fleet::Fleet;
@@ -63,6 +63,6 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
     curl.args(["-sS", "--max-time", "20", &format!("telnet://{VIP4}:80")]);
     let said = output(curl.stdin(std::process::Stdio::null()))?;
     ensure!(said == "hello from Python\n", "{said:?}");
-    terminate(&mut module, Duration::from_secs(30))?;
+    terminate(&mut module, PATIENCE)?;
     fleet.wait_until("it has left", |modules| modules.is_empty())
 }

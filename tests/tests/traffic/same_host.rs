@@ -2,11 +2,11 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab};
 use nlb_testkit::netns::output;
+use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -126,7 +126,7 @@ fn a_container_whose_port_is_closed_says_so_to_its_client() -> Result<()> {
                 let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
                 socket.connect(SocketAddr::new(vip.ip(), 53)).await?;
                 socket.send(b"is anybody there?").await?;
-                let told = timeout(Duration::from_secs(5), socket.recv(&mut [0; 64])).await;
+                let told = timeout(PATIENCE, socket.recv(&mut [0; 64])).await;
                 let told = told.with_context(|| format!("{vip}: silence"))?.err().map(|error| error.kind());
                 ensure!(told == Some(ErrorKind::ConnectionRefused), "{vip}: {told:?}");
             }
@@ -160,7 +160,7 @@ fn direct_server_return_on_the_same_host_is_refused_with_the_reason() -> Result<
     for (host, mode) in [(&lab.modules[0], "dsr-ipip"), (&lab.nlb, "dsr-ipip"), (&lab.modules[0], "gue")] {
         let mut module = programs::echo(&lab, host, "m0", &["--mode", mode])?;
         let log = module.log().to_owned();
-        module.wait_until("it is told why", Duration::from_secs(10), || {
+        module.wait_until("it is told why", PATIENCE, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("is on the NLB's own host"))
         })?;
     }

@@ -126,7 +126,7 @@ fn a_named_tap_with_vnet_hdr_is_left_to_the_stack_and_logged() -> Result<()> {
         let status = site.fleet.nlb(&["status"])?;
         let is_none = |line: &str| line.starts_with("xdp.tap0") && line.ends_with("none");
         ensure!(status.lines().any(is_none), "{status}");
-        let said = "tap0 is served through the kernel's stack, as if it were not named";
+        let said = "tap0 is served at TC ingress instead of XDP";
         wait_for_log(&site.fleet, said, 1)?;
         site.is_served(20_000).with_context(|| mode.to_owned())?;
     }
@@ -140,7 +140,7 @@ fn native_mode_refuses_a_tap_with_vnet_hdr() -> Result<()> {
     let mut serve = lab.nlb.netns.command(built("nlb")?);
     serve.args(["serve", "--iface", "eth0,tap0", "--xdp-mode", "native", "--state-dir"]);
     let refused = output(serve.arg(lab.files().join("state"))).err().context("it serves")?.to_string();
-    for part in ["--iface tap0: its frames come with notes", "it is served without being named"] {
+    for part in ["--iface tap0: its frames have a vnet_hdr", "TC ingress serves it without --iface"] {
         ensure!(refused.contains(part), "{refused}");
     }
     Ok(())
@@ -165,7 +165,7 @@ fn xdp_serves_a_named_tap_while_its_frames_have_no_vnet_hdr() -> Result<()> {
     let mut attached = 1;
     serves(client, 20_000)?;
     for (first, offloads, said, by_xdp) in [
-        (21_000, Offloads::All, "tap0 is served through the kernel's stack", false),
+        (21_000, Offloads::All, "tap0 is served at TC ingress instead of XDP", false),
         (22_000, Offloads::None, "tap0 is back and served again", true),
     ] {
         // The tap outlives the machine, which finds it again.

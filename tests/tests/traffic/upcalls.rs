@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_testkit::lab::Lab;
+use nlb_testkit::process::PATIENCE;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::clients::{Connection, ask_udp, on};
 use crate::fleet::{Fleet, Mode, vips};
-
-/// Much longer than anything here takes, unless the machine is busy.
-const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Two modules that handle whatever they are asked about with the priority in their file.
 struct Choosy {
