@@ -55,7 +55,7 @@ enum Task {
     /// balancers
     Bench(bench::Args),
     /// Set up, then check and test everything; stops at the first failure
-    Test,
+    Test(test::Args),
     /// Set up, then search for packets that the XDP program and its model treat differently: `cargo xtask
     /// fuzz packets`
     Fuzz(fuzz::Args),
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build(release),
         Task::Run(args) => run::run(&args),
         Task::Bench(args) => bench::bench(&args),
-        Task::Test => test::test(),
+        Task::Test(args) => test::test(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Verify(args) => verify::verify(&args),
         Task::Vm(args) => vm::run(&args),
