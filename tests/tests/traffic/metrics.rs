@@ -18,8 +18,6 @@ use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{hold, spread};
 
-/// Longer than it takes until a packet is in a sample.
-
 impl Fleet {
     fn ask<T: Send, F: Future<Output = Result<T>>>(
         &self,
