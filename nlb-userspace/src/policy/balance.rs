@@ -1,31 +1,31 @@
-//! How evenly instances are loaded, and the weights that would even it out. Pure.
+//! How evenly instances are loaded, and the weights that would balance them. Pure.
 //!
-//! Instances are compared with those that new flows could go to instead: of the same type, and of the same version where
-//! versions have weights of their own. What an instance should carry follows from the weight that was asked for, not from
-//! the one that a rebalancing gave it.
+//! Instances are compared with those that new flows could go to instead: of the same type, and of the same
+//! version where versions have weights. The share that an instance should carry follows from its requested
+//! weight, not from one that a rebalancing set.
 
 use std::collections::BTreeMap;
 
 use crate::compile::maglev;
 use crate::model::{MAX_WEIGHT, ModuleType};
 
-/// One instance's load.
+/// The load of one instance.
 #[derive(Clone, Debug, Default)]
 pub struct Load {
     pub instance_id: String,
     pub group: Group,
-    /// As asked for; half of it in a DEGRADED instance. 0 where it should take no flows.
+    /// The requested weight; half of it for a DEGRADED instance, 0 if the instance should take no flows.
     pub capacity: f64,
     pub active_flows: f64,
     pub new_flows_per_second: f64,
-    /// From its heartbeat, if it sent any figures.
+    /// Figures of its heartbeats, if it sent any.
     pub vitals: Option<Vitals>,
 }
 
-/// Those whose weights count against each other.
+/// The instances among which weights divide new flows.
 pub type Group = Option<(ModuleType, String)>;
 
-/// What an instance's heartbeat says of it.
+/// The figures of an instance's heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Vitals {
     pub cpu_percent: f64,
@@ -34,10 +34,11 @@ pub struct Vitals {
     pub queue_depth: f64,
 }
 
-/// Each instance's load in relation to its group: 1 is the group's mean, 2 twice that.
+/// Each instance's load relative to its group: 1 is the group's mean, 2 is twice the mean.
 ///
-/// The mean of up to four ratios: flows for its weight, CPU, latency and queue, each over the group's mean. A ratio that
-/// makes no sense for the group (no flows yet, or no figures in heartbeats) is left out; with none left the score is 1.
+/// A score is the mean of up to four ratios: flows per weight, CPU, latency and queue, each over the group's
+/// mean. A ratio without meaning for the group (no flows yet, or no figures in heartbeats) is left out;
+/// without any ratio the score is 1.
 pub fn scores(loads: &[Load]) -> Vec<f64> {
     let measures: [fn(&Load) -> Option<f64>; 4] = [
         |load| (load.capacity > 0.0).then(|| load.active_flows / load.capacity),
@@ -59,12 +60,13 @@ pub fn scores(loads: &[Load]) -> Vec<f64> {
     ratios.iter().map(|r| if r.is_empty() { 1.0 } else { r.iter().sum::<f64>() / r.len() as f64 }).collect()
 }
 
-/// How evenly flows are spread in relation to weights: 1 where every instance carries its share, 0 where one carries all.
+/// How evenly flows are spread relative to weights: 1 if every instance carries its share, 0 if one carries
+/// all.
 ///
-/// For n instances with x flows per weight each it is Jain's fairness index, J = (sum x)^2 / (n sum x^2), brought from
-/// 1/n..1 to 0..1 by (n J - 1) / (n - 1). R. Jain, D. Chiu, W. Hawe, "A Quantitative Measure of Fairness and
-/// Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984. Of several groups it is the
-/// mean, weighted by their flows.
+/// For n instances with x flows per weight each it is Jain's fairness index, J = (sum x)^2 / (n sum x^2),
+/// scaled from 1/n..1 to 0..1 by (n J - 1) / (n - 1). R. Jain, D. Chiu, W. Hawe, "A Quantitative Measure of
+/// Fairness and Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984. For
+/// several groups it is the mean, weighted by their flows.
 pub fn balance(loads: &[Load]) -> f64 {
     let mut flows = 0.0;
     let mut sum = 0.0;
@@ -87,17 +89,17 @@ fn fairness(shares: impl Iterator<Item = f64> + Clone) -> f64 {
     ((sum * sum / squares - 1.0) / (n - 1.0)).clamp(0.0, 1.0)
 }
 
-/// How new flows are to be shared.
+/// The strategy by which new flows are shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// To those that have fewer flows than their share, until all have theirs.
+    /// To instances with fewer flows than their share, until all have their share.
     #[default]
     LeastConnections,
-    /// As was asked for.
+    /// By the requested weights.
     Weight,
-    /// All alike.
+    /// Equally.
     Equal,
-    /// Less to those with a higher score.
+    /// Less to instances with a higher score.
     Load,
 }
 
@@ -109,8 +111,9 @@ impl Strategy {
         ("load", Strategy::Load),
     ];
 
-    /// The weight of each instance that should take flows. Within a group they add up to what was asked for, as far as
-    /// whole numbers allow, so that the others' shares stay. Nobody is left with none: it would not recover by itself.
+    /// The weight of each instance that should take flows. Within a group they add up to the sum of the
+    /// requested weights, as far as whole numbers allow, so that the shares of other groups stay. No weight
+    /// is 0: an instance without new flows could not recover.
     pub fn weights(self, loads: &[Load], asked: impl Fn(&str) -> u32) -> BTreeMap<String, u32> {
         let scores = scores(loads);
         let mut weights = BTreeMap::new();
@@ -126,7 +129,7 @@ impl Strategy {
             let wanted = members.iter().map(|i| {
                 let Load { instance_id, capacity: own, active_flows, .. } = &loads[*i];
                 match self {
-                    // As many new flows as there are flows now would make it even.
+                    // The group is balanced once as many new flows have come as there are flows now.
                     Strategy::LeastConnections if flows > 0.0 => {
                         (2.0 * flows * own / capacity - active_flows).max(0.0)
                     }
@@ -143,10 +146,10 @@ impl Strategy {
     }
 }
 
-/// Whole weights in proportion to what is wanted, at least 1 each.
+/// Whole weights in proportion to the wanted ones, at least 1 each.
 fn share_out(sum: u32, wanted: &[f64]) -> Vec<u32> {
     let most = wanted.iter().copied().fold(0.0, f64::max);
-    // Fractions of the greatest, fine enough for any weight.
+    // Fractions of the greatest weight, fine enough for any weight.
     let parts: Vec<u64> = wanted.iter().map(|wanted| (wanted / most * 1e9) as u64).collect();
     let shares = maglev::divide(sum, &parts);
     shares.into_iter().map(|share| share.clamp(1, MAX_WEIGHT)).collect()
@@ -184,7 +187,11 @@ mod tests {
         assert_eq!(balance(&loads(&[(100.0, 0.0), (100.0, 0.0)])), 1.0);
         assert_eq!(balance(&loads(&[(100.0, 50.0), (300.0, 150.0)])), 1.0);
         assert_eq!(balance(&loads(&[(100.0, 90.0), (100.0, 0.0), (100.0, 0.0)])), 0.0);
-        assert_eq!(balance(&loads(&[(100.0, 90.0), (0.0, 10.0)])), 1.0, "weight 0 should carry none");
+        assert_eq!(
+            balance(&loads(&[(100.0, 90.0), (0.0, 10.0)])),
+            1.0,
+            "an instance of weight 0 should carry no flows"
+        );
         // J = (3 + 1)^2 / (2 (9 + 1)) = 0.8; 2 J - 1 = 0.6.
         let uneven = balance(&loads(&[(100.0, 300.0), (100.0, 100.0)]));
         assert!((uneven - 0.6).abs() < 1e-12, "{uneven}");
@@ -223,11 +230,15 @@ mod tests {
         assert_eq!(weights(LeastConnections, &loads(&[(100.0, 30.0), (100.0, 10.0)])), [50, 150]);
         assert_eq!(weights(LeastConnections, &loads(&[(100.0, 40.0), (100.0, 0.0)])), [1, 200]);
         assert_eq!(weights(LeastConnections, &loads(&[(100.0, 0.0), (100.0, 0.0)])), [100, 100]);
-        assert_eq!(weights(LeastConnections, &loads(&[(100.0, 9.0), (0.0, 9.0)])), [100], "0 stays 0");
+        assert_eq!(
+            weights(LeastConnections, &loads(&[(100.0, 9.0), (0.0, 9.0)])),
+            [100],
+            "an instance of weight 0 gets none"
+        );
     }
 
     #[test]
-    fn the_other_strategies_do_what_they_say() {
+    fn strategies_other_than_least_connections() {
         let mut fleet = loads(&[(100.0, 30.0), (100.0, 10.0), (200.0, 0.0)]);
         fleet.pop();
         assert_eq!(weights(Strategy::Load, &fleet), [50, 150]);

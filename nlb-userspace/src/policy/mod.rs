@@ -1,4 +1,4 @@
-//! Decisions without a clock, a wire or a registry: they are shown what there is, and say what is to be done.
+//! Pure decisions: functions of the state that they are given, without a clock, I/O or the registry.
 
 pub mod balance;
 pub mod health;

@@ -41,7 +41,7 @@ impl Registry {
         now: Now,
     ) -> Result<Promoted, RegistryError> {
         let (percent, revision) = self.change(commit, |state| {
-            let terms = state.settings.promotion;
+            let config = state.settings.promotion;
             if state.instances_of(version).next().is_none() {
                 return Err(RegistryError::UnknownVersion(version.to_owned()));
             }
@@ -53,7 +53,7 @@ impl Registry {
                     });
                 }
                 Some(mut running) if running.version() == version => {
-                    running.change_pace(pace, &terms, now);
+                    running.change_pace(pace, &config, now);
                     running
                 }
                 // A promotion that has all new flows and is only being evaluated can be replaced.
@@ -62,7 +62,7 @@ impl Registry {
                     let shares = state.version_shares();
                     state.remember_split();
                     state.split_since = Some(now.wall);
-                    Promotion::begin(version, pace, shares, counters, &terms, now)
+                    Promotion::begin(version, pace, shares, counters, &config, now)
                 }
             };
             let percent = promotion.percent();
@@ -108,10 +108,10 @@ impl Registry {
     /// Takes a running promotion a step further or rolls it back, by the counters of its version's instances.
     pub fn follow_promotion(&self, traffic: &Traffic, now: Now) {
         let mut state = self.lock();
-        let terms = &state.settings.promotion.clone();
+        let config = &state.settings.promotion.clone();
         let Some(mut promotion) = state.promotion.clone() else { return };
         let version = promotion.version().to_owned();
-        let next = promotion.evaluate(state.counters(&version, traffic), terms, now.at);
+        let next = promotion.evaluate(state.counters(&version, traffic), config, now.at);
         let percent = promotion.percent();
         let changed = Arc::make_mut(&mut state);
         match next {

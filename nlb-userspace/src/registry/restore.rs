@@ -60,14 +60,14 @@ impl Registry {
 
 impl State {
     fn restore_from(&mut self, persisted: PersistedState, now: Now) {
-        let terms = self.settings.promotion;
+        let config = self.settings.promotion;
         self.operator_routes = persisted.operator_routes;
         self.operator_routes_since = persisted.operator_routes_since;
         self.rate_limits = persisted.rate_limits;
         self.version_weights = persisted.version_weights;
         self.split_since = persisted.split_since;
         self.former_splits = persisted.former_splits;
-        self.promotion = persisted.promotion.map(|stage| Promotion::resume(stage, &terms, now));
+        self.promotion = persisted.promotion.map(|stage| Promotion::resume(stage, &config, now));
         self.last_promotion = persisted.last_promotion;
         self.scaling =
             persisted.scaling.into_iter().map(|persisted| (persisted.group, persisted.policy)).collect();

@@ -76,7 +76,7 @@ async fn a_module_that_resets_is_excluded_and_tried_again() {
     rig.second("m0", "web", 30, 30).await;
     assert_eq!((rig.health("m0"), rig.health("m1")), (Health::Unhealthy, Health::Healthy));
     let why = rig.registry.snapshot().record("m0").unwrap().resets.why.clone();
-    assert_eq!(why, "30 TCP resets in 30 new flows; tried again after 10s");
+    assert_eq!(why, "30 TCP resets in 30 new flows; ejected for 10s");
     rig.seconds(8).await;
     assert_eq!(rig.health("m0"), Health::Unhealthy);
     rig.seconds(2).await;

@@ -1,4 +1,4 @@
-//! A health check as a module asks for it when it registers: what to try, how often, and what counts.
+//! A health check as a module configures it when it registers: probe, interval and thresholds.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use crate::model::endpoint::Endpoint;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub probe: Probe,
-    /// `None` is where the module's traffic goes.
+    /// `None` means the port that the module's traffic goes to.
     pub port: Option<u16>,
     pub interval: Duration,
     /// At most the interval.
@@ -20,28 +20,28 @@ pub struct Check {
     pub healthy_threshold: u32,
 }
 
-/// One try.
+/// The kind of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// A TCP connection is accepted.
     Connect,
-    /// An HTTP GET is answered with this status; `None` is any of 200 to 399.
+    /// An HTTP GET is answered with this status; `None` means any of 200 to 399.
     Http { path: String, expected_status: Option<u16> },
-    /// grpc.health.v1 says SERVING of this service; empty is the server as a whole.
+    /// grpc.health.v1 answers SERVING for this service; an empty name means the whole server.
     Grpc { service: String },
-    /// The module's own ModuleService.HealthCheck says HEALTHY or DEGRADED.
+    /// The module's ModuleService.HealthCheck answers HEALTHY or DEGRADED.
     Module { deep: bool },
 }
 
-/// Whom to try.
+/// The target of a probe.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub instance_id: String,
     pub probe: Probe,
     pub timeout: Duration,
-    /// Its gRPC server, for [`Probe::Module`].
+    /// The module's gRPC server, for [`Probe::Module`].
     pub control: Endpoint,
-    /// Where packets for it are sent to. All of them have to pass.
+    /// The sockets that the module's traffic goes to. The probe has to succeed at all of them.
     pub data: Vec<SocketAddr>,
 }
 

@@ -1,8 +1,9 @@
-//! How a module is: what several sources say of it, combined into the one health that steers.
+//! The health of a module: the signals of several sources, combined into the health that decides on new
+//! flows.
 //!
-//! Each source has an opinion of its own and its own memory of how it came to it, and none writes another's: a heartbeat
-//! that says HEALTHY cannot undo a failed check, nor a check that succeeds an operator's drain. The worst opinion counts.
-//! docs/health.md has the tables.
+//! Each source has its own signal and its own state, and no source changes another's: a heartbeat with
+//! HEALTHY cannot undo a failed check, and a successful check cannot undo an operator's drain. The worst
+//! signal counts. docs/health.md has the tables.
 
 pub mod check;
 pub mod outlier;
@@ -14,30 +15,30 @@ use crate::model::Health;
 
 pub use check::{Check, Probe, Target};
 
-/// Who has a say.
+/// A source of health signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// The module's own word, in its registration and heartbeats.
+    /// The health that the module reports, in its registration and heartbeats.
     Module,
-    /// Whether its heartbeats come.
+    /// Whether the lease is valid.
     Lease,
-    /// The health check it registered with.
+    /// The health check that the module registered with.
     Check,
-    /// TCP resets of its backends, as the data path sees them.
+    /// Outlier detection: TCP resets of the module's backends, as the data path counts them.
     Resets,
-    /// A drain: an operator's, or of a module that unregisters.
+    /// A drain: an operator's, or that of a module which unregisters.
     Operator,
 }
 
-/// What a source that watches a module has found.
+/// The signal of a source that watches a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthSignal {
     pub health: Health,
-    /// For people.
+    /// The reason, in words for operators.
     pub why: String,
 }
 
-/// What every source says of one module.
+/// The signals of all sources about one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthSignals {
     pub module: Health,
@@ -62,8 +63,9 @@ impl HealthSignals {
         .filter_map(|(source, health)| Some((source, health?)))
     }
 
-    /// The worst of them. A module whose check has never succeeded stays STARTING even where another source finds it
-    /// UNHEALTHY, since a pool that fails open takes those that are UNHEALTHY and nobody has seen this one serve.
+    /// The worst signal. A module whose check has never succeeded stays STARTING even if another source
+    /// reports UNHEALTHY: a pool that fails open uses UNHEALTHY modules, and this one has never been seen to
+    /// serve.
     pub fn health(self) -> Health {
         let worst = self.by_source().map(|(_, health)| health).max().unwrap_or(Health::Healthy);
         match (self.check, worst) {
@@ -72,14 +74,14 @@ impl HealthSignals {
         }
     }
 
-    /// Whose opinion it is that counts.
+    /// The source of the signal that counts.
     pub fn decided_by(self) -> Source {
         let counts = self.health();
         let decisive = self.by_source().find(|(_, health)| *health == counts);
         decisive.map_or(Source::Module, |(source, _)| source)
     }
 
-    /// Whether the module would take new flows if its resets were disregarded.
+    /// Whether the module would take new flows if resets were ignored.
     pub fn serves_but_for_resets(self) -> bool {
         let others = HealthSignals { resets: Health::Healthy, ..self };
         others.health().takes_new_flows()
@@ -87,7 +89,7 @@ impl HealthSignals {
 }
 
 impl HealthSignal {
-    /// Of a module that has a check and has not passed it yet.
+    /// The signal of a check that has not succeeded yet.
     pub fn unchecked() -> Self {
         HealthSignal { health: Health::Starting, why: "not checked yet".to_owned() }
     }
@@ -131,7 +133,7 @@ mod tests {
     };
 
     #[test]
-    fn each_source_alone_decides_when_the_others_are_content() {
+    fn each_source_alone_decides_if_the_others_are_healthy() {
         assert_eq!(WELL.health(), Healthy);
         for health in ALL {
             for signals in [
@@ -146,9 +148,9 @@ mod tests {
         }
     }
 
-    /// Every combination there is: 5 to the power of 4, times 6.
+    /// All combinations: 5 to the power of 4, times 6.
     #[test]
-    fn the_worst_opinion_counts_but_nobody_unproven_is_ever_unhealthy() {
+    fn the_worst_signal_counts_but_an_unchecked_module_is_never_unhealthy() {
         let checks = ALL.map(Some).into_iter().chain([None]);
         for check in checks {
             for (module, lease) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
@@ -160,14 +162,14 @@ mod tests {
                     let counts = if unchecked { Starting } else { worst };
                     assert_eq!(signals.health(), counts, "{signals:?}");
                     let decisive = signals.decided_by();
-                    assert!(signals.by_source().any(|said| said == (decisive, counts)), "{signals:?}");
+                    assert!(signals.by_source().any(|signal| signal == (decisive, counts)), "{signals:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn one_source_that_recovers_does_not_speak_for_another() {
+    fn a_source_that_recovers_changes_no_other_signal() {
         let both = HealthSignals { check: Some(Unhealthy), lease: Unhealthy, ..WELL };
         assert_eq!(HealthSignals { lease: Healthy, ..both }.health(), Unhealthy);
         assert_eq!(HealthSignals { check: Some(Healthy), ..both }.health(), Unhealthy);

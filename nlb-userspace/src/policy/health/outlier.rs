@@ -1,12 +1,13 @@
-//! A circuit breaker for one module: TCP resets above a bound take its new flows away, and time brings them back.
+//! Outlier detection for one module: TCP resets above a bound eject it, and it is tried again after a
+//! back-off.
 //!
-//! A module that takes no new flows cannot show that it has recovered. So the breaker never stays open: after a back-off,
-//! which doubles with every relapse, the module is on trial at half its weight. A trial that brings enough flows decides by
-//! them; one that brings too few to tell ends in its favour.
+//! A module without new flows cannot show that it has recovered. So no ejection lasts: after a back-off,
+//! which doubles with each further ejection, the module is half-open and gets half its weight. If enough
+//! flows come, they decide; if too few come, the ejection ends.
 //!
-//! Whether it is the module that fails is found by comparing it with the others of its group. Those with few flows take
-//! longer to show what they do, so they are given a moment before a breaker opens, and what was found of them holds for a
-//! while. Once most of the group are found to reset their flows, breakers that have opened close.
+//! A comparison with the other modules of the group shows whether this module is at fault. Modules with few
+//! flows need longer until their rate is known, so an ejection waits a moment for them, and a known rate
+//! holds for a while. Once more than half of the group are known to reset their flows, all ejections end.
 
 #[cfg(test)]
 mod tests;
@@ -18,21 +19,21 @@ use std::time::Duration;
 use crate::model::settings::OutlierConfig;
 use tokio::time::Instant;
 
-/// Fewer new flows than this say nothing about a rate.
+/// Fewer new flows than this allow no statement about a rate.
 const MIN_SAMPLE: u64 = 20;
 
-/// What is longer ago does not count.
+/// Older flows and resets do not count.
 const WINDOW: Duration = Duration::from_secs(10);
 
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(300);
 
-/// How long others of the group with too few flows can put off an exclusion.
+/// How long modules of the group with too few flows can delay an ejection.
 const CONFIRMATION_TIME: Duration = Duration::from_secs(3);
 
-/// How long it holds what was found of a module that has had too few new flows since.
+/// How long the known rate of a module holds, if too few new flows have come since.
 const MEMORY: Duration = LONGEST_BACK_OFF;
 
-/// New TCP flows, and resets by backends: counters that only grow, unless they begin anew.
+/// New TCP flows, and resets by backends: counters that only grow, unless they restart at 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub flows: u64,
@@ -43,14 +44,14 @@ pub struct Counters {
 pub struct OutlierDetector {
     phase: Phase,
     last: Counters,
-    /// What was added when, within the window.
+    /// The increments within the window, with their times.
     recent: VecDeque<(Instant, Counters)>,
-    /// What was added since it was last judged, however long that takes.
+    /// The flows and resets since the last judgement, however long that is ago.
     sample: Counters,
     judged: Option<Judged>,
-    /// Since when it resets too many without being excluded.
+    /// Since when the module exceeds the bound without being ejected.
     suspected: Option<Instant>,
-    /// Exclusions without a proven recovery since.
+    /// Ejections since the last proven recovery.
     ejections: u32,
 }
 
@@ -60,28 +61,28 @@ struct Judged {
     resets: bool,
 }
 
-/// How the others of a module's group fare.
+/// The state of the other modules of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// At least half do not reset their flows.
     Serves,
-    /// As far as is known: some take flows, and too few to tell.
+    /// Unknown: some modules take flows, but too few to judge.
     Undecided,
-    /// More than half reset their flows: it is the service that fails, or its way of closing connections.
+    /// More than half reset their flows: the service is at fault, or its way of closing connections.
     Resets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Takes its share.
+    /// The module takes its share.
     Closed,
-    /// Takes no new flows.
+    /// The module is ejected: it takes no new flows.
     Open { until: Instant },
-    /// On trial.
+    /// The module is tried with half its weight.
     HalfOpen { until: Instant },
 }
 
-/// What has become of it.
+/// A change of the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     Opened {
@@ -89,16 +90,16 @@ pub enum Change {
         back_off: Duration,
     },
     HalfOpened,
-    /// `proven`: by flows, not by the lack of them.
+    /// `proven`: enough flows showed it, as opposed to too few flows.
     Closed {
         proven: bool,
     },
-    /// Closed, because most of its group do no better.
+    /// The ejection ends, because more than half of the group reset their flows.
     Acquitted,
 }
 
 impl OutlierDetector {
-    /// Whatever was counted so far does not count.
+    /// What `counters` hold already does not count.
     pub fn new(counters: Counters) -> Self {
         OutlierDetector {
             phase: Phase::Closed,
@@ -115,24 +116,24 @@ impl OutlierDetector {
         self.phase == Phase::Closed
     }
 
-    /// Takes note of the counters.
-    pub fn observe(&mut self, counters: Counters, terms: &OutlierConfig, now: Instant) {
+    /// Records the counters.
+    pub fn observe(&mut self, counters: Counters, config: &OutlierConfig, now: Instant) {
         self.add(counters, now);
         if self.sample.flows >= MIN_SAMPLE {
-            self.judged = Some(Judged { at: now, resets: self.sample.is_beyond(terms.max_percent) });
+            self.judged = Some(Judged { at: now, resets: self.sample.is_beyond(config.max_percent) });
             self.sample = Counters::default();
         }
         self.suspected = match self.phase {
-            Phase::Closed if self.fails(terms) => self.suspected.or(Some(now)),
+            Phase::Closed if self.fails(config) => self.suspected.or(Some(now)),
             _ => None,
         };
     }
 
-    /// Whether its module resets too many flows, as far as is known.
-    pub fn resets(&self, terms: &OutlierConfig, now: Instant) -> Option<bool> {
+    /// Whether the module resets too many flows, if that is known.
+    pub fn resets(&self, config: &OutlierConfig, now: Instant) -> Option<bool> {
         match self.phase {
             Phase::Open { .. } => Some(true),
-            _ if self.seen().flows >= MIN_SAMPLE => Some(self.fails(terms)),
+            _ if self.seen().flows >= MIN_SAMPLE => Some(self.fails(config)),
             _ => {
                 let judged = self.judged.filter(|j| now.saturating_duration_since(j.at) < MEMORY);
                 judged.map(|judged| judged.resets)
@@ -144,11 +145,11 @@ impl OutlierDetector {
         self.seen().flows > 0
     }
 
-    /// Draws the conclusion from what was observed.
-    pub fn conclude(&mut self, group: Group, terms: &OutlierConfig, now: Instant) -> Option<Change> {
+    /// Decides by what was observed.
+    pub fn conclude(&mut self, group: Group, config: &OutlierConfig, now: Instant) -> Option<Change> {
         let enough = self.seen().flows >= MIN_SAMPLE;
-        let fails = self.fails(terms);
-        let out_of_patience =
+        let fails = self.fails(config);
+        let confirmed =
             self.suspected.is_some_and(|since| now.saturating_duration_since(since) >= CONFIRMATION_TIME);
         match (self.phase, group) {
             (Phase::Closed, Group::Resets) => None,
@@ -157,8 +158,8 @@ impl OutlierDetector {
                 self.enter(Phase::Closed);
                 Some(Change::Acquitted)
             }
-            (Phase::Closed, Group::Undecided) if !out_of_patience => None,
-            (Phase::Closed | Phase::HalfOpen { .. }, _) if fails => Some(self.open(terms, now)),
+            (Phase::Closed, Group::Undecided) if !confirmed => None,
+            (Phase::Closed | Phase::HalfOpen { .. }, _) if fails => Some(self.open(config, now)),
             (Phase::Closed, _) => None,
             (Phase::Open { until }, _) if now >= until => {
                 self.enter(Phase::HalfOpen { until: now + WINDOW });
@@ -180,23 +181,23 @@ impl OutlierDetector {
         self.recent.iter().fold(Counters::default(), |sum, (_, added)| sum.plus(*added))
     }
 
-    fn fails(&self, terms: &OutlierConfig) -> bool {
+    fn fails(&self, config: &OutlierConfig) -> bool {
         let seen = self.seen();
-        seen.flows >= MIN_SAMPLE && seen.is_beyond(terms.max_percent)
+        seen.flows >= MIN_SAMPLE && seen.is_beyond(config.max_percent)
     }
 
-    fn open(&mut self, terms: &OutlierConfig, now: Instant) -> Change {
+    fn open(&mut self, config: &OutlierConfig, now: Instant) -> Change {
         let rate = self.seen();
-        let longest = LONGEST_BACK_OFF.max(terms.back_off);
+        let longest = LONGEST_BACK_OFF.max(config.back_off);
         let factor = 1u32.checked_shl(self.ejections).unwrap_or(u32::MAX);
-        let back_off = terms.back_off.saturating_mul(factor).min(longest);
+        let back_off = config.back_off.saturating_mul(factor).min(longest);
         self.ejections += 1;
         self.judged = Some(Judged { at: now, resets: true });
         self.enter(Phase::Open { until: now + back_off });
         Change::Opened { rate, back_off }
     }
 
-    /// With a clean sheet: what led here is not held against it again.
+    /// Starts the phase with empty samples: what led to it does not count again.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.recent.clear();
@@ -205,7 +206,7 @@ impl OutlierDetector {
     }
 
     fn add(&mut self, counters: Counters, now: Instant) {
-        // A counter that went back belongs to a backend that began anew.
+        // A counter that decreased belongs to a new backend, which started at 0.
         let grown = |now: u64, last: u64| if now < last { now } else { now - last };
         let added = Counters {
             flows: grown(counters.flows, self.last.flows),
@@ -236,13 +237,13 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::Opened { rate: Counters { flows, resets }, back_off } => {
-                write!(f, "{resets} TCP resets in {flows} new flows; tried again after {back_off:?}")
+                write!(f, "{resets} TCP resets in {flows} new flows; ejected for {back_off:?}")
             }
-            Change::HalfOpened => f.write_str("on trial after too many TCP resets"),
+            Change::HalfOpened => f.write_str("half-open after an ejection for TCP resets"),
             Change::Closed { proven: true } => f.write_str("new flows are no longer reset"),
-            Change::Closed { proven: false } => f.write_str("too few new flows to tell"),
+            Change::Closed { proven: false } => f.write_str("too few new flows to judge by"),
             Change::Acquitted => {
-                f.write_str("most modules of its type reset their flows, so it is not this one")
+                f.write_str("most modules of its type reset their flows, so this one is no outlier")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Outcomes of a module's health check, counted into a health signal that does not flap.
+//! Counts the outcomes of a module's health check into a health signal that does not flap.
 
 use super::{Check, HealthSignal};
 use crate::model::Health;
@@ -21,7 +21,8 @@ enum CheckState {
 }
 
 impl Tally {
-    /// Takes one outcome in. `Some` if it changes the signal, or what is known of a module that has never passed.
+    /// Counts one outcome. `Some` if the signal changes, or for a module whose check has never succeeded, the
+    /// reason.
     pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<HealthSignal> {
         match (self.state, outcome) {
             (CheckState::Unchecked, Ok(())) => {
@@ -69,7 +70,7 @@ mod tests {
     use crate::registry::fixtures::CHECK;
     use Health::{Healthy, Starting, Unhealthy};
 
-    /// What opinions a series of outcomes gives; `+` passes, `-` fails.
+    /// The signals after each of a series of outcomes; `+` succeeds, `-` fails.
     fn signals(outcomes: &str) -> Vec<Option<Health>> {
         let mut tally = Tally::default();
         let outcome = |c| if c == '+' { Ok(()) } else { Err("refused".to_owned()) };
@@ -77,21 +78,21 @@ mod tests {
     }
 
     #[test]
-    fn one_success_is_the_proof_that_starts_it() {
+    fn the_first_success_makes_a_module_healthy() {
         assert_eq!(signals("+"), [Some(Healthy)]);
         assert_eq!(signals("---+"), [Some(Starting), Some(Starting), Some(Starting), Some(Healthy)]);
     }
 
     #[test]
-    fn failures_in_a_row_take_it_down() {
+    fn failures_in_a_row_make_a_module_unhealthy() {
         assert_eq!(signals("+---")[1..], [None, None, Some(Unhealthy)]);
-        assert_eq!(signals("+----")[4], None, "said once");
+        assert_eq!(signals("+----")[4], None, "signalled once");
     }
 
     #[test]
-    fn successes_in_a_row_bring_it_back() {
+    fn successes_in_a_row_make_it_healthy_again() {
         assert_eq!(signals("+---++")[4..], [None, Some(Healthy)]);
-        assert_eq!(signals("+---++---")[6..], [None, None, Some(Unhealthy)], "it counts afresh");
+        assert_eq!(signals("+---++---")[6..], [None, None, Some(Unhealthy)], "the count starts over");
     }
 
     #[test]
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_told() {
+    fn signals_have_reasons() {
         let mut tally = Tally::default();
         let why = |signal: Option<HealthSignal>| signal.unwrap().why;
         assert_eq!(why(tally.count(Err("refused".into()), &CHECK)), "never passed: refused");

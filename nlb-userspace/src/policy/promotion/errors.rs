@@ -1,23 +1,23 @@
-//! How often a version errs, added up over instances whose counters may begin anew.
+//! The error rate of a version, summed over instances whose counters may restart at 0.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Fewer requests or flows than this say nothing about a rate.
+/// Fewer requests or flows than this allow no statement about a rate.
 const MIN_SAMPLE: u64 = 20;
 
-/// What one instance has counted so far.
+/// The counters of one instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// By its own word.
+    /// Reported by the module in its heartbeats.
     pub requests: u64,
     pub failed_requests: u64,
-    /// As the data path saw it.
+    /// Counted by the data path.
     pub new_flows: u64,
     pub resets: u64,
 }
 
-/// So many of so many.
+/// `bad` of `all`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     pub bad: u64,
@@ -26,15 +26,15 @@ pub struct Rate {
 
 #[derive(Clone, Debug, Default)]
 pub struct Errors {
-    /// As heartbeats say.
+    /// From heartbeats.
     requests: Tally,
-    /// As the data path counts, since it began: that is with the daemon.
+    /// From the data path, which counts since the daemon started.
     flows: Tally,
-    /// Instances had counted requests before anybody looked at them.
+    /// The promotion was resumed: instances had counted requests before the first evaluation.
     resumed: bool,
 }
 
-/// One kind of rate, added up.
+/// The sum of one kind of rate.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     last: BTreeMap<String, Rate>,
@@ -42,7 +42,7 @@ struct Tally {
 }
 
 impl Errors {
-    /// Whatever was counted so far does not count.
+    /// What `counters` hold already does not count.
     pub fn since(counters: BTreeMap<String, Counters>) -> Self {
         let mut errors = Errors::default();
         for (instance_id, counted) in counters {
@@ -52,7 +52,7 @@ impl Errors {
         errors
     }
 
-    /// What instances had counted when they are first heard does not count.
+    /// What an instance had counted before its first heartbeat to this daemon does not count.
     pub fn resumed() -> Self {
         Errors { resumed: true, ..Errors::default() }
     }
@@ -61,7 +61,7 @@ impl Errors {
         for (instance_id, counted) in counters {
             let requests = counted.requests();
             if self.resumed && !self.requests.last.contains_key(&instance_id) {
-                // Until its first heartbeat it has not said anything.
+                // Before an instance's first heartbeat its counters are 0.
                 if requests.all > 0 {
                     self.requests.last.insert(instance_id.clone(), requests);
                 }
@@ -72,7 +72,7 @@ impl Errors {
         }
     }
 
-    /// Which rate is above this many percent, if there is enough to tell.
+    /// The rate that exceeds this many percent, if a sample is large enough.
     pub fn beyond(&self, percent: u32) -> Option<RollbackReason> {
         let (requests, flows) = (self.requests.sum, self.flows.sum);
         if requests.is_beyond(percent) {
@@ -95,7 +95,7 @@ impl Counters {
 impl Tally {
     fn add(&mut self, instance_id: &str, now: Rate) {
         let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
-        // A counter that went back belongs to a process that began anew.
+        // A counter that decreased belongs to a new process, which started at 0.
         let grown = |now: u64, last: u64| if now < last { now } else { now - last };
         self.sum.bad += grown(now.bad, last.bad);
         self.sum.all += grown(now.all, last.all);
@@ -108,12 +108,12 @@ impl Rate {
     }
 }
 
-/// Why a promotion is taken back.
+/// Why a promotion is rolled back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RollbackReason {
-    /// By the heartbeats of its instances.
+    /// The error rate of requests, from heartbeats of its instances.
     Requests(Rate),
-    /// TCP resets from its backends, by new flows.
+    /// The rate of TCP resets from its backends to new flows.
     Resets(Rate),
     /// None of its instances takes new flows.
     Absent,
@@ -138,16 +138,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_before_does_not_count() {
+    fn earlier_counts_do_not_count() {
         let mut errors = Errors::since(counted(1000, 1000));
         errors.add(counted(1100, 1005));
-        assert_eq!(errors.beyond(5), None, "5 of 100 is not above 5 %");
+        assert_eq!(errors.beyond(5), None, "5 of 100 are not above 5 %");
         errors.add(counted(1100, 1006));
         assert_eq!(errors.beyond(5), Some(RollbackReason::Requests(Rate { bad: 6, all: 100 })));
     }
 
     #[test]
-    fn a_few_say_nothing() {
+    fn few_requests_are_no_sample() {
         let mut errors = Errors::since(BTreeMap::new());
         errors.add(counted(MIN_SAMPLE - 1, MIN_SAMPLE - 1));
         assert_eq!(errors.beyond(0), None);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_what_is_heard_first_does_not_count() {
+    fn after_a_restart_the_first_counts_of_an_instance_do_not_count() {
         let mut errors = Errors::resumed();
         errors.add(counted(0, 0));
         errors.add(counted(1000, 1000));
@@ -175,7 +175,7 @@ mod tests {
         let mut errors = Errors::resumed();
         errors.add([("a".to_owned(), seen)].into());
         let resets = Some(RollbackReason::Resets(Rate { bad: 20, all: 20 }));
-        assert_eq!(errors.beyond(5), resets, "the data path began to count with the daemon");
+        assert_eq!(errors.beyond(5), resets, "the data path counts since the daemon started");
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Promoting a version: its share of new flows grows in steps while it proves itself, and is taken back if it errs.
+//! Promoting a version: its share of new flows grows in steps, and is rolled back if its error rate is too
+//! high.
 //!
-//! [`Promotion`] is the state machine, which knows neither the registry nor the data path: it is shown counters and the
-//! time, and says what is to be done. [`watch`] is the task that shows them to it.
+//! [`Promotion`] is the state machine, which depends on neither the registry nor the data path: its arguments
+//! are counters and the time, and [`Next`] is its decision. `controllers::promotion_watcher` is the task that
+//! drives it.
 
 mod errors;
 mod stage;
@@ -21,49 +23,49 @@ pub use stage::{Stage, WHOLE};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     AtOnce,
-    /// This many percent of new flows more with each step; 1 to 100.
+    /// The share grows by this many percent of new flows with each step; 1 to 100.
     Steps(u32),
 }
 
-/// A promotion under way.
+/// A running promotion.
 #[derive(Clone, Debug)]
 pub struct Promotion {
     stage: Stage,
-    /// When the next step is due; with all flows, when the version has proved itself.
+    /// When the next step is due; with all new flows, when the promotion is complete.
     due: Instant,
     errors: Errors,
-    /// Since the daemon began, no instance of the version has taken new flows yet.
+    /// No instance of the version has taken new flows since the daemon started.
     awaited: bool,
 }
 
-/// What is to be done about a promotion.
+/// The decision about a promotion.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     Wait,
     /// The version's share has grown; [`Promotion::weights`] has the new split.
     Step,
-    /// It has all new flows and has proved itself.
+    /// The version has all new flows, and its last step is over.
     Complete,
-    /// It errs: the former split has to come back.
+    /// The error rate is too high: the former split has to be restored.
     RollBack(RollbackReason),
 }
 
 impl Promotion {
-    /// Begins with the first step, from the shares that the versions have. `counters` are those of the version's
-    /// instances, which count from here on.
+    /// Starts with the first step, from the versions' shares. `counters` are those of the version's
+    /// instances; only what is added to them counts.
     pub fn begin(
         version: &str,
         pace: Pace,
         mut shares: BTreeMap<String, u32>,
         counters: BTreeMap<String, Counters>,
-        terms: &PromotionConfig,
+        config: &PromotionConfig,
         now: Now,
     ) -> Self {
         let own = shares.remove(version).unwrap_or(0);
         let total = u64::from(own) + shares.values().map(|share| u64::from(*share)).sum::<u64>();
         let before = match total {
             0 => 0,
-            // Below the whole, so it fits.
+            // At most WHOLE, so it fits.
             _ => (u64::from(own) * u64::from(WHOLE) / total) as u32,
         };
         let per_step = match pace {
@@ -78,28 +80,28 @@ impl Promotion {
             others: shares,
         };
         let errors = Errors::since(counters);
-        Promotion { stage, due: now.at + terms.step, errors, awaited: false }
+        Promotion { stage, due: now.at + config.step, errors, awaited: false }
     }
 
-    /// Goes on where a daemon that has ended had left it, once the version's instances are there: the stage lasts a whole
-    /// step from then on, and what was counted before does not count.
-    pub fn resume(stage: Stage, terms: &PromotionConfig, now: Now) -> Self {
-        Promotion { stage, due: now.at + terms.step, errors: Errors::resumed(), awaited: true }
+    /// Resumes a promotion of a former daemon, once the version's instances are there: the stage then lasts a
+    /// whole step, and earlier counts do not count.
+    pub fn resume(stage: Stage, config: &PromotionConfig, now: Now) -> Self {
+        Promotion { stage, due: now.at + config.step, errors: Errors::resumed(), awaited: true }
     }
 
-    /// What has to be known of it to resume it.
+    /// The state that is persisted to resume the promotion.
     pub fn stage(&self) -> &Stage {
         &self.stage
     }
 
-    /// Goes on at another pace, from the share that the version has, with the first step now.
-    pub fn change_pace(&mut self, pace: Pace, terms: &PromotionConfig, now: Now) {
+    /// Continues at another pace, from the version's share, with the first step now.
+    pub fn change_pace(&mut self, pace: Pace, config: &PromotionConfig, now: Now) {
         self.stage.per_step = match pace {
             Pace::AtOnce => WHOLE,
             Pace::Steps(percent) => percent,
         };
         self.stage.grow();
-        self.due = now.at + terms.step;
+        self.due = now.at + config.step;
     }
 
     pub fn version(&self) -> &str {
@@ -115,28 +117,28 @@ impl Promotion {
         self.stage.started_at
     }
 
-    /// The split as it is to be now, in percent.
+    /// The split for now, in percent.
     pub fn weights(&self) -> BTreeMap<String, u32> {
         self.stage.weights()
     }
 
-    /// Looks at the version's counters, by instance; only instances that take new flows are listed.
+    /// Evaluates the version's counters, by instance; only instances that take new flows are listed.
     pub fn evaluate(
         &mut self,
         counters: BTreeMap<String, Counters>,
-        terms: &PromotionConfig,
+        config: &PromotionConfig,
         now: Instant,
     ) -> Next {
         match (counters.is_empty(), self.awaited) {
             (true, true) => {
-                self.due = now + terms.step;
+                self.due = now + config.step;
                 return Next::Wait;
             }
             (true, false) => return Next::RollBack(RollbackReason::Absent),
             (false, _) => self.awaited = false,
         }
         self.errors.add(counters);
-        if let Some(failing) = self.errors.beyond(terms.max_error_percent) {
+        if let Some(failing) = self.errors.beyond(config.max_error_percent) {
             return Next::RollBack(failing);
         }
         if now < self.due {
@@ -146,7 +148,7 @@ impl Promotion {
             return Next::Complete;
         }
         self.stage.grow();
-        self.due = now + terms.step;
+        self.due = now + config.step;
         Next::Step
     }
 }

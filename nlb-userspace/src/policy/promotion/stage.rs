@@ -1,4 +1,4 @@
-//! How far a promotion is: the part of it that outlives the daemon.
+//! The stage of a promotion: the part of it that is persisted.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ pub struct Stage {
     pub percent: u32,
     pub per_step: u32,
     pub started_at: SystemTime,
-    /// The other versions' shares at the beginning, by which they divide what is left.
+    /// The other versions' shares at the start, by which they divide the rest.
     pub others: BTreeMap<String, u32>,
 }
 
@@ -27,7 +27,7 @@ impl Stage {
         self.percent = (self.percent + self.per_step).min(WHOLE);
     }
 
-    /// The split as it is to be, in percent.
+    /// The split of the stage, in percent.
     pub fn weights(&self) -> BTreeMap<String, u32> {
         let shares: Vec<u64> = self.others.values().map(|share| u64::from(*share)).collect();
         let divided = maglev::divide(WHOLE - self.percent, &shares);
@@ -35,7 +35,7 @@ impl Stage {
         others.chain([(self.version.clone(), self.percent)]).collect()
     }
 
-    /// Whether it can be the stage of a promotion; if not, why.
+    /// Whether a promotion can have this stage; if not, why.
     pub fn check(&self) -> Result<(), String> {
         if self.percent > WHOLE || !(1..=WHOLE).contains(&self.per_step) {
             return Err(format!(

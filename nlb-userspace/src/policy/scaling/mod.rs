@@ -1,4 +1,5 @@
-//! Scaling as decisions: which instances count together, what they carry, and how many of them that wants.
+//! Decisions about scaling: which instances form a group, what load it has, and how many instances that
+//! needs.
 
 pub mod load;
 pub mod policy;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Module, ModuleType};
 
-/// Which instances count together.
+/// The key of a group of instances that scale together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupKey {

@@ -1,4 +1,4 @@
-//! How many instances a load wants, within what bounds.
+//! The number of instances that a load needs, within bounds.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize};
 
 use super::load::Load;
 
-/// The contract's ScalingConfig, with what it leaves open filled in.
+/// The contract's ScalingConfig, with defaults for empty fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Act without being asked.
+    /// Scale without a call of an operator.
     pub automatic: bool,
-    /// At least 1: somebody has to be there to be asked for more.
+    /// At least 1: a Scale request needs an instance to go to.
     pub min: u32,
     pub max: u32,
     pub targets: Targets,
-    /// In percent: of CPU, of memory, of the target of connections. Else a measure's own target.
+    /// In percent of CPU, of memory, and of the target of connections; without it, each measure's own target.
     pub scale_up: Option<u32>,
-    /// Likewise; else half of where it scales up.
+    /// In percent likewise; without it, half of the threshold for scaling up.
     pub scale_down: Option<u32>,
     pub cooldown: Duration,
 }
 
-/// What an instance should carry. Measures without a target are not looked at.
+/// The load that an instance should have. Measures without a target are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Targets {
@@ -46,9 +46,9 @@ impl Default for Policy {
     }
 }
 
-/// A measure of a group, and where it lies between its thresholds; all in percent.
+/// A measure of a group, and its thresholds; all in percent.
 struct Measure {
-    /// `None` where nobody tells.
+    /// `None` if no instance reports it.
     value: Option<f64>,
     target: f64,
     up: f64,
@@ -60,7 +60,7 @@ impl Policy {
     pub const DEFAULT_CPU_PERCENT: u32 = 70;
     pub const DEFAULT_COOLDOWN: Duration = Duration::from_secs(60);
 
-    /// Whether it can be followed; if not, why.
+    /// Whether the policy can be applied; if not, why.
     pub fn check(&self) -> Result<(), String> {
         if self.min == 0 || self.min > self.max {
             return Err(format!("a group cannot have {} to {} instances", self.min, self.max));
@@ -70,20 +70,21 @@ impl Policy {
             return Err("a target of a group's load is 0".to_owned());
         }
         match self.contradicts_itself() {
-            true => Err("a group would want more instances and fewer at once".to_owned()),
+            true => Err("the thresholds would require more and fewer instances at once".to_owned()),
             false => Ok(()),
         }
     }
 
-    /// Whether some measure would ask for more instances and for fewer at once.
+    /// Whether some measure would need more and fewer instances at once.
     pub fn contradicts_itself(&self) -> bool {
         self.measures(&Load::default()).iter().any(|measure| measure.down >= measure.up)
     }
 
-    /// How many instances there should be; as many as there are, if the load is between the thresholds.
+    /// How many instances there should be: as many as there are, if the load is between the thresholds.
     ///
-    /// One measure beyond its upper threshold is enough to grow, and all have to be below the lower one to shrink. The
-    /// number is the one that brings the highest measure to its target, so that growing and shrinking do not alternate.
+    /// A group grows if any measure is above its upper threshold, and shrinks if all are below the lower one.
+    /// The number is the one that brings the highest measure to its target, so that growing and shrinking do
+    /// not alternate.
     pub fn wanted(&self, load: &Load) -> u32 {
         let there = load.instances;
         if there == 0 || !(self.min..=self.max).contains(&there) {
@@ -97,7 +98,7 @@ impl Policy {
         let idle = measures.iter().all(|measure| is(measure, |value, measure| value < measure.down));
         let highest = measures.iter().filter_map(|measure| Some(measure.value? / measure.target));
         let highest = highest.fold(0.0, f64::max);
-        // What is a whole number but for rounding is one.
+        // Rounding errors must not add an instance.
         let fitting = (f64::from(there) * highest - 1e-9).ceil() as u32;
         match (busy, idle) {
             (true, _) => fitting.max(there.saturating_add(1)).min(self.max),
