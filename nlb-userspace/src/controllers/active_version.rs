@@ -1,8 +1,8 @@
-//! What modules answer to GetActiveVersion: how they wish new flows to be shared. And when they are asked.
+//! Polling GetActiveVersion: when each instance is asked for its weight request.
 //!
-//! A wish counts when it is new, not for as long as it is held: what an operator sets later must not be undone by a module
-//! that has not changed its mind. The registry keeps what each module said last and judges that. [`PollSchedule`] knows no clock
-//! and no wire; `grpc` asks.
+//! A weight request is applied when it is new, and not again with every answer: a module that repeats its
+//! request must not undo what an operator set later. The registry keeps each module's last request and
+//! compares. [`PollSchedule`] has neither a clock nor I/O; `grpc` makes the calls.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use tokio::time::Instant;
 
 use crate::registry::State;
 
-/// Between two questions to one instance, whatever came of the first.
+/// The time from one answer of an instance, or its absence, to the next call.
 pub const EVERY: Duration = Duration::from_secs(30);
 
-/// Whom to ask when: each registration at once, and again and again while it lasts.
+/// The poll schedule: each registration is asked at once, and then in regular intervals while it exists.
 #[derive(Debug)]
 pub struct PollSchedule {
     every: Duration,
-    /// Up to which registrations are known.
+    /// The newest epoch of the registrations that are known.
     last_epoch: u64,
     fresh: VecDeque<Asked>,
-    /// Each after the same time, so they come due in the order in which they were put here.
+    /// The interval is the same for all, so the queue is ordered by time.
     again: VecDeque<(Instant, Asked)>,
 }
 
@@ -37,19 +37,19 @@ impl PollSchedule {
         PollSchedule { every, last_epoch: 0, fresh: VecDeque::new(), again: VecDeque::new() }
     }
 
-    /// Takes note of registrations that have come. Answers whether there were any.
+    /// Adds new registrations. Returns whether any has not been asked yet.
     pub fn follow(&mut self, state: &State) -> bool {
-        let mut came: Vec<Asked> = state
+        let mut new: Vec<Asked> = state
             .registered_since(self.last_epoch)
             .map(|record| Asked { instance_id: record.registration.instance_id.clone(), epoch: record.epoch })
             .collect();
-        came.sort_by_key(|asked| asked.epoch);
+        new.sort_by_key(|asked| asked.epoch);
         self.last_epoch = state.last_epoch();
-        self.fresh.extend(came);
+        self.fresh.extend(new);
         !self.fresh.is_empty()
     }
 
-    /// Up to so many that are due; those that have gone or registered again meanwhile are forgotten.
+    /// The calls that are due, at most this many. Registrations that ended are removed.
     pub fn take_due(&mut self, state: &State, now: Instant, at_most: usize) -> Vec<Asked> {
         let mut due = Vec::new();
         while due.len() < at_most {
@@ -68,7 +68,7 @@ impl PollSchedule {
         due
     }
 
-    /// The question has been answered, or has not.
+    /// Records that a call ended, with an answer or without.
     pub fn record_answer(&mut self, asked: Asked, now: Instant) {
         self.again.push_back((now + self.every, asked));
     }
@@ -112,7 +112,7 @@ mod tests {
             self.ask(usize::MAX).into_iter().map(|asked| asked.instance_id).collect()
         }
 
-        fn hear(&mut self, asked: &Asked) {
+        fn record_answer_of(&mut self, asked: &Asked) {
             self.schedule.record_answer(asked.clone(), Instant::now());
         }
     }
@@ -123,20 +123,20 @@ mod tests {
         let asked = rig.ask(9);
         assert_eq!(asked.len(), 1);
         time::advance(2 * EVERY).await;
-        assert_eq!(rig.ask(9), [], "one question at a time");
-        rig.hear(&asked[0]);
+        assert_eq!(rig.ask(9), [], "one call at a time");
+        rig.record_answer_of(&asked[0]);
         time::advance(EVERY - Duration::from_millis(1)).await;
-        assert_eq!(rig.ask(9), [], "also who does not answer is left alone so long");
+        assert_eq!(rig.ask(9), [], "an instance without an answer is asked after the interval, too");
         time::advance(Duration::from_millis(1)).await;
         assert_eq!(rig.ask(9), asked);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_are_asked_than_there_is_room_for() {
+    async fn calls_are_bounded() {
         let mut rig = Rig::with(&["b", "a", "c"]);
         let asked = rig.ask(2);
         assert_eq!(asked.iter().map(|asked| asked.instance_id.as_str()).collect::<Vec<_>>(), ["b", "a"]);
-        asked.iter().for_each(|asked| rig.hear(asked));
+        asked.iter().for_each(|asked| rig.record_answer_of(asked));
         assert_eq!(rig.named(), ["c"]);
         time::advance(EVERY).await;
         assert_eq!(rig.ask(1), asked[..1]);
@@ -149,16 +149,16 @@ mod tests {
         rig.registry.add("a");
         let second = rig.ask(9);
         assert!(second.len() == 1 && second != first, "{second:?}");
-        first.iter().chain(&second).for_each(|asked| rig.hear(asked));
+        first.iter().chain(&second).for_each(|asked| rig.record_answer_of(asked));
         time::advance(EVERY).await;
         assert_eq!(rig.ask(9), second);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_gone_is_forgotten() {
+    async fn registrations_that_ended_are_removed() {
         let mut rig = Rig::with(&["a", "b"]);
         let asked = rig.ask(9);
-        asked.iter().for_each(|asked| rig.hear(asked));
+        asked.iter().for_each(|asked| rig.record_answer_of(asked));
         rig.registry.remove("a", asked[0].epoch);
         time::advance(EVERY).await;
         assert_eq!(rig.named(), ["b"]);

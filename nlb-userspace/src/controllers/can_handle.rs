@@ -1,9 +1,9 @@
-//! CanHandle ahead of packets: which module is to be asked about which route, and when.
+//! CanHandle before packets: which module is asked about which route, and when.
 //!
-//! No packet waits for a module's answer. Every pair of a module and a route that it could serve is asked when it comes or
-//! changes, and from then on again and again: each second while there are few, so that a module that changes its mind is
-//! soon heard, and every 30 seconds however many there are. [`Schedule`] knows no clock and no wire; `grpc` asks, and the
-//! registry takes the answers.
+//! No packet waits for a module's answer. Every pair of a module and a route that it could serve is asked
+//! when it is added or changes, and then in regular intervals: every second while there are few pairs, so
+//! that a changed answer is soon applied, and every 30 seconds however many there are. [`Schedule`] has
+//! neither a clock nor I/O; `grpc` makes the calls, and the registry records the answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,39 +17,39 @@ use crate::model::{Desired, Module, Route, RouteKey};
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Questions a second that are spread over all pairs.
+/// Calls a second, spread over all pairs.
 const QUESTIONS_PER_SECOND: f64 = 200.0;
 
-/// What came of a question.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollResult {
     Answer,
-    /// The module does not know the question, or cannot be reached: it is left alone for a while.
+    /// The module does not implement CanHandle, or is unreachable: it is not asked again for a while.
     Nothing,
 }
 
-/// When to ask what.
+/// When each question is asked.
 #[derive(Debug, Default)]
 pub struct Schedule {
     desired: Arc<Desired>,
     /// When each pair is asked next.
     pairs: BTreeMap<Question, Next>,
     queue: BTreeSet<(Instant, Question)>,
-    /// Until when instances are left alone that do not answer at all.
-    mute: BTreeMap<String, Instant>,
+    /// Until when instances that did not answer are not asked.
+    unanswered_until: BTreeMap<String, Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     At(Instant),
-    /// It is being asked.
+    /// A call is in flight.
     Answer,
-    /// It is being asked, and has changed meanwhile.
+    /// A call is in flight, and the pair has changed since.
     AgainAfterAnswer,
 }
 
 impl Schedule {
-    /// Takes over what there is to be asked about. What is new or has changed is due at once.
+    /// Updates the pairs. New and changed pairs are due at once.
     pub fn follow(&mut self, desired: Arc<Desired>, now: Instant) {
         let before = std::mem::replace(&mut self.desired, desired);
         let mut there = BTreeSet::new();
@@ -79,12 +79,12 @@ impl Schedule {
         }
         self.pairs.retain(|question, _| there.contains(question));
         self.queue.retain(|(_, question)| there.contains(question));
-        self.mute.retain(|instance_id, _| self.desired.modules.contains_key(instance_id));
+        self.unanswered_until.retain(|instance_id, _| self.desired.modules.contains_key(instance_id));
     }
 
-    /// An instance has registered, perhaps as another process: what it said is to be asked again now.
+    /// An instance has registered, perhaps as another process: its questions are due at once.
     pub fn renew(&mut self, instance_id: &str, now: Instant) {
-        self.mute.remove(instance_id);
+        self.unanswered_until.remove(instance_id);
         let first = RouteKey { id: String::new(), operators: false };
         let first = Question { instance_id: instance_id.to_owned(), route: first };
         let from_first = self.pairs.range_mut(first..);
@@ -100,12 +100,14 @@ impl Schedule {
         }
     }
 
-    /// Up to so many questions that are due, and the routes that they are about.
+    /// The questions that are due, at most this many, and their routes.
     pub fn take_due(&mut self, now: Instant, at_most: usize) -> Vec<(Question, Route)> {
         let mut due = Vec::new();
         while due.len() < at_most && self.queue.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, question)) = self.queue.pop_first() else { break };
-            if let Some(until) = self.mute.get(&question.instance_id).filter(|until| **until > now) {
+            if let Some(until) =
+                self.unanswered_until.get(&question.instance_id).filter(|until| **until > now)
+            {
                 self.pairs.insert(question.clone(), Next::At(*until));
                 self.queue.insert((*until, question));
                 continue;
@@ -120,18 +122,18 @@ impl Schedule {
         due
     }
 
-    /// The question has been answered, or has not; it comes again.
-    pub fn record_answer(&mut self, question: &Question, record_answer: PollResult, now: Instant) {
-        match record_answer {
-            PollResult::Answer => drop(self.mute.remove(&question.instance_id)),
-            // Unless it has registered again meanwhile.
+    /// Records that a question was answered or not, and schedules it again.
+    pub fn record_answer(&mut self, question: &Question, result: PollResult, now: Instant) {
+        match result {
+            PollResult::Answer => drop(self.unanswered_until.remove(&question.instance_id)),
+            // Unless the instance has registered again since.
             PollResult::Nothing if self.pairs.get(question) == Some(&Next::Answer) => {
-                self.mute.insert(question.instance_id.clone(), now + MAX_INTERVAL);
+                self.unanswered_until.insert(question.instance_id.clone(), now + MAX_INTERVAL);
             }
             PollResult::Nothing => {}
         }
-        let at = match (self.pairs.get(question), record_answer) {
-            // The pair is gone, or is not waited for: it went and came back.
+        let at = match (self.pairs.get(question), result) {
+            // The pair is gone, or was removed and added again.
             (None | Some(Next::At(_)), _) => return,
             (Some(Next::AgainAfterAnswer), _) => now,
             (Some(Next::Answer), PollResult::Answer) => now + self.interval(),
@@ -147,12 +149,12 @@ impl Schedule {
     }
 }
 
-/// From what modules answered: they need not be asked again at once.
+/// A route that was learned from answers: the modules need not be asked again at once.
 fn has_just_been_learned(key: &RouteKey, before: &Desired, now: &Desired) -> bool {
     key.operators && now.learned_routes.contains_key(&key.id) && !before.learned_routes.contains_key(&key.id)
 }
 
-/// The routes that a module could serve: its own, the operator's that are for it, and those that were learned.
+/// The routes that a module could serve: its own, the operator's that are for it, and learned routes.
 fn asked_about<'a>(
     desired: &'a Desired,
     instance_id: &'a str,
@@ -207,7 +209,7 @@ mod tests {
             asked.map(|question| format!("{}/{}", question.instance_id, question.route.id)).collect()
         }
 
-        fn hear(&mut self, question: &Question, record_answer: PollResult) {
+        fn record_result(&mut self, question: &Question, result: PollResult) {
             self.record_answer(question, record_answer, Instant::now());
         }
     }
@@ -218,13 +220,13 @@ mod tests {
         let asked = schedule.ask();
         assert_eq!(asked.len(), 1);
         time::advance(MAX_INTERVAL).await;
-        assert_eq!(schedule.ask(), [], "one question at a time");
-        schedule.hear(&asked[0], PollResult::Answer);
+        assert_eq!(schedule.ask(), [], "one call at a time");
+        schedule.record_result(&asked[0], PollResult::Answer);
         time::advance(MIN_INTERVAL - Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), []);
         time::advance(Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), asked);
-        schedule.hear(&asked[0], PollResult::Nothing);
+        schedule.record_result(&asked[0], PollResult::Nothing);
         time::advance(MAX_INTERVAL - Duration::from_millis(1)).await;
         assert_eq!(schedule.ask(), []);
         time::advance(Duration::from_millis(1)).await;
@@ -235,9 +237,9 @@ mod tests {
     async fn what_comes_or_changes_is_due_at_once_and_what_goes_is_forgotten() {
         let mut schedule = schedule(desired(&["a", "b"]));
         let first = schedule.ask();
-        first.iter().for_each(|question| schedule.hear(question, PollResult::Answer));
+        first.iter().for_each(|question| schedule.record_result(question, PollResult::Answer));
         schedule.follow(Arc::new(desired(&["a", "b", "c"])), Instant::now());
-        assert_eq!(schedule.named(), ["c/web"], "what is as it was is left alone");
+        assert_eq!(schedule.named(), ["c/web"], "unchanged pairs are not asked");
 
         let mut next = desired(&["a", "b"]);
         module(&mut next, "b").routes.insert("web".into(), route(81).into());
@@ -248,10 +250,10 @@ mod tests {
         assert_eq!(schedule.named(), ["a/web"]);
         module(&mut next, "a").weight = 7;
         schedule.follow(Arc::new(next), Instant::now());
-        assert_eq!(schedule.named(), [""; 0], "weights are no matter of abilities");
+        assert_eq!(schedule.named(), [""; 0], "a change of weight asks no question");
 
         schedule.follow(Arc::default(), Instant::now());
-        first.iter().for_each(|question| schedule.hear(question, PollResult::Answer));
+        first.iter().for_each(|question| schedule.record_result(question, PollResult::Answer));
         time::advance(MAX_INTERVAL).await;
         assert_eq!(schedule.ask(), []);
         assert!(schedule.pairs.is_empty() && schedule.queue.is_empty());
@@ -265,44 +267,44 @@ mod tests {
         module(&mut next, "a").routes.insert("web".into(), route(81).into());
         schedule.follow(Arc::new(next), Instant::now());
         assert_eq!(schedule.ask(), []);
-        schedule.hear(&asked[0], PollResult::Nothing);
+        schedule.record_result(&asked[0], PollResult::Nothing);
         assert_eq!(schedule.ask(), asked);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_answer_is_left_alone_unless_it_registers_again() {
+    async fn an_instance_without_an_answer_is_not_asked_for_a_while_unless_it_registers_again() {
         let mut desired = desired(&["a", "b"]);
         module(&mut desired, "a").routes.insert("api".into(), route(81).into());
         let mut schedule = schedule(desired.clone());
         let asked = schedule.take_due(Instant::now(), 1);
-        schedule.hear(&asked[0].0, PollResult::Nothing);
-        assert_eq!(schedule.named(), ["b/web"], "nor is a asked about its other route");
+        schedule.record_result(&asked[0].0, PollResult::Nothing);
+        assert_eq!(schedule.named(), ["b/web"], "instance a is not asked about its other route either");
         module(&mut desired, "a").routes.insert("new".into(), route(82).into());
         schedule.follow(Arc::new(desired), Instant::now());
         assert_eq!(schedule.named(), [""; 0]);
         schedule.renew("a", Instant::now());
         let asked = schedule.ask();
         assert_eq!(asked.len(), 3);
-        // It registers again while it is asked: that it did not answer before says nothing.
+        // The instance registers again during a call, so the missing answer does not count.
         schedule.renew("a", Instant::now());
-        asked.iter().for_each(|question| schedule.hear(question, PollResult::Nothing));
+        asked.iter().for_each(|question| schedule.record_result(question, PollResult::Nothing));
         let asked = schedule.ask();
         assert_eq!(asked.len(), 3);
-        schedule.hear(&asked[0], PollResult::Nothing);
-        schedule.hear(&asked[1], PollResult::Answer);
-        schedule.hear(&asked[2], PollResult::Answer);
+        schedule.record_result(&asked[0], PollResult::Nothing);
+        schedule.record_result(&asked[1], PollResult::Answer);
+        schedule.record_result(&asked[2], PollResult::Answer);
         time::advance(MIN_INTERVAL).await;
         assert_eq!(schedule.ask(), asked[1..], "it answers");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn operators_routes_are_asked_of_those_they_are_for() {
+    async fn modules_are_asked_about_operators_routes_that_are_for_them() {
         let mut desired = desired(&["a", "b"]);
         let targets = crate::model::Targets::Instances(BTreeSet::from(["b".to_owned()]).into());
         desired.operator_routes.insert("special".into(), Route { targets, ..route(90) }.into());
         let mut schedule = schedule(desired);
         let asked = schedule.take_due(Instant::now(), 2);
-        assert_eq!(asked.len(), 2, "no more than there is room for");
+        assert_eq!(asked.len(), 2, "at most two questions");
         let (question, about) = &asked[1];
         assert_eq!(
             (question.instance_id.as_str(), question.route.operators, about.port),
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn learned_routes_are_asked_of_everybody_who_could_serve_them() {
+    async fn every_module_that_could_serve_a_learned_route_is_asked() {
         let wanted = L4Destination { vip: "192.0.2.1".parse().unwrap(), port: 81, l4: L4::Tcp };
         let learned = |instances| {
             let learned_routes = Routes::unit(wanted.route_id(), wanted.route().into());
@@ -322,7 +324,11 @@ mod tests {
             desired
         };
         let mut schedule = schedule(learned(&["a", "six"]));
-        assert_eq!(schedule.named(), ["a/web", "six/web"], "it was learned from what they have just said");
+        assert_eq!(
+            schedule.named(),
+            ["a/web", "six/web"],
+            "the route was learned from answers that just came"
+        );
         schedule.follow(Arc::new(learned(&["a", "b", "six"])), Instant::now());
         assert_eq!(schedule.named(), ["b/learned:192.0.2.1:81/tcp", "b/web"]);
         time::advance(MIN_INTERVAL).await;

@@ -1,4 +1,4 @@
-//! Draining: waiting until the flows of a module that takes no new ones have closed.
+//! Draining: waiting until the flows of a module without new flows have closed.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use tokio::time::{Instant, timeout_at};
 use crate::model::traffic::Traffic;
 use crate::registry::Registry;
 
-/// How a drain ended.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// Flows that closed in time.
     pub closed: u64,
-    /// Flows that were left at the end.
+    /// Flows that were open at the end.
     pub left: u64,
-    /// The flows that it kept meanwhile, in a word.
+    /// The protocols of the flows that a draining module keeps.
     pub kept: &'static str,
 }
 
-/// UDP leaves a draining module at once, unless connection ids say that it must not.
+/// UDP flows leave a draining module at once, unless connection ids name it.
 const TCP: &str = "TCP";
 const ALL: &str = "TCP and QUIC";
 
@@ -30,8 +30,8 @@ impl Drained {
     }
 }
 
-/// Waits until the registration of this epoch has none of the flows that it keeps, is gone, or the deadline has passed. Begins
-/// once the maps hold the drain.
+/// Waits until the registration of this epoch has no flows left of those that it keeps, or has ended, or the
+/// deadline has passed. Starts once the maps hold the drain.
 pub async fn wait(
     registry: &Registry,
     instance_id: &str,
@@ -52,8 +52,8 @@ pub async fn wait(
         if is_named { counts.active_flows } else { counts.active_tcp_flows }
     };
     let (mut most, mut left) = (flows(&traffic), flows(&traffic));
-    // The reading under way may have missed a flow that began just before the drain: only the second is sure to be
-    // of a later time.
+    // The reading in progress may have missed a flow that began just before the drain: only the second
+    // reading is certainly a later one.
     let mut readings = 0;
     while still_drains() && !(left == 0 && readings >= 2) {
         match timeout_at(deadline, traffic.changed()).await {
@@ -63,7 +63,7 @@ pub async fn wait(
                 left = flows(&traffic);
                 most = most.max(left);
             }
-            // Nobody counts any more; whether flows are left cannot be known before the deadline.
+            // The counting has ended; whether flows are left is unknown until the deadline.
             Ok(Err(_)) => tokio::time::sleep_until(deadline).await,
             Err(_) => break,
         }
@@ -98,7 +98,7 @@ mod tests {
         Arc::new(Traffic { backends: [(backend.into(), counts)].into(), ..Traffic::default() })
     }
 
-    /// Publishes these numbers of TCP flows, one a second, while alb-1 drains with this deadline.
+    /// Publishes these numbers of TCP flows, one each second, while alb-1 drains with this deadline.
     async fn drain_while(readings: &'static [u64], deadline: u64) -> (Drained, Duration) {
         drain_of(registration("alb-1"), readings, deadline).await
     }
@@ -109,7 +109,7 @@ mod tests {
         deadline: u64,
     ) -> (Drained, Duration) {
         let registry = registry();
-        let registered = registry.admit(registration, Now::read()).expect("room in the registry");
+        let registered = registry.admit(registration, Now::read()).expect("the registry accepts it");
         let id = registered.registration_id.reveal().to_owned();
         let draining = registry.begin_leaving("alb-1", &id).unwrap();
         let (sender, traffic) = watch::channel(with_flows(readings[0]));
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(took.as_secs(), 2);
     }
 
-    /// Of which there are 5 at all times.
+    /// There are always 5 UDP flows.
     #[tokio::test(start_paused = true)]
     async fn waits_for_udp_flows_where_connection_ids_keep_them() {
         let mut named = registration("alb-1");

@@ -1,7 +1,7 @@
-//! The task that makes the health checks that modules asked for.
+//! The task that runs the health checks of modules.
 //!
-//! A module is checked at once when it registers, and from then on once per interval, at a moment of its own within it, so
-//! that a fleet that registers all at once is not checked all at once for ever.
+//! A module is checked at once when it registers, and then once in every interval, at an offset of its own:
+//! otherwise a fleet that registers at once would be checked at once forever.
 
 #[cfg(test)]
 mod tests;
@@ -19,13 +19,13 @@ use crate::policy::health::tally::Tally;
 use crate::policy::health::{Check, Source, Target};
 use crate::registry::{Registry, State};
 
-/// Checks in the air at a time. What is due beyond that waits for its turn.
+/// The most checks in flight. Checks that are due beyond them wait.
 const MAX_IN_FLIGHT: usize = 256;
 
 /// How often to look for registrations that changed nothing for the data path.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who has to be checked, and when.
+/// The registrations to be checked, and when.
 #[derive(Default)]
 struct Schedule {
     watched: BTreeMap<String, Watched>,
@@ -33,13 +33,13 @@ struct Schedule {
 }
 
 struct Watched {
-    /// Of the registration, so that outcomes of an earlier one do not count.
+    /// The epoch of the registration, so that outcomes for an earlier one do not count.
     epoch: u64,
     check: Check,
     tally: Tally,
-    /// The first check comes at once, and the second somewhere in the interval that follows.
+    /// The first check is made at once, and the second at the offset in the interval that follows.
     first: bool,
-    /// `None` while it is being checked.
+    /// `None` while a check is in flight.
     due: Option<Instant>,
 }
 
@@ -51,7 +51,8 @@ struct Done {
     outcome: Result<(), String>,
 }
 
-/// Checks every module that wants it, by this way of trying. Runs until it is dropped, which cuts off what is in the air.
+/// Runs the check of every module that has one, by this probe. Runs until it is dropped, which cancels the
+/// checks in flight.
 pub async fn watch<P, F>(registry: Arc<Registry>, probe: P) -> Infallible
 where
     P: Fn(Target) -> F,
@@ -93,7 +94,7 @@ where
 }
 
 impl Schedule {
-    /// Takes in who has come since, and forgets who has gone.
+    /// Adds new registrations, and removes those that ended.
     fn follow(&mut self, state: &State, now: Instant) {
         self.watched
             .retain(|id, watched| state.modules.get(id).is_some_and(|record| record.epoch == watched.epoch));
@@ -118,11 +119,11 @@ impl Schedule {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// Takes the next one that is due off the list.
+    /// Takes the next registration that is due from the schedule.
     fn next_due(&mut self, now: Instant) -> Option<(String, u64)> {
         while self.first_due().is_some_and(|due| due <= now) {
             let (due, instance_id) = self.due.pop_first()?;
-            // Entries of registrations that are gone are left in the list until now.
+            // Entries of registrations that ended stay in the schedule until now.
             let watched = self.watched.get_mut(&instance_id).filter(|watched| watched.due == Some(due));
             if let Some(watched) = watched {
                 watched.due = None;
@@ -150,7 +151,7 @@ impl Schedule {
     }
 }
 
-/// Where in its interval a module is checked: 0 to 1, the same every time.
+/// The offset in the interval at which a module is checked: 0 to 1, always the same for an id.
 fn phase(instance_id: &str) -> f64 {
     let mut hasher = DefaultHasher::new();
     instance_id.hash(&mut hasher);

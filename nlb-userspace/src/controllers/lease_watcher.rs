@@ -1,4 +1,4 @@
-//! Lets leases lapse when their time has come.
+//! The task that expires leases in time.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use tracing::warn;
 
 use crate::registry::Registry;
 
-/// How often leases are looked at: also the part of a standstill that goes unnoticed, so it is short.
+/// How often leases are checked. A standstill of up to this time goes unnoticed, so it is short.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Waking up later than this means that the process stood still, not that the scheduler was busy.
+/// Waking later than this means that the process was suspended, not that the scheduler was busy.
 const STANDSTILL: Duration = Duration::from_millis(200);
 
-/// Lets leases lapse when their time has come. Runs until it is dropped.
+/// Expires leases in time. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>) -> Infallible {
     loop {
         let wake = Instant::now() + TICK;
@@ -23,7 +23,7 @@ pub async fn watch(registry: Arc<Registry>) -> Infallible {
         let now = Instant::now();
         let late = now.saturating_duration_since(wake);
         if late > STANDSTILL {
-            // A process that was stopped heard no heartbeats: its modules must not pay for that.
+            // A suspended process received no heartbeats, which must not end leases.
             warn!(?late, "the process was suspended; all leases are extended by that time");
             registry.extend_leases(late);
         }

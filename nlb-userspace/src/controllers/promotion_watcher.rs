@@ -1,4 +1,4 @@
-//! Shows promotions the counters and the time, and does what they say.
+//! The task that drives promotions by counters and time.
 
 #[cfg(test)]
 mod tests;
@@ -14,10 +14,10 @@ use crate::model::clock::Now;
 use crate::model::traffic::Traffic;
 use crate::registry::Registry;
 
-/// As often as the data path's counters are read.
+/// The interval in which the data path's counters are read.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes promotions forward, or back. Runs until it is dropped.
+/// Takes promotions a step further, or rolls them back. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     loop {
         time::sleep(EVALUATION_INTERVAL).await;

@@ -1,8 +1,8 @@
-//! The task that judges modules by the TCP resets that the data path sees.
+//! The task of outlier detection, by the TCP resets that the data path counts.
 //!
-//! Modules are compared with those of their type that would serve. Where more than half of them reset their flows it is the
-//! service that fails, or its way of closing connections, and shutting out one after the other would only make the rest
-//! carry all: then nobody is excluded, nor stays so.
+//! Modules are compared with those of their type that would otherwise take new flows. If more than half of
+//! these reset their flows, the service is at fault, or its way of closing connections; ejecting one after
+//! the other would only send all flows to the rest. No module is ejected then, nor stays ejected.
 
 #[cfg(test)]
 mod tests;
@@ -22,22 +22,22 @@ use crate::policy::health::outlier::{Change, Counters, Group, OutlierDetector};
 use crate::policy::health::{HealthSignal, Source};
 use crate::registry::{Registry, State};
 
-/// As often as the data path's counters are read.
+/// The interval in which the data path's counters are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watches the data path's counters. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
-    let mut breakers = OutlierDetectors::default();
+    let mut detectors = OutlierDetectors::default();
     loop {
         time::sleep(POLL_INTERVAL).await;
         let traffic = traffic.borrow().clone();
-        for found in breakers.look(&registry.snapshot(), &traffic, Instant::now()) {
+        for found in detectors.evaluate(&registry.snapshot(), &traffic, Instant::now()) {
             registry.report_signal(&found.instance_id, found.epoch, Source::Resets, found.signal);
         }
     }
 }
 
-/// One for each registration, by instance id.
+/// One detector for each registration, by instance id.
 #[derive(Default)]
 struct OutlierDetectors(BTreeMap<String, (u64, OutlierDetector)>);
 
@@ -48,45 +48,45 @@ struct Found {
 }
 
 impl OutlierDetectors {
-    fn look(&mut self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Found> {
-        let terms = state.settings.resets;
-        if terms.max_percent == 0 {
-            return self.give_up();
+    fn evaluate(&mut self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Found> {
+        let config = state.settings.resets;
+        if config.max_percent == 0 {
+            return self.end_ejections();
         }
         self.0.retain(|id, (epoch, _)| state.modules.get(id).is_some_and(|record| record.epoch == *epoch));
         let counters = tcp_counters(state, traffic);
         for (instance_id, record) in &state.modules {
             let counters = counters.get(instance_id.as_str()).copied().unwrap_or_default();
             match self.0.get_mut(instance_id) {
-                Some((_, outlier)) => outlier.observe(counters, &terms, now),
+                Some((_, outlier)) => outlier.observe(counters, &config, now),
                 None => {
                     drop(self.0.insert(instance_id.clone(), (record.epoch, OutlierDetector::new(counters))))
                 }
             }
         }
-        let groups = self.groups(state, &terms, now);
+        let groups = self.groups(state, &config, now);
         let mut found = Vec::new();
         for (instance_id, (epoch, outlier)) in &mut self.0 {
             let module_type = state.modules[instance_id].registration.module.module_type;
             let group = groups.get(&module_type).copied().unwrap_or(Group::Undecided);
-            let Some(change) = outlier.conclude(group, &terms, now) else { continue };
+            let Some(change) = outlier.conclude(group, &config, now) else { continue };
             let signal = HealthSignal { health: health_after(change), why: change.to_string() };
             found.push(Found { instance_id: instance_id.clone(), epoch: *epoch, signal });
         }
         found
     }
 
-    /// Resets are out of account from now on: nobody is excluded for them.
-    fn give_up(&mut self) -> Vec<Found> {
-        let breakers = std::mem::take(&mut self.0).into_iter();
-        let excluded = breakers.filter(|(_, (_, outlier))| !outlier.is_closed());
-        excluded
+    /// Outlier detection is switched off: all ejections end.
+    fn end_ejections(&mut self) -> Vec<Found> {
+        let detectors = std::mem::take(&mut self.0).into_iter();
+        let ejected = detectors.filter(|(_, (_, outlier))| !outlier.is_closed());
+        ejected
             .map(|(instance_id, (epoch, _))| Found { instance_id, epoch, signal: HealthSignal::healthy() })
             .collect()
     }
 
-    /// How those fare that would serve, by type.
-    fn groups(&self, state: &State, terms: &OutlierConfig, now: Instant) -> BTreeMap<ModuleType, Group> {
+    /// The state of each type's modules, over those that would otherwise take new flows.
+    fn groups(&self, state: &State, config: &OutlierConfig, now: Instant) -> BTreeMap<ModuleType, Group> {
         #[derive(Default)]
         struct Tally {
             all: usize,
@@ -101,7 +101,7 @@ impl OutlierDetectors {
             }
             let tally = tallies.entry(record.registration.module.module_type).or_default();
             tally.all += 1;
-            match outlier.resets(terms, now) {
+            match outlier.resets(config, now) {
                 Some(resets) => tally.reset += usize::from(resets),
                 None => tally.undecided += usize::from(outlier.takes_flows()),
             }
@@ -123,8 +123,8 @@ fn health_after(change: Change) -> Health {
     }
 }
 
-/// By instance id, over its backends. Those of UDP routes would only hide resets; routes without a backend of their own are
-/// counted together, whatever they carry.
+/// Counters by instance id, summed over its backends. Backends of UDP routes are left out, because they have
+/// no resets; routes without a backend of their own are counted together, whatever their protocol.
 fn tcp_counters<'a>(state: &State, traffic: &'a Traffic) -> BTreeMap<&'a str, Counters> {
     let mut counters = BTreeMap::<&str, Counters>::new();
     for (backend, counts) in &traffic.backends {

@@ -1,4 +1,4 @@
-//! Hosts by name: turns what modules give as their address into addresses, and follows the names when they move.
+//! Resolves the host names of modules to addresses, and follows the names when they resolve to others.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,7 +24,8 @@ pub enum Unresolved {
     #[error("{name} does not resolve: {error}; register an address, or a name that the NLB's resolver knows")]
     Lookup { name: String, error: io::Error },
     #[error(
-        "{host} is {kind}, where no packet can be forwarded to; give the one that the NLB reaches it by in metadata data_address"
+        "{host} is {kind}, where no packet can be forwarded to; give the address by which the NLB reaches it in \
+         metadata data_address"
     )]
     Unusable { host: String, kind: &'static str },
 }
@@ -32,7 +33,7 @@ pub enum Unresolved {
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 type Where = Pin<Box<dyn Future<Output = Option<Locality>> + Send>>;
 
-/// Looks names up, and knows which addresses are not on a wire.
+/// Resolves host names, and finds out which addresses are on this host or in its containers.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<dyn Fn(String) -> Answer + Send + Sync>,
@@ -42,7 +43,7 @@ pub struct Resolver {
 impl Resolver {
     const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
-    /// As the host does: /etc/hosts, then DNS.
+    /// Resolves like the host: /etc/hosts, then DNS.
     pub fn system() -> Self {
         Self::with(|name| async move {
             Ok(tokio::net::lookup_host((name, 0)).await?.map(|found| found.ip()).collect())
@@ -59,7 +60,7 @@ impl Resolver {
         }
     }
 
-    /// The same, with somebody who tells what is inward; else nothing is.
+    /// The same resolver with a test for local addresses; without one, no address counts as local.
     pub fn with_locality<F>(self, locality: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Option<Locality>> + Send + 'static,
@@ -67,7 +68,7 @@ impl Resolver {
         Resolver { locality: Arc::new(move |address| Box::pin(locality(address))), ..self }
     }
 
-    /// The first of these addresses that is not reached by a wire, and where it is.
+    /// The first of these addresses that is local, and where it is.
     pub async fn first_local(&self, data: DataAddresses) -> Option<(IpAddr, Locality)> {
         for address in data.v4.map(IpAddr::V4).into_iter().chain(data.v6.map(IpAddr::V6)) {
             if let Some(locality) = (self.locality)(address).await {
@@ -77,8 +78,8 @@ impl Resolver {
         None
     }
 
-    /// The addresses that traffic for these hosts goes to. Where a name has several of one family, the one in use is
-    /// kept, so that flows do not move for nothing.
+    /// The data addresses for these hosts. If a name has several addresses of one family, the one in use is
+    /// kept, so that flows do not move needlessly.
     pub async fn resolve(&self, hosts: &[Host], in_use: DataAddresses) -> Result<DataAddresses, Unresolved> {
         let mut found = DataAddresses::default();
         for host in hosts {
@@ -99,7 +100,7 @@ impl Resolver {
         Ok(found)
     }
 
-    /// Whether something accepts connections there.
+    /// Whether the endpoint accepts connections.
     pub async fn answers(&self, endpoint: &Endpoint) -> bool {
         let Ok(addresses) = self.look_up(&endpoint.host).await else { return false };
         for address in addresses {
@@ -133,7 +134,7 @@ impl Resolver {
     }
 }
 
-/// Looks the names of registered modules up again and again. Runs until it is dropped.
+/// Resolves the host names of registered modules regularly. Runs until it is dropped.
 pub async fn follow(registry: Arc<Registry>, resolver: Resolver, every: Duration) -> Infallible {
     loop {
         time::sleep(every).await;
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tells_what_is_on_this_host() {
+    async fn finds_local_addresses() {
         let resolver = resolver(&[])
             .with_locality(|address| async move { address.is_ipv6().then_some(Locality::OwnHost) });
         let v4 = DataAddresses { v4: Some("10.0.0.1".parse().unwrap()), v6: None };
@@ -238,17 +239,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_why_a_name_does_not_resolve() {
+    async fn the_error_has_the_reason_of_the_resolver() {
         let resolver = Resolver::with(|_| async { Err(io::Error::other("no such host")) });
         let refused = resolver.resolve(&name(), DataAddresses::default()).await.unwrap_err();
         assert!(refused.to_string().contains("alb-001 does not resolve: no such host"), "{refused}");
     }
 
     #[tokio::test]
-    async fn tells_whether_an_endpoint_answers() {
+    async fn an_endpoint_answers_if_it_accepts_connections() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        // Loopback is unusable for traffic, but this asks about connections only.
+        // Loopback is unusable for traffic, but accepts connections.
         let endpoint = Endpoint { host: "127.0.0.1".parse().unwrap(), port };
         assert!(Resolver::system().answers(&endpoint).await);
         drop(listener);

@@ -1,4 +1,4 @@
-//! Checks as a module meets them, under paused time: when they come, what they change, and where they end.
+//! Checks in paused time: when they are made, what they change, and when they end.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use crate::model::settings::Settings;
 use crate::registry::Registration;
 use crate::registry::fixtures::{CHECK, Fleet, registration, registry, settings};
 
-/// What the module does when it is tried.
+/// How the module responds to a check.
 #[derive(Clone, Copy, PartialEq)]
 enum Does {
     Pass,
@@ -18,13 +18,13 @@ enum Does {
     Hang,
 }
 
-/// A registry under watch, and who was tried when, in milliseconds since the start.
+/// A registry with the task, and the checks that were made, in milliseconds since the start.
 struct Rig {
     registry: Arc<Registry>,
     does: Arc<Mutex<Does>>,
     tried: Arc<Mutex<Vec<(String, u64)>>>,
-    /// Tries in the air, and the most there ever were.
-    in_air: Arc<Mutex<(usize, usize)>>,
+    /// Checks in flight, and the most there ever were.
+    in_flight: Arc<Mutex<(usize, usize)>>,
     _watching: JoinSet<()>,
 }
 
@@ -36,9 +36,9 @@ impl Rig {
     fn over(registry: Registry, does: Does) -> Rig {
         let registry = Arc::new(registry);
         let does = Arc::new(Mutex::new(does));
-        let (tried, in_air) = (Arc::<Mutex<Vec<(String, u64)>>>::default(), Arc::default());
+        let (tried, in_flight) = (Arc::<Mutex<Vec<(String, u64)>>>::default(), Arc::default());
         let (start, doing, trying) = (Instant::now(), does.clone(), tried.clone());
-        let flying: Arc<Mutex<(usize, usize)>> = Arc::clone(&in_air);
+        let flying: Arc<Mutex<(usize, usize)>> = Arc::clone(&in_flight);
         let probe = move |target: Target| {
             let millis = start.elapsed().as_millis() as u64;
             trying.lock().unwrap().push((target.instance_id, millis));
@@ -55,7 +55,7 @@ impl Rig {
         let mut watching = JoinSet::new();
         let watched = watch(registry.clone(), probe);
         watching.spawn(async move { match watched.await {} });
-        Rig { registry, does, tried, in_air, _watching: watching }
+        Rig { registry, does, tried, in_flight, _watching: watching }
     }
 
     fn add(&self, instance_id: &str) {
@@ -75,7 +75,7 @@ impl Rig {
         snapshot.record("alb-1").unwrap().told(Source::Check).unwrap().why.clone()
     }
 
-    /// When the module was tried, in seconds.
+    /// When the module was checked, in seconds.
     fn tries(&self) -> Vec<f64> {
         self.tried.lock().unwrap().iter().map(|(_, millis)| *millis as f64 / 1000.0).collect()
     }
@@ -84,11 +84,11 @@ impl Rig {
 struct Flight(Arc<Mutex<(usize, usize)>>);
 
 impl Flight {
-    fn begin(in_air: &Arc<Mutex<(usize, usize)>>) -> Flight {
-        let (now, most) = &mut *in_air.lock().unwrap();
+    fn begin(in_flight: &Arc<Mutex<(usize, usize)>>) -> Flight {
+        let (now, most) = &mut *in_flight.lock().unwrap();
         *now += 1;
         *most = (*most).max(*now);
-        Flight(in_air.clone())
+        Flight(in_flight.clone())
     }
 }
 
@@ -106,7 +106,7 @@ async fn seconds(seconds: u64) {
     time::sleep(Duration::from_secs(seconds)).await;
 }
 
-/// To the moment after a check: checks come once in every interval.
+/// Advances the time to just after a check: there is one check in each interval.
 async fn checks(rig: &Rig, count: usize) {
     let enough = rig.tries().len() + count;
     while rig.tries().len() < enough {
@@ -116,17 +116,17 @@ async fn checks(rig: &Rig, count: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_is_checked_at_once_and_starts_when_it_passes() {
+async fn a_new_module_is_checked_at_once_and_healthy_once_it_passes() {
     let rig = Rig::new(Does::Pass);
     seconds(5).await;
     rig.add("alb-1");
-    assert_eq!(rig.health(), Health::Starting, "no flows before the first success");
+    assert_eq!(rig.health(), Health::Starting, "the module takes no flows before the first success");
     seconds(1).await;
     assert_eq!((rig.health(), rig.tries()), (Health::Healthy, vec![5.0]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_never_passes_stays_starting_and_says_why() {
+async fn a_module_that_never_passes_stays_starting_with_a_reason() {
     let rig = Rig::new(Does::Fail);
     rig.add("alb-1");
     seconds(120).await;
@@ -138,7 +138,7 @@ async fn one_that_never_passes_stays_starting_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn checks_come_once_an_interval_at_a_moment_of_their_own() {
+async fn each_module_is_checked_once_an_interval_at_an_offset_of_its_own() {
     let rig = Rig::over(Registry::new(Settings { max_modules: 100, ..settings() }), Does::Pass);
     for n in 0..8 {
         rig.add(&format!("alb-{n}"));
@@ -158,7 +158,7 @@ async fn checks_come_once_an_interval_at_a_moment_of_their_own() {
         );
         moments.insert(tries[1] / 100);
     }
-    assert!(moments.len() > 4, "not all at the same moment: {moments:?}");
+    assert!(moments.len() > 4, "checks are not all at the same time: {moments:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,14 +193,14 @@ async fn a_check_that_hangs_is_cut_at_its_timeout() {
     let rig = Rig::new(Does::Hang);
     rig.add("alb-1");
     time::sleep(Duration::from_millis(1900)).await;
-    assert_eq!(rig.in_air.lock().unwrap().0, 1);
+    assert_eq!(rig.in_flight.lock().unwrap().0, 1);
     time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(rig.in_air.lock().unwrap().0, 0);
+    assert_eq!(rig.in_flight.lock().unwrap().0, 0);
     assert_eq!(rig.told(), "never passed: no answer within 2s");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_number_of_checks_in_the_air_is_bounded_and_all_get_their_turn() {
+async fn the_number_of_checks_in_flight_is_bounded_and_all_are_made() {
     let many = MAX_IN_FLIGHT + 44;
     let limits = crate::model::settings::TableSizes { backends: 1000, ..settings().limits };
     let settings = Settings { max_modules: many, max_routes: many, limits, ..settings() };
@@ -209,23 +209,23 @@ async fn the_number_of_checks_in_the_air_is_bounded_and_all_get_their_turn() {
         rig.add(&format!("alb-{n}"));
     }
     seconds(5).await;
-    assert_eq!(rig.in_air.lock().unwrap().1, MAX_IN_FLIGHT);
+    assert_eq!(rig.in_flight.lock().unwrap().1, MAX_IN_FLIGHT);
     let tried: BTreeSet<String> = rig.tried.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
     assert_eq!(tried.len(), many);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_is_superseded_starts_anew_and_one_that_is_gone_is_left_alone() {
+async fn a_superseding_registration_starts_over_and_a_removed_one_is_not_checked() {
     let rig = Rig::new(Does::Pass);
     rig.add("alb-1");
     checks(&rig, 1).await;
     rig.does(Does::Fail);
     rig.add("alb-1");
     seconds(2).await;
-    assert_eq!(rig.health(), Health::Starting, "what its predecessor passed does not count");
+    assert_eq!(rig.health(), Health::Starting, "a check of the former registration does not count");
     assert_eq!(rig.tries().len(), 2, "checked at once");
     seconds(100).await;
-    assert!((12..=13).contains(&rig.tries().len()), "and by one schedule: {:?}", rig.tries());
+    assert!((12..=13).contains(&rig.tries().len()), "checks follow one schedule: {:?}", rig.tries());
     let epoch = rig.registry.snapshot().record("alb-1").unwrap().epoch;
     rig.registry.remove("alb-1", epoch);
     let tries = rig.tries().len();

@@ -1,4 +1,4 @@
-//! Every transition of a promotion, in paused time, with the registry and the task around it.
+//! Every transition of a promotion, in paused time, with the registry and the task.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::policy::promotion::*;
 use crate::registry::fixtures::{Fleet as _, registration, settings};
 use crate::registry::{Commit, PersistedState, RegistryError, Report};
 
-/// A registry with v1 and v2, each with one instance of its name, and the task that follows promotions.
+/// A registry with v1 and v2, each with one instance of the same name, and the task.
 struct Fleet {
     registry: Arc<Registry>,
     traffic: watch::Sender<Arc<Traffic>>,
@@ -21,8 +21,8 @@ const STEP: u64 = 30;
 
 impl Fleet {
     fn start() -> Fleet {
-        let terms = PromotionConfig { step: Duration::from_secs(STEP), max_error_percent: 5 };
-        let mut fleet = Fleet::with(Registry::new(Settings { promotion: terms, ..settings() }));
+        let promotion = PromotionConfig { step: Duration::from_secs(STEP), max_error_percent: 5 };
+        let mut fleet = Fleet::with(Registry::new(Settings { promotion, ..settings() }));
         fleet.add("v1");
         fleet.add("v2");
         fleet
@@ -71,7 +71,7 @@ impl Fleet {
         }));
     }
 
-    /// Lets so many seconds pass, one by one, so that every look happens.
+    /// Lets this many seconds pass, one by one, so that every evaluation is made.
     async fn pass(&self, seconds: u64) {
         for _ in 0..seconds {
             time::sleep(Duration::from_secs(1)).await;
@@ -97,19 +97,19 @@ impl Fleet {
 }
 
 #[tokio::test(start_paused = true)]
-async fn grows_step_by_step_and_is_complete_after_a_last_look() {
+async fn grows_step_by_step_and_is_complete_after_a_last_evaluation() {
     let fleet = Fleet::start();
-    // Without weights of versions, v2 has half by the weight of its instance.
+    // Without a weight of its own, v2 would have half by the weight of its instance.
     fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
     assert_eq!(fleet.promote("v2", Pace::Steps(40)), Ok(40));
-    assert_eq!(fleet.split(), (60, 40), "the first step comes at once");
+    assert_eq!(fleet.split(), (60, 40), "the first step is made at once");
     fleet.pass(STEP - 2).await;
     assert_eq!(fleet.split(), (60, 40));
     fleet.pass(4).await;
     assert_eq!(fleet.split(), (20, 80));
     fleet.pass(STEP).await;
-    assert_eq!(fleet.split(), (0, 100), "never beyond the whole");
-    assert!(fleet.is_promoting(), "the whole has to prove itself, too");
+    assert_eq!(fleet.split(), (0, 100), "never more than all new flows");
+    assert!(fleet.is_promoting(), "all new flows are evaluated for a step, too");
     fleet.pass(STEP + 2).await;
     assert!(!fleet.is_promoting());
     assert_eq!(fleet.split(), (0, 100));
@@ -117,7 +117,7 @@ async fn grows_step_by_step_and_is_complete_after_a_last_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn begins_from_the_share_that_the_version_has() {
+async fn starts_from_the_versions_current_share() {
     let fleet = Fleet::start();
     assert_eq!(fleet.promote("v2", Pace::Steps(10)), Ok(60), "it had half");
     assert_eq!(fleet.split(), (40, 60));
@@ -145,13 +145,13 @@ async fn at_once_is_one_revision() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_requests_take_it_back_at_any_step() {
+async fn failed_requests_roll_it_back_at_any_step() {
     for steps in [0, 1, 2] {
         let fleet = Fleet::start();
         fleet.say("v2", None, 500, 500);
         fleet.promote("v2", Pace::Steps(15)).unwrap();
         fleet.pass(steps * STEP + 2).await;
-        assert!(fleet.is_promoting(), "errors from before do not count");
+        assert!(fleet.is_promoting(), "earlier errors do not count");
         fleet.say("v2", None, 600, 506);
         fleet.pass(2).await;
         assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()), "after {steps} steps");
@@ -160,13 +160,13 @@ async fn failed_requests_take_it_back_at_any_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn resets_take_it_back() {
+async fn resets_roll_it_back() {
     let fleet = Fleet::start();
     fleet.see("v2", 100, 50);
     fleet.promote("v2", Pace::AtOnce).unwrap();
     fleet.see("v2", 119, 69);
     fleet.pass(2).await;
-    assert!(fleet.is_promoting(), "too few to tell");
+    assert!(fleet.is_promoting(), "too few flows for a sample");
     fleet.see("v2", 120, 70);
     fleet.pass(2).await;
     assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
@@ -174,7 +174,7 @@ async fn resets_take_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_version_that_errs_is_no_reason() {
+async fn errors_of_the_former_version_do_not_count() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::Steps(10)).unwrap();
     fleet.say("v1", None, 1000, 1000);
@@ -184,7 +184,7 @@ async fn an_old_version_that_errs_is_no_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_version_without_serving_instances_is_taken_back() {
+async fn a_version_without_serving_instances_is_rolled_back() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
     fleet.say("v2", Some(Health::Unhealthy), 0, 0);
@@ -194,12 +194,12 @@ async fn a_version_without_serving_instances_is_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_stops_where_it_is_if_nobody_else_can_serve() {
+async fn it_stops_if_no_other_version_can_serve() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
     let v1 = fleet.registry.snapshot().record("v1").unwrap().epoch;
     fleet.registry.remove("v1", v1);
-    // v2 is the active one of the former split too, now that v1 is gone.
+    // v2 is the active version of the former split too, because v1 is unregistered.
     fleet.say("v2", Some(Health::Unhealthy), 0, 0);
     fleet.pass(2).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
@@ -223,12 +223,12 @@ async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
     assert_eq!(
         fleet.weights(),
         [("v2".into(), 0), ("v3".into(), 0)],
-        "as before the promotion, not its last step"
+        "the split before the promotion, not before its last step"
     );
     assert!(!fleet.is_promoting());
 }
 
-/// What is left of a fleet after the daemon was restarted.
+/// The fleet after a restart of the daemon: nothing but the persisted state is left.
 fn restarted(before: &Fleet) -> Fleet {
     let persisted = PersistedState::clone(&before.registry.persisted().borrow().state);
     let registry = Registry::restore((*before.registry.settings()).clone(), persisted, Now::read()).unwrap();
@@ -236,7 +236,7 @@ fn restarted(before: &Fleet) -> Fleet {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_restart_it_waits_for_its_instances_and_goes_on_at_its_step() {
+async fn after_a_restart_it_waits_for_its_instances_and_resumes_its_step() {
     let fleet = Fleet::start();
     fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
     fleet.promote("v2", Pace::Steps(40)).unwrap();
@@ -246,11 +246,11 @@ async fn after_a_restart_it_waits_for_its_instances_and_goes_on_at_its_step() {
     let mut fleet = restarted(&fleet);
     fleet.add("v1");
     fleet.pass(3 * STEP).await;
-    assert_eq!((fleet.is_promoting(), fleet.split()), (true, (20, 80)), "nobody of v2 is there");
+    assert_eq!((fleet.is_promoting(), fleet.split()), (true, (20, 80)), "v2 has no instance yet");
     fleet.add("v2");
     fleet.say("v2", None, 500, 500);
     fleet.pass(STEP - 2).await;
-    assert_eq!(fleet.split(), (20, 80), "the step lasts its whole time");
+    assert_eq!(fleet.split(), (20, 80), "the step lasts its full time");
     fleet.pass(4).await;
     assert_eq!(fleet.split(), (0, 100));
     fleet.pass(STEP + 2).await;
@@ -259,7 +259,7 @@ async fn after_a_restart_it_waits_for_its_instances_and_goes_on_at_its_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_restart_it_is_taken_back_like_any_other() {
+async fn after_a_restart_it_can_be_rolled_back() {
     for errs in [true, false] {
         let fleet = Fleet::start();
         fleet.promote("v2", Pace::AtOnce).unwrap();
@@ -268,7 +268,7 @@ async fn after_a_restart_it_is_taken_back_like_any_other() {
         fleet.add("v2");
         fleet.say("v2", None, 500, 500);
         fleet.pass(2).await;
-        assert!(fleet.is_promoting(), "what it had counted before does not count");
+        assert!(fleet.is_promoting(), "counts from before the restart do not count");
         match errs {
             true => fleet.say("v2", None, 600, 506),
             false => fleet.say("v2", Some(Health::Unhealthy), 500, 500),
@@ -290,7 +290,7 @@ async fn while_it_waits_an_operator_can_end_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_version_takes_over_from_one_that_only_proves_itself() {
+async fn another_version_can_be_promoted_during_the_last_evaluation() {
     for pace in [Pace::AtOnce, Pace::Steps(40)] {
         let fleet = Fleet::start();
         fleet.promote("v2", Pace::AtOnce).unwrap();
@@ -299,7 +299,7 @@ async fn another_version_takes_over_from_one_that_only_proves_itself() {
         assert_eq!(fleet.split(), (v1, 100 - v1));
         fleet.say("v2", None, 100, 100);
         fleet.pass(2).await;
-        assert!(fleet.is_promoting(), "errors of the former one take nothing back any more");
+        assert!(fleet.is_promoting(), "errors of the former version roll nothing back");
         fleet.say("v1", None, 100, 100);
         fleet.pass(2).await;
         assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
@@ -308,7 +308,7 @@ async fn another_version_takes_over_from_one_that_only_proves_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_weight_ends_one_that_only_proves_itself() {
+async fn an_operators_weight_ends_a_promotion_in_its_last_evaluation() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
     fleet.registry.set_version_weight("v1", 50, Commit::Apply, Now::read()).unwrap();
@@ -366,7 +366,7 @@ async fn a_rollback_to_a_version_finds_its_last_split() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
+async fn a_split_without_serving_instances_is_not_restored() {
     let fleet = Fleet::start();
     for (version, weight) in [("v1", 0), ("v2", 0), ("v2", 5)] {
         fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
@@ -375,12 +375,12 @@ async fn a_split_in_which_nobody_serves_is_not_gone_back_to() {
     assert_eq!(refusal, RegistryError::EmptySplit);
     let why = refusal.to_string();
     assert!(why.contains("weight 0") && why.contains("target_version"), "{why}");
-    assert_eq!(fleet.split(), (0, 5), "nothing was changed");
+    assert_eq!(fleet.split(), (0, 5), "a refused rollback changes nothing");
     let back = fleet.registry.roll_back("v2", Commit::Apply).unwrap();
     assert_eq!(
         (back.current.as_str(), fleet.weights()),
         ("v2", vec![("v1".to_owned(), 0)]),
-        "a version that had flows can be named"
+        "a target_version with flows can be named"
     );
 }
 

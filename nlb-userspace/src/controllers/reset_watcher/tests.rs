@@ -1,4 +1,4 @@
-//! Whom resets exclude, in paused time, with the registry and the task around it.
+//! Which modules resets eject, in paused time, with the registry and the task.
 
 use super::*;
 use crate::model::clock::Now;
@@ -7,7 +7,7 @@ use crate::model::traffic::Counts;
 use crate::model::{Backend, ForwardMode, Protocol, RouteKey, Snat};
 use crate::registry::fixtures::{Fleet, registration, route, settings};
 
-/// A registry under watch, and counters that are told what is added.
+/// A registry with the task, and counters that the test increments.
 struct Rig {
     registry: Arc<Registry>,
     counts: BTreeMap<Arc<Backend>, Counts>,
@@ -16,7 +16,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// With this many modules, `m0` and so on.
+    /// With this many modules, named `m0` and so on.
     async fn new(modules: usize) -> Rig {
         let registry = Arc::new(Registry::new(settings()));
         for n in 0..modules {
@@ -38,7 +38,7 @@ impl Rig {
         time::sleep(Duration::from_millis(seconds * 1000 + 10)).await;
     }
 
-    /// New flows and resets in the second that follows.
+    /// Adds new flows and resets, and lets a second pass.
     async fn second(&mut self, instance_id: &str, route_id: &str, new_flows: u64, resets: u64) {
         self.add(instance_id, route_id, new_flows, resets);
         self.publish().await;
@@ -58,7 +58,7 @@ impl Rig {
         counts.resets += resets;
     }
 
-    /// Lets what was added be seen.
+    /// Publishes the counters.
     async fn publish(&self) {
         let traffic = Traffic { backends: self.counts.clone(), ..Traffic::default() };
         self.traffic.send_replace(Arc::new(traffic));
@@ -71,7 +71,7 @@ impl Rig {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_module_that_resets_is_excluded_and_tried_again() {
+async fn a_module_that_resets_is_ejected_and_tried_again() {
     let mut rig = Rig::new(2).await;
     rig.second("m0", "web", 30, 30).await;
     assert_eq!((rig.health("m0"), rig.health("m1")), (Health::Unhealthy, Health::Healthy));
@@ -80,9 +80,9 @@ async fn a_module_that_resets_is_excluded_and_tried_again() {
     rig.seconds(8).await;
     assert_eq!(rig.health("m0"), Health::Unhealthy);
     rig.seconds(2).await;
-    assert_eq!(rig.health("m0"), Health::Degraded, "on trial");
+    assert_eq!(rig.health("m0"), Health::Degraded, "half-open");
     rig.second("m0", "web", 30, 30).await;
-    assert_eq!(rig.health("m0"), Health::Unhealthy, "it has not recovered");
+    assert_eq!(rig.health("m0"), Health::Unhealthy, "the module still resets its flows");
     rig.seconds(21).await;
     assert_eq!(rig.health("m0"), Health::Degraded);
     rig.second("m0", "web", 30, 0).await;
@@ -90,7 +90,7 @@ async fn a_module_that_resets_is_excluded_and_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_without_traffic_comes_back_by_time() {
+async fn an_ejection_without_traffic_ends_by_time() {
     let mut rig = Rig::new(2).await;
     rig.second("m0", "web", 30, 30).await;
     rig.seconds(25).await;
@@ -107,7 +107,7 @@ async fn udp_flows_do_not_hide_resets() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_can_be_excluded_and_where_more_reset_nobody_is() {
+async fn half_can_be_ejected_and_none_if_more_reset() {
     let mut rig = Rig::new(4).await;
     rig.second("m3", "web", 30, 30).await;
     rig.second("m1", "web", 30, 30).await;
@@ -121,12 +121,13 @@ async fn half_can_be_excluded_and_where_more_reset_nobody_is() {
     assert!(why.contains("most modules of its type"), "{why}");
     let mut alone = Rig::new(1).await;
     alone.second("m0", "web", 30, 30).await;
-    assert_eq!(alone.health("m0"), Health::Healthy, "there is nobody to compare it with");
+    assert_eq!(alone.health("m0"), Health::Healthy, "there is no module to compare it with");
 }
 
-/// How often each of two modules was excluded in so many seconds of 20 flows, of which m1 gets one unless m0 is excluded.
-async fn exclusions(rig: &mut Rig, seconds: u32, resets: [bool; 2]) -> [u32; 2] {
-    let mut excluded = [0, 0];
+/// How often each of two modules is ejected in this many seconds of 20 flows, of which m1 gets one unless m0
+/// is ejected.
+async fn ejections(rig: &mut Rig, seconds: u32, resets: [bool; 2]) -> [u32; 2] {
+    let mut ejected = [0, 0];
     for _ in 0..seconds {
         let unhealthy = ["m0", "m1"].map(|module| rig.health(module) == Health::Unhealthy);
         let flows = match unhealthy {
@@ -135,25 +136,25 @@ async fn exclusions(rig: &mut Rig, seconds: u32, resets: [bool; 2]) -> [u32; 2] 
             [false, false] => [19, 1],
         };
         for (n, flows) in flows.into_iter().enumerate() {
-            excluded[n] += u32::from(unhealthy[n]);
+            ejected[n] += u32::from(unhealthy[n]);
             rig.add(&format!("m{n}"), "web", flows, if resets[n] { flows } else { 0 });
         }
         rig.publish().await;
     }
-    excluded
+    ejected
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_resets_everything_keeps_its_split() {
     let mut rig = Rig::new(2).await;
-    let excluded = exclusions(&mut rig, 600, [true, true]).await;
-    assert!(excluded[0] <= 4 && excluded[1] == 0, "seconds without new flows: {excluded:?}");
-    let excluded = exclusions(&mut rig, 60, [true, false]).await;
-    assert!(excluded[0] >= 20 && excluded[1] == 0, "the lesser one has recovered: {excluded:?}");
+    let ejected = ejections(&mut rig, 600, [true, true]).await;
+    assert!(ejected[0] <= 4 && ejected[1] == 0, "seconds without new flows: {ejected:?}");
+    let ejected = ejections(&mut rig, 60, [true, false]).await;
+    assert!(ejected[0] >= 20 && ejected[1] == 0, "the module with one flow has recovered: {ejected:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_busier_one_is_not_excluded_before_the_other_is_known() {
+async fn the_busier_module_is_not_ejected_before_the_rate_of_the_other_is_known() {
     let mut rig = Rig::new(2).await;
     rig.add("m1", "web", 1, 1);
     rig.second("m0", "web", 30, 30).await;
@@ -161,34 +162,34 @@ async fn the_busier_one_is_not_excluded_before_the_other_is_known() {
     rig.add("m0", "web", 30, 30);
     rig.second("m1", "web", 19, 18).await;
     rig.seconds(5).await;
-    assert_eq!(rig.health("m0"), Health::Healthy, "both do");
+    assert_eq!(rig.health("m0"), Health::Healthy, "both reset their flows");
 
     let mut rig = Rig::new(2).await;
     rig.add("m1", "web", 1, 0);
     rig.second("m0", "web", 30, 30).await;
     assert_eq!(rig.health("m0"), Health::Healthy);
     rig.second("m1", "web", 19, 0).await;
-    assert_eq!(rig.health("m0"), Health::Unhealthy, "the other one serves");
+    assert_eq!(rig.health("m0"), Health::Unhealthy, "the other module serves");
 
     let mut rig = Rig::new(2).await;
     rig.add("m1", "web", 1, 1);
     rig.second("m0", "web", 30, 30).await;
     rig.seconds(3).await;
-    assert_eq!(rig.health("m0"), Health::Unhealthy, "the wait has an end");
+    assert_eq!(rig.health("m0"), Health::Unhealthy, "the wait is bounded");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_registration_has_a_clean_sheet() {
+async fn a_new_registration_starts_over() {
     let mut rig = Rig::new(2).await;
     rig.second("m0", "web", 30, 30).await;
     rig.registry.admit(registration("m0"), Now::read()).unwrap();
     assert_eq!(rig.health("m0"), Health::Healthy);
     rig.seconds(5).await;
-    assert_eq!(rig.health("m0"), Health::Healthy, "what was counted before does not count");
+    assert_eq!(rig.health("m0"), Health::Healthy, "earlier counts do not count");
 }
 
 #[tokio::test(start_paused = true)]
-async fn switching_it_off_gives_everybody_flows_again() {
+async fn switching_it_off_ends_all_ejections() {
     let mut rig = Rig::new(2).await;
     rig.second("m0", "web", 30, 30).await;
     let resets = crate::model::settings::OutlierConfig { max_percent: 0, ..Default::default() };

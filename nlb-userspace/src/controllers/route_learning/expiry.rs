@@ -1,5 +1,5 @@
-//! How long a learned route is kept: while somebody can handle it, somebody uses it, and no configured route takes its
-//! place.
+//! How long a learned route is kept: while a module can handle its destination, flows use it, and no
+//! configured route covers it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,23 +10,23 @@ use crate::model::destination::L4Destination;
 use crate::model::traffic::Traffic;
 use crate::registry::{Registry, State};
 
-/// A route without flows for so long makes room for others. The next packet asks anew.
+/// A learned route without flows for this long is removed, and the next packet raises an upcall.
 pub const IDLE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub struct LearnedRouteExpiry {
     /// By route id.
-    persisted: BTreeMap<String, PersistedState>,
+    routes: BTreeMap<String, LastSeen>,
 }
 
-/// When these were last so.
-struct PersistedState {
+/// When a module last could handle the destination, and when it last had flows.
+struct LastSeen {
     able: Instant,
     used: Instant,
 }
 
 impl LearnedRouteExpiry {
-    /// Forgets what is not to be kept.
+    /// Removes learned routes that have expired.
     pub fn evaluate(&mut self, registry: &Registry, traffic: &Traffic, now: Instant) {
         let flows = |destination: &L4Destination| {
             traffic
@@ -40,7 +40,7 @@ impl LearnedRouteExpiry {
         }
     }
 
-    /// The ids of the routes that are to go.
+    /// The ids of the routes to be removed.
     fn review(
         &mut self,
         state: &State,
@@ -48,21 +48,20 @@ impl LearnedRouteExpiry {
         now: Instant,
     ) -> BTreeSet<String> {
         let mut gone = state.superseded();
-        self.persisted.retain(|route_id, _| state.learned.contains_key(route_id));
+        self.routes.retain(|route_id, _| state.learned.contains_key(route_id));
         for (route_id, learned) in &state.learned {
-            let persisted =
-                self.persisted.entry(route_id.clone()).or_insert(PersistedState { able: now, used: now });
+            let seen = self.routes.entry(route_id.clone()).or_insert(LastSeen { able: now, used: now });
             let used = has_flows(&learned.destination);
             if used {
-                persisted.used = now;
+                seen.used = now;
             }
             let able = state.said_of_learned(route_id).any(|(_, ability)| ability.can_handle);
             if able {
-                persisted.able = now;
+                seen.able = now;
             }
-            // Open flows may end in peace.
-            let lingers = used && now - persisted.able < state.settings.drain_timeout;
-            if !able && !lingers || now - persisted.used >= IDLE {
+            // Open flows may end first.
+            let lingers = used && now - seen.able < state.settings.drain_timeout;
+            if !able && !lingers || now - seen.used >= IDLE {
                 gone.insert(route_id.clone());
             }
         }

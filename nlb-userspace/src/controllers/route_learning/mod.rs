@@ -1,9 +1,11 @@
-//! Destinations that no route covers: modules are asked who can handle them, and the answer becomes a route.
+//! Route learning: modules are asked whether they can handle a destination without a route, and their answers
+//! become a route.
 //!
-//! The first packet raises an upcall; until that is answered its like are dropped, so that the client sends again and is
-//! not refused ([`nlb_common::upcall`]). Whoever scans ports raises one for each, so what reaches modules is bounded: in
-//! how many wait, how many are asked about at a time, and how many a second. What comes beyond is treated as closed for a
-//! while. If nobody can handle a destination, the kernel is told so, and leaves it alone.
+//! The first packet raises an upcall; until that is answered, the packets of its kind are dropped, so that
+//! the client retransmits and is not refused ([`nlb_common::upcall`]). A port scan raises an upcall for each
+//! port, so there are bounds on the destinations that wait, that modules are asked about at a time, and that
+//! they are asked about each second. Destinations beyond the bounds are throttled: they get a negative entry
+//! with a short time to live. A destination that no module can handle gets a negative entry, too.
 
 mod expiry;
 mod queue;
@@ -29,17 +31,17 @@ use crate::registry::{NotLearned, Registry};
 use expiry::LearnedRouteExpiry;
 use queue::UpcallQueue;
 
-/// How often learned routes are looked at, apart from changes.
+/// How often learned routes are reviewed, apart from changes.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The line to the kernel.
+/// The channel to the kernel: its upcalls, and negative entries.
 pub struct UpcallChannel {
     pub questions: mpsc::Receiver<Question>,
     pub answers: mpsc::Sender<NegativeEntry>,
 }
 
-/// Has questions answered by this way of asking, which says what modules answer, and looks after the routes that come of
-/// it. Runs until it is dropped.
+/// Answers upcalls by asking modules with `ask`, which returns their answers, and expires learned routes.
+/// Runs until it is dropped.
 pub async fn watch<A, F>(
     registry: Arc<Registry>,
     traffic: watch::Receiver<Arc<Traffic>>,
@@ -93,7 +95,7 @@ where
 impl UpcallChannel {
     fn refuse(&self, question: &Question, reason: &NotLearned) {
         debug!(destination = %question.destination, client = %question.client, "no route learned: {reason}");
-        // What is covered has a service, or is about to.
+        // A covered destination has a service, or gets one with the next change of the maps.
         if *reason != NotLearned::Covered {
             self.close(question.refused());
         }

@@ -1,4 +1,4 @@
-//! Whose turn it is to be asked about. Knows no wire, and the time only as it is told.
+//! The queue of destinations that modules are asked about. Has no I/O, and the time is an argument.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -8,20 +8,21 @@ use tokio::time::Instant;
 use crate::model::destination::L4Destination;
 use crate::model::upcall::Question;
 
-/// Destinations that wait. At the pace below the last of them is asked about while its question is open in the kernel.
+/// The most destinations that wait. At the pace below, the last one is asked about while its upcall is
+/// pending.
 pub const WAITING: usize = 64;
 
-/// Destinations that modules are asked about at a time.
+/// The most destinations that modules are asked about at a time.
 pub const MAX_IN_FLIGHT: usize = 16;
 
-/// From one destination to the next: 20 a second.
+/// The time from one destination to the next: 20 a second.
 pub const PACE: Duration = Duration::from_millis(50);
 
 pub struct UpcallQueue {
     waiting: VecDeque<Question>,
-    /// What waits, and what is being asked about.
+    /// Destinations that wait, and those that modules are being asked about.
     known: BTreeSet<L4Destination>,
-    /// When the next may be asked about.
+    /// When modules may be asked about the next destination.
     next: Instant,
 }
 
@@ -30,8 +31,8 @@ impl UpcallQueue {
         UpcallQueue { waiting: VecDeque::new(), known: BTreeSet::new(), next: now }
     }
 
-    /// Gives the question back if too many wait. One about a destination that is known already is settled with that: the
-    /// kernel had forgotten that it asked.
+    /// Adds a question, or returns it if too many wait. A question about a known destination needs nothing
+    /// more: its upcall had expired in the kernel.
     pub fn take(&mut self, question: Question) -> Result<(), Question> {
         if self.known.contains(&question.destination) {
             return Ok(());
@@ -44,13 +45,13 @@ impl UpcallQueue {
         Ok(())
     }
 
-    /// When to call [`UpcallQueue::next`], unless it takes something else to happen first.
+    /// When to call [`UpcallQueue::next`]; `None` if another event has to come first.
     pub fn alarm(&self) -> Option<Instant> {
-        let in_hand = self.known.len() - self.waiting.len();
-        (!self.waiting.is_empty() && in_hand < MAX_IN_FLIGHT).then_some(self.next)
+        let in_flight = self.known.len() - self.waiting.len();
+        (!self.waiting.is_empty() && in_flight < MAX_IN_FLIGHT).then_some(self.next)
     }
 
-    /// The question whose turn has come. It is in hand until it is done.
+    /// The next question, if its time has come. It is in flight until it is done.
     pub fn next(&mut self, now: Instant) -> Option<Question> {
         self.alarm().filter(|at| *at <= now)?;
         self.next = now + PACE;

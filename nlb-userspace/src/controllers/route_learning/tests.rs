@@ -1,4 +1,4 @@
-//! Under paused time: time passes when everybody waits.
+//! In paused time, which advances when all tasks wait.
 
 use std::sync::Mutex;
 
@@ -16,7 +16,7 @@ use crate::registry::{Commit, Owner};
 
 const VIP: &str = "192.0.2.1";
 
-/// No port.
+/// No ports.
 const NONE: [u16; 0] = [];
 
 fn question(port: u16) -> Question {
@@ -29,15 +29,15 @@ fn learning() -> Settings {
     Settings { learn_routes: true, max_routes: 1000, ..settings() }
 }
 
-/// The task at work, between a kernel and modules that a test plays.
+/// The task, with a kernel and modules that the test plays.
 struct Stage {
     registry: Arc<Registry>,
     questions: mpsc::Sender<Question>,
     closed: mpsc::Receiver<NegativeEntry>,
     traffic: watch::Sender<Arc<Traffic>>,
-    /// The ports that were asked about, and when.
+    /// The ports that modules were asked about, and when.
     asked: Arc<Mutex<Vec<(u16, Instant)>>>,
-    /// What all modules say from now on, and how long they take.
+    /// The answer of all modules from now on, and how long it takes.
     said: watch::Sender<(Option<Ability>, Duration)>,
     started: Instant,
     _task: JoinSet<()>,
@@ -79,7 +79,7 @@ impl Stage {
         }
     }
 
-    /// Lets everybody do what is to be done now.
+    /// Lets all tasks run until they wait.
     async fn settle(&self) {
         time::sleep(Duration::from_millis(1)).await;
     }
@@ -97,8 +97,8 @@ impl Stage {
         std::iter::from_fn(|| self.closed.try_recv().ok()).collect()
     }
 
-    /// What `alb-1` says when it is asked again about port 81.
-    fn says(&self, ability: Option<Ability>) {
+    /// Records the answer of `alb-1` to a later question about port 81.
+    fn set_answer(&self, ability: Option<Ability>) {
         let question = crate::model::can_handle::Question {
             instance_id: "alb-1".into(),
             route: question(81).destination.key(),
@@ -114,19 +114,19 @@ impl Stage {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_can_gets_a_route_and_is_asked_once() {
+async fn modules_that_can_handle_it_get_a_route_and_are_asked_once() {
     let mut stage = Stage::new(learning());
     stage.said.send_replace((ABLE, Duration::from_secs(1)));
     stage.raise([81, 81, 81]).await;
     stage.settle().await;
     assert_eq!((stage.asked(), stage.learned()), (vec![81], NONE.to_vec()));
-    // The kernel has forgotten its question meanwhile.
+    // The upcall has expired in the kernel.
     stage.raise([81]).await;
     time::sleep(Duration::from_secs(2)).await;
     assert_eq!((stage.asked(), stage.learned()), (vec![81], vec![81]));
     stage.raise([81]).await;
     stage.settle().await;
-    assert_eq!(stage.asked(), [81], "there is a route");
+    assert_eq!(stage.asked(), [81], "the route covers the destination");
     assert_eq!(stage.closed(), []);
     let snapshot = stage.registry.snapshot();
     let said: Vec<_> = snapshot.said_of_learned("learned:192.0.2.1:81/tcp").collect();
@@ -134,7 +134,7 @@ async fn who_can_gets_a_route_and_is_asked_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_can_handle_is_closed() {
+async fn a_destination_that_no_module_can_handle_gets_a_negative_entry() {
     let mut stage = Stage::new(learning());
     for said in [UNABLE, None] {
         stage.said.send_replace((said, Duration::ZERO));
@@ -144,19 +144,19 @@ async fn what_nobody_can_handle_is_closed() {
         assert_eq!(stage.closed(), [NegativeEntry { key: question(81).key, until }], "{said:?}");
         assert_eq!(stage.learned(), NONE);
     }
-    assert_eq!(stage.asked(), [81, 81], "when the kernel asks again, so do we");
+    assert_eq!(stage.asked(), [81, 81], "a new upcall asks modules again");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_become_a_route_is_not_asked_about() {
+async fn modules_are_not_asked_about_destinations_that_cannot_get_a_route() {
     let mut stage = Stage::new(learning());
-    // The module's own.
+    // The module's own route.
     stage.raise([80]).await;
     let mut elsewhere = question(81);
     elsewhere.destination.vip = "192.0.2.9".parse().unwrap();
     stage.questions.send(elsewhere.clone()).await.unwrap();
     time::sleep(10 * PACE).await;
-    assert_eq!(stage.closed(), [elsewhere.refused()], "what has a route is not closed");
+    assert_eq!(stage.closed(), [elsewhere.refused()], "a destination with a route gets no negative entry");
 
     stage.registry.configure(settings(), Commit::Apply).unwrap();
     stage.raise([81]).await;
@@ -172,13 +172,13 @@ async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
     stage.raise(1000..1500).await;
     time::sleep(Duration::from_secs(10)).await;
     let asked = stage.asked.lock().unwrap().clone();
-    // One may be taken off the queue while it fills up.
+    // One question may be taken from the queue while it fills.
     assert!((WAITING..=WAITING + 1).contains(&asked.len()), "{}", asked.len());
     assert!(asked.windows(2).all(|pair| pair[1].1 - pair[0].1 >= PACE), "{asked:?}");
     let last = asked.last().unwrap().1 - stage.started;
     assert!(
         last < Duration::from_nanos(upcall::PENDING_TTL),
-        "the last after {last:?}, when nobody waits any more"
+        "the last after {last:?}, when its upcall has expired"
     );
     let (throttled, refused): (Vec<NegativeEntry>, _) =
         stage.closed().into_iter().partition(|closed| closed.until == question(0).throttled().until);
@@ -186,7 +186,7 @@ async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
 
     stage.raise([2000]).await;
     stage.settle().await;
-    assert_eq!(stage.asked().last(), Some(&2000), "and then it is as before");
+    assert_eq!(stage.asked().last(), Some(&2000), "later upcalls are answered");
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +201,7 @@ async fn slow_modules_are_asked_a_bounded_number_of_questions_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_goes_when_nobody_can_handle_it_and_its_flows_have_ended() {
+async fn a_route_goes_when_no_module_can_handle_it_and_its_flows_have_ended() {
     let stage = Stage::new(learning());
     let learn = async || {
         stage.raise([81]).await;
@@ -209,16 +209,16 @@ async fn a_route_goes_when_nobody_can_handle_it_and_its_flows_have_ended() {
         assert_eq!(stage.learned(), [81]);
     };
     learn().await;
-    stage.says(UNABLE);
+    stage.set_answer(UNABLE);
     stage.settle().await;
-    assert_eq!(stage.learned(), NONE, "without flows at once");
+    assert_eq!(stage.learned(), NONE, "a route without flows goes at once");
 
     learn().await;
     stage.has_flows(1);
     time::sleep(2 * EVALUATION_INTERVAL).await;
-    stage.says(UNABLE);
+    stage.set_answer(UNABLE);
     time::sleep(2 * EVALUATION_INTERVAL).await;
-    assert_eq!(stage.learned(), [81], "its flow lives");
+    assert_eq!(stage.learned(), [81], "its flow is open");
     stage.has_flows(0);
     time::sleep(2 * EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), NONE);
@@ -226,15 +226,15 @@ async fn a_route_goes_when_nobody_can_handle_it_and_its_flows_have_ended() {
     learn().await;
     stage.has_flows(1);
     time::sleep(2 * EVALUATION_INTERVAL).await;
-    stage.says(UNABLE);
+    stage.set_answer(UNABLE);
     time::sleep(settings().drain_timeout - EVALUATION_INTERVAL).await;
     assert_eq!(stage.learned(), [81]);
-    stage.says(ABLE);
+    stage.set_answer(ABLE);
     time::sleep(settings().drain_timeout).await;
-    assert_eq!(stage.learned(), [81], "it can again");
-    stage.says(UNABLE);
+    assert_eq!(stage.learned(), [81], "the module can handle it again");
+    stage.set_answer(UNABLE);
     time::sleep(settings().drain_timeout + 2 * EVALUATION_INTERVAL).await;
-    assert_eq!(stage.learned(), NONE, "flows have so long to end");
+    assert_eq!(stage.learned(), NONE, "open flows have the drain timeout to end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +250,7 @@ async fn a_route_goes_with_its_modules() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_goes_that_nobody_uses() {
+async fn an_idle_route_goes() {
     let stage = Stage::new(learning());
     stage.raise([81]).await;
     time::sleep(IDLE / 2).await;
@@ -277,8 +277,8 @@ async fn a_configured_route_takes_its_place() {
     registry.delete_route(Owner::Operator, "ops", Commit::Apply).unwrap();
     stage.raise([81]).await;
     time::sleep(PACE).await;
-    assert_eq!(stage.learned(), [81], "and gives it back");
+    assert_eq!(stage.learned(), [81], "the learned route is back");
     registry.configure(settings, Commit::Apply).unwrap();
     stage.settle().await;
-    assert_eq!(stage.learned(), NONE, "it is switched off");
+    assert_eq!(stage.learned(), NONE, "route learning is switched off");
 }

@@ -14,24 +14,24 @@ use tokio::time::Instant;
 use crate::policy::scaling::load::Load;
 use crate::policy::scaling::policy::Policy;
 
-/// Samples in a row that have to say the same.
+/// Samples in a row that have to agree.
 const SAMPLES: u32 = 3;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Autoscaler {
     #[default]
     Steady,
-    /// So many samples in a row wanted more instances.
+    /// This many samples in a row needed more instances.
     Growing(u32),
     Shrinking(u32),
-    /// The group was asked to change; what is measured until then says nothing about it.
+    /// A Scale request was sent; samples until then do not show its effect.
     Cooling {
         until: Instant,
     },
 }
 
 impl Autoscaler {
-    /// Shows it a sample. Answers how many instances the group is to be asked for now.
+    /// Evaluates a sample. Returns how many instances to request now, if any.
     pub fn sample(&mut self, policy: &Policy, load: &Load, now: Instant) -> Option<u32> {
         if self.is_cooling(now) {
             return None;
@@ -52,7 +52,7 @@ impl Autoscaler {
         }
     }
 
-    /// The group was asked to change, by whoever it was.
+    /// A Scale request was sent, by the autoscaler or an operator.
     pub fn cool(&mut self, policy: &Policy, now: Instant) {
         *self = Autoscaler::Cooling { until: now + policy.cooldown };
     }

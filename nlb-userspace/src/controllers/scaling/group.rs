@@ -1,4 +1,4 @@
-//! One group: its policy, whom to ask for more instances or fewer, and what became of that.
+//! One group: its policy, the instance that Scale requests go to, and their outcomes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::registry::Record;
 /// A group is sampled at least this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 
-/// One instance is to see to another number of instances.
+/// A Scale request to one instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub group: GroupKey,
@@ -22,17 +22,17 @@ pub struct Order {
     pub current: u32,
     pub wanted: u32,
     pub policy: Policy,
-    /// Counts the group's orders.
+    /// The number of the request within its group.
     pub number: u64,
 }
 
-/// What became of an order.
+/// The outcome of a Scale request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
     pub instance_id: String,
     pub current: u32,
     pub wanted: u32,
-    /// The module's word, or why it was not done. `None` while it is asked.
+    /// The module's answer, or why the request failed. `None` while it is in flight.
     pub outcome: Option<Result<String, String>>,
 }
 
@@ -40,23 +40,24 @@ pub struct Attempt {
 pub struct Group {
     pub autoscaler: Autoscaler,
     /// Instances that have sent a heartbeat in this round.
-    record_heartbeat: BTreeSet<String>,
+    in_round: BTreeSet<String>,
     sampled_at: Option<Instant>,
-    /// Who has not been told yet that it was asked, and for how many.
+    /// The instance whose next heartbeat is answered with the requested number.
     notice: Option<(String, u32)>,
     orders: u64,
     last: Option<Attempt>,
 }
 
 impl Group {
-    /// Whether this heartbeat is the first of a round. A round ends when somebody is heard for the second time, so that
-    /// many instances do not make for more samples than one, and one that has fallen silent holds nothing up.
+    /// Whether this heartbeat is the first of a round. A round ends with the second heartbeat of any
+    /// instance, so that many instances do not make more samples than one, and an instance without heartbeats
+    /// delays nothing.
     pub fn begins_round(&mut self, instance_id: &str) -> bool {
-        let first = self.record_heartbeat.is_empty() || self.record_heartbeat.contains(instance_id);
+        let first = self.in_round.is_empty() || self.in_round.contains(instance_id);
         if first {
-            self.record_heartbeat.clear();
+            self.in_round.clear();
         }
-        self.record_heartbeat.insert(instance_id.to_owned());
+        self.in_round.insert(instance_id.to_owned());
         first
     }
 
@@ -72,7 +73,7 @@ impl Group {
         self.notice.take_if(|(told, _)| told == instance_id).map(|(_, wanted)| wanted)
     }
 
-    /// Asks one instance for another number. `None` if there is nobody to be asked.
+    /// Creates a Scale request to one instance. `None` if there is no instance to send it to.
     pub fn order(
         &mut self,
         key: &GroupKey,
@@ -98,12 +99,12 @@ impl Group {
         Some(Order { group: key.clone(), instance_id, current, wanted, policy, number: self.orders })
     }
 
-    /// Who said how the group scales is asked, else the first by id; who was asked last is asked again, because it knows
-    /// what it has started, unless it failed: then the next.
+    /// The instance to send a request to: one that registered with a scaling policy, else the first by id.
+    /// The last one is chosen again, because it started the others; if it failed, the next one is.
     fn choose<'a>(&self, members: &[&'a Record]) -> Option<&'a str> {
         let id = |record: &&'a Record| record.registration.instance_id.as_str();
-        let willing = members.iter().filter(|record| record.registration.scaling.is_some());
-        let mut candidates: Vec<&str> = willing.map(id).collect();
+        let with_policy = members.iter().filter(|record| record.registration.scaling.is_some());
+        let mut candidates: Vec<&str> = with_policy.map(id).collect();
         if candidates.is_empty() {
             candidates = members.iter().map(id).collect();
         }
@@ -120,10 +121,10 @@ impl Group {
     pub fn conclude(&mut self, order: &Order, outcome: Result<String, String>) {
         let instance = &order.instance_id;
         match &outcome {
-            Ok(said) => info!(instance, wanted = order.wanted, said, "Scale request accepted"),
+            Ok(answer) => info!(instance, wanted = order.wanted, answer, "Scale request accepted"),
             Err(why) => warn!(instance, wanted = order.wanted, why, "Scale request failed"),
         }
-        // A later order has an outcome of its own.
+        // A later request has an outcome of its own.
         if order.number == self.orders
             && let Some(last) = &mut self.last
         {
@@ -147,8 +148,8 @@ impl Group {
                 format!("cooling for {} s", (until - now).as_secs_f64().ceil())
             }
             _ if !policy.automatic => "manual only".to_owned(),
-            Autoscaler::Growing(samples) => format!("{samples} samples want more"),
-            Autoscaler::Shrinking(samples) => format!("{samples} samples want fewer"),
+            Autoscaler::Growing(samples) => format!("{samples} samples for more instances"),
+            Autoscaler::Shrinking(samples) => format!("{samples} samples for fewer instances"),
             Autoscaler::Steady | Autoscaler::Cooling { .. } => "steady".to_owned(),
         };
         details.insert("scaling.state".to_owned(), state);

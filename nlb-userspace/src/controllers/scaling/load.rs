@@ -1,4 +1,4 @@
-//! Adds up what a group carries, as its heartbeats and the data path have it.
+//! The load of a group, from its heartbeats and from the data path.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ pub fn of(members: &[&Record], traffic: &Traffic) -> Load {
     }
 }
 
-/// The contract has no field for how much memory there is: an instance that wants to be measured by it says so in its
-/// figures, or once for all in its metadata.
+/// The contract has no field for the size of memory: an instance that wants to be measured by it reports it
+/// in its custom_stats or in its metadata.
 fn memory_percent(record: &Record) -> Option<f64> {
     const TOTAL: &str = "memory_total_mb";
     let report = record.report.as_ref()?;

@@ -1,9 +1,10 @@
-//! Scaling: how many instances a group should have, and whom to ask for them.
+//! Scaling: how many instances a group should have, and which instance is asked to start or stop them.
 //!
-//! A group is the instances of one type and one version: what one program on one release serves. The NLB starts and ends
-//! no process itself. It watches the groups' load, and asks one instance of a group, by ModuleService.Scale, to see to
-//! another number. [`autoscaler`] decides when, [`policy`] how many, [`group`] whom; this file keeps the groups and shows
-//! them to the registry's heartbeats and the data path's counts. The calls themselves are made by `grpc`.
+//! A group is the instances of one type and one version: what one program on one release serves. The NLB
+//! starts and ends no process itself. It watches the load of groups, and sends ModuleService.Scale to one
+//! instance of a group to request another number. [`autoscaler`] decides when, [`policy`] how many, [`group`]
+//! which instance; this file keeps the groups and gives them heartbeats and the data path's counters. `grpc`
+//! makes the calls.
 
 mod autoscaler;
 mod group;
@@ -27,7 +28,7 @@ pub use crate::policy::scaling::policy::{Policy, Targets};
 use group::Group;
 pub use group::{Attempt, Order};
 
-/// The instances that count: those that are going, or not heard of, do not.
+/// The instances that count: those with a valid lease that are not stopping.
 fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
     let alive = |record: &&Record| {
         record.lease_state == LeaseState::Valid
@@ -37,34 +38,34 @@ fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
     state.modules.values().map(Arc::as_ref).filter(alive).collect()
 }
 
-/// An operator's, else that of the first instance that has one.
+/// The operator's policy, else that of the first instance that has one.
 fn policy<'a>(key: &GroupKey, state: &'a State, members: &[&'a Record]) -> Option<&'a Policy> {
     let of_members = || members.iter().find_map(|record| record.registration.scaling.as_ref());
     state.scaling.get(key).or_else(of_members)
 }
 
-/// What an operator wants of a group.
+/// A size request: what an operator asks for a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SizeRequest {
     pub number: Number,
-    /// Takes the place of the group's policy, for as long as it has instances.
+    /// Replaces the group's policy, for as long as the group has instances.
     pub policy: Option<Policy>,
-    /// Whom to ask; else the NLB chooses.
+    /// The instance to send the Scale request to; without it, the NLB chooses.
     pub instance_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
-    /// As it is.
+    /// The current number.
     Same,
-    /// One more, or up to this.
+    /// One more, or up to this number.
     More(Option<u32>),
-    /// One fewer, or down to this.
+    /// One fewer, or down to this number.
     Fewer(Option<u32>),
     Exactly(u32),
 }
 
-/// Why a wish is not followed.
+/// Why a size request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unscalable {
     #[error("the group has no instance with a valid lease to send the request to; start one first")]
@@ -79,31 +80,31 @@ pub enum Unscalable {
     NotFewer { wanted: u32, current: u32 },
 }
 
-/// What becomes of a wish.
+/// The decision about a size request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     pub current: u32,
     pub wanted: u32,
-    /// `None` if the group is as it should be.
+    /// `None` if the group has the wanted size.
     pub order: Option<Order>,
 }
 
-/// What a heartbeat leads to.
+/// The effects of a heartbeat.
 #[derive(Debug, Default, PartialEq)]
 pub struct HeartbeatOutcome {
-    /// The number of instances that this one was asked for since its last heartbeat.
+    /// The number of instances that was requested of this instance since its last heartbeat.
     pub asked_for: Option<u32>,
     pub order: Option<Order>,
 }
 
-/// The groups whose size somebody cares about. Clones share them.
+/// The groups with a policy or a size request. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Scaling {
     groups: Arc<Mutex<BTreeMap<GroupKey, Group>>>,
 }
 
 impl Scaling {
-    /// A heartbeat has come. The first of each round of the group's heartbeats is a sample of its load.
+    /// Records a heartbeat. The first in each round of the group's heartbeats is a sample of its load.
     pub fn record_heartbeat(
         &self,
         instance_id: &str,
@@ -126,7 +127,7 @@ impl Scaling {
         HeartbeatOutcome { asked_for, order }
     }
 
-    /// Samples the groups that heartbeats have not shown for long, and forgets those that are gone.
+    /// Samples the groups without recent samples, and removes those without instances.
     pub fn evaluate(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
         let mut groups = self.lock();
         groups.retain(|key, group| !group.is_due(now) || state.has_group(key));
@@ -134,9 +135,9 @@ impl Scaling {
         due.filter_map(|(key, group)| sample(key, group, state, traffic, now)).collect()
     }
 
-    /// The groups whose policies are of no use any more.
+    /// The groups without instances, whose policies can be removed.
     pub fn gone(&self, state: &State) -> BTreeSet<GroupKey> {
-        // After a start nobody is there yet.
+        // After a start, instances have yet to register again.
         if state.awaited.is_some() {
             return BTreeSet::new();
         }
@@ -145,11 +146,12 @@ impl Scaling {
         gone.filter(|key| !state.has_group(key)).cloned().collect()
     }
 
-    /// Follows an operator's wish, if the policy allows it: in a cooldown, too, and another begins with it.
+    /// Applies an operator's size request if the policy allows it: during a cooldown, too, and another
+    /// cooldown begins.
     pub fn request_size(
         &self,
         key: &GroupKey,
-        request_size: &SizeRequest,
+        request: &SizeRequest,
         state: &State,
         now: Instant,
     ) -> Result<Decision, Unscalable> {
@@ -158,8 +160,8 @@ impl Scaling {
         let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let group = groups.entry(key.clone()).or_default();
         let policy =
-            request_size.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
-        let wanted = request_size.number.of(current)?;
+            request.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
+        let wanted = request.number.of(current)?;
         if wanted < current.min(policy.min) {
             return Err(Unscalable::BelowMin { wanted, min: policy.min });
         }
@@ -169,18 +171,18 @@ impl Scaling {
         if wanted == current {
             return Ok(Decision { current, wanted, order: None });
         }
-        let order = group.order(key, &members, request_size.instance_id.as_deref(), wanted, policy, now);
+        let order = group.order(key, &members, request.instance_id.as_deref(), wanted, policy, now);
         Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
     }
 
-    /// What became of an order.
+    /// Records the outcome of a Scale request.
     pub fn conclude(&self, order: &Order, outcome: Result<String, String>) {
         if let Some(group) = self.lock().get_mut(&order.group) {
             group.conclude(order, outcome);
         }
     }
 
-    /// How an instance's group stands, for people.
+    /// The state of an instance's group, in words for operators.
     pub fn details(&self, record: &Record, state: &State, now: Instant) -> BTreeMap<String, String> {
         let key = GroupKey::of(&record.registration.module);
         let groups = self.lock();

@@ -1,4 +1,4 @@
-//! The whole of scaling without gRPC: heartbeats and counts in, orders out, under a clock that the test moves.
+//! Scaling without gRPC: heartbeats and counters in, Scale requests out, in time that the test advances.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,25 +56,25 @@ fn thresholds_are_percent_of_cpu_and_memory_and_of_the_target_of_connections() {
     let wanted = |cpu, memory, connections| {
         policy.wanted(&Load { instances: 2, cpu_percent: cpu, memory_percent: memory, connections })
     };
-    assert_eq!(wanted(Some(80.0), None, 0), 2, "not beyond 80 % of CPU");
+    assert_eq!(wanted(Some(80.0), None, 0), 2, "80 % of CPU is not above the threshold");
     assert_eq!(wanted(Some(81.0), None, 0), 4, "81 % of two are 50 % of four");
     assert_eq!(wanted(None, Some(81.0), 0), 3);
     assert_eq!(wanted(None, None, 160), 2, "80 % of 2 x 100 connections");
     assert_eq!(wanted(None, None, 162), 3);
     assert_eq!(wanted(Some(19.0), Some(19.0), 39), 1);
     assert_eq!(wanted(Some(20.0), Some(19.0), 39), 2, "one measure is not below its threshold");
-    assert_eq!(wanted(Some(19.0), None, 39), 2, "of one measure nobody tells");
+    assert_eq!(wanted(Some(19.0), None, 39), 2, "no instance reports the other measure");
 }
 
 #[test]
-fn fewer_instances_are_wanted_only_if_they_would_not_be_too_few() {
+fn a_group_shrinks_only_if_fewer_instances_would_suffice() {
     let policy = Policy { scale_up: Some(100), scale_down: Some(90), ..policy() };
-    assert_eq!(policy.wanted(&load(2, 17)), 2, "one would have 170 %");
+    assert_eq!(policy.wanted(&load(2, 17)), 2, "one instance would have 170 %");
     assert_eq!(policy.wanted(&load(4, 30)), 3);
 }
 
 #[test]
-fn thresholds_that_contradict_each_other_are_seen() {
+fn contradicting_thresholds_are_detected() {
     assert!(!policy().contradicts_itself() && !Policy::default().contradicts_itself());
     assert!(Policy { scale_down: Some(100), ..policy() }.contradicts_itself());
     assert!(Policy { scale_up: Some(50), scale_down: Some(50), ..policy() }.contradicts_itself());
@@ -91,14 +91,14 @@ async fn three_samples_in_a_row_and_nothing_in_the_cooldown() {
         }
         (asked, autoscaler)
     };
-    // Every way from every state.
+    // Every transition from every state.
     assert_eq!(sample(15), (None, Autoscaler::Steady));
     assert_eq!(sample(30), (None, Autoscaler::Growing(1)));
     assert_eq!(sample(15), (None, Autoscaler::Steady));
     assert_eq!(sample(5), (None, Autoscaler::Shrinking(1)));
     assert_eq!(sample(15), (None, Autoscaler::Steady));
     assert_eq!(sample(30), (None, Autoscaler::Growing(1)));
-    assert_eq!(sample(5), (None, Autoscaler::Shrinking(1)), "a sample of the other kind begins anew");
+    assert_eq!(sample(5), (None, Autoscaler::Shrinking(1)), "a sample of the other kind starts over");
     assert_eq!(sample(30), (None, Autoscaler::Growing(1)));
     assert_eq!(sample(30), (None, Autoscaler::Growing(2)));
     let cooling = Autoscaler::Cooling { until: Instant::now() + COOLDOWN };
@@ -118,7 +118,7 @@ async fn three_samples_in_a_row_and_nothing_in_the_cooldown() {
     assert_eq!(sample(15), (None, Autoscaler::Steady));
 }
 
-/// Instances of one group, some of which say how it scales.
+/// Instances of one group, some with a scaling policy.
 struct Group {
     registry: Registry,
     scaling: Scaling,
@@ -165,7 +165,7 @@ impl Group {
         self.scaling.evaluate(&self.registry.snapshot(), &self.traffic, Instant::now())
     }
 
-    /// Heartbeats of one instance until it leads to an order.
+    /// Sends heartbeats of one instance until a Scale request follows.
     fn order_after(&self, instance_id: &str, heartbeats: u32) -> Order {
         for _ in 1..heartbeats {
             assert_eq!(self.heartbeat(instance_id).order, None);
@@ -201,12 +201,12 @@ async fn a_breach_leads_to_one_order_and_one_notice() {
         assert_eq!(
             group.heartbeat("a"),
             HeartbeatOutcome::default(),
-            "told once, and asked once in the cooldown"
+            "one notice, and one request in the cooldown"
         );
     }
     assert_eq!(group.detail("scaling.state"), "cooling for 60 s");
     time::advance(COOLDOWN).await;
-    assert_eq!(group.order_after("a", 3).number, 2, "nobody came: it is asked again");
+    assert_eq!(group.order_after("a", 3).number, 2, "no instance was started: another request");
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,7 +220,7 @@ async fn many_instances_make_one_sample_a_round() {
     }
     let order = group.heartbeat("a").order.expect("the third round begins");
     assert_eq!((order.instance_id.as_str(), order.wanted), ("a", 4));
-    // One that has fallen silent does not hold the others up.
+    // An instance without heartbeats does not delay the round.
     time::advance(COOLDOWN).await;
     for id in ["b", "c", "b", "c", "b", "c"] {
         assert_eq!(group.heartbeat(id).order, None);
@@ -229,7 +229,7 @@ async fn many_instances_make_one_sample_a_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_group_is_sampled_every_thirty_seconds() {
+async fn a_group_without_heartbeats_is_sampled_every_thirty_seconds() {
     let mut group = Group::new(&[("a", Some(policy()))]);
     group.set_connections("a", 25);
     group.heartbeat("a");
@@ -238,14 +238,14 @@ async fn a_silent_group_is_sampled_every_thirty_seconds() {
     assert_eq!(group.evaluate(), []);
     time::advance(Duration::from_secs(1)).await;
     assert_eq!(group.evaluate(), []);
-    assert_eq!(group.detail("scaling.state"), "2 samples want more");
+    assert_eq!(group.detail("scaling.state"), "2 samples for more instances");
     assert_eq!(group.evaluate(), [], "not twice in the same 30 s");
     time::advance(Duration::from_secs(30)).await;
     assert_eq!(group.evaluate().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn groups_without_a_policy_are_left_alone_and_those_that_are_gone_forgotten() {
+async fn groups_without_a_policy_are_not_scaled_and_groups_without_instances_are_removed() {
     let mut group = Group::new(&[("a", None)]);
     group.set_connections("a", 1000);
     for _ in 0..5 {
@@ -266,13 +266,13 @@ async fn groups_without_a_policy_are_left_alone_and_those_that_are_gone_forgotte
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_failed_is_not_asked_first_again_and_who_did_it_is() {
+async fn the_last_instance_is_asked_again_unless_it_failed() {
     let policy = Some(policy());
     let mut group = Group::new(&[("a", None), ("b", policy.clone()), ("c", policy)]);
     group.set_connections("a", 100);
     group.heartbeat("b");
     let order = group.order_after("a", 3);
-    assert_eq!(order.instance_id, "b", "the first that says how the group scales");
+    assert_eq!(order.instance_id, "b", "the first instance with a policy");
     group.scaling.conclude(&order, Err("unreachable".into()));
     assert_eq!(
         group.detail("scaling.last"),
@@ -287,7 +287,7 @@ async fn who_failed_is_not_asked_first_again_and_who_did_it_is() {
     assert_eq!(order.instance_id, "c");
     group.scaling.conclude(&order, Err("busy".into()));
     time::advance(COOLDOWN).await;
-    assert_eq!(group.order_after("a", 3).instance_id, "b", "after the last comes the first");
+    assert_eq!(group.order_after("a", 3).instance_id, "b", "after the last instance the first one");
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +299,7 @@ async fn instances_that_leave_or_are_silent_do_not_count() {
     assert_eq!(group.detail("scaling.instances"), "2");
     time::advance(Duration::from_secs(40)).await;
     group.registry.expire_leases(Instant::now());
-    // Only a heartbeat restores a's lease; c is silent.
+    // Only a heartbeat of a restores its lease; c sends none.
     let order = group.order_after("a", 3);
     assert_eq!((order.current, order.wanted), (1, 2));
 }
@@ -314,9 +314,9 @@ async fn cpu_and_memory_come_from_heartbeats() {
         Some(Report { cpu_usage_percent, memory_usage_mb, custom, ..Report::default() })
     };
     for (report, state) in [
-        (report(60.0, 0.0, None), "1 samples want more"),
+        (report(60.0, 0.0, None), "1 samples for more instances"),
         (report(10.0, 900.0, None), "steady"),
-        (report(10.0, 900.0, Some("1000")), "1 samples want more"),
+        (report(10.0, 900.0, Some("1000")), "1 samples for more instances"),
         (report(10.0, 900.0, Some("none")), "steady"),
         (report(10.0, 900.0, Some("0")), "steady"),
     ] {
@@ -326,26 +326,26 @@ async fn cpu_and_memory_come_from_heartbeats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wishes_are_followed_within_the_bounds_and_begin_a_cooldown() {
+async fn size_requests_are_applied_within_the_bounds_and_begin_a_cooldown() {
     let mut group = Group::new(&[("a", Some(policy())), ("b", None)]);
     use Number::*;
     let wanted =
         |number| group.request_size(number).map(|decision| (decision.wanted, decision.order.is_some()));
-    assert_eq!(wanted(Exactly(2)), Ok((2, false)), "as there are");
+    assert_eq!(wanted(Exactly(2)), Ok((2, false)), "the current number");
     assert_eq!(wanted(Same), Ok((2, false)));
     assert_eq!(wanted(Exactly(5)), Err(Unscalable::AboveMax { wanted: 5, max: 4 }));
     assert_eq!(wanted(Exactly(0)), Err(Unscalable::BelowMin { wanted: 0, min: 1 }));
     assert_eq!(wanted(Fewer(Some(0))), Err(Unscalable::BelowMin { wanted: 0, min: 1 }));
     assert_eq!(wanted(More(Some(2))), Err(Unscalable::NotMore { wanted: 2, current: 2 }));
     assert_eq!(wanted(Fewer(Some(2))), Err(Unscalable::NotFewer { wanted: 2, current: 2 }));
-    assert_eq!(group.detail("scaling.orders"), "0", "what was refused left no trace");
+    assert_eq!(group.detail("scaling.orders"), "0", "refused requests leave no trace");
     assert_eq!(wanted(More(None)), Ok((3, true)));
-    assert_eq!(wanted(Fewer(None)), Ok((1, true)), "in the cooldown, too");
+    assert_eq!(wanted(Fewer(None)), Ok((1, true)), "during the cooldown, too");
     assert_eq!(wanted(Exactly(4)), Ok((4, true)));
     assert_eq!(group.heartbeat("a").asked_for, Some(4));
     group.set_connections("a", 100);
     for _ in 0..5 {
-        assert_eq!(group.heartbeat("a").order, None, "the cooldown of the last wish");
+        assert_eq!(group.heartbeat("a").order, None, "the cooldown of the last size request");
     }
     for id in ["a", "b"] {
         group.registry.begin_maintenance(id).unwrap();
@@ -354,7 +354,7 @@ async fn wishes_are_followed_within_the_bounds_and_begin_a_cooldown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wish_may_name_whom_to_ask_and_bring_bounds_of_its_own() {
+async fn a_size_request_may_name_an_instance_and_set_bounds() {
     let group = Group::new(&[("a", Some(policy())), ("b", None)]);
     let request_size = SizeRequest {
         number: Number::Exactly(6),
@@ -369,7 +369,7 @@ async fn a_wish_may_name_whom_to_ask_and_bring_bounds_of_its_own() {
         .order
         .unwrap();
     assert_eq!((order.instance_id.as_str(), order.policy.max), ("b", 6));
-    assert_eq!(group.detail("scaling.bounds"), "1 to 4", "not before the wish is done");
+    assert_eq!(group.detail("scaling.bounds"), "1 to 4", "not before the size request succeeds");
     group.registry.set_scaling(&group.key(), order.policy.clone()).unwrap();
     assert_eq!(group.detail("scaling.bounds"), "1 to 6");
 }
