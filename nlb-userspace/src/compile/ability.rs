@@ -1,22 +1,22 @@
-//! Which of a pool's offers stand, by what modules say they can handle.
+//! Which candidates of a pool serve it, by the CanHandle answers of their modules.
 
 use super::classifier::Candidate;
 use crate::model::Ability;
 
-/// Those of the highest priority among the offers that could get new flows. While there are none, all that could handle
-/// them, for a pool that fails open.
+/// The candidates of the highest priority among those that could get new flows. If there are none, all that
+/// can handle the route, for a pool that fails open.
 pub fn ablest<'a>(
     candidates: &[&'a Candidate<'a>],
     has_share: impl Fn(&Candidate) -> bool,
 ) -> Vec<&'a Candidate<'a>> {
-    // Most modules were never asked, or said nothing of note.
+    // Most modules have no answer that matters.
     let ability = |candidate: &Candidate| match candidate.module.abilities.is_empty() {
         true => Ability::default(),
         false => candidate.module.ability(&candidate.key()),
     };
     let able: Vec<&Candidate> =
         candidates.iter().copied().filter(|candidate| ability(candidate).can_handle).collect();
-    // One that gets nothing must not keep flows from those below it.
+    // A candidate that gets no flows must not keep them from candidates of lower priority.
     let takes_flows = |candidate: &&&Candidate| {
         candidate.module.health.takes_new_flows() && candidate.module.weight > 0 && has_share(candidate)
     };

@@ -1,4 +1,4 @@
-//! Who offers to serve which VIP: every module's routes, and the operator's, brought to the addresses that they mean.
+//! Candidates: every route of modules and of the operator, with the VIPs that its destination stands for.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,11 +9,11 @@ use super::counted::Counted;
 use crate::model::next_hop::Hops;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
-/// Who offers to serve what.
+/// The candidates of a desired state.
 pub struct Candidates<'a> {
     pub by_vip: BTreeMap<IpAddr, Vec<Candidate<'a>>>,
     pub backends: BTreeMap<Arc<Backend>, &'a Module>,
-    /// Why some route of some module gets no traffic: `instance/route: reason`.
+    /// Why routes get no traffic from a module: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
 
@@ -30,7 +30,7 @@ impl<'a> Candidates<'a> {
                 candidates.add(instance_id, module, (served.id, served.route, owner), counted);
             }
             for (route_id, route) in &desired.learned_routes {
-                // Nobody told this module to serve it: its own word has to.
+                // No configuration assigns a learned route to a module: only its answer does.
                 let key = RouteKey { id: route_id.clone(), operators: true };
                 if module.abilities.contains_key(&key) {
                     candidates.add(instance_id, module, (route_id, route, Owner::Learned), counted);
@@ -40,7 +40,7 @@ impl<'a> Candidates<'a> {
         candidates
     }
 
-    /// A route that the module serves.
+    /// Adds the candidates of a route that the module serves.
     fn add(
         &mut self,
         instance_id: &str,
@@ -81,7 +81,8 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Our own address towards each NAT backend, which it answers to: as it is now, or else as it was.
+    /// Our source address towards each NAT backend, which it replies to: the current one, else the last
+    /// known.
     pub fn nat_sources(&self, hops: &Hops, before: &BTreeMap<IpAddr, IpAddr>) -> BTreeMap<IpAddr, IpAddr> {
         let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
         let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
@@ -89,7 +90,7 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// How exactly a route's destination names this VIP, in bits; `None` if it does not.
+/// How many bits of this VIP the route's destination fixes; `None` if the VIP is not in the destination.
 fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
     use Destination::*;
     match route.destination {
@@ -99,7 +100,7 @@ fn destination_bits(route: &Route, vip: IpAddr) -> Option<u8> {
     }
 }
 
-/// Where a module takes a route's packets to this VIP.
+/// The backend of a module for a route's packets to this VIP.
 fn backend_for(
     instance_id: &str,
     module: &Module,

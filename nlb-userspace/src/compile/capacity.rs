@@ -1,5 +1,5 @@
-//! Whether a desired state fits the maps: asked before it is accepted, so that one caller's excess does not hold up
-//! everybody's changes.
+//! Whether a desired state fits the maps. The registry checks this before it accepts a state, so that a
+//! request of one caller cannot block the changes of all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use super::pools::Pool;
 use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired};
 
-/// What there may be too many of, and the flag for more room.
+/// A table that may be full, and the flag that makes it larger.
 pub(super) const SOURCE_PREFIXES: (&str, &str) = ("source prefixes", "--max-source-prefixes");
 
-/// Why no image could be made. The maps stay as they are.
+/// Why a state could not be compiled. The maps stay as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many {what}: at most {max} fit; raise {flag}")]
 pub struct TooMany {
@@ -23,15 +23,15 @@ pub struct TooMany {
     pub flag: &'static str,
 }
 
-/// Connection ids are as many for each service as there are modules that they name.
+/// Each service has a row for each module that connection ids may name.
 pub const SERVERS: &str = "QUIC server ids, counted for each service";
 
-/// Counts what [`super::compile`] would number. Our own addresses towards modules are not known here; they take a few
-/// of `limits.addresses` more.
+/// Counts the ids that [`super::compile`] would allocate. Our source addresses towards modules are unknown
+/// here; they take a few more of `limits.addresses`.
 pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
     let candidates = Candidates::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
     let services = classifier::services(&candidates.by_vip, desired);
-    // Those that do not fit below share a number here.
+    // Backends beyond the limit share an id here, and are refused below.
     let numbers: BTreeMap<&Backend, u16> = candidates
         .backends
         .keys()
@@ -81,7 +81,7 @@ mod tests {
         counted_routes: 100,
     };
 
-    /// Two modules with two services on two VIPs, and a third for some of the clients of one.
+    /// Two modules with two services on two VIPs, and a third module for some clients of one service.
     fn desired() -> Desired {
         let mut desired = Desired {
             vips: ["192.0.2.1", "192.0.2.2"].map(|vip| vip.parse().unwrap()).into(),
@@ -97,7 +97,7 @@ mod tests {
         desired
     }
 
-    /// One module behind two VIPs is one backend, with a name for each.
+    /// One module behind two VIPs is one backend, with a server id for each service.
     #[test]
     fn connection_ids_are_counted_for_each_service() {
         let mut desired = desired();

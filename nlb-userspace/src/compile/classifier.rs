@@ -1,10 +1,11 @@
 //! Which routes serve which packets.
 //!
-//! Among routes that match a packet, the higher priority wins, then the longer source prefix, then the longer destination
-//! prefix, then an exact over a wildcard port. Here that order is resolved ahead of packets: each VIP's ports become
-//! services, and each service gets, for every source prefix that some route names, the pool of instances that wins for
-//! clients whose longest matching prefix it is. Such clients match just the routes whose prefix covers it, so looking
-//! up the longest prefix alone is exact, whatever the priorities are.
+//! Among the routes that match a packet, the higher priority wins, then the longer source prefix, then the
+//! longer destination prefix, then an exact port over a wildcard port. The order is resolved before packets
+//! come: each VIP's ports become services, and each service gets, for every source prefix that some route
+//! names, the pool of instances that wins for clients whose longest matching prefix it is. Such clients match
+//! exactly the routes whose prefix covers it, so a lookup of the longest prefix alone is exact, whatever the
+//! priorities are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,18 +22,18 @@ pub struct Candidate<'a> {
     pub route_id: &'a str,
     pub owner: Owner,
     pub route: &'a Route,
-    /// How exactly the route names the VIP.
+    /// How many bits of the VIP the route's destination fixes.
     pub destination_bits: u8,
     pub backend: Arc<Backend>,
     pub module: &'a Module,
 }
 
-/// Whose route it is.
+/// The owner of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Instance,
     Operator,
-    /// Nobody's: it was learned, and gives way to every other.
+    /// A learned route has no owner, and every other route takes precedence over it.
     Learned,
 }
 
@@ -46,23 +47,24 @@ impl Candidate<'_> {
 pub struct Service<'a> {
     pub key: ServiceKey,
     pub pools: BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>>,
-    /// Those that QUIC's connection ids may name, whether they win new flows or not: their connections are older.
+    /// Candidates that QUIC connection ids may name, also those without new flows, which may have older
+    /// connections.
     pub named: BTreeMap<Server, &'a Candidate<'a>>,
 }
 
-/// Rows that the sources of these services take: a service that tells its clients apart has one for each prefix.
+/// The rows that the sources of these services take: one for each prefix of a service.
 pub fn source_prefixes(services: &[Service]) -> usize {
     services.iter().map(|service| service.pools.keys().flatten().count()).sum()
 }
 
 impl Service<'_> {
-    /// Whether it tells its clients apart.
+    /// Whether the service has pools for source prefixes.
     pub fn is_by_source(&self) -> bool {
         self.pools.keys().any(Option::is_some)
     }
 }
 
-/// The services of all VIPs, in the order of their keys. A port with a rate limit of its own is a service of its own.
+/// The services of all VIPs, in the order of their keys. A port with a rate limit is a service of its own.
 pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Candidate<'a>>>, desired: &Desired) -> Vec<Service<'a>> {
     let limited: BTreeSet<(IpAddr, u16, L4)> = super::limits::enabled(desired)
         .filter_map(|(_, limit)| match limit.target {
@@ -94,8 +96,8 @@ pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Candidate<'a>>>, desired: &
     services
 }
 
-/// The winners for every source prefix that some candidate names. What wins for a prefix is among the candidates of that
-/// prefix and of those around it.
+/// The winners for every source prefix that some candidate names. They are among the candidates of that
+/// prefix and of the prefixes that contain it.
 fn pools<'a>(
     candidates: impl Iterator<Item = &'a Candidate<'a>>,
 ) -> BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>> {
@@ -114,7 +116,7 @@ fn pools<'a>(
     by_source.keys().map(|prefix| (*prefix, winners(&covering(prefix)))).collect()
 }
 
-/// Of the offers of one module, the best match.
+/// The best match among the candidates of each server id.
 fn named<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> BTreeMap<Server, &'a Candidate<'a>> {
     let mut by_server: BTreeMap<Server, &Candidate> = BTreeMap::new();
     for candidate in candidates {
@@ -127,12 +129,12 @@ fn named<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> BTreeMap<Se
     by_server
 }
 
-/// The prefix of length 0 is any source.
+/// The prefix of length 0 means any source.
 fn whole(source: Option<IpNet>) -> Option<IpNet> {
     source.filter(|net| net.prefix_len() > 0).map(|net| net.trunc())
 }
 
-/// Of two offers that match a packet, the one that comes later wins.
+/// The order of candidates that match a packet: the greatest wins.
 fn rank(candidate: &Candidate) -> impl Ord {
     let route = candidate.route;
     let source_bits = whole(route.source).map_or(0, |net| net.prefix_len());
@@ -145,8 +147,8 @@ fn rank(candidate: &Candidate) -> impl Ord {
     )
 }
 
-/// Of the offers for clients whose longest matching prefix is the same, those of the best match. An instance counts once, by
-/// its smallest route id.
+/// The best matches among candidates for clients with the same longest matching prefix. An instance counts
+/// once, by its smallest route id.
 fn winners<'a>(covering: &[&'a Candidate<'a>]) -> Vec<&'a Candidate<'a>> {
     let best = covering.iter().map(|o| rank(o)).max();
     let mut by_instance: BTreeMap<&str, &Candidate> = BTreeMap::new();

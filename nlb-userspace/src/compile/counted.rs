@@ -1,8 +1,9 @@
 //! Which routes have backends of their own, so that each can be counted and limited.
 //!
-//! Such backends cost numbers and Maglev tables, of which there are fewer than there may be routes. So only so many routes
-//! have them, those that came first and those with a rate limit; the others share backends, and count together. Once
-//! decided it stays so: a route that changed over would lose its flows.
+//! Such backends cost ids and Maglev tables, of which there are fewer than there may be routes. So only a
+//! bounded number of routes have them: those that were added first, and those with a rate limit; the others
+//! share backends, and are counted together. The choice for a route is permanent, because a route that
+//! changed its backends would lose its flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,12 +11,12 @@ use std::sync::Arc;
 use super::limits;
 use crate::model::{Desired, LimitTarget, RouteKey};
 
-/// All routes there are, and whether they are counted.
+/// All routes, and whether each is counted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counted(Arc<BTreeMap<RouteKey, bool>>);
 
 impl Counted {
-    /// With room for `most` routes; those with a rate limit come on top.
+    /// Updates the choice, with room for `most` routes besides those with a rate limit.
     pub fn renew(&self, desired: &Desired, most: u16) -> Self {
         let limited: BTreeSet<&str> = limits::enabled(desired)
             .filter_map(|(_, limit)| match &limit.target {
@@ -45,7 +46,7 @@ impl Counted {
         Counted(Arc::new(counted))
     }
 
-    /// The key of a route that is counted.
+    /// The key of a route, if it is counted.
     pub fn key(&self, id: &str, operators: bool) -> Option<&RouteKey> {
         let key = RouteKey { id: id.to_owned(), operators };
         self.0.get_key_value(&key).filter(|(_, counted)| **counted).map(|(key, _)| key)
@@ -70,15 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_first_is_counted_and_stays_so() {
+    fn the_first_routes_are_counted_and_stay_counted() {
         let first = Counted::default().renew(&routes(5000..5000 + MOST), MOST as u16);
         assert!(is_counted(&first, 5000) && is_counted(&first, 5000 + MOST - 1));
         let more = first.renew(&routes(0..5000 + MOST), MOST as u16);
         assert!(is_counted(&more, 5000) && !is_counted(&more, 0));
         let fewer = more.renew(&routes(0..5001), MOST as u16);
-        assert!(is_counted(&fewer, 5000) && !is_counted(&fewer, 0), "not even when there is room");
+        assert!(
+            is_counted(&fewer, 5000) && !is_counted(&fewer, 0),
+            "routes stay uncounted even if there is room"
+        );
         let again = fewer.renew(&routes(5000..5002), MOST as u16).renew(&routes([0, 5000]), MOST as u16);
-        assert!(is_counted(&again, 0), "it was gone and came back");
+        assert!(is_counted(&again, 0), "a route that was removed is chosen anew");
     }
 
     #[test]

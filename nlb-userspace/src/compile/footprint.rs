@@ -1,6 +1,8 @@
-//! How much room a desired state takes in the maps, at most: kept up to date by what changes, however large the state is.
+//! An upper bound of the room that a desired state takes in the maps, updated by what changes, so that the
+//! cost does not grow with the state.
 //!
-//! [`super::fits`] counts exactly, and goes through the whole state for that. While this bound fits, nobody has to count.
+//! [`super::fits`] counts exactly, and goes through the whole state. It is needed only if this bound does not
+//! fit.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,29 +14,31 @@ use ipnet::IpNet;
 use crate::model::settings::TableSizes;
 use crate::model::{Desired, Destination, L4, Module, Route};
 
-/// Clones share what is equal.
+/// Clones share equal parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Footprint {
-    /// The routes of all modules, each as often as it is registered.
+    /// The number of routes of modules, counted once for each module.
     module_routes: usize,
-    /// The modules that connection ids name.
+    /// The number of modules that connection ids name.
     named: usize,
-    /// The backends of the modules' own routes.
+    /// The number of backends of the modules' own routes.
     own_backends: usize,
-    /// What routes match, leaving out the source and with it: each is at most a service, and a pool, for each of its VIPs.
+    /// What routes match but for the source: each is at most one service for each of its VIPs. Likewise, with
+    /// the source, `pools`.
     services: Distinct<(Option<u16>, L4)>,
     pools: Distinct<(Option<u16>, L4, Option<IpNet>)>,
-    /// The pools that services for every port lend to the others.
-    lent: Distinct<(L4, Option<IpNet>)>,
-    /// What modules have said of the operator's and of learned routes: of the latter they serve no others.
-    said: usize,
+    /// Pools of services for every port, which all other services of the VIP have, too.
+    for_every_port: Distinct<(L4, Option<IpNet>)>,
+    /// Answers of modules about the operator's and learned routes: a module serves a learned route only by
+    /// its answer.
+    answers: usize,
     /// The ports on modules that the operator's routes lead to.
     operator_ports: Counts<(Option<u16>, Option<u16>)>,
     named_vips: Counts<IpAddr>,
 }
 
 impl Footprint {
-    /// Of the state after, if this is the one of the state before.
+    /// Updates the footprint of `before` to that of `after`.
     pub fn follow(&mut self, before: &Desired, after: &Desired) {
         each(&before.modules, &after.modules, |module, step| self.count_module(module, step));
         each(&before.operator_routes, &after.operator_routes, |route, step| {
@@ -43,29 +47,29 @@ impl Footprint {
         each(&before.learned_routes, &after.learned_routes, |route, step| self.count_route(route, step));
     }
 
-    /// The routes of modules, over all of them.
+    /// The number of routes of modules, counted once for each module.
     pub fn module_routes(&self) -> usize {
         self.module_routes
     }
 
-    /// Whether the state, whose footprint this is, surely fits.
+    /// Whether the state with this footprint certainly fits.
     pub fn fits(&self, desired: &Desired, limits: &TableSizes) -> bool {
         let rate_limits = desired.rate_limits.len();
         let vips = desired.vips.len() + self.named_vips.len();
-        // A port with a rate limit of its own is a service.
+        // A port with a rate limit is a service.
         let services = self.services.over(vips) + rate_limits;
-        let pools = self.pools.over(vips) + services * self.lent.len();
-        // Routes that are counted one by one have backends of their own; the others share them by port.
+        let pools = self.pools.over(vips) + services * self.for_every_port.len();
+        // Routes that are counted have backends of their own; the others share backends by port.
         let counted = usize::from(limits.counted_routes) + rate_limits;
         let ports = counted.min(desired.operator_routes.len()) + self.operator_ports.len();
-        let learned = if desired.learned_routes.is_empty() { 0 } else { 2 * self.said };
+        let learned = if desired.learned_routes.is_empty() { 0 } else { 2 * self.answers };
         let backends = self.own_backends + 2 * desired.modules.len() * ports + learned;
         [
             (backends, limits.backends.into()),
             (self.named * services, limits.backends.into()),
             (services, limits.services.into()),
             (pools, limits.pools.into()),
-            // A pool for each prefix.
+            // At most one source prefix for each pool.
             (pools, limits.source_prefixes),
             (vips, limits.addresses.into()),
             (rate_limits, limits.rate_limits.into()),
@@ -79,7 +83,7 @@ impl Footprint {
         step.by(&mut self.module_routes, module.routes.len());
         step.by(&mut self.named, usize::from(module.quic.is_some()));
         step.by(&mut self.own_backends, families * module.routes.len());
-        step.by(&mut self.said, module.abilities.keys().filter(|key| key.operators).count());
+        step.by(&mut self.answers, module.abilities.keys().filter(|key| key.operators).count());
         module.routes.values().for_each(|route| self.count_route(route, step));
     }
 
@@ -93,7 +97,7 @@ impl Footprint {
         self.services.count(route.destination, (route.port, l4), step);
         self.pools.count(route.destination, (route.port, l4, route.source), step);
         if route.port.is_none() {
-            self.lent.count(route.destination, (l4, route.source), step);
+            self.for_every_port.count(route.destination, (l4, route.source), step);
         }
         if let Destination::Address(vip) = route.destination {
             self.named_vips.count(vip, step);
@@ -101,7 +105,7 @@ impl Footprint {
     }
 }
 
-/// What has gone, and what has come; what has changed has done both.
+/// Calls `count` for what was removed and what was added; a change is both.
 fn each<T: PartialEq>(
     before: &OrdMap<String, Arc<T>>,
     after: &OrdMap<String, Arc<T>>,
@@ -134,7 +138,7 @@ impl Step {
     }
 }
 
-/// How often each key is there.
+/// The number of occurrences of each key.
 #[derive(Clone, Debug, PartialEq)]
 struct Counts<K: Ord + Clone>(OrdMap<K, usize>);
 
@@ -159,7 +163,7 @@ impl<K: Ord + Clone> Default for Counts<K> {
     }
 }
 
-/// Keys of one VIP, which they name, and of any number of VIPs.
+/// Keys of one VIP, which the route names, and keys of all VIPs.
 #[derive(Clone, Debug, PartialEq)]
 struct Distinct<K: Ord + Clone> {
     of_one: Counts<(IpAddr, K)>,
@@ -178,7 +182,7 @@ impl<K: Ord + Clone> Distinct<K> {
         self.of_one.len() + self.of_many.len()
     }
 
-    /// With so many VIPs, how many they are at most.
+    /// The greatest number of keys with this many VIPs.
     fn over(&self, vips: usize) -> usize {
         self.of_one.len() + self.of_many.len() * vips
     }

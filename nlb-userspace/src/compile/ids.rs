@@ -1,22 +1,22 @@
-//! Numbers for what the maps index by number, kept for as long as the thing lives.
+//! Ids of what the maps index by number, kept for as long as the object exists.
 //!
-//! A number that was given up is not used again until all others have been, so that flows which still carry it have long
-//! been forgotten; the generation, which grows with every reuse, catches the rest.
+//! A released id is reused only after all others have been used, so that flows with the old id have mostly
+//! ended; the generation, which grows with every reuse, shows which flows are older.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Numbers from 1 to `max` for keys of type `K`; 0 means unset everywhere.
+/// Ids from 1 to `max` for keys of type `K`; 0 means unset everywhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ids<K: Ord> {
     by_key: BTreeMap<K, u16>,
     by_id: BTreeMap<u16, K>,
-    /// How often each id was taken up before.
+    /// How often each id was allocated before.
     generations: BTreeMap<u16, u8>,
     last: u16,
-    /// The highest number.
+    /// The highest id.
     highest: u16,
-    /// How many may be in use at a time.
+    /// The most ids in use at a time.
     max: u16,
 }
 
@@ -25,14 +25,14 @@ impl<K: Ord + Clone> Ids<K> {
         Self::up_to(max, max)
     }
 
-    /// With more numbers than may be in use at a time, which is `max`.
+    /// With more ids than may be in use at a time, which is `max`.
     pub fn up_to(highest: u16, max: u16) -> Self {
         let (by_key, by_id, generations) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Ids { by_key, by_id, generations, last: 0, highest, max }
     }
 
-    /// Gives up the ids of keys that are not wanted any more and numbers the new ones, in their order. The error says how
-    /// many can be numbered.
+    /// Releases the ids of keys that are not wanted any more, and allocates ids for new keys, in their order.
+    /// The error holds the number of ids that can be in use.
     pub fn renew(&self, wanted: impl IntoIterator<Item = K>) -> Result<Self, u16> {
         let wanted: BTreeSet<K> = wanted.into_iter().collect();
         let mut ids = self.clone();
@@ -61,17 +61,17 @@ impl<K: Ord + Clone> Ids<K> {
         self.generations.get(&id).copied().unwrap_or(0)
     }
 
-    /// How many can be in use at a time.
+    /// The most ids in use at a time.
     pub fn max(&self) -> u16 {
         self.max
     }
 
-    /// In the order of the keys.
+    /// All ids, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (u16, &K)> {
         self.by_key.iter().map(|(key, id)| (*id, key))
     }
 
-    /// Numbers that were in use before are the last choice: the maps may still lead there.
+    /// Ids that were in use before are chosen last: the maps may still refer to them.
     fn take(&mut self, key: K, before: &Self) -> Result<(), u16> {
         if self.by_id.len() >= self.max as usize {
             return Err(self.max);
@@ -93,12 +93,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_keeps_its_number_and_a_number_rests_before_it_is_reused() {
+    fn a_key_keeps_its_id_and_a_released_id_is_reused_last() {
         let ids = Ids::new(3).renew(["a", "b"]).unwrap();
         assert_eq!((ids.get(&"a"), ids.get(&"b")), (Some(1), Some(2)));
         let ids = ids.renew(["b"]).unwrap();
         let ids = ids.renew(["b", "c"]).unwrap();
-        assert_eq!((ids.get(&"b"), ids.get(&"c")), (Some(2), Some(3)), "3 was never used, 1 has to rest");
+        assert_eq!(
+            (ids.get(&"b"), ids.get(&"c")),
+            (Some(2), Some(3)),
+            "3 was never used, and 1 was just released"
+        );
         assert_eq!(ids.generation(3), 0);
         let ids = ids.renew(["b", "c", "d"]).unwrap();
         assert_eq!((ids.get(&"d"), ids.generation(1)), (Some(1), 1));

@@ -1,8 +1,9 @@
-//! Rate limits to rows: each target gets a chain of its limits, in the order of their ids, for either kind (on new flows, on
-//! all packets).
+//! Rate limits as rows: each target has two chains of its limits, for new flows and for all packets, in the
+//! order of their ids.
 //!
-//! The kernel finds the chain of a client's longest limited prefix, so a prefix's chain goes on with that of the next
-//! shorter prefix around it: whoever meets the inner limits meets the outer ones too.
+//! The kernel looks up the chain of a client's longest limited prefix, so each prefix's chain continues with
+//! that of the next shorter prefix that contains it: a packet that is subject to the inner limits is subject
+//! to the outer ones.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +17,12 @@ use super::rows::ServiceKey;
 use crate::model::prefix::Addr128;
 use crate::model::{Desired, LimitTarget, LimitUnit, RateLimit};
 
-/// The limits that are in force.
+/// The enabled limits.
 pub fn enabled(desired: &Desired) -> impl Iterator<Item = (&String, &RateLimit)> {
     desired.rate_limits.iter().map(|(id, limit)| (id, limit.as_ref())).filter(|(_, limit)| limit.enabled)
 }
 
-/// The most limits of one kind that a packet can meet for one reason; [`abi::LIMIT_CHAIN`] is all that the kernel asks.
+/// The longest chain of limits of one kind; the kernel checks at most [`abi::LIMIT_CHAIN`] of a chain.
 pub fn longest_chain(desired: &Desired) -> usize {
     let mut lengths: BTreeMap<(&LimitTarget, Kind), usize> = BTreeMap::new();
     for (_, limit) in enabled(desired) {
@@ -54,7 +55,7 @@ impl Kind {
     }
 }
 
-/// Where each target's chains start, and the limits themselves.
+/// The heads of each target's chains, and the rows of limits.
 #[derive(Default)]
 pub struct Limited<'a> {
     targets: BTreeMap<&'a LimitTarget, abi::Limits>,
@@ -71,7 +72,7 @@ impl<'a> Limited<'a> {
         }
         let mut limited = Limited::default();
         let mut targets: Vec<_> = by_target.into_iter().collect();
-        // A prefix's chain needs those of the prefixes around it.
+        // A prefix's chain continues with those of the prefixes that contain it.
         targets.sort_by_key(|(target, _)| match target {
             LimitTarget::Source(net) => net.prefix_len(),
             _ => 0,
@@ -94,7 +95,7 @@ impl<'a> Limited<'a> {
         limited
     }
 
-    /// The chains of the longest prefix around this one that has any.
+    /// The chains of the longest limited prefix that contains this one.
     fn around(&self, net: &IpNet) -> abi::Limits {
         let outer = (0..net.prefix_len()).rev().find_map(|bits| {
             let outer = IpNet::new(net.addr(), bits).ok()?.trunc();
@@ -142,7 +143,7 @@ fn row(limit: &RateLimit, next: u16) -> abi::Limit {
     abi::Limit { windows, unit, next, _pad: 0 }
 }
 
-/// Units that may come at once.
+/// The units that may come at once.
 fn burst(limit: &RateLimit) -> u64 {
     let rates = [limit.per_second, limit.per_minute / 60, limit.per_hour / 3600];
     if limit.burst > 0 { limit.burst } else { rates.into_iter().max().unwrap_or(0).max(1) }
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_meets_an_inner_prefix_meets_those_around_it() {
+    fn a_chain_continues_with_that_of_the_outer_prefix() {
         let rows = compiled(&[
             ("a", limit(source("10.1.2.0/24"), LimitUnit::NewFlows)),
             ("b", limit(source("10.0.0.0/8"), LimitUnit::NewFlows)),
@@ -200,7 +201,7 @@ mod tests {
         let heads = |net: &str| rows.limited_sources[&Addr128::from(net.parse::<IpNet>().unwrap())];
         let inner = heads("10.1.2.0/24");
         assert_eq!(chain(&rows, inner.flows), [1, 4, 2]);
-        assert_eq!(chain(&rows, inner.packets), [3], "by way of the outer prefix alone");
+        assert_eq!(chain(&rows, inner.packets), [3], "the limit of the outer prefix alone");
         assert_eq!(chain(&rows, heads("10.0.0.0/8").flows), [2]);
         assert_eq!(chain(&rows, heads("fd00::/8").packets), [5]);
         assert_eq!(rows.common_limits.by_source, abi::Limits { flows: 1, packets: 1 });

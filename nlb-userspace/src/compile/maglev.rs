@@ -1,27 +1,29 @@
 //! Maglev tables with weights (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
 //! NSDI 2016, section 3.4).
 //!
-//! Each instance walks the slots in a permutation of its own, derived from its name, and takes the next free one when it
-//! is its turn. Where an instance stands therefore depends on its name and on who else wants the slot, not on the order in
-//! which instances came, so that tables built on different nodes agree and a change moves few slots. Nor does it depend on
-//! the service: those with the same instances in the same shares have the same layout, which is made once.
+//! Each instance visits the slots in a permutation of its own, derived from its name, and takes the next free
+//! slot in each of its turns. Which slots an instance has therefore depends on its name and on the other
+//! instances, not on the order in which instances were added: tables built on different nodes agree, and a
+//! change moves few slots. Nor does it depend on the service: services with the same instances in the same
+//! shares have the same layout, which is computed once.
 //!
-//! Weights decide how many slots each gets: the table is first divided by largest remainder (so shares are exact to one
-//! slot in 65,537), and turns are then dealt so that all reach their number in the same round.
+//! Weights decide how many slots each instance gets: the table is first divided by largest remainder (so
+//! shares are exact to one slot in 65,537), and turns are then distributed so that all instances reach their
+//! number in the same round.
 
 use nlb_common::hash;
 use nlb_common::maglev::SLOTS;
 
-/// An instance that wants slots.
+/// An instance with a share of the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member<'a> {
     pub instance_id: &'a str,
-    /// Slots that it gets; all members' add up to [`SLOTS`].
+    /// The number of its slots; those of all members add up to [`SLOTS`].
     pub slots: u32,
 }
 
-/// Divides `slots` by weight, to the last slot: largest remainder first, among equals the first. All weights 0 give all
-/// shares 0.
+/// Divides `slots` by weight exactly: the largest remainders are rounded up, the first ones among equals. If
+/// all weights are 0, so are all shares.
 pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
     let total: u64 = weights.iter().sum();
     if total == 0 {
@@ -38,15 +40,15 @@ pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
     shares
 }
 
-/// The layout: for each slot the number of the member that has it, from 1 in their order; 0 throughout if no member wants
-/// any. Who gets which slot does not depend on that order.
+/// The layout: for each slot the number of its member, from 1 in the order of `members`; all 0 if no member
+/// has slots. The order does not change which slots an instance has.
 pub fn fill(members: &[Member]) -> Box<[u16]> {
     let mut table = vec![0_u16; SLOTS as usize].into_boxed_slice();
     let numbered = (1..).zip(members).filter(|(_, member)| member.slots > 0);
     let mut walkers: Vec<Walker> = numbered.map(|(number, member)| Walker::new(number, member)).collect();
     walkers.sort_by_key(|walker| walker.name);
     let Some(most) = walkers.iter().map(|w| w.wanted).max() else { return table };
-    // In `most` rounds a walker that wants `n` slots has n turns, spread evenly.
+    // In `most` rounds an instance with `n` slots has n turns, evenly distributed.
     for _ in 0..most {
         for walker in &mut walkers {
             walker.credit += walker.wanted;
@@ -59,9 +61,9 @@ pub fn fill(members: &[Member]) -> Box<[u16]> {
     table
 }
 
-/// An instance's way through its permutation of the slots.
+/// The position of an instance in its permutation of the slots.
 struct Walker {
-    /// Two independent hashes of its name, which is what the order of turns follows.
+    /// Two independent hashes of its name, which also order the turns.
     name: (u64, u64),
     number: u16,
     next: u32,
@@ -77,7 +79,7 @@ impl Walker {
             name,
             number,
             next: (name.0 % SLOTS as u64) as u32,
-            // Any stride but 0 visits every slot, their number being prime.
+            // Any stride but 0 visits every slot, because their number is prime.
             stride: (name.1 % (SLOTS as u64 - 1)) as u32 + 1,
             wanted: member.slots,
             credit: 0,
@@ -96,7 +98,7 @@ impl Walker {
     }
 }
 
-/// The same on every node and in every life of this one.
+/// The same hashes on every node, and in every run.
 fn name_hashes(instance_id: &str) -> (u64, u64) {
     let first = instance_id.bytes().fold(0, |h, byte| hash::word(h ^ byte as u64));
     (hash::word(first), hash::word(first ^ u64::MAX))
@@ -111,7 +113,7 @@ mod tests {
         format!("alb-{n:03}")
     }
 
-    /// For each slot the name of who has it, in a number from 1.
+    /// For each slot the name of its instance, as a number from 1.
     fn named(order: &[(usize, u32)]) -> Vec<u16> {
         let names: Vec<String> = order.iter().map(|(n, _)| name(*n)).collect();
         let members = names.iter().zip(order);
@@ -160,7 +162,7 @@ mod tests {
                 (Just(members.clone()), Just(members).prop_shuffle())
             })
         ) {
-            // `divide` hands the odd slot to the first among equals, so it is given the same order, as `compile` does.
+            // `divide` gives the odd slot to the first among equals, so the order is that of `compile`.
             let (ordered, shuffled) = weights;
             let slots = divide(SLOTS, &ordered.iter().map(|(_, w)| *w).collect::<Vec<_>>());
             let members = |order: &[(usize, u64)]| -> Vec<(usize, u32)> {
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_wanting_leaves_the_table_empty() {
+    fn without_slots_the_table_is_empty() {
         assert!(fill(&[]).iter().all(|id| *id == 0));
         assert_eq!(divide(SLOTS, &[0, 0]), [0, 0]);
     }

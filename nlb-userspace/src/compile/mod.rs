@@ -1,7 +1,7 @@
-//! Desired state to the contents of the maps: pure and deterministic.
+//! Compiles the desired state to the contents of the maps: pure and deterministic.
 //!
-//! `compile` takes what is desired, what is known of the network around, and the image before (for the numbers that
-//! things have in the maps, and for Maglev tables that need not be built again). Equal input gives an equal image.
+//! `compile` takes the desired state, the next hops, and the image before, from which ids and Maglev tables
+//! are kept. Equal input gives an equal image.
 
 mod ability;
 mod candidates;
@@ -42,29 +42,30 @@ pub use capacity::{TooMany, fits};
 pub use footprint::Footprint;
 pub use limits::longest_chain;
 
-/// Everything that the maps should hold, row by row.
+/// The contents of all maps, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MapImage {
     pub rows: Rows,
-    /// What the ids in the rows stand for.
+    /// The ids of backends in the rows.
     pub backend_ids: Ids<Arc<Backend>>,
     service_ids: Ids<ServiceKey>,
-    /// By content: services with the same backends in the same shares have one table, and a table never changes.
+    /// Ids by content: services with the same backends in the same shares have one table, and a table never
+    /// changes.
     pool_ids: Ids<Pool>,
     pub address_ids: Ids<IpAddr>,
-    /// Of those that are enabled.
+    /// The ids of enabled limits.
     pub limit_ids: Ids<String>,
-    /// Our address towards each NAT backend, the last that was known: replies to it are expected for as long as there are
-    /// flows, even while the way there is unknown.
+    /// The last known source address towards each NAT backend: replies to it are expected for as long as
+    /// there are flows, even while the next hop is unknown.
     sources: BTreeMap<IpAddr, IpAddr>,
     counted: Counted,
     counted_routes: u16,
     source_prefixes: u32,
-    /// Why some route of some module gets no traffic: `instance/route: reason`.
+    /// Why routes get no traffic from a module: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
 
-/// A flow to be steered, as [`MapImage::choose`] asks for it.
+/// A flow, as [`MapImage::choose`] takes it.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowTuple {
     pub client: IpAddr,
@@ -74,7 +75,7 @@ pub struct FlowTuple {
     pub l4: L4,
 }
 
-/// The contents of the maps for `desired`, with the numbers of `before`.
+/// The contents of the maps for `desired`, with ids from `before`.
 pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapImage, TooMany> {
     let counted = before.counted.renew(desired, before.counted_routes);
     let candidates = Candidates::collect(desired, &counted);
@@ -158,7 +159,7 @@ impl MapImage {
         }
     }
 
-    /// The backend that the data path would send a new flow to.
+    /// The backend that the data path would select for a new flow.
     pub fn choose(&self, flow: &FlowTuple) -> Option<&Backend> {
         let address = self.rows.addresses.get(&flow.vip)?;
         let key = abi::ServiceEntry::key(address.id, Be16::new(flow.port), flow.l4);
@@ -180,13 +181,13 @@ impl MapImage {
         self.backend_ids.key(id).map(Arc::as_ref)
     }
 
-    /// Whether packets to this port find a service, be it one for every port.
+    /// Whether packets to this port have a service, which may be one for every port.
     pub fn serves(&self, vip: IpAddr, port: u16, l4: L4) -> bool {
         let of = |port| self.service_ids.get(&ServiceKey { vip, port, l4 }).is_some();
         of(Some(port)) || of(None)
     }
 
-    /// Slots by instance, over all pools alike.
+    /// The number of Maglev slots by instance, over all pools.
     pub fn slots(&self) -> BTreeMap<&str, u64> {
         let mut slots = BTreeMap::new();
         for (backend, share) in self.pool_ids.iter().flat_map(|(_, pool)| pool.members()) {
@@ -203,7 +204,7 @@ impl MapImage {
             .map(|(_, pool)| *pool)
     }
 
-    /// The tables of pools that are new are built; the others are taken over.
+    /// Adds the Maglev tables of pools: new ones are built, the others taken from `before`.
     fn add_pools(&mut self, before: &MapImage) {
         let mut new: BTreeMap<Vec<Member>, Vec<(u16, &Pool)>> = BTreeMap::new();
         for (id, pool) in self.pool_ids.iter() {
@@ -220,7 +221,7 @@ impl MapImage {
         }
     }
 
-    /// A service and its pools by source prefix; `None` is every other source.
+    /// Adds a service and its pools by source prefix; `None` stands for every other source.
     fn add_service(
         &mut self,
         service: &classifier::Service,
@@ -252,8 +253,8 @@ impl MapImage {
             row.flags |= abi::Service::QUIC;
             row.quic = row.quic.with(server);
         }
-        // Ids of a configuration have one length; a row for another would be read by nobody until that changes, in the middle of a
-        // plan.
+        // Server ids of a configuration have one length. A row of another length is not read before that
+        // length changes, which would be in the middle of a plan.
         for (server, backend) in named.into_iter().filter(|(server, _)| row.quic.reads(server)) {
             self.rows.servers.insert(abi::ServerKey::new(id, server), backend);
         }
@@ -267,7 +268,7 @@ impl MapImage {
             let Some(module) = candidates.backends.get(backend) else { continue };
             let leaving = match module.health {
                 Health::Stopping => true,
-                // Unless its pool fails open, in which case it is all there is.
+                // Unless its pool fails open and uses it.
                 Health::Unhealthy => !(desired.fail_open && in_use.contains(&id)),
                 _ => false,
             };
@@ -331,7 +332,7 @@ impl MapImage {
 }
 
 impl Default for MapImage {
-    /// An image with room for nothing, which stands for maps that are not there.
+    /// An image without room, which stands for maps that do not exist.
     fn default() -> Self {
         MapImage::empty(TableSizes {
             backends: 0,

@@ -1,4 +1,4 @@
-//! Who takes which share of a pool: version by weight, then instance within it.
+//! The shares of a pool: divided among versions by weight, and within a version among instances.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use super::classifier::Candidate;
 use super::maglev::{self, Member};
 use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 
-/// The members of a pool and their shares: all that its Maglev table depends on. Clones share it.
+/// The members of a pool and their shares, on which alone its Maglev table depends. Clones share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pool {
-    /// Backend id, slots and the backend itself; told apart by the first, mostly.
+    /// Backend id, number of slots, and backend; the id alone identifies a member.
     members: Arc<[(u16, u32, Arc<Backend>)]>,
 }
 
@@ -40,7 +40,7 @@ impl Pool {
         Pool { members }
     }
 
-    /// What the layout of its table depends on.
+    /// The input of the Maglev layout.
     pub fn shape(&self) -> Vec<Member<'_>> {
         let members = self.members.iter();
         members
@@ -48,13 +48,13 @@ impl Pool {
             .collect()
     }
 
-    /// A backend id for each slot; 0 throughout if nobody takes new flows.
+    /// The backend id of each slot; all 0 if no backend takes new flows.
     pub fn table(&self, layout: &[u16]) -> Arc<[u16]> {
         let ids: Vec<u16> = [0].into_iter().chain(self.members.iter().map(|(id, _, _)| *id)).collect();
         layout.iter().map(|number| ids[usize::from(*number)]).collect()
     }
 
-    /// Every backend that could get new flows, and its slots of the table.
+    /// The backends that could get new flows, and their numbers of slots.
     pub fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
         self.members.iter().map(|(_, slots, backend)| (backend.as_ref(), *slots))
     }
@@ -65,7 +65,7 @@ impl Pool {
     }
 }
 
-/// Twice an instance's weight in new flows, so that half of it is whole.
+/// Twice an instance's weight for new flows, so that half of it is a whole number.
 fn weight(module: &Module) -> u64 {
     match module.health {
         Health::Degraded => module.weight as u64,
@@ -81,16 +81,16 @@ fn version_weight(version: &str, desired: &Desired) -> u32 {
     desired.version_weights.get(version).copied().unwrap_or(DEFAULT_WEIGHT)
 }
 
-/// Whether versions' weights are about this pool. They are not where they give all new flows to versions that it has no
-/// instance of, well or not: a version that one type of module is promoted to must not take the flows of other types,
-/// which never had it.
+/// Whether the weights of versions apply to this pool. They do not if they give all new flows to versions
+/// without an instance in it, healthy or not: a version of one module type that is promoted must not take the
+/// flows of other types, which never had that version.
 fn is_split(winners: &[&Candidate], desired: &Desired) -> bool {
     let elsewhere = desired.version_weights.values().any(|weight| *weight > 0);
     let here = || winners.iter().any(|candidate| version_weight(&candidate.module.version, desired) > 0);
     !desired.version_weights.is_empty() && (!elsewhere || here())
 }
 
-/// The slots of each offer, by version first.
+/// The slots of each candidate, divided by version first.
 fn split(candidates: &[&Candidate], desired: &Desired) -> Vec<u32> {
     let weights = weights(candidates);
     let mut versions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The rows of the maps, as the compiler makes them and the map stores take them.
+//! The rows of the maps, as the compiler makes them and map stores apply them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,21 +15,21 @@ use crate::model::{Backend, ForwardMode, Snat};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceKey {
     pub vip: IpAddr,
-    /// `None` is every port that has no service of its own.
+    /// `None` means every port without a service of its own.
     pub port: Option<u16>,
     pub l4: L4,
 }
 
-/// The rows of the maps.
+/// The rows of all maps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     pub backends: BTreeMap<u16, abi::Backend>,
     pub vips: BTreeMap<u16, Addr>,
     pub pools: BTreeMap<u16, Arc<[u16]>>,
-    /// Service id and source prefix to the pool of the clients that it covers; of others, the service's own.
+    /// Pools by service id and source prefix; other clients use the service's own pool.
     pub sources: BTreeMap<(u16, Addr128), u16>,
     pub services: BTreeMap<u16, abi::Service>,
-    /// What connection ids of a service name to backend.
+    /// Backends by the server ids of connection ids.
     pub servers: BTreeMap<abi::ServerKey, u16>,
     pub service_ids: BTreeMap<u64, u16>,
     pub addresses: BTreeMap<IpAddr, abi::Address>,
@@ -57,7 +57,7 @@ pub fn backend_row(
     if hop.is_some_and(|hop| hop.local) {
         flags |= abi::Backend::LOCAL;
     }
-    // A process of this host would answer clients by the host's own routes, past us.
+    // A process of this host would reply by the host's own routes, past the NLB.
     let on_host = hop.is_some_and(|hop| hop.hop.ifindex == abi::LOOPBACK);
     flags |= match backend.snat {
         Snat::Always => abi::Backend::SNAT_ALWAYS,
@@ -92,7 +92,7 @@ fn backend_bits(backend: &Backend) -> u8 {
     if backend.addr.is_ipv4() { 32 } else { 128 }
 }
 
-/// Whether a backend may answer clients by their own addresses.
+/// Whether a backend may reply to its clients' own addresses.
 pub fn is_transparent(backend: &Backend) -> bool {
     backend.mode == ForwardMode::Nat && backend.snat != Snat::Always
 }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_hidden_from_processes_of_this_host_whatever_they_wish() {
+    fn clients_of_processes_on_this_host_are_always_translated() {
         let backend = Backend {
             instance_id: "m1".into(),
             route: None,
