@@ -1,7 +1,7 @@
 //! Changes of the maps, as data.
 //!
-//! A change is data; a [`MapStore`] performs it. There are two: the kernel's maps, and an in-memory one for tests that
-//! fails when told to. Both keep the same promise: a change either happens whole or not at all.
+//! A [`MapStore`] applies a change. There are two stores: the kernel's maps, and maps in memory, for tests,
+//! which fail on demand. Both apply a change completely or not at all.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,14 +13,15 @@ use nlb_common::net::Addr;
 use crate::compile::Rows;
 use crate::model::prefix::Addr128;
 
-/// One step from the maps as they are towards the maps as they should be.
+/// One step from the current contents of the maps towards the wanted ones.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     SetBackend(u16, abi::Backend),
     ClearBackend(u16),
-    /// Never cleared: nothing looks up a number that no address has, and the next VIP of that number writes over it.
+    /// VIP rows are never cleared: no packet looks up the id of an unused address, and the next VIP with this
+    /// id overwrites the row.
     SetVip(u16, Addr),
-    /// Swaps a pool's Maglev table for another, whole.
+    /// Swaps a pool's Maglev table as a whole.
     SetPool(u16, Arc<[u16]>),
     ClearPool(u16),
     SetSource(u16, Addr128, u16),
@@ -29,12 +30,12 @@ pub enum Change {
     ClearServer(abi::ServerKey),
     SetService(u16, abi::Service),
     ClearService(u16),
-    /// Swaps the table of services by VIP, port and protocol, whole.
+    /// Swaps the table of services by VIP, port and protocol as a whole.
     ReplaceServiceIds(BTreeMap<u64, u16>),
-    /// Swaps the table of addresses, whole.
+    /// Swaps the table of addresses as a whole.
     ReplaceAddresses(BTreeMap<IpAddr, abi::Address>),
     SetLimit(u16, abi::Limit),
-    /// Forgets what a limit has let through, which counts by its former rates.
+    /// Resets the state of a limit, which depends on its former rates.
     RestartLimit(u16),
     ClearLimit(u16),
     SetLimitedSource(Addr128, abi::Limits),
@@ -55,7 +56,7 @@ pub trait MapStore: Send {
 }
 
 impl Change {
-    /// Does to rows what the maps do to themselves.
+    /// Applies the change to rows as the maps would.
     pub fn apply_to(&self, rows: &mut Rows) {
         match self {
             Change::SetBackend(id, row) => drop(rows.backends.insert(*id, *row)),

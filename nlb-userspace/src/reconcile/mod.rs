@@ -1,8 +1,8 @@
-//! Brings the maps to what is desired: the one loop that applies changes.
+//! Brings the maps to the desired state: the one loop that applies changes.
 //!
-//! It wakes when the desired state or the network around changes, compiles, plans, and applies the plan change by change.
-//! What the maps hold is followed change by change too, so that a failure in the middle leaves a true picture; the
-//! rest is tried again with growing pauses until it succeeds or is no longer wanted.
+//! It wakes when the desired state or the network changes, compiles, plans, and applies the plan change by
+//! change. The rows are updated with each change, so that they are right after a failure in the middle of a
+//! plan; the rest is retried with growing pauses until it succeeds or is obsolete.
 
 pub mod change;
 pub mod plan;
@@ -20,14 +20,15 @@ use crate::model::settings::TableSizes;
 use crate::reconcile::change::{MapError, MapStore};
 use plan::plan;
 
-/// What the maps hold, as the RPCs that wait for it see it.
+/// What the maps hold, for the RPCs that wait for it.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// The newest revision that was tried.
     pub revision: u64,
-    /// Why that revision could not be applied, if so; `image` is then the last one that was applied whole.
+    /// Why that revision could not be applied, if so; `image` is then the last one that was applied
+    /// completely.
     pub error: Option<String>,
-    /// Attempts that failed since the start.
+    /// Failed attempts since the start.
     pub failures: u64,
     pub image: Arc<MapImage>,
 }
@@ -35,7 +36,7 @@ pub struct Applied {
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// Keeps the maps what they should be until the registry goes away.
+/// Keeps the maps in the desired state until the registry is dropped.
 pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut hops: watch::Receiver<Arc<Hops>>,
@@ -70,12 +71,12 @@ pub async fn run(
 
 struct Reconciler {
     maps: Box<dyn MapStore>,
-    /// What the maps hold.
+    /// The contents of the maps.
     rows: Rows,
-    /// The newest image that was tried. Its numbers are the ones to go on from, even if it was not applied whole: some of
-    /// them may be in the maps.
+    /// The newest image that was tried. The next image takes its ids, even if it was not applied completely:
+    /// some of them may be in the maps.
     tried: Arc<MapImage>,
-    /// The newest image that the maps held whole.
+    /// The newest image that was applied completely.
     whole: Arc<MapImage>,
 }
 

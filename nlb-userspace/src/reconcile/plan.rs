@@ -1,13 +1,14 @@
-//! What separates the maps as they are from the maps as they should be: an ordered list of changes.
+//! The plan: the ordered changes from the current contents of the maps to the wanted ones.
 //!
-//! Make before break, in three parts. First comes what is new and what leads new flows to it; then what stays and changes;
-//! then what leads flows away from what is gone, and its removal. In each part, backends come before the tables that name
-//! them, tables before the services that use them, services before the VIPs that lead to them, and removals go the other way
-//! round. The addresses that replies come from and to are known from the first step to the last. Before all that go rows
-//! which a failed attempt left behind, that no packet reads yet and that new rows would bring to life.
+//! Make before break, in three phases. First comes what is new and what leads new flows to it; then what
+//! stays and changes; then what leads flows away from what is gone, and its removal. In each phase, backends
+//! come before the tables that name them, tables before the services that use them, services before the VIPs
+//! that lead to them, and removals in the reverse order. The addresses that replies come from and go to are
+//! known throughout. The plan starts with rows that a failed attempt left behind, that no packet reads yet,
+//! and that new rows would make packets read.
 //!
-//! So stopping after any change leaves maps that work: a new flow goes where it would have gone before, or where it will go
-//! after.
+//! So the maps work after any change of the plan: a new flow goes where it would have gone before, or where
+//! it will go after.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use super::change::Change;
 use crate::compile::Rows;
 use crate::model::prefix::Addr128;
 
-/// The changes that lead from the current rows to the wanted ones, in the order in which they are to be applied.
+/// The changes that lead from the current rows to the wanted ones, in the order in which they are to be
+/// applied.
 pub fn plan(current: &Rows, wanted: &Rows) -> Vec<Change> {
     let diff = Diff::between(current, wanted);
     let phases = [diff.leftovers(), diff.limits(), diff.additions(), diff.updates(), diff.removals()];
@@ -79,8 +81,8 @@ impl<'a> Diff<'a> {
         }
     }
 
-    /// Removes rows that a failed attempt left behind. No packet reads them yet, and new rows would make packets read
-    /// them.
+    /// Removes rows that a failed attempt left behind. No packet reads them yet, but new rows would make
+    /// packets read them.
     fn leftovers(&self) -> Vec<Change> {
         let sources = self.sources.removed.iter().filter(|source| !self.is_read(source));
         let servers = self.servers.removed.iter().filter(|key| !self.is_matched(key));
@@ -127,8 +129,8 @@ impl<'a> Diff<'a> {
         changes
     }
 
-    /// Changes what stays. Clients move to the pools of new prefixes; pools change; clients leave prefixes that are
-    /// removed.
+    /// Changes what stays. Clients move to the pools of new prefixes; pools change; clients leave prefixes
+    /// that are removed.
     fn updates(&self) -> Vec<Change> {
         let Diff { current, .. } = self;
         let sources = self.sources.set.iter().filter(|((service, _), _)| self.is_known(*service));
@@ -150,8 +152,8 @@ impl<'a> Diff<'a> {
         changes
     }
 
-    /// Leads flows away from what is gone, and removes it. VIPs come and go, and with them their services for every
-    /// port, which get the ports whose own service is gone.
+    /// Leads flows away from what is gone, and removes it. VIPs come and go, and with them their services for
+    /// every port, which get the ports whose own service is gone.
     fn removals(&self) -> Vec<Change> {
         let Diff { current, wanted, .. } = self;
         let sources = self.sources.removed.iter().filter(|source| self.is_read(source));
@@ -228,7 +230,8 @@ fn clear_server(key: &&ServerKey) -> Change {
     Change::ClearServer(**key)
 }
 
-/// The order in which prefixes are set: a client never meets one between that which it will come under and that which it did.
+/// The order in which prefixes are set: no client falls into a third prefix between its former and its new
+/// one.
 fn longest_first(prefix: &Addr128) -> Reverse<u8> {
     Reverse(prefix.bits)
 }
@@ -245,7 +248,7 @@ fn is_by_source(service: &Service) -> bool {
 type Addresses = BTreeMap<IpAddr, Address>;
 type ServiceIds = BTreeMap<u64, u16>;
 
-/// The addresses that replies come from and to, as wanted where they differ.
+/// The addresses that replies come from and go to, before and after, with the wanted value if both have one.
 fn replies_of_both(current: &Addresses, wanted: &Addresses) -> Addresses {
     let rows = current.iter().chain(wanted).map(|(ip, row)| {
         let flags = row.flags & (Address::SOURCE | Address::BACKEND);
@@ -254,7 +257,7 @@ fn replies_of_both(current: &Addresses, wanted: &Addresses) -> Addresses {
     rows.filter(|(_, row)| row.flags != 0).collect()
 }
 
-/// These VIPs and those addresses.
+/// The VIPs of the first, and the other addresses of the second.
 fn with_replies(vips: &Addresses, replies: &Addresses) -> Addresses {
     let mut both = vips.clone();
     for (ip, row) in replies {
@@ -266,7 +269,7 @@ fn with_replies(vips: &Addresses, replies: &Addresses) -> Addresses {
     both
 }
 
-/// The rows of either, as wanted where they differ.
+/// The rows of both, with the wanted value if both have one.
 fn all_of_both(current: &ServiceIds, wanted: &ServiceIds) -> ServiceIds {
     current.iter().chain(wanted).map(|(key, id)| (*key, *id)).collect()
 }
