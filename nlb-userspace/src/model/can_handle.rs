@@ -1,4 +1,4 @@
-//! What a module is asked by CanHandle.
+//! The question of a CanHandle call.
 
 use super::RouteKey;
 

@@ -1,10 +1,10 @@
-//! Time as it comes into a change: read once, and passed on.
+//! The time of a change, which is read once and then an argument.
 
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-/// Both clocks, read once per call: one for deadlines, one for people.
+/// Both clocks, read once per call: one for deadlines, one for display.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub at: Instant,

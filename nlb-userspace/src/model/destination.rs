@@ -1,11 +1,11 @@
-//! A single destination, as packets that no route covers name it.
+//! A destination of packets without a route.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Destination, L4, Protocol, Route, RouteKey, Targets, Texts};
 
-/// A destination that packets want to go to.
+/// VIP, port and protocol that packets are addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct L4Destination {
     pub vip: IpAddr,

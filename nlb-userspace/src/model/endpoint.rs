@@ -18,7 +18,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// gRPC's customary port, of addresses that name none.
+/// gRPC's customary port, for addresses without one.
 const GRPC_PORT: u16 = 50051;
 
 impl FromStr for Host {
@@ -33,7 +33,7 @@ impl FromStr for Host {
             (1..=63).contains(&label.len()) && label.chars().all(inner) && !label.starts_with('-')
         };
         let labels = text.strip_suffix('.').unwrap_or(text);
-        // What looks like a mistyped IPv4 address must not go out as a DNS query.
+        // A mistyped IPv4 address must not become a DNS query.
         let numeric =
             labels.split('.').next_back().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
         if labels.len() > 253 || numeric || !labels.split('.').all(label) {

@@ -1,11 +1,11 @@
-//! Desired state: what modules and operators have asked for, as plain data.
+//! The desired state: what modules and operators asked for, as plain data.
 //!
-//! Nothing here knows protobuf, a socket, a map or a clock. `grpc` parses messages into these types and refuses what
-//! does not fit them; `registry` is their only writer; `compile` turns them into the contents of the maps. Ordered
-//! collections throughout, so that equal state always compiles to equal maps.
+//! These types depend on no protobuf, socket, map or clock. `grpc` parses messages into them and refuses what
+//! does not fit; `registry` is their only writer; `compile` turns them into the contents of the maps.
+//! Collections are ordered, so that equal states compile to equal maps.
 //!
-//! What operators set is kept on disk under the names it has here: whoever renames something that is `Serialize` changes
-//! the format of `store`, which has a version for that.
+//! What operators set is persisted under the names it has here: renaming something that is `Serialize`
+//! changes the format of `store`, which has a version for that.
 
 pub mod can_handle;
 pub mod clock;
@@ -33,37 +33,38 @@ use serde::{Deserialize, Serialize};
 pub use nlb_common::net::L4;
 pub use nlb_common::quic::Server;
 
-/// Everything that has been asked for, at one revision.
+/// The desired state at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Grows by one with every change; 0 is the empty state at start.
+    /// Grows by one with every change; 0 is the empty state at the start.
     pub revision: u64,
     /// The configured single-address VIPs, which wildcard destinations stand for.
     pub vips: BTreeSet<IpAddr>,
-    /// What to do with a pool of which every backend is unhealthy: use them all (true) or none.
+    /// Whether a pool with only unhealthy backends uses them all (true) or none.
     pub fail_open: bool,
-    /// Whether a client that no backend can serve is told so, by a TCP RST or an ICMP unreachable, or ignored.
+    /// Whether clients that no backend can serve get a TCP RST or an ICMP unreachable, or no answer.
     pub reject: bool,
-    /// Whether packets to a VIP's ports without a service are dropped, or left to the kernel.
+    /// Whether packets to a VIP's ports without a service are dropped, or passed to the kernel.
     pub drop_closed_ports: bool,
     /// Whether modules are asked about a VIP's ports that no route covers.
     pub learn_routes: bool,
-    /// By instance id. The maps from here on may be large and change a little at a time, so states share what is equal.
+    /// By instance id. This map and those below may be large and change little at a time, so states share
+    /// equal parts.
     pub modules: OrdMap<String, Arc<Module>>,
     /// The operator's own routes, by route id; their `targets` name the modules.
     pub operator_routes: Routes,
-    /// What came of asking: routes for one destination each, by id. They serve what no other route covers, by those modules
-    /// that have said that they can.
+    /// Learned routes by id, for one destination each. They serve what no other route covers, by the modules
+    /// that can handle it.
     pub learned_routes: Routes,
-    /// Versions whose weight was set. Empty: instance weights alone decide; otherwise a version that is not listed
-    /// counts [`DEFAULT_WEIGHT`].
+    /// The weights of versions that have one. If empty, instance weights alone decide; otherwise other
+    /// versions count [`DEFAULT_WEIGHT`].
     pub version_weights: BTreeMap<String, u32>,
     /// By limit id.
     pub rate_limits: OrdMap<String, Arc<RateLimit>>,
 }
 
 impl Desired {
-    /// Every VIP: the configured ones, and those that a route names by address.
+    /// All VIPs: the configured ones, and those that a route names by address.
     pub fn all_vips(&self) -> BTreeSet<IpAddr> {
         let modules = self.modules.values().flat_map(|module| module.routes.values());
         let named =
@@ -78,37 +79,37 @@ impl Desired {
 /// The weight of an instance or version for which none was given.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
-/// The greatest weight there is.
+/// The greatest weight.
 pub const MAX_WEIGHT: u32 = 10_000;
 
-/// One registered module instance, as far as the data path cares.
+/// One registered instance of a module, as far as the data path is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
     pub module_type: ModuleType,
     pub version: String,
-    /// Share of new flows among the instances of its version; 0 takes none.
+    /// The share of new flows among the instances of its version; 0 means none.
     pub weight: u32,
     pub health: Health,
     pub data: DataAddresses,
     pub mode: ForwardMode,
     pub snat: Snat,
-    /// The port of routes that name none of their own; operators' routes included.
+    /// The port for routes without a port of their own, including operators' routes.
     pub listen_port: Option<u16>,
-    /// How the QUIC connection ids that it chooses name it, if they do.
+    /// How QUIC connection ids that the module chooses name it, if they do.
     pub quic: Option<Server>,
     pub routes: Routes,
-    /// What it said of the routes that it was asked about, its own and the operator's.
+    /// Its CanHandle answers, about its own routes and the operator's.
     pub abilities: BTreeMap<RouteKey, Ability>,
 }
 
 impl Module {
-    /// Who was not asked yet, or does not say, is able.
+    /// A module without an answer can handle the route.
     pub fn ability(&self, route: &RouteKey) -> Ability {
         self.abilities.get(route).copied().unwrap_or_default()
     }
 }
 
-/// Whether a module can handle a route, and how gladly: of those that can, the highest priority gets the new flows.
+/// Whether a module can handle a route, and with which priority: the highest priority gets the new flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ability {
     pub can_handle: bool,
@@ -121,14 +122,14 @@ impl Default for Ability {
     }
 }
 
-/// Where a module's traffic goes: at most one address of each family.
+/// The addresses of a module's traffic: at most one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataAddresses {
     pub v4: Option<std::net::Ipv4Addr>,
     pub v6: Option<std::net::Ipv6Addr>,
 }
 
-/// What counts for steering: the module's own word, its lease and an operator's drain, resolved into one.
+/// The health that decides on new flows, combined from all health signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     Healthy,
@@ -136,7 +137,7 @@ pub enum Health {
     Degraded,
     /// Takes no new flows yet.
     Starting,
-    /// Takes no new flows; UDP flows move at once, TCP flows live on.
+    /// Takes no new flows; UDP flows move at once, TCP flows stay.
     Unhealthy,
     /// Draining: as `Unhealthy`, and never part of a pool that fails open.
     Stopping,
@@ -162,24 +163,25 @@ pub enum ModuleType {
 /// How packets reach a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ForwardMode {
-    /// Destination rewritten to the backend; replies come back through us (see [`Snat`]).
+    /// The destination is rewritten to the backend; replies come back through the NLB (see [`Snat`]).
     #[default]
     Nat,
-    /// Only MAC addresses rewritten; the module holds the VIP and answers the client directly.
+    /// Only MAC addresses are rewritten; the module holds the VIP and answers the client directly.
     DsrL2,
-    /// Wrapped in an outer IP header; the module unwraps, holds the VIP and answers the client directly.
+    /// An outer IP header is added; the module removes it, holds the VIP and answers the client directly.
     DsrIpip,
-    /// Likewise in a UDP datagram (Generic UDP Encapsulation).
+    /// Likewise with outer IP and UDP headers (Generic UDP Encapsulation).
     Gue,
 }
 
-/// Whether a NATed backend sees our address as its client.
+/// Whether a NAT backend sees our address as that of its client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Snat {
-    /// Always: replies find their way back whatever the module's routes are.
+    /// Always: replies come back whatever the module's routes are.
     #[default]
     Always,
-    /// Only for clients on the backend's own link, who would be answered directly: the module's default route is us.
+    /// Only for clients on the backend's own link, which it would answer directly: the module's default route
+    /// is the NLB.
     OnLink,
     /// Never.
     Never,
@@ -190,18 +192,18 @@ pub enum Snat {
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub protocol: Protocol,
-    /// `None` is any source.
+    /// `None` means any source.
     pub source: Option<IpNet>,
     pub destination: Destination,
-    /// `None` is every port of the L4 protocol.
+    /// `None` means every port of the L4 protocol.
     pub port: Option<u16>,
     /// Higher wins.
     pub priority: i32,
-    /// The module's port for this route, where it differs from the destination port.
+    /// The module's port for this route, if it differs from the destination port.
     pub listen_port: Option<u16>,
-    /// Which modules an operator's route is for. A module's own route is always for that module.
+    /// The modules that an operator's route is for. A module's own route is always for that module.
     pub targets: Targets,
-    /// Kept, returned, and not matched by the data path.
+    /// Stored and returned, but not matched by the data path.
     pub headers: Texts,
     pub path_pattern: String,
     pub metadata: Texts,
@@ -210,16 +212,16 @@ pub struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Destination {
-    /// Every configured VIP (`*` or empty on the wire).
+    /// Every configured VIP (`*` or empty in a message).
     EveryVip,
-    /// This address, which is thereby a VIP.
+    /// This address, which thereby is a VIP.
     Address(IpAddr),
     /// The configured VIPs inside this prefix.
     Prefix(IpNet),
 }
 
-/// What somebody attached to something, by key. Mostly it has no entry or a few, and there may be 100,000 of them: a tree
-/// would take half a KiB for the first entry.
+/// Texts attached to an object, by key. Most objects have few or none, and there may be 100,000 of them: a
+/// tree would take half a KiB for the first entry.
 pub type Texts = LiteMap<String, String>;
 
 /// The modules that an operator's route is for.
@@ -233,7 +235,7 @@ pub enum Targets {
     Instances(InstanceIds),
 }
 
-/// Some instances: as small as a list, as quick to look into as a set.
+/// A set of instances: as small as a list, and as quick to search as a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BTreeSet<String>")]
 pub struct InstanceIds(Box<[String]>);
@@ -281,7 +283,7 @@ impl Protocol {
         }
     }
 
-    /// The port that a destination port of 0 stands for; `None` is every port.
+    /// The port that a destination port of 0 stands for; `None` means every port.
     pub fn well_known_port(self) -> Option<u16> {
         match self {
             Protocol::Tcp | Protocol::Udp => None,
@@ -298,7 +300,7 @@ impl Protocol {
         }
     }
 
-    /// The type of module that serves it, where the protocol says so.
+    /// The type of module that serves it, if the protocol implies one.
     pub fn implied_type(self) -> Option<ModuleType> {
         match self {
             Protocol::Tcp | Protocol::Udp => None,
@@ -321,11 +323,11 @@ impl Route {
         }
     }
 
-    /// The module's port that the route's packets go to; `None` is the one that the client addressed.
+    /// The module's port that the route's packets go to; `None` means the one that the client addressed.
     pub fn data_port(&self, module: &Module) -> Option<u16> {
         match module.mode {
             ForwardMode::Nat => self.listen_port.or(module.listen_port).or(self.port),
-            // Direct server return leaves ports alone.
+            // Direct server return does not change ports.
             ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => self.port,
         }
     }
@@ -339,7 +341,7 @@ pub type Routes = OrdMap<String, Arc<Route>>;
 pub struct Served<'a> {
     pub id: &'a String,
     pub route: &'a Route,
-    /// The operator's, and not the module's own.
+    /// Whether it is the operator's, and not the module's own.
     pub operators: bool,
 }
 
@@ -362,59 +364,58 @@ impl Module {
     }
 }
 
-/// Which of an instance's routes: its own, or one that it serves of the operator's or of those that were learned, which
-/// never share an id.
+/// The key of a route of an instance: its own, or one of the operator's or learned routes, which never share
+/// an id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     pub id: String,
     pub operators: bool,
 }
 
-/// One place that packets are sent to: an instance's data address and port. An instance with several routes or both
-/// address families has several, so that each route can be counted and
-/// limited.
+/// A data address and port of an instance. An instance with several routes or with both address families has
+/// several, so that each route can be counted and limited.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     pub instance_id: String,
-    /// `None` for routes that are not counted and limited one by one, because there are too many.
+    /// `None` for routes that are not counted individually, because there are too many.
     pub route: Option<RouteKey>,
     pub addr: IpAddr,
-    /// 0 with a route for every port: the client's destination port is kept.
+    /// 0 for a route for every port: the client's destination port is kept.
     pub port: u16,
     pub mode: ForwardMode,
     pub snat: Snat,
 }
 
-/// How much of something may pass. Every window that is given has to admit a packet.
+/// A rate limit. Every window that is given has to admit a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     pub target: LimitTarget,
     pub unit: LimitUnit,
-    /// Units in each window; 0 is no limit.
+    /// Units in each window; 0 means no limit.
     pub per_second: u64,
     pub per_minute: u64,
     pub per_hour: u64,
-    /// Units that may come at once; 0 is one second's worth of the highest of the rates.
+    /// Units that may come at once; 0 means one second's worth of the highest rate.
     pub burst: u64,
     pub enabled: bool,
     pub metadata: Texts,
 }
 
-/// What a rate limit is for.
+/// The target of a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitTarget {
     /// All services together.
     All,
-    /// All clients from this prefix together.
+    /// All clients of this prefix together.
     Source(IpNet),
-    /// All routes of this id together, whoever has them.
+    /// All routes of this id together, of any owner.
     Route(String),
     Service(IpAddr, u16, #[serde(with = "L4Name")] L4),
 }
 
-/// What runs in the kernel too knows nothing of serde.
+/// Code that also runs in the kernel does not use serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "L4", rename_all = "snake_case")]
 enum L4Name {
@@ -422,12 +423,12 @@ enum L4Name {
     Udp,
 }
 
-/// What a rate limit counts, from clients to modules.
+/// The unit of a rate limit, from clients to modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitUnit {
     NewFlows,
     Packets,
-    /// Of IP packets.
+    /// Bytes of IP packets.
     Bytes,
 }

@@ -1,4 +1,4 @@
-//! Prefixes of both address families, in the form that the maps have them.
+//! Prefixes of both address families, in the form of the maps.
 
 use ipnet::IpNet;
 use nlb_common::net::Addr;
@@ -28,17 +28,18 @@ impl Addr128 {
         self.bits >= V4 && Addr::v6(self.addr).is_v4()
     }
 
-    /// Prefixes of IPv6 do not cover addresses of IPv4, which are held inside them.
+    /// Whether the prefix contains an address. IPv6 prefixes contain no IPv4 addresses, although those are
+    /// v4-mapped.
     pub fn covers(&self, addr: Addr) -> bool {
         self.is_v4() == addr.is_v4() && Addr::v6(self.addr).shares_prefix(addr, self.bits)
     }
 
-    /// The prefix of this length around it.
+    /// The prefix of this length that contains it.
     pub fn cut(&self, bits: u8) -> Addr128 {
         Addr128 { addr: Addr::v6(self.addr).prefix(bits).v6_bytes(), bits }
     }
 
-    /// The last address that it covers.
+    /// The last address of the prefix.
     pub fn last(&self) -> [u8; 16] {
         let behind = u128::MAX.checked_shr(self.bits.into()).unwrap_or(0);
         (u128::from_be_bytes(self.addr) | behind).to_be_bytes()

@@ -1,7 +1,7 @@
 //! Where an address is, seen from the NLB.
 
-/// Where an address is that packets reach through the kernel's stack, and why clients of a module there cannot be answered
-/// directly.
+/// Where an address is that is reached through the kernel's stack, and why a module there cannot answer
+/// clients directly.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Locality {
     #[error(

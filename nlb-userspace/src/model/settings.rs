@@ -1,11 +1,11 @@
-//! What an operator configures about modules and about the size of the maps.
+//! Settings of operators about modules, and the sizes of the maps.
 
 use std::time::Duration;
 
 use super::ForwardMode;
 use super::vips::Vips;
 
-/// What the operator configured about modules.
+/// Settings about modules.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub vips: Vips,
@@ -17,26 +17,26 @@ pub struct Settings {
     pub promotion: PromotionConfig,
     pub resets: OutlierConfig,
     pub max_modules: usize,
-    /// Over all modules and the operator.
+    /// The limit over all modules and the operator.
     pub max_routes: usize,
-    /// What the maps have room for.
+    /// The sizes of the maps.
     pub limits: TableSizes,
-    /// Let callers leave registration_id empty.
+    /// Whether callers may leave registration_id empty.
     pub accept_empty_ids: bool,
-    /// Of modules that name none.
+    /// The forward mode of modules that give none.
     pub forward_mode: ForwardMode,
-    /// Of callers that name none.
+    /// The drain timeout of calls that give none.
     pub drain_timeout: Duration,
 }
 
-/// The configured patience.
+/// The configuration of leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseConfig {
-    /// How often modules are asked to send heartbeats.
+    /// The heartbeat interval that modules are asked for.
     pub interval: Duration,
-    /// Heartbeats that may go missing before the lease lapses.
+    /// Missed heartbeats after which the lease is expired.
     pub missed: u32,
-    /// Silence after which the module is forgotten.
+    /// The time without a heartbeat after which the module is evicted.
     pub evict_after: Duration,
 }
 
@@ -46,12 +46,12 @@ impl Default for LeaseConfig {
     }
 }
 
-/// The configured pace and patience.
+/// The configuration of promotions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromotionConfig {
-    /// Between steps, and how long the version is watched after the last one.
+    /// The time between steps, and from the last step to the completion.
     pub step: Duration,
-    /// Of requests that fail, or of new flows that are reset: beyond it the promotion is taken back.
+    /// The share of failed requests, or of reset new flows, above which a promotion is rolled back.
     pub max_error_percent: u32,
 }
 
@@ -61,12 +61,13 @@ impl Default for PromotionConfig {
     }
 }
 
-/// What the operator allows.
+/// The configuration of outlier detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutlierConfig {
-    /// Resets of new TCP flows, in percent, beyond which a module counts as failing; 0 leaves resets out of account.
+    /// The share of new TCP flows with a reset, in percent, above which a module is ejected; 0 disables
+    /// outlier detection.
     pub max_percent: u32,
-    /// How long the first exclusion lasts.
+    /// The duration of the first ejection.
     pub back_off: Duration,
 }
 
@@ -76,7 +77,7 @@ impl Default for OutlierConfig {
     }
 }
 
-/// How many of each there can be: the lengths of the maps.
+/// The sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableSizes {
     pub backends: u16,
@@ -84,15 +85,15 @@ pub struct TableSizes {
     pub pools: u16,
     pub addresses: u16,
     pub rate_limits: u16,
-    /// Over all services, as often as each of them tells its clients apart by one.
+    /// Source prefixes over all services, each counted once for each service that has it.
     pub source_prefixes: u32,
-    /// Routes that are counted one by one.
+    /// Routes that are counted individually.
     pub counted_routes: u16,
 }
 
 impl TableSizes {
-    /// The numbers of pools, which are the places of their map: twice as many as may be in use, so that all pools can change at
-    /// once and none takes the number of another that packets still look into.
+    /// The ids of pools, which are the indexes of their map: twice as many as may be in use, so that all
+    /// pools can change at once, and none takes the id of another that packets still look up.
     pub fn pool_numbers(&self) -> u16 {
         self.pools.saturating_mul(2)
     }

@@ -1,14 +1,14 @@
-//! Whether a module can serve a route in the forward mode that it has.
+//! Whether a module can serve a route in its forward mode.
 
 use super::{Destination, ForwardMode, Module, Route};
 
 impl Route {
-    /// Whether a module can serve the route as the route asks for it; if not, why.
+    /// Whether the module can serve the route; if not, why.
     pub fn suits(&self, module: &Module) -> Result<(), String> {
         self.suits_ports(module).and_then(|()| self.suits_family(module))
     }
 
-    /// Direct server return leaves ports as they are.
+    /// Direct server return does not change ports.
     pub fn suits_ports(&self, module: &Module) -> Result<(), String> {
         let listen_port = self.listen_port.or(module.listen_port);
         let mode = match module.mode {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Backend, L4};
 
-/// The data path's counts at one moment. Counters only grow; gauges say how it is.
+/// The data path's counts at one moment. Counters only grow; gauges are current values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Traffic {
     pub backends: BTreeMap<Arc<Backend>, Counts>,
@@ -17,34 +17,34 @@ pub struct Traffic {
     /// Packets by exit: (verdict, reason), as in `nlb_common::verdict`.
     pub exits: BTreeMap<(&'static str, &'static str), u64>,
     pub packets_seen: u64,
-    /// Packets that were forwarded by hash alone, because the flow table had no room for their flow.
+    /// Packets forwarded by hash alone, because the flow table had no room for their flow.
     pub unrecorded: u64,
-    /// Packets to destinations without a service that modules should have been asked about, and were not.
+    /// Packets without a service that should have raised an upcall, and did not.
     pub unasked: u64,
 }
 
 /// Counts of one backend, or of several added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Flows that were put on record.
+    /// Flows that were recorded.
     pub new_flows: u64,
-    /// Those of `new_flows` that have ended: closed, idle beyond their time, or displaced from the flow table. What comes
-    /// back to life after that does not count again.
+    /// The flows of `new_flows` that have ended: closed, idle for too long, or evicted from the flow table. A
+    /// flow that continues after that is not counted again.
     pub closed_flows: u64,
-    /// Gauge: flows that are neither closed nor idle beyond their time.
+    /// Gauge: flows that are neither closed nor idle for too long.
     pub active_flows: u64,
-    /// Those of `active_flows` that are TCP: what a drain waits for.
+    /// The TCP flows of `active_flows`, which a drain waits for.
     pub active_tcp_flows: u64,
-    /// From clients, as received.
+    /// Packets from clients, as received.
     pub packets: u64,
     pub bytes: u64,
-    /// From the backend, where its replies cross us.
+    /// Packets from the backend, if its replies pass the NLB.
     pub reply_packets: u64,
     pub reply_bytes: u64,
     pub resets: u64,
 }
 
-/// Counts of one rate limit, in the units that it counts.
+/// Counts of one rate limit, in its unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitCounts {
     pub passed: u64,
@@ -52,7 +52,7 @@ pub struct LimitCounts {
 }
 
 impl Traffic {
-    /// The counts of all of an instance's backends.
+    /// The counts of all backends of an instance.
     pub fn instance(&self, instance_id: &str) -> Counts {
         self.backends.iter().filter(|(b, _)| b.instance_id == instance_id).map(|(_, c)| *c).sum()
     }

@@ -1,4 +1,4 @@
-//! Questions that the data path raises about destinations without a service, and the answers to them.
+//! Upcalls of the data path about destinations without a service, and negative entries.
 
 use std::net::SocketAddr;
 
@@ -6,34 +6,34 @@ use nlb_common::upcall;
 
 use super::destination::L4Destination;
 
-/// A packet that wants to go where no service is.
+/// A packet for a destination without a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     pub destination: L4Destination,
     pub client: SocketAddr,
-    /// The destination, as the kernel names it.
+    /// The destination, as the kernel encodes it.
     pub key: u64,
-    /// By the kernel's clock, in nanoseconds.
+    /// The time of the upcall by the kernel's clock, in nanoseconds.
     pub asked_at: u64,
 }
 
-/// What the kernel is told of a destination that has no route: that it is closed, until then.
+/// A negative entry: the destination has no route until the given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NegativeEntry {
     pub key: u64,
     pub until: u64,
 }
 
-/// Questions, or answers, that may wait at a time.
+/// The most upcalls, or negative entries, that wait at a time.
 pub const QUEUE: usize = 1024;
 
 impl Question {
-    /// Nobody can handle it, or there is no room for its route.
+    /// The negative entry if no module can handle the destination, or there is no room for its route.
     pub fn refused(&self) -> NegativeEntry {
         NegativeEntry { key: self.key, until: self.asked_at + upcall::NEGATIVE_TTL }
     }
 
-    /// Too much was asked at a time.
+    /// The negative entry if there are too many upcalls at a time.
     pub fn throttled(&self) -> NegativeEntry {
         NegativeEntry { key: self.key, until: self.asked_at + upcall::PENDING_TTL }
     }

@@ -1,4 +1,4 @@
-//! Which addresses may be virtual: what the operator configured against what a route claims.
+//! Which addresses may be VIPs: what the operator configured, against what a route names.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,22 +7,22 @@ use ipnet::IpNet;
 
 use super::Destination;
 
-/// The addresses that routes may claim. None configured: any single address.
+/// The addresses that routes may name. If none is configured, any single address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vips {
     addresses: BTreeSet<IpAddr>,
     prefixes: BTreeSet<IpNet>,
-    /// Where outer headers come from, which is where no host is.
+    /// Prefixes that outer headers take their source addresses from, in which no host is.
     taken: Vec<IpNet>,
 }
 
 impl Vips {
-    /// The single addresses, which wildcards and prefixes stand for.
+    /// The configured single addresses, which wildcards and prefixes stand for.
     pub fn addresses(&self) -> &BTreeSet<IpAddr> {
         &self.addresses
     }
 
-    /// All but those in the prefixes that outer headers take their sources from.
+    /// The same VIPs without those in the prefixes of the source addresses of outer headers.
     pub fn without(self, taken: impl Iterator<Item = IpNet>) -> Self {
         Vips { taken: taken.collect(), ..self }
     }
@@ -68,7 +68,7 @@ impl Vips {
     }
 }
 
-/// Whether clients can reach us by this address at all; if not, why.
+/// Whether clients can reach the NLB at this address; if not, why.
 fn virtual_address(address: IpAddr) -> Result<(), String> {
     match unusable(address) {
         Some(kind) => {
@@ -78,7 +78,7 @@ fn virtual_address(address: IpAddr) -> Result<(), String> {
     }
 }
 
-/// What kind of address this is, if it is one that no packet on a wire is addressed to.
+/// The kind of an address that no packet on a link is addressed to.
 pub fn unusable(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("the unspecified address"),
@@ -91,7 +91,7 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
 }
 
 impl FromIterator<IpNet> for Vips {
-    /// A prefix of full length is an address.
+    /// A prefix of full length is a single address.
     fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
         let (addresses, prefixes): (Vec<_>, Vec<_>) =
             nets.into_iter().partition(|net| net.prefix_len() == net.max_prefix_len());

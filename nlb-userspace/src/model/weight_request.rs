@@ -1,20 +1,20 @@
-//! Weights that a module asks for, and what has become of that.
+//! Weight requests of modules, and their outcomes.
 
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightRequest {
-    /// This weight for the instance itself, among those of its version.
+    /// A weight for the instance itself, among those of its version.
     Own(u32),
-    /// These weights for versions.
+    /// Weights for versions.
     Split(BTreeMap<String, u32>),
 }
 
-/// What has become of a wish.
+/// The outcome of a weight request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightOutcome {
-    /// It is in force, is no news, or was refused for good.
+    /// The request is in force, repeats the last one, or was refused for good.
     Done,
-    /// It cannot be fulfilled yet, for this reason.
+    /// The request cannot be applied yet, for this reason.
     Waits(String),
 }
