@@ -1,7 +1,7 @@
-//! Drops that only an operator can end, said in the log when they begin and as long as they go on.
+//! Alarms: drops that only an operator can end are logged when they begin and for as long as they last.
 //!
-//! Most drops are the fault of a packet. These are our own shortages: the counters tell of them too, but nobody looks at
-//! those before something is wrong.
+//! Most drops are due to the dropped packet. These are due to a shortage in the NLB: counters show them too,
+//! but operators mostly look at those only after a failure.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,10 +14,10 @@ use tracing::warn;
 
 use crate::model::traffic::Traffic;
 
-/// At most once in this time, each.
+/// The least time between two messages with the same reason.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// Reasons of drops, and what to do about them.
+/// Reasons of drops, and their remedies.
 const SHORTAGES: [(&str, &str); 4] = [
     (
         "snat_ports",
@@ -26,10 +26,10 @@ const SHORTAGES: [(&str, &str); 4] = [
     ),
     ("flow_table", "no room in the flow table for NAT flows: raise --max-flows"),
     ("park_full", "too many packets wait for next hops: see whether the backends' neighbours answer"),
-    ("internal", "a look-up failed that cannot; please report it"),
+    ("internal", "a look-up failed that cannot fail, which is a bug; please report it"),
 ];
 
-/// Warns of shortages. Runs until it is dropped.
+/// Logs shortages. Runs until it is dropped.
 pub async fn watch(mut traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     let mut alarms = Alarms::default();
     while traffic.changed().await.is_ok() {
@@ -41,12 +41,12 @@ pub async fn watch(mut traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     std::future::pending().await
 }
 
-/// What was said last of each reason, and when.
+/// The count and time of the last message by reason.
 #[derive(Default)]
 struct Alarms(BTreeMap<&'static str, (u64, Instant)>);
 
 impl Alarms {
-    /// The reasons to speak of now, and the packets since the last time.
+    /// The reasons to log now, with the packets dropped since the last message.
     fn look(&mut self, traffic: &Traffic, now: Instant) -> Vec<(&'static str, u64, &'static str)> {
         let mut due = Vec::new();
         for (reason, remedy) in SHORTAGES {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_is_spoken_of_at_once_and_then_once_a_minute() {
+    fn a_shortage_is_logged_at_once_and_then_once_a_minute() {
         let (mut alarms, start) = (Alarms::default(), Instant::now());
         let mut said = |reason, packets, second| {
             let due = alarms.look(&traffic(reason, packets), start + Duration::from_secs(second));
@@ -78,14 +78,14 @@ mod tests {
         };
         assert_eq!(said("snat_ports", 0, 0), []);
         assert_eq!(said("snat_ports", 7, 1), [("snat_ports", 7)]);
-        assert_eq!(said("snat_ports", 9, 2), [], "not again so soon");
-        assert_eq!(said("flow_table", 1, 3), [("flow_table", 1)], "another one at once");
+        assert_eq!(said("snat_ports", 9, 2), [], "not twice within a minute");
+        assert_eq!(said("flow_table", 1, 3), [("flow_table", 1)], "another reason at once");
         assert_eq!(said("snat_ports", 12, 61), [("snat_ports", 5)]);
-        assert_eq!(said("snat_ports", 12, 200), [], "it has ended");
-        assert_eq!(said("l4_header", 50, 300), [], "the packets' own fault");
+        assert_eq!(said("snat_ports", 12, 200), [], "the drops have ended");
+        assert_eq!(said("l4_header", 50, 300), [], "no shortage of the NLB");
     }
 
-    /// The names are those of the data path.
+    /// The reasons are those of the data path.
     #[test]
     fn every_reason_exists() {
         use nlb_common::verdict::DropReason;

@@ -1,4 +1,4 @@
-//! When backends were last used, as far as their counters tell: to the second that they were looked at.
+//! When backends were last used, by their counters: exact to the second in which they were read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ struct Seen {
 }
 
 impl Activity {
-    /// A backend counts from 0, so one that is new and has counted was used.
+    /// A new backend counts from 0, so a new backend with counts was used.
     pub fn look(&mut self, traffic: &Traffic, now: SystemTime) {
         self.0.retain(|backend, _| traffic.backends.contains_key(backend));
         for (backend, counts) in &traffic.backends {
@@ -33,13 +33,13 @@ impl Activity {
         }
     }
 
-    /// `None` while it was not used, as far as is known.
+    /// `None` if the backend was not used, as far as is known.
     pub fn last_used(&self, backend: &Backend) -> Option<SystemTime> {
         self.0.get(backend)?.grown_at
     }
 }
 
-/// Whatever grows with a packet.
+/// A count that grows with every packet.
 fn packets(counts: &Counts) -> u64 {
     counts.new_flows + counts.packets + counts.reply_packets
 }
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(look(2, of(1, 0)), Some(2));
         assert_eq!(look(3, of(1, 0)), Some(2));
         assert_eq!(look(4, of(1, 1)), Some(4), "replies are use, too");
-        assert_eq!(look(5, None), None, "it is gone");
-        assert_eq!(look(6, of(1, 0)), Some(6), "another one has counted since");
+        assert_eq!(look(5, None), None, "the backend is gone");
+        assert_eq!(look(6, of(1, 0)), Some(6), "a new backend has counted since");
     }
 }

@@ -1,8 +1,9 @@
-//! Every metric that the NLB has of itself: name, kind, labels and meaning.
+//! The catalogue of the NLB's own metrics: name, kind, labels and meaning.
 //!
-//! Names follow Prometheus' conventions: they start with `nlb_`, end with their unit, and counters with `_total`. Metrics
-//! with the same labels form a family; a sample has one row of values for each subject of a family, in the family's
-//! order. Values are held as whole numbers, of a fraction of the unit where that is too coarse.
+//! Names follow Prometheus' conventions: they start with `nlb_`, end with their unit, and counters end with
+//! `_total`. Metrics with the same labels form a family; a sample has one row of values for each subject of a
+//! family, in the family's order. Values are whole numbers, of a fraction of the unit if the unit is too
+//! coarse.
 
 use smallvec::SmallVec;
 
@@ -11,13 +12,13 @@ use crate::model::traffic::Counts;
 use crate::policy::health::HealthSignals;
 use crate::registry::Report;
 
-/// The values of a subject. Most families have this many at most, and their rows need no memory of their own: of a large
-/// fleet there are tens of thousands, made anew every second.
+/// The values of a subject. Most families have at most this many, so that their rows need no allocation: a
+/// large fleet has tens of thousands of rows, which are built anew every second.
 pub type Row = SmallVec<[u64; 9]>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, from 0, while its series lives.
+    /// A counter only grows, from 0, while its series exists.
     Counter,
     Gauge,
 }
@@ -29,9 +30,9 @@ pub struct Metric {
     pub labels: &'static [&'static str],
     /// One sentence.
     pub help: &'static str,
-    /// Values are held as whole numbers of this fraction of the unit.
+    /// Values are whole numbers of this fraction of the unit.
     per_unit: u32,
-    /// What its last label always is, where a row has several values of one metric.
+    /// The constant value of the last label, if a row has several values of one metric.
     pub fixed: Option<&'static str>,
 }
 
@@ -130,7 +131,7 @@ pub fn counts(counts: &Counts) -> Row {
     ])
 }
 
-/// What [`counts`] made a row of.
+/// The inverse of [`counts`].
 pub fn counts_of(row: &[u64]) -> Counts {
     let value = |column: usize| row.get(column).copied().unwrap_or_default();
     Counts {
@@ -156,19 +157,19 @@ pub static RATE_LIMITS: Family = &[
     counter(
         "nlb_rate_limit_passed_total",
         &["limit_id"],
-        "What the rate limit let through, in its own unit, since it was enabled.",
+        "Admitted by the rate limit since it was enabled, in its unit.",
     ),
     counter(
         "nlb_rate_limit_refused_total",
         &["limit_id"],
-        "What the rate limit refused, in its own unit, since it was enabled.",
+        "Refused by the rate limit since it was enabled, in its unit.",
     ),
 ];
 
 pub static EXITS: Family = &[counter(
     "nlb_packets_total",
     &["verdict", "reason"],
-    "Packets that the XDP program saw, by what became of them.",
+    "Packets that the XDP program saw, by verdict and reason.",
 )];
 
 pub static SERVICES: Family = &[gauge(
@@ -194,12 +195,12 @@ const fn by_source(source: &'static str) -> Metric {
         "nlb_instance_health_ratio",
         &["instance_id", "source"],
         2,
-        "Share of its weight that the source lets the instance have: 1 if it finds it healthy, 0.5 degraded, 0 anything worse.",
+        "Share of the instance's weight by the source's health signal: 1 if healthy, 0.5 if degraded, 0 if worse.",
     );
     Metric { fixed: Some(source), ..metric }
 }
 
-/// An instance without a health check is none the worse for it.
+/// A missing health check counts as healthy.
 pub fn health(signals: HealthSignals) -> Row {
     let HealthSignals { module, lease, check, resets, operator } = signals;
     let share = |health| match health {
@@ -210,24 +211,24 @@ pub fn health(signals: HealthSignals) -> Row {
     Row::from_slice(&[module, lease, check.unwrap_or(Health::Healthy), resets, operator].map(share))
 }
 
-/// What heartbeats say, in the order of [`reported`].
+/// Figures of heartbeats, in the order of [`reported`].
 pub static REPORTS: Family = &[
     fine_gauge(
         "nlb_instance_cpu_usage_ratio",
         &["instance_id"],
         10_000,
-        "CPU in use as the instance's last heartbeat had it; 1 is the whole machine.",
+        "CPU usage in the instance's last heartbeat; 1 is the whole machine.",
     ),
     gauge(
         "nlb_instance_memory_usage_bytes",
         &["instance_id"],
-        "Memory in use as the instance's last heartbeat had it.",
+        "Memory usage in the instance's last heartbeat.",
     ),
     fine_gauge(
         "nlb_instance_latency_seconds",
         &["instance_id"],
         1_000_000,
-        "Average latency as the instance's last heartbeat had it.",
+        "Average latency in the instance's last heartbeat.",
     ),
     gauge(
         "nlb_instance_queued_requests",
@@ -242,7 +243,7 @@ pub const LATENCY: usize = 2;
 pub const QUEUE: usize = 3;
 
 pub fn reported(report: &Report) -> Row {
-    // Casts of floats saturate, so that absurd figures stay harmless.
+    // Casts of floats saturate, so that absurd figures do no harm.
     Row::from_slice(&[
         (report.cpu_usage_percent * 100.0).round() as u64,
         (report.memory_usage_mb * 1024.0 * 1024.0).round() as u64,
@@ -251,14 +252,14 @@ pub fn reported(report: &Report) -> Row {
     ])
 }
 
-/// Of the moment when a module is asked for its own metrics, and so in no sample: see `grpc::figures`.
+/// Measured while a module is asked for its own metrics, so it is in no sample: see `grpc::figures`.
 pub static ANSWERED: Family = &[gauge(
     "nlb_instance_answered_ratio",
     &["instance_id", "outcome"],
     "1 if the instance answered GetMetrics, and else 0 with the reason as its outcome.",
 )];
 
-/// The NLB as a whole.
+/// Metrics of the NLB as a whole.
 pub static NLB: Family = &[
     counter("nlb_packets_seen_total", &[], "Packets that the XDP program saw."),
     counter(
@@ -269,17 +270,17 @@ pub static NLB: Family = &[
     counter(
         "nlb_unasked_destinations_total",
         &[],
-        "Packets to destinations that modules should have been asked about, and were not, because the kernel had no room for \
-         the question.",
+        "Packets without a service that should have raised an upcall, and did not because the kernel had no room \
+         for it.",
     ),
-    gauge("nlb_learned_routes_number", &[], "Routes learned from what modules say they can handle."),
+    gauge("nlb_learned_routes_number", &[], "Routes learned from modules' CanHandle answers."),
     gauge("nlb_desired_revision_number", &[], "Revision of the state that modules and operators asked for."),
     gauge(
         "nlb_applied_revision_number",
         &[],
-        "Newest revision that was brought to the kernel's tables, or tried.",
+        "Newest revision that was applied to the kernel's maps, or tried.",
     ),
-    counter("nlb_apply_failures_total", &[], "Attempts to bring the kernel's tables up to date that failed."),
+    counter("nlb_apply_failures_total", &[], "Failed attempts to update the kernel's maps."),
     gauge("nlb_start_time_seconds", &[], "When the daemon started, in seconds since 1970."),
     gauge("nlb_history_seconds", &[], "Seconds of metrics on record."),
     gauge("nlb_history_bytes", &[], "Memory that the metrics on record take, as accounted."),
@@ -301,7 +302,7 @@ pub static FAMILIES: &[&Family] = &[
 
 /// Each metric once.
 pub fn metrics() -> impl Iterator<Item = &'static Metric> {
-    // Those of one name stand together.
+    // Metrics of one name are adjacent.
     FAMILIES.iter().flat_map(|family| family.chunk_by(|a, b| a.name == b.name)).map(|same| &same[0])
 }
 
@@ -317,7 +318,7 @@ mod tests {
         let units = ["flows", "seconds", "bytes", "ratio", "requests", "modules", "number"];
         let mut names = BTreeSet::new();
         for Metric { name, kind, labels, help, .. } in metrics().chain(ANSWERED) {
-            assert!(names.insert(name), "{name} is there twice");
+            assert!(names.insert(name), "{name} is listed twice");
             assert!(name.starts_with("nlb_"), "{name}");
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
             assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");

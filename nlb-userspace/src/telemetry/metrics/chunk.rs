@@ -1,8 +1,8 @@
-//! Some minutes of samples, small: of each subject its first row, and then only what changed.
+//! Some minutes of samples in compressed form: the first row of each subject, and then its changes.
 //!
-//! A change is written as the seconds since the one before, a mask of the values that changed, and how much each did, all
-//! in numbers of seven bits a byte (LEB128), the differences with their sign in the lowest bit. A second in which nothing
-//! happened to a subject costs nothing.
+//! A change is encoded as the seconds since the change before, a mask of the values that changed, and their
+//! differences, all as numbers of seven bits a byte (LEB128); differences have their sign in the lowest bit.
+//! A second without a change of a subject takes no space.
 
 use std::collections::BTreeMap;
 use std::mem::size_of;
@@ -11,25 +11,25 @@ use std::time::SystemTime;
 
 use super::{Sample, Subject};
 
-/// What one allocation costs beyond what was asked for, and one entry of a tree beyond its content: rounded up.
+/// The overhead of an allocation, and of an entry of a tree: rounded up.
 const ALLOCATION: usize = 16;
 const TREE_ENTRY: usize = 16;
 
 #[derive(Clone, Debug, Default)]
 pub struct Chunk {
     seconds: Vec<SystemTime>,
-    /// Usually one each; one more for every time that a subject came back.
+    /// Mostly one track for each subject, and one more each time that the subject came back.
     tracks: BTreeMap<Subject, Vec<Track>>,
     bytes: usize,
 }
 
-/// One subject for as long as it was there.
+/// One subject for as long as it existed without interruption.
 #[derive(Clone, Debug)]
 struct Track {
     first: usize,
-    /// Seconds that it was there.
+    /// Seconds that it existed.
     length: usize,
-    /// It was not there in the second before.
+    /// Whether it did not exist in the second before the track.
     born: bool,
     changes: Vec<u8>,
     /// While the chunk is written: the newest row, and the second of the newest change.
@@ -37,17 +37,17 @@ struct Track {
     changed: usize,
 }
 
-/// A row as it was in one second.
+/// A row at one second.
 #[derive(Debug, PartialEq)]
 pub struct Moment {
     pub at: SystemTime,
     pub row: Vec<u64>,
-    /// The subject was not there in the second before, so its counters began at 0.
+    /// Whether the subject did not exist in the second before, so that its counters started at 0.
     pub born: bool,
 }
 
 impl Chunk {
-    /// `continues` says whether a subject was in the second before the chunk's first.
+    /// `continues` returns whether a subject existed in the second before the chunk's first.
     pub fn push(&mut self, sample: &Sample, continues: impl Fn(&Subject) -> bool) {
         let second = self.seconds.len();
         let room = self.seconds.capacity();
@@ -75,7 +75,7 @@ impl Chunk {
         }
     }
 
-    /// Makes room for the subjects that are new.
+    /// Adds tracks for new subjects.
     fn open_tracks(&mut self, sample: &Sample) {
         let mut known = self.tracks.keys().peekable();
         let mut new = Vec::new();
@@ -92,7 +92,7 @@ impl Chunk {
         self.tracks.extend(new);
     }
 
-    /// Gives back what only writing needs.
+    /// Frees what only writing needs.
     pub fn seal(&mut self) {
         for track in self.tracks.values_mut().flatten() {
             self.bytes -= size_of_val::<[u64]>(&track.last) + track.changes.capacity();
@@ -102,7 +102,7 @@ impl Chunk {
         }
     }
 
-    /// As accounted: the sizes of everything that is held, rounded up.
+    /// The accounted size: the sizes of all parts, rounded up.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -111,7 +111,7 @@ impl Chunk {
         &self.seconds
     }
 
-    /// Whether the subject was there in the newest second.
+    /// Whether the subject existed in the newest second.
     pub fn ends_with(&self, subject: &Subject) -> bool {
         let tracks = self.tracks.get(subject);
         tracks.and_then(|tracks| tracks.last()).is_some_and(|track| track.end() == self.seconds.len())
@@ -121,7 +121,7 @@ impl Chunk {
         self.tracks.keys()
     }
 
-    /// The subject's rows within the time, oldest first.
+    /// The subject's rows in the period, oldest first.
     pub fn moments(&self, subject: &Subject, time: &RangeInclusive<SystemTime>) -> Vec<Moment> {
         let mut moments = Vec::new();
         for track in self.tracks.get(subject).into_iter().flatten() {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     proptest! {
-        /// What was there in each second, with gaps, comes back as it was, sealed or not.
+        /// What was recorded in each second, with gaps, is read unchanged, sealed or not.
         #[test]
         fn rows_come_back(
             rows in prop::collection::vec(prop::option::of(prop::array::uniform9(prop_oneof![0..3_u64, any::<u64>()])), 1..40)

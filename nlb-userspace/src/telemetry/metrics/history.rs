@@ -1,8 +1,8 @@
 //! The last hour, second by second, in a bounded number of bytes.
 //!
-//! Samples are kept in chunks of up to a quarter of an hour. Full ones never change again, and readers share them with the
-//! recorder. When the budget is exceeded the oldest chunk goes: a chunk is also full at a sixteenth of the budget, so that
-//! at least fifteen sixteenths of it stay in use.
+//! Samples are stored in chunks of up to a quarter of an hour. Full chunks never change, and readers share
+//! them with the recorder. If the budget is exceeded, the oldest chunk is dropped: a chunk is also full at a
+//! sixteenth of the budget, so that at least fifteen sixteenths of it stay in use.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
@@ -23,7 +23,7 @@ pub struct History {
     /// In bytes.
     budget: usize,
     chunks: VecDeque<Arc<Chunk>>,
-    /// Something has been dropped: what is not on record may have been there all the same.
+    /// Whether chunks were dropped: subjects may have existed before the oldest one on record.
     cut: bool,
 }
 
@@ -58,7 +58,7 @@ impl History {
         }
     }
 
-    /// As accounted; never more than the budget.
+    /// The accounted size; never more than the budget.
     pub fn bytes(&self) -> usize {
         self.chunks.iter().map(|chunk| chunk.bytes()).sum()
     }
@@ -73,12 +73,12 @@ impl History {
         self.chunks.front()?.seconds().first().copied()
     }
 
-    /// Everything that was there at some second of the time, or close to it.
+    /// The subjects that existed in the period, or close to it.
     pub fn subjects(&self, time: &RangeInclusive<SystemTime>) -> BTreeSet<&Subject> {
         self.within(time).flat_map(|chunk| chunk.subjects()).collect()
     }
 
-    /// The subject's rows within the time, oldest first.
+    /// The subject's rows in the period, oldest first.
     pub fn moments(&self, subject: &Subject, time: &RangeInclusive<SystemTime>) -> Vec<Moment> {
         self.within(time).flat_map(|chunk| chunk.moments(subject, time)).collect()
     }
@@ -89,13 +89,14 @@ impl History {
     }
 }
 
-/// How far back the history goes, if its budget allows.
+/// The length of the history, if its budget allows.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-/// What one column did in some time: a counter's increase, a gauge's mean. `None` if there was nothing.
+/// The aggregate of one column over a period: a counter's increase, or a gauge's mean. `None` without
+/// moments.
 ///
-/// The increase is from the first moment to the last, from 0 where the series began meanwhile; a counter that fell began
-/// anew.
+/// The increase is counted from the first moment to the last, and from 0 if the series began in the period; a
+/// counter that decreased restarted at 0.
 pub fn aggregate(kind: Kind, column: usize, moments: &[Moment]) -> Option<f64> {
     let first = moments.first()?;
     match kind {
@@ -130,7 +131,7 @@ mod tests {
         Subject::Instance { instance_id: format!("alb-{n:05}") }
     }
 
-    /// `busy` of the instances count one more flow with every second.
+    /// `busy` of the instances count one more flow every second.
     fn sample(second: u64, instances: usize, busy: usize) -> Sample {
         let count = |n: usize| if n < busy { second } else { 7 };
         let rows = (0..instances)
@@ -179,7 +180,7 @@ mod tests {
         history.push(&sample(1, 1, 0));
         let moments = history.moments(&instance(0), &(at(0)..=at(9)));
         assert_eq!(moments.len(), 1);
-        assert!(!moments[0].born, "it may have been there in the second that was dropped");
+        assert!(!moments[0].born, "it may have existed in the second that was dropped");
     }
 
     #[test]
@@ -190,7 +191,7 @@ mod tests {
             history.push(&sample(second, INSTANCES, 0));
         }
         assert_eq!(history.since(), Some(at(0)));
-        // The times of the seconds, and each instance.
+        // The size of the times of the seconds, and of each instance.
         assert!(history.bytes() < (64 << 10) + INSTANCES * 1500, "{} bytes", history.bytes());
     }
 
@@ -209,9 +210,17 @@ mod tests {
         let counter = |moments: &[Moment]| aggregate(Kind::Counter, 0, moments);
         assert_eq!(counter(&[]), None);
         assert_eq!(counter(&[moment(5, false), moment(5, false), moment(9, false)]), Some(4.0));
-        assert_eq!(counter(&[moment(5, true), moment(9, false)]), Some(9.0), "born within the time");
-        assert_eq!(counter(&[moment(5, false), moment(9, false), moment(2, false)]), Some(6.0), "began anew");
-        assert_eq!(counter(&[moment(5, false), moment(6, true)]), Some(6.0), "came back higher");
+        assert_eq!(counter(&[moment(5, true), moment(9, false)]), Some(9.0), "born in the period");
+        assert_eq!(
+            counter(&[moment(5, false), moment(9, false), moment(2, false)]),
+            Some(6.0),
+            "it restarted at 0"
+        );
+        assert_eq!(
+            counter(&[moment(5, false), moment(6, true)]),
+            Some(6.0),
+            "a series that came back with a higher count"
+        );
         assert_eq!(aggregate(Kind::Gauge, 0, &[moment(1, true), moment(4, false)]), Some(2.5));
     }
 }

@@ -1,8 +1,8 @@
-//! What the NLB measures of itself: a catalogue, a sample of it every second, and the last hour of samples.
+//! Metrics of the NLB: a catalogue, a sample of it every second, and the samples of the last hour.
 //!
-//! `catalogue` names every metric; `sample` reads their values; `recorder` does so once a second and adds the sample to
-//! `history`; `activity` tells when backends were last used. Readers share what the recorder made: nobody counts twice. What modules say of themselves is kept in
-//! `reported`.
+//! `catalogue` lists every metric; `sample` holds their values; `recorder` takes a sample once a second and
+//! adds it to `history`; `activity` records when backends were last used. Readers share what the recorder
+//! made, so nothing is counted twice. What modules report of themselves is stored in `reported`.
 
 mod activity;
 pub mod catalogue;

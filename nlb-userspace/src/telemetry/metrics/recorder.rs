@@ -1,4 +1,4 @@
-//! Takes the sample of every second, and adds it to the history.
+//! Takes a sample every second, and adds it to the history.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use crate::model::{Backend, Health, ModuleType};
 use crate::reconcile::Applied;
 use crate::registry::{Registry, State};
 
-/// Where the values come from.
+/// The sources of the values.
 pub struct Sources {
     pub registry: Arc<Registry>,
     pub applied: watch::Receiver<Arc<Applied>>,
@@ -35,7 +35,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Takes the first sample at once. `budget` is what the history may take, in bytes.
+    /// Takes the first sample at once. `budget` is the size of the history in bytes.
     pub fn new(sources: Sources, budget: usize) -> (Recorder, Metrics) {
         let (now, mut totals, mut history) = (Now::read(), Totals::default(), History::new(budget));
         let latest = Arc::new(sources.sample(now, 0, &mut totals, &history));
@@ -52,11 +52,11 @@ impl Recorder {
     pub async fn run(mut self) -> Infallible {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        // The first tick is at once, and that sample is there.
+        // The first tick is immediate, and its sample exists already.
         seconds.tick().await;
         loop {
             seconds.tick().await;
-            // With many modules this takes some ten milliseconds, during which other tasks should go on.
+            // With many modules this takes some ten milliseconds, during which other tasks have to run.
             let recorded = tokio::task::spawn_blocking(move || {
                 self.record(Now::read());
                 self
@@ -66,14 +66,14 @@ impl Recorder {
     }
 
     fn record(&mut self, now: Now) {
-        // The nearest whole second: ticks come a little late.
+        // The nearest whole second: ticks are a little late.
         let second = (now.at.saturating_duration_since(self.began) + Duration::from_millis(500)).as_secs();
         let history = self.views.borrow().history.clone();
         let sample = Arc::new(self.sources.sample(now, second, &mut self.totals, &history));
         drop(history);
         let traffic = self.sources.traffic.borrow().clone();
         self.views.send_modify(|view| {
-            // Copied only while somebody still reads the one before, and then but the newest chunk.
+            // Copied only if a reader still holds the view before, and then only the newest chunk.
             Arc::make_mut(&mut view.history).push(&sample);
             Arc::make_mut(&mut view.activity).look(&traffic, now.wall);
             view.latest = sample;
@@ -106,7 +106,7 @@ impl Sources {
             history.seconds() as u64,
             history.bytes() as u64,
         ]);
-        // Nearly in their order, which makes it cheap to put ten thousands of them in order.
+        // Rows are nearly in order, so sorting tens of thousands of them is cheap.
         let mut rows: Vec<(Subject, Row)> =
             vec![(Subject::Nlb, nlb), (Subject::All, catalogue::counts(&totals.all))];
         rows.extend(traffic.exits.iter().map(|((verdict, reason), packets)| {
@@ -139,7 +139,7 @@ impl Sources {
     }
 }
 
-/// Counts by the labels of backends. A route of an instance's own and one of the operator's may have the same id.
+/// Counts by the labels of backends. An instance's own route and an operator's route may have the same id.
 fn backends(traffic: &Traffic) -> Vec<(Subject, Counts)> {
     let subject = |backend: &Backend| Subject::Backend {
         instance_id: backend.instance_id.clone(),
@@ -159,7 +159,7 @@ fn backends(traffic: &Traffic) -> Vec<(Subject, Counts)> {
     all
 }
 
-/// Modules by type and health. Zeros are there too: an alert on "no healthy one" needs a series to look at.
+/// Modules by type and health. Zeros are included: an alert on "no healthy module" needs a series.
 fn census(state: &State) -> BTreeMap<Subject, Row> {
     use Health::*;
     use ModuleType::*;
@@ -217,7 +217,7 @@ mod tests {
         }
         assert_eq!(value(&metrics, &healthy, "nlb_modules"), 1);
         assert_eq!(value(&metrics, &Subject::Nlb, "nlb_desired_revision_number"), 1);
-        assert_eq!(value(&metrics, &Subject::Nlb, "nlb_history_seconds"), 5, "those before");
+        assert_eq!(value(&metrics, &Subject::Nlb, "nlb_history_seconds"), 5, "the samples before");
         assert_eq!(metrics.view().history.seconds(), 6);
         assert!(metrics.view().latest.rows.contains_key(&Subject::Version { version: "v1".into() }));
         recording.abort();

@@ -1,4 +1,4 @@
-//! What modules report of themselves: the last hour of it, in bounded memory for each instance.
+//! Metrics that modules report of themselves: the last hour, in bounded memory for each instance.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::size_of;
@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use super::history::HOUR;
 use crate::model::Texts;
 
-/// What one instance's series may take. Where they take more, the oldest points go first.
+/// The size of one instance's series. Beyond it, the oldest points are dropped first.
 pub const BUDGET: usize = 64 << 10;
 
-/// What a series takes besides its name, labels and points, and a label besides its text: rounded up.
+/// The size of a series besides its name, labels and points, and of a label besides its text: rounded up.
 const SERIES: usize = 160;
 const LABEL: usize = 96;
 const POINT: usize = size_of::<(SystemTime, f64)>();
@@ -25,7 +25,7 @@ pub struct Point {
     pub at: SystemTime,
 }
 
-/// The newest point of every series does not fit into an instance's budget.
+/// The newest point of every series does not fit an instance's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMuch {
     pub bytes: usize,
@@ -36,7 +36,7 @@ pub struct Reported {
     by_instance: Mutex<BTreeMap<String, Arc<Ledger>>>,
 }
 
-/// What one instance reported.
+/// The metrics that one instance reported.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     series: BTreeMap<Key, VecDeque<(SystemTime, f64)>>,
@@ -50,8 +50,8 @@ pub struct Key {
 }
 
 impl Reported {
-    /// Answers how many of the points are kept: those of the last hour. A point of the same series and moment as an
-    /// earlier one takes its place.
+    /// Returns how many of the points are stored: those of the last hour. A point replaces an earlier one of
+    /// the same series and moment.
     pub fn add(&self, instance_id: &str, points: Vec<Point>, now: SystemTime) -> Result<usize, TooMuch> {
         let mut by_instance = self.lock();
         let empty = || Arc::new(Ledger { series: BTreeMap::new(), collected_at: now });
@@ -74,7 +74,7 @@ impl Reported {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Ledger>>> {
-        // Ledgers are swapped in whole.
+        // A panic leaves the ledgers whole: they are swapped in.
         self.by_instance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,7 +106,7 @@ impl Ledger {
         Ok(kept)
     }
 
-    /// Drops the oldest points, but each series' newest, until the rest fits.
+    /// Drops the oldest points, except each series' newest, until the rest fits.
     fn shorten(&mut self) -> Result<(), TooMuch> {
         let mut bytes = self.bytes();
         while bytes > BUDGET {
@@ -138,7 +138,7 @@ impl Ledger {
         self.series.iter().filter_map(|(key, points)| points.back().map(|(at, value)| (key, *at, *value)))
     }
 
-    /// The points of each series within the time, oldest first.
+    /// The points of each series in the period, oldest first.
     pub fn within(
         &self,
         time: &RangeInclusive<SystemTime>,
@@ -153,8 +153,8 @@ impl Ledger {
     }
 }
 
-/// What some points of a series come to, as [`super::history::aggregate`] has it. Modules do not tell kinds: what ends
-/// with `_total` is a counter.
+/// The aggregate of some points of a series, like [`super::history::aggregate`]. Modules report no kinds: a
+/// name that ends with `_total` is a counter.
 pub fn aggregate(name: &str, points: &[(SystemTime, f64)]) -> f64 {
     if !name.ends_with("_total") {
         return points.iter().map(|(_, value)| value).sum::<f64>() / points.len() as f64;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn points_are_kept_in_order_and_replaced_by_later_word() {
+    fn points_are_stored_in_order_and_replaced_by_later_ones() {
         let reported = Reported::default();
         let points = vec![point("x", 2.0, 2), point("x", 1.0, 1), point("x", 3.0, 3)];
         assert_eq!(reported.add("a", points, at(3)), Ok(3));
@@ -199,7 +199,7 @@ mod tests {
         let reported = Reported::default();
         reported.add("a", vec![point("x", 1.0, 0), point("y", 1.0, 0)], at(0)).unwrap();
         assert_eq!(reported.add("a", vec![point("x", 2.0, 3601), point("x", 0.5, 0)], at(3601)), Ok(1));
-        assert_eq!(values(&reported), [2.0], "the series that ended is gone too");
+        assert_eq!(values(&reported), [2.0], "the series that ended is dropped too");
     }
 
     #[test]

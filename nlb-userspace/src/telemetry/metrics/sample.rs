@@ -1,4 +1,4 @@
-//! One second's values of the whole catalogue.
+//! The values of the whole catalogue at one second.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,12 +9,12 @@ use crate::model::traffic::Counts;
 use crate::model::{Health, L4, ModuleType};
 use crate::telemetry::metrics::catalogue::Row;
 
-/// What a row of values is about: the labels of its series.
+/// The subject of a row of values: the labels of its series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// The NLB itself.
     Nlb,
-    /// A way out of the XDP program.
+    /// An exit of the XDP program.
     Exit {
         verdict: &'static str,
         reason: &'static str,
@@ -33,11 +33,11 @@ pub enum Subject {
     Instance {
         instance_id: String,
     },
-    /// What each source says of an instance.
+    /// The health signals of an instance.
     Health {
         instance_id: String,
     },
-    /// What an instance's heartbeat said.
+    /// The figures of an instance's heartbeat.
     Report {
         instance_id: String,
     },
@@ -71,7 +71,7 @@ impl Subject {
         }
     }
 
-    /// The labels that its row's metrics have in common.
+    /// The labels that the metrics of its row have in common.
     pub fn labels(&self) -> Vec<(&'static str, String)> {
         match self {
             Subject::Nlb | Subject::All => Vec::new(),
@@ -97,7 +97,7 @@ impl Subject {
         }
     }
 
-    /// The instance that it is about, if it is about one.
+    /// The instance of the subject, if it has one.
     pub fn instance_id(&self) -> Option<&str> {
         match self {
             Subject::Instance { instance_id }
@@ -108,7 +108,7 @@ impl Subject {
         }
     }
 
-    /// Bytes that it takes besides its own size.
+    /// The bytes of its heap allocations.
     pub fn heap_bytes(&self) -> usize {
         match self {
             Subject::Version { version } => version.capacity(),
@@ -122,7 +122,7 @@ impl Subject {
     }
 }
 
-/// Such as `alb` or `healthy`: the variants' names are the contract's.
+/// Such as `alb` or `healthy`: the variants are named like the contract's values.
 fn lower(variant: &impl std::fmt::Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
@@ -130,14 +130,15 @@ fn lower(variant: &impl std::fmt::Debug) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub at: SystemTime,
-    /// Whole seconds since the recorder began, by a clock that never jumps.
+    /// Whole seconds since the recorder started, by a clock that never jumps.
     pub second: u64,
     /// One value for each metric of the subject's family, in its order.
     pub rows: BTreeMap<Subject, Row>,
 }
 
 impl Sample {
-    /// Of all, an instance, a version or a backend; zeros if there is no such series yet.
+    /// The counts of all modules, of an instance, a version or a backend; zeros if the series does not exist
+    /// yet.
     pub fn counts(&self, subject: &Subject) -> Counts {
         self.rows.get(subject).map(|row| catalogue::counts_of(row)).unwrap_or_default()
     }

@@ -1,9 +1,9 @@
-//! Which metrics a reader wants: names, or the beginnings of names.
+//! Which metrics a reader selects: names, or prefixes of names.
 
-/// How many similar names a refusal lists.
+/// The most similar names that an error lists.
 const SIMILAR: usize = 3;
 
-/// Empty: all.
+/// An empty selection means all metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Selection(Vec<Pattern>);
 
@@ -11,18 +11,19 @@ pub struct Selection(Vec<Pattern>);
 enum Pattern {
     Name(String),
     /// Written with a trailing `*`.
-    Beginning(String),
+    Prefix(String),
 }
 
-/// What only the NLB's own metrics are called. Modules call theirs as they like: that nobody reports one now is no fault.
+/// The prefix of the NLB's own metrics. Modules may use any other name: a name that no module reports now is
+/// no error.
 pub const OWN: &str = "nlb_";
 
-/// A name with [`OWN`] that no metric has.
+/// A name with the prefix [`OWN`] that no metric has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownName {
-    /// Its place among those asked for.
+    /// Its index among the requested names.
     pub index: usize,
-    /// Names that are written alike.
+    /// Names with a similar spelling.
     pub similar: Vec<String>,
 }
 
@@ -33,7 +34,7 @@ impl Selection {
     ) -> Result<Self, UnknownName> {
         let parse = |(index, text): (usize, &String)| {
             let pattern = match text.strip_suffix('*') {
-                Some(beginning) => Pattern::Beginning(beginning.to_owned()),
+                Some(prefix) => Pattern::Prefix(prefix.to_owned()),
                 None => Pattern::Name(text.clone()),
             };
             let foreign = !text.is_empty() && !text.starts_with(OWN);
@@ -54,7 +55,7 @@ impl Pattern {
     fn fits(&self, name: &str) -> bool {
         match self {
             Pattern::Name(wanted) => wanted == name,
-            Pattern::Beginning(beginning) => name.starts_with(beginning.as_str()),
+            Pattern::Prefix(prefix) => name.starts_with(prefix.as_str()),
         }
     }
 }
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_names_and_beginnings() {
+    fn takes_names_and_prefixes() {
         assert_eq!(taken(&[]), KNOWN);
         assert_eq!(taken(&["*"]), KNOWN);
         assert_eq!(taken(&["nlb_queue", "nlb_packets_*"]), &KNOWN[1..]);
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!((unknown.index, unknown.similar[0].as_str()), (1, "nlb_packets_total"));
         assert_eq!(unknown.similar.len(), SIMILAR);
         assert_eq!(parse(&["nlb_modul_*"]).unwrap_err().similar[0], "nlb_modules");
-        assert!(parse(&["nlb_packet"]).is_err(), "a beginning has a star");
+        assert!(parse(&["nlb_packet"]).is_err(), "a prefix has a star");
         assert!(parse(&[""]).is_err());
     }
 

@@ -1,7 +1,8 @@
-//! Counts added up by instance and by version.
+//! Counts summed by instance and by version.
 //!
-//! An instance's backends come and go as its routes and addresses change, and their counts go with them. Sums that shrank
-//! then would not be counters, so what each backend counted since the last look is added to sums that stay.
+//! An instance's backends come and go as its routes and addresses change, and their counts go with them. A
+//! sum of current counts could decrease, and would be no counter. So what each backend counted since the last
+//! reading is added to sums that stay.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use crate::model::traffic::{Counts, Traffic};
 
 #[derive(Debug, Default)]
 pub struct Totals {
-    /// What each backend's counts were at the last look, and the version that they went to.
+    /// The counts of each backend at the last reading, and the version that they were added to.
     seen: BTreeMap<Arc<Backend>, (Counts, String)>,
     pub instances: BTreeMap<String, Counts>,
     pub versions: BTreeMap<String, Counts>,
@@ -20,7 +21,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds what was counted since the last look. `versions` are those of the registered instances.
+    /// Adds what was counted since the last reading. `versions` are those of the registered instances.
     pub fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, &str>) {
         let sums = self.instances.values_mut().chain(self.versions.values_mut()).chain([&mut self.all]);
         for sum in sums {
@@ -30,18 +31,18 @@ impl Totals {
         let gone: Vec<_> = self.seen.extract_if(.., is_gone).collect();
         for (backend, counts) in &traffic.backends {
             let (before, version) = self.seen.entry(backend.clone()).or_default();
-            // An instance that has just gone still counts for the version it had.
+            // An instance that has just been removed still counts for its version.
             if let Some(now) = versions.get(backend.instance_id.as_str()).filter(|now| *now != version) {
                 *version = (*now).to_owned();
             }
             let grown = since(counts, before);
             *before = *counts;
-            let instance = kept(&mut self.instances, backend.instance_id.as_str());
-            for sum in [instance, kept(&mut self.versions, version.as_str()), &mut self.all] {
+            let instance = value_of(&mut self.instances, backend.instance_id.as_str());
+            for sum in [instance, value_of(&mut self.versions, version.as_str()), &mut self.all] {
                 *sum = [*sum, grown].into_iter().sum();
             }
         }
-        // A backend that is gone has taken its flows with it.
+        // The flows of a removed backend have ended.
         for (backend, (last, version)) in gone {
             let ended = Counts {
                 closed_flows: last.new_flows.saturating_sub(last.closed_flows),
@@ -53,8 +54,8 @@ impl Totals {
             }
         }
         for (instance_id, version) in versions {
-            kept(&mut self.instances, *instance_id);
-            kept(&mut self.versions, *version);
+            value_of(&mut self.instances, *instance_id);
+            value_of(&mut self.versions, *version);
         }
         let counting: BTreeSet<&str> = self.seen.keys().map(|backend| backend.instance_id.as_str()).collect();
         self.instances.retain(|id, _| versions.contains_key(id.as_str()) || counting.contains(id.as_str()));
@@ -67,8 +68,8 @@ impl Totals {
     }
 }
 
-/// The value of this key. Nearly always it is there, and the key need not be copied.
-fn kept<'a, Q, K, V>(map: &'a mut BTreeMap<K, V>, key: &Q) -> &'a mut V
+/// The value of this key. It nearly always exists, and then the key is not copied.
+fn value_of<'a, Q, K, V>(map: &'a mut BTreeMap<K, V>, key: &Q) -> &'a mut V
 where
     Q: Ord + ToOwned<Owned = K> + ?Sized,
     K: Ord + Borrow<Q>,
@@ -77,10 +78,11 @@ where
     if !map.contains_key(key) {
         map.insert(key.to_owned(), V::default());
     }
-    map.get_mut(key).expect("it is there now")
+    map.get_mut(key).expect("the key was inserted")
 }
 
-/// Counters since `before`, gauges as they are. A counter that has fallen began anew.
+/// The increase of counters since `before`, and the values of gauges. A counter that decreased restarted at
+/// 0.
 fn since(now: &Counts, before: &Counts) -> Counts {
     let grown = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
     Counts {
@@ -127,7 +129,7 @@ mod tests {
         assert_eq!((totals.instances["a"].packets, totals.instances["a"].active_flows), (13, 1));
         assert_eq!((totals.versions["v1"].packets, totals.all.packets), (14, 14));
         totals.add(&traffic(&[("a", 80, 2), ("b", 80, 1)]), &versions);
-        assert_eq!(totals.instances["a"].packets, 15, "a counter that fell began anew");
+        assert_eq!(totals.instances["a"].packets, 15, "a counter that decreased restarted at 0");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{Activity, History, Reported, Sample};
 
-/// What is known at one moment. Cheap to copy.
+/// The metrics at one moment. Cheap to copy.
 #[derive(Clone, Debug)]
 pub struct View {
     pub latest: Arc<Sample>,
@@ -32,7 +32,7 @@ impl Metrics {
         self.views.clone()
     }
 
-    /// Tells those who follow the views that the daemon ends.
+    /// Informs those who follow the views that the daemon ends.
     pub fn close(&self) {
         self.closed.send_replace(true);
     }
@@ -40,7 +40,7 @@ impl Metrics {
     /// Returns when the daemon ends.
     pub async fn closed(&self) {
         let mut closed = self.closed.subscribe();
-        // The sender is our own, so this ends only with the wish to close.
+        // `self` holds the sender, so this returns only on `close`.
         let _ = closed.wait_for(|closed| *closed).await;
     }
 }
