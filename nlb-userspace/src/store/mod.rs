@@ -1,9 +1,9 @@
-//! What operators have set, on disk: read before the daemon serves, and written after every change of it.
+//! Persisted state on disk: read before the daemon serves, and written after every change.
 //!
-//! One file has it all, and is replaced as a whole, so that it is always one state that there has been. [`keep`] is the task
-//! that writes it. Changes that come while it writes go into the next file together; whoever has made one waits for its
-//! number in [`PersistStatus`], as for the maps in `Applied`. A file that this build cannot use stops the start: it is never
-//! written over.
+//! One file holds it, and is replaced as a whole, so that it always holds one state that existed. [`keep`] is
+//! the task that writes it. Changes that come during a write go into the next file together; a caller that
+//! made one waits for its number in [`PersistStatus`], as it does for the maps in `Applied`. A file that this
+//! build cannot use prevents the start and is never overwritten.
 
 #[cfg(test)]
 mod tests;
@@ -27,19 +27,20 @@ pub use crate::config::atomic_file::replace;
 /// The file's name in the state directory.
 pub const FILE: &str = "state.json";
 
-/// Locked by the daemon whose directory it is.
+/// Locked by the daemon that uses the directory.
 const LOCK: &str = "lock";
 
-/// Of the form in which [`PersistedState`] is written. It grows when a build could not use what the one before has written.
+/// The version of the format of [`PersistedState`]. It grows when a build cannot read the format of the build
+/// before.
 const VERSION: u32 = 1;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// What the disk holds, as the calls that wait for it see it.
+/// What the disk holds, for the calls that wait for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PersistStatus {
-    /// Of the newest [`PersistedRevision`] that was tried.
+    /// The number of the newest [`PersistedRevision`] that was tried.
     pub number: u64,
     /// Why it could not be written, if so.
     pub error: Option<String>,
@@ -56,13 +57,14 @@ struct Read {
     state: PersistedState,
 }
 
-/// All that is looked at before the version is known.
+/// The only part that is read before the version is known.
 #[derive(Deserialize)]
 struct Head {
     version: u32,
 }
 
-/// The directory is this process's own while the answer lives. Two daemons would write over each other's file.
+/// Claims the directory for this process while the returned file lives. Two daemons would overwrite each
+/// other's file.
 pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
     let path = directory.join(LOCK);
     let open = || {
@@ -76,7 +78,7 @@ pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
             "another `nlb serve` keeps its state in {}; give this one a directory of its own with --state-dir",
             directory.display()
         ),
-        // Nobody writes there then; whoever sets something is told.
+        // Nothing can be written there then, and every call that sets something reports that.
         Err(TryLockError::Error(error)) => {
             warn!(
                 "operator settings cannot be written to disk: cannot lock {}: {error}; see --state-dir",
@@ -87,7 +89,7 @@ pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// What was kept in this directory; nothing, if there is no such file.
+/// The persisted state in this directory; an empty one without a file.
 pub fn read(directory: &Path) -> anyhow::Result<PersistedState> {
     let path = directory.join(FILE);
     let bytes = match fs::read(&path) {
@@ -98,7 +100,7 @@ pub fn read(directory: &Path) -> anyhow::Result<PersistedState> {
     parse(&bytes).map_err(|problem| unusable(directory, problem))
 }
 
-/// Why the daemon does not start with the file that is there, and what to do about it.
+/// Why the daemon does not start with this file, and the remedy.
 pub fn unusable(directory: &Path, problem: anyhow::Error) -> anyhow::Error {
     let path = directory.join(FILE);
     anyhow!(
@@ -108,20 +110,20 @@ pub fn unusable(directory: &Path, problem: anyhow::Error) -> anyhow::Error {
     )
 }
 
-/// Moves the file out of the way, if there is one. Answers where it is now.
+/// Moves the file aside, if it exists. Returns its new path.
 pub fn move_aside(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
     let path = directory.join(FILE);
-    if !path.try_exists().with_context(|| format!("cannot look at {}", path.display()))? {
+    if !path.try_exists().with_context(|| format!("cannot access {}", path.display()))? {
         return Ok(None);
     }
-    // Nothing that was ignored before is overwritten either.
+    // A file that was ignored before is not overwritten either.
     let free = (1..).map(|n| directory.join(format!("{FILE}.ignored-{n}"))).find(|path| !path.exists());
-    let aside = free.context("there is always a greater number")?;
-    fs::rename(&path, &aside).with_context(|| format!("cannot move {} away", path.display()))?;
+    let aside = free.context("there is always a free number")?;
+    fs::rename(&path, &aside).with_context(|| format!("cannot move {} aside", path.display()))?;
     Ok(Some(aside))
 }
 
-/// Writes every change of what is to be kept, and tries again what failed. Runs until it is dropped.
+/// Writes every change of the persisted state, and retries failed writes. Runs until it is dropped.
 pub async fn keep(
     directory: PathBuf,
     mut persisted: watch::Receiver<PersistedRevision>,

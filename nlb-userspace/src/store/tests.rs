@@ -1,4 +1,4 @@
-//! What is written comes back the same, and what cannot be used is left as it is.
+//! What is written is read unchanged, and a file that cannot be used is left unchanged.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 use crate::registry::{GroupPolicy, InstanceOverrides, Split};
 
-/// Removed with the test.
+/// Removed at the end of the test.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -42,7 +42,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // It is not there if nothing was written.
+        // The directory does not exist if nothing was written.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -195,7 +195,7 @@ fn persisted() -> impl Strategy<Value = PersistedState> {
     })
 }
 
-/// Small, and with something in it.
+/// A small state that is not empty.
 fn some() -> Arc<PersistedState> {
     let overrides = InstanceOverrides { weight: Some(7), maintenance: true };
     Arc::new(PersistedState {
@@ -206,10 +206,10 @@ fn some() -> Arc<PersistedState> {
 
 fn refused(content: &[u8]) -> String {
     let directory = Directory::holding(content);
-    let error = format!("{:#}", read(&directory.0).expect_err("it is of no use"));
+    let error = format!("{:#}", read(&directory.0).expect_err("the file cannot be used"));
     assert!(error.contains(&directory.file().display().to_string()), "{error}");
     assert!(error.contains("--ignore-state") && error.contains("move it away"), "{error}");
-    assert_eq!(fs::read(directory.file()).unwrap(), content, "it is left as it was");
+    assert_eq!(fs::read(directory.file()).unwrap(), content, "the file is unchanged");
     error
 }
 
@@ -258,7 +258,7 @@ fn what_this_build_cannot_use_is_refused_with_the_reason() {
         ("not JSON".to_owned(), "damaged"),
         ("{}".to_owned(), "missing field `version`"),
         (spoilt("/version", 2.into()), "newer version of the NLB wrote it (format 2; this one reads 1)"),
-        // Whatever else a later format looks like.
+        // A later format may look completely different.
         ("{\"version\": 3, \"everything\": []}".to_owned(), "newer version"),
         (spoilt("/version", 0.into()), "damaged"),
         (spoilt("/state/colour", "red".into()), "unknown field `colour`"),
@@ -273,7 +273,7 @@ fn what_this_build_cannot_use_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_policy_that_nobody_could_follow_is_refused() {
+fn a_policy_that_cannot_be_applied_is_refused() {
     for policy in [
         Policy { min: 0, ..Policy::default() },
         Policy { min: 5, max: 4, ..Policy::default() },
@@ -310,12 +310,12 @@ fn a_directory_has_one_daemon_at_a_time() {
     assert!(refused.contains("--state-dir") && refused.contains(&directory.0.display().to_string()));
     drop(claimed);
     assert!(claim(&directory.0).unwrap().is_some());
-    // As on a disk that is read-only: what is set cannot be kept, and traffic can be served.
+    // As on a read-only disk: settings cannot be persisted, and traffic can be served.
     let file = Directory::holding(b"");
     assert!(claim(&file.file()).unwrap().is_none());
 }
 
-/// The task at work, and its two ends.
+/// The task, and its two ends.
 fn keeping(directory: &Directory) -> (watch::Sender<PersistedRevision>, watch::Receiver<PersistStatus>) {
     let (changes, persisted) = watch::channel(PersistedRevision::default());
     let (publish, stored) = watch::channel(PersistStatus::default());
@@ -342,13 +342,13 @@ async fn changes_that_come_together_are_written_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_fails_is_told_and_tried_again() {
+async fn a_write_that_fails_is_reported_and_retried() {
     let directory = Directory::new();
     fs::write(&directory.0, "a file where the directory should be").unwrap();
     let (changes, mut stored) = keeping(&directory);
     changes.send_replace(PersistedRevision { number: 1, state: some() });
     let failed = stored.wait_for(|stored| stored.number == 1).await.unwrap().clone();
-    assert!(failed.error.expect("it cannot be written").contains("--state-dir"));
+    assert!(failed.error.expect("the file cannot be written").contains("--state-dir"));
     fs::remove_file(&directory.0).unwrap();
     stored.wait_for(|stored| stored.error.is_none()).await.unwrap();
     assert_eq!(read(&directory.0).unwrap(), PersistedState::clone(&some()));
