@@ -1,7 +1,7 @@
-//! A module that answers TCP, UDP and HTTP with its name, so that one sees who served.
+//! A module that answers TCP, UDP and HTTP with its name, so that a client sees which instance served it.
 //!
-//! Every line of a TCP connection and every datagram comes back with the instance id before it; an HTTP GET is
-//! answered with the instance id. All three share one port.
+//! Every line of a TCP connection and every datagram is sent back with the instance id in front; an HTTP GET
+//! is answered with the instance id. All three share one port.
 
 use std::io::{self, Error, IsTerminal, stdout};
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 /// A module of the MarchProxy NLB that answers with its name
 #[derive(Parser)]
 struct Args {
-    /// Instance id: the name that answers carry
+    /// Instance id: the name in all answers
     #[arg(long)]
     name: String,
     #[arg(long, default_value = "v1")]
@@ -33,10 +33,10 @@ struct Args {
     /// The NLB's gRPC address
     #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
     nlb: String,
-    /// What clients reach (repeatable): an address of the NLB and a port, for TCP and UDP
+    /// What clients connect to (repeatable): an address of the NLB and a port, for TCP and UDP
     #[arg(long, value_name = "ADDRESS:PORT")]
     vip: Vec<SocketAddr>,
-    /// How packets get here: nat, dsr-l2, dsr-ipip or gue
+    /// How packets reach this module: nat, dsr-l2, dsr-ipip or gue
     #[arg(long)]
     mode: Option<String>,
     /// More metadata for the NLB (repeatable), such as data_address=10.0.0.5
@@ -45,29 +45,31 @@ struct Args {
     /// Where ModuleService listens
     #[arg(long, default_value = "0.0.0.0:0")]
     control: SocketAddr,
-    /// Seconds between heartbeats, in place of what the NLB asks for
+    /// Seconds between heartbeats, instead of the interval that the NLB asks for
     #[arg(long, value_name = "SECONDS")]
     heartbeat: Option<u64>,
-    /// How the NLB is to check this module: tcp, http, grpc or module
+    /// The NLB's health check of this module: tcp, http, grpc or module
     #[arg(long, value_name = "KIND")]
     check: Option<Check>,
-    /// Where instead of where traffic goes
+    /// The port to check, instead of the one that traffic goes to
     #[arg(long, requires = "check", default_value_t = 0, value_name = "PORT")]
     check_port: u16,
-    /// Seconds between checks, in place of the NLB's default
+    /// Seconds between checks, instead of the NLB's default
     #[arg(long, requires = "check", default_value_t = 0, value_name = "SECONDS")]
     check_interval: i32,
-    /// Break off every TCP connection instead of answering, as a bad release would: to see a promotion rolled back
+    /// Reset every TCP connection instead of answering, as a bad release would: to see a promotion rolled
+    /// back
     #[arg(long)]
     broken: bool,
-    /// Say that this can handle whatever it is asked about with the priority in this file, or not at all where there is none
+    /// Answer CanHandle with the priority in this file for every route; without the file, that no route can
+    /// be handled
     #[arg(long, value_name = "FILE", conflicts_with = "scaler")]
     priority: Option<PathBuf>,
-    /// Start and end further instances of this program when the NLB asks for them. They listen on the ports after these;
-    /// say how they scale by metadata such as scaling.target_connections=100
+    /// Start and end further instances of this program when the NLB requests it. They listen on the ports
+    /// after these; configure scaling by metadata such as scaling.target_connections=100
     #[arg(long)]
     scaler: bool,
-    /// Drain and end when standard input does, because whoever started this is gone
+    /// Drain and end at the end of standard input, because the process that started this one is gone
     #[arg(long)]
     scaled: bool,
     /// Seconds that open connections may take to finish after SIGTERM
@@ -103,7 +105,7 @@ async fn main() -> anyhow::Result<()> {
         instance = instance.health_check(health_check(kind, &args));
     }
     if let Some(file) = &args.priority {
-        instance = instance.control(Choosy { file: file.clone() });
+        instance = instance.control(FromFile { file: file.clone() });
     }
     if args.scaled {
         instance = instance.ends_with_stdin();
@@ -131,9 +133,9 @@ struct Echo {
 impl Serve for Echo {
     async fn connection(&self, mut connection: Connection) -> io::Result<()> {
         if self.broken {
-            // What stays unread makes the kernel reset the connection.
+            // The unread input makes the kernel reset the connection.
             connection.read_u8().await?;
-            return Err(Error::other("told to break off"));
+            return Err(Error::other("reset by --broken"));
         }
         let mut stream = BufReader::new(connection);
         let mut line = Vec::new();
@@ -153,20 +155,20 @@ impl Serve for Echo {
     }
 }
 
-/// A module that makes up its mind while it runs.
-struct Choosy {
+/// A module whose CanHandle answer follows a file.
+struct FromFile {
     file: PathBuf,
 }
 
 #[async_trait]
-impl Control for Choosy {
+impl Control for FromFile {
     async fn can_handle(&self, _: &State, request: CanHandleRequest) -> Result<CanHandleResponse, Status> {
         if let (Some(route), Some(client)) = (&request.route, request.context.get("source_address")) {
-            tracing::info!("{client} wants to go where no route leads: {}", route.route_id);
+            tracing::info!("{client} sent a packet for {}, which no route covers", route.route_id);
         }
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let priority: Option<i32> = text.trim().parse().ok();
-        let reason = format!("{} says so", self.file.display());
+        let reason = format!("priority of {}", self.file.display());
         let (can_handle, priority) = (priority.is_some(), priority.unwrap_or_default());
         Ok(CanHandleResponse { can_handle, priority, reason, ..CanHandleResponse::default() })
     }
@@ -182,7 +184,7 @@ impl Echo {
         stream: &mut (impl AsyncBufReadExt + AsyncRead + AsyncWrite + Unpin),
     ) -> io::Result<()> {
         let mut header = String::new();
-        // To the empty line that ends the headers.
+        // Up to the empty line that ends the headers.
         while stream.read_line(&mut header).await? > 2 {
             header.clear();
         }
@@ -193,7 +195,7 @@ impl Echo {
     }
 }
 
-/// One route for TCP and one for UDP per VIP. Replicas name them alike and so share one pool.
+/// One route for TCP and one for UDP for each VIP. Replicas give them the same ids, and so share one pool.
 fn routes(args: &Args) -> impl Iterator<Item = Route> {
     let port = args.listen[0].port();
     args.vip.iter().flat_map(move |vip| {
@@ -225,7 +227,7 @@ fn health_check(kind: Check, args: &Args) -> HealthCheckConfig {
     }
 }
 
-/// The commands of further instances: this one's, with names and ports of their own.
+/// The commands of further instances: those of this one, with other names and ports.
 fn further_instances(args: &Args) -> io::Result<impl Fn(u32) -> Command + Send + Sync + 'static> {
     let program = std::env::current_exe()?;
     let (name, listen) = (args.name.clone(), args.listen.clone());
@@ -234,7 +236,7 @@ fn further_instances(args: &Args) -> io::Result<impl Fn(u32) -> Command + Send +
     shared.extend(args.vip.iter().map(|vip| format!("--vip={vip}")));
     shared.extend(args.mode.iter().map(|mode| format!("--mode={mode}")));
     shared.extend(args.heartbeat.iter().map(|seconds| format!("--heartbeat={seconds}")));
-    // The scaler alone says how the group scales.
+    // Only the scaler has the group's policy.
     let metadata = args.metadata.iter().filter(|(key, _)| !key.starts_with("scaling."));
     shared.extend(metadata.map(|(key, value)| format!("--metadata={key}={value}")));
     Ok(move |number: u32| {

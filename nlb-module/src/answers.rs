@@ -1,5 +1,5 @@
-//! What an instance answers to the NLB's calls unless its author says otherwise: from what it knows of itself, and
-//! what makes no sense for one process is UNIMPLEMENTED, with the reason.
+//! The default answers of an instance to the NLB's calls: from its own state. Calls that make no sense for
+//! one process are UNIMPLEMENTED, with the reason.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -38,12 +38,12 @@ impl State {
         })
     }
 
-    /// A module without a configuration has always loaded it.
+    /// A module without a configuration has nothing to reload, which is a success.
     pub fn reload(&self, request: ReloadRequest) -> Answer<ReloadResponse> {
         if request.timeout_seconds < 0 {
             return Err(Status::invalid_argument("timeout_seconds is negative"));
         }
-        let message = "this module has no configuration that could be loaded again".to_owned();
+        let message = "this module has no configuration to reload".to_owned();
         Ok(ReloadResponse { success: true, message, error: None })
     }
 
@@ -59,15 +59,16 @@ impl State {
         Ok(ShutdownResponse { success: true, message: message.to_owned(), error: None })
     }
 
-    /// By the routes it registered; without any, and for the operator's own routes, somebody else has decided that it can
-    /// serve them. For what nobody configured nobody has.
+    /// By the routes that the instance registered. Without any, and for the operator's routes, a
+    /// configuration has decided that the instance serves them; no configuration decides that for a learned
+    /// route.
     pub fn can_handle(&self, request: CanHandleRequest) -> Answer<CanHandleResponse> {
         let asked = request.route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
         let own = self.routes();
         let best = own.values().filter(|route| covers(route, &asked)).max_by_key(|route| route.priority);
         let owner = request.context.get("owner").map(String::as_str);
         let (can_handle, priority, reason) = match best {
-            // The same of all, so that it divides them as it would without being asked about.
+            // The same answer of all modules, so that the NLB divides new flows as without the call.
             _ if owner == Some("operator") => (true, asked.priority, "is an operator's route".to_owned()),
             Some(route) => (true, route.priority, format!("covered by route {}", route.route_id)),
             None if own.is_empty() && owner != Some("learned") => {
@@ -103,7 +104,7 @@ impl State {
         })
     }
 
-    /// Changes the routes at the NLB first: what it refuses, the instance does not have either.
+    /// Changes the routes at the NLB first: changes that the NLB refuses are not made here either.
     pub async fn update_routes(
         &self,
         request: UpdateRoutesRequest,
@@ -135,7 +136,7 @@ impl State {
         Ok(DeleteRouteResponse { success, message, error })
     }
 
-    /// Answers how many routes were added, changed or removed.
+    /// Returns how many routes were added, changed or removed.
     async fn change_routes(&self, routes: BTreeMap<String, Route>, origin: Origin) -> Result<i32, Failure> {
         let updated = match origin {
             Origin::Direct => self.nlb.set_routes(self, routes.values().cloned().collect()).await?,
@@ -153,7 +154,7 @@ impl State {
         Ok(GetInstancesResponse { total_instances: instances.len() as i32, instances })
     }
 
-    /// None of any type.
+    /// There is no configuration of any type.
     pub fn get_config(&self, _: GetConfigRequest) -> Answer<GetConfigResponse> {
         Ok(GetConfigResponse { configs: Vec::new(), last_updated: None })
     }
@@ -173,7 +174,7 @@ impl State {
         Ok(GetStatsResponse { stats })
     }
 
-    /// The figures of this moment, which a span of time may leave out.
+    /// The current figures, if the requested period includes the present.
     pub fn get_metrics(&self, request: GetMetricsRequest) -> Answer<GetMetricsResponse> {
         let collected = prost_types::Timestamp::from(SystemTime::now());
         let seconds = |time: &prost_types::Timestamp| (time.seconds, time.nanos);
@@ -215,7 +216,7 @@ impl State {
     }
 }
 
-/// Why a single process has no answer to a call.
+/// The answer to a call that makes no sense for a single process, with the reason.
 pub(crate) fn not_for_one_process<T>(why: &str) -> Answer<T> {
     Err(Status::unimplemented(why))
 }
@@ -250,7 +251,7 @@ fn network(pattern: &str) -> Option<IpNet> {
     pattern.parse().ok().or_else(|| Some(IpNet::from(pattern.parse::<std::net::IpAddr>().ok()?)))
 }
 
-/// Entries that are in one only, or not the same in both.
+/// The number of entries that are in one only, or differ.
 fn differences(before: &BTreeMap<String, Route>, after: &BTreeMap<String, Route>) -> i32 {
     let written = after.iter().filter(|(id, route)| before.get(*id) != Some(route)).count();
     let removed = before.keys().filter(|id| !after.contains_key(*id)).count();
@@ -261,7 +262,7 @@ pub(crate) fn outcome(changed: &Result<i32, Failure>) -> (bool, String, Option<E
     let (code, why) = match changed {
         Ok(0) => return (true, "nothing to change".to_owned(), None),
         Ok(changes) => return (true, format!("{changes} changes made"), None),
-        Err(Failure::Passing(why)) => (StatusCode::Unavailable, why),
+        Err(Failure::Temporary(why)) => (StatusCode::Unavailable, why),
         Err(Failure::NotFound(why)) => (StatusCode::NotFound, why),
         Err(Failure::Refused(why)) => (StatusCode::InvalidArgument, why),
     };

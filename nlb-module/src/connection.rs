@@ -1,4 +1,5 @@
-//! A client's TCP connection as a module's author gets it: a stream that is counted and knows when to hurry.
+//! A client's TCP connection, as a module's author gets it: a stream that is counted, and that shows when the
+//! instance drains.
 
 use std::io::{IoSlice, Result};
 use std::net::SocketAddr;
@@ -30,12 +31,13 @@ impl Connection {
         self.client
     }
 
-    /// The address that the client reached: in the direct server return modes, the virtual one.
+    /// The address that the client connected to: in the direct server return modes, the VIP.
     pub fn local_addr(&self) -> Result<SocketAddr> {
         self.stream.local_addr()
     }
 
-    /// Completes when the instance drains. Who may end a connection early (an idle keep-alive) does so then.
+    /// Completes when the instance drains. Connections that can end early (an idle keep-alive) should end
+    /// then.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let state = Arc::clone(&self.state);
         async move { state.draining().await }

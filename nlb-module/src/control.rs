@@ -1,4 +1,5 @@
-//! The control side of a module: the calls of `ModuleService`, each with a default that its author can replace.
+//! The control side of a module: the calls of `ModuleService`, each with a default that its author can
+//! replace.
 
 use nlb_proto::*;
 use tonic::{Request, Status, async_trait};
@@ -6,8 +7,8 @@ use tonic::{Request, Status, async_trait};
 use crate::State;
 use crate::answers::not_for_one_process;
 
-/// Answers the NLB's calls. The defaults, which [`State`] offers under the same names, do for a module that only
-/// serves; requests for other instances have been refused before they get here. `StreamMetrics` repeats
+/// Answers the NLB's calls. The defaults, which [`State`] has under the same names, suffice for a module that
+/// only serves; requests for other instances are refused before they get here. `StreamMetrics` repeats
 /// [`get_metrics`](Control::get_metrics).
 #[async_trait]
 pub trait Control: Send + Sync + 'static {
@@ -94,7 +95,7 @@ pub trait Control: Send + Sync + 'static {
     }
 
     async fn scale(&self, _: &State, _: ScaleRequest) -> Result<ScaleResponse, Status> {
-        not_for_one_process("one process does not start others; scale it where it is started")
+        not_for_one_process("this module starts no processes; scale it where it is started")
     }
 
     async fn get_instances(
@@ -169,12 +170,12 @@ pub trait Control: Send + Sync + 'static {
     }
 }
 
-/// Who asks for a change of what both the instance and the NLB hold.
+/// The origin of a change to what both the instance and the NLB store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The NLB passes on what it does itself; telling it would only send the change back to where it comes from.
+    /// The NLB passes on a change that it makes itself. Calling it would return the change to its origin.
     Nlb,
-    /// Anybody else. The NLB is told first, and what it refuses is not done.
+    /// Any other caller. The NLB is called first, and a change that it refuses is not made.
     Direct,
 }
 
@@ -187,7 +188,7 @@ impl Origin {
     }
 }
 
-/// A [`Control`] that replaces nothing.
+/// A [`Control`] that replaces no default.
 pub(crate) struct Defaults;
 
 impl Control for Defaults {}

@@ -27,20 +27,21 @@ use crate::{tcp, udp};
 /// How long open connections may take to finish when the instance stops.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// Why an instance cannot run where it is. What the NLB answers is no reason: a refused module logs why, and asks again.
+/// Why an instance cannot run on this host. Answers of the NLB are no such reason: a refused module logs the
+/// reason, and registers again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("`{address}` is not the address of an NLB; write it like http://10.0.0.1:50051")]
     Address { address: String, source: tonic::transport::Error },
-    #[error("cannot tell by which address the NLB reaches this module; set it with `address`")]
+    #[error("cannot find the address by which the NLB reaches this module; set it with `address`")]
     OwnAddress(#[source] io::Error),
     #[error("cannot watch for SIGTERM")]
     Signals(#[source] io::Error),
 }
 
-/// An instance to be: described by its methods, brought to life by [`Instance::run`].
+/// An instance: described by its methods, and run by [`Instance::run`].
 pub struct Instance {
     identity: ModuleInstance,
     weight: u32,
@@ -80,7 +81,7 @@ impl Instance {
         }
     }
 
-    /// Where the NLB's gRPC server is, as a URL. Unless set: <http://127.0.0.1:50051>.
+    /// The URL of the NLB's gRPC server. Unless set: <http://127.0.0.1:50051>.
     pub fn nlb(mut self, url: impl Into<String>) -> Instance {
         self.nlb = url.into();
         self
@@ -92,72 +93,73 @@ impl Instance {
         self
     }
 
-    /// Share of new flows among instances of the same version; 100 unless set, 0 takes none.
+    /// The share of new flows among instances of the same version; 100 unless set, 0 takes none.
     pub fn weight(mut self, weight: u32) -> Instance {
         self.weight = weight;
         self
     }
 
-    /// Traffic that this instance serves.
+    /// Adds traffic that this instance serves.
     pub fn route(mut self, route: Route) -> Instance {
         self.routes.push(route);
         self
     }
 
-    /// Asks the NLB to check whether this instance serves: it gets no new flows before the first check has succeeded, nor
-    /// while checks fail. What is left 0 or empty is up to the NLB. With metadata `check=module` it asks
-    /// [`Control::health_check`].
+    /// Has the NLB check the health of this instance: it gets no new flows before the first check has
+    /// succeeded, nor while checks fail. Fields that are 0 or empty take the NLB's defaults. With metadata
+    /// `check=module` the NLB calls [`Control::health_check`].
     pub fn health_check(mut self, check: HealthCheckConfig) -> Instance {
         self.health_check = Some(check);
         self
     }
 
-    /// Tells the NLB more: `data_address`, `listen_port`, `forward_mode` and other keys of the contract.
+    /// Adds metadata: `data_address`, `listen_port`, `forward_mode` and other keys of the contract.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Instance {
         self.identity.metadata.insert(key.into(), value.into());
         self
     }
 
-    /// Has QUIC connections stay here when their clients' addresses change: the connection ids that this instance chooses have
-    /// this configuration (0 to 6) in the three high bits of their first octet, and go on with this server id of 1 to 8 octets
-    /// and four or more of its own. Of the instances with one configuration, each has its own server id, all of one length.
+    /// Keeps QUIC connections at this instance when their clients' addresses change: the connection ids that
+    /// this instance chooses have this configuration (0 to 6) in the three high bits of their first octet,
+    /// followed by this server id of 1 to 8 octets and four or more octets of its choice. Instances with the
+    /// same configuration have different server ids of the same length.
     pub fn quic_server(self, config: u8, id: &[u8]) -> Instance {
         let hexadecimal: String = id.iter().map(|octet| format!("{octet:02x}")).collect();
         self.metadata("quic_server_id", hexadecimal).metadata("quic_config_id", config.to_string())
     }
 
-    /// Serves TCP here. `[::]` takes IPv4, too.
+    /// Serves TCP at this address. `[::]` includes IPv4.
     pub fn listen_tcp(mut self, address: SocketAddr) -> Instance {
         self.tcp.push(address);
         self
     }
 
-    /// Serves UDP here. `[::]` takes IPv4, too.
+    /// Serves UDP at this address. `[::]` includes IPv4.
     pub fn listen_udp(mut self, address: SocketAddr) -> Instance {
         self.udp.push(address);
         self
     }
 
-    /// Where `ModuleService` listens; unless set, any free port of every IPv4 address.
+    /// The address that `ModuleService` listens on; unless set, a free port of every IPv4 address.
     pub fn control_listen(mut self, address: SocketAddr) -> Instance {
         self.control_listen = address;
         self
     }
 
-    /// The `host:port` by which the NLB reaches `ModuleService`; unless set, the address from which this host reaches
-    /// the NLB.
+    /// The `host:port` by which the NLB reaches `ModuleService`; unless set, the address from which this host
+    /// reaches the NLB.
     pub fn address(mut self, host_and_port: impl Into<String>) -> Instance {
         self.identity.address = host_and_port.into();
         self
     }
 
-    /// Answers the NLB's calls in ways other than the defaults.
+    /// Replaces default answers to the NLB's calls.
     pub fn control(mut self, control: impl Control) -> Instance {
         self.control = Arc::new(control);
         self
     }
 
-    /// Between heartbeats; unless set, what the NLB asks for, which is 10 seconds at first.
+    /// The heartbeat interval; unless set, the one that the NLB asks for, and 10 seconds at first.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Instance {
         self.heartbeat = Some(interval);
         self
@@ -169,7 +171,8 @@ impl Instance {
         self
     }
 
-    /// Standard input that ends is as good as SIGTERM to [`Instance::run`]: whoever holds its other end is gone.
+    /// Makes [`Instance::run`] treat the end of standard input like SIGTERM: the process at the other end is
+    /// gone.
     pub fn ends_with_stdin(mut self) -> Instance {
         self.ends_with_stdin = true;
         self
@@ -177,9 +180,10 @@ impl Instance {
 
     /// Runs until SIGTERM or SIGINT (or the `Shutdown` call) and drains; a second signal ends it at once.
     ///
-    /// Nothing that the NLB answers ends it. While the NLB refuses the registration, as for an unknown VIP or an id that is
-    /// taken, the instance gets no traffic, and tries again for as long as it runs. The reason goes to the log, by
-    /// [`tracing`]: it is seen only in a program that has a subscriber, as `tracing_subscriber::fmt().init()` makes one.
+    /// No answer of the NLB ends it. While the NLB refuses the registration, as for an unknown VIP or an id
+    /// that is taken, the instance gets no traffic, and registers again for as long as it runs. The reason is
+    /// logged by [`tracing`]: it is visible only in a program with a subscriber, such as the one of
+    /// `tracing_subscriber::fmt().init()`.
     pub async fn run(self, serve: impl Serve) -> Result<(), Error> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
@@ -202,7 +206,7 @@ impl Instance {
             }
             let _ = stop.send(());
             signalled().await;
-            warn!("stopped by a second signal; open connections are cut off");
+            warn!("stopped by a second signal; open connections are closed");
         };
         tokio::select! {
             result = ran => result,
@@ -259,8 +263,8 @@ impl Instance {
     }
 }
 
-/// The NLB sends no new flows from here on, and answers when those it knows have ended. Only then the listeners close:
-/// whatever is on its way here still finds one.
+/// The NLB sends no new flows from here on, and answers when the flows that it has recorded have ended. Only
+/// then the listeners close: packets in flight still find them open.
 async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, within: Duration) {
     let state = registration.state;
     info!(open = state.open_connections(), ?within, "draining");
@@ -270,11 +274,12 @@ async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, wit
         while listeners.join_next().await.is_some() {}
     });
     if finished.await.is_err() {
-        warn!(open = state.open_connections(), "not drained in time; open connections are cut off");
+        warn!(open = state.open_connections(), "not drained in time; open connections are closed");
     }
 }
 
-/// On a thread of its own, which may wait in `read` when the process ends: the runtime's would hold that up.
+/// On a thread of its own, which may be blocked in `read` when the process ends: a thread of the runtime
+/// would delay the end.
 async fn stdin_ended() {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
@@ -299,7 +304,7 @@ async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }
 
-/// The socket's own address, or where it listens on all of them, the one that the way to the NLB begins with.
+/// The socket's own address or, if it listens on all addresses, the source address of packets to the NLB.
 async fn advertised(nlb: &Endpoint, control: &TcpListener) -> io::Result<SocketAddr> {
     let mut address = control.local_addr()?;
     if address.ip().is_unspecified() {
@@ -309,7 +314,7 @@ async fn advertised(nlb: &Endpoint, control: &TcpListener) -> io::Result<SocketA
             .await?
             .find(|target| target.is_ipv4() || address.is_ipv6())
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
-        // Connecting a UDP socket sends nothing; it only picks the route.
+        // Connecting a UDP socket sends nothing; it only selects the route.
         let probe = UdpSocket::bind(if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
         probe.connect(target).await?;
         address.set_ip(probe.local_addr()?.ip());

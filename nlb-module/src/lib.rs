@@ -21,12 +21,13 @@
 //! # }
 //! ```
 //!
-//! `run` registers the instance and its routes, keeps the registration alive by heartbeats and renews it when the NLB
-//! has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows, and the open ones may finish. It ends
-//! for nothing that the NLB answers: a refused registration is logged as an error, and tried again.
+//! `run` registers the instance and its routes, renews the registration by heartbeats, registers again if the
+//! NLB has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows come, and open
+//! ones may finish. No answer of the NLB ends it: a refused registration is logged as an error, and tried
+//! again.
 //!
-//! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default. [`Scaler`] is a
-//! `Control` that starts and ends further instances when the NLB asks for them.
+//! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default.
+//! [`Scaler`] is a `Control` that starts and ends further instances at the NLB's request.
 
 mod answers;
 mod connection;
@@ -55,7 +56,7 @@ pub use tonic::{Status, async_trait};
 /// The messages of the wire contract, for authors of a [`Control`].
 pub use nlb_proto as proto;
 
-/// Its program has to compile, too.
+/// The program of the quickstart has to compile, too.
 #[cfg(doctest)]
 #[doc = include_str!("../../proto/QUICKSTART.md")]
 mod quickstart {}

@@ -1,4 +1,4 @@
-//! The calls a module makes to the NLB. Each carries the registration id, which proves who is calling.
+//! The calls of a module to the NLB. Each carries the registration id, which authenticates the caller.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use tonic::{Code, Request, Status};
 use crate::State;
 
 const CONNECT: Duration = Duration::from_secs(3);
-/// The NLB answers a change once its maps hold it, for which it takes up to 5 seconds.
+/// The NLB answers a change once its maps hold it, which takes up to 5 seconds.
 const ANSWER: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct Nlb {
     attempts: Arc<Attempts>,
 }
 
-/// By these the NLB knows that calls to register come from one process, and which is the newest: one that was given up may be
-/// carried out all the same, before the next or after it.
+/// Identifies calls to register as those of one process, and orders them: a call that was given up may still
+/// be processed, before the next one or after it.
 struct Attempts {
     /// As secret as the registration id.
     nonce: String,
@@ -44,7 +44,7 @@ impl Attempts {
         Attempts { nonce: bits.iter().map(|byte| format!("{byte:02x}")).collect(), made: AtomicU64::new(0) }
     }
 
-    /// The metadata of one more call.
+    /// The metadata of the next call.
     fn next(&self) -> [(String, String); 2] {
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
         [
@@ -60,22 +60,22 @@ impl fmt::Debug for Attempts {
     }
 }
 
-/// Why the NLB does not do what was asked.
+/// Why the NLB did not do what the call asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// It cannot be reached or cannot do it now.
+    /// The NLB is unreachable, or cannot do it now.
     #[error("{0}")]
-    Passing(String),
-    /// It does not know this registration.
+    Temporary(String),
+    /// The NLB does not have this registration.
     #[error("{0}")]
     NotFound(String),
-    /// It will not, as things are: for what the call says, or for who makes it.
+    /// The NLB refuses the content of the call, or its caller.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Nlb {
-    /// Connects when first used, and again whenever the connection is lost.
+    /// Connects at the first call, and again whenever the connection is lost.
     pub(crate) fn at(endpoint: Endpoint) -> Nlb {
         let channel = endpoint.connect_timeout(CONNECT).connect_lazy();
         Nlb { channel, registration_id: Arc::default(), attempts: Arc::new(Attempts::new()) }
@@ -85,7 +85,7 @@ impl Nlb {
         let mut instance = state.instance();
         let earlier = self.registration_id();
         if !earlier.is_empty() {
-            // Proves to be the same module, should its address have changed.
+            // Identifies the same module if its address has changed.
             instance.metadata.insert("registration_id".to_owned(), earlier);
         }
         instance.metadata.extend(self.attempts.next());
@@ -114,14 +114,14 @@ impl Nlb {
         if answer.acknowledged { Ok(answer) } else { Err(Failure::NotFound(answer.message)) }
     }
 
-    /// Answers when the last flow has closed, or at the time-out; says how many closed in time.
+    /// Answers when the last flow has closed, or at the timeout; returns how many flows closed in time.
     pub(crate) async fn unregister(&self, state: &State, drain: Option<Duration>) -> Result<i32, Failure> {
         let timeout = drain.unwrap_or_default();
         let request = UnregisterModuleRequest {
             instance_id: state.instance_id().to_owned(),
             registration_id: self.registration_id(),
             graceful: drain.is_some(),
-            // 0 would leave it to the NLB.
+            // 0 would mean the NLB's default.
             drain_timeout_seconds: timeout.as_secs_f64().ceil().max(1.0) as i32,
         };
         let answer = self.service().unregister_module(within(timeout + ANSWER, request)).await?.into_inner();
@@ -131,7 +131,7 @@ impl Nlb {
 
     pub(crate) async fn set_routes(&self, state: &State, routes: Vec<Route>) -> Result<i32, Failure> {
         if !self.is_registered() {
-            return Err(Failure::Passing("not registered yet".to_owned()));
+            return Err(Failure::Temporary("not registered yet".to_owned()));
         }
         let request = UpdateRoutingRequest {
             routes,
@@ -159,7 +159,7 @@ impl Nlb {
         accepted(answer.success, answer.message, answer.error)
     }
 
-    /// More new flows for this instance's version.
+    /// Requests more new flows for this instance's version.
     pub(crate) async fn promote(&self, request: PromoteVersionRequest) -> Result<(), Failure> {
         let mut front = ModuleServiceClient::new(self.channel.clone());
         let answer = front.promote_version(within(ANSWER, request)).await?.into_inner();
@@ -201,8 +201,8 @@ fn accepted(success: bool, message: String, refusal: Option<Refusal>) -> Result<
     Err(match refusal.code() {
         StatusCode::NotFound => Failure::NotFound(why),
         StatusCode::InvalidArgument | StatusCode::PermissionDenied => Failure::Refused(why),
-        // The id may yet become free, the bound be raised, the NLB recover.
-        _ => Failure::Passing(why),
+        // The id may become free, the limit be raised, or the NLB recover.
+        _ => Failure::Temporary(why),
     })
 }
 
@@ -216,7 +216,7 @@ impl From<Status> for Failure {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::Unimplemented => Failure::Refused(why),
-            _ => Failure::Passing(why),
+            _ => Failure::Temporary(why),
         }
     }
 }

@@ -1,10 +1,12 @@
-//! Keeps the instance registered: registers, sends heartbeats, and registers again when the registration is void.
+//! Keeps the instance registered: registers, sends heartbeats, and registers again when the registration is
+//! void.
 //!
-//! Nothing that the NLB answers ends the module. When it does not answer, traffic goes on meanwhile, so heartbeats are
-//! only repeated. When it takes no heartbeats of this registration (NOT_FOUND after a restart, PERMISSION_DENIED when
-//! another registration has the id), the module registers again, with the former registration_id as proof. When it
-//! refuses the module altogether, its configuration may change. Waiting times grow with every failure and differ from
-//! module to module, so that a fleet does not fall upon an NLB that comes back.
+//! No answer of the NLB ends the module. If the NLB does not answer, traffic continues meanwhile, so
+//! heartbeats are only repeated. If it accepts no heartbeats of this registration (NOT_FOUND after a restart,
+//! PERMISSION_DENIED if another registration has the id), the module registers again, with the former
+//! registration_id as its credential. If it refuses the module itself, its configuration may change. Delays
+//! grow with every failure and differ from module to module, so that a fleet does not register all at once
+//! when an NLB is back.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -18,13 +20,13 @@ use crate::{Control, State};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
-/// Between attempts that the NLB refuses for what they say.
+/// The longest delay between attempts that the NLB refuses for their content.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Registration<'a> {
     pub state: &'a State,
     pub control: &'a dyn Control,
-    /// Between heartbeats; unset leaves it to the NLB.
+    /// The heartbeat interval; unset means the one that the NLB asks for.
     pub interval: Option<Duration>,
 }
 
@@ -37,7 +39,8 @@ impl Registration<'_> {
             let wait = match self.register().await {
                 Ok(()) => {
                     refused = BackOff::up_to(LONGEST_WAIT);
-                    // A registration that was void at once is no success: two processes may be taking one id from each other.
+                    // A registration that was void at once is no success: two processes may be superseding
+                    // each other.
                     if self.send_heartbeats().await {
                         again = BackOff::up_to(INTERVAL);
                     }
@@ -48,7 +51,7 @@ impl Registration<'_> {
                     error!(instance_id = self.state.instance_id(), %why, ?wait, "the NLB refuses this module; trying again");
                     wait
                 }
-                Err(Failure::Passing(why) | Failure::NotFound(why)) => {
+                Err(Failure::Temporary(why) | Failure::NotFound(why)) => {
                     let wait = again.next();
                     warn!(instance_id = self.state.instance_id(), %why, ?wait, "not registered; trying again");
                     wait
@@ -60,7 +63,8 @@ impl Registration<'_> {
 
     async fn register(&self) -> Result<(), Failure> {
         let weight = self.state.weight();
-        // A registration cannot say weight 0, which means unset there. Until it is said, nothing may come.
+        // 0 means unset in a registration, so a weight of 0 needs a second call. Until then no flows may
+        // come.
         if weight == 0 {
             self.state.set_health(HealthStatus::Starting);
         }
@@ -74,21 +78,21 @@ impl Registration<'_> {
         Ok(())
     }
 
-    /// Returns when the NLB does not take heartbeats of this registration any more, or the instance drains. Answers whether it
-    /// has taken any.
+    /// Returns when the NLB does not accept heartbeats of this registration any more, or the instance drains.
+    /// Returns whether any was accepted.
     async fn send_heartbeats(&self) -> bool {
         let mut interval = self.interval.unwrap_or(INTERVAL);
         let mut retry = BackOff::up_to(INTERVAL);
         let mut wait = interval;
-        let mut taken = false;
+        let mut accepted = false;
         loop {
             self.pause(wait).await;
             if self.state.is_draining() {
-                return taken;
+                return accepted;
             }
             match self.state.nlb.heartbeat(self.state).await {
                 Ok(answer) => {
-                    taken = true;
+                    accepted = true;
                     retry = BackOff::up_to(INTERVAL);
                     if let (None, Some(asked)) = (self.interval, asked_interval(&answer)) {
                         interval = asked;
@@ -98,22 +102,22 @@ impl Registration<'_> {
                         self.reload().await;
                     }
                 }
-                Err(Failure::Passing(why)) => {
+                Err(Failure::Temporary(why)) => {
                     wait = retry.next().min(interval);
                     warn!(%why, ?wait, "heartbeat not delivered; trying again");
                 }
                 Err(Failure::NotFound(why)) => {
-                    info!(%why, "the NLB does not know this registration; registering again");
-                    return taken;
+                    info!(%why, "the NLB does not have this registration; registering again");
+                    return accepted;
                 }
                 Err(Failure::Refused(why)) => {
                     let instance_id = self.state.instance_id();
                     warn!(
                         instance_id,
                         %why,
-                        "the NLB takes no heartbeats of this registration; registering again (does another process use the id?)"
+                        "the NLB accepts no heartbeats of this registration; registering again (another process may use the id)"
                     );
-                    return taken;
+                    return accepted;
                 }
             }
         }
@@ -122,11 +126,11 @@ impl Registration<'_> {
     async fn reload(&self) {
         let request = ReloadRequest { graceful: true, ..ReloadRequest::default() };
         if let Err(status) = self.control.reload(self.state, request).await {
-            warn!(%status, "the NLB asked to reload");
+            warn!(%status, "the reload that the NLB requested failed");
         }
     }
 
-    /// Leaves the NLB. While flows run out, heartbeats go on: a lease that ends would cut them off.
+    /// Unregisters. While flows end, heartbeats continue: an evicted lease would cut the flows off.
     pub(crate) async fn leave(&self, drain: Option<Duration>) {
         if !self.state.nlb.is_registered() {
             return;
@@ -135,14 +139,15 @@ impl Registration<'_> {
         let heartbeats = async {
             loop {
                 sleep(self.interval.unwrap_or(INTERVAL)).await;
-                // An NLB that ends the lease at once, or cannot be reached, changes nothing about leaving.
+                // A failed heartbeat changes nothing: the NLB may have ended the lease already, or be
+                // unreachable.
                 let _ = self.state.nlb.heartbeat(self.state).await;
             }
         };
         tokio::select! {
             left = unregistered => match left {
                 Ok(flows) => info!(flows, "unregistered; flows that closed in time"),
-                Err(why) => warn!(%why, "not unregistered; the NLB will notice by the missing heartbeats"),
+                Err(why) => warn!(%why, "not unregistered; the lease will expire without heartbeats"),
             },
             () = heartbeats => {}
         }
@@ -161,7 +166,7 @@ fn asked_interval(answer: &HeartbeatResponse) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok().filter(|interval| !interval.is_zero())
 }
 
-/// Doubles with every failure, up to a limit.
+/// A delay that doubles with every failure, up to a limit.
 struct BackOff {
     next: Duration,
     limit: Duration,
@@ -179,9 +184,9 @@ impl BackOff {
     }
 }
 
-/// Half to all of the time, at random.
+/// Half of the time to all of it, at random.
 fn jitter(time: Duration) -> Duration {
-    // Every RandomState has keys of its own.
+    // Every RandomState has its own keys.
     let random = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
     time.mul_f64(0.5 + random / 2.0)
 }
@@ -198,7 +203,7 @@ mod tests {
         assert!(waits[10..].iter().all(|wait| *wait >= INTERVAL / 2 && *wait <= INTERVAL));
         assert!(
             waits[10..].iter().any(|wait| *wait != waits[10]),
-            "every module would come back at the same moment"
+            "all modules would register at the same time"
         );
     }
 }

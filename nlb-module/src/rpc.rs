@@ -1,4 +1,5 @@
-//! `ModuleService` on the wire: refuses what is for another instance, and passes the rest to the [`Control`].
+//! The gRPC server of `ModuleService`: refuses requests for other instances, and passes the others to the
+//! [`Control`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(crate) struct Rpc {
 }
 
 impl Rpc {
-    /// The message, if it is for this instance; an empty id is.
+    /// The message, if it is for this instance; an empty id is accepted.
     fn mine<T>(&self, request: Request<T>, id: impl Fn(&T) -> &str) -> Result<T, Status> {
         let message = request.into_inner();
         let asked = id(&message);

@@ -1,9 +1,11 @@
-//! A [`Control`] that scales: on the NLB's `Scale` it starts further instances of a program, or ends some.
+//! A [`Control`] that scales: at the NLB's `Scale` request it starts further instances of a program, or ends
+//! some.
 //!
-//! This is the reference of what the NLB expects of whoever it asks: the number of instances, its own process included, is
-//! brought within the bounds of the request. An instance that is to go is sent SIGTERM, so that it drains, and is reaped
-//! when it has ended, as is one that ends by itself. The scaler holds
-//! the other end of its standard input: one that [`ends_with_stdin`](crate::Instance::ends_with_stdin) does not outlive it.
+//! This is the reference of what the NLB expects from the instance that it asks: the number of instances,
+//! including its own process, is brought within the bounds of the request. An instance to be ended gets
+//! SIGTERM, so that it drains, and is reaped when it has ended, as is one that ends by itself. The scaler
+//! holds the other end of its standard input: an instance that
+//! [`ends_with_stdin`](crate::Instance::ends_with_stdin) does not outlive the scaler.
 
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -18,50 +20,51 @@ use tracing::{info, warn};
 
 use crate::{Control, State};
 
-/// Starts and ends instances beside the one that it belongs to. It counts only those, so a group has one scaler.
+/// Starts and ends instances beside its own. It counts only those, so a group has one scaler.
 pub struct Scaler {
     program: Box<dyn Fn(u32) -> Command + Send + Sync>,
     started: Arc<Mutex<Started>>,
 }
 
-/// Processes that have not been reaped: until then their pids are theirs.
+/// Processes that have not been reaped: until then their pids are not reused.
 #[derive(Default)]
 struct Started {
     /// Oldest first.
     instances: Vec<Instance>,
-    /// Somebody waits for the end of processes.
+    /// Whether a task waits for the end of processes.
     watched: bool,
 }
 
 struct Instance {
     number: u32,
     process: Child,
-    /// It was told to end.
-    leaves: bool,
+    /// Whether it was sent SIGTERM.
+    ending: bool,
 }
 
 impl Scaler {
-    /// `program` is the command of the further instance of this number, from 1 on. A number is free again when its
-    /// process has ended.
+    /// `program` returns the command of the further instance of this number, from 1 on. A number is free
+    /// again when its process has ended.
     pub fn new(program: impl Fn(u32) -> Command + Send + Sync + 'static) -> Scaler {
         Scaler { program: Box::new(program), started: Arc::default() }
     }
 
-    /// Answers how many instances there were and are to be, this one included. Has to be called in a runtime.
+    /// Returns how many instances there were and are to be, including this one. Has to be called in a
+    /// runtime.
     fn scale_within(&self, min: u32, max: u32) -> io::Result<(u32, u32)> {
         let mut started = lock(&self.started);
         if !started.watched {
             tokio::spawn(reap(signal(SignalKind::child())?, Arc::downgrade(&self.started)));
             started.watched = true;
         }
-        let current = 1 + started.instances.iter().filter(|instance| !instance.leaves).count() as u32;
+        let current = 1 + started.instances.iter().filter(|instance| !instance.ending).count() as u32;
         let desired = current.clamp(min, max).max(1);
         for _ in current..desired {
             started.start(&self.program)?;
         }
         for _ in desired..current {
-            let youngest = started.instances.iter_mut().rev().find(|instance| !instance.leaves);
-            youngest.expect("it was counted").terminate();
+            let youngest = started.instances.iter_mut().rev().find(|instance| !instance.ending);
+            youngest.expect("there are as many as counted").terminate();
         }
         Ok((current, desired))
     }
@@ -69,7 +72,7 @@ impl Scaler {
 
 #[async_trait]
 impl Control for Scaler {
-    /// Answers when processes have started; they register by themselves.
+    /// Answers when the processes have started; they register by themselves.
     async fn scale(&self, _: &State, request: ScaleRequest) -> Result<ScaleResponse, Status> {
         let config = request.config.unwrap_or_default();
         let min = bound("min_instances", config.min_instances)?.unwrap_or(1);
@@ -110,7 +113,7 @@ impl Started {
         let number = number.expect("there are fewer processes than numbers");
         let process = program(number).stdin(Stdio::piped()).spawn()?;
         info!(number, pid = process.id(), "instance started");
-        self.instances.push(Instance { number, process, leaves: false });
+        self.instances.push(Instance { number, process, ending: false });
         Ok(())
     }
 
@@ -131,15 +134,15 @@ impl Started {
 
 impl Instance {
     fn terminate(&mut self) {
-        info!(number = self.number, pid = self.process.id(), "instance told to drain and end");
-        self.leaves = true;
+        info!(number = self.number, pid = self.process.id(), "sent SIGTERM to an instance");
+        self.ending = true;
         if let Err(error) = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM) {
-            warn!(number = self.number, %error, "instance not told to end");
+            warn!(number = self.number, %error, "cannot send SIGTERM to an instance");
         }
     }
 }
 
-/// Waits for processes that end, so that none stays as a zombie, for as long as there is a scaler.
+/// Waits for processes that end, so that none stays a zombie, while the scaler exists.
 async fn reap(mut ended: tokio::signal::unix::Signal, started: Weak<Mutex<Started>>) {
     while ended.recv().await.is_some() {
         let Some(started) = started.upgrade() else { return };
@@ -179,7 +182,7 @@ mod tests {
         }
     }
 
-    /// Each ends when its standard input does, so that none outlives the test.
+    /// Each process ends at the end of its standard input, so that none outlives the test.
     fn scaler(program: &'static str) -> Scaler {
         Scaler::new(move |_| Command::new(program))
     }
@@ -187,19 +190,23 @@ mod tests {
     #[tokio::test]
     async fn processes_are_started_ended_and_reaped() {
         let scaler = scaler("cat");
-        assert_eq!(scaler.scale_within(1, u32::MAX).unwrap(), (1, 1), "this one is an instance");
+        assert_eq!(
+            scaler.scale_within(1, u32::MAX).unwrap(),
+            (1, 1),
+            "the scaler's own process is an instance"
+        );
         assert_eq!(scaler.scale_within(4, 4).unwrap(), (1, 4));
         assert_eq!(scaler.scale_within(2, 4).unwrap(), (4, 4));
         let oldest = scaler.pids()[0];
         assert_eq!(scaler.scale_within(1, 2).unwrap(), (4, 2));
-        assert_eq!(scaler.scale_within(2, 2).unwrap(), (2, 2), "those that were told to end do not count");
+        assert_eq!(scaler.scale_within(2, 2).unwrap(), (2, 2), "instances that are ending do not count");
         scaler.wait_for(1).await;
         assert_eq!(scaler.pids(), [oldest]);
-        // One that ends by itself is reaped and can be replaced.
+        // An instance that ends by itself is reaped and can be replaced.
         kill(Pid::from_raw(oldest as i32), Signal::SIGKILL).unwrap();
         scaler.wait_for(0).await;
         assert_eq!(scaler.scale_within(2, 2).unwrap(), (1, 2));
-        assert_eq!(scaler.scale_within(0, 0).unwrap(), (2, 1), "never this one");
+        assert_eq!(scaler.scale_within(0, 0).unwrap(), (2, 1), "never the scaler's own process");
         scaler.wait_for(0).await;
     }
 

@@ -1,4 +1,4 @@
-//! The data path of a module: what its author writes.
+//! The data path of a module, which its author writes.
 
 use std::future::{Future, ready};
 use std::io::Result;
@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 
 use crate::Connection;
 
-/// Answers clients. A closure `Fn(Connection) -> Future` serves for TCP alone.
+/// Answers clients. A closure `Fn(Connection) -> Future` serves TCP alone.
 pub trait Serve: Send + Sync + 'static {
     /// Serves one TCP connection to its end. An error counts as a failed request.
     fn connection(&self, connection: Connection) -> impl Future<Output = Result<()>> + Send;
 
-    /// Answers one datagram; `None` sends nothing back.
+    /// Answers one datagram; `None` sends no answer.
     fn datagram(
         &self,
         _payload: &[u8],

@@ -1,4 +1,4 @@
-//! What a running instance knows about itself, shared by everything that serves it.
+//! The state of a running instance, shared by everything that serves it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::usage::Usage;
 /// An instance's identity, routes, condition and figures.
 #[derive(Debug)]
 pub struct State {
-    /// As it registers. Health, weight and connections are filled in by [`State::instance`].
+    /// The content of its registration. Health, weight and connections are filled in by [`State::instance`].
     identity: ModuleInstance,
     routes: Mutex<BTreeMap<String, Route>>,
     weight: Mutex<u32>,
@@ -29,13 +29,13 @@ pub struct State {
     pub(crate) nlb: Nlb,
 }
 
-/// Only ever moves on.
+/// Phases never go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
-    /// The NLB is to send no new flows; those that come are served.
+    /// The NLB is to send no new flows; flows that come are served.
     Draining,
-    /// Nothing new is taken.
+    /// No new connection is accepted.
     Closed,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Stop {
     AtOnce,
 }
 
-/// Counted since `since`.
+/// Counts since `since`.
 #[derive(Debug)]
 struct Figures {
     since: SystemTime,
@@ -106,7 +106,7 @@ impl State {
         *lock(&self.routes) = routes;
     }
 
-    /// What the next heartbeat reports.
+    /// The health that the next heartbeat reports.
     pub fn health(&self) -> HealthStatus {
         match *self.phase.borrow() {
             Phase::Serving => *lock(&self.health),
@@ -114,12 +114,13 @@ impl State {
         }
     }
 
-    /// Says how the module fares: the NLB gives a degraded one half of its weight and an unhealthy one nothing new.
+    /// Sets the module's health: the NLB gives a degraded module half its weight, and an unhealthy one no new
+    /// flows.
     pub fn set_health(&self, health: HealthStatus) {
         *lock(&self.health) = health;
     }
 
-    /// The instance as it is now.
+    /// The instance with its current health, weight and connections.
     pub fn instance(&self) -> ModuleInstance {
         ModuleInstance {
             health_status: self.health().into(),
@@ -129,7 +130,8 @@ impl State {
         }
     }
 
-    /// What was served. A request is a connection or a datagram; latencies are the module's own to tell.
+    /// The figures of what was served. A request is a connection or a datagram; only the module itself knows
+    /// latencies.
     pub fn stats(&self) -> ModuleStats {
         let mut figures = lock(&self.figures);
         ModuleStats {
@@ -167,7 +169,7 @@ impl State {
         self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Asks the instance to end; the first to ask says how.
+    /// Asks the instance to end; the first call decides how.
     pub(crate) fn stop(&self, how: Stop) {
         lock(&self.stop).get_or_insert(how);
         self.enter(Phase::Draining);
@@ -194,7 +196,7 @@ impl State {
     }
 
     async fn reached(&self, phase: Phase) {
-        // The sender is ours, so the channel cannot close while we wait.
+        // `self` holds the sender, so the channel cannot close meanwhile.
         let _ = self.phase.subscribe().wait_for(|current| *current >= phase).await;
     }
 
@@ -209,7 +211,7 @@ impl Figures {
     }
 }
 
-/// Counts a connection as open for as long as it lives.
+/// Counts a connection as open for as long as it exists.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<State>);
 
@@ -227,7 +229,7 @@ impl Drop for Open {
     }
 }
 
-/// Every section is a few assignments, so that a panic elsewhere leaves nothing half done.
+/// Every critical section is a few assignments, so a panic elsewhere leaves the value whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Accepts TCP connections and hands each to the module.
+//! Accepts TCP connections and passes each to the module.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ pub(crate) async fn listen(listener: TcpListener, serve: Arc<impl Serve>, state:
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
-                    // Out of file descriptors, as a rule: until one is free, trying again at once would only spin.
+                    // Mostly out of file descriptors: until one is free, trying again at once would only
+                    // spin.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
                         sleep(Duration::from_millis(100)).await;
                     }

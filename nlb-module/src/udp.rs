@@ -1,7 +1,8 @@
 //! Receives datagrams, and answers each from the address that it was sent to.
 //!
-//! A socket bound to every address would answer from the host's own. With direct server return the client sent to the
-//! virtual address and expects the answer from there, so both directions carry the local address (`IP_PKTINFO`).
+//! A socket bound to every address would answer from the host's own address. With direct server return the
+//! client sent to the VIP and expects the answer from there, so both directions carry the local address
+//! (`IP_PKTINFO`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -21,29 +22,29 @@ use tracing::{debug, warn};
 use crate::Serve;
 use crate::state::State;
 
-/// Datagrams that are being answered at once. What comes beyond waits in the kernel's buffer.
+/// The most datagrams that are being answered. Further ones wait in the kernel's buffer.
 const IN_FLIGHT: usize = 1024;
 const LARGEST: usize = 65_535;
 
-/// The local address of a datagram, as the kernel tells it and wants it told.
+/// The local address of a datagram, in the form that the kernel gives and takes.
 #[derive(Clone, Copy)]
 enum Local {
     V4(in_pktinfo),
     V6(in6_pktinfo),
 }
 
-/// Binds a socket that learns the local address of every datagram.
+/// Binds a socket that receives the local address of every datagram.
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address).await?;
     match address {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
-        // Also tells IPv4 addresses, as mapped ones.
+        // Includes IPv4 addresses, as mapped ones.
         SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
     }
     Ok(socket)
 }
 
-/// Serves until the instance is closed, then until what was taken is answered.
+/// Serves until the instance is closed, then until the datagrams received are answered.
 pub(crate) async fn listen(socket: UdpSocket, serve: Arc<impl Serve>, state: Arc<State>) {
     let socket = Arc::new(socket);
     let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -57,8 +58,8 @@ pub(crate) async fn listen(socket: UdpSocket, serve: Arc<impl Serve>, state: Arc
         let (length, client, local) = match received {
             Ok(received) => received,
             Err(error) => {
-                // An ICMP error that an earlier answer met, as a rule.
-                debug!(%error, "receiving a datagram");
+                // Mostly an ICMP error for an earlier answer.
+                debug!(%error, "cannot receive a datagram");
                 continue;
             }
         };
@@ -118,7 +119,7 @@ async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, So
 async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr, local: Option<Local>) -> io::Result<()> {
     let from = [IoSlice::new(reply)];
     let to = SockaddrStorage::from(client);
-    // Without the interface: the route to the client decides where the answer leaves.
+    // Without the interface: the route to the client selects it.
     let (v4, v6);
     let control = match local {
         Some(Local::V4(info)) => {

@@ -1,4 +1,4 @@
-//! What this process takes of the machine, for the heartbeat's figures.
+//! The resources that this process uses, for the figures of heartbeats.
 
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// A shorter time says more about the clock's ticks than about the load.
+/// A shorter time would measure the clock's ticks and not the load.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// Measures from one question to the next: whoever scales by it wants to know the load of now, not that of a whole life.
+/// Measures from one call to the next: scaling needs the current load, not that since the start.
 #[derive(Debug)]
 pub(crate) struct Usage {
     since: Instant,
     cpu_before: Duration,
-    /// Of the time before `since`.
+    /// The value for the time before `since`.
     measured: Option<f64>,
 }
 
@@ -23,7 +23,7 @@ impl Usage {
         Usage { since: Instant::now(), cpu_before: cpu_time(), measured: None }
     }
 
-    /// Of the whole machine, on average since the question before.
+    /// In percent of the whole machine, averaged since the call before.
     pub(crate) fn cpu_percent(&mut self) -> f64 {
         let passed = self.since.elapsed();
         if let Some(measured) = self.measured.filter(|_| passed < SHORTEST) {
@@ -39,7 +39,7 @@ impl Usage {
         measured
     }
 
-    /// Resident memory in mebibytes; 0 where the kernel does not tell.
+    /// Resident memory in mebibytes; 0 if the kernel does not report it.
     pub(crate) fn memory_mb() -> f64 {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
@@ -72,10 +72,14 @@ mod tests {
         work(&usage, Duration::from_millis(50));
         let percent = usage.cpu_percent();
         assert!(percent > 0.0 && percent <= 100.0, "{percent} %");
-        assert_eq!(usage.measured, None, "the first question is answered whenever it comes");
+        assert_eq!(usage.measured, None, "the first call has an answer at any time");
         work(&usage, SHORTEST);
         let percent = usage.cpu_percent();
-        assert_eq!((usage.measured, usage.cpu_percent()), (Some(percent), percent), "too soon for another");
+        assert_eq!(
+            (usage.measured, usage.cpu_percent()),
+            (Some(percent), percent),
+            "too soon for another measurement"
+        );
         assert!(Usage::memory_mb() > 0.5, "{} MiB", Usage::memory_mb());
     }
 }

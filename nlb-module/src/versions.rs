@@ -1,5 +1,5 @@
-//! What an instance answers about weights and versions. How new flows are shared is the NLB's to decide, so it is told first
-//! unless it is the one who passes the call on.
+//! The answers of an instance about weights and versions. The NLB decides how new flows are shared, so it is
+//! called first unless it passes the call on.
 
 use nlb_proto::*;
 use tonic::Status;
@@ -12,8 +12,8 @@ use crate::state::State;
 const LARGEST_WEIGHT: i32 = 10_000;
 
 impl State {
-    /// A call that names no instance but a version is about that version's share among the others, which the NLB keeps:
-    /// this instance's own weight within it stays as it is.
+    /// A call with a version and without an instance is about the version's share among the others, which the
+    /// NLB stores: this instance's own weight within the version stays unchanged.
     pub async fn set_traffic_weight(
         &self,
         request: SetTrafficWeightRequest,
@@ -49,7 +49,7 @@ impl State {
         Ok(1)
     }
 
-    /// What the NLB passes on concerns an instance only if that wants to prepare for its share.
+    /// A promotion that the NLB passes on needs an action only if the instance prepares for its share.
     pub async fn promote_version(
         &self,
         request: PromoteVersionRequest,
@@ -68,7 +68,7 @@ impl State {
         Ok(PromoteVersionResponse { success, message, promoted_version, error })
     }
 
-    /// As [`State::promote_version`].
+    /// Like [`State::promote_version`].
     pub async fn rollback(&self, request: RollbackRequest, origin: Origin) -> Answer<RollbackResponse> {
         let rolled_back = match origin {
             Origin::Nlb => {

@@ -1,4 +1,4 @@
-//! What an instance answers to ModuleService.
+//! The answers of an instance to ModuleService.
 
 use nlb_module::proto::*;
 use tokio::time::timeout;
@@ -8,7 +8,7 @@ use super::fake_nlb::FakeNlb;
 use super::mirror::{SOON, active_weight, control, passed_on, route, run};
 
 #[tokio::test]
-async fn answers_for_itself_and_nobody_else() {
+async fn answers_only_for_itself() {
     let nlb = FakeNlb::start().await;
     let _running = run(&nlb.url(), |instance| instance);
     let mut module = control(&nlb).await;
@@ -16,7 +16,10 @@ async fn answers_for_itself_and_nobody_else() {
     assert_eq!(status.instance.expect("an instance").instance_id, "mirror-1");
     assert_eq!(status.status, i32::from(HealthStatus::Healthy));
     let other = GetStatusRequest { instance_id: "other".into() };
-    assert_eq!(module.get_status(other).await.expect_err("not this one").code(), Code::NotFound);
+    assert_eq!(
+        module.get_status(other).await.expect_err("the request is for another instance").code(),
+        Code::NotFound
+    );
 
     let asked = CanHandleRequest { route: Some(route("any", 80)), ..CanHandleRequest::default() };
     assert!(module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
@@ -26,7 +29,7 @@ async fn answers_for_itself_and_nobody_else() {
     let asked = CanHandleRequest { context, ..asked };
     assert!(module.can_handle(asked).await.expect("an answer").into_inner().can_handle);
 
-    // Without routes of its own it serves what somebody else has configured.
+    // Without routes of its own, it serves what a configuration assigns to it.
     let replace_all = UpdateRoutesRequest { replace_all: true, ..UpdateRoutesRequest::default() };
     assert!(module.update_routes(passed_on(replace_all)).await.expect("an answer").into_inner().success);
     for (owner, able) in [("module", true), ("learned", false)] {
@@ -36,7 +39,7 @@ async fn answers_for_itself_and_nobody_else() {
         assert_eq!(answer.can_handle, able, "{owner}");
     }
 
-    let refused = module.scale(ScaleRequest::default()).await.expect_err("one process does not scale");
+    let refused = module.scale(ScaleRequest::default()).await.expect_err("a single process does not scale");
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("one process"), "{}", refused.message());
 }
@@ -72,7 +75,7 @@ async fn changes_routes_and_weight_only_as_the_nlb_does() {
     assert_eq!(active_weight(&mut module).await, 0);
     let told = nlb.see(|seen| seen.weights.len());
     assert!(module.set_traffic_weight(weight).await.expect("an answer").into_inner().success);
-    assert_eq!(nlb.see(|seen| seen.weights.len()), told, "it knows that already");
+    assert_eq!(nlb.see(|seen| seen.weights.len()), told, "the NLB has the weight already");
 }
 
 #[tokio::test]
@@ -96,7 +99,7 @@ async fn does_not_call_back_about_what_the_nlb_passes_on() {
 }
 
 #[tokio::test]
-async fn has_no_configuration_and_says_so() {
+async fn has_no_configuration_and_reports_it() {
     let nlb = FakeNlb::start().await;
     let _running = run(&nlb.url(), |instance| instance);
     let mut module = control(&nlb).await;

@@ -1,4 +1,4 @@
-//! An NLB that writes down what modules ask of it, and answers as the test wants.
+//! An NLB that records the calls of modules, and answers as the test configures it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,7 +20,7 @@ use tonic::{Code, Request, Response, Status};
 pub struct FakeNlb {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Seen>>,
-    /// Its own, so that dropping it ends connections as the end of a process does.
+    /// Its own runtime, so that dropping it ends connections as the end of a process does.
     runtime: Option<Runtime>,
 }
 
@@ -33,9 +33,9 @@ pub struct Seen {
     pub weights: Vec<SetTrafficWeightRequest>,
     pub promotions: Vec<PromoteVersionRequest>,
     pub rollbacks: Vec<RollbackRequest>,
-    /// Registration ids it takes heartbeats from.
+    /// Registration ids whose heartbeats it accepts.
     pub known: BTreeSet<String>,
-    /// Why registrations and changes are refused, if they are.
+    /// The reason for which registrations and changes are refused, if they are.
     pub refuses: Option<(StatusCode, &'static str)>,
     /// The status that calls to register fail with, if they do.
     pub fails: Option<Code>,
@@ -74,7 +74,7 @@ impl FakeNlb {
         look(&mut self.seen.lock().expect("no panic while locked"))
     }
 
-    /// Waits until what is to be seen is there.
+    /// Waits until the condition holds.
     pub async fn until(&self, what: &str, mut there: impl FnMut(&mut Seen) -> bool) {
         let waited = timeout(Duration::from_secs(10), async {
             while !self.see(&mut there) {
@@ -95,7 +95,7 @@ impl Drop for FakeNlb {
     }
 }
 
-/// A loopback address that no other test or process uses, so that ports need not be found free and then be lost again.
+/// A loopback address that no other test or process uses, so that no free port has to be found first.
 pub fn own_host() -> IpAddr {
     static COUNT: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
@@ -129,7 +129,7 @@ macro_rules! service {
         impl $Service for Service {
             type $Stream = NoStream<Result<$Item, Status>>;
             $(async fn $rpc(&self, _: Request<$Request>) -> Result<Response<$Response>, Status> {
-                Err(Status::unimplemented("the fake does not"))
+                Err(Status::unimplemented("the fake does not implement this call"))
             })*
             $($methods)*
         }
@@ -161,7 +161,7 @@ service! { NlbService, StreamNLBMetricsStream = StreamNlbMetricsResponse;
             let mut seen = self.seen();
             seen.registrations.push(request.into_inner());
             if let Some(code) = seen.fails {
-                return Err(Status::new(code, "told to fail"));
+                return Err(Status::new(code, "the test makes it fail"));
             }
             let (success, error) = seen.verdict();
             let registration_id = format!("registration-{}", seen.registrations.len());

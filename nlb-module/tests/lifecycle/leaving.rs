@@ -1,4 +1,4 @@
-//! From the wish to leave to the last connection.
+//! Draining, from the first signal to the last connection.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ async fn drains_without_losing_a_connection() {
     assert!(request.graceful);
     assert_eq!((request.registration_id.as_str(), request.drain_timeout_seconds), ("registration-1", 30));
 
-    // What the NLB had sent on its way before it knew still arrives.
+    // A connection that the NLB had sent before the drain still arrives.
     let mut late = TcpStream::connect(address).await.expect("listens until the NLB has drained");
     exchange(&mut late, b"late").await;
     drop(late);
-    nlb.until("a heartbeat that says so", |seen| {
+    nlb.until("a heartbeat with STOPPING", |seen| {
         seen.heartbeats.last().is_some_and(|beat| beat.status == i32::from(HealthStatus::Stopping))
     })
     .await;

@@ -1,4 +1,4 @@
-//! A module's life with the SDK, from registration to the last connection, against an NLB that does as a test wants.
+//! A module's life with the SDK, from registration to the last connection, against a fake NLB.
 
 mod control;
 mod fake_nlb;

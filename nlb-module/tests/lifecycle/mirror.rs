@@ -1,4 +1,4 @@
-//! A module that sends back what it gets, run as its author would.
+//! A module that sends back what it receives, run as its author would run it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::fake_nlb::{FakeNlb, own_host};
 
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// Sends back what it gets.
+/// Sends back what it receives.
 struct Mirror;
 
 impl Serve for Mirror {
@@ -91,14 +91,14 @@ pub async fn control(nlb: &FakeNlb) -> ModuleServiceClient<Channel> {
     ModuleServiceClient::connect(format!("http://{address}")).await.expect("ModuleService listens")
 }
 
-/// A call as the NLB makes it.
+/// A call as the NLB passes it on.
 pub fn passed_on<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("nlb-passed-on", "1".parse().expect("ASCII"));
     request
 }
 
-/// The weight of version v1, as the module has it.
+/// The weight of version v1 by the module's answer.
 pub async fn active_weight(module: &mut ModuleServiceClient<Channel>) -> i32 {
     let version = module.get_active_version(GetActiveVersionRequest::default()).await.expect("an answer");
     version.into_inner().version_weights["v1"]

@@ -1,4 +1,4 @@
-//! Registered, and registered again: against an NLB that comes, goes, forgets and refuses.
+//! Registering, and registering again: against an NLB that starts, stops, loses registrations and refuses.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -65,15 +65,15 @@ async fn asks_for_a_health_check_and_passes_it() {
 }
 
 #[tokio::test]
-async fn registers_again_when_the_nlb_has_forgotten() {
+async fn registers_again_when_the_nlb_has_lost_the_registration() {
     let nlb = FakeNlb::start().await;
     let _running = run(&nlb.url(), |instance| instance);
     nlb.until("a heartbeat", |seen| !seen.heartbeats.is_empty()).await;
     nlb.see(|seen| seen.known.clear());
     nlb.until("a second registration", |seen| seen.registrations.len() == 2).await;
     let again = nlb.see(|seen| seen.registrations[1].instance.clone().expect("an instance"));
-    assert_eq!(again.metadata["registration_id"], "registration-1", "the proof of being the same module");
-    nlb.until("a heartbeat of it", |seen| {
+    assert_eq!(again.metadata["registration_id"], "registration-1", "the credential of the same module");
+    nlb.until("a heartbeat of the new registration", |seen| {
         seen.heartbeats.last().is_some_and(|beat| beat.registration_id == "registration-2")
     })
     .await;
@@ -103,7 +103,7 @@ async fn waits_for_an_nlb_that_is_not_there_yet() {
     nlb.until("a registration", |seen| !seen.registrations.is_empty()).await;
 }
 
-/// What a call to register says of the process that makes it.
+/// The metadata of a call to register that identifies its process.
 fn attempt(registration: &RegisterModuleRequest) -> (String, u64) {
     let metadata = &registration.instance.as_ref().expect("an instance").metadata;
     let number = metadata["registration_attempt"].parse().expect("a number");
@@ -130,7 +130,7 @@ async fn every_call_to_register_is_numbered_within_the_process() {
 }
 
 #[tokio::test]
-async fn registers_again_with_proof_when_its_heartbeats_are_not_taken() {
+async fn registers_again_with_its_credential_when_its_heartbeats_are_not_accepted() {
     for code in [Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument, Code::Unimplemented] {
         let nlb = FakeNlb::start().await;
         let running = run(&nlb.url(), |instance| instance);
@@ -142,7 +142,7 @@ async fn registers_again_with_proof_when_its_heartbeats_are_not_taken() {
         nlb.until("a second registration", |seen| seen.registrations.len() == 2).await;
         let again = nlb.see(|seen| seen.registrations[1].instance.clone().expect("an instance"));
         assert_eq!(again.metadata["registration_id"], "registration-1", "{code:?}");
-        nlb.until("a heartbeat of it", |seen| {
+        nlb.until("a heartbeat of the new registration", |seen| {
             seen.heartbeats.last().is_some_and(|beat| beat.registration_id == "registration-2")
         })
         .await;
@@ -156,21 +156,21 @@ async fn registers_again_while_every_registration_is_void_at_once() {
     let nlb = FakeNlb::start().await;
     nlb.see(|seen| seen.void = Some(Code::PermissionDenied));
     let running = run(&nlb.url(), |instance| instance);
-    // Whatever it registers as, another takes the id before its first heartbeat.
+    // Another process supersedes every registration before its first heartbeat.
     nlb.until("a fourth registration", |seen| {
         seen.known.clear();
         seen.registrations.len() == 4
     })
     .await;
     assert!(!running.ended.is_finished());
-    nlb.until("a heartbeat that is taken", |seen| {
+    nlb.until("a heartbeat that is accepted", |seen| {
         seen.heartbeats.last().is_some_and(|beat| seen.known.contains(&beat.registration_id))
     })
     .await;
 }
 
 #[tokio::test]
-async fn goes_on_asking_an_nlb_that_refuses_it() {
+async fn keeps_registering_at_an_nlb_that_refuses_it() {
     let refusals: [fn(&mut Seen); 5] = [
         |seen| seen.refuses = Some((StatusCode::InvalidArgument, "no such VIP")),
         |seen| seen.refuses = Some((StatusCode::PermissionDenied, "not you")),
@@ -190,7 +190,7 @@ async fn goes_on_asking_an_nlb_that_refuses_it() {
 }
 
 #[tokio::test]
-async fn a_module_that_is_refused_stops_when_it_is_told_to() {
+async fn a_module_that_is_refused_stops_on_request() {
     let nlb = FakeNlb::start().await;
     nlb.see(|seen| seen.refuses = Some((StatusCode::InvalidArgument, "no such VIP")));
     let running = run(&nlb.url(), |instance| instance);

@@ -1,4 +1,4 @@
-//! Weights and promotions of versions, which are the NLB's to decide.
+//! Weights and promotions of versions, which the NLB decides.
 
 use nlb_module::proto::*;
 use tonic::{Code, Request};
@@ -27,7 +27,7 @@ async fn the_weight_of_its_version_is_not_its_own() {
         SetTrafficWeightRequest { instance_id: "mirror-1".into(), version: "v1".into(), weight: 5 };
     assert!(module.set_traffic_weight(of_instance).await.expect("an answer").into_inner().success);
     assert_eq!(active_weight(&mut module).await, 5);
-    assert_eq!(nlb.see(|seen| seen.weights.len()), 1, "only what is about the instance");
+    assert_eq!(nlb.see(|seen| seen.weights.len()), 1, "only the call about the instance");
 }
 
 #[tokio::test]
