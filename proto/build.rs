@@ -1,5 +1,5 @@
-//! Compiles the contract in pure Rust, so that building needs no protoc. The descriptor set goes to
-//! server reflection.
+//! Compiles the contract in pure Rust, so that building needs no protoc. Server reflection uses the
+//! descriptor set.
 
 use std::{env, error::Error, fs, path::PathBuf};
 

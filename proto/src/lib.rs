@@ -1,7 +1,7 @@
-//! The MarchProxy wire contract: what modules and the NLB say to each other.
+//! The MarchProxy wire contract between modules and the NLB.
 //!
-//! The `.proto` files beside this crate are the documentation. Fields 1-99 of every message are frozen by
-//! `tests/contract.rs`.
+//! The `.proto` files beside this crate are the documentation. `tests/contract.rs` freezes fields 1-99 of
+//! every message.
 
 mod generated {
     tonic::include_proto!("marchproxy");

@@ -1,5 +1,4 @@
-//! The wire contract is frozen: the descriptors, written in the notation of contract.txt, must equal it line
-//! by line.
+//! The wire contract is frozen: the descriptors, in the notation of contract.txt, must equal it line by line.
 
 mod notation;
 
@@ -17,9 +16,9 @@ fn descriptors_agree_with_the_frozen_table() {
     let ours: Vec<String> = files.iter().flat_map(|file| render_file(file, FIRST_FREE_NUMBER)).collect();
     let ours = entries(ours.iter().map(String::as_str));
 
-    assert_eq!(frozen.len(), 109, "contract.txt was cut or added to");
+    assert_eq!(frozen.len(), 109, "contract.txt has another number of lines");
     for (name, line) in &frozen {
-        assert_eq!(ours.get(name), Some(line), "{name} no longer speaks the contract");
+        assert_eq!(ours.get(name), Some(line), "{name} differs from the contract");
     }
 }
 
@@ -34,7 +33,7 @@ fn every_service_is_whole() {
     assert_eq!(methods, BTreeMap::from([("ModuleService", 22), ("NLBService", 20), ("OperatorService", 2)]));
 }
 
-/// `Name` -> its line, comments left out.
+/// The line of each name, without comments.
 fn entries<'a>(lines: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, &'a str> {
     lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

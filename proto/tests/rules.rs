@@ -1,7 +1,7 @@
-//! Rules that the .proto files keep, and what they may not lose: `cargo xtask proto check`.
+//! Rules of the .proto files, and what they may not lose: `cargo xtask proto check`.
 //!
-//! baseline.txt is what clients of this project may have been built against, additions included. A line may grow; what it
-//! has stays. After an addition, `BLESS=1 cargo xtask proto check` writes it down.
+//! baseline.txt is what clients may have been built against, including additions of this project. A line may
+//! grow, but nothing in it may change. After an addition, `BLESS=1 cargo xtask proto check` updates it.
 
 mod notation;
 
@@ -15,7 +15,7 @@ use prost_types::field_descriptor_proto::Type;
 const BASELINE: &str = "tests/baseline.txt";
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_is_proto3() {
     for file in files() {
         assert_eq!(file.syntax(), "proto3", "{}", file.name());
         let go_package = file.options.as_ref().map(|options| options.go_package()).unwrap_or_default();
@@ -56,7 +56,7 @@ fn times_are_timestamps_and_spans_name_their_unit() {
     }
 }
 
-/// A request and a response are documented by their call.
+/// Requests and responses are documented by their call.
 #[test]
 fn everything_is_documented() {
     let mut bare = Vec::new();
@@ -72,7 +72,7 @@ fn everything_is_documented() {
                 bare.push(format!("{}: {name}", file.name()));
             }
         };
-        // Field numbers of FileDescriptorProto and, within, of ServiceDescriptorProto.
+        // Field numbers of FileDescriptorProto and, inside it, of ServiceDescriptorProto.
         let calls: BTreeSet<&str> = file
             .service
             .iter()
@@ -95,7 +95,7 @@ fn everything_is_documented() {
             }
         }
     }
-    assert_eq!(bare, Vec::<String>::new(), "write a comment in front of each");
+    assert_eq!(bare, Vec::<String>::new(), "each needs a comment in front");
 }
 
 #[test]
@@ -108,10 +108,10 @@ fn what_clients_were_built_against_is_still_there() {
         assert_eq!(broken(&blessed, &now), Vec::<String>::new(), "clients that exist would break");
         let written: BTreeSet<&str> = blessed.lines().collect();
         let new: Vec<&String> = now.iter().filter(|line| !written.contains(line.as_str())).collect();
-        assert!(new.is_empty(), "added, and not in {BASELINE} yet; BLESS=1 writes it there: {new:#?}");
+        assert!(new.is_empty(), "added, and not in {BASELINE} yet; BLESS=1 updates it: {new:#?}");
         return;
     }
-    // What would break is not blessed either.
+    // An incompatible change is not written to the baseline either.
     if let Ok(blessed) = std::fs::read_to_string(&path) {
         assert_eq!(broken(&blessed, &now), Vec::<String>::new(), "clients that exist would break");
     }
@@ -122,7 +122,10 @@ fn what_clients_were_built_against_is_still_there() {
 fn a_break_is_noticed() {
     let now = |line: &str| vec![line.to_owned()];
     let blessed = "M: 1 a string; 2 b int32";
-    assert!(broken(blessed, &now("M: 1 a string; 2 b int32; 3 c bool")).is_empty(), "additions are none");
+    assert!(
+        broken(blessed, &now("M: 1 a string; 2 b int32; 3 c bool")).is_empty(),
+        "additions are compatible"
+    );
     for changed in
         ["M: 1 a string", "M: 1 a bytes; 2 b int32", "M: 1 a string; 3 b int32", "N: 1 a string; 2 b int32"]
     {
@@ -165,7 +168,7 @@ fn screaming(name: &str) -> String {
     out
 }
 
-/// Compiled once more, since the descriptors in the crate have no comments.
+/// Compiled again, since the crate's descriptors have no comments.
 fn with_comments() -> Vec<FileDescriptorProto> {
     let mut compiler =
         protox::Compiler::new([env!("CARGO_MANIFEST_DIR")]).expect("the directory of the files");

@@ -1,4 +1,4 @@
-//! Descriptors in the notation of contract.txt and baseline.txt: a line for each enum, message and service.
+//! Descriptors in the notation of contract.txt and baseline.txt: one line for each enum, message and service.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ pub fn files() -> Vec<FileDescriptorProto> {
     set.file.into_iter().filter(|file| file.package() == "marchproxy").collect()
 }
 
-/// The lines of a file, with fields and values whose numbers are below this.
+/// The lines of a file, with the fields and values whose numbers are below this.
 pub fn render_file(file: &FileDescriptorProto, below: i32) -> Vec<String> {
     let enums = file.enum_type.iter().map(|definition| render_enum(definition, below));
     let messages = file.message_type.iter().map(|message| render_message(message, below));
