@@ -34,8 +34,8 @@ pub struct Fleet {
     maps: FakeMaps,
     hops: watch::Sender<Arc<Hops>>,
     registration_ids: BTreeMap<String, String>,
-    /// Changes that `changes` has told already.
-    told: usize,
+    /// The number of changes that `changes` has returned already.
+    returned: usize,
     _state_dir: StateDir,
     _tasks: JoinSet<()>,
 }
@@ -67,7 +67,7 @@ impl Fleet {
             registry,
             applied,
             stored,
-            // Nobody counts: drains last until their deadline.
+            // There are no counters: drains last until their deadline.
             traffic,
             metrics: Recorder::new(sources, 1 << 20).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
@@ -82,7 +82,7 @@ impl Fleet {
             maps,
             hops,
             registration_ids: BTreeMap::new(),
-            told: 0,
+            returned: 0,
             _state_dir: state_dir,
             _tasks: tasks,
         }
@@ -98,10 +98,11 @@ impl Fleet {
         {
             self.registration_ids.insert(id, answer.get_ref().registration_id.clone());
         }
-        told(answer, |answer| (answer.success, answer.message))
+        line(answer, |answer| (answer.success, answer.message))
     }
 
-    /// What the module says of its own route, or of the operator's or learned one of that id; `None` if it cannot handle it.
+    /// The module's CanHandle answer about its own route, or the operator's or learned one of that id; `None`
+    /// if it cannot handle the route.
     pub async fn say_ability(&mut self, id: &str, route_id: &str, priority: Option<i32>) -> String {
         let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
         let registry = &self.control.registry;
@@ -110,12 +111,12 @@ impl Fleet {
         let operators = snapshot.operator_routes.contains_key(route_id) || snapshot.is_learned(&learned);
         let route = RouteKey { operators, ..learned };
         registry.set_abilities([(Question { instance_id: id.to_owned(), route }, ability)].into());
-        // Time for the reconciler, who is not waited for.
+        // Time for the reconciler, which this call does not wait for.
         tokio::time::sleep(Duration::from_millis(1)).await;
         String::new()
     }
 
-    /// A destination that no route covers, and what one module says of it.
+    /// A destination that no route covers, and the CanHandle answer of one module about it.
     pub async fn learn(&mut self, wanted: L4Destination, id: &str, priority: Option<i32>) -> String {
         let ability = Ability { can_handle: priority.is_some(), priority: priority.unwrap_or_default() };
         let learned = self.control.registry.learn(wanted, &[(id.to_owned(), ability)].into(), Now::read());
@@ -125,7 +126,7 @@ impl Fleet {
         }
     }
 
-    /// With a time: gracefully.
+    /// With a timeout: gracefully.
     pub async fn unregister(&mut self, id: &str, drain_timeout_seconds: Option<i32>) -> String {
         let request = UnregisterModuleRequest {
             instance_id: id.to_owned(),
@@ -133,7 +134,7 @@ impl Fleet {
             graceful: drain_timeout_seconds.is_some(),
             drain_timeout_seconds: drain_timeout_seconds.unwrap_or_default(),
         };
-        told(self.control.unregister_module(Request::new(request)).await, |a| (a.success, a.message))
+        line(self.control.unregister_module(Request::new(request)).await, |a| (a.success, a.message))
     }
 
     pub async fn heartbeat(&mut self, id: &str, status: HealthStatus) -> String {
@@ -145,10 +146,11 @@ impl Fleet {
         };
         let answer =
             nlb_proto::nlb_service_server::NlbService::heartbeat(&self.control, Request::new(request));
-        told(answer.await, |answer| (answer.acknowledged, answer.message))
+        line(answer.await, |answer| (answer.acknowledged, answer.message))
     }
 
-    /// As when a module passes it on: then nobody is called back, for there are no modules behind their addresses.
+    /// Sets a weight like a call that a module passes on: no module is called, for there are none at these
+    /// addresses.
     pub async fn weigh(&mut self, instance_id: &str, version: &str, weight: i32) -> String {
         let mut request = Request::new(SetTrafficWeightRequest {
             instance_id: instance_id.to_owned(),
@@ -156,7 +158,7 @@ impl Fleet {
             weight,
         });
         request.metadata_mut().insert("nlb-passed-on", "1".parse().expect("ASCII"));
-        told(self.control.set_traffic_weight(request).await, |answer| (answer.success, answer.message))
+        line(self.control.set_traffic_weight(request).await, |answer| (answer.success, answer.message))
     }
 
     /// Without a source: the operator's own routes.
@@ -170,7 +172,7 @@ impl Fleet {
         };
         let answer =
             nlb_proto::nlb_service_server::NlbService::update_routing(&self.control, Request::new(request));
-        told(answer.await, |answer| {
+        line(answer.await, |answer| {
             let errors = answer.validation_errors.iter().map(|error| format!("; {error}"));
             (answer.success, format!("{}{}", answer.message, errors.collect::<String>()))
         })
@@ -183,7 +185,7 @@ impl Fleet {
             Request::new(request),
         )
         .await;
-        told(answer, |a| (a.success, a.message))
+        line(answer, |a| (a.success, a.message))
     }
 
     pub async fn unlimit(&mut self, id: &str) -> String {
@@ -193,20 +195,20 @@ impl Fleet {
             Request::new(request),
         )
         .await;
-        told(answer, |a| (a.success, a.message))
+        line(answer, |a| (a.success, a.message))
     }
 
     pub async fn drain(&mut self, id: &str, timeout_seconds: i32) -> String {
         let request = DrainModuleRequest { instance_id: id.to_owned(), timeout_seconds };
-        told(self.control.drain_module(Request::new(request)).await, |a| (a.success, a.message))
+        line(self.control.drain_module(Request::new(request)).await, |a| (a.success, a.message))
     }
 
     pub async fn resume(&mut self, id: &str) -> String {
         let request = ResumeModuleRequest { instance_id: id.to_owned() };
-        told(self.control.resume_module(Request::new(request)).await, |a| (a.success, a.message))
+        line(self.control.resume_module(Request::new(request)).await, |a| (a.success, a.message))
     }
 
-    /// The kernel has learnt the way to an address, or forgotten it.
+    /// The kernel has resolved the next hop to an address, or forgotten it.
     pub fn hop(&mut self, address: IpAddr, source: Option<IpAddr>) {
         self.hops.send_modify(|hops| {
             let hops = Arc::make_mut(hops);
@@ -229,7 +231,7 @@ impl Fleet {
         self.maps.dump()
     }
 
-    /// What is wrong with the maps, if anything is.
+    /// The reconciler's error, if there is one.
     pub fn error(&self) -> String {
         let applied = self.control.applied.borrow();
         match &applied.error {
@@ -238,10 +240,10 @@ impl Fleet {
         }
     }
 
-    /// What was done to the maps since last asked.
+    /// The changes of the maps since the last call.
     pub fn changes(&mut self) -> String {
         let applied = self.maps.applied();
-        let new = applied[self.told..].iter().map(|change| match change {
+        let new = applied[self.returned..].iter().map(|change| match change {
             Change::SetBackend(id, _) => format!("set backend {id}\n"),
             Change::ClearBackend(id) => format!("clear backend {id}\n"),
             Change::SetVip(id, _) => format!("set vip {id}\n"),
@@ -265,11 +267,12 @@ impl Fleet {
             Change::SetCommonLimits(limits) => format!("set common limits: {:?}\n", limits.all),
         });
         let new: String = new.collect();
-        self.told = applied.len();
+        self.returned = applied.len();
         if new.is_empty() { "none\n".to_owned() } else { new }
     }
 
-    /// The pools by what they hold instead of by number: each backend's share, and a digest of who has which slot.
+    /// The pools by content instead of by id: each backend's share, and a digest of the backends of all
+    /// slots.
     pub fn owners(&self) -> String {
         let rows = self.maps.rows();
         let name = |id: u16| match rows.backends.get(&id) {
@@ -298,8 +301,8 @@ impl Fleet {
     }
 }
 
-/// An answer in a line.
-fn told<T>(answer: Result<Response<T>, Status>, read: impl FnOnce(T) -> (bool, String)) -> String {
+/// An answer as one line.
+fn line<T>(answer: Result<Response<T>, Status>, read: impl FnOnce(T) -> (bool, String)) -> String {
     match answer.map(|answer| read(answer.into_inner())) {
         Ok((true, message)) => format!("ok: {message}\n"),
         Ok((false, message)) => format!("refused: {message}\n"),

@@ -1,12 +1,12 @@
 //! Golden control tests: calls in, sorted map dump out.
 //!
-//! Each `.txt` file beside this one is a scenario. A line that starts with `$ ` is a call (see `script.rs`); the lines
-//! after it are what came of it, down to the next call or blank line. Everything between the wire and the kernel's maps is
-//! real: messages are parsed, the registry decides, the reconciler compiles, plans and applies. Only the maps are in memory,
-//! and time passes as fast as it can.
+//! Each `.txt` file beside this one is a scenario. A line that starts with `$ ` is a call (see `script.rs`);
+//! the lines after it are its result, down to the next call or blank line. Everything between the messages
+//! and the kernel's maps is real: messages are parsed, the registry decides, the reconciler compiles, plans
+//! and applies. Only the maps are in memory, and time is simulated.
 //!
-//! After a change that is meant: `BLESS=1 cargo test -p nlb --test golden` writes what came out into the files, and
-//! `git diff` shows whether it is what was meant.
+//! After an intended change, `BLESS=1 cargo test -p nlb --test golden` writes the results into the files, and
+//! `git diff` shows whether they are as intended.
 
 mod fleet;
 mod script;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 #[test]
-fn scenarios_give_what_their_files_say() {
+fn scenarios_have_the_results_of_their_files() {
     let bless = env::var_os("BLESS").is_some();
     let files = scenarios();
     assert!(!files.is_empty(), "no scenarios were found");
@@ -36,7 +36,7 @@ fn scenarios_give_what_their_files_say() {
     }
     assert!(
         differing.is_empty(),
-        "{}\nIf that is meant: BLESS=1 cargo test -p nlb --test golden",
+        "{}\nIf that is intended: BLESS=1 cargo test -p nlb --test golden",
         differing.join("\n")
     );
 }
@@ -52,7 +52,7 @@ fn scenarios() -> Vec<PathBuf> {
     files
 }
 
-/// Where the two part and where they meet again.
+/// The lines that differ.
 fn difference(expected: &str, actual: &str) -> String {
     let same = expected.lines().zip(actual.lines()).take_while(|(e, a)| e == a).count();
     let mut expected: Vec<&str> = expected.lines().skip(same).collect();

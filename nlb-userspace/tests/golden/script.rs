@@ -19,8 +19,8 @@
 //! $ dump  |  $ changes  |  $ owners  |  $ applied
 //! ```
 //!
-//! `route` only gives a name to what later lines register or update. Words with `=` that a line does not know are metadata,
-//! of the route or of the instance. Calls answer with a line; `dump` and its like with what they show.
+//! `route` only names a route that later lines register or update. Unknown words with `=` are metadata of the
+//! route or the instance. Calls result in one line; `dump` and similar ones in what they show.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -38,7 +38,7 @@ use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RateLimit, R
 use super::fleet::Fleet;
 use super::settings::settings;
 
-/// The scenario with what really comes of its calls.
+/// The scenario with the actual results of its calls.
 pub fn run(file: &Path, text: &str) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
@@ -63,9 +63,9 @@ pub fn run(file: &Path, text: &str) -> String {
 }
 
 struct Scenario {
-    /// Started by the first call that is not its configuration.
+    /// Started by the first call that is not `configure`.
     fleet: Option<Fleet>,
-    /// As protobuf messages, by name.
+    /// Routes as protobuf messages, by name.
     routes: BTreeMap<String, Route>,
 }
 
@@ -149,7 +149,7 @@ impl Scenario {
                 _ => return Err(format!("`{call}` is no call; script.rs lists them")),
             }
         };
-        // Whoever was woken by the call runs before the next.
+        // Tasks that the call woke run before the next call.
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok(answer)
     }

@@ -1,4 +1,4 @@
-//! CanHandle: whom new flows follow, and what callers see of it.
+//! CanHandle: which modules get new flows by their answers, and what callers see of it.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -11,18 +11,18 @@ use super::fake_module::{Fake, Told};
 use super::fleet::route;
 use super::nlb::Nlb;
 
-/// Below 0: it cannot.
-fn said(priority: i32) -> Vec<u8> {
+/// A negative priority means that the module cannot handle the route.
+fn answer_with(priority: i32) -> Vec<u8> {
     let answer = CanHandleResponse { can_handle: priority >= 0, priority, ..Default::default() };
     answer.encode_to_vec()
 }
 
-const GLAD: Fake = Fake::Answers(|_| Ok(said(7)));
-const ABLE: Fake = Fake::Answers(|_| Ok(said(0)));
-const UNABLE: Fake = Fake::Answers(|_| Ok(said(-1)));
+const HIGHEST: Fake = Fake::Answers(|_| Ok(answer_with(7)));
+const ABLE: Fake = Fake::Answers(|_| Ok(answer_with(0)));
+const UNABLE: Fake = Fake::Answers(|_| Ok(answer_with(-1)));
 
 impl Nlb {
-    /// Waits until new flows to the web route can go just to these.
+    /// Waits until new flows of the web route can go to exactly these instances.
     async fn wait_for_owners(&mut self, expected: &[&str]) {
         let mut owners = std::collections::BTreeSet::new();
         for _ in 0..500 {
@@ -63,11 +63,11 @@ async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
     nlb.poll_can_handle();
     nlb.add_fake("a", 1, "v1", ABLE).await;
     nlb.add_fake("b", 2, "v1", UNABLE).await;
-    // What does not say counts as the one that says 0.
+    // A module without CanHandle counts as one that answers 0.
     nlb.add_fake("c", 3, "v1", Fake::UNIMPLEMENTED).await;
     nlb.wait_for_owners(&["a", "c"]).await;
-    assert_eq!(nlb.targets().await, ["", "a", "c"], "b's own route leads nowhere");
-    let told = nlb.add_fake("d", 4, "v1", GLAD).await;
+    assert_eq!(nlb.targets().await, ["", "a", "c"], "b's own route has no instance");
+    let told = nlb.add_fake("d", 4, "v1", HIGHEST).await;
     nlb.wait_for_owners(&["d"]).await;
     let request: CanHandleRequest = told.last("CanHandle").unwrap();
     assert_eq!(
@@ -82,11 +82,11 @@ async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
 }
 
 #[tokio::test]
-async fn a_module_that_changes_its_mind_is_heard() {
+async fn a_changed_answer_is_applied() {
     static PRIORITY: AtomicI32 = AtomicI32::new(5);
     let mut nlb = Nlb::start().await;
     nlb.poll_can_handle();
-    nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(PRIORITY.load(Ordering::Relaxed))))).await;
+    nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(PRIORITY.load(Ordering::Relaxed))))).await;
     nlb.add_fake("b", 2, "v1", ABLE).await;
     nlb.wait_for_owners(&["a"]).await;
     PRIORITY.store(-1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ async fn a_module_that_falls_silent_keeps_its_last_answer() {
     let mut nlb = Nlb::start().await;
     nlb.poll_can_handle();
     let fades = Fake::Answers(|_| match CALLS.fetch_add(1, Ordering::Relaxed) {
-        0 => Ok(said(9)),
+        0 => Ok(answer_with(9)),
         1 => Ok(vec![0xff; 9]),
         _ => Err(Status::unavailable("tired")),
     });
@@ -130,5 +130,5 @@ async fn modules_are_asked_about_operators_routes_and_about_routes_that_change()
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("nobody was asked about the new route");
+    panic!("no module was asked about the new route");
 }

@@ -1,5 +1,5 @@
-//! Modules that refuse, cannot be reached, never answer, answer nonsense or do not know a call: each call of the front
-//! reports them per instance, and data path and modules agree afterwards.
+//! Modules that refuse, are unreachable, never answer, answer undecodable bytes or do not implement a call:
+//! each call of the front reports them per instance, and data path and modules agree afterwards.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const BROKEN: [(&str, Fake, Code); 6] = [
     ("unimplemented", Fake::UNIMPLEMENTED, Code::Unimplemented),
 ];
 
-/// Every case has an NLB of its own, and most of them wait.
+/// Every case has an NLB of its own, and most cases wait.
 async fn at_once<T, F>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -43,7 +43,7 @@ fn revision(nlb: &Nlb) -> u64 {
     nlb.registry.desired().borrow().revision
 }
 
-/// The change that an RPC asks for, for the module "a" of version v1.
+/// The change that an RPC requests, for the module "a" of version v1.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Weight,
@@ -94,26 +94,27 @@ impl Change {
     }
 }
 
-/// Who has no ModuleService, or not this call of it, has nothing that could differ from the data path.
-const STANDS_IN_THE_WAY: [&str; 3] = ["busy", "slow", "undecodable"];
+/// Failures of participants whose consent is required. A module without ModuleService, or without this call,
+/// has no state that could differ from the data path's.
+const CONSENT_REQUIRED: [&str; 3] = ["busy", "slow", "undecodable"];
 
 #[tokio::test]
-async fn a_failure_leaves_the_data_path_as_it_was_unless_nobody_is_there() {
+async fn a_failure_leaves_the_data_path_unchanged_unless_no_module_is_reachable() {
     let cases = BROKEN.into_iter().flat_map(|broken| Change::ALL.map(|change| (broken, change)));
     at_once(cases, |((word, fake, _), change)| async move {
         let (mut nlb, _) = with_module(fake).await;
         if matches!(change, Change::Rollback) {
-            // Something to go back from, behind the module's back.
+            // A former split to go back to, without a call to the module.
             let commit = nlb::registry::Commit::Apply;
             nlb.registry.set_version_weight("v1", 5, commit, nlb::model::clock::Now::read()).unwrap();
         }
         let before = revision(&nlb);
         let (success, message, error) = change.make(&mut nlb).await;
         assert!(message.contains(word) && message.contains("a: "), "{change:?}, {word}: {message}");
-        if STANDS_IN_THE_WAY.contains(&word) {
+        if CONSENT_REQUIRED.contains(&word) {
             let error = error.expect("a reason");
             assert!(error.details["a"].contains(word), "{change:?}: {error:?}");
-            assert!(!success && revision(&nlb) == before, "{change:?} was made all the same");
+            assert!(!success && revision(&nlb) == before, "{change:?} was made in spite of the failure");
         } else {
             assert!(success && error.is_none() && revision(&nlb) > before, "{change:?}, {word}: {message}");
         }
@@ -125,7 +126,7 @@ async fn a_failure_leaves_the_data_path_as_it_was_unless_nobody_is_there() {
 async fn a_module_that_is_gone_after_it_had_answered_is_not_passed_over() {
     at_once([Fake::OBEYS, Fake::REFUSES, Fake::UNIMPLEMENTED], |fake| async move {
         let (mut nlb, told) = with_module(fake).await;
-        // Whatever it is that it answers.
+        // The content of the answer does not matter.
         nlb.front.get_status(GetStatusRequest { instance_id: "a".into() }).await.unwrap();
         told.end().await;
         let before = revision(&nlb);
@@ -133,14 +134,14 @@ async fn a_module_that_is_gone_after_it_had_answered_is_not_passed_over() {
             let (success, message, error) = change.make(&mut nlb).await;
             let error = error.unwrap_or_else(|| panic!("{change:?}: {message}"));
             assert!(!success && error.details["a"].contains("unreachable"), "{change:?}: {error:?}");
-            assert_eq!(revision(&nlb), before, "{change:?} was made all the same");
+            assert_eq!(revision(&nlb), before, "{change:?} was made in spite of the failure");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn flows_are_taken_away_whatever_the_module_says() {
+async fn new_flows_end_whatever_the_module_answers() {
     let cases = BROKEN.into_iter().flat_map(|broken| ["a", ""].map(|instance_id| (broken, instance_id)));
     at_once(cases, |((word, fake, _), instance_id)| async move {
         let (mut nlb, _) = with_module(fake).await;
@@ -149,7 +150,7 @@ async fn flows_are_taken_away_whatever_the_module_says() {
         let answer = nlb.front.set_traffic_weight(request).await.unwrap().into_inner();
         assert!(answer.success && answer.message.contains(word), "{word}: {}", answer.message);
         let told = answer.error.map(|error| error.details["a"].clone());
-        assert_eq!(told.is_some(), STANDS_IN_THE_WAY.contains(&word), "{word}");
+        assert_eq!(told.is_some(), CONSENT_REQUIRED.contains(&word), "{word}");
         assert!(told.is_none_or(|told| told.contains(word)));
         let desired = nlb.registry.desired().borrow().clone();
         match instance_id {
@@ -172,9 +173,9 @@ async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
     assert!(answer.success && answer.current_version == "v1", "{}", answer.message);
     assert!(answer.error.unwrap().details["b"].contains("unreachable"));
 
-    // Nobody goes back to a version that is not there.
+    // A rollback to a version without instances is refused.
     let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
-    assert!(!answer.success, "v2 is gone");
+    assert!(!answer.success, "v2 has no instance");
     let commit = nlb::registry::Commit::Apply;
     nlb.registry.set_version_weight("v1", 0, commit, nlb::model::clock::Now::read()).unwrap();
     old.end().await;
@@ -185,7 +186,7 @@ async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
 }
 
 #[tokio::test]
-async fn those_that_agreed_are_told_the_former_weight_again() {
+async fn participants_that_agreed_get_the_former_weight_again() {
     let mut nlb = Nlb::start().await;
     let agrees = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
     let garbled = nlb.add_fake("b", 2, "v1", Fake::GARBLED).await;
@@ -194,7 +195,7 @@ async fn those_that_agreed_are_told_the_former_weight_again() {
     let answer = nlb.front.set_traffic_weight(call.clone()).await.unwrap().into_inner();
     let error = answer.error.unwrap();
     assert_eq!(error.details["c"], "busy");
-    assert!(error.details["b"].contains("undecodable"), "it could not be told either: {:?}", error.details);
+    assert!(error.details["b"].contains("undecodable"), "it could not be called either: {:?}", error.details);
     assert!(!error.details.contains_key("a"));
     let back = SetTrafficWeightRequest { weight: 100, ..call };
     assert_eq!(agrees.last("SetTrafficWeight"), Some(back.clone()));
@@ -357,7 +358,7 @@ async fn a_change_goes_on_when_the_caller_hangs_up() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_secs(20), changed).await.expect("the module was told, so the weight is set");
+    timeout(Duration::from_secs(20), changed).await.expect("the module was called, so the weight is set");
 }
 
 #[tokio::test]

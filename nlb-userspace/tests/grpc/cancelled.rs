@@ -1,4 +1,5 @@
-//! A call that is cancelled before it began changes nothing: HTTP/2 frames as a client writes them to a daemon that stands still.
+//! A call that is cancelled before it starts changes nothing: HTTP/2 frames of a client to a daemon that is
+//! not running meanwhile.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,7 +30,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Header fields that no table is needed for.
+/// Header fields that need no table.
 fn headers(stream: u32, call: &str) -> Vec<u8> {
     let path = format!("/marchproxy.NLBService/{call}");
     let fields = [
@@ -60,7 +61,7 @@ async fn connect(address: SocketAddr) -> TcpStream {
     client
 }
 
-/// Waits until the server has read all that was written: it answers pings in their order.
+/// Waits until the server has read all that was written: it answers pings in order.
 async fn ping(client: &mut TcpStream) {
     client.write_all(&frame(PING, 0, 0, b"pingpong")).await.unwrap();
     let answered = async {
@@ -78,7 +79,8 @@ async fn ping(client: &mut TcpStream) {
     timeout(Duration::from_secs(60), answered).await.expect("the server answers pings");
 }
 
-/// What is on its way when this begins is done when it ends: calls begin in the order in which they were read.
+/// Calls that were in flight at the start are done at the end: calls start in the order in which they were
+/// read.
 async fn until_another_is_registered(nlb: &mut Nlb, client: &mut TcpStream, stream: u32) {
     let another = registration("another");
     let call = [headers(stream, "RegisterModule"), message(stream, &another)].concat();
@@ -88,7 +90,7 @@ async fn until_another_is_registered(nlb: &mut Nlb, client: &mut TcpStream, stre
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(60), registered).await.expect("a call that is not cancelled is carried out");
+    timeout(Duration::from_secs(60), registered).await.expect("a call that is not cancelled is processed");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The command line as its users see it: the real binary against a server.
+//! The command line: the real binary against a server.
 
 use std::process::Output;
 

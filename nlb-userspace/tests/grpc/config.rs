@@ -1,4 +1,5 @@
-//! UpdateNLBConfig and GetNLBConfig: what changes at once, what waits for a restart, and what is refused.
+//! UpdateNLBConfig and GetNLBConfig: which settings change at once, which after a restart, and which are
+//! refused.
 
 use std::path::Path;
 
@@ -75,26 +76,26 @@ async fn a_setting_takes_effect_at_once_and_is_kept_for_the_next_start() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_restart_says_so_and_is_taken_only_knowingly() {
+async fn settings_that_need_a_restart_are_reported_and_need_restart_required() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     let request = update(json!({ "max_pools": 2048, "reject": true }));
     let answer = nlb.modules.update_nlb_config(request.clone()).await.unwrap().into_inner();
     assert!(!answer.success && answer.requires_restart, "{answer:?}");
     assert!(answer.message.contains("max_pools would wait") && answer.message.contains("restart_required"));
-    assert!(!nlb.registry.settings().reject, "nothing of it was done");
+    assert!(!nlb.registry.settings().reject, "no setting was changed");
     let asking = UpdateNlbConfigRequest { validate_only: true, ..request.clone() };
     let answer = nlb.modules.update_nlb_config(asking).await.unwrap().into_inner();
     assert!(answer.success && answer.validation_passed && answer.requires_restart, "{answer:?}");
     assert!(
         !nlb.registry.settings().reject && !state_dir.path().join("config.json").exists(),
-        "nothing was done"
+        "no setting was changed"
     );
 
     let knowing = UpdateNlbConfigRequest { restart_required: true, ..request };
     let answer = nlb.modules.update_nlb_config(knowing).await.unwrap().into_inner();
     assert!(answer.success && answer.requires_restart, "{answer:?}");
-    assert!(nlb.registry.settings().reject, "what is live is in force");
+    assert!(nlb.registry.settings().reject, "the live setting is applied");
     let (config, settings) = current(&mut nlb).await;
     assert_eq!(
         (&config.metadata["waiting_for_restart"], &settings["max_pools"]),
@@ -108,7 +109,7 @@ async fn what_waits_for_a_restart_says_so_and_is_taken_only_knowingly() {
 }
 
 #[tokio::test]
-async fn a_flag_wins_at_the_next_start_and_the_answer_says_so() {
+async fn a_flag_wins_at_the_next_start_and_the_answer_reports_it() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     let answer =

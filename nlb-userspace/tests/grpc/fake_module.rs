@@ -1,4 +1,4 @@
-//! Modules that answer whatever a test wants, down to bytes that are no message.
+//! Modules that answer as a test configures them, including bytes that are no message.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,16 +23,16 @@ use tonic::{Request, Response, Status};
 use super::fleet::{deaf, registration_at, with_metadata};
 use super::nlb::Nlb;
 
-/// What a module answers to a call, by the call's name.
+/// A module's answer to a call, by the call's name.
 pub type Answers = fn(call: &str) -> Result<Vec<u8>, Status>;
 
 #[derive(Clone, Copy)]
 pub enum Fake {
     Answers(Answers),
     Silent,
-    /// Nobody listens at its address.
+    /// No server listens at its address.
     Unreachable,
-    /// Something else listens there.
+    /// A server of another protocol listens at its address.
     NotGrpc,
 }
 
@@ -41,7 +41,7 @@ impl Fake {
     pub const UNIMPLEMENTED: Fake =
         Fake::Answers(|call| Err(Status::unimplemented(format!("no {call} here"))));
     pub const GARBLED: Fake = Fake::Answers(|_| Ok(vec![0xff; 9]));
-    /// Does everything that it is told, and has nothing to say.
+    /// Accepts all calls, with empty answers.
     pub const OBEYS: Fake = Fake::Answers(|call| {
         Ok(match call {
             "GetStatus" | "HealthCheck" | "GetStats" | "GetMetrics" | "GetConfig" | "GetRateLimits" => {
@@ -53,7 +53,7 @@ impl Fake {
     });
 }
 
-/// What a module was told.
+/// The calls that a module got.
 #[derive(Clone, Default)]
 pub struct Told {
     messages: Arc<Mutex<Vec<Message>>>,
@@ -77,7 +77,7 @@ impl Told {
         open.wait_for(|(_, open)| *open == 0).await.expect("the sender is our own");
     }
 
-    /// The last message of this call. Others may have come after it: the NLB asks on its own account, too.
+    /// The last message of this call. Other calls may have followed: the NLB also calls modules by itself.
     pub fn last<M: prost::Message + Default>(&self, call: &str) -> Option<M> {
         let told = self.messages.lock().unwrap();
         let (_, message) = told.iter().rfind(|(told, _)| told == call)?;
@@ -91,7 +91,7 @@ impl Nlb {
         self.add_checked_fake(instance_id, host, version, fake, None).await
     }
 
-    /// With a health check.
+    /// Registers a fake with a health check.
     pub async fn add_checked_fake(
         &mut self,
         instance_id: &str,
@@ -121,7 +121,7 @@ async fn serve(listener: TcpListener, fake: Fake, told: Told) {
     if matches!(fake, Fake::NotGrpc) {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            // The caller may have hung up already.
+            // The caller may have closed the connection already.
             let _ = stream.write_all(b"220 mail.example.com ESMTP\r\n").await;
         }
     }
@@ -136,7 +136,7 @@ async fn serve(listener: TcpListener, fake: Fake, told: Told) {
     served.await.expect("the server runs");
 }
 
-/// Counts itself as open while it lives.
+/// Counts as open while it exists.
 struct Connection {
     stream: TcpStream,
     open: watch::Sender<(u32, u32)>,
@@ -225,7 +225,7 @@ impl Service<Request<Vec<u8>>> for Call {
     }
 
     fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
-        assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on say so");
+        assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on are marked");
         let Call { name, server } = self;
         server.told.messages.lock().unwrap().push((name.clone(), request.into_inner()));
         match server.fake {
@@ -235,7 +235,7 @@ impl Service<Request<Vec<u8>>> for Call {
     }
 }
 
-/// Messages as they are.
+/// Messages as bytes, without decoding.
 pub struct Bytes;
 
 impl Codec for Bytes {

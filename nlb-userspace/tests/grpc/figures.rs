@@ -1,4 +1,4 @@
-//! GetMetrics of the front of the fleet: the same metrics as GetNLBMetrics', and beside them a module's own.
+//! GetMetrics of the front of the fleet: the same metrics as GetNLBMetrics, and a module's own.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ async fn the_front_answers_what_the_nlb_measures() {
                 .map(|(n, v)| (n.clone(), v.clone()))
                 .collect::<Vec<_>>()
         };
-        // Of a time that has passed, so that both see the same samples.
+        // A period that is over, so that both see the same samples.
         let end_time = start_time.and_then(|_| after(0));
         let request = GetNlbMetricsRequest { start_time, end_time, ..ask(&[]) };
         let nlbs = nlb.modules.get_nlb_metrics(request).await.unwrap().into_inner().metrics;
@@ -57,7 +57,7 @@ async fn the_front_answers_what_the_nlb_measures() {
 #[tokio::test]
 async fn a_modules_own_figures_come_beside_the_nlbs() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", SPEAKS).await;
+    let told = nlb.add_fake("alb-1", 1, "v1", WITH_METRICS).await;
     nlb.wait_for("nlb_instance_new_flows_total{instance_id=alb-1}", 0.0).await;
     for (asked, expected, passed_on) in [
         (&[][..], &["module_a", "module_b", "nlb_instance_answered_ratio"][..], Some(&[][..])),
@@ -75,7 +75,7 @@ async fn a_modules_own_figures_come_beside_the_nlbs() {
         let answer = nlb.front.get_metrics(request).await.unwrap().into_inner().metrics.unwrap();
         let sampled = catalogue::metrics().map(|metric| metric.name).collect::<Vec<_>>();
         let mut names: Vec<&str> = answer.metrics.iter().map(|point| point.name.as_str()).collect();
-        assert!(!names.contains(&"nlb_forged_total"), "a module does not speak for the NLB");
+        assert!(!names.contains(&"nlb_forged_total"), "a module cannot report the NLB's metrics");
         names.retain(|name| !sampled.contains(name));
         names.sort_unstable();
         assert_eq!(names, expected, "{asked:?}");
@@ -109,8 +109,8 @@ async fn a_module_that_does_not_answer_is_named_whatever_was_asked_of_it() {
     assert!(answered.labels["outcome"].contains("undecodable"));
 }
 
-/// A module with metrics of its own, and one that is not its to have.
-const SPEAKS: Fake = Fake::Answers(|_| {
+/// A module with metrics of its own, and with one in the NLB's name.
+const WITH_METRICS: Fake = Fake::Answers(|_| {
     let point = |name: &str| MetricDataPoint { name: name.into(), value: 3.0, ..Default::default() };
     let metrics = ["module_a", "module_b", "nlb_forged_total"].map(point).into();
     let metrics = Some(ModuleMetrics { metrics, ..Default::default() });

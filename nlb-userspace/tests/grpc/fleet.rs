@@ -15,7 +15,7 @@ pub fn instance(instance_id: &str) -> ModuleInstance {
     }
 }
 
-/// TCP port 80 of 192.0.2.1.
+/// A route for TCP port 80 of 192.0.2.1.
 pub fn route(route_id: &str) -> Route {
     Route {
         route_id: route_id.into(),
@@ -34,14 +34,15 @@ pub fn registration(instance_id: &str) -> RegisterModuleRequest {
     }
 }
 
-/// A registration at this address of the last byte, and of this version.
+/// A registration at 10.0.0.`host`, with this version.
 pub fn registration_at(instance_id: &str, host: u8, version: &str) -> RegisterModuleRequest {
     let address = format!("10.0.0.{host}:50051");
     let instance = ModuleInstance { address, version: version.into(), ..instance(instance_id) };
     RegisterModuleRequest { instance: Some(instance), ..registration(instance_id) }
 }
 
-/// The same module with its gRPC server on loopback, where nobody listens: what is passed on to it stays on this machine.
+/// The same module with its gRPC server on loopback, where no server listens: calls that are passed on to it
+/// stay on this machine.
 pub fn deaf(mut request: RegisterModuleRequest) -> RegisterModuleRequest {
     let instance = request.instance.as_mut().expect("a registration names an instance");
     let (host, _) = instance.address.rsplit_once(':').expect("addresses have a port");
@@ -56,7 +57,7 @@ pub fn with_metadata(mut instance: ModuleInstance, entries: &[(&str, &str)]) -> 
 }
 
 impl Nlb {
-    /// Registers, and answers the registration_id.
+    /// Registers, and returns the registration_id.
     pub async fn add(&mut self, request: RegisterModuleRequest) -> String {
         let answer = self.modules.register_module(request).await.expect("well formed").into_inner();
         assert!(answer.success, "{}", answer.message);

@@ -1,4 +1,4 @@
-//! The front of the fleet with modules that do as they are told.
+//! The front of the fleet, with modules that accept all calls.
 
 use nlb_proto::*;
 use prost::Message as _;
@@ -27,8 +27,8 @@ async fn the_nlb_has_a_status_and_figures_of_its_own() {
     assert!(health.checks.contains_key("applied_revision"));
 }
 
-/// A module with a word of its own for each question.
-const TALKS: Fake = Fake::Answers(|call| {
+/// A module with its own answer to each call.
+const ANSWERS: Fake = Fake::Answers(|call| {
     Ok(match call {
         "GetStatus" => GetStatusResponse {
             status: HealthStatus::Degraded.into(),
@@ -70,9 +70,9 @@ const TALKS: Fake = Fake::Answers(|call| {
 });
 
 #[tokio::test]
-async fn a_modules_word_is_merged_with_what_the_nlb_knows() {
+async fn a_modules_answer_is_merged_with_what_the_nlb_knows() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", TALKS).await;
+    nlb.add_fake("a", 1, "v1", ANSWERS).await;
     let instance_id = "a".to_owned();
     let request = GetStatusRequest { instance_id: instance_id.clone() };
     let status = nlb.front.get_status(request).await.unwrap().into_inner();
@@ -126,7 +126,7 @@ async fn a_modules_word_is_merged_with_what_the_nlb_knows() {
 
     nlb.registry.remove("a", epoch);
     loop {
-        match samples.next().await.expect("the stream says why it ends") {
+        match samples.next().await.expect("the stream ends with a reason") {
             Ok(_) => {}
             Err(status) => break assert_eq!(status.code(), tonic::Code::NotFound),
         }
@@ -160,9 +160,9 @@ async fn routes_of_one_instance_are_changed_at_both_ends() {
     assert_eq!(told.calls().len(), 2);
     let again = nlb.front.delete_route(delete).await.unwrap().into_inner();
     assert_eq!(again.error.unwrap().code(), StatusCode::NotFound);
-    assert_eq!(told.calls().len(), 2, "what the registry refuses is not passed on");
+    assert_eq!(told.calls().len(), 2, "calls that the registry refuses are not passed on");
 
-    // The operator's own routes are nobody's to be told of.
+    // The operator's own routes concern no module.
     let own = UpdateRoutesRequest { instance_id: String::new(), ..update };
     assert!(nlb.front.update_routes(own).await.unwrap().into_inner().success);
     nlb.add(deaf(registration_at("b", 2, "v1"))).await;
@@ -213,7 +213,7 @@ async fn a_graceful_shutdown_drains_first() {
     while nlb.listed("a").await.unwrap().health_status() != HealthStatus::Stopping {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    assert!(told.calls().is_empty(), "told before its flows had closed");
+    assert!(told.calls().is_empty(), "called before its flows had closed");
     let answer = call.await.unwrap().unwrap().into_inner();
     assert!(answer.success && answer.message.contains("had closed"), "{}", answer.message);
     assert_eq!(told.calls(), ["Shutdown"]);
@@ -240,7 +240,11 @@ async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
         assert_eq!(routed.target_instance_id, "b");
     }
     nlb.add(deaf(registration_at("a", 1, "v1"))).await;
-    assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Healthy, "it is back");
+    assert_eq!(
+        nlb.listed("a").await.unwrap().health_status(),
+        HealthStatus::Healthy,
+        "it is registered again"
+    );
 }
 
 #[tokio::test]
@@ -254,7 +258,7 @@ async fn a_promotion_without_a_pace_takes_the_usual_one() {
     let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
     assert!(answer.message.starts_with("v2 has 10 % of new flows, and 10 % more"), "{}", answer.message);
     let told: PromoteVersionRequest = new.last("PromoteVersion").unwrap();
-    assert_eq!(told.promotion_rate, 10, "it need not know our usual rate");
+    assert_eq!(told.promotion_rate, 10, "the module need not know the default rate");
 }
 
 #[tokio::test]
@@ -268,7 +272,7 @@ async fn versions_are_promoted_and_rolled_back() {
     let answer = nlb.front.promote_version(request.clone()).await.unwrap().into_inner();
     assert!(answer.success && answer.promoted_version == "v2", "{}", answer.message);
     assert_eq!(new.last("PromoteVersion"), Some(request));
-    assert!(!old.calls().contains(&"PromoteVersion".to_owned()), "only instances of the version are told");
+    assert!(!old.calls().contains(&"PromoteVersion".to_owned()), "only instances of the version are called");
 
     let active = nlb.front.get_active_version(GetActiveVersionRequest::default()).await.unwrap().into_inner();
     assert_eq!((active.active_version.as_str(), active.version_weights["v2"]), ("v1", 5));

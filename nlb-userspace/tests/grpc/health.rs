@@ -1,4 +1,4 @@
-//! Health checks as modules ask for them, and what comes of them.
+//! Health checks as modules configure them, and their results.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub fn checked(instance_id: &str, config: HealthCheckConfig) -> RegisterModuleRe
     RegisterModuleRequest { health_config: Some(config), ..registration(instance_id) }
 }
 
-/// A good config, how GetModuleInfo describes it, and where it is tried.
+/// A valid config, its description in GetModuleInfo, and the addresses that are checked.
 type Good = (fn(&mut HealthCheckConfig), &'static str, &'static [&'static str]);
 
 const GOOD: &[Good] = &[
@@ -113,14 +113,14 @@ async fn checks_go_where_traffic_goes() {
     let v6 = Route { destination_pattern: "2001:db8::1".into(), ..route("a-v6") };
     let udp = Route { protocol: Protocol::Udp.into(), destination_port: 53, ..route("a-udp") };
     for (request, routes, addresses) in [
-        // The other family has no traffic.
+        // No traffic comes in the other family.
         (metadata(&[("data_address", "10.0.0.2,fd00::1")]), vec![route("web")], vec!["10.0.0.2:80"]),
         (
             metadata(&[("data_address", "10.0.0.2,fd00::1"), ("listen_port", "81")]),
             vec![route("web"), v6.clone()],
             vec!["10.0.0.2:81", "[fd00::1]:81"],
         ),
-        // Direct server return carries IPv6 in IPv4, and leaves ports alone.
+        // Direct server return carries IPv6 in IPv4, and does not change ports.
         (metadata(&[("forward_mode", "dsr-ipip")]), vec![v6.clone()], vec!["10.0.0.1:80"]),
         (metadata(&[("forward_mode", "gue")]), vec![v6], vec!["10.0.0.1:80"]),
         (metadata(&[]), vec![udp.clone(), route("web")], vec!["10.0.0.1:80"]),
@@ -232,7 +232,7 @@ async fn a_module_is_asked_itself_if_it_wants() {
 }
 
 #[tokio::test]
-async fn a_module_that_does_not_say_that_it_is_well_does_not_start() {
+async fn a_module_whose_check_does_not_answer_healthy_stays_starting() {
     let mut nlb = Nlb::start().await;
     for (name, host, fake, why) in [
         ("sick", 1, SICK, "no disk"),

@@ -1,4 +1,4 @@
-//! Modules leave, or are drained by an operator.
+//! Modules that unregister, or are drained by an operator.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn leave(registration_id: &str, graceful: bool, drain_timeout_seconds: i32) -> U
     }
 }
 
-/// Waits until the module is shown with this health; `None` is that it is gone.
+/// Waits until the module is shown with this health; `None` means that it is gone.
 async fn until(nlb: &mut Nlb, health: Option<HealthStatus>) {
     let wait = async {
         while nlb.listed("alb-1").await.map(|instance| instance.health_status()) != health {

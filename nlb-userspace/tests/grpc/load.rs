@@ -1,4 +1,4 @@
-//! How load is spread, and rebalancing it.
+//! How load is spread, and rebalancing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn flows(of: &[(&str, u64)]) -> Arc<Traffic> {
     Arc::new(Traffic { backends: of.iter().map(count).collect(), ..Default::default() })
 }
 
-/// Instances "a", "b" ... of version v1 that hold so many flows.
+/// Instances "a", "b" ... of version v1 with these numbers of flows.
 async fn fleet(of: &[(&str, u64)]) -> Nlb {
     let mut nlb = Nlb::start().await;
     for ((id, _), host) in of.iter().zip(1..) {
@@ -191,7 +191,7 @@ async fn who_takes_no_flows_is_left_alone() {
 }
 
 #[tokio::test]
-async fn malformed_wishes_are_refused_and_change_nothing() {
+async fn malformed_requests_are_refused_and_change_nothing() {
     let mut nlb = fleet(&[("a", 30), ("b", 10)]).await;
     let revision = nlb.registry.desired().borrow().revision;
     let targets = |ids: Vec<String>| RebalanceLoadRequest { target_instances: ids, ..Default::default() };

@@ -31,5 +31,5 @@ mod settings;
 mod streams;
 mod subscribers;
 mod upcalls;
+mod weight_requests;
 mod weights;
-mod wishes;

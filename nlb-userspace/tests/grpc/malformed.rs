@@ -1,4 +1,4 @@
-//! Whatever is malformed is refused at the border, by the name of its field; and nothing changes.
+//! Malformed registrations are refused with the name of the field, and change nothing.
 
 use nlb_proto::*;
 use tonic::Code;
@@ -6,7 +6,7 @@ use tonic::Code;
 use super::fleet::{registration, route, with_metadata};
 use super::nlb::{Nlb, settings};
 
-/// What is spoilt in a registration that is otherwise good, and the field that the refusal must name.
+/// A fault in an otherwise valid registration, and the field that the refusal must name.
 type Case = (fn(&mut ModuleInstance, &mut Route), &'static str);
 
 fn metadata(instance: &mut ModuleInstance, key: &str, value: &str) {

@@ -1,4 +1,4 @@
-//! Malformed calls to the front of the fleet are refused by the name of their field, and reach no module.
+//! Malformed calls to the front of the fleet are refused with the name of the field, and reach no module.
 
 use nlb_proto::*;
 use tonic::Code;
@@ -9,7 +9,7 @@ use super::nlb::Nlb;
 
 const LONG: usize = 5000;
 
-/// What is spoilt, and the field that the refusal must name.
+/// A fault, and the field that the refusal must name.
 type Case<T> = (fn(&mut T), &'static str);
 
 fn a() -> String {

@@ -1,4 +1,4 @@
-//! Every field of HealthCheckConfig, malformed: refused by its name, and nothing changes.
+//! Malformed values of every field of HealthCheckConfig are refused with its name, and change nothing.
 
 use nlb_proto::*;
 use tonic::Code;
@@ -6,7 +6,7 @@ use tonic::Code;
 use super::health::{checked, set};
 use super::nlb::Nlb;
 
-/// What is spoilt in a config that is otherwise good, and the field that the refusal must name.
+/// A fault in an otherwise valid config, and the field that the refusal must name.
 type Case = (fn(&mut HealthCheckConfig), &'static str);
 
 const BAD: &[Case] = &[

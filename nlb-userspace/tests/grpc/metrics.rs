@@ -1,4 +1,4 @@
-//! The NLB's metrics, now and in the last hour.
+//! The NLB's metrics, current and over the last hour.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -55,14 +55,14 @@ pub fn after(seconds: i64) -> Option<Timestamp> {
     Some(Timestamp { seconds: now.seconds + seconds, nanos: 0 })
 }
 
-/// By name and labels, these as `key=value`.
+/// Values by name and labels, these as `key=value`.
 pub fn values(points: &[MetricDataPoint]) -> HashMap<String, f64> {
     let values: HashMap<String, f64> = points.iter().map(|point| (series(point), point.value)).collect();
     assert_eq!(values.len(), points.len(), "one point for each series");
     values
 }
 
-/// The same, with the values of several times.
+/// Values of several times, likewise.
 pub fn values_in_time(points: &[MetricDataPoint]) -> BTreeMap<String, Vec<f64>> {
     let mut values = BTreeMap::<String, Vec<f64>>::new();
     points.iter().for_each(|point| values.entry(series(point)).or_default().push(point.value));
@@ -205,12 +205,12 @@ async fn times_select_seconds_and_aggregates_sum_them_up() {
 
     let sum = nlb.modules.get_nlb_metrics(within(-60, 60, true)).await.unwrap().into_inner();
     let sum = values(&sum.metrics);
-    assert_eq!(sum["nlb_instance_packets_total{instance_id=alb-1}"], 606.0, "all of it, from 0");
+    assert_eq!(sum["nlb_instance_packets_total{instance_id=alb-1}"], 606.0, "the whole count, from 0");
     let mean = sum["nlb_instance_active_flows{instance_id=alb-1}"];
     assert!(mean > 0.0 && mean <= 14.0, "{mean}");
     let all = GetNlbMetricsRequest { aggregate: true, ..ask(&["nlb_instance_packets_total"]) };
     let all = nlb.modules.get_nlb_metrics(all).await.unwrap().into_inner();
-    assert_eq!(all.metrics[0].value, 606.0, "without times over all that is on record");
+    assert_eq!(all.metrics[0].value, 606.0, "without times, over the whole record");
 
     for (start, end) in [(-7200, -3700), (60, 120)] {
         let outside = nlb.modules.get_nlb_metrics(within(start, end, false)).await.unwrap().into_inner();
@@ -249,7 +249,7 @@ async fn an_instance_is_told_apart() {
         ..Default::default()
     };
     let none = nlb.modules.get_module_metrics(unheard).await.unwrap().into_inner();
-    assert!(none.metrics.unwrap().metrics.is_empty(), "nobody reported it");
+    assert!(none.metrics.unwrap().metrics.is_empty(), "no module reported it");
     let none = nlb.modules.get_nlb_metrics(ask(&["errors_*"])).await.unwrap().into_inner();
     assert!(none.metrics.is_empty());
     let ghost = GetModuleMetricsRequest { instance_id: "ghost".into(), ..Default::default() };

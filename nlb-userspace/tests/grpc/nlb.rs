@@ -38,19 +38,19 @@ pub struct Nlb {
     pub maps: FakeMaps,
     pub registry: Arc<Registry>,
     pub traffic: watch::Sender<Arc<Traffic>>,
-    /// Whether health checks of data addresses pass: nothing listens there in these tests.
+    /// Whether health checks of data addresses pass: no server listens there in these tests.
     pub passes: watch::Sender<bool>,
-    /// Whom health checks tried.
+    /// The targets of health checks.
     pub tried: Arc<Mutex<Vec<Target>>>,
     pub address: SocketAddr,
-    /// Tells the server to stop.
+    /// Makes the server stop.
     pub stop: Arc<Notify>,
     peers: Peers,
     tasks: tokio::task::JoinSet<()>,
     _state_dir: Option<StateDir>,
 }
 
-/// With a VIP of either family.
+/// Settings with a VIP of either family.
 pub fn settings() -> Settings {
     let vips = ["192.0.2.1/32", "2001:db8::1/128"];
     let vips = vips.iter().map(|vip| vip.parse::<ipnet::IpNet>().unwrap()).collect();
@@ -68,16 +68,16 @@ impl Nlb {
         Nlb { _state_dir: Some(state_dir), ..nlb }
     }
 
-    /// With what was kept in this directory.
+    /// With the persisted state of this directory.
     pub async fn configured(settings: Settings, configuration: Configuration, state_dir: &Path) -> Nlb {
         let limits = settings.limits;
-        let persisted = store::read(state_dir).expect("a sound file");
-        let registry = Registry::restore(settings, persisted, Now::read()).expect("what was kept fits");
+        let persisted = store::read(state_dir).expect("a valid file");
+        let registry = Registry::restore(settings, persisted, Now::read()).expect("the persisted state fits");
         let registry = Arc::new(registry);
         let maps = FakeMaps::default();
         let (publish_applied, applied) = watch::channel(Arc::default());
         let (traffic, read_traffic) = watch::channel(Arc::default());
-        let (publish_hops, hops) = watch::channel(Arc::new(ways()));
+        let (publish_hops, hops) = watch::channel(Arc::new(known_hops()));
         let peers = Peers::default();
         let prober = Prober::new(peers.clone(), hops.clone());
         let mut tasks = tokio::task::JoinSet::new();
@@ -164,20 +164,20 @@ impl Nlb {
         }
     }
 
-    /// Begins to ask modules what they can handle. Their addresses have to be on loopback.
+    /// Starts polling CanHandle. Modules' addresses have to be on loopback.
     pub fn poll_can_handle(&mut self) {
         let asking = grpc::poll_can_handle(self.registry.clone(), self.peers.clone());
         self.tasks.spawn(async move { match asking.await {} });
     }
 
-    /// Begins to ask modules for their active version, over and over.
+    /// Starts polling GetActiveVersion.
     pub fn poll_active_versions(&mut self) {
         let asking =
             grpc::poll_active_versions(self.registry.clone(), self.peers.clone(), Duration::from_millis(50));
         self.tasks.spawn(async move { match asking.await {} });
     }
 
-    /// Begins to have modules asked about destinations that no route covers. The answer is the line's other end.
+    /// Starts asking modules about destinations without a route. Returns the kernel's end of the channel.
     pub fn answer_upcalls(&mut self) -> (mpsc::Sender<Question>, mpsc::Receiver<NegativeEntry>) {
         let (questions, asked) = mpsc::channel(QUEUE);
         let (answers, closed) = mpsc::channel(QUEUE);
@@ -189,7 +189,7 @@ impl Nlb {
         (questions, closed)
     }
 
-    /// Waits until the maps hold what is desired.
+    /// Waits until the maps hold the desired state.
     pub async fn applied(&mut self) {
         let desired = self.registry.desired().borrow().revision.to_string();
         let reached = async {
@@ -205,7 +205,7 @@ impl Nlb {
         tokio::time::timeout(Duration::from_secs(20), reached).await.expect("the maps take it");
     }
 
-    /// Publishes these numbers of TCP flows of an instance, one after the other, until the last one stays.
+    /// Publishes these numbers of TCP flows of an instance, one after the other; the last one stays.
     pub fn count_flows(&mut self, instance_id: &str, readings: &'static [u64]) {
         let (traffic, instance_id) = (self.traffic.clone(), instance_id.to_owned());
         self.tasks.spawn(async move {
@@ -231,8 +231,8 @@ fn with_flows(instance_id: &str, tcp: u64) -> Arc<Traffic> {
     Arc::new(Traffic { backends: [(backend.into(), counts)].into(), ..Traffic::default() })
 }
 
-/// Every module that the tests register is on our link.
-fn ways() -> Hops {
+/// The next hops: all modules are on our link.
+fn known_hops() -> Hops {
     let hop = |address: &str, source: &str| {
         let (address, source): (IpAddr, IpAddr) = (address.parse().unwrap(), source.parse().unwrap());
         (address, Hop { hop: Default::default(), source, mtu: 1500, link_prefix: 24, local: false })

@@ -1,4 +1,4 @@
-//! Clients that are generated in other languages: Python speaks to the server, Go compiles.
+//! Clients that are generated in other languages: Python calls the server, Go compiles.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -60,7 +60,7 @@ async fn a_python_client_registers_and_sends_a_heartbeat() {
     let scratch = Scratch::new("python");
     generate("python", &scratch.0);
     let mut python = Command::new("/usr/bin/python3");
-    // A proxy of the environment is not for loopback.
+    // A proxy from the environment must not be used for loopback.
     python
         .args(["-c", REGISTER, &nlb.address.to_string()])
         .env("PYTHONPATH", &scratch.0)
@@ -78,7 +78,7 @@ fn the_go_client_compiles() {
     let mut go = Command::new("go");
     go.args(["build", "./..."])
         .current_dir(package)
-        // Debian's libraries lie in a GOPATH of their own.
+        // Debian's libraries are in a GOPATH of their own.
         .env("GO111MODULE", "off")
         .env("GOPATH", format!("{}:/usr/share/gocode", scratch.0.display()))
         .env("GOCACHE", scratch.0.join("cache"));

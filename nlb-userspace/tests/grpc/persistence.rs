@@ -30,14 +30,14 @@ fn limit(id: &str) -> SetRateLimitRequest {
 }
 
 async fn drain(nlb: &mut Nlb, instance_id: &str) {
-    // Two readings, after which nobody has flows.
+    // Two readings, after which no instance has flows.
     nlb.count_flows(instance_id, &[0]);
     let request = DrainModuleRequest { instance_id: instance_id.into(), timeout_seconds: 5 };
     let answer = nlb.operator.drain_module(request).await.unwrap().into_inner();
     assert!(answer.success, "{answer:?}");
 }
 
-/// All that callers see of what was set.
+/// Everything that callers see of what operators set.
 async fn seen(nlb: &mut Nlb) -> String {
     let mut routes = nlb.front.get_routes(GetRoutesRequest::default()).await.unwrap().into_inner().routes;
     let limits = GetRateLimitsRequest::default();
@@ -95,7 +95,7 @@ async fn what_operators_set_is_there_after_a_restart() {
     let mut nlb = start(&state_dir).await;
     add_both(&mut nlb).await;
     assert_eq!(seen(&mut nlb).await, before);
-    // Former splits too, and what modules do has not undone anything.
+    // Former splits are restored too, and no call of a module has undone anything.
     let back = nlb.front.rollback(RollbackRequest::default()).await.unwrap().into_inner();
     assert!(back.success, "{back:?}");
     assert!(seen(&mut nlb).await.contains("[(\"v1\", 95), (\"v2\", 5)]"));
@@ -131,7 +131,7 @@ async fn a_scaling_policy_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_modules_say_is_not_written() {
+async fn modules_state_is_not_written() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     let registration_id = nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
@@ -165,12 +165,12 @@ async fn many_changes_at_once_are_all_on_disk_when_they_are_answered() {
         let (id, answer) = changed.unwrap();
         assert!(answer.success, "{answer:?}");
         let persisted = store::read(state_dir.path()).unwrap();
-        assert!(persisted.rate_limits.contains_key(&id), "{id} was answered and is not on disk");
+        assert!(persisted.rate_limits.contains_key(&id), "{id} was confirmed and is not on disk");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_is_told() {
+async fn a_failed_write_is_reported() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     std::fs::write(state_dir.path(), "a file where the directory should be").unwrap();
@@ -184,7 +184,7 @@ async fn what_cannot_be_written_is_told() {
     let health = nlb.modules.check_health(CheckHealthRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.status(), HealthStatus::Degraded, "{health:?}");
     assert!(health.checks["store_error"].contains("--state-dir"));
-    // Modules have nothing to do with that.
+    // Calls of modules do not depend on the disk.
     nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
 
     std::fs::remove_file(state_dir.path()).unwrap();

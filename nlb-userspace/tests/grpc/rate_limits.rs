@@ -1,4 +1,5 @@
-//! Rate limits over gRPC: what the data path enforces stays here, and what means something to a module goes there.
+//! Rate limits over gRPC: limits that the data path enforces stay in the NLB, and all others are passed on to
+//! modules.
 
 use nlb_proto::*;
 use tonic::Code;
@@ -41,11 +42,11 @@ async fn limits_are_set_listed_replaced_and_removed() {
     let off = RateLimit { enabled: false, ..limit("a", "route:web") };
     let answer = nlb.front.set_rate_limit(set("", off)).await.unwrap().into_inner();
     assert!(answer.success && answer.message.contains("not in force"), "{answer:?}");
-    assert_eq!(nlb.maps.rows().limits.len(), 2, "what is off is not in the tables");
+    assert_eq!(nlb.maps.rows().limits.len(), 2, "a disabled limit is not in the maps");
     let gone = RemoveRateLimitRequest { limit_id: "b".into(), ..Default::default() };
     assert!(nlb.front.remove_rate_limit(gone.clone()).await.unwrap().into_inner().success);
     let again = nlb.front.remove_rate_limit(gone).await.unwrap().into_inner();
-    assert_eq!(again.error.expect("it is gone").code(), StatusCode::NotFound);
+    assert_eq!(again.error.expect("the limit was removed").code(), StatusCode::NotFound);
 }
 
 #[tokio::test]
@@ -58,9 +59,9 @@ async fn a_target_of_another_kind_is_the_modules() {
 
     let answer = nlb.front.set_rate_limit(set("alb-1", limit("users", "user:7"))).await.unwrap().into_inner();
     assert!(answer.success, "{answer:?}");
-    let passed_on: SetRateLimitRequest = told.last("SetRateLimit").expect("the module was told");
+    let passed_on: SetRateLimitRequest = told.last("SetRateLimit").expect("the module was called");
     assert_eq!(passed_on.limit.unwrap().target, "user:7");
-    assert_eq!(ids(&mut nlb, "").await, Vec::<String>::new(), "and the NLB keeps nothing of it");
+    assert_eq!(ids(&mut nlb, "").await, Vec::<String>::new(), "the NLB stores nothing of it");
 
     let request = RemoveRateLimitRequest { instance_id: "alb-1".into(), limit_id: "users".into() };
     assert!(nlb.front.remove_rate_limit(request).await.unwrap().into_inner().success);
@@ -71,7 +72,7 @@ async fn a_target_of_another_kind_is_the_modules() {
 }
 
 #[tokio::test]
-async fn what_the_data_path_enforces_no_module_is_told() {
+async fn limits_of_the_data_path_are_not_passed_on() {
     let mut nlb = Nlb::start().await;
     let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
     let answer =

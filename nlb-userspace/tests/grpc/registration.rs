@@ -1,4 +1,4 @@
-//! Registering, staying and being listed.
+//! Registering, sending heartbeats and being listed.
 
 use nlb_proto::*;
 use tonic::Code;
@@ -59,7 +59,7 @@ async fn what_was_registered_is_shown() {
     for source in ["module", "lease", "resets", "operator"] {
         assert_eq!(info.details[&format!("health.{source}")], "HEALTHY");
     }
-    assert!(!info.details.contains_key("health.check"), "it asked for none");
+    assert!(!info.details.contains_key("health.check"), "the module has no check");
 
     let unknown = nlb.modules.get_module_info(GetModuleInfoRequest { instance_id: "ghost".into() }).await;
     assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
@@ -89,7 +89,7 @@ async fn names_are_resolved() {
 }
 
 #[tokio::test]
-async fn a_route_without_a_way_to_serve_it_is_refused_or_told() {
+async fn a_route_that_the_module_cannot_serve_is_refused_or_reported() {
     let mut nlb = Nlb::start().await;
     let mut request = registration("alb-1");
     request.initial_routes[0].destination_pattern = "2001:db8::1".into();
@@ -97,7 +97,7 @@ async fn a_route_without_a_way_to_serve_it_is_refused_or_told() {
     let error = answer.error.unwrap();
     assert_eq!(error.code(), StatusCode::InvalidArgument);
     assert!(error.message.contains("IPv6"), "{}", error.message);
-    assert!(nlb.listed("alb-1").await.is_none(), "a refused change changes nothing");
+    assert!(nlb.listed("alb-1").await.is_none(), "a refused call changes nothing");
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn connection_ids_have_to_tell_modules_apart() {
         assert_eq!(error.code(), StatusCode::InvalidArgument, "{server}");
         let told = error.message.contains("quic_server_id") && error.message.contains(reason);
         assert!(told, "{server}: {}", error.message);
-        assert!(nlb.listed("alb-2").await.is_none(), "a refused change changes nothing");
+        assert!(nlb.listed("alb-2").await.is_none(), "a refused call changes nothing");
     }
     nlb.add(named("alb-2", "0a0c", "0")).await;
     nlb.add(named("alb-3", "0a", "1")).await;
@@ -126,7 +126,7 @@ async fn connection_ids_have_to_tell_modules_apart() {
 #[tokio::test]
 async fn an_id_in_use_is_given_away_only_for_a_reason() {
     let mut nlb = Nlb::start().await;
-    // A module that lives: something answers at its address. Loopback is not where its traffic goes.
+    // A registered module whose address accepts connections. Its traffic does not go to loopback.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let lives = |port: u16| {
         let instance = with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1")]);
@@ -165,7 +165,7 @@ async fn an_id_in_use_is_given_away_only_for_a_reason() {
     assert_eq!(nlb.listed("alb-1").await.unwrap().address, "10.0.0.3:50051");
 }
 
-/// A call to register of the process with a nonce, at this address of the last byte.
+/// A call to register of the process with a nonce, at 10.0.0.`host`.
 fn call(attempt: &str, host: u8) -> RegisterModuleRequest {
     let secrets = [("registration_nonce", "0123456789abcdef0123"), ("registration_attempt", attempt)];
     let mut request = registration_at("alb-1", host, "v1");
@@ -179,14 +179,15 @@ async fn a_repeated_call_goes_on_with_the_same_registration_in_either_order() {
         let mut nlb = Nlb::start().await;
         let mut ids = Vec::new();
         for attempt in attempts {
-            // What they say differs: the second has another address, from which a stranger would have to prove itself.
+            // The calls differ: the second has another address, where another process would need the
+            // registration_id.
             let host = attempt.parse().expect("a number");
             ids.push(nlb.add(call(attempt, host)).await);
         }
         assert_eq!(ids[0], ids[1]);
         nlb.modules.heartbeat(beat("alb-1", &ids[0])).await.unwrap();
         let shown = nlb.listed("alb-1").await.unwrap();
-        assert_eq!(shown.address, "10.0.0.2:50051", "what was said last");
+        assert_eq!(shown.address, "10.0.0.2:50051", "the values of the last call");
         assert!(shown.metadata.keys().all(|key| !key.starts_with("registration")), "{:?}", shown.metadata);
         let ask = GetModuleInfoRequest { instance_id: "alb-1".into() };
         let info = nlb.modules.get_module_info(ask).await.unwrap().into_inner();
@@ -197,7 +198,7 @@ async fn a_repeated_call_goes_on_with_the_same_registration_in_either_order() {
 }
 
 #[tokio::test]
-async fn the_answer_says_which_call_counted() {
+async fn the_answer_shows_which_call_counted() {
     let mut nlb = Nlb::start().await;
     for (attempt, said) in [("5", "registered"), ("6", "registered again;"), ("5", "nothing was changed:")] {
         let answer = nlb.modules.register_module(call(attempt, 1)).await.unwrap().into_inner();
@@ -221,7 +222,7 @@ async fn a_process_that_started_earlier_does_not_take_the_id() {
     let error = answer.error.unwrap();
     assert_eq!(error.code(), StatusCode::AlreadyExists);
     assert!(error.message.contains("started later"), "{}", error.message);
-    nlb.modules.heartbeat(beat("alb-1", &id)).await.expect("the living one is as it was");
+    nlb.modules.heartbeat(beat("alb-1", &id)).await.expect("the registered process is unchanged");
     let proven = beside(started(1_000), "registration-id", &id);
     assert!(nlb.modules.register_module(proven).await.unwrap().into_inner().success);
 }
@@ -258,7 +259,7 @@ async fn heartbeats_renew_report_and_steer() {
     assert_eq!(
         nlb.listed("alb-1").await.unwrap().health_status(),
         HealthStatus::Starting,
-        "unset: as before"
+        "unset means unchanged"
     );
 }
 
@@ -296,7 +297,7 @@ async fn strangers_get_a_status() {
     assert_eq!(nlb.modules.unregister_module(request).await.unwrap_err().code(), Code::Unauthenticated);
 }
 
-/// A call with the registration_id beside its message.
+/// A call with the registration_id in its gRPC metadata.
 fn beside<T>(message: T, key: &'static str, registration_id: &str) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert(key, registration_id.parse().unwrap());
@@ -312,7 +313,7 @@ async fn a_proof_may_stand_beside_the_message() {
         let wrong = nlb.modules.heartbeat(beside(beat("alb-1", ""), key, "guess")).await.unwrap_err();
         assert_eq!(wrong.code(), Code::PermissionDenied);
         let both = nlb.modules.heartbeat(beside(beat("alb-1", "guess"), key, &id)).await.unwrap_err();
-        assert_eq!(both.code(), Code::PermissionDenied, "the field comes first");
+        assert_eq!(both.code(), Code::PermissionDenied, "the field takes precedence");
 
         let routing = UpdateRoutingRequest {
             source_instance_id: "alb-1".into(),
@@ -399,7 +400,7 @@ async fn the_number_of_modules_is_bounded() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_the_maps_is_refused_and_holds_nobody_up() {
+async fn what_does_not_fit_the_maps_is_refused_and_blocks_no_other_change() {
     let limits = nlb::model::settings::TableSizes { services: 2, ..settings().limits };
     let mut nlb = Nlb::with(nlb::model::settings::Settings { limits, ..settings() }).await;
     let mut greedy = registration("greedy");

@@ -1,4 +1,4 @@
-//! What modules report of themselves.
+//! Metrics that modules report.
 
 use nlb_proto::*;
 use prost_types::Timestamp;
@@ -8,7 +8,7 @@ use super::fleet::registration;
 use super::metrics::{after, ask, values};
 use super::nlb::Nlb;
 
-/// Two points of one series, ten seconds apart, after `spoil`.
+/// Reports two points of one series, ten seconds apart, after `spoil`.
 pub async fn report(
     nlb: &mut Nlb,
     spoil: impl FnOnce(&mut ReportMetricsRequest),
@@ -65,7 +65,7 @@ async fn a_report_needs_a_registered_instance_and_no_wrong_proof() {
     assert!(nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics.is_empty());
 }
 
-/// What is spoilt in a report that is otherwise good, and the field that the refusal must name.
+/// A fault in an otherwise valid report, and the field that the refusal must name.
 type Case = (fn(&mut ReportMetricsRequest), &'static str);
 
 const CASES: &[Case] = &[
@@ -119,5 +119,5 @@ async fn every_malformed_report_is_refused_by_its_field() {
         assert_eq!(named, *field, "case {case}: {}", status.message());
     }
     let kept = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics;
-    assert!(kept.is_empty(), "nothing was kept");
+    assert!(kept.is_empty(), "nothing was stored");
 }

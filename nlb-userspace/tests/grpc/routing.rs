@@ -1,4 +1,4 @@
-//! Changing routes, listing them, and asking what they would do.
+//! Changing routes, listing them, and asking for their effect.
 
 use nlb_proto::*;
 
@@ -45,11 +45,11 @@ async fn a_module_changes_its_own_routes() {
     assert_eq!(routed.target_address, "10.0.0.1:443", "the maps hold it");
 
     let again = nlb.modules.update_routing(request.clone()).await.unwrap().into_inner();
-    assert_eq!(again.routes_updated, 1, "it is in force, though nothing new");
+    assert_eq!(again.routes_updated, 1, "it counts, although nothing changed");
 
     request.replace_all = true;
     let replaced = nlb.modules.update_routing(request).await.unwrap().into_inner();
-    assert_eq!(replaced.routes_updated, 1, "what was removed does not count");
+    assert_eq!(replaced.routes_updated, 1, "removed routes do not count");
     assert_eq!(nlb.table(Default::default()).await, "tls>alb-1");
 }
 
@@ -189,7 +189,7 @@ async fn the_table_tells_how_much_each_route_is_used() {
     let mut request = registration("alb-1");
     request.initial_routes.push(Route { destination_port: 443, ..route("tls") });
     nlb.add(request).await;
-    // All of them by way of "web".
+    // All of the instance's flows are on the route "web".
     nlb.count_flows("alb-1", &[4]);
     nlb.wait_for("nlb_instance_new_flows_total{instance_id=alb-1}", 9.0).await;
     let query = |query| GetRoutingTableRequest { query: Some(query), ..Default::default() };

@@ -1,4 +1,4 @@
-//! Scaling as modules and operators see it: who is asked for what, what heartbeats say, and what is refused.
+//! Scaling as modules and operators see it: Scale requests, answers to heartbeats, and refusals.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const SCALES: Fake = Fake::Answers(|call| match call {
     call => Err(Status::unimplemented(call)),
 });
 
-/// What is spoilt in a config, and the field that the refusal must name.
+/// A fault in a config, and the field that the refusal must name.
 type Case = (fn(&mut ScalingConfig), &'static str);
 
 /// Up to four instances, of five connections each.
@@ -58,7 +58,7 @@ impl Nlb {
         self.modules.heartbeat(request).await.unwrap().into_inner()
     }
 
-    /// Waits until a module's Scale has been concluded.
+    /// Waits until a Scale request has its outcome.
     async fn last_scaling(&mut self, instance_id: &str) -> String {
         for _ in 0..500 {
             let last = self.details(instance_id).await.remove("scaling.last").unwrap_or_default();
@@ -67,7 +67,7 @@ impl Nlb {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("nothing came of the order: {:?}", self.details(instance_id).await)
+        panic!("the Scale request has no outcome: {:?}", self.details(instance_id).await)
     }
 }
 
@@ -75,14 +75,14 @@ fn scaled(told: &Told) -> Vec<String> {
     told.calls().into_iter().filter(|call| call == "Scale").collect()
 }
 
-/// Registers as the fake that is there already, with this metadata; answers the registration_id.
+/// Registers as the existing fake with this metadata; returns the registration_id.
 async fn with_policy(nlb: &mut Nlb, instance_id: &str, entries: &[(&str, &str)]) -> String {
     let instance = with_metadata(nlb.listed(instance_id).await.unwrap(), entries);
     nlb.add(RegisterModuleRequest { instance: Some(instance), ..registration(instance_id) }).await
 }
 
 #[tokio::test]
-async fn a_breach_makes_one_call_and_one_word_in_a_heartbeat() {
+async fn a_breach_makes_one_call_and_one_notice_in_a_heartbeat() {
     let mut nlb = Nlb::start().await;
     let told = nlb.add_fake("a", 1, "v1", SCALES).await;
     let policy = [
@@ -136,14 +136,14 @@ async fn an_operator_scales_by_hand() {
     };
     assert_eq!(nlb.trigger(by_type("scale_down", 1)).await.target_instances, 1);
     assert_eq!(nlb.trigger(by_type("set", 5)).await.target_instances, 5);
-    assert_eq!(scaled(&told).len(), 3, "whoever was asked last is asked again");
+    assert_eq!(scaled(&told).len(), 3, "the last instance is asked again");
     let same = nlb.trigger(by_type("set", 2)).await;
     assert!(same.success && same.message.contains("as there are"), "{}", same.message);
     assert_eq!((scaled(&told).len(), scaled(&told_b).len()), (3, 0));
 }
 
 #[tokio::test]
-async fn a_module_without_a_word_is_quoted_with_none() {
+async fn an_empty_message_of_the_module_is_left_out() {
     let mut nlb = Nlb::start().await;
     nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
     let answer = nlb.trigger(by_instance("a", "up", 0)).await;
@@ -231,7 +231,7 @@ async fn a_module_that_does_not_scale_is_reported() {
             details["scaling.last"].contains(&format!("not done: {}", error.details["a"])),
             "{details:?}"
         );
-        assert_eq!(details["scaling.bounds"], "1 to 10", "the config came to nothing, too");
+        assert_eq!(details["scaling.bounds"], "1 to 10", "the config was not set either");
     }
 }
 
@@ -289,7 +289,7 @@ async fn malformed_triggers_are_refused_by_their_field() {
     let unknown = nlb.modules.trigger_scaling(by_instance("a", "explode", 0)).await.unwrap_err();
     assert!(unknown.message().contains("scale_up, scale_down, set"), "{}", unknown.message());
     assert!(told.calls().is_empty());
-    assert!(!nlb.details("a").await.contains_key("scaling.orders"), "nobody cares about the group yet");
+    assert!(!nlb.details("a").await.contains_key("scaling.orders"), "the group is not scaled yet");
 }
 
 #[tokio::test]

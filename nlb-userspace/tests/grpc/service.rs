@@ -55,7 +55,7 @@ async fn what_was_counted_does_not_shrink_when_a_module_leaves() {
     let request =
         UnregisterModuleRequest { instance_id: "alb-1".into(), registration_id, ..Default::default() };
     assert!(nlb.modules.unregister_module(request).await.unwrap().into_inner().success);
-    // The data path counts for backends that it has, and this one is gone.
+    // The data path counts for existing backends only, and this one is gone.
     nlb.sampled(Traffic { packets_seen: 202, ..Traffic::default() }).await;
     assert_eq!(total(&mut nlb).await, (22, 0, 2018, 2026));
     nlb.add(registration("alb-1")).await;

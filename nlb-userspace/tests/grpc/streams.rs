@@ -1,4 +1,5 @@
-//! Streams of metrics: at once, every interval, and not for those who do not read.
+//! Streams of metrics: a message at once, one in every interval, and none kept for subscribers that do not
+//! read.
 
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ async fn a_subscriber_that_does_not_read_is_dropped() {
             return;
         }
     }
-    panic!("messages were kept for who did not read them");
+    panic!("messages were kept for a subscriber that did not read");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A hundred subscribers, each with a connection of its own, and among them some that do not read.
+//! A hundred subscribers with a connection each, some of which do not read.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const NAME: &str = "nlb_start_time_seconds";
 
 /// More than a subscriber takes without reading.
 const WINDOW: u32 = 1 << 16;
-const TALKS_AT_LENGTH: Fake = Fake::Answers(|_| {
+const LONG_ANSWERS: Fake = Fake::Answers(|_| {
     let point = |n: usize| MetricDataPoint { name: format!("{n:0>120}"), value: 1.0, ..Default::default() };
     let metrics = Some(ModuleMetrics { metrics: (0..1000).map(point).collect(), ..Default::default() });
     Ok(GetMetricsResponse { metrics, ..Default::default() }.encode_to_vec())
@@ -31,7 +31,7 @@ async fn connect(nlb: &Nlb) -> Channel {
     endpoint.initial_stream_window_size(WINDOW).connect().await.unwrap()
 }
 
-/// What one subscriber has got: when its samples were taken.
+/// The times of one subscriber's samples.
 async fn front(channel: Channel, interval_seconds: i32) -> Vec<Timestamp> {
     let request =
         StreamMetricsRequest { interval_seconds, metric_names: vec![NAME.into()], ..Default::default() };
@@ -61,8 +61,8 @@ async fn own(channel: Channel, interval_seconds: i32) -> Vec<Timestamp> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_subscribers_keep_their_interval_and_do_not_notice_who_does_not_read() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("alb-1", 1, "v1", TALKS_AT_LENGTH).await;
-    // They wait for a module's long answer every second, and do not take it.
+    nlb.add_fake("alb-1", 1, "v1", LONG_ANSWERS).await;
+    // They wait for a module's long answer every second, and do not read it.
     let request = StreamMetricsRequest { instance_id: "alb-1".into(), ..Default::default() };
     let mut idlers = Vec::new();
     for _ in 0..3 {
@@ -80,7 +80,7 @@ async fn a_hundred_subscribers_keep_their_interval_and_do_not_notice_who_does_no
     while let Some(subscriber) = subscribers.join_next().await {
         received.push(subscriber.unwrap());
     }
-    // All of them share the recorder's seconds: the record says which there were.
+    // All subscribers share the recorder's samples, which the record lists.
     let request = GetNlbMetricsRequest { start_time: after(-120), end_time: after(1), ..ask(&[NAME]) };
     let taken = nlb.modules.get_nlb_metrics(request).await.unwrap().into_inner().metrics;
     let taken: Vec<Timestamp> = taken.into_iter().filter_map(|point| point.timestamp).collect();
@@ -105,7 +105,7 @@ async fn a_hundred_subscribers_keep_their_interval_and_do_not_notice_who_does_no
             }
         };
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-        assert!(messages < MESSAGES, "{messages} messages were kept for who did not read");
+        assert!(messages < MESSAGES, "{messages} messages were kept for a subscriber that did not read");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Destinations that no route covers: what modules are asked, whose answers count, and what callers see of the routes.
+//! Destinations without a route: which modules are asked, which answers count, and what callers see of
+//! learned routes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::fake_module::Fake;
 use super::fleet::route;
 use super::nlb::{Nlb, settings};
 
-fn said(can_handle: bool, priority: i32) -> Vec<u8> {
+fn answer_with(can_handle: bool, priority: i32) -> Vec<u8> {
     CanHandleResponse { can_handle, priority, ..Default::default() }.encode_to_vec()
 }
 
@@ -54,22 +55,22 @@ impl Nlb {
 const LEARNED: &str = "learned:192.0.2.1:81/tcp";
 
 #[tokio::test]
-async fn only_who_says_so_can_handle_what_nobody_configured() {
+async fn only_modules_that_answer_so_can_handle_a_learned_route() {
     let (mut nlb, questions, mut closed) = learning().await;
     nlb.poll_can_handle();
-    let glad = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(true, 7)))).await;
-    nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(said(true, 3)))).await;
-    nlb.add_fake("c", 3, "v1", Fake::Answers(|_| Ok(said(false, 9)))).await;
+    let first = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(true, 7)))).await;
+    nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(answer_with(true, 3)))).await;
+    nlb.add_fake("c", 3, "v1", Fake::Answers(|_| Ok(answer_with(false, 9)))).await;
     nlb.add_fake("d", 4, "v1", Fake::UNIMPLEMENTED).await;
     nlb.add_fake("e", 5, "v1", Fake::GARBLED).await;
     nlb.add_fake("f", 6, "v1", Fake::REFUSES).await;
     nlb.add_fake("g", 7, "v1", Fake::Unreachable).await;
     questions.send(question(81)).await.unwrap();
     nlb.wait_for_learned(&[(LEARNED, "a"), (LEARNED, "b")]).await;
-    // It stays so when they are all asked again.
+    // Later answers to polls change nothing.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     nlb.wait_for_learned(&[(LEARNED, "a"), (LEARNED, "b")]).await;
-    let request: CanHandleRequest = glad.last("CanHandle").unwrap();
+    let request: CanHandleRequest = first.last("CanHandle").unwrap();
     assert_eq!(
         request.context["owner"].as_str(),
         if request.route.unwrap().route_id == LEARNED { "learned" } else { "module" }
@@ -88,9 +89,9 @@ async fn only_who_says_so_can_handle_what_nobody_configured() {
 }
 
 #[tokio::test]
-async fn modules_are_told_whose_packet_it_is() {
+async fn modules_are_given_the_client_of_the_packet() {
     let (mut nlb, questions, mut closed) = learning().await;
-    let told = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(false, 0)))).await;
+    let told = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(false, 0)))).await;
     questions.send(question(82)).await.unwrap();
     let answer = closed.recv().await.unwrap();
     assert_eq!(answer, NegativeEntry { key: 82, until: 7 + NEGATIVE_TTL });
@@ -110,20 +111,20 @@ async fn modules_are_told_whose_packet_it_is() {
 }
 
 #[tokio::test]
-async fn learned_routes_follow_what_modules_say_and_go_with_them() {
+async fn learned_routes_follow_the_modules_answers_and_go_with_them() {
     use std::sync::atomic::{AtomicI32, Ordering};
     static PRIORITY: AtomicI32 = AtomicI32::new(5);
     let (mut nlb, questions, _closed) = learning().await;
     nlb.poll_can_handle();
     let flips = Fake::Answers(|_| {
         let priority = PRIORITY.load(Ordering::Relaxed);
-        Ok(said(priority >= 0, priority))
+        Ok(answer_with(priority >= 0, priority))
     });
     nlb.add_fake("a", 1, "v1", flips).await;
     questions.send(question(81)).await.unwrap();
     nlb.wait_for_learned(&[(LEARNED, "a")]).await;
-    // Who comes later is asked too.
-    nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(said(true, 0)))).await;
+    // A module that registers later is asked too.
+    nlb.add_fake("b", 2, "v1", Fake::Answers(|_| Ok(answer_with(true, 0)))).await;
     nlb.wait_for_learned(&[(LEARNED, "a"), (LEARNED, "b")]).await;
     PRIORITY.store(-1, Ordering::Relaxed);
     nlb.wait_for_learned(&[(LEARNED, "b")]).await;
@@ -141,13 +142,13 @@ async fn learned_routes_follow_what_modules_say_and_go_with_them() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("nobody can handle it, and it is still there");
+    panic!("no module can handle it, and the route is still there");
 }
 
 #[tokio::test]
 async fn an_nlb_below_another_handles_what_it_serves() {
     let (mut nlb, _questions, _closed) = learning().await;
-    nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(said(true, 7)))).await;
+    nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(true, 7)))).await;
     for (owner, port, able) in [("learned", 80, true), ("learned", 81, false), ("operator", 81, true)] {
         let route = Some(Route { destination_port: port, ..route("asked") });
         let context = [("owner".to_owned(), owner.to_owned())].into();

@@ -1,4 +1,4 @@
-//! SetTrafficWeight on the front of the fleet, and what modules have to say about it.
+//! SetTrafficWeight on the front of the fleet, and the consent of modules.
 
 use nlb_proto::*;
 use prost::Message as _;
@@ -44,7 +44,7 @@ async fn a_version_is_weighed_against_the_others() {
     nlb.add(deaf(registration_at("b", 2, "v2"))).await;
     let unset = nlb.split("b").await;
     assert_eq!((unset.blue_weight, unset.green_weight, unset.active_version.as_str()), (100, 100, "v1"));
-    assert!(!unset.canary_enabled && unset.canary_percent == 0, "nobody has set a split");
+    assert!(!unset.canary_enabled && unset.canary_percent == 0, "no split was set");
     let answer = nlb.front.set_traffic_weight(weigh("", "v2", 25)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     let split = answer.current_config.unwrap();
@@ -59,7 +59,7 @@ async fn a_version_is_weighed_against_the_others() {
 }
 
 impl Nlb {
-    /// As GetModuleInfo shows it.
+    /// The split in GetModuleInfo.
     async fn split(&mut self, instance_id: &str) -> BlueGreenConfig {
         let request = GetModuleInfoRequest { instance_id: instance_id.into() };
         let answer = self.modules.get_module_info(request).await.unwrap().into_inner();

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use super::generated::{LIMITS, World, flows, servers, world};
 use super::invariants::{Outcome, broken, looked_up, name, named, outcome};
 
-/// A reconciler at work.
+/// A running reconciler.
 struct Loop {
     desired: watch::Sender<Arc<Desired>>,
     hops: watch::Sender<Arc<Hops>>,
@@ -46,7 +46,7 @@ impl Loop {
         Loop { desired, hops, applied, maps, task: tokio::spawn(run) }
     }
 
-    /// Wants this under a new revision, and gives the reconciler one turn.
+    /// Publishes this state under a new revision, and lets the reconciler run once.
     async fn want(&self, world: &World) {
         let revision = self.desired.borrow().revision + 1;
         self.hops.send_replace(Arc::new(world.hops.clone()));
@@ -63,13 +63,13 @@ impl Loop {
     }
 }
 
-/// Time is simulated, so that pauses between tries cost nothing.
+/// Time is simulated, so that pauses between attempts cost nothing.
 fn simulate<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(test)
 }
 
-/// A draw of the generator that makes a plan of every kind of change.
+/// A draw of the generator whose plan has every kind of change.
 fn pair_with_a_long_plan() -> (World, World, usize) {
     let mut runner = TestRunner::deterministic();
     let nothing = World { desired: Desired::default(), hops: Hops::new() };
@@ -85,8 +85,8 @@ fn pair_with_a_long_plan() -> (World, World, usize) {
 }
 
 fn length_of_plan(before: &World, after: &World) -> usize {
-    let before = compile(&before.desired, &before.hops, &MapImage::empty(LIMITS)).expect("room for it");
-    let after = compile(&after.desired, &after.hops, &before).expect("room for it");
+    let before = compile(&before.desired, &before.hops, &MapImage::empty(LIMITS)).expect("the state fits");
+    let after = compile(&after.desired, &after.hops, &before).expect("the state fits");
     plan(&before.rows, &after.rows).len()
 }
 
@@ -105,9 +105,9 @@ fn a_fault_at_any_step_leaves_maps_that_work_and_is_made_good() {
             reconciler.want(&after).await;
             let failed = reconciler.applied();
             assert_eq!(failed.revision, 2);
-            let error = failed.error.as_ref().expect("the fault is told");
+            let error = failed.error.as_ref().expect("the fault is reported");
             assert!(error.contains("told to fail"), "{error}");
-            assert_eq!(failed.image, whole.image, "the image is the last one that was whole");
+            assert_eq!(failed.image, whole.image, "the image is the last one that was applied completely");
             assert_eq!(reconciler.maps.applied().len() - done_before, position);
             assert_eq!(broken(&reconciler.maps.rows()), Vec::<String>::new(), "at step {position}");
 
@@ -124,7 +124,7 @@ fn a_fault_at_any_step_leaves_maps_that_work_and_is_made_good() {
 }
 
 #[test]
-fn a_change_of_mind_after_a_fault_leads_back() {
+fn another_state_after_a_fault_is_reached() {
     let (before, after, length) = pair_with_a_long_plan();
     for position in 0..length {
         simulate(async {
@@ -184,7 +184,8 @@ fn pauses_between_tries_grow_and_a_success_makes_them_short_again() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// States come faster than the maps take them, with faults between: every moment works, and the end is right.
+    /// States come faster than the maps apply them, with faults between: the maps work at any moment, and end
+    /// up right.
     #[test]
     fn any_history_of_states_and_faults_works_at_every_moment(
         history in vec((world(), prop::option::of((0..20_usize, 1..4_usize))), 1..5),
@@ -206,7 +207,7 @@ proptest! {
             let wholes: Vec<Rows> = history
                 .iter()
                 .map(|(world, _)| compile(&world.desired, &world.hops, &MapImage::empty(LIMITS)))
-                .map(|image| image.expect("room for it").rows)
+                .map(|image| image.expect("the state fits").rows)
                 .collect();
             let mut rows = Rows::default();
             for change in reconciler.maps.applied() {

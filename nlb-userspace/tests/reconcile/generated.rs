@@ -1,4 +1,4 @@
-//! Desired states and networks around, drawn from few enough addresses, ports and names that they overlap in every way.
+//! Desired states and networks, drawn from so few addresses, ports and names that they overlap in every way.
 
 use std::net::IpAddr;
 
@@ -26,13 +26,14 @@ pub const LIMITS: TableSizes = TableSizes {
 /// The first two are configured.
 const VIPS: [&str; 3] = ["192.0.2.1", "2001:db8::1", "192.0.2.9"];
 const PORTS: [u16; 3] = [53, 80, 443];
-/// Of two configurations, the first with ids of two lengths: states may disagree about that, one after the other.
+/// Server ids of two configurations, the first of which has ids of two lengths: states may disagree about the
+/// length, one after the other.
 const SERVERS: [(u8, &[u8]); 4] = [(0, &[1]), (0, &[2]), (0, &[1, 0]), (1, &[1])];
-/// Of which three lie one in the other.
+/// Three of these contain each other.
 const SOURCES: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "2001:db8:c::/48"];
 const CLIENTS: [&str; 4] = ["10.1.0.1", "10.9.0.1", "198.51.100.1", "2001:db8:c::1"];
 
-/// Everything that the maps follow from.
+/// The input of the compiler.
 #[derive(Clone, Debug)]
 pub struct World {
     pub desired: Desired,
@@ -43,7 +44,7 @@ pub fn world() -> impl Strategy<Value = World> {
     let desired = (
         btree_map("[ab]-[12]", module(), 0..4),
         btree_map("op-[12]", route(), 0..2),
-        // Of which modules may have said something, below.
+        // Learned routes, about which modules may have answers, below.
         (any::<bool>(), btree_map("r[12]", route(), 0..2)),
         btree_map("v[12]", select(vec![0_u32, 5, 95]), 0..2),
         any::<bool>(),
@@ -136,7 +137,7 @@ fn route() -> impl Strategy<Value = Route> {
     )
 }
 
-/// Ways to some of the modules, from one of two addresses of ours each.
+/// Next hops to some of the modules, each from one of two addresses of ours.
 fn hops() -> impl Strategy<Value = Hops> {
     let hosts: Vec<IpAddr> =
         ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3"].map(address).to_vec();
@@ -164,13 +165,13 @@ fn hops() -> impl Strategy<Value = Hops> {
     })
 }
 
-/// How connection ids may name modules.
+/// The server ids of modules.
 pub fn servers() -> Vec<Server> {
     let server = |(config, octets)| Server::new(config, octets).expect("a server id");
     SERVERS.into_iter().map(server).collect()
 }
 
-/// One flow of each kind that the states above tell apart, at slots all over the tables.
+/// One flow of each kind that the states above distinguish, at slots all over the tables.
 pub fn flows() -> impl Iterator<Item = Flow> {
     let slots = (0..SLOTS as usize).step_by(SLOTS as usize / 5);
     let kinds = CLIENTS.iter().flat_map(|client| VIPS.iter().map(move |vip| (address(client), address(vip))));

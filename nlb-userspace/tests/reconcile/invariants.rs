@@ -1,4 +1,4 @@
-//! What must hold of the maps at any moment, as a packet would find them.
+//! What must hold of the maps at any moment, for the packets that look them up.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use nlb::reconcile::change::Change;
 use nlb_common::abi::{Address, Backend, ServerKey, Service, ServiceEntry};
 use nlb_common::net::{Addr, Be16};
 
-/// What would fail a packet that meets these rows: numbers that lead nowhere.
+/// Faults of these rows for packets: ids that lead nowhere.
 pub fn broken(rows: &Rows) -> Vec<String> {
     let mut broken = Vec::new();
     let mut expect = |holds: bool, what: String| {
@@ -19,7 +19,7 @@ pub fn broken(rows: &Rows) -> Vec<String> {
     };
     let any_ports = rows.addresses.values().flat_map(|a| [a.any_port.tcp, a.any_port.udp]);
     for id in rows.service_ids.values().copied().chain(any_ports.filter(|id| *id != 0)) {
-        expect(rows.services.contains_key(&id), format!("service {id} is looked up and not there"));
+        expect(rows.services.contains_key(&id), format!("service {id} is looked up and does not exist"));
     }
     for (id, service) in &rows.services {
         let pool = service.pool;
@@ -32,21 +32,21 @@ pub fn broken(rows: &Rows) -> Vec<String> {
     }
     for (key, id) in &rows.servers {
         let present = rows.backends.get(id).is_some_and(|backend| backend.has(Backend::PRESENT));
-        expect(present, format!("{key:?} names backend {id}, which is not there"));
+        expect(present, format!("{key:?} names backend {id}, which does not exist"));
     }
     for (ip, address) in &rows.addresses {
         let is_vip = address.flags & Address::VIP != 0;
         let listed = rows.vips.get(&address.id) == Some(&Addr::from(*ip));
-        expect(!is_vip || listed, format!("VIP {ip} is not the VIP of its number {}", address.id));
+        expect(!is_vip || listed, format!("VIP {ip} is not the VIP of its id {}", address.id));
     }
     let in_use = pools_in_use(rows);
     for (pool, table) in &rows.pools {
         for id in table.iter().collect::<BTreeSet<_>>().into_iter().filter(|id| **id != 0) {
             match rows.backends.get(id).filter(|backend| backend.has(Backend::PRESENT)) {
-                None => expect(false, format!("pool {pool} names backend {id}, which is not there")),
+                None => expect(false, format!("pool {pool} names backend {id}, which does not exist")),
                 Some(backend) => expect(
                     !in_use.contains(pool) || replies_are_known(rows, backend),
-                    format!("backend {id} gets new flows, and its replies are not known"),
+                    format!("backend {id} gets new flows, and its replies are not recognized"),
                 ),
             }
         }
@@ -54,7 +54,7 @@ pub fn broken(rows: &Rows) -> Vec<String> {
     broken
 }
 
-/// The rows without the numbers of VIPs that are gone, which stay until they are used again.
+/// The rows without VIP rows of unused ids, which stay until the ids are used again.
 pub fn looked_up(mut rows: Rows) -> Rows {
     let vips = rows.addresses.values().filter(|address| address.flags & Address::VIP != 0);
     let numbers: BTreeSet<u16> = vips.map(|vip| vip.id).collect();
@@ -62,7 +62,7 @@ pub fn looked_up(mut rows: Rows) -> Rows {
     rows
 }
 
-/// The pools that some packet to a VIP leads to.
+/// The pools that some packet to a VIP uses.
 fn pools_in_use(rows: &Rows) -> BTreeSet<u16> {
     let vips = || rows.addresses.values().filter(|address| address.flags & Address::VIP != 0);
     let numbers: BTreeSet<u16> = vips().map(|vip| vip.id).collect();
@@ -80,7 +80,7 @@ fn pools_in_use(rows: &Rows) -> BTreeSet<u16> {
     defaults.chain(by_source).collect()
 }
 
-/// Whether what a NAT backend sends back would be taken for a reply.
+/// Whether packets from a NAT backend are recognized as replies.
 fn replies_are_known(rows: &Rows, backend: &Backend) -> bool {
     if backend.mode != Backend::NAT || !backend.has(Backend::RESOLVED) {
         return true;
@@ -92,9 +92,9 @@ fn replies_are_known(rows: &Rows, backend: &Backend) -> bool {
         && (backend.has(Backend::SNAT_ALWAYS) || has(backend.addr, Address::BACKEND))
 }
 
-/// Backends whose replies are looked up by another number of our address than they are recorded by. After a fault that can
-/// be so until the next try: an address that was given up and taken back meanwhile has a new number, and the old one is
-/// still in the maps.
+/// Backends whose replies are looked up by another id of our address than they are recorded by. After a fault
+/// that is possible until the next attempt: an address that was released and allocated again meanwhile has a
+/// new id, and the old one is still in the maps.
 pub fn misnumbered(rows: &Rows) -> Vec<u16> {
     let by_number = |backend: &Backend| {
         let source = rows.addresses.get(&IpAddr::from(backend.source));
@@ -105,7 +105,7 @@ pub fn misnumbered(rows: &Rows) -> Vec<u16> {
     nat.filter(|(_, backend)| !by_number(backend)).map(|(id, _)| *id).collect()
 }
 
-/// A change in a word: tables of 65,537 slots are not for reading.
+/// A change in a word, without the 65,537 slots of a table.
 pub fn name(change: &Change) -> String {
     match change {
         Change::SetPool(id, _) => format!("SetPool({id})"),
@@ -113,10 +113,10 @@ pub fn name(change: &Change) -> String {
     }
 }
 
-/// Where a new flow goes.
+/// The outcome of a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Not ours: no such VIP, or no service on that port.
+    /// Passed to the kernel: no such VIP, or no service on that port.
     Passed,
     NoBackend,
     To(IpAddr, u16, u8),
@@ -129,11 +129,11 @@ pub struct Flow {
     pub vip: IpAddr,
     pub port: u16,
     pub l4: L4,
-    /// In place of the flow's hash.
+    /// The slot, in place of the flow's hash.
     pub slot: usize,
 }
 
-/// What the data path makes of a new flow by these rows.
+/// The outcome of a new flow with these rows.
 pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
     let Some((id, service)) = service(rows, flow) else { return Outcome::Passed };
     let by_source = service.flags & Service::BY_SOURCE != 0;
@@ -147,7 +147,8 @@ pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
     rows.backends.get(&backend).map_or(Outcome::NoBackend, to)
 }
 
-/// Where a packet with a connection id that names this server goes; `None` if it goes the way of packets without.
+/// The outcome of a packet with a connection id that names this server; `None` if it is that of packets
+/// without one.
 pub fn named(rows: &Rows, flow: &Flow, server: &Server) -> Option<Outcome> {
     let (id, service) = service(rows, flow)?;
     if service.flags & Service::QUIC == 0 || service.quic.of(server.config) != u32::from(server.len) {

@@ -1,5 +1,5 @@
-//! On the way from one desired state to another, and when the maps refuse a change in the middle of it: the maps work at
-//! every step.
+//! The maps work at every step from one desired state to another, also if the maps refuse a change in the
+//! middle.
 
 mod faults;
 mod generated;

@@ -1,5 +1,5 @@
-//! Make before break, for any pair of desired states: applied change by change, the plan never breaks anything, and at every
-//! step a new flow goes where it would have gone before or where it will go after.
+//! Make before break, for any pair of desired states: after every change of the plan the maps work, and a new
+//! flow goes where it would have gone before or where it will go after.
 
 use nlb::compile::{MapImage, compile};
 use nlb::reconcile::plan::plan;
@@ -14,8 +14,8 @@ proptest! {
     #[test]
     fn every_step_of_a_plan_works(before in world(), after in world()) {
         let empty = MapImage::empty(LIMITS);
-        let before = compile(&before.desired, &before.hops, &empty).expect("room for it");
-        let after = compile(&after.desired, &after.hops, &before).expect("room for it");
+        let before = compile(&before.desired, &before.hops, &empty).expect("the state fits");
+        let after = compile(&after.desired, &after.hops, &before).expect("the state fits");
         prop_assert_eq!(broken(&before.rows), Vec::<String>::new());
 
         let mut rows = before.rows.clone();
@@ -43,17 +43,17 @@ proptest! {
                 }
             }
         }
-        prop_assert!(plan(&rows, &after.rows).is_empty(), "nothing is left to do");
-        prop_assert_eq!(looked_up(rows), after.rows, "the plan leads to what is wanted");
+        prop_assert!(plan(&rows, &after.rows).is_empty(), "no change is left");
+        prop_assert_eq!(looked_up(rows), after.rows, "the plan leads to the wanted rows");
     }
 
     #[test]
     fn equal_input_gives_an_equal_image(world in world()) {
         let empty = MapImage::empty(LIMITS);
-        let image = || compile(&world.desired, &world.hops, &empty).expect("room for it");
+        let image = || compile(&world.desired, &world.hops, &empty).expect("the state fits");
         let first = image();
         prop_assert_eq!(&first, &image());
-        let again = compile(&world.desired, &world.hops, &first).expect("room for it");
+        let again = compile(&world.desired, &world.hops, &first).expect("the state fits");
         prop_assert_eq!(first.rows, again.rows, "numbers stay");
     }
 }

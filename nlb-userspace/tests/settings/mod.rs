@@ -1,4 +1,4 @@
-//! What the operator configured, for the rigs that run the control plane without a kernel.
+//! Settings for the rigs that run the control plane without a kernel.
 
 mod state_dir;
 

@@ -19,7 +19,7 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        // It is not there if nothing was kept.
+        // The directory does not exist if nothing was written.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,5 @@
-//! Every field of every request, read from the descriptors that the build compiled, and what may be wrong with it.
+//! Every field of every request, read from the descriptors that the build compiled, and its possible bad
+//! values.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use super::wire;
 
 pub const MANY: usize = 100_000;
 const HUGE: usize = 10 << 20;
-/// For a field whose parser was shown `HUGE` in another call already.
+/// For a field whose parser got `HUGE` in another call already.
 const LONG: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +45,13 @@ pub struct Call {
 }
 
 pub struct Field {
-    /// `ModuleInstance.address`: what the field is in its own message.
+    /// `ModuleInstance.address`: the field in its own message.
     pub declared: String,
-    /// `RegisterModuleRequest.instance.address`: what it is in this call.
+    /// `RegisterModuleRequest.instance.address`: the field in this call.
     pub place: String,
-    /// `instance.address`: how a refusal names it.
+    /// `instance.address`: the name of the field in errors.
     pub name: String,
-    /// By numbers.
+    /// The path by field numbers.
     pub path: Vec<u32>,
     kind: Kind,
     repeated: bool,
@@ -149,19 +150,20 @@ impl Contract {
             // The entries of a map are a message inside the message.
             Type::Message if !self.messages.contains_key(field.type_name()) => return (Kind::TextMap, false),
             Type::Message => Kind::Message,
-            other => panic!("{message}.{}: say here what may be wrong with a {other:?}", field.name()),
+            other => panic!("{message}.{}: add the bad values of a {other:?} here", field.name()),
         };
         (kind, repeated)
     }
 }
 
 impl Field {
-    /// Everything that can be wrong with it, as bytes to put in its place. `first`: its parser saw nothing huge yet.
+    /// All bad values of the field, as bytes to put in its place. `first`: its parser has not had a huge
+    /// value yet.
     pub fn spoilt(&self, sound: &[u8], first: bool) -> Vec<(Bad, Vec<u8>)> {
-        let number = *self.path.last().expect("a path leads somewhere");
+        let number = *self.path.last().expect("a path is not empty");
         let long = if first { HUGE } else { LONG };
         let integer = |value: i64| wire::varint(number, value);
-        // Beside the entries that a sound map has.
+        // In addition to the entries of a valid map.
         let sound_entries =
             if self.kind == Kind::TextMap { wire::at(sound, &self.path).concat() } else { Vec::new() };
         let mut cases = match self.kind {

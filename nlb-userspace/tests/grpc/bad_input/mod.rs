@@ -1,5 +1,5 @@
-//! Bad input for every field of every request. The fields come from the descriptors, what has to become of a bad value
-//! from a table, and a field that is in no row of it fails: whoever adds one has to say what it refuses.
+//! Bad values for every field of every request. The fields come from the descriptors, and the expected result
+//! of a bad value from a table. A field without a row fails the test, so that a new field needs a row.
 
 mod fields;
 mod sound;
@@ -17,7 +17,8 @@ use self::sound::Fleet;
 use self::table::Then;
 use crate::fake_module::Bytes;
 
-// Several threads: a message of 10 MB must not look like a standstill of the daemon, for which leases are extended.
+// Several threads: otherwise a message of 10 MB would look like a standstill of the daemon, which extends
+// leases.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nlb_service_refuses_it() {
@@ -113,14 +114,14 @@ fn judge(
             return match refused {
                 None => Ok(()),
                 Some((code, message)) => {
-                    Err(format!("refused with {code:?}, and should not be ({why}): {}", brief(&message)))
+                    Err(format!("refused with {code:?}, but should be accepted ({why}): {}", brief(&message)))
                 }
             };
         }
         (_, Some(Then::Refused(code, named))) => (*code, *named),
-        // What is no message of this type gets the status that gRPC has for that.
+        // Bytes that are no message of this type get the status that gRPC has for that.
         (Bad::NotUtf8 | Bad::WrongWireType, None) => (Code::Internal, own_name),
-        // Messages that hold one value are named as a whole.
+        // Messages with one value are named as a whole.
         _ if field.declared.starts_with("Timestamp.") => {
             (Code::InvalidArgument, field.name.rsplit_once('.').expect("it is inside another").0)
         }
@@ -137,7 +138,7 @@ fn judge(
         return Err(format!("the refusal has {} bytes: {}", message.len(), brief(&message)));
     }
     if !unchanged {
-        return Err("refused, and yet something was changed, or a module was told".to_owned());
+        return Err("refused, and yet the state changed, or a module was called".to_owned());
     }
     Ok(())
 }
@@ -146,7 +147,7 @@ fn brief(message: &str) -> String {
     message.chars().take(200).collect()
 }
 
-/// What the response to a refused call says: its Error, or what validation found.
+/// The refusal in a response: its Error, or the violations that validation found.
 fn refusal(contract: &Contract, call: &Call, answer: &[u8]) -> Option<(Code, String)> {
     let inner = |field| contract.number(&call.response, field).map(|number| wire::inside(answer, number));
     if let Some(error) = inner("error").and_then(|found| found.into_iter().next()) {
@@ -165,7 +166,7 @@ fn refusal(contract: &Contract, call: &Call, answer: &[u8]) -> Option<(Code, Str
     Some((Code::InvalidArgument, lines.join("; ")))
 }
 
-/// The answer, of streams the first message.
+/// The answer; of streams, the first message.
 async fn send(fleet: &Fleet, call: &Call, message: Vec<u8>) -> Result<Vec<u8>, Status> {
     let mut client = tonic::client::Grpc::new(fleet.channel.clone()).max_decoding_message_size(usize::MAX);
     client.ready().await.expect("the server listens");

@@ -1,4 +1,5 @@
-//! One sound request for each call, with every message inside it filled in; what a test spoils is then the only fault.
+//! One valid request for each call, with every message inside it filled in, so that a test's bad value is its
+//! only fault.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,16 +19,16 @@ use crate::fleet::{deaf, registration_at, route};
 use crate::nlb::Nlb;
 use crate::settings::StateDir;
 
-/// An instance whose own server does what it is told.
+/// An instance whose own server accepts all calls.
 const MODULE: &str = "alb-1";
 
-/// A fleet in which every sound request can be done.
+/// A fleet in which every valid request succeeds.
 pub struct Fleet {
     pub nlb: Nlb,
     pub channel: Channel,
     told: Told,
     registration_id: String,
-    /// Later than any lease is renewed.
+    /// A time after any lease was renewed.
     later: Instant,
     _state_dir: StateDir,
 }
@@ -36,14 +37,14 @@ impl Fleet {
     pub async fn start() -> Fleet {
         let state_dir = StateDir::new();
         let mut nlb = config::start(&state_dir).await;
-        // Nobody sends heartbeats, so leases have to outlast the test.
+        // No module sends heartbeats, so leases have to outlast the test.
         let hour = Duration::from_secs(3600);
         let lease = LeaseConfig { interval: hour, missed: 3, evict_after: 10 * hour };
         let settings = Settings { lease, ..(*nlb.registry.settings()).clone() };
-        nlb.registry.configure(settings, Commit::Apply).expect("nobody is registered yet");
+        nlb.registry.configure(settings, Commit::Apply).expect("no module is registered yet");
         let told = nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;
         nlb.add_fake("alb-2", 2, "v2", Fake::OBEYS).await;
-        // Registering again is how the id becomes known here; the address stays the same.
+        // The test learns the id by registering again; the address stays the same.
         let instance = nlb.listed(MODULE).await;
         let again =
             RegisterModuleRequest { instance, initial_routes: vec![route("web")], ..Default::default() };
@@ -58,15 +59,15 @@ impl Fleet {
         Fleet { nlb, channel, told, registration_id, later, _state_dir: state_dir }
     }
 
-    /// All that a call could change: what is desired, and what a module was told.
+    /// Everything that a call could change: the desired state, and the calls that a module got.
     pub fn state(&self) -> String {
         let mut state = State::clone(&self.nlb.registry.snapshot());
         self.align_leases(&mut state);
         format!("{state:?} {:?}", self.told.calls())
     }
 
-    /// When a process stood still, the NLB extends all leases by the same time, and on a busy machine it does at times.
-    /// What a call could do is to renew one of them: against the others, that shows.
+    /// On a busy machine the NLB may extend all leases by the time of a standstill. A call could renew one
+    /// lease, which is visible as a difference from the others.
     fn align_leases(&self, state: &mut State) {
         let ages = state.modules.values().map(|record| record.lease.age(self.later));
         let Some(shift) = ages.min() else { return };
@@ -78,7 +79,7 @@ impl Fleet {
         state.modules = aligned.collect();
     }
 
-    /// As short as one can be.
+    /// The shortest valid heartbeat.
     pub fn heartbeat(&self) -> HeartbeatRequest {
         let (instance_id, registration_id) = (MODULE.to_owned(), self.registration_id.clone());
         HeartbeatRequest { instance_id, registration_id, ..HeartbeatRequest::default() }
@@ -209,7 +210,7 @@ impl Fleet {
             }
             "DrainModule" => bytes(DrainModuleRequest { instance_id, timeout_seconds: 1 }),
             "ResumeModule" => bytes(ResumeModuleRequest { instance_id }),
-            other => panic!("{other} is new: give it a sound request here"),
+            other => panic!("{other} is new: add a valid request here"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What becomes of bad values. Unless a row says otherwise, they are refused with INVALID_ARGUMENT by the name of the
-//! field, and bytes that are no message of the type with INTERNAL, gRPC's status for that.
+//! The results of bad values. Unless a row says otherwise, they are refused with INVALID_ARGUMENT and the
+//! name of the field, and bytes that are no message of the type with INTERNAL, gRPC's status for that.
 
 use tonic::Code;
 
@@ -7,9 +7,9 @@ use super::fields::Bad::{self, *};
 use super::fields::Field;
 
 pub enum Then {
-    /// And why that is right.
+    /// The reason why the value is accepted.
     Accepted(&'static str),
-    /// With another status, or naming something else.
+    /// Refused with another status, or with another name.
     Refused(Code, &'static str),
 }
 
@@ -22,7 +22,7 @@ const OPTIONAL: Row = &[(&[Empty, Missing], Accepted("it may be left out"))];
 /// A flag has no bad values but bytes of another type.
 const FLAG: Row = STRICT;
 const COUNT: Row = &[(&[Highest], Accepted("counts have no upper bound"))];
-const MAP: Row = &[(&[Twice], Accepted("of entries with one key the last counts, as protobuf has it"))];
+const MAP: Row = &[(&[Twice], Accepted("of entries with the same key the last one counts, as in protobuf"))];
 const ANSWERS: Row =
     &[(&[Negative, Lowest, Highest], Accepted("a field of answers; in requests it has no meaning"))];
 const NOBODY_ELSES: Row = &[
@@ -142,7 +142,7 @@ const ROWS: &[(&[&str], Row)] = &[
         ],
         STRICT,
     ),
-    (&["Query.filters"], &[(&[Twice], Accepted("a condition may be said twice"))]),
+    (&["Query.filters"], &[(&[Twice], Accepted("a condition may be given twice"))]),
     (
         &["ModuleMetrics.metrics"],
         &[(&[Twice], Accepted("of points of one series and second the last one is kept"))],
@@ -322,12 +322,9 @@ const ROWS: &[(&[&str], Row)] = &[
     ),
     (
         &["StreamNLBMetricsRequest.interval_seconds", "StreamMetricsRequest.interval_seconds"],
-        &[(&[Highest], Accepted("who wants only the first sample may have it so"))],
+        &[(&[Highest], Accepted("a subscriber may want only the first sample"))],
     ),
-    (
-        &["Route.priority"],
-        &[(&[Negative, Lowest, Highest], Accepted("every number has its place in the order"))],
-    ),
+    (&["Route.priority"], &[(&[Negative, Lowest, Highest], Accepted("priorities have no bounds"))]),
     (
         &["Pagination.page", "Pagination.page_size"],
         &[(&[Highest], Accepted("pages beyond the last are empty, and longer ones are cut to 1,000"))],
@@ -347,7 +344,7 @@ const ROWS: &[(&[&str], Row)] = &[
     (&["MetricDataPoint.value"], &[(&[Negative], Accepted("gauges may be below zero"))]),
 ];
 
-/// The row of a field: by its place in this call, else as its message has it everywhere.
+/// The row of a field: the row for this call, else the row for its message.
 pub fn row(field: &Field) -> Option<Row> {
     let of = |name: &str| ROWS.iter().find(|(names, _)| names.contains(&name)).map(|(_, row)| *row);
     of(&field.place).or_else(|| of(&field.declared))

@@ -1,4 +1,4 @@
-//! Messages as bytes: what a generated client cannot send, this can.
+//! Messages as bytes, also those that no generated client can send.
 
 use prost::bytes::BufMut as _;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
@@ -7,14 +7,14 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 struct Piece<'a> {
     number: u32,
     raw: &'a [u8],
-    /// Of length-delimited fields.
+    /// The payload of a length-delimited field.
     payload: Option<&'a [u8]>,
 }
 
-/// The message with the field at this path (of field numbers) replaced by `raw`, which may be any number of fields.
-/// Of repeated messages on the way the first one is changed.
+/// The message with the field at this path (of field numbers) replaced by `raw`, which may be any number of
+/// fields. In repeated messages on the path the first one is changed.
 pub fn replaced(message: &[u8], path: &[u32], raw: &[u8]) -> Vec<u8> {
-    let (number, inner) = path.split_first().expect("a path leads somewhere");
+    let (number, inner) = path.split_first().expect("a path is not empty");
     let mut changed = Vec::new();
     let mut found = false;
     for piece in pieces(message) {
@@ -34,9 +34,9 @@ pub fn replaced(message: &[u8], path: &[u32], raw: &[u8]) -> Vec<u8> {
     changed
 }
 
-/// What the message has at this path: all of its bytes, one entry for each time it is there.
+/// The fields of the message at this path: all bytes, one entry for each occurrence.
 pub fn at(message: &[u8], path: &[u32]) -> Vec<Vec<u8>> {
-    let (number, inner) = path.split_first().expect("a path leads somewhere");
+    let (number, inner) = path.split_first().expect("a path is not empty");
     let mut there = pieces(message).into_iter().filter(|piece| piece.number == *number);
     if inner.is_empty() {
         return there.map(|piece| piece.raw.to_vec()).collect();

@@ -1,4 +1,4 @@
-//! GetActiveVersion of modules: what they wish is obeyed once, and operators have the last word.
+//! GetActiveVersion of modules: a weight request is applied once, and operators can override it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -13,12 +13,12 @@ use super::fake_module::{Fake, Told};
 use super::fleet::route;
 use super::nlb::Nlb;
 
-fn said(weights: &[(&str, i32)]) -> Vec<u8> {
+fn answer_with(weights: &[(&str, i32)]) -> Vec<u8> {
     let version_weights = weights.iter().map(|(version, weight)| (version.to_string(), *weight)).collect();
     GetActiveVersionResponse { active_version: "v2".into(), config: None, version_weights }.encode_to_vec()
 }
 
-const TEN_NINETY: Fake = Fake::Answers(|_| Ok(said(&[("v1", 10), ("v2", 90)])));
+const TEN_NINETY: Fake = Fake::Answers(|_| Ok(answer_with(&[("v1", 10), ("v2", 90)])));
 
 impl Nlb {
     async fn shares(&mut self) -> BTreeMap<String, i32> {
@@ -45,7 +45,7 @@ impl Nlb {
     }
 }
 
-/// Waits until it has been asked so many times more, and its answers are known here.
+/// Waits until it has been asked this many more times, and its answers are recorded.
 async fn asked_again(told: &Told, times: usize) {
     let asked = || told.calls().iter().filter(|call| *call == "GetActiveVersion").count();
     let enough = asked() + times;
@@ -61,14 +61,14 @@ async fn asked_again(told: &Told, times: usize) {
 #[tokio::test]
 async fn a_split_counts_when_it_is_new() {
     static GREEN: AtomicI32 = AtomicI32::new(90);
-    let wishes = Fake::Answers(|call| match call {
-        "GetActiveVersion" => Ok(said(&[("v1", 10), ("v2", GREEN.load(Ordering::Relaxed))])),
+    let requests = Fake::Answers(|call| match call {
+        "GetActiveVersion" => Ok(answer_with(&[("v1", 10), ("v2", GREEN.load(Ordering::Relaxed))])),
         _ => Ok(vec![0x08, 0x01]),
     });
     let mut nlb = Nlb::start().await;
     nlb.poll_active_versions();
     nlb.add_fake("a", 1, "v1", Fake::UNIMPLEMENTED).await;
-    let told = nlb.add_fake("b", 2, "v2", wishes).await;
+    let told = nlb.add_fake("b", 2, "v2", requests).await;
     nlb.wait_for_shares(10, 90).await;
 
     nlb.weigh("", "v2", 5).await;
@@ -90,7 +90,7 @@ async fn a_split_waits_for_its_versions() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_or_says_nothing_has_no_opinion() {
+async fn modules_without_an_answer_make_no_weight_request() {
     let mut nlb = Nlb::start().await;
     nlb.poll_active_versions();
     let mut all = Vec::new();
@@ -99,7 +99,7 @@ async fn who_does_not_answer_or_says_nothing_has_no_opinion() {
         (2, Fake::GARBLED),
         (3, Fake::REFUSES),
         (4, Fake::Answers(|_| Ok(Vec::new()))),
-        (5, Fake::Answers(|_| Ok(said(&[("v1", -7), ("v2", 5)])))),
+        (5, Fake::Answers(|_| Ok(answer_with(&[("v1", -7), ("v2", 5)])))),
         (6, Fake::Answers(|_| Err(Status::unavailable("tired")))),
     ] {
         let version = if host < 4 { "v1" } else { "v2" };
@@ -130,7 +130,7 @@ fn run(nlb: &Nlb, instance_id: &str, version: &str, host: u8) -> tokio::task::Jo
 }
 
 #[tokio::test]
-async fn modules_of_the_sdk_leave_operators_their_say() {
+async fn modules_of_the_sdk_do_not_override_operators() {
     let mut nlb = Nlb::start().await;
     nlb.poll_active_versions();
     let running = [run(&nlb, "a", "v1", 1), run(&nlb, "b", "v2", 2)];
@@ -139,7 +139,7 @@ async fn modules_of_the_sdk_leave_operators_their_say() {
     nlb.weigh("", "v2", 5).await;
     nlb.weigh("a", "", 30).await;
     let revision = nlb.registry.desired().borrow().revision;
-    // Long enough to be asked a few times more.
+    // Long enough for a few more polls.
     tokio::time::sleep(Duration::from_millis(700)).await;
     nlb.wait_for_shares(95, 5).await;
     assert_eq!(nlb.listed("a").await.unwrap().traffic_weight, 30);
