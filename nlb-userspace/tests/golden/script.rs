@@ -10,11 +10,11 @@
 //! $ weigh alb-1 5  |  $ weigh version v2 5
 //! $ unregister alb-1  |  $ unregister alb-1 gracefully 10
 //! $ limit few on=route:web second=100 minute=1000 hour=5000 burst=50 unit=packets off  |  $ unlimit few
-//! $ ability alb-1 web 7  |  $ ability alb-1 web none         (what it answers to CanHandle)
-//! $ learn 192.0.2.1:81/tcp alb-1 7                           (nobody's route, that it can handle as it says)
+//! $ ability alb-1 web 7  |  $ ability alb-1 web none         (its answer to CanHandle)
+//! $ learn 192.0.2.1:81/tcp alb-1 7                           (a destination without a route, and its answer)
 //! $ drain alb-1 10  |  $ resume alb-1
 //! $ hop 10.0.0.1 from 10.0.0.100  |  $ hop 10.0.0.1 unknown
-//! $ wait 30                                                  (seconds; who is silent loses its lease)
+//! $ wait 30                                                  (seconds; leases without heartbeats expire)
 //! $ fail after 3 times 2                                     (of the changes to the maps)
 //! $ dump  |  $ changes  |  $ owners  |  $ applied
 //! ```
