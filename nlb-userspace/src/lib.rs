@@ -1,24 +1,24 @@
-//! The MarchProxy NLB: everything of it that runs in user space.
+//! The part of the MarchProxy NLB that runs in user space.
 //!
-//! One folder is one room, and a room imports only rooms that stand below it; from the top down:
+//! Each folder is a room, and a room imports only rooms below it; from the top down:
 //!
 //! | room | what it is |
 //! |---|---|
 //! | `cli` | the `nlb` command |
 //! | `daemon` | puts the daemon together and runs it |
 //! | `grpc` | the gRPC services, and the calls to modules |
-//! | `datapath` | all that touches the kernel |
+//! | `datapath` | all access to the kernel |
 //! | `controllers` | tasks that observe something and write the registry |
 //! | `telemetry` | metrics and alarms |
-//! | `store` | what outlives the daemon, on disk |
-//! | `registry` | the single writer of desired state |
+//! | `store` | persisted state on disk |
+//! | `registry` | the single writer of the desired state |
 //! | `policy` | pure decisions |
-//! | `reconcile` | the loop that brings the maps to what is desired |
-//! | `compile` | desired state to the rows of the maps |
+//! | `reconcile` | the loop that applies the desired state to the maps |
+//! | `compile` | compiles the desired state to the rows of the maps |
 //! | `config` | settings from flags, environment and file |
-//! | `model` | desired state as plain data |
+//! | `model` | the desired state as plain data |
 //!
-//! `cargo xtask tidy` holds the order of the rooms.
+//! `cargo xtask tidy` checks the order of the rooms.
 
 pub mod cli;
 pub mod compile;
