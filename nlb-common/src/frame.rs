@@ -17,8 +17,8 @@ use crate::protocol::{ETH_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, UDP_LEN};
 ///
 /// # Safety
 ///
-/// Every bit pattern must be a valid value, and the type must have no padding. Alignment does not matter, since
-/// every access is unaligned.
+/// Every bit pattern must be a valid value, and the type must have no padding. Alignment does not matter,
+/// since every access is unaligned.
 pub unsafe trait Wire: Copy {}
 
 // SAFETY: a byte is a byte, and an array of bytes has no padding.

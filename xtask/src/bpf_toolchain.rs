@@ -1,7 +1,7 @@
 //! Finds the tools that turn Rust into BPF: a compiler that has a `core` for the BPF target, and bpf-linker.
 //!
-//! Shared by `cargo xtask setup`, which installs what is missing, and nlb-userspace/build.rs, which uses it, so
-//! that both always mean the same tools. Standard library only, since a build script includes it.
+//! Shared by `cargo xtask setup`, which installs what is missing, and nlb-userspace/build.rs, which uses it,
+//! so that both always mean the same tools. Standard library only, since a build script includes it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -32,8 +32,8 @@ pub enum Core {
     Source,
 }
 
-/// The first compiler that serves: the one named by `NLB_BPF_RUSTC`, the active toolchain, any other toolchain of
-/// rustup, the distribution's.
+/// The first compiler that serves: the one named by `NLB_BPF_RUSTC`, the active toolchain, any other
+/// toolchain of rustup, the distribution's.
 pub fn find_compiler() -> Result<Compiler, String> {
     if let Some(named) = env::var_os(RUSTC_VAR) {
         return probe(Path::new(&named)).map_err(|why| format!("{RUSTC_VAR}={}: {why}", named.display()));
@@ -101,7 +101,8 @@ fn candidates() -> Vec<PathBuf> {
     found
 }
 
-/// Says whether a compiler serves. Its own sysroot decides: a `core` of one version does not compile with another.
+/// Says whether a compiler serves. Its own sysroot decides: a `core` of one version does not compile with
+/// another.
 fn probe(rustc: &Path) -> Result<Compiler, String> {
     let sysroot = ask(rustc, &["--print", "sysroot"])?;
     let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");

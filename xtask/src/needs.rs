@@ -76,7 +76,8 @@ const PACKAGES: &[Package] = &[
     Package::new("git", "git", &[Test]),
     // libFuzzer is compiled from source.
     Package::new("g++", "g++", &[Test, FuzzParsers]),
-    // Clients in other languages: the compiler of the contract, its plugins, and what generated clients are built on.
+    // Clients in other languages: the compiler of the contract, its plugins, and what generated clients are
+    // built on.
     Package::new("protobuf-compiler", "protoc", &[Test, Python, Go]),
     Package::new("protobuf-compiler-grpc", "grpc_python_plugin", PYTHON),
     Package::new("python3-grpcio", "/usr/lib/python3/dist-packages/grpc", PYTHON),

@@ -1,5 +1,5 @@
-//! What verbs do first: from a fresh Debian to one that has what the verb needs. `cargo xtask setup` installs what
-//! `cargo xtask test` needs.
+//! What verbs do first: from a fresh Debian to one that has what the verb needs. `cargo xtask setup` installs
+//! what `cargo xtask test` needs.
 //!
 //! Every step looks first and installs only what is missing, so that running it again costs a moment.
 
@@ -74,8 +74,8 @@ fn compiler() -> Result<Compiler> {
     Ok(compiler)
 }
 
-/// Debian's compiler brings a prebuilt `core` for BPF. Where Debian has none that is recent enough, rustup may add
-/// the sources of `core` to the active toolchain.
+/// Debian's compiler brings a prebuilt `core` for BPF. Where Debian has none that is recent enough, rustup
+/// may add the sources of `core` to the active toolchain.
 fn install_compiler() -> Result<Compiler> {
     let debian = apt::install(&["rustc-web", "libstd-rust-web-dev-bpf"])
         .and_then(|()| bpf_toolchain::find_compiler().map_err(|why| anyhow!(why)));

@@ -11,7 +11,8 @@ use crate::{command, deny, fuzz, image, setup, tidy, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run only the privileged tests, beside two busy loops on each CPU: no test may fail because a machine is slow
+    /// Run only the privileged tests, beside two busy loops on each CPU: no test may fail because a machine
+    /// is slow
     #[arg(long)]
     busy: bool,
 }
@@ -147,7 +148,8 @@ fn interleavings() -> Result<()> {
     )
 }
 
-/// Builds what the privileged tests start: the daemon and the modules, some of them in containers, and the demo.
+/// Builds what the privileged tests start: the daemon and the modules, some of them in containers, and the
+/// demo.
 fn build_privileged_tests() -> Result<()> {
     command::run(
         workspace::cargo("build")

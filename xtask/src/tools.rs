@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use crate::{bpf_toolchain, command, workspace};
 
-/// Without what takes the compiler its time: building them takes longer than they ever run. bpf-linker spends its
-/// time in LLVM, which is compiled already, and cargo-deny runs for a second.
+/// Without what takes the compiler its time: building them takes longer than they ever run. bpf-linker spends
+/// its time in LLVM, which is compiled already, and cargo-deny runs for a second.
 const PROFILE: [(&str, &str); 4] = [
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
     ("CARGO_PROFILE_RELEASE_LTO", "off"),

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// How long tests wait for a state that has to come. It only bounds how long a failure takes: no test may fail
-/// because the machine is slow.
+/// How long tests wait for a state that has to come. It only bounds how long a failure takes: no test may
+/// fail because the machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]

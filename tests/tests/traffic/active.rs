@@ -97,7 +97,8 @@ fn idle_flows_are_not_told_as_connections() -> Result<()> {
                 tokio::time::sleep(Duration::from_millis(400)).await;
                 flows.ask().await?;
                 let found = told(&fleet).await?;
-                // What is told may be a second old. A test that was kept from asking since the last round cannot judge it.
+                // What is told may be a second old. A test that was kept from asking since the last round
+                // cannot judge it.
                 let in_use = round.elapsed() < IDLE_UDP / 2;
                 ensure!(
                     found.is_none_or(|found| found == 4 * EACH) || !(in_use && was_in_use),

@@ -13,8 +13,8 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How long a client waits for one answer. Packets of a service without backends are dropped, so a connection that
-/// is refused so takes as long.
+/// How long a client waits for one answer. Packets of a service without backends are dropped, so a connection
+/// that is refused so takes as long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Flows in the air at a time.

@@ -16,8 +16,8 @@ use tonic::transport::Channel;
 
 use crate::clients::on;
 
-/// Leases of 10 s: long enough for a module that a busy machine keeps from its heartbeats, and short enough for
-/// tests of dead modules to wait for their end. Until its first heartbeat a module's lease is 100 s.
+/// Leases of 10 s: long enough for a module that a busy machine keeps from its heartbeats, and short enough
+/// for tests of dead modules to wait for their end. Until its first heartbeat a module's lease is 100 s.
 pub const LEASE: [&str; 4] = ["--heartbeat-interval", "1s", "--missed-heartbeats", "10"];
 
 /// The VIPs' port for echo modules.

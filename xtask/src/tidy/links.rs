@@ -1,4 +1,5 @@
-//! Relative links of documents: each leads to a file of the repository, and to a heading in it if it names one.
+//! Relative links of documents: each leads to a file of the repository, and to a heading in it if it names
+//! one.
 
 use std::collections::BTreeSet;
 use std::fs;
