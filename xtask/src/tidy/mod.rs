@@ -101,6 +101,9 @@ const LINTS: &[Lint] = &[
     },
 ];
 
+/// As rustfmt.toml has it.
+const MAX_WIDTH: usize = 110;
+
 pub fn tidy() -> Result<()> {
     let files = tracked_files()?;
     let mut complaints = Vec::new();
@@ -143,14 +146,15 @@ fn check(file: &str, bytes: &[u8]) -> Vec<String> {
     if compiled.iter().any(|magic| bytes.starts_with(magic)) {
         return vec![format!("{file}: compiled objects are built, not committed")];
     }
-    // This file contains the forbidden words.
-    if Path::new(file).extension().is_none_or(|extension| extension != "rs")
-        || file == "xtask/src/tidy/mod.rs"
-    {
+    if Path::new(file).extension().is_none_or(|extension| extension != "rs") {
         return Vec::new();
     }
     let text = String::from_utf8_lossy(bytes);
-    let mut complaints = Vec::new();
+    let mut complaints = long_comments(file, &text);
+    // This file contains the forbidden words.
+    if file == "xtask/src/tidy/mod.rs" {
+        return complaints;
+    }
     if !text.starts_with("//!") {
         complaints.push(format!("{file}:1: a file starts with a comment (`//!`) that describes its purpose"));
     }
@@ -163,6 +167,18 @@ fn check(file: &str, bytes: &[u8]) -> Vec<String> {
         }
     }
     complaints
+}
+
+/// Lines of comments that are longer than code may be; rustfmt leaves them alone. Tables and single words,
+/// such as links, cannot be wrapped.
+fn long_comments(file: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().enumerate();
+    let long = lines.filter(|(_, line)| line.chars().count() > MAX_WIDTH).filter_map(|(number, line)| {
+        let comment = line.trim_start().strip_prefix("//")?.trim_start_matches(['/', '!']).trim();
+        let wraps = !comment.starts_with('|') && comment.contains(' ');
+        wraps.then(|| format!("{file}:{}: comments are wrapped at {MAX_WIDTH} columns", number + 1))
+    });
+    long.collect()
 }
 
 fn within(file: &str, paths: &[&str]) -> bool {
@@ -209,6 +225,20 @@ mod tests {
     #[test]
     fn wants_a_head() {
         assert_eq!(check("nlb-module/src/lib.rs", b"pub mod lease;\n").len(), 1);
+    }
+
+    #[test]
+    fn wants_comments_within_the_width_of_code() {
+        let long = |comment: &str| format!("//! Head.\n    {comment} {}\n", "word ".repeat(22));
+        for comment in ["//", "///", "//!"] {
+            assert_eq!(check("nlb-module/src/lib.rs", long(comment).as_bytes()).len(), 1, "{comment}");
+        }
+        let fits = format!("//! Head.\n//{}\n", " word".repeat(108 / 5));
+        let url = format!("//! Head.\n// https://example.org/{}\n", "a".repeat(MAX_WIDTH));
+        for allowed in [long("/// |"), long("let text ="), fits, url] {
+            assert!(check("nlb-module/src/lib.rs", allowed.as_bytes()).is_empty(), "{allowed}");
+        }
+        assert!(include_str!("../../../rustfmt.toml").contains(&format!("max_width = {MAX_WIDTH}\n")));
     }
 
     #[test]
