@@ -210,7 +210,7 @@ mod tests {
         }
 
         fn record_result(&mut self, question: &Question, result: PollResult) {
-            self.record_answer(question, record_answer, Instant::now());
+            self.record_answer(question, result, Instant::now());
         }
     }
 
