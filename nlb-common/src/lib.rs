@@ -6,6 +6,8 @@
 //! slice without `get`, because the verifier refuses an index without a bound.
 
 #![no_std]
+// What no other crate can name is `pub(crate)`, so that the compiler reports it once nothing uses it.
+#![warn(unreachable_pub)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]
 
 pub mod abi;

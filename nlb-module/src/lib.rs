@@ -29,6 +29,9 @@
 //! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default.
 //! [`Scaler`] is a `Control` that starts and ends further instances at the NLB's request.
 
+// What no other crate can name is `pub(crate)`, so that the compiler reports it once nothing uses it.
+#![warn(unreachable_pub)]
+
 mod answers;
 mod connection;
 mod control;

@@ -20,6 +20,9 @@
 //!
 //! `cargo xtask tidy` checks the order of the rooms.
 
+// What no other crate can name is `pub(crate)`, so that the compiler reports it once nothing uses it.
+#![warn(unreachable_pub)]
+
 pub mod cli;
 pub mod compile;
 pub mod config;

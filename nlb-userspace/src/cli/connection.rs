@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use nlb_proto::Error;
 use tonic::transport::{Channel, Endpoint};
 
-pub async fn open(server: &str) -> anyhow::Result<Channel> {
+pub(super) async fn open(server: &str) -> anyhow::Result<Channel> {
     let uri = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let endpoint =
         Endpoint::from_shared(uri).with_context(|| format!("--server {server:?} is not host:port"))?;
@@ -22,7 +22,7 @@ pub async fn open(server: &str) -> anyhow::Result<Channel> {
 }
 
 /// The message of a change that was made, or an error if it was refused.
-pub fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow::Result<String> {
+pub(super) fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow::Result<String> {
     match error {
         _ if success => Ok(message),
         Some(error) => bail!(error.message),
@@ -31,6 +31,6 @@ pub fn accepted(success: bool, message: String, error: Option<Error>) -> anyhow:
 }
 
 /// A status's message as an error.
-pub fn said(status: tonic::Status) -> anyhow::Error {
+pub(super) fn said(status: tonic::Status) -> anyhow::Error {
     anyhow!("{} ({:?})", status.message(), status.code())
 }

@@ -7,7 +7,7 @@ use crate::daemon::shutdown;
 use crate::datapath::decap;
 
 #[derive(clap::Args)]
-pub struct Settings {
+pub(super) struct Settings {
     /// Interfaces on which tunnelled packets arrive [repeat, or separate by commas]
     #[arg(long, value_name = "NAME", value_delimiter = ',', required = true)]
     iface: Vec<String>,
@@ -22,7 +22,7 @@ pub struct Settings {
     xdp_mode: XdpMode,
 }
 
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+pub(super) async fn run(settings: Settings) -> anyhow::Result<()> {
     let peers: Vec<_> = settings.peer.iter().map(|peer| peer.0).collect();
     decap::run(&settings.iface, &peers, settings.gue_port, settings.xdp_mode, shutdown::signal_received())
         .await

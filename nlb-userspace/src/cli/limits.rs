@@ -11,7 +11,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub struct Filters {
+pub(super) struct Filters {
     /// Only limits on this target
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
@@ -21,7 +21,7 @@ pub struct Filters {
 }
 
 #[derive(Subcommand)]
-pub enum Change {
+pub(super) enum Change {
     /// Set a limit, or replace the one with that id
     Set(Box<Limit>),
     /// Remove a limit
@@ -93,7 +93,7 @@ struct LimitRow {
     refused: Option<u64>,
 }
 
-pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
+pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
     let request = GetRateLimitsRequest {
         instance_id: filters.instance.unwrap_or_default(),
         target: filters.target.unwrap_or_default(),
@@ -104,7 +104,7 @@ pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow:
     table::print(&rows, output)
 }
 
-pub async fn change(channel: Channel, change: Change, output: Output) -> anyhow::Result<String> {
+pub(super) async fn change(channel: Channel, change: Change, output: Output) -> anyhow::Result<String> {
     let mut client = ModuleServiceClient::new(channel);
     let message = match change {
         Change::Set(limit) => {

@@ -13,14 +13,14 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub struct Span {
+pub(super) struct Span {
     /// Show the means of the last hour
     #[arg(long)]
     hour: bool,
 }
 
 #[derive(clap::Args)]
-pub struct Rebalance {
+pub(super) struct Rebalance {
     /// Only these modules [none: all that take new flows]
     instances: Vec<String>,
     /// The strategy: least_connections, load, equal or weight
@@ -57,7 +57,7 @@ struct Rebalanced {
     after: BTreeMap<String, i32>,
 }
 
-pub async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Result<String> {
+pub(super) async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Result<String> {
     let request = GetLoadDistributionRequest { include_historical: span.hour, ..Default::default() };
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let response = client.get_load_distribution(request).await.map_err(said)?.into_inner();
@@ -73,7 +73,11 @@ pub async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Resul
     }
 }
 
-pub async fn rebalance(channel: Channel, settings: Rebalance, output: Output) -> anyhow::Result<String> {
+pub(super) async fn rebalance(
+    channel: Channel,
+    settings: Rebalance,
+    output: Output,
+) -> anyhow::Result<String> {
     let Rebalance { instances: target_instances, strategy, force } = settings;
     let request = RebalanceLoadRequest { force, target_instances, strategy };
     let response = NlbServiceClient::new(channel).rebalance_load(request).await.map_err(said)?.into_inner();

@@ -12,7 +12,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Names of metrics, or prefixes with a trailing *; none: all
     names: Vec<String>,
     /// Only metrics of this module, measured or reported
@@ -21,13 +21,13 @@ pub struct Wanted {
 }
 
 #[derive(Serialize)]
-pub struct MetricRow {
+pub(super) struct MetricRow {
     name: String,
     labels: BTreeMap<String, String>,
     value: f64,
 }
 
-pub async fn list(channel: Channel, wanted: Wanted, output: Output) -> anyhow::Result<String> {
+pub(super) async fn list(channel: Channel, wanted: Wanted, output: Output) -> anyhow::Result<String> {
     // With many modules the answer is larger than the default limit of clients.
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let metric_names = wanted.names;

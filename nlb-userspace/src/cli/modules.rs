@@ -10,7 +10,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub struct Filters {
+pub(super) struct Filters {
     /// Only this type: ALB, DBLB, AILB, RTMP or NLB
     #[arg(long = "type", value_name = "TYPE")]
     module_type: Option<String>,
@@ -23,7 +23,7 @@ pub struct Filters {
 }
 
 #[derive(Serialize)]
-pub struct ModuleRow {
+pub(super) struct ModuleRow {
     instance_id: String,
     module_type: &'static str,
     version: String,
@@ -33,7 +33,7 @@ pub struct ModuleRow {
     address: String,
 }
 
-pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
+pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
     let filters = [
         ("module_type", filters.module_type),
         ("health_status", filters.health),
@@ -55,7 +55,7 @@ pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow:
     table::print(&rows, output)
 }
 
-pub fn equals(field: &str, value: String) -> Filter {
+pub(super) fn equals(field: &str, value: String) -> Filter {
     Filter { field: field.to_owned(), operator: "eq".to_owned(), value }
 }
 

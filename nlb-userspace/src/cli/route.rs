@@ -11,7 +11,7 @@ use super::output::Output;
 use super::table;
 
 #[derive(Subcommand)]
-pub enum Change {
+pub(super) enum Change {
     /// Add an operator's route, or replace the one with that id
     Add(Box<Add>),
     /// Remove an operator's route, or a module's
@@ -54,7 +54,7 @@ pub struct Add {
     for_type: Option<String>,
 }
 
-pub async fn change(channel: Channel, change: Change, output: Output) -> anyhow::Result<String> {
+pub(super) async fn change(channel: Channel, change: Change, output: Output) -> anyhow::Result<String> {
     let message = match change {
         Change::Add(route) => {
             let request = UpdateRoutingRequest { routes: vec![(*route).into()], ..Default::default() };

@@ -11,7 +11,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub struct Filters {
+pub(super) struct Filters {
     /// Only routes whose destination overlaps this address or CIDR
     #[arg(long, value_name = "ADDRESS|CIDR")]
     destination: Option<String>,
@@ -24,7 +24,7 @@ pub struct Filters {
 }
 
 #[derive(Serialize)]
-pub struct RouteRow {
+pub(super) struct RouteRow {
     route_id: String,
     protocol: &'static str,
     source: String,
@@ -36,7 +36,7 @@ pub struct RouteRow {
     instance_id: String,
 }
 
-pub async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
+pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> anyhow::Result<String> {
     let conditions = [("protocol", filters.protocol), ("target_instance_id", filters.instance)];
     let conditions = conditions.into_iter().filter_map(|(field, value)| Some(equals(field, value?)));
     let mut query = Query { filters: conditions.collect(), ..Default::default() };

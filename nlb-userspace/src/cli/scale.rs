@@ -11,7 +11,7 @@ use super::table;
 use crate::config::Span;
 
 #[derive(clap::Args)]
-pub struct Scale {
+pub(super) struct Scale {
     /// An instance of the group; the NLB asks this one to scale
     #[arg(required_unless_present = "module_type")]
     instance_id: Option<String>,
@@ -72,7 +72,7 @@ struct Scaled {
     wanted: i32,
 }
 
-pub async fn scale(channel: Channel, scale: Scale, output: Output) -> anyhow::Result<String> {
+pub(super) async fn scale(channel: Channel, scale: Scale, output: Output) -> anyhow::Result<String> {
     let Scale { instance_id, module_type, size, policy } = scale;
     let action = match size {
         Size { up: true, .. } => "scale_up",

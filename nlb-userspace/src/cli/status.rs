@@ -14,7 +14,7 @@ use super::output::Output;
 use super::table;
 
 #[derive(clap::Args)]
-pub struct Depth {
+pub(super) struct Depth {
     /// Show the counters of all packets, too
     #[arg(long)]
     packets: bool,
@@ -33,7 +33,7 @@ struct Status {
     details: BTreeMap<String, String>,
 }
 
-pub async fn show(channel: Channel, depth: Depth, output: Output) -> anyhow::Result<String> {
+pub(super) async fn show(channel: Channel, depth: Depth, output: Output) -> anyhow::Result<String> {
     let mut client = NlbServiceClient::new(channel);
     let request = CheckHealthRequest { check_modules: true, deep_check: depth.packets };
     let health = client.check_health(request).await.map_err(said)?.into_inner();

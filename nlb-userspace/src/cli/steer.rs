@@ -12,7 +12,7 @@ use super::table;
 use crate::config::Span;
 
 #[derive(clap::Args)]
-pub struct Weight {
+pub(super) struct Weight {
     /// A module's instance id; with --version, a version
     name: String,
     /// The share of new flows relative to the peers: 0 (none) to 10000
@@ -24,7 +24,7 @@ pub struct Weight {
 }
 
 #[derive(clap::Args)]
-pub struct Drain {
+pub(super) struct Drain {
     /// The module's instance id
     instance_id: String,
     /// How long to wait for the connections to close [the NLB's setting]
@@ -55,7 +55,7 @@ struct Drained {
     left: i32,
 }
 
-pub async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow::Result<String> {
+pub(super) async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow::Result<String> {
     let Weight { name, weight, of_version } = weight;
     let (instance_id, version) = if of_version { (String::new(), name) } else { (name, String::new()) };
     let request = SetTrafficWeightRequest { instance_id, version, weight };
@@ -79,7 +79,7 @@ pub async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow:
     }
 }
 
-pub async fn drain(channel: Channel, drain: Drain, output: Output) -> anyhow::Result<String> {
+pub(super) async fn drain(channel: Channel, drain: Drain, output: Output) -> anyhow::Result<String> {
     let mut client = OperatorServiceClient::new(channel);
     let instance_id = drain.instance_id;
     let drained = if drain.undo {

@@ -7,25 +7,25 @@ use serde::Serialize;
 use super::output::Output;
 
 /// One line of a table.
-pub trait Row: Serialize {
+pub(super) trait Row: Serialize {
     const HEADINGS: &[&str];
 
     fn cells(&self) -> Vec<String>;
 }
 
-pub fn print<R: Row>(rows: &[R], output: Output) -> anyhow::Result<String> {
+pub(super) fn print<R: Row>(rows: &[R], output: Output) -> anyhow::Result<String> {
     match output {
         Output::Json => json(&rows),
         Output::Text => Ok(align(R::HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>())),
     }
 }
 
-pub fn json(value: &impl Serialize) -> anyhow::Result<String> {
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
 /// The message of a change.
-pub fn message(message: String, output: Output) -> anyhow::Result<String> {
+pub(super) fn message(message: String, output: Output) -> anyhow::Result<String> {
     #[derive(Serialize)]
     struct Said {
         message: String,

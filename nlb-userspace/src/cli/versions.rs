@@ -10,7 +10,7 @@ use super::output::Output;
 use super::table;
 
 #[derive(clap::Args)]
-pub struct Promote {
+pub(super) struct Promote {
     /// The version that gets all new flows
     version: String,
     /// Percent of new flows that the version gains with each step [none: all at once]
@@ -19,7 +19,7 @@ pub struct Promote {
 }
 
 #[derive(clap::Args)]
-pub struct Rollback {
+pub(super) struct Rollback {
     /// The version that had most new flows in the split to restore [none: the split before the last change]
     version: Option<String>,
 }
@@ -38,7 +38,7 @@ struct RolledBack {
     current: String,
 }
 
-pub async fn promote(channel: Channel, promote: Promote, output: Output) -> anyhow::Result<String> {
+pub(super) async fn promote(channel: Channel, promote: Promote, output: Output) -> anyhow::Result<String> {
     let request = PromoteVersionRequest {
         version: promote.version,
         immediate: promote.rate.is_none(),
@@ -54,7 +54,11 @@ pub async fn promote(channel: Channel, promote: Promote, output: Output) -> anyh
     }
 }
 
-pub async fn roll_back(channel: Channel, rollback: Rollback, output: Output) -> anyhow::Result<String> {
+pub(super) async fn roll_back(
+    channel: Channel,
+    rollback: Rollback,
+    output: Output,
+) -> anyhow::Result<String> {
     let target_version = rollback.version.unwrap_or_default();
     let request = RollbackRequest { target_version, ..RollbackRequest::default() };
     let response = ModuleServiceClient::new(channel).rollback(request).await.map_err(said)?.into_inner();

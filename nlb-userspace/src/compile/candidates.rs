@@ -10,7 +10,7 @@ use crate::model::next_hop::Hops;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// The candidates of a desired state.
-pub struct Candidates<'a> {
+pub(super) struct Candidates<'a> {
     pub by_vip: BTreeMap<IpAddr, Vec<Candidate<'a>>>,
     pub backends: BTreeMap<Arc<Backend>, &'a Module>,
     /// Why routes get no traffic from a module: `instance/route: reason`.
@@ -18,7 +18,7 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    pub fn collect(desired: &'a Desired, counted: &Counted) -> Self {
+    pub(super) fn collect(desired: &'a Desired, counted: &Counted) -> Self {
         let mut candidates = Candidates {
             by_vip: desired.all_vips().into_iter().map(|vip| (vip, Vec::new())).collect(),
             backends: BTreeMap::new(),
@@ -83,7 +83,11 @@ impl<'a> Candidates<'a> {
 
     /// Our source address towards each NAT backend, which it replies to: the current one, else the last
     /// known.
-    pub fn nat_sources(&self, hops: &Hops, before: &BTreeMap<IpAddr, IpAddr>) -> BTreeMap<IpAddr, IpAddr> {
+    pub(super) fn nat_sources(
+        &self,
+        hops: &Hops,
+        before: &BTreeMap<IpAddr, IpAddr>,
+    ) -> BTreeMap<IpAddr, IpAddr> {
         let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
         let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
         nat.filter_map(|backend| Some((backend.addr, source(backend.addr)?))).collect()

@@ -24,7 +24,7 @@ pub struct TooMany {
 }
 
 /// Each service has a row for each module that connection ids may name.
-pub const SERVERS: &str = "QUIC server ids, counted for each service";
+pub(super) const SERVERS: &str = "QUIC server ids, counted for each service";
 
 /// Counts the ids that [`super::compile`] would allocate. Our source addresses towards modules are unknown
 /// here; they take a few more of `limits.addresses`.

@@ -18,7 +18,7 @@ use crate::model::{Backend, Desired, L4, LimitTarget, Module, Route, RouteKey, S
 
 /// An instance that serves a route on one VIP.
 #[derive(Clone, Debug)]
-pub struct Candidate<'a> {
+pub(crate) struct Candidate<'a> {
     pub route_id: &'a str,
     pub owner: Owner,
     pub route: &'a Route,
@@ -30,7 +30,7 @@ pub struct Candidate<'a> {
 
 /// The owner of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub(crate) enum Owner {
     Instance,
     Operator,
     /// A learned route has no owner, and every other route takes precedence over it.
@@ -38,13 +38,13 @@ pub enum Owner {
 }
 
 impl Candidate<'_> {
-    pub fn key(&self) -> RouteKey {
+    pub(crate) fn key(&self) -> RouteKey {
         RouteKey { id: self.route_id.to_owned(), operators: self.owner != Owner::Instance }
     }
 }
 
 /// A service and its pools, by source prefix.
-pub struct Service<'a> {
+pub(crate) struct Service<'a> {
     pub key: ServiceKey,
     pub pools: BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>>,
     /// Candidates that QUIC connection ids may name, also those without new flows, which may have older
@@ -53,19 +53,22 @@ pub struct Service<'a> {
 }
 
 /// The rows that the sources of these services take: one for each prefix of a service.
-pub fn source_prefixes(services: &[Service]) -> usize {
+pub(crate) fn source_prefixes(services: &[Service]) -> usize {
     services.iter().map(|service| service.pools.keys().flatten().count()).sum()
 }
 
 impl Service<'_> {
     /// Whether the service has pools for source prefixes.
-    pub fn is_by_source(&self) -> bool {
+    pub(crate) fn is_by_source(&self) -> bool {
         self.pools.keys().any(Option::is_some)
     }
 }
 
 /// The services of all VIPs, in the order of their keys. A port with a rate limit is a service of its own.
-pub fn services<'a>(by_vip: &'a BTreeMap<IpAddr, Vec<Candidate<'a>>>, desired: &Desired) -> Vec<Service<'a>> {
+pub(crate) fn services<'a>(
+    by_vip: &'a BTreeMap<IpAddr, Vec<Candidate<'a>>>,
+    desired: &Desired,
+) -> Vec<Service<'a>> {
     let limited: BTreeSet<(IpAddr, u16, L4)> = super::limits::enabled(desired)
         .filter_map(|(_, limit)| match limit.target {
             LimitTarget::Service(vip, port, l4) => Some((vip, port, l4)),

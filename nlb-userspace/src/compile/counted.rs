@@ -13,11 +13,11 @@ use crate::model::{Desired, LimitTarget, RouteKey};
 
 /// All routes, and whether each is counted.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Counted(Arc<BTreeMap<RouteKey, bool>>);
+pub(super) struct Counted(Arc<BTreeMap<RouteKey, bool>>);
 
 impl Counted {
     /// Updates the choice, with room for `most` routes besides those with a rate limit.
-    pub fn renew(&self, desired: &Desired, most: u16) -> Self {
+    pub(super) fn renew(&self, desired: &Desired, most: u16) -> Self {
         let limited: BTreeSet<&str> = limits::enabled(desired)
             .filter_map(|(_, limit)| match &limit.target {
                 LimitTarget::Route(id) => Some(id.as_str()),
@@ -47,7 +47,7 @@ impl Counted {
     }
 
     /// The key of a route, if it is counted.
-    pub fn key(&self, id: &str, operators: bool) -> Option<&RouteKey> {
+    pub(super) fn key(&self, id: &str, operators: bool) -> Option<&RouteKey> {
         let key = RouteKey { id: id.to_owned(), operators };
         self.0.get_key_value(&key).filter(|(_, counted)| **counted).map(|(key, _)| key)
     }

@@ -18,7 +18,7 @@ use crate::model::prefix::Addr128;
 use crate::model::{Desired, LimitTarget, LimitUnit, RateLimit};
 
 /// The enabled limits.
-pub fn enabled(desired: &Desired) -> impl Iterator<Item = (&String, &RateLimit)> {
+pub(super) fn enabled(desired: &Desired) -> impl Iterator<Item = (&String, &RateLimit)> {
     desired.rate_limits.iter().map(|(id, limit)| (id, limit.as_ref())).filter(|(_, limit)| limit.enabled)
 }
 
@@ -57,13 +57,13 @@ impl Kind {
 
 /// The heads of each target's chains, and the rows of limits.
 #[derive(Default)]
-pub struct Limited<'a> {
+pub(super) struct Limited<'a> {
     targets: BTreeMap<&'a LimitTarget, abi::Limits>,
     rows: BTreeMap<u16, abi::Limit>,
 }
 
 impl<'a> Limited<'a> {
-    pub fn new(desired: &'a Desired, ids: &Ids<String>) -> Self {
+    pub(super) fn new(desired: &'a Desired, ids: &Ids<String>) -> Self {
         let mut by_target: BTreeMap<&LimitTarget, Vec<(u16, &RateLimit)>> = BTreeMap::new();
         for (id, limit) in enabled(desired) {
             if let Some(id) = ids.get(id) {
@@ -104,12 +104,12 @@ impl<'a> Limited<'a> {
         outer.copied().unwrap_or_default()
     }
 
-    pub fn service(&self, key: &ServiceKey) -> abi::Limits {
+    pub(super) fn service(&self, key: &ServiceKey) -> abi::Limits {
         let Some(port) = key.port else { return abi::Limits::NONE };
         self.heads(&LimitTarget::Service(key.vip, port, key.l4))
     }
 
-    pub fn route(&self, id: &str) -> abi::Limits {
+    pub(super) fn route(&self, id: &str) -> abi::Limits {
         self.heads(&LimitTarget::Route(id.to_owned()))
     }
 
@@ -117,7 +117,7 @@ impl<'a> Limited<'a> {
         self.targets.get(target).copied().unwrap_or_default()
     }
 
-    pub fn add_rows(self, rows: &mut Rows) {
+    pub(super) fn add_rows(self, rows: &mut Rows) {
         rows.common_limits.all = self.heads(&LimitTarget::All);
         for (target, heads) in &self.targets {
             let LimitTarget::Source(net) = target else { continue };

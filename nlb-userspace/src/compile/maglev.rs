@@ -16,7 +16,7 @@ use nlb_common::maglev::SLOTS;
 
 /// An instance with a share of the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Member<'a> {
+pub(crate) struct Member<'a> {
     pub instance_id: &'a str,
     /// The number of its slots; those of all members add up to [`SLOTS`].
     pub slots: u32,
@@ -24,7 +24,7 @@ pub struct Member<'a> {
 
 /// Divides `slots` by weight exactly: the largest remainders are rounded up, the first ones among equals. If
 /// all weights are 0, so are all shares.
-pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
+pub(crate) fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
     let total: u64 = weights.iter().sum();
     if total == 0 {
         return vec![0; weights.len()];
@@ -42,7 +42,7 @@ pub fn divide(slots: u32, weights: &[u64]) -> Vec<u32> {
 
 /// The layout: for each slot the number of its member, from 1 in the order of `members`; all 0 if no member
 /// has slots. The order does not change which slots an instance has.
-pub fn fill(members: &[Member]) -> Box<[u16]> {
+pub(crate) fn fill(members: &[Member]) -> Box<[u16]> {
     let mut table = vec![0_u16; SLOTS as usize].into_boxed_slice();
     let numbered = (1..).zip(members).filter(|(_, member)| member.slots > 0);
     let mut walkers: Vec<Walker> = numbered.map(|(number, member)| Walker::new(number, member)).collect();

@@ -6,12 +6,12 @@
 mod ability;
 mod candidates;
 mod capacity;
-pub mod classifier;
+pub(crate) mod classifier;
 mod counted;
 mod footprint;
-pub mod ids;
+pub(crate) mod ids;
 mod limits;
-pub mod maglev;
+pub(crate) mod maglev;
 mod pools;
 mod rows;
 

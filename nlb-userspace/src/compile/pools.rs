@@ -12,13 +12,13 @@ use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 
 /// The members of a pool and their shares, on which alone its Maglev table depends. Clones share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pool {
+pub(super) struct Pool {
     /// Backend id, number of slots, and backend; the id alone identifies a member.
     members: Arc<[(u16, u32, Arc<Backend>)]>,
 }
 
 impl Pool {
-    pub fn new(winners: &[&Candidate], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+    pub(super) fn new(winners: &[&Candidate], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
         let is_split = is_split(winners, desired);
         let has_share =
             |candidate: &Candidate| !is_split || version_weight(&candidate.module.version, desired) > 0;
@@ -41,7 +41,7 @@ impl Pool {
     }
 
     /// The input of the Maglev layout.
-    pub fn shape(&self) -> Vec<Member<'_>> {
+    pub(super) fn shape(&self) -> Vec<Member<'_>> {
         let members = self.members.iter();
         members
             .map(|(_, slots, backend)| Member { instance_id: &backend.instance_id, slots: *slots })
@@ -49,18 +49,18 @@ impl Pool {
     }
 
     /// The backend id of each slot; all 0 if no backend takes new flows.
-    pub fn table(&self, layout: &[u16]) -> Arc<[u16]> {
+    pub(super) fn table(&self, layout: &[u16]) -> Arc<[u16]> {
         let ids: Vec<u16> = [0].into_iter().chain(self.members.iter().map(|(id, _, _)| *id)).collect();
         layout.iter().map(|number| ids[usize::from(*number)]).collect()
     }
 
     /// The backends that could get new flows, and their numbers of slots.
-    pub fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
+    pub(super) fn members(&self) -> impl Iterator<Item = (&Backend, u32)> {
         self.members.iter().map(|(_, slots, backend)| (backend.as_ref(), *slots))
     }
 
     /// The ids of the backends that get new flows.
-    pub fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(super) fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
         self.members.iter().filter(|(_, slots, _)| *slots > 0).map(|(id, _, _)| *id)
     }
 }

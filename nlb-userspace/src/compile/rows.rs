@@ -13,7 +13,7 @@ use crate::model::prefix::Addr128;
 use crate::model::{Backend, ForwardMode, Snat};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServiceKey {
+pub(crate) struct ServiceKey {
     pub vip: IpAddr,
     /// `None` means every port without a service of its own.
     pub port: Option<u16>,
@@ -39,7 +39,7 @@ pub struct Rows {
 }
 
 /// The row of a backend.
-pub fn backend_row(
+pub(super) fn backend_row(
     backend: &Backend,
     generation: u8,
     leaving: bool,
@@ -93,7 +93,7 @@ fn backend_bits(backend: &Backend) -> u8 {
 }
 
 /// Whether a backend may reply to its clients' own addresses.
-pub fn is_transparent(backend: &Backend) -> bool {
+pub(super) fn is_transparent(backend: &Backend) -> bool {
     backend.mode == ForwardMode::Nat && backend.snat != Snat::Always
 }
 

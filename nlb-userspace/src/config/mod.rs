@@ -1,7 +1,7 @@
 //! What an operator can set: by flag, by `NLB_` environment variable, over gRPC, or in a TOML file, in that
 //! order.
 
-pub mod atomic_file;
+pub(crate) mod atomic_file;
 mod daemon;
 #[cfg(test)]
 mod documentation;

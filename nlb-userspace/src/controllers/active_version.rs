@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use crate::registry::State;
 
 /// The time from one answer of an instance, or its absence, to the next call.
-pub const EVERY: Duration = Duration::from_secs(30);
+pub(crate) const EVERY: Duration = Duration::from_secs(30);
 
 /// The poll schedule: each registration is asked at once, and then in regular intervals while it exists.
 #[derive(Debug)]
-pub struct PollSchedule {
+pub(crate) struct PollSchedule {
     every: Duration,
     /// The newest epoch of the registrations that are known.
     last_epoch: u64,
@@ -27,18 +27,18 @@ pub struct PollSchedule {
 
 /// A registration that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub(crate) struct Asked {
     pub instance_id: String,
     pub epoch: u64,
 }
 
 impl PollSchedule {
-    pub fn new(every: Duration) -> Self {
+    pub(crate) fn new(every: Duration) -> Self {
         PollSchedule { every, last_epoch: 0, fresh: VecDeque::new(), again: VecDeque::new() }
     }
 
     /// Adds new registrations. Returns whether any has not been asked yet.
-    pub fn follow(&mut self, state: &State) -> bool {
+    pub(crate) fn follow(&mut self, state: &State) -> bool {
         let mut new: Vec<Asked> = state
             .registered_since(self.last_epoch)
             .map(|record| Asked { instance_id: record.registration.instance_id.clone(), epoch: record.epoch })
@@ -50,7 +50,7 @@ impl PollSchedule {
     }
 
     /// The calls that are due, at most this many. Registrations that ended are removed.
-    pub fn take_due(&mut self, state: &State, now: Instant, at_most: usize) -> Vec<Asked> {
+    pub(crate) fn take_due(&mut self, state: &State, now: Instant, at_most: usize) -> Vec<Asked> {
         let mut due = Vec::new();
         while due.len() < at_most {
             let next = match self.fresh.pop_front() {
@@ -69,13 +69,13 @@ impl PollSchedule {
     }
 
     /// Records that a call ended, with an answer or without.
-    pub fn record_answer(&mut self, asked: Asked, now: Instant) {
+    pub(crate) fn record_answer(&mut self, asked: Asked, now: Instant) {
         self.again.push_back((now + self.every, asked));
     }
 }
 
 impl Asked {
-    pub fn is_current(&self, state: &State) -> bool {
+    pub(crate) fn is_current(&self, state: &State) -> bool {
         state.record(&self.instance_id).is_ok_and(|record| record.epoch == self.epoch)
     }
 }

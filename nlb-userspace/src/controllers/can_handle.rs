@@ -22,7 +22,7 @@ const QUESTIONS_PER_SECOND: f64 = 200.0;
 
 /// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PollResult {
+pub(crate) enum PollResult {
     Answer,
     /// The module does not implement CanHandle, or is unreachable: it is not asked again for a while.
     Nothing,
@@ -30,7 +30,7 @@ pub enum PollResult {
 
 /// When each question is asked.
 #[derive(Debug, Default)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     desired: Arc<Desired>,
     /// When each pair is asked next.
     pairs: BTreeMap<Question, Next>,
@@ -50,7 +50,7 @@ enum Next {
 
 impl Schedule {
     /// Updates the pairs. New and changed pairs are due at once.
-    pub fn follow(&mut self, desired: Arc<Desired>, now: Instant) {
+    pub(crate) fn follow(&mut self, desired: Arc<Desired>, now: Instant) {
         let before = std::mem::replace(&mut self.desired, desired);
         let mut there = BTreeSet::new();
         for (instance_id, module) in &self.desired.modules {
@@ -83,7 +83,7 @@ impl Schedule {
     }
 
     /// An instance has registered, perhaps as another process: its questions are due at once.
-    pub fn renew(&mut self, instance_id: &str, now: Instant) {
+    pub(crate) fn renew(&mut self, instance_id: &str, now: Instant) {
         self.unanswered_until.remove(instance_id);
         let first = RouteKey { id: String::new(), operators: false };
         let first = Question { instance_id: instance_id.to_owned(), route: first };
@@ -101,7 +101,7 @@ impl Schedule {
     }
 
     /// The questions that are due, at most this many, and their routes.
-    pub fn take_due(&mut self, now: Instant, at_most: usize) -> Vec<(Question, Route)> {
+    pub(crate) fn take_due(&mut self, now: Instant, at_most: usize) -> Vec<(Question, Route)> {
         let mut due = Vec::new();
         while due.len() < at_most && self.queue.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, question)) = self.queue.pop_first() else { break };
@@ -123,7 +123,7 @@ impl Schedule {
     }
 
     /// Records that a question was answered or not, and schedules it again.
-    pub fn record_answer(&mut self, question: &Question, result: PollResult, now: Instant) {
+    pub(crate) fn record_answer(&mut self, question: &Question, result: PollResult, now: Instant) {
         match result {
             PollResult::Answer => drop(self.unanswered_until.remove(&question.instance_id)),
             // Unless the instance has registered again since.

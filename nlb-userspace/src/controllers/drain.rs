@@ -10,7 +10,7 @@ use crate::registry::Registry;
 
 /// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
+pub(crate) struct Drained {
     /// Flows that closed in time.
     pub closed: u64,
     /// Flows that were open at the end.
@@ -25,14 +25,14 @@ const ALL: &str = "TCP and QUIC";
 
 impl Drained {
     /// No drain took place.
-    pub fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Drained { closed: 0, left: 0, kept: TCP }
     }
 }
 
 /// Waits until the registration of this epoch has no flows left of those that it keeps, or has ended, or the
 /// deadline has passed. Starts once the maps hold the drain.
-pub async fn wait(
+pub(crate) async fn wait(
     registry: &Registry,
     instance_id: &str,
     epoch: u64,

@@ -18,7 +18,7 @@ use crate::registry::Registry;
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes promotions a step further, or rolls them back. Runs until it is dropped.
-pub async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
+pub(crate) async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     loop {
         time::sleep(EVALUATION_INTERVAL).await;
         let traffic = traffic.borrow().clone();

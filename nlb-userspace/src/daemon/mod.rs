@@ -1,7 +1,7 @@
 //! `nlb serve`: assembles the daemon, and runs it until a signal stops it.
 
 pub mod fd_limit;
-pub mod shutdown;
+pub(crate) mod shutdown;
 mod tasks;
 
 use std::net::IpAddr;

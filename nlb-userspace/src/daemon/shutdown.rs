@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Returns when the process receives SIGTERM or SIGINT.
-pub async fn signal_received() -> anyhow::Result<()> {
+pub(crate) async fn signal_received() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {

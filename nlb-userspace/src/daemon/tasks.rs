@@ -7,13 +7,13 @@ use anyhow::{Context, anyhow};
 use tokio::task::{Id, JoinSet};
 
 #[derive(Default)]
-pub struct Tasks {
+pub(super) struct Tasks {
     tasks: JoinSet<anyhow::Result<()>>,
     names: HashMap<Id, &'static str>,
 }
 
 impl Tasks {
-    pub fn spawn(
+    pub(super) fn spawn(
         &mut self,
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -22,7 +22,7 @@ impl Tasks {
         self.names.insert(spawned.id(), name);
     }
 
-    pub fn spawn_endless(
+    pub(super) fn spawn_endless(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Infallible> + Send + 'static,
@@ -31,7 +31,7 @@ impl Tasks {
     }
 
     /// Waits until a task ends, and returns which one and why.
-    pub async fn first_to_end(&mut self) -> anyhow::Error {
+    pub(super) async fn first_to_end(&mut self) -> anyhow::Error {
         let Some(ended) = self.tasks.join_next_with_id().await else {
             return std::future::pending().await;
         };

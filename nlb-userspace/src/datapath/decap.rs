@@ -13,7 +13,7 @@ use crate::model::prefix::Addr128;
 
 /// Decapsulates packets from `peers` on `interfaces`, of UDP only those to `gue_port`, until `until`
 /// completes. All other packets pass unchanged.
-pub async fn run(
+pub(crate) async fn run(
     interfaces: &[String],
     peers: &[IpNet],
     gue_port: u16,

@@ -25,27 +25,27 @@ use crate::model::reachability::Locality;
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Default)]
-pub struct XdpInterfaces(Arc<BTreeSet<String>>);
+pub(crate) struct XdpInterfaces(Arc<BTreeSet<String>>);
 
 impl XdpInterfaces {
-    pub fn new(interfaces: &[String]) -> Self {
+    pub(crate) fn new(interfaces: &[String]) -> Self {
         XdpInterfaces(Arc::new(interfaces.iter().cloned().collect()))
     }
 
     /// Whether XDP serves a link: `--iface` names it, and its frames have no vnet_hdr.
-    pub fn include(&self, link: &Link) -> bool {
+    pub(crate) fn include(&self, link: &Link) -> bool {
         self.0.contains(&link.name) && !link.has_vnet_hdr()
     }
 
     /// Whether packets reach a link through the kernel's stack. An interface that XDP serves never counts as
     /// local.
-    pub fn is_local(&self, link: &Link) -> bool {
+    pub(crate) fn is_local(&self, link: &Link) -> bool {
         !self.include(link) && link.is_local()
     }
 
     /// Whether any of the interfaces is a veth or has one as its port; an error if XDP cannot serve one of
     /// them.
-    pub fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
+    pub(crate) fn any_veth(&self, links: &HashMap<u32, Link>) -> anyhow::Result<bool> {
         let mut any = false;
         for name in self.0.iter() {
             any |= link::has_veth(link::suitable(name, links)?, links);
@@ -54,7 +54,11 @@ impl XdpInterfaces {
     }
 
     /// Whether packets reach an address through the kernel's stack, and why.
-    pub async fn locality(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Option<Locality>> {
+    pub(crate) async fn locality(
+        &self,
+        netlink: &Netlink,
+        address: IpAddr,
+    ) -> anyhow::Result<Option<Locality>> {
         let Some(route) = netlink.route(address).await? else { return Ok(None) };
         if route.ifindex == LOOPBACK {
             return Ok(Some(Locality::OwnHost));
@@ -73,7 +77,7 @@ const VNET_HDR: &str = "its frames have a vnet_hdr with unfinished checksums and
                      and XDP cannot read it";
 
 /// The balancer on the interfaces that XDP serves.
-pub struct Attachments {
+pub(crate) struct Attachments {
     interfaces: XdpInterfaces,
     balancer: Balancer,
     mode: XdpMode,
@@ -85,7 +89,7 @@ pub struct Attachments {
 impl Attachments {
     /// Attaches to all interfaces, and returns the XDP mode of each: `None` for a tap with vnet_hdr, which TC
     /// ingress serves.
-    pub fn new(
+    pub(crate) fn new(
         interfaces: XdpInterfaces,
         mut balancer: Balancer,
         mode: XdpMode,
@@ -112,7 +116,7 @@ impl Attachments {
     }
 
     /// Attaches again to interfaces that return, for as long as the daemon runs.
-    pub async fn keep(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn keep(mut self) -> anyhow::Result<()> {
         let (netlink, mut events) = Netlink::open()?;
         let mut logged = BTreeMap::new();
         loop {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use nlb_common::net::Mac;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub(crate) struct Link {
     pub name: String,
     pub mac: Mac,
     pub mtu: u32,
@@ -22,7 +22,7 @@ pub struct Link {
 
 /// The kind of a link, as far as the balancer distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Veth,
     Bridge,
     Bond,
@@ -42,7 +42,7 @@ pub enum Kind {
 
 /// Why XDP cannot serve an interface, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unsuitable {
+pub(crate) enum Unsuitable {
     #[error("--iface {0}: there is no such interface with MAC addresses; `ip link` lists them")]
     Missing(String),
     #[error(
@@ -68,7 +68,7 @@ pub enum Unsuitable {
 impl Link {
     /// Whether packets reach the link through the kernel's stack: links to containers and virtual machines of
     /// this host, and links that XDP cannot send to.
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         match self.kind {
             Kind::Bridge => true,
             Kind::Veth | Kind::Tap { .. } => self.controller.is_none(),
@@ -77,14 +77,14 @@ impl Link {
     }
 
     /// Whether its frames have a vnet_hdr, which XDP would lose: XDP cannot serve such a link.
-    pub fn has_vnet_hdr(&self) -> bool {
+    pub(crate) fn has_vnet_hdr(&self) -> bool {
         self.kind == Kind::Tap { vnet_hdr: true }
     }
 }
 
 impl Kind {
     /// The name of a kind that is stacked on another link, where XDP gets its packets.
-    pub fn stacked(self) -> Option<&'static str> {
+    pub(crate) fn stacked(self) -> Option<&'static str> {
         match self {
             Kind::Vlan(_) => Some("a VLAN device"),
             Kind::MacVlan => Some("a macvlan device"),
@@ -94,7 +94,7 @@ impl Kind {
     }
 
     /// The name of a kind that has ports, and holds the addresses and routes for them.
-    pub fn with_ports(self) -> Option<&'static str> {
+    pub(crate) fn with_ports(self) -> Option<&'static str> {
         match self {
             Kind::Bond => Some("the bond"),
             Kind::Team => Some("the team"),
@@ -107,7 +107,7 @@ impl Kind {
 }
 
 /// The index of the interface with this name, if XDP can serve it.
-pub fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitable> {
+pub(crate) fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitable> {
     let found = links.iter().find(|(_, link)| link.name == name);
     let (ifindex, link) = found.ok_or_else(|| Unsuitable::Missing(name.to_owned()))?;
     if *ifindex == nlb_common::abi::LOOPBACK {
@@ -134,7 +134,7 @@ pub fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitabl
 }
 
 /// Whether a link or one of its ports is a veth.
-pub fn has_veth(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
+pub(crate) fn has_veth(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
     let itself_and_ports =
         links.iter().filter(|(index, link)| **index == ifindex || link.controller == Some(ifindex));
     itself_and_ports.map(|(_, link)| link.kind).any(|kind| kind == Kind::Veth)

@@ -18,7 +18,7 @@ use super::maps::bpf::{FibGeneration, LocalLinks};
 use super::netlink::Netlink;
 
 /// Keeps the TC ingress program attached to every local link, for as long as the daemon runs.
-pub async fn run(
+pub(crate) async fn run(
     interfaces: XdpInterfaces,
     mut tc_ingress: TcIngress,
     mut local: LocalLinks,

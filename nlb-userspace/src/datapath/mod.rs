@@ -2,18 +2,18 @@
 //! their maps.
 
 pub mod counters;
-pub mod decap;
-pub mod errors;
+pub(crate) mod decap;
+pub(crate) mod errors;
 pub mod inject;
-pub mod interfaces;
-pub mod link;
+pub(crate) mod interfaces;
+pub(crate) mod link;
 pub mod loader;
-pub mod local_links;
+pub(crate) mod local_links;
 pub mod maps;
-pub mod netlink;
-pub mod next_hop;
-pub mod pending;
-pub mod route_watcher;
+pub(crate) mod netlink;
+pub(crate) mod next_hop;
+pub(crate) mod pending;
+pub(crate) mod route_watcher;
 
 use std::sync::Arc;
 

@@ -21,13 +21,13 @@ use tokio::sync::mpsc;
 use super::link::{Kind, Link};
 
 /// A connection to the kernel's routing subsystem.
-pub struct Netlink {
+pub(crate) struct Netlink {
     handle: Handle,
 }
 
 /// The route to an address.
 #[derive(Clone, Copy, Debug)]
-pub struct RouteTo {
+pub(crate) struct RouteTo {
     pub ifindex: u32,
     /// The router; `None` if the address is on the same link.
     pub gateway: Option<IpAddr>,
@@ -37,7 +37,7 @@ pub struct RouteTo {
 impl Netlink {
     /// Opens the connection. The receiver gets an event when links, addresses, routes, rules or neighbours
     /// change; one event may stand for several changes.
-    pub fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
+    pub(crate) fn open() -> anyhow::Result<(Self, mpsc::Receiver<()>)> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Neigh,
@@ -62,7 +62,7 @@ impl Netlink {
     }
 
     /// Links by index, except those without MAC addresses.
-    pub async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
+    pub(crate) async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
         let mut links = HashMap::new();
         let mut answers = self.handle.link().get().execute();
         while let Some(message) = answers.try_next().await.context("listing links")? {
@@ -73,7 +73,7 @@ impl Netlink {
     }
 
     /// The host's addresses with the prefixes of their links.
-    pub async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
+    pub(crate) async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
         let mut nets = Vec::new();
         let mut answers = self.handle.address().get().execute();
         while let Some(message) = answers.try_next().await.context("listing addresses")? {
@@ -89,7 +89,7 @@ impl Netlink {
     }
 
     /// The kernel's neighbours, by link and address. `None` for a neighbour that did not answer.
-    pub async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
+    pub(crate) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
         let mut macs = HashMap::new();
         let mut answers = self.handle.neighbours().get().execute();
         while let Some(message) = answers.try_next().await.context("listing neighbours")? {
@@ -101,12 +101,12 @@ impl Netlink {
     }
 
     /// The route that the kernel selects, by loopback if it ends on this host; `None` if there is no route.
-    pub async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+    pub(crate) async fn route(&self, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
         self.choose(to, None).await
     }
 
     /// The route of packets from an address of this host, for which policy rules may differ.
-    pub async fn route_from(&self, from: IpAddr, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
+    pub(crate) async fn route_from(&self, from: IpAddr, to: IpAddr) -> anyhow::Result<Option<RouteTo>> {
         self.choose(to, Some(from)).await
     }
 
@@ -127,7 +127,7 @@ impl Netlink {
     }
 
     /// Asks the kernel to resolve or confirm a neighbour's MAC address.
-    pub async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
+    pub(crate) async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
         let request = self
             .handle
             .neighbours()

@@ -32,7 +32,7 @@ const SETTLE: Duration = Duration::from_millis(2);
 
 /// Publishes the next hops of all modules' data addresses, and of those in `asked`, until `desired` is
 /// dropped.
-pub async fn run(
+pub(crate) async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut asked: mpsc::Receiver<IpAddr>,
     hops: watch::Sender<Arc<Hops>>,

@@ -51,7 +51,7 @@ struct Backoff {
 
 /// Takes punted packets from the kernel, requests their next hops, and sends them on, until the reconciler
 /// ends.
-pub async fn run(
+pub(crate) async fn run(
     ring: RingBuf<MapData>,
     datapath: Arc<Datapath>,
     ask: mpsc::Sender<IpAddr>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::maps::bpf::FibGeneration;
 use super::netlink::Netlink;
 
-pub async fn run(changed: Arc<FibGeneration>) -> anyhow::Result<()> {
+pub(crate) async fn run(changed: Arc<FibGeneration>) -> anyhow::Result<()> {
     let (_netlink, mut events) = Netlink::open()?;
     while events.recv().await.is_some() {
         changed.count();

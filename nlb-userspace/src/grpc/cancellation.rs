@@ -15,7 +15,7 @@ use tonic::server::NamedService;
 
 /// A service that does not begin calls that were cancelled.
 #[derive(Clone)]
-pub struct Cancellable<S>(pub S);
+pub(super) struct Cancellable<S>(pub S);
 
 impl<S: NamedService> NamedService for Cancellable<S> {
     const NAME: &'static str = S::NAME;
@@ -43,7 +43,7 @@ where
 type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
 /// A body that ends one poll later than it could.
-pub struct Message<B: Body> {
+pub(super) struct Message<B: Body> {
     body: B,
     /// The body's end, while it is withheld.
     end: Option<Given<B>>,

@@ -10,16 +10,16 @@
 pub mod can_handle;
 pub mod clock;
 pub mod destination;
-pub mod endpoint;
+pub(crate) mod endpoint;
 pub mod next_hop;
 pub mod prefix;
-pub mod reachability;
+pub(crate) mod reachability;
 pub mod settings;
-pub mod suited;
+pub(crate) mod suited;
 pub mod traffic;
 pub mod upcall;
 pub mod vips;
-pub mod weight_request;
+pub(crate) mod weight_request;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -23,7 +23,7 @@ pub struct Load {
 }
 
 /// The instances among which weights divide new flows.
-pub type Group = Option<(ModuleType, String)>;
+pub(crate) type Group = Option<(ModuleType, String)>;
 
 /// The figures of an instance's heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -39,7 +39,7 @@ pub struct Vitals {
 /// A score is the mean of up to four ratios: flows per weight, CPU, latency and queue, each over the group's
 /// mean. A ratio without meaning for the group (no flows yet, or no figures in heartbeats) is left out;
 /// without any ratio the score is 1.
-pub fn scores(loads: &[Load]) -> Vec<f64> {
+pub(crate) fn scores(loads: &[Load]) -> Vec<f64> {
     let measures: [fn(&Load) -> Option<f64>; 4] = [
         |load| (load.capacity > 0.0).then(|| load.active_flows / load.capacity),
         |load| load.vitals.map(|vitals| vitals.cpu_percent),
@@ -67,7 +67,7 @@ pub fn scores(loads: &[Load]) -> Vec<f64> {
 /// scaled from 1/n..1 to 0..1 by (n J - 1) / (n - 1). R. Jain, D. Chiu, W. Hawe, "A Quantitative Measure of
 /// Fairness and Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984. For
 /// several groups it is the mean, weighted by their flows.
-pub fn balance(loads: &[Load]) -> f64 {
+pub(crate) fn balance(loads: &[Load]) -> f64 {
     let mut flows = 0.0;
     let mut sum = 0.0;
     for members in groups(loads).values() {
@@ -91,7 +91,7 @@ fn fairness(shares: impl Iterator<Item = f64> + Clone) -> f64 {
 
 /// The strategy by which new flows are shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Strategy {
+pub(crate) enum Strategy {
     /// To instances with fewer flows than their share, until all have their share.
     #[default]
     LeastConnections,
@@ -104,7 +104,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    pub const ALL: [(&'static str, Strategy); 4] = [
+    pub(crate) const ALL: [(&'static str, Strategy); 4] = [
         ("least_connections", Strategy::LeastConnections),
         ("weight", Strategy::Weight),
         ("equal", Strategy::Equal),
@@ -114,7 +114,7 @@ impl Strategy {
     /// The weight of each instance that should take flows. Within a group they add up to the sum of the
     /// requested weights, as far as whole numbers allow, so that the shares of other groups stay. No weight
     /// is 0: an instance without new flows could not recover.
-    pub fn weights(self, loads: &[Load], asked: impl Fn(&str) -> u32) -> BTreeMap<String, u32> {
+    pub(crate) fn weights(self, loads: &[Load], asked: impl Fn(&str) -> u32) -> BTreeMap<String, u32> {
         let scores = scores(loads);
         let mut weights = BTreeMap::new();
         for members in groups(loads).into_values() {

@@ -1,7 +1,7 @@
 //! Pure decisions: functions of the state that they are given, without a clock, I/O or the registry.
 
-pub mod balance;
+pub(crate) mod balance;
 pub mod health;
-pub mod lease;
-pub mod promotion;
-pub mod scaling;
+pub(crate) mod lease;
+pub(crate) mod promotion;
+pub(crate) mod scaling;

@@ -18,7 +18,7 @@ use super::{Claim, Registered, Registration, Registry, RegistryError};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         vips: ["192.0.2.1/32", "2001:db8::1/128"].iter().map(|net| net.parse::<IpNet>().unwrap()).collect(),
         fail_open: true,
@@ -45,18 +45,18 @@ pub fn settings() -> Settings {
     }
 }
 
-pub fn registry() -> Registry {
+pub(crate) fn registry() -> Registry {
     Registry::new(settings())
 }
 
 /// The time at this many seconds after `start`.
-pub fn at(start: Instant, seconds: u64) -> Now {
+pub(crate) fn at(start: Instant, seconds: u64) -> Now {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds);
     Now { at: start + Duration::from_secs(seconds), wall }
 }
 
 /// Connects every 10 s, with 2 s for the answer; 3 failures or 2 successes change the signal.
-pub const CHECK: Check = Check {
+pub(crate) const CHECK: Check = Check {
     probe: Probe::Connect,
     port: None,
     interval: Duration::from_secs(10),
@@ -66,7 +66,7 @@ pub const CHECK: Check = Check {
 };
 
 /// An ALB at 10.0.0.1 with a route for TCP port 80 of every VIP.
-pub fn registration(instance_id: &str) -> Registration {
+pub(crate) fn registration(instance_id: &str) -> Registration {
     Registration {
         instance_id: instance_id.into(),
         address: "10.0.0.1:50051".parse().unwrap(),
@@ -94,7 +94,7 @@ pub fn registration(instance_id: &str) -> Registration {
     }
 }
 
-pub fn route(port: u16) -> Route {
+pub(crate) fn route(port: u16) -> Route {
     Route {
         protocol: Protocol::Tcp,
         source: None,
@@ -109,12 +109,12 @@ pub fn route(port: u16) -> Route {
     }
 }
 
-pub fn route_to(vip: &str, port: u16) -> Route {
+pub(crate) fn route_to(vip: &str, port: u16) -> Route {
     Route { destination: Destination::Address(vip.parse::<IpAddr>().unwrap()), ..route(port) }
 }
 
 /// Registers modules in tests.
-pub trait Fleet {
+pub(crate) trait Fleet {
     fn admit(&self, registration: Registration, now: Now) -> Result<Registered, RegistryError>;
     /// Registers an instance, and returns its registration_id.
     fn add(&self, instance_id: &str) -> String;

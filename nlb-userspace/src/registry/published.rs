@@ -14,7 +14,7 @@ use super::{RegistryError, State};
 
 /// A state, and the desired state of the data path that follows from it.
 #[derive(Clone, Debug)]
-pub struct Published {
+pub(super) struct Published {
     pub state: Arc<State>,
     pub desired: Arc<Desired>,
     footprint: Footprint,
@@ -22,13 +22,13 @@ pub struct Published {
 
 impl Published {
     /// The published form of a state without registrations and settings of operators.
-    pub fn first(state: Arc<State>) -> Self {
+    pub(super) fn first(state: Arc<State>) -> Self {
         let desired = state.desired_after(&state, &Desired::default());
         Published { state, desired: Arc::new(desired), footprint: Footprint::default() }
     }
 
     /// The published form of a later state: with a new revision, if its desired state differs.
-    pub fn next(&self, state: Arc<State>) -> Published {
+    pub(super) fn next(&self, state: Arc<State>) -> Published {
         let mut desired = state.desired_after(&self.state, &self.desired);
         if desired == *self.desired {
             return Published { state, ..self.clone() };
@@ -40,7 +40,7 @@ impl Published {
     }
 
     /// The published form of a later state that is allowed and fits, if need be without learned routes.
-    pub fn fitting(&self, candidate: State) -> Result<Published, RegistryError> {
+    pub(super) fn fitting(&self, candidate: State) -> Result<Published, RegistryError> {
         let next = self.next(Arc::new(candidate));
         let Err(error) = next.check(self) else { return Ok(next) };
         let without = self.next(Arc::new(next.state.without_learned().ok_or(error)?));
@@ -49,7 +49,7 @@ impl Published {
 
     /// Whether the state keeps to the operator's limits and fits the maps, provided that the state before
     /// does.
-    pub fn check(&self, before: &Published) -> Result<(), RegistryError> {
+    pub(super) fn check(&self, before: &Published) -> Result<(), RegistryError> {
         let (desired, settings) = (&self.desired, &self.state.settings);
         if desired.modules.len() > settings.max_modules {
             return Err(RegistryError::TooManyModules(settings.max_modules));

@@ -83,7 +83,7 @@ impl Registration {
 
 /// How a call to register relates to the registration with its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relation {
+pub(super) enum Relation {
     /// The call comes from another process, or does not name its process.
     Other,
     /// The call comes from the same process, and is newer.

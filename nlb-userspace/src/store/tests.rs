@@ -9,13 +9,12 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::controllers::scaling;
 use crate::model::{
     Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets, Texts,
 };
 use crate::policy::promotion::Stage;
 use crate::policy::scaling::GroupKey;
-use crate::policy::scaling::policy::Policy;
+use crate::policy::scaling::policy::{Policy, TargetLoad};
 use crate::registry::{GroupPolicy, InstanceOverrides, Split};
 
 /// Removed at the end of the test.
@@ -162,7 +161,7 @@ fn group_policy() -> impl Strategy<Value = GroupPolicy> {
             (cpu_percent, memory_percent, connections),
             cooldown,
         )| {
-            let targets = scaling::Targets { cpu_percent, memory_percent, connections };
+            let targets = TargetLoad { cpu_percent, memory_percent, connections };
             let cooldown = Duration::from_secs(cooldown);
             let policy = Policy { automatic, min, max: min + more, targets, cooldown, ..Policy::default() };
             GroupPolicy { group: GroupKey { module_type, version }, policy }
@@ -278,10 +277,7 @@ fn a_policy_that_cannot_be_applied_is_refused() {
         Policy { min: 0, ..Policy::default() },
         Policy { min: 5, max: 4, ..Policy::default() },
         Policy { scale_up: Some(10), scale_down: Some(10), ..Policy::default() },
-        Policy {
-            targets: scaling::Targets { connections: Some(0), ..Default::default() },
-            ..Policy::default()
-        },
+        Policy { targets: TargetLoad { connections: Some(0), ..Default::default() }, ..Policy::default() },
     ] {
         let group = GroupKey { module_type: ModuleType::Alb, version: "v1".into() };
         let persisted =

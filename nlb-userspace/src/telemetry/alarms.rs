@@ -30,7 +30,7 @@ const SHORTAGES: [(&str, &str); 4] = [
 ];
 
 /// Logs shortages. Runs until it is dropped.
-pub async fn watch(mut traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
+pub(crate) async fn watch(mut traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     let mut alarms = Alarms::default();
     while traffic.changed().await.is_ok() {
         let now = traffic.borrow_and_update().clone();

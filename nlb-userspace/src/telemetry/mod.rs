@@ -1,4 +1,4 @@
 //! What operators observe of a running NLB: current metrics, those of the last hour, and alarms in the log.
 
-pub mod alarms;
+pub(crate) mod alarms;
 pub mod metrics;

@@ -11,10 +11,10 @@ use crate::model::traffic::Traffic;
 use crate::registry::{Registry, State};
 
 /// A learned route without flows for this long is removed, and the next packet raises an upcall.
-pub const IDLE: Duration = Duration::from_secs(600);
+pub(super) const IDLE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
-pub struct LearnedRouteExpiry {
+pub(super) struct LearnedRouteExpiry {
     /// By route id.
     routes: BTreeMap<String, LastSeen>,
 }
@@ -27,7 +27,7 @@ struct LastSeen {
 
 impl LearnedRouteExpiry {
     /// Removes learned routes that have expired.
-    pub fn evaluate(&mut self, registry: &Registry, traffic: &Traffic, now: Instant) {
+    pub(super) fn evaluate(&mut self, registry: &Registry, traffic: &Traffic, now: Instant) {
         let flows = |destination: &L4Destination| {
             traffic
                 .service_flows

@@ -18,7 +18,7 @@ use crate::policy::scaling::policy::Policy;
 const SAMPLES: u32 = 3;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Autoscaler {
+pub(super) enum Autoscaler {
     #[default]
     Steady,
     /// This many samples in a row needed more instances.
@@ -32,7 +32,7 @@ pub enum Autoscaler {
 
 impl Autoscaler {
     /// Evaluates a sample. Returns how many instances to request now, if any.
-    pub fn sample(&mut self, policy: &Policy, load: &Load, now: Instant) -> Option<u32> {
+    pub(super) fn sample(&mut self, policy: &Policy, load: &Load, now: Instant) -> Option<u32> {
         if self.is_cooling(now) {
             return None;
         }
@@ -53,11 +53,11 @@ impl Autoscaler {
     }
 
     /// A Scale request was sent, by the autoscaler or an operator.
-    pub fn cool(&mut self, policy: &Policy, now: Instant) {
+    pub(super) fn cool(&mut self, policy: &Policy, now: Instant) {
         *self = Autoscaler::Cooling { until: now + policy.cooldown };
     }
 
-    pub fn is_cooling(&self, now: Instant) -> bool {
+    pub(super) fn is_cooling(&self, now: Instant) -> bool {
         matches!(self, Autoscaler::Cooling { until } if now < *until)
     }
 }

@@ -28,7 +28,7 @@ pub struct Order {
 
 /// The outcome of a Scale request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     pub instance_id: String,
     pub current: u32,
     pub wanted: u32,
@@ -37,7 +37,7 @@ pub struct Attempt {
 }
 
 #[derive(Debug, Default)]
-pub struct Group {
+pub(super) struct Group {
     pub autoscaler: Autoscaler,
     /// Instances that have sent a heartbeat in this round.
     in_round: BTreeSet<String>,
@@ -52,7 +52,7 @@ impl Group {
     /// Whether this heartbeat is the first of a round. A round ends with the second heartbeat of any
     /// instance, so that many instances do not make more samples than one, and an instance without heartbeats
     /// delays nothing.
-    pub fn begins_round(&mut self, instance_id: &str) -> bool {
+    pub(super) fn begins_round(&mut self, instance_id: &str) -> bool {
         let first = self.in_round.is_empty() || self.in_round.contains(instance_id);
         if first {
             self.in_round.clear();
@@ -61,20 +61,20 @@ impl Group {
         first
     }
 
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         self.sampled_at.is_none_or(|at| now.saturating_duration_since(at) >= SAMPLE_EVERY)
     }
 
-    pub fn sampled(&mut self, now: Instant) {
+    pub(super) fn sampled(&mut self, now: Instant) {
         self.sampled_at = Some(now);
     }
 
-    pub fn take_notice(&mut self, instance_id: &str) -> Option<u32> {
+    pub(super) fn take_notice(&mut self, instance_id: &str) -> Option<u32> {
         self.notice.take_if(|(told, _)| told == instance_id).map(|(_, wanted)| wanted)
     }
 
     /// Creates a Scale request to one instance. `None` if there is no instance to send it to.
-    pub fn order(
+    pub(super) fn order(
         &mut self,
         key: &GroupKey,
         members: &[&Record],
@@ -118,7 +118,7 @@ impl Group {
         again.copied().or(first)
     }
 
-    pub fn conclude(&mut self, order: &Order, outcome: Result<String, String>) {
+    pub(super) fn conclude(&mut self, order: &Order, outcome: Result<String, String>) {
         let instance = &order.instance_id;
         match &outcome {
             Ok(answer) => info!(instance, wanted = order.wanted, answer, "Scale request accepted"),
@@ -132,7 +132,7 @@ impl Group {
         }
     }
 
-    pub fn details(
+    pub(super) fn details(
         &self,
         members: &[&Record],
         policy: Option<&Policy>,

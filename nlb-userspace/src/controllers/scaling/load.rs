@@ -6,7 +6,7 @@ use crate::model::traffic::Traffic;
 use crate::policy::scaling::load::Load;
 use crate::registry::Record;
 
-pub fn of(members: &[&Record], traffic: &Traffic) -> Load {
+pub(super) fn of(members: &[&Record], traffic: &Traffic) -> Load {
     let ids: BTreeSet<&str> = members.iter().map(|record| record.registration.instance_id.as_str()).collect();
     let backends = traffic.backends.iter();
     let flows = backends.filter(|(backend, _)| ids.contains(backend.instance_id.as_str()));

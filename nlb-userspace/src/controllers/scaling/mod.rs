@@ -21,12 +21,11 @@ use crate::model::Health;
 use crate::model::traffic::Traffic;
 use crate::policy::lease::LeaseState;
 use crate::policy::scaling::GroupKey;
+use crate::policy::scaling::policy::Policy;
 use crate::registry::{Record, State};
 
-pub use crate::policy::scaling::load::Load;
-pub use crate::policy::scaling::policy::{Policy, Targets};
 use group::Group;
-pub use group::{Attempt, Order};
+pub(crate) use group::Order;
 
 /// The instances that count: those with a valid lease that are not stopping.
 fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {

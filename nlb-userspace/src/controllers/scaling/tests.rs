@@ -10,12 +10,14 @@ use super::*;
 use crate::model::clock::Now;
 use crate::model::traffic::Counts;
 use crate::model::{Backend, ForwardMode, RouteKey};
+use crate::policy::scaling::load::Load;
+use crate::policy::scaling::policy::{Policy, TargetLoad};
 use crate::registry::fixtures::{Fleet as _, registration, registry};
 use crate::registry::{Registry, Report};
 
 /// At most four instances, of ten connections each.
 fn policy() -> Policy {
-    let targets = Targets { connections: Some(10), ..Targets::default() };
+    let targets = TargetLoad { connections: Some(10), ..TargetLoad::default() };
     Policy { automatic: true, max: 4, targets, ..Policy::default() }
 }
 
@@ -51,7 +53,7 @@ fn the_number_brings_the_highest_measure_to_its_target_within_the_bounds() {
 
 #[test]
 fn thresholds_are_percent_of_cpu_and_memory_and_of_the_target_of_connections() {
-    let targets = Targets { cpu_percent: Some(50), memory_percent: Some(60), connections: Some(100) };
+    let targets = TargetLoad { cpu_percent: Some(50), memory_percent: Some(60), connections: Some(100) };
     let policy = Policy { targets, scale_up: Some(80), scale_down: Some(20), ..policy() };
     let wanted = |cpu, memory, connections| {
         policy.wanted(&Load { instances: 2, cpu_percent: cpu, memory_percent: memory, connections })
@@ -306,7 +308,7 @@ async fn instances_that_leave_or_are_silent_do_not_count() {
 
 #[tokio::test(start_paused = true)]
 async fn cpu_and_memory_come_from_heartbeats() {
-    let targets = Targets { cpu_percent: Some(50), memory_percent: Some(50), connections: None };
+    let targets = TargetLoad { cpu_percent: Some(50), memory_percent: Some(50), connections: None };
     let group = Group::new(&[("a", Some(Policy { targets, ..policy() }))]);
     let report = |cpu_usage_percent, memory_usage_mb, total: Option<&str>| {
         let custom =

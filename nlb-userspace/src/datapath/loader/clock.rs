@@ -54,7 +54,7 @@ impl Clock {
 }
 
 /// The low 32 bits of the kernel's tick counter.
-pub fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
+pub(super) fn jiffies(program: &Xdp) -> anyhow::Result<u32> {
     // The kernel accepts no frame shorter than an Ethernet header.
     let frame = [0; 64];
     let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });

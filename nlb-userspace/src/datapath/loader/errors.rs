@@ -13,7 +13,7 @@ const ATTEMPTS: usize = 10;
 
 /// Loads a program, again if a signal interrupted the verifier: the kernel then returns EAGAIN. A signal
 /// arrives whenever a child of this process ends.
-pub fn retry_verifier<P>(
+pub(super) fn retry_verifier<P>(
     program: &mut P,
     load: impl Fn(&mut P) -> Result<(), ProgramError>,
 ) -> anyhow::Result<()> {
@@ -31,7 +31,7 @@ pub fn retry_verifier<P>(
     }
 }
 
-pub fn explain_load(error: impl std::error::Error) -> anyhow::Error {
+pub(super) fn explain_load(error: impl std::error::Error) -> anyhow::Error {
     let text = error_chain(&error);
     let remedy = remedy(KernelVersion::current().ok(), &text);
     anyhow!("the kernel rejected the XDP program: {}{remedy}", end_of(&text))
@@ -69,7 +69,7 @@ fn end_of(text: &str) -> String {
 const LONG_FRAMES: &str = "; with this MTU, frames do not fit in one of the driver's buffers, as native XDP requires here: set a \
                            lower MTU (of a veth, at its other end), or --xdp-mode generic";
 
-pub fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
+pub(super) fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
     let text = error_chain(&error);
     let remedy = match &error {
         ProgramError::UnknownInterface { .. } => "; `ip link` lists the interfaces",

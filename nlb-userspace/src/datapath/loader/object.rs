@@ -5,14 +5,14 @@ use aya::Ebpf;
 use aya::programs::Xdp;
 
 /// The programs, as `build.rs` compiled them.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nlb.bpf.o"));
 
-pub const JIFFIES: &str = "nlb_jiffies";
+pub(super) const JIFFIES: &str = "nlb_jiffies";
 
-pub fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+pub(super) fn program<'a>(bpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
     Ok(bpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?)
 }
 
-pub fn missing(program: &str) -> anyhow::Error {
+pub(super) fn missing(program: &str) -> anyhow::Error {
     anyhow!("the eBPF object has no program {program}")
 }

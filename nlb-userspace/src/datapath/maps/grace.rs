@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// The operations of the kernel that wait for a grace period.
-pub trait Kernel: Send + 'static {
+pub(crate) trait Kernel: Send + 'static {
     type Slab: Send;
     type Error: Send;
 
@@ -20,7 +20,7 @@ pub trait Kernel: Send + 'static {
 
 /// A grace period, by the order of the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Epoch(u64);
+pub(crate) struct Epoch(u64);
 
 enum Order {
     Grace(Epoch),
@@ -33,7 +33,7 @@ enum Done<K: Kernel> {
 }
 
 /// The handle of the thread. The thread ends when it is dropped.
-pub struct GracePeriods<K: Kernel> {
+pub(crate) struct GracePeriods<K: Kernel> {
     orders: Sender<Order>,
     done: Receiver<Done<K>>,
     last: Epoch,
@@ -44,7 +44,7 @@ pub struct GracePeriods<K: Kernel> {
 }
 
 impl<K: Kernel> GracePeriods<K> {
-    pub fn new(mut kernel: K) -> std::io::Result<Self> {
+    pub(crate) fn new(mut kernel: K) -> std::io::Result<Self> {
         let (orders, ordered) = channel();
         let (tell, done) = channel();
         std::thread::Builder::new().name("nlb-grace".to_owned()).spawn(move || {
@@ -63,14 +63,14 @@ impl<K: Kernel> GracePeriods<K> {
     }
 
     /// Requests a grace period that begins after now.
-    pub fn begin(&mut self) -> Epoch {
+    pub(crate) fn begin(&mut self) -> Epoch {
         self.last = Epoch(self.last.0 + 1);
         self.order(Order::Grace(self.last));
         self.last
     }
 
     /// The result of a grace period, if it has ended. Each result is returned once.
-    pub fn ended(&mut self, period: Epoch) -> Option<Result<(), K::Error>> {
+    pub(crate) fn ended(&mut self, period: Epoch) -> Option<Result<(), K::Error>> {
         while let Ok(done) = self.done.try_recv() {
             self.take_in(done);
         }
@@ -78,7 +78,7 @@ impl<K: Kernel> GracePeriods<K> {
     }
 
     /// Waits for a grace period that was requested and whose result was not taken yet.
-    pub fn wait(&mut self, period: Epoch) -> Result<(), K::Error> {
+    pub(crate) fn wait(&mut self, period: Epoch) -> Result<(), K::Error> {
         loop {
             if let Some(outcome) = self.ended.remove(&period) {
                 return outcome;
@@ -87,12 +87,12 @@ impl<K: Kernel> GracePeriods<K> {
         }
     }
 
-    pub fn order_slab(&mut self, number: u32) {
+    pub(crate) fn order_slab(&mut self, number: u32) {
         self.order(Order::Slab(number));
     }
 
     /// Waits for the next slab that was requested.
-    pub fn wait_for_slab(&mut self) -> Result<K::Slab, K::Error> {
+    pub(crate) fn wait_for_slab(&mut self) -> Result<K::Slab, K::Error> {
         loop {
             if let Some(slab) = self.slabs.pop_front() {
                 return slab;

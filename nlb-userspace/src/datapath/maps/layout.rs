@@ -6,7 +6,7 @@ use nlb_common::abi::{
 };
 
 /// The address table, or `None` if an entry fits neither its primary bucket nor the next.
-pub fn addresses<'a>(rows: impl Iterator<Item = &'a Address> + Clone) -> Option<Vec<AddressBucket>> {
+pub(crate) fn addresses<'a>(rows: impl Iterator<Item = &'a Address> + Clone) -> Option<Vec<AddressBucket>> {
     let mut table = vec![[Address::default(); ADDRESS_WAYS]; ADDRESS_BUCKETS as usize];
     for row in rows.clone() {
         let free = |entry: &Address| entry.flags & Address::ANY == 0;
@@ -24,7 +24,7 @@ pub fn addresses<'a>(rows: impl Iterator<Item = &'a Address> + Clone) -> Option<
 }
 
 /// The table of services, or `None` if an entry fits neither its primary bucket nor the next.
-pub fn services(rows: impl Iterator<Item = (u64, u16)>) -> Option<Vec<ServiceBucket>> {
+pub(crate) fn services(rows: impl Iterator<Item = (u64, u16)>) -> Option<Vec<ServiceBucket>> {
     let mut table = vec![[ServiceEntry::default(); SERVICE_WAYS]; SERVICE_BUCKETS as usize];
     for (key, service) in rows {
         let entry = ServiceEntry { key, service, ..Default::default() };

@@ -17,20 +17,20 @@ fn map(fd: BorrowedFd<'_>, bytes: usize) -> std::io::Result<MmapMut> {
 }
 
 /// Elements that are written while no packet reads them.
-pub struct Elements<T> {
+pub(crate) struct Elements<T> {
     memory: MmapMut,
     kind: PhantomData<T>,
 }
 
 impl<T: Pod> Elements<T> {
     /// `count` elements of a map that has that many.
-    pub fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
+    pub(crate) fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8), "the kernel rounds elements up to 8 bytes") }
         Ok(Elements { memory: map(fd, count as usize * size_of::<T>())?, kind: PhantomData })
     }
 
     /// Writes elements from index `first` on.
-    pub fn fill(&mut self, first: u32, elements: &[T]) {
+    pub(crate) fn fill(&mut self, first: u32, elements: &[T]) {
         // SAFETY: `Pod` promises that a value is its bytes, without padding.
         let bytes =
             unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
@@ -40,20 +40,20 @@ impl<T: Pod> Elements<T> {
 }
 
 /// 64-bit words that packets read at any time.
-pub struct Words(MmapMut);
+pub(crate) struct Words(MmapMut);
 
 impl Words {
-    pub fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
+    pub(crate) fn new(fd: BorrowedFd<'_>, count: u32) -> std::io::Result<Self> {
         map(fd, count as usize * size_of::<u64>()).map(Words)
     }
 
     /// Stores a word. Packets that read it from now on see all earlier writes.
-    pub fn store(&self, index: u32, value: impl Into<u64>) {
+    pub(crate) fn store(&self, index: u32, value: impl Into<u64>) {
         self.words()[index as usize].store(value.into(), Ordering::Release);
     }
 
     /// Increments a word, with the same memory order.
-    pub fn increment(&self, index: u32) {
+    pub(crate) fn increment(&self, index: u32) {
         self.words()[index as usize].fetch_add(1, Ordering::Release);
     }
 
@@ -99,14 +99,14 @@ impl<T: Atomics> Shared<T> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use std::os::fd::OwnedFd;
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::unistd::ftruncate;
 
     /// Memory of zeros, in place of a map's.
-    pub fn memory(bytes: usize) -> OwnedFd {
+    pub(crate) fn memory(bytes: usize) -> OwnedFd {
         let memory = memfd_create(c"table", MFdFlags::empty()).expect("memory");
         ftruncate(&memory, bytes as i64).expect("room");
         memory

@@ -19,7 +19,7 @@ use crate::model::prefix::Addr128;
 use crate::reconcile::change::MapError;
 
 /// Where tables lie, and how one becomes current.
-pub trait Tables {
+pub(crate) trait Tables {
     /// Creates a table's slabs, full of free entries.
     fn make(&mut self, table: Table) -> Result<Vec<Shared<Bucket>>, MapError>;
 
@@ -49,7 +49,7 @@ impl Node {
 
 type Place = (Scope, Addr128);
 
-pub struct Prefixes<T> {
+pub(crate) struct Prefixes<T> {
     tables: T,
     table: Table,
     slabs: Vec<Shared<Bucket>>,
@@ -63,7 +63,7 @@ pub struct Prefixes<T> {
 }
 
 /// The largest number of slabs for this many prefixes.
-pub fn slabs(prefixes: u32) -> u32 {
+pub(crate) fn slabs(prefixes: u32) -> u32 {
     const NODES_OF_PREFIX: u64 = 1 + MOST_MARKERS as u64;
     // Primary buckets of two hold more than one entry each on average before the overflow buckets are used
     // up.
@@ -72,7 +72,7 @@ pub fn slabs(prefixes: u32) -> u32 {
 }
 
 /// A table and the one that replaces it, alternately in the halves of the map.
-pub const TABLES: u32 = 2;
+pub(crate) const TABLES: u32 = 2;
 
 /// Slabs of one table; their numbers have 16 bits.
 const MOST_SLABS: u32 = (1 << 16) / TABLES - 1;
@@ -81,7 +81,7 @@ const MOST_SLABS: u32 = (1 << 16) / TABLES - 1;
 const MOST_MARKERS: usize = 6;
 
 impl<T: Tables> Prefixes<T> {
-    pub fn new(mut tables: T, most: u16) -> Result<Self, MapError> {
+    pub(crate) fn new(mut tables: T, most: u16) -> Result<Self, MapError> {
         let (table, slabs) = make(&mut tables, 0, 1)?;
         tables.go_over(table, None);
         let (nodes, lengths) = (BTreeMap::new(), BTreeMap::new());
@@ -89,7 +89,7 @@ impl<T: Tables> Prefixes<T> {
     }
 
     /// Gives a prefix a value, which is not [`NONE`].
-    pub fn set(&mut self, scope: Scope, prefix: Addr128, value: u32) -> Result<(), MapError> {
+    pub(crate) fn set(&mut self, scope: Scope, prefix: Addr128, value: u32) -> Result<(), MapError> {
         let place = (scope, prefix);
         let mut changed = Vec::new();
         if self.nodes.get(&place).is_none_or(|node| node.value.is_none()) {
@@ -112,7 +112,7 @@ impl<T: Tables> Prefixes<T> {
         Ok(())
     }
 
-    pub fn clear(&mut self, scope: Scope, prefix: Addr128) {
+    pub(crate) fn clear(&mut self, scope: Scope, prefix: Addr128) {
         let place = (scope, prefix);
         let Some(node) = self.nodes.get_mut(&place).filter(|node| node.value.is_some()) else { return };
         node.value = None;

@@ -7,9 +7,9 @@ use super::access;
 
 /// Indexed by `nlb_common::verdict::Program`. The kernel empties a program array when no process holds it
 /// open.
-pub type ProgramArrays = ProgramArray<MapData>;
+pub(crate) type ProgramArrays = ProgramArray<MapData>;
 
 /// Takes a program array out of the object.
-pub fn take(object: &mut Ebpf, name: &'static str) -> anyhow::Result<ProgramArrays> {
+pub(crate) fn take(object: &mut Ebpf, name: &'static str) -> anyhow::Result<ProgramArrays> {
     Ok(access::take(object, name)?.try_into()?)
 }

@@ -12,7 +12,7 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// A map of maps whose inner maps have the same number of elements of type `T`.
-pub struct Slabs<T> {
+pub(super) struct Slabs<T> {
     outer: ArrayOfMaps<MapData>,
     name: &'static str,
     elements: u32,
@@ -22,17 +22,17 @@ pub struct Slabs<T> {
 }
 
 impl<T> Slabs<T> {
-    pub fn new(outer: ArrayOfMaps<MapData>, name: &'static str, elements: u32) -> Self {
+    pub(super) fn new(outer: ArrayOfMaps<MapData>, name: &'static str, elements: u32) -> Self {
         Slabs { outer, name, elements, any: None, kind: PhantomData }
     }
 
     /// The largest number of slabs.
-    pub fn len(&self) -> u32 {
+    pub(super) fn len(&self) -> u32 {
         self.outer.len()
     }
 
     /// Creates the slab of this number, full of zeros, and returns its memory. Takes a grace period.
-    pub fn add<M>(
+    pub(super) fn add<M>(
         &mut self,
         number: u32,
         memory: impl FnOnce(BorrowedFd<'_>, u32) -> std::io::Result<M>,
@@ -48,7 +48,7 @@ impl<T> Slabs<T> {
 
     /// Waits until every packet that is in progress now has left the programs: the kernel ends every update
     /// of a map of maps with a grace period.
-    pub fn grace(&mut self) -> Result<(), MapError> {
+    pub(super) fn grace(&mut self) -> Result<(), MapError> {
         match self.any {
             Some((number, _)) => self.give_back(number),
             None => Ok(()),
@@ -57,7 +57,7 @@ impl<T> Slabs<T> {
 
     /// Returns a slab's memory to the kernel; no packet may read it any more. The slab that was created last
     /// takes its number.
-    pub fn give_back(&mut self, number: u32) -> Result<(), MapError> {
+    pub(super) fn give_back(&mut self, number: u32) -> Result<(), MapError> {
         match &self.any {
             Some((_, map)) => self.outer.set(number, map, 0).map_err(refused(self.name)),
             None => Ok(()),

@@ -75,7 +75,7 @@ impl Retired {
 }
 
 /// A table in several copies, side by side.
-pub struct VersionedTable<B> {
+pub(crate) struct VersionedTable<B> {
     memory: Elements<B>,
     buckets: u32,
     current: u32,
@@ -83,13 +83,13 @@ pub struct VersionedTable<B> {
 }
 
 impl<B: Pod> VersionedTable<B> {
-    pub fn new(memory: Elements<B>, buckets: u32) -> Self {
+    pub(crate) fn new(memory: Elements<B>, buckets: u32) -> Self {
         let others = Retired { free: (1..TABLE_COPIES).rev().collect(), ..Retired::default() };
         VersionedTable { memory, buckets, current: 0, others }
     }
 
     /// Writes another copy, and makes it current by storing its first bucket.
-    pub fn write<K: Kernel>(
+    pub(crate) fn write<K: Kernel>(
         &mut self,
         table: &[B],
         grace_periods: &mut GracePeriods<K>,
@@ -109,7 +109,7 @@ impl<B: Pod> VersionedTable<B> {
 }
 
 /// Places for Maglev tables, in slabs that are created before they are needed.
-pub struct SlotPool {
+pub(crate) struct SlotPool {
     slabs: Vec<Elements<Line>>,
     /// Whether the next slab is being created.
     ordered: bool,
@@ -122,7 +122,7 @@ pub struct SlotPool {
 }
 
 /// The largest number of slabs for this many pools.
-pub fn slabs(pools: u32) -> u32 {
+pub(crate) fn slabs(pools: u32) -> u32 {
     (pools + 1 + SPARE_PLACES).div_ceil(SLAB_TABLES)
 }
 
@@ -130,7 +130,11 @@ pub fn slabs(pools: u32) -> u32 {
 const SPARE_PLACES: u32 = 64;
 
 impl SlotPool {
-    pub fn new<K>(pools: u32, words: Words, grace_periods: &mut GracePeriods<K>) -> Result<Self, K::Error>
+    pub(crate) fn new<K>(
+        pools: u32,
+        words: Words,
+        grace_periods: &mut GracePeriods<K>,
+    ) -> Result<Self, K::Error>
     where
         K: Kernel<Slab = Elements<Line>>,
     {
@@ -149,7 +153,7 @@ impl SlotPool {
         Ok(places)
     }
 
-    pub fn set<K>(
+    pub(crate) fn set<K>(
         &mut self,
         pool: u16,
         table: &[Line],
@@ -168,7 +172,7 @@ impl SlotPool {
         Ok(())
     }
 
-    pub fn clear(&mut self, pool: u16) {
+    pub(crate) fn clear(&mut self, pool: u16) {
         self.words.store(pool.into(), EMPTY_TABLE);
         if let Some(old) = self.of_pools.remove(&pool) {
             self.others.retire(old);

@@ -25,7 +25,7 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: usize = 64;
 
 /// The owner of a learned route, in the context of CanHandle calls.
-pub const LEARNED: &str = "learned";
+pub(crate) const LEARNED: &str = "learned";
 
 /// Runs until it is dropped.
 pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
@@ -85,7 +85,7 @@ fn record_answer(outcome: &Outcome<CanHandleResponse>) -> PollResult {
     }
 }
 
-pub fn said(answer: &CanHandleResponse) -> Ability {
+pub(crate) fn said(answer: &CanHandleResponse) -> Ability {
     Ability { can_handle: answer.can_handle, priority: answer.priority }
 }
 

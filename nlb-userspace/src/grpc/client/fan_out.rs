@@ -36,7 +36,7 @@ pub enum Consent {
 }
 
 /// The participants that a change has not reached, and why: instance id and reason.
-pub type Unreached = Vec<(String, String)>;
+pub(crate) type Unreached = Vec<(String, String)>;
 
 /// A change that no participant prevents.
 pub struct Agreement<U> {
@@ -176,7 +176,7 @@ impl<U: Call> Agreement<U> {
 }
 
 /// All answers, or an error that names the calls that were not done.
-pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, CallError> {
+pub(crate) fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T)>, CallError> {
     let of = outcomes.len();
     let mut code = None;
     let mut problems = Vec::new();
@@ -197,19 +197,19 @@ pub fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(String, T
     }
 }
 
-pub fn peer(record: &Record) -> Peer {
+pub(crate) fn peer(record: &Record) -> Peer {
     let registration = &record.registration;
     Peer { instance_id: registration.instance_id.clone(), address: registration.address.clone() }
 }
 
 /// The instance, if its lease is valid.
-pub fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
+pub(crate) fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
     let record = state.record(instance_id).ok();
     record.filter(|record| record.lease_state == LeaseState::Valid).map(peer)
 }
 
 /// The instances whose lease is valid; the others, whose answers would only time out, as unreached.
-pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreached), RegistryError> {
+pub(crate) fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreached), RegistryError> {
     let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
     let (living, silent): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.lease_state == LeaseState::Valid);
@@ -218,7 +218,7 @@ pub fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreach
 }
 
 /// One message from the outcome and its notes.
-pub fn message(done: impl Into<String>, notes: impl IntoIterator<Item = Option<String>>) -> String {
+pub(crate) fn message(done: impl Into<String>, notes: impl IntoIterator<Item = Option<String>>) -> String {
     let notes = notes.into_iter().flatten();
     [done.into()].into_iter().chain(notes).collect::<Vec<_>>().join("; ")
 }

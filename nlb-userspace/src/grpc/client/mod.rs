@@ -1,8 +1,8 @@
 //! Calls to modules, and the tasks that make them.
 
-pub mod active_version;
-pub mod can_handle;
-pub mod fan_out;
-pub mod health_prober;
-pub mod peers;
-pub mod route_learning;
+pub(crate) mod active_version;
+pub(crate) mod can_handle;
+pub(crate) mod fan_out;
+pub(crate) mod health_prober;
+pub(crate) mod peers;
+pub(crate) mod route_learning;

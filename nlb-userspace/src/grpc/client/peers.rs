@@ -20,8 +20,8 @@ use tracing::debug;
 use crate::model::Desired;
 use crate::model::endpoint::Endpoint;
 
-pub use call::Call;
-pub use outcome::{Outcome, said};
+pub(crate) use call::Call;
+pub(crate) use outcome::{Outcome, said};
 
 /// Marks a call as passed on. An NLB that is registered as a module does not pass it on again, which could
 /// loop.
@@ -30,7 +30,7 @@ const PASSED_ON: &str = "nlb-passed-on";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a call may take if it sets no time of its own.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Calls in progress at a time, on behalf of one caller.
 const MAX_IN_FLIGHT: usize = 64;
@@ -39,7 +39,7 @@ const MAX_IN_FLIGHT: usize = 64;
 /// host that is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-pub fn is_passed_on<T>(request: &Request<T>) -> bool {
+pub(crate) fn is_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 /// A client of this family within `source`, or anywhere if that is `None`.
-pub fn client(source: Option<IpNet>, v6: bool) -> IpAddr {
+pub(crate) fn client(source: Option<IpNet>, v6: bool) -> IpAddr {
     let source = source.filter(|net| net.addr().is_ipv6() == v6).unwrap_or(anywhere(v6));
     match source {
         IpNet::V4(net) => {
@@ -20,7 +20,7 @@ pub fn client(source: Option<IpNet>, v6: bool) -> IpAddr {
 }
 
 /// An ephemeral port, as clients use.
-pub fn port() -> u16 {
+pub(crate) fn port() -> u16 {
     32_768 | u16::from_ne_bytes(random())
 }
 

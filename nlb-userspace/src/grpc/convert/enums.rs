@@ -6,12 +6,12 @@ use crate::model::{ForwardMode, Health, ModuleType, Protocol, Snat};
 
 macro_rules! same_names {
     ($to:ident, $from:ident, $model:ident, [$($name:ident = $wire:ident),+ $(,)?]) => {
-        pub fn $to(value: $model) -> proto::$model {
+        pub(crate) fn $to(value: $model) -> proto::$model {
             match value { $($model::$name => proto::$model::$wire),+ }
         }
 
         /// `None` for the unspecified value.
-        pub fn $from(value: proto::$model) -> Option<$model> {
+        pub(crate) fn $from(value: proto::$model) -> Option<$model> {
             match value { $(proto::$model::$wire => Some($model::$name),)+ proto::$model::Unspecified => None }
         }
     };
@@ -48,7 +48,7 @@ same_names!(
     ]
 );
 
-pub fn health_to_wire(health: Health) -> proto::HealthStatus {
+pub(crate) fn health_to_wire(health: Health) -> proto::HealthStatus {
     match health {
         Health::Healthy => proto::HealthStatus::Healthy,
         Health::Degraded => proto::HealthStatus::Degraded,
@@ -59,13 +59,13 @@ pub fn health_to_wire(health: Health) -> proto::HealthStatus {
 }
 
 /// The name without the enum's prefix.
-pub fn health_name(health: Health) -> &'static str {
+pub(crate) fn health_name(health: Health) -> &'static str {
     let name = health_to_wire(health).as_str_name();
     name.strip_prefix("HEALTH_STATUS_").unwrap_or(name)
 }
 
 /// `None` for the unspecified value.
-pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
+pub(crate) fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
     Some(match status {
         proto::HealthStatus::Unspecified => return None,
         proto::HealthStatus::Healthy => Health::Healthy,
@@ -77,19 +77,19 @@ pub fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
 }
 
 /// The type by name, with or without the enum's prefix, in any case.
-pub fn module_type_by_name(name: &str) -> Option<ModuleType> {
+pub(crate) fn module_type_by_name(name: &str) -> Option<ModuleType> {
     let name = name.to_ascii_uppercase();
     let full = if name.starts_with("MODULE_TYPE_") { name } else { format!("MODULE_TYPE_{name}") };
     proto::ModuleType::from_str_name(&full).and_then(module_type_from_wire)
 }
 
 /// The name without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
-pub fn module_type_name(module_type: ModuleType) -> &'static str {
+pub(crate) fn module_type_name(module_type: ModuleType) -> &'static str {
     let name = module_type_to_wire(module_type).as_str_name();
     name.strip_prefix("MODULE_TYPE_").unwrap_or(name)
 }
 
-pub fn forward_mode_name(mode: ForwardMode) -> &'static str {
+pub(crate) fn forward_mode_name(mode: ForwardMode) -> &'static str {
     match mode {
         ForwardMode::Nat => "nat",
         ForwardMode::DsrL2 => "dsr-l2",
@@ -98,7 +98,7 @@ pub fn forward_mode_name(mode: ForwardMode) -> &'static str {
     }
 }
 
-pub fn snat_name(snat: Snat) -> &'static str {
+pub(crate) fn snat_name(snat: Snat) -> &'static str {
     match snat {
         Snat::Always => "always",
         Snat::OnLink => "on-link",

@@ -59,7 +59,7 @@ pub enum CallError {
 }
 
 /// The response to a call whose response has an Error field; `refused` fills it.
-pub fn answer<T>(
+pub(crate) fn answer<T>(
     outcome: Result<T, CallError>,
     refused: impl FnOnce(Error) -> T,
 ) -> Result<Response<T>, Status> {
@@ -192,7 +192,7 @@ impl std::fmt::Display for CallError {
 }
 
 /// The first ones, by instance.
-pub fn by_instance(said: &[(String, String)]) -> String {
+pub(crate) fn by_instance(said: &[(String, String)]) -> String {
     first_of(said.iter().map(|(id, what)| format!("{id}: {what}")))
 }
 

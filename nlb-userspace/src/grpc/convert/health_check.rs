@@ -29,7 +29,7 @@ const KEYS: [(&str, Kind, &str); 3] = [
     ("deep", Kind::Module, "is for metadata check=module only"),
 ];
 
-pub fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> {
+pub(crate) fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> {
     let interval = seconds("interval_seconds", config.interval_seconds)?.unwrap_or(Duration::from_secs(10));
     let timeout = seconds("timeout_seconds", config.timeout_seconds)?;
     if let Some(timeout) = timeout.filter(|timeout| *timeout > interval) {

@@ -6,7 +6,7 @@ use super::numbers::signed_64;
 use super::validate::{self, FieldViolation};
 use crate::registry::Report;
 
-pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, FieldViolation> {
+pub(crate) fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, FieldViolation> {
     if !stats.instance_id.is_empty() && stats.instance_id != instance_id {
         let problem = format!("{:?} is not the instance that the heartbeat is from", stats.instance_id);
         return Err(FieldViolation::new("instance_id", problem));
@@ -30,7 +30,7 @@ pub fn parse(instance_id: &str, stats: ModuleStats) -> Result<Report, FieldViola
     })
 }
 
-pub fn render(instance_id: &str, report: &Report) -> ModuleStats {
+pub(crate) fn render(instance_id: &str, report: &Report) -> ModuleStats {
     ModuleStats {
         instance_id: instance_id.to_owned(),
         total_requests: signed_64(report.total_requests),

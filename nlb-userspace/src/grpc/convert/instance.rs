@@ -15,7 +15,7 @@ use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, R
 use crate::registry::{Attempt, Claim, Record, Registration};
 
 /// A module's registration, before its names are resolved and without its routes.
-pub fn parse(
+pub(crate) fn parse(
     instance: proto::ModuleInstance,
     default_mode: ForwardMode,
 ) -> Result<(Registration, Claim), FieldViolation> {
@@ -65,7 +65,7 @@ pub fn parse(
     Ok((registration, claim))
 }
 
-pub fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
+pub(crate) fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
     let Registration { instance_id, address, module, max_connections, started_at, metadata, .. } =
         &record.registration;
     proto::ModuleInstance {

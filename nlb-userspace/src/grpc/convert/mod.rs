@@ -1,17 +1,17 @@
 //! Conversions between protobuf and the model. Invalid messages are refused here, with the name of the field.
 
-pub mod any;
-pub mod credentials;
-pub mod enums;
-pub mod error;
-pub mod health_check;
-pub mod heartbeat_report;
-pub mod instance;
-pub mod listing;
-pub mod numbers;
-pub mod pagination;
-pub mod points;
-pub mod route;
-pub mod scaling_config;
-pub mod split;
-pub mod validate;
+pub(crate) mod any;
+pub(crate) mod credentials;
+pub(crate) mod enums;
+pub(crate) mod error;
+pub(crate) mod health_check;
+pub(crate) mod heartbeat_report;
+pub(crate) mod instance;
+pub(crate) mod listing;
+pub(crate) mod numbers;
+pub(crate) mod pagination;
+pub(crate) mod points;
+pub(crate) mod route;
+pub(crate) mod scaling_config;
+pub(crate) mod split;
+pub(crate) mod validate;

@@ -14,7 +14,7 @@ const MAX_FILTERS: usize = 32;
 
 /// A field's value for filters and sorting.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Value {
+pub(crate) enum Value {
     Number(i64),
     /// Seconds since 1970.
     Time(i64),
@@ -24,13 +24,16 @@ pub enum Value {
 }
 
 /// A message that can be listed.
-pub trait Listed: Default {
+pub(crate) trait Listed: Default {
     /// `None` if the message has no such field.
     fn value(&self, field: &str) -> Option<Value>;
 }
 
 /// One page of the items that match the query, and its position.
-pub fn run<T: Listed>(query: Option<Query>, items: Vec<T>) -> Result<(Vec<T>, Pagination), FieldViolation> {
+pub(crate) fn run<T: Listed>(
+    query: Option<Query>,
+    items: Vec<T>,
+) -> Result<(Vec<T>, Pagination), FieldViolation> {
     let query = query.unwrap_or_default();
     let page = Page::parse(query.pagination.unwrap_or_default())?;
     if query.filters.len() > MAX_FILTERS {

@@ -22,7 +22,7 @@ const NAME_LENGTH: usize = 128;
 
 /// The points of a series that are requested.
 #[derive(Clone, Debug)]
-pub enum Extent {
+pub(crate) enum Extent {
     Latest,
     Within(RangeInclusive<SystemTime>),
     /// One point for the whole time.
@@ -30,20 +30,20 @@ pub enum Extent {
 }
 
 /// The points of an answer under construction.
-pub struct Points<'a> {
+pub(crate) struct Points<'a> {
     selection: &'a Selection,
     extent: &'a Extent,
     left: usize,
 }
 
 /// Runs work that takes long with many modules outside the runtime, so that other calls are not delayed.
-pub async fn on_the_side<T: Send + 'static>(
+pub(crate) async fn on_the_side<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
 ) -> Result<T, CallError> {
     tokio::task::spawn_blocking(work).await.expect("reading metrics does not panic")
 }
 
-pub fn extent(
+pub(crate) fn extent(
     (start, end): (Option<Timestamp>, Option<Timestamp>),
     aggregate: bool,
     view: &View,
@@ -65,7 +65,7 @@ pub fn extent(
 }
 
 /// Selects metrics by name. `also` are metrics that are in no sample.
-pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, FieldViolation> {
+pub(crate) fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, FieldViolation> {
     if asked.len() > MAX_NAMES {
         return Err(FieldViolation::new(
             "metric_names",
@@ -83,17 +83,17 @@ pub fn select(asked: &[String], also: &'static [Metric]) -> Result<Selection, Fi
 }
 
 impl<'a> Points<'a> {
-    pub fn new(selection: &'a Selection, extent: &'a Extent) -> Self {
+    pub(crate) fn new(selection: &'a Selection, extent: &'a Extent) -> Self {
         Points { selection, extent, left: MAX_POINTS }
     }
 
     /// At one time there are no more points than series, and the sizes of the tables bound those.
-    pub fn latest(selection: &'a Selection) -> Self {
+    pub(crate) fn latest(selection: &'a Selection) -> Self {
         Points { selection, extent: &Extent::Latest, left: usize::MAX }
     }
 
     /// The NLB's own points, of the subjects that are requested.
-    pub fn own(
+    pub(crate) fn own(
         &mut self,
         view: &View,
         wanted: impl Fn(&Subject) -> bool,
@@ -153,7 +153,7 @@ impl<'a> Points<'a> {
     }
 
     /// The points that one instance reported.
-    pub fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, CallError> {
+    pub(crate) fn reported(&mut self, ledger: &Ledger) -> Result<Vec<MetricDataPoint>, CallError> {
         let point = |key: &Key, at: SystemTime, value: f64| MetricDataPoint {
             name: key.name.clone(),
             value,

@@ -13,7 +13,7 @@ use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Te
 
 /// The owner of a route, which decides which metadata keys have a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Author {
+pub(crate) enum Author {
     Module,
     Operator,
 }
@@ -23,7 +23,7 @@ const INSTANCES_KEYS: [&str; 6] =
     ["forward_mode", "snat", "reply_path", "data_address", "quic_server_id", "quic_config_id"];
 
 /// The routes of one message by id, or all violations in them.
-pub fn parse_all(
+pub(crate) fn parse_all(
     field: &str,
     routes: Vec<proto::Route>,
     author: Author,
@@ -45,7 +45,11 @@ pub fn parse_all(
     if violations.is_empty() { Ok(parsed) } else { Err(violations) }
 }
 
-pub fn parse(route: proto::Route, author: Author, vips: &Vips) -> Result<(String, Route), FieldViolation> {
+pub(crate) fn parse(
+    route: proto::Route,
+    author: Author,
+    vips: &Vips,
+) -> Result<(String, Route), FieldViolation> {
     let id = validate::id("route_id", &route.route_id)?;
     let protocol = protocol(route.protocol)?;
     let source = source(&route.source_pattern)?;
@@ -72,7 +76,7 @@ pub fn parse(route: proto::Route, author: Author, vips: &Vips) -> Result<(String
     Ok((id, route))
 }
 
-pub fn render(id: &str, route: &Route) -> proto::Route {
+pub(crate) fn render(id: &str, route: &Route) -> proto::Route {
     let destination = match route.destination {
         Destination::EveryVip => "*".to_owned(),
         Destination::Address(address) => address.to_string(),
@@ -93,7 +97,7 @@ pub fn render(id: &str, route: &Route) -> proto::Route {
 }
 
 /// The fields that were accepted and are not matched, as a sentence.
-pub fn unenforced(routes: &Routes) -> Option<String> {
+pub(crate) fn unenforced(routes: &Routes) -> Option<String> {
     let deep = routes.iter().filter(|(_, route)| !route.headers.is_empty() || !route.path_pattern.is_empty());
     let ids: Vec<&str> = deep.map(|(id, _)| id.as_str()).collect();
     (!ids.is_empty()).then(|| {
@@ -105,13 +109,13 @@ pub fn unenforced(routes: &Routes) -> Option<String> {
     })
 }
 
-pub fn protocol(number: i32) -> Result<Protocol, FieldViolation> {
+pub(crate) fn protocol(number: i32) -> Result<Protocol, FieldViolation> {
     let wire = validate::known("protocol", number)?;
     enums::protocol_from_wire(wire)
         .ok_or_else(|| FieldViolation::new("protocol", "is unspecified; name one, such as PROTOCOL_TCP"))
 }
 
-pub fn destination(pattern: &str) -> Result<Destination, FieldViolation> {
+pub(crate) fn destination(pattern: &str) -> Result<Destination, FieldViolation> {
     Ok(match net("destination_pattern", pattern)? {
         None => Destination::EveryVip,
         Some(net) if net.prefix_len() == net.max_prefix_len() => Destination::Address(net.addr()),
@@ -119,12 +123,12 @@ pub fn destination(pattern: &str) -> Result<Destination, FieldViolation> {
     })
 }
 
-pub fn source(pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
+pub(crate) fn source(pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
     net("source_pattern", pattern)
 }
 
 /// An address or CIDR; `None` for the wildcard.
-pub fn net(field: &str, pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
+pub(crate) fn net(field: &str, pattern: &str) -> Result<Option<IpNet>, FieldViolation> {
     if pattern.is_empty() || pattern == "*" {
         return Ok(None);
     }

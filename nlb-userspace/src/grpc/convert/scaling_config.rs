@@ -8,14 +8,14 @@ use nlb_proto::ScalingConfig;
 use super::numbers::signed_32;
 use super::validate::{self, FieldViolation};
 use crate::model::Texts;
-use crate::policy::scaling::policy::{Policy, Targets};
+use crate::policy::scaling::policy::{Policy, TargetLoad};
 
 const LONGEST_COOLDOWN_SECONDS: u32 = 24 * 3600;
 
 /// The prefix of metadata keys that say how the instance's group scales.
 const PREFIX: &str = "scaling.";
 
-pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
+pub(crate) fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
     let given =
         |field, number| validate::unsigned_32(field, number).map(|number| Some(number).filter(|n| *n != 0));
     let min = given("min_instances", config.min_instances)?.unwrap_or(1);
@@ -26,12 +26,12 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
             format!("{min} is above max_instances, which is {max}"),
         ));
     }
-    let mut targets = Targets {
+    let mut targets = TargetLoad {
         cpu_percent: percent("target_cpu_percent", config.target_cpu_percent)?,
         memory_percent: percent("target_memory_percent", config.target_memory_percent)?,
         connections: given("target_connections", config.target_connections)?,
     };
-    if targets == Targets::default() {
+    if targets == TargetLoad::default() {
         targets.cpu_percent = Some(Policy::DEFAULT_CPU_PERCENT);
     }
     let scale_up = given("scale_up_threshold", config.scale_up_threshold)?;
@@ -57,7 +57,7 @@ pub fn parse(config: ScalingConfig) -> Result<Policy, FieldViolation> {
 
 /// Reads a policy from metadata, by the names of the message's fields; `None` if there is no such entry. A
 /// policy in metadata is meant to act, so `auto_scaling_enabled` is true unless an entry says otherwise.
-pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation> {
+pub(crate) fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation> {
     let mut config = ScalingConfig { auto_scaling_enabled: true, ..Default::default() };
     let mut given = false;
     for (key, value) in metadata {
@@ -89,7 +89,7 @@ pub fn parse_metadata(metadata: &Texts) -> Result<Option<Policy>, FieldViolation
 }
 
 /// A ScaleRequest's config: exactly this number of instances, and the policy unchanged.
-pub fn render(policy: &Policy, instances: u32) -> ScalingConfig {
+pub(crate) fn render(policy: &Policy, instances: u32) -> ScalingConfig {
     let given = |number: Option<u32>| number.map_or(0, signed_32);
     ScalingConfig {
         min_instances: signed_32(instances),

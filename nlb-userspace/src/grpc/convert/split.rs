@@ -7,7 +7,7 @@ use crate::registry::State;
 
 /// `None` if no version is known; a single version is blue. Of more than two versions, the one with the
 /// largest share is shown with the one under promotion, or otherwise with the second largest.
-pub fn render(state: &State) -> Option<BlueGreenConfig> {
+pub(crate) fn render(state: &State) -> Option<BlueGreenConfig> {
     let shares = state.version_shares();
     let promoted = state.promotion.as_ref().map(|promotion| promotion.version());
     let mut ranked: Vec<(&str, u32)> =

@@ -47,10 +47,10 @@ fn brief(mut text: String) -> String {
 const ID_LENGTH: usize = 128;
 const MAP_ENTRIES: usize = 64;
 const KEY_LENGTH: usize = 128;
-pub const TEXT_LENGTH: usize = 4096;
+pub(crate) const TEXT_LENGTH: usize = 4096;
 
 /// The id of an instance or a route.
-pub fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
+pub(crate) fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
     if text.is_empty() {
         return Err(FieldViolation::new(field, "is empty; give one"));
     }
@@ -67,12 +67,12 @@ pub fn id(field: &str, text: &str) -> Result<String, FieldViolation> {
 }
 
 /// An id, or `None` if the text is empty.
-pub fn optional_id(field: &str, text: &str) -> Result<Option<String>, FieldViolation> {
+pub(crate) fn optional_id(field: &str, text: &str) -> Result<Option<String>, FieldViolation> {
     if text.is_empty() { Ok(None) } else { id(field, text).map(Some) }
 }
 
 /// Text in any script, without control characters.
-pub fn text(field: &str, text: &str, limit: usize) -> Result<String, FieldViolation> {
+pub(crate) fn text(field: &str, text: &str, limit: usize) -> Result<String, FieldViolation> {
     if text.len() > limit {
         return Err(FieldViolation::new(field, format!("is longer than {limit} bytes")));
     }
@@ -82,11 +82,11 @@ pub fn text(field: &str, text: &str, limit: usize) -> Result<String, FieldViolat
     }
 }
 
-pub fn version(field: &str, value: &str) -> Result<String, FieldViolation> {
+pub(crate) fn version(field: &str, value: &str) -> Result<String, FieldViolation> {
     text(field, value, ID_LENGTH)
 }
 
-pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, FieldViolation> {
+pub(crate) fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, FieldViolation> {
     if map.len() > MAP_ENTRIES {
         return Err(FieldViolation::new(
             field,
@@ -105,7 +105,7 @@ pub fn text_map(field: &str, map: HashMap<String, String>) -> Result<Texts, Fiel
 }
 
 /// A port from 1 to 65535, or `None` for 0.
-pub fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
+pub(crate) fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
     match u16::try_from(number) {
         Ok(0) => Ok(None),
         Ok(port) => Ok(Some(port)),
@@ -114,7 +114,7 @@ pub fn port(field: &str, number: i32) -> Result<Option<u16>, FieldViolation> {
 }
 
 /// A port in a map entry.
-pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, FieldViolation> {
+pub(crate) fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, FieldViolation> {
     let Some(text) = map.get(key) else { return Ok(None) };
     match text.parse() {
         Ok(port) if port != 0 => Ok(Some(port)),
@@ -125,31 +125,31 @@ pub fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u16>, Fi
     }
 }
 
-pub fn weight(field: &str, number: i32) -> Result<u32, FieldViolation> {
+pub(crate) fn weight(field: &str, number: i32) -> Result<u32, FieldViolation> {
     let weight = u32::try_from(number).ok().filter(|weight| *weight <= MAX_WEIGHT);
     weight.ok_or_else(|| {
         FieldViolation::new(field, format!("{number} is not a weight; give 0 to {MAX_WEIGHT}"))
     })
 }
 
-pub fn unsigned(field: &str, number: i64) -> Result<u64, FieldViolation> {
+pub(crate) fn unsigned(field: &str, number: i64) -> Result<u64, FieldViolation> {
     u64::try_from(number)
         .map_err(|_| FieldViolation::new(field, format!("{number} is negative; give 0 or more")))
 }
 
-pub fn unsigned_32(field: &str, number: i32) -> Result<u32, FieldViolation> {
+pub(crate) fn unsigned_32(field: &str, number: i32) -> Result<u32, FieldViolation> {
     u32::try_from(number)
         .map_err(|_| FieldViolation::new(field, format!("{number} is negative; give 0 or more")))
 }
 
-pub fn measure(field: &str, number: f64) -> Result<f64, FieldViolation> {
+pub(crate) fn measure(field: &str, number: f64) -> Result<f64, FieldViolation> {
     let measure = Some(number).filter(|number| number.is_finite() && *number >= 0.0);
     measure.ok_or_else(|| {
         FieldViolation::new(field, format!("{number} is not a measure; give a finite number from 0"))
     })
 }
 
-pub fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTime>, FieldViolation> {
+pub(crate) fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTime>, FieldViolation> {
     let Some(timestamp) = timestamp else { return Ok(None) };
     if !(0..1_000_000_000).contains(&timestamp.nanos) || !(0..=253_402_300_799).contains(&timestamp.seconds) {
         return Err(FieldViolation::new(field, "is not a time between the years 1970 and 9999"));
@@ -159,7 +159,7 @@ pub fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<SystemTi
 }
 
 /// An enum's value; an error for numbers that this build does not know.
-pub fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, FieldViolation> {
+pub(crate) fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, FieldViolation> {
     E::try_from(number)
         .map_err(|_| FieldViolation::new(field, format!("{number} is not a value of this enum")))
 }

@@ -108,7 +108,7 @@ fn check(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
 }
 
 /// Whether a checksum, if given, is that of the data.
-pub fn checksum(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
+pub(crate) fn checksum(update: &proto::ConfigUpdate) -> Result<(), FieldViolation> {
     let sum = sha256(&update.config_data);
     let given = update.checksum.strip_prefix("sha256:").unwrap_or(&update.checksum);
     if update.checksum.is_empty() || given.eq_ignore_ascii_case(&sum) {

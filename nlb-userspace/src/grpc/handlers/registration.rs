@@ -254,7 +254,7 @@ impl Control {
     }
 }
 
-pub fn by_instance(traffic: &Traffic) -> BTreeMap<String, Counts> {
+pub(crate) fn by_instance(traffic: &Traffic) -> BTreeMap<String, Counts> {
     let mut by_instance = BTreeMap::<String, Counts>::new();
     for (backend, counts) in &traffic.backends {
         let sum = by_instance.entry(backend.instance_id.clone()).or_default();
@@ -274,7 +274,10 @@ fn accepted(registered: &Registered, message: String) -> RegisterModuleResponse 
 }
 
 /// `None` for 0, which selects the configured timeout.
-pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Duration>, FieldViolation> {
+pub(crate) fn drain_timeout(
+    field: &str,
+    seconds: i32,
+) -> Result<Option<std::time::Duration>, FieldViolation> {
     match seconds {
         0 => Ok(None),
         1..=LONGEST_DRAIN_SECONDS => Ok(Some(std::time::Duration::from_secs(seconds.unsigned_abs().into()))),
@@ -285,7 +288,7 @@ pub fn drain_timeout(field: &str, seconds: i32) -> Result<Option<std::time::Dura
     }
 }
 
-pub fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
+pub(crate) fn details(record: &Record, counts: Counts) -> BTreeMap<String, String> {
     let registration = &record.registration;
     let Registration { module, capabilities, .. } = registration;
     let addresses = [module.data.v4.map(|a| a.to_string()), module.data.v6.map(|a| a.to_string())];

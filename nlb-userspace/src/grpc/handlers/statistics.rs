@@ -27,7 +27,7 @@ use crate::model::traffic::Counts;
 use crate::registry::Record;
 use crate::telemetry::metrics::{OWN, Selection, Subject, View, catalogue};
 
-pub type Samples = Subscription<StreamMetricsResponse>;
+pub(crate) type Samples = Subscription<StreamMetricsResponse>;
 
 /// A request for metrics, with the NLB's part of it parsed.
 struct Question {

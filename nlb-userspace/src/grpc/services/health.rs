@@ -20,7 +20,7 @@ const NAMES: [&str; 3] = [
 ];
 
 /// SERVING while the maps hold the desired state.
-pub fn service(mut applied: watch::Receiver<Arc<Applied>>) -> HealthServer<impl Health> {
+pub(crate) fn service(mut applied: watch::Receiver<Arc<Applied>>) -> HealthServer<impl Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
     tokio::spawn(async move {
         loop {

@@ -11,13 +11,13 @@ macro_rules! refused {
     };
 }
 
-pub mod health;
-pub mod module;
-pub mod nlb;
-pub mod operator;
+pub(crate) mod health;
+pub(crate) mod module;
+pub(crate) mod nlb;
+pub(crate) mod operator;
 
 /// Runs the work to its end even if the caller disconnects: half a change would leave modules and data path
 /// different.
-pub async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+pub(super) async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     tokio::spawn(work).await.expect("the call does not panic")
 }

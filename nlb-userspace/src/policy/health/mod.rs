@@ -5,9 +5,9 @@
 //! HEALTHY cannot undo a failed check, and a successful check cannot undo an operator's drain. The worst
 //! signal counts. docs/health.md has the tables.
 
-pub mod check;
-pub mod outlier;
-pub mod tally;
+pub(crate) mod check;
+pub(crate) mod outlier;
+pub(crate) mod tally;
 
 use std::fmt;
 

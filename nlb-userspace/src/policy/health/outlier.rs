@@ -35,13 +35,13 @@ const MEMORY: Duration = LONGEST_BACK_OFF;
 
 /// New TCP flows, and resets by backends: counters that only grow, unless they restart at 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub(crate) struct Counters {
     pub flows: u64,
     pub resets: u64,
 }
 
 #[derive(Clone, Debug)]
-pub struct OutlierDetector {
+pub(crate) struct OutlierDetector {
     phase: Phase,
     last: Counters,
     /// The increments within the window, with their times.
@@ -63,7 +63,7 @@ struct Judged {
 
 /// The state of the other modules of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     /// At least half do not reset their flows.
     Serves,
     /// Unknown: some modules take flows, but too few to judge.
@@ -73,7 +73,7 @@ pub enum Group {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The module takes its share.
     Closed,
     /// The module is ejected: it takes no new flows.
@@ -84,7 +84,7 @@ pub enum Phase {
 
 /// A change of the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Opened {
         rate: Counters,
         back_off: Duration,
@@ -100,7 +100,7 @@ pub enum Change {
 
 impl OutlierDetector {
     /// What `counters` hold already does not count.
-    pub fn new(counters: Counters) -> Self {
+    pub(crate) fn new(counters: Counters) -> Self {
         OutlierDetector {
             phase: Phase::Closed,
             last: counters,
@@ -112,12 +112,12 @@ impl OutlierDetector {
         }
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
     /// Records the counters.
-    pub fn observe(&mut self, counters: Counters, config: &OutlierConfig, now: Instant) {
+    pub(crate) fn observe(&mut self, counters: Counters, config: &OutlierConfig, now: Instant) {
         self.add(counters, now);
         if self.sample.flows >= MIN_SAMPLE {
             self.judged = Some(Judged { at: now, resets: self.sample.is_beyond(config.max_percent) });
@@ -130,7 +130,7 @@ impl OutlierDetector {
     }
 
     /// Whether the module resets too many flows, if that is known.
-    pub fn resets(&self, config: &OutlierConfig, now: Instant) -> Option<bool> {
+    pub(crate) fn resets(&self, config: &OutlierConfig, now: Instant) -> Option<bool> {
         match self.phase {
             Phase::Open { .. } => Some(true),
             _ if self.seen().flows >= MIN_SAMPLE => Some(self.fails(config)),
@@ -141,12 +141,12 @@ impl OutlierDetector {
         }
     }
 
-    pub fn takes_flows(&self) -> bool {
+    pub(crate) fn takes_flows(&self) -> bool {
         self.seen().flows > 0
     }
 
     /// Decides by what was observed.
-    pub fn conclude(&mut self, group: Group, config: &OutlierConfig, now: Instant) -> Option<Change> {
+    pub(crate) fn conclude(&mut self, group: Group, config: &OutlierConfig, now: Instant) -> Option<Change> {
         let enough = self.seen().flows >= MIN_SAMPLE;
         let fails = self.fails(config);
         let confirmed =
@@ -224,7 +224,7 @@ impl OutlierDetector {
 }
 
 impl Counters {
-    pub fn plus(self, other: Counters) -> Counters {
+    pub(crate) fn plus(self, other: Counters) -> Counters {
         Counters { flows: self.flows + other.flows, resets: self.resets + other.resets }
     }
 

@@ -5,7 +5,7 @@ use crate::model::Health;
 
 /// What an active check has come to so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     state: CheckState,
     /// Outcomes in a row that contradict the state.
     contrary: u32,
@@ -23,7 +23,7 @@ enum CheckState {
 impl Tally {
     /// Counts one outcome. `Some` if the signal changes, or for a module whose check has never succeeded, the
     /// reason.
-    pub fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<HealthSignal> {
+    pub(crate) fn count(&mut self, outcome: Result<(), String>, check: &Check) -> Option<HealthSignal> {
         match (self.state, outcome) {
             (CheckState::Unchecked, Ok(())) => {
                 Some(self.enter(CheckState::Up, "passed its first check".to_owned()))

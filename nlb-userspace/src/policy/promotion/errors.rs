@@ -25,7 +25,7 @@ pub struct Rate {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Errors {
+pub(super) struct Errors {
     /// From heartbeats.
     requests: Tally,
     /// From the data path, which counts since the daemon started.
@@ -43,7 +43,7 @@ struct Tally {
 
 impl Errors {
     /// What `counters` hold already does not count.
-    pub fn since(counters: BTreeMap<String, Counters>) -> Self {
+    pub(super) fn since(counters: BTreeMap<String, Counters>) -> Self {
         let mut errors = Errors::default();
         for (instance_id, counted) in counters {
             errors.requests.last.insert(instance_id.clone(), counted.requests());
@@ -53,11 +53,11 @@ impl Errors {
     }
 
     /// What an instance had counted before its first heartbeat to this daemon does not count.
-    pub fn resumed() -> Self {
+    pub(super) fn resumed() -> Self {
         Errors { resumed: true, ..Errors::default() }
     }
 
-    pub fn add(&mut self, counters: BTreeMap<String, Counters>) {
+    pub(super) fn add(&mut self, counters: BTreeMap<String, Counters>) {
         for (instance_id, counted) in counters {
             let requests = counted.requests();
             if self.resumed && !self.requests.last.contains_key(&instance_id) {
@@ -73,7 +73,7 @@ impl Errors {
     }
 
     /// The rate that exceeds this many percent, if a sample is large enough.
-    pub fn beyond(&self, percent: u32) -> Option<RollbackReason> {
+    pub(super) fn beyond(&self, percent: u32) -> Option<RollbackReason> {
         let (requests, flows) = (self.requests.sum, self.flows.sum);
         if requests.is_beyond(percent) {
             return Some(RollbackReason::Requests(requests));

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use crate::model::clock::Now;
 use crate::model::settings::PromotionConfig;
 use errors::Errors;
-pub use errors::{Counters, Rate, RollbackReason};
-pub use stage::{Stage, WHOLE};
+pub(crate) use errors::{Counters, RollbackReason};
+pub(crate) use stage::{Stage, WHOLE};
 
 /// How fast a version is promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::compile::maglev;
 
 /// All new flows, in the unit of a promotion's steps.
-pub const WHOLE: u32 = 100;
+pub(crate) const WHOLE: u32 = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

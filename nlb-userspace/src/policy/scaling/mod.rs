@@ -1,8 +1,8 @@
 //! Decisions about scaling: which instances form a group, what load it has, and how many instances that
 //! needs.
 
-pub mod load;
-pub mod policy;
+pub(crate) mod load;
+pub(crate) mod policy;
 
 use serde::{Deserialize, Serialize};
 

@@ -15,7 +15,7 @@ pub struct Policy {
     /// At least 1: a Scale request needs an instance to go to.
     pub min: u32,
     pub max: u32,
-    pub targets: Targets,
+    pub targets: TargetLoad,
     /// In percent of CPU, of memory, and of the target of connections; without it, each measure's own target.
     pub scale_up: Option<u32>,
     /// In percent likewise; without it, half of the threshold for scaling up.
@@ -26,7 +26,7 @@ pub struct Policy {
 /// The load that an instance should have. Measures without a target are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Targets {
+pub struct TargetLoad {
     pub cpu_percent: Option<u32>,
     pub memory_percent: Option<u32>,
     pub connections: Option<u32>,
@@ -38,7 +38,7 @@ impl Default for Policy {
             automatic: false,
             min: 1,
             max: Self::DEFAULT_MAX,
-            targets: Targets { cpu_percent: Some(Self::DEFAULT_CPU_PERCENT), ..Targets::default() },
+            targets: TargetLoad { cpu_percent: Some(Self::DEFAULT_CPU_PERCENT), ..TargetLoad::default() },
             scale_up: None,
             scale_down: None,
             cooldown: Self::DEFAULT_COOLDOWN,
@@ -65,7 +65,7 @@ impl Policy {
         if self.min == 0 || self.min > self.max {
             return Err(format!("a group cannot have {} to {} instances", self.min, self.max));
         }
-        let Targets { cpu_percent, memory_percent, connections } = self.targets;
+        let TargetLoad { cpu_percent, memory_percent, connections } = self.targets;
         if [cpu_percent, memory_percent, connections].contains(&Some(0)) {
             return Err("a target of a group's load is 0".to_owned());
         }
@@ -114,7 +114,7 @@ impl Policy {
             let down = self.scale_down.map_or(up / 2.0, f64::from);
             Measure { value, target: f64::from(target), up, down }
         };
-        let Targets { cpu_percent, memory_percent, connections } = self.targets;
+        let TargetLoad { cpu_percent, memory_percent, connections } = self.targets;
         let connections = connections.map(|target| (100, Some(100.0 * per_instance / f64::from(target))));
         let cpu = cpu_percent.map(|target| (target, load.cpu_percent));
         let memory = memory_percent.map(|target| (target, load.memory_percent));

@@ -16,7 +16,7 @@ const ALLOCATION: usize = 16;
 const TREE_ENTRY: usize = 16;
 
 #[derive(Clone, Debug, Default)]
-pub struct Chunk {
+pub(super) struct Chunk {
     seconds: Vec<SystemTime>,
     /// Mostly one track for each subject, and one more each time that the subject came back.
     tracks: BTreeMap<Subject, Vec<Track>>,
@@ -48,7 +48,7 @@ pub struct Moment {
 
 impl Chunk {
     /// `continues` returns whether a subject existed in the second before the chunk's first.
-    pub fn push(&mut self, sample: &Sample, continues: impl Fn(&Subject) -> bool) {
+    pub(super) fn push(&mut self, sample: &Sample, continues: impl Fn(&Subject) -> bool) {
         let second = self.seconds.len();
         let room = self.seconds.capacity();
         self.seconds.push(sample.at);
@@ -93,7 +93,7 @@ impl Chunk {
     }
 
     /// Frees what only writing needs.
-    pub fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         for track in self.tracks.values_mut().flatten() {
             self.bytes -= size_of_val::<[u64]>(&track.last) + track.changes.capacity();
             track.last = Box::default();
@@ -103,26 +103,26 @@ impl Chunk {
     }
 
     /// The accounted size: the sizes of all parts, rounded up.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub fn seconds(&self) -> &[SystemTime] {
+    pub(super) fn seconds(&self) -> &[SystemTime] {
         &self.seconds
     }
 
     /// Whether the subject existed in the newest second.
-    pub fn ends_with(&self, subject: &Subject) -> bool {
+    pub(super) fn ends_with(&self, subject: &Subject) -> bool {
         let tracks = self.tracks.get(subject);
         tracks.and_then(|tracks| tracks.last()).is_some_and(|track| track.end() == self.seconds.len())
     }
 
-    pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
+    pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
         self.tracks.keys()
     }
 
     /// The subject's rows in the period, oldest first.
-    pub fn moments(&self, subject: &Subject, time: &RangeInclusive<SystemTime>) -> Vec<Moment> {
+    pub(super) fn moments(&self, subject: &Subject, time: &RangeInclusive<SystemTime>) -> Vec<Moment> {
         let mut moments = Vec::new();
         for track in self.tracks.get(subject).into_iter().flatten() {
             track.replay(subject.family().len(), |second, row| {

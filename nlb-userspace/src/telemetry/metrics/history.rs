@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub use super::chunk::Moment;
+pub(crate) use super::chunk::Moment;
 
 use super::catalogue::Kind;
 use super::chunk::Chunk;
@@ -97,7 +97,7 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 ///
 /// The increase is counted from the first moment to the last, and from 0 if the series began in the period; a
 /// counter that decreased restarted at 0.
-pub fn aggregate(kind: Kind, column: usize, moments: &[Moment]) -> Option<f64> {
+pub(crate) fn aggregate(kind: Kind, column: usize, moments: &[Moment]) -> Option<f64> {
     let first = moments.first()?;
     match kind {
         Kind::Gauge => {

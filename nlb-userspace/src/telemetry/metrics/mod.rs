@@ -7,10 +7,10 @@
 mod activity;
 pub mod catalogue;
 mod chunk;
-pub mod history;
+pub(crate) mod history;
 mod recorder;
-pub mod reported;
-pub mod sample;
+pub(crate) mod reported;
+pub(crate) mod sample;
 mod selection;
 mod totals;
 mod view;

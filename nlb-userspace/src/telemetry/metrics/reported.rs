@@ -10,7 +10,7 @@ use super::history::HOUR;
 use crate::model::Texts;
 
 /// The size of one instance's series. Beyond it, the oldest points are dropped first.
-pub const BUDGET: usize = 64 << 10;
+pub(crate) const BUDGET: usize = 64 << 10;
 
 /// The size of a series besides its name, labels and points, and of a label besides its text: rounded up.
 const SERIES: usize = 160;
@@ -155,7 +155,7 @@ impl Ledger {
 
 /// The aggregate of some points of a series, like [`super::history::aggregate`]. Modules report no kinds: a
 /// name that ends with `_total` is a counter.
-pub fn aggregate(name: &str, points: &[(SystemTime, f64)]) -> f64 {
+pub(crate) fn aggregate(name: &str, points: &[(SystemTime, f64)]) -> f64 {
     if !name.ends_with("_total") {
         return points.iter().map(|(_, value)| value).sum::<f64>() / points.len() as f64;
     }

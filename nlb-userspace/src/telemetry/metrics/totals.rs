@@ -12,7 +12,7 @@ use crate::model::Backend;
 use crate::model::traffic::{Counts, Traffic};
 
 #[derive(Debug, Default)]
-pub struct Totals {
+pub(super) struct Totals {
     /// The counts of each backend at the last reading, and the version that they were added to.
     seen: BTreeMap<Arc<Backend>, (Counts, String)>,
     pub instances: BTreeMap<String, Counts>,
@@ -22,7 +22,7 @@ pub struct Totals {
 
 impl Totals {
     /// Adds what was counted since the last reading. `versions` are those of the registered instances.
-    pub fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, &str>) {
+    pub(super) fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, &str>) {
         let sums = self.instances.values_mut().chain(self.versions.values_mut()).chain([&mut self.all]);
         for sum in sums {
             (sum.active_flows, sum.active_tcp_flows) = (0, 0);

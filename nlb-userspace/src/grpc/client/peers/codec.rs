@@ -8,7 +8,7 @@ use prost::{DecodeError, Message};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-pub struct Lenient<Call, Answer>(PhantomData<(Call, Answer)>);
+pub(super) struct Lenient<Call, Answer>(PhantomData<(Call, Answer)>);
 
 impl<Call, Answer> Default for Lenient<Call, Answer> {
     fn default() -> Self {

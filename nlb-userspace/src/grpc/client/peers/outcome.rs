@@ -85,7 +85,7 @@ impl<T> fmt::Display for Outcome<T> {
 }
 
 /// A status as text, with its root cause: the outermost error is just "transport error".
-pub fn said(status: &Status) -> String {
+pub(crate) fn said(status: &Status) -> String {
     let root = std::iter::successors(std::error::Error::source(status), |error| error.source()).last();
     match (status.message(), root) {
         ("", None) => status.code().to_string(),
