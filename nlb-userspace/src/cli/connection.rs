@@ -31,6 +31,6 @@ pub(super) fn accepted(success: bool, message: String, error: Option<Error>) -> 
 }
 
 /// A status's message as an error.
-pub(super) fn said(status: tonic::Status) -> anyhow::Error {
+pub(super) fn rpc_error(status: tonic::Status) -> anyhow::Error {
     anyhow!("{} ({:?})", status.message(), status.code())
 }

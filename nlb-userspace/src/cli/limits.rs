@@ -6,7 +6,7 @@ use nlb_proto::{GetRateLimitsRequest, RateLimit, RemoveRateLimitRequest, SetRate
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table::{self, Row};
 
@@ -99,7 +99,7 @@ pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> 
         target: filters.target.unwrap_or_default(),
     };
     let mut client = ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let response = client.get_rate_limits(request).await.map_err(said)?.into_inner();
+    let response = client.get_rate_limits(request).await.map_err(rpc_error)?.into_inner();
     let rows: Vec<LimitRow> = response.limits.into_iter().map(LimitRow::from).collect();
     table::print(&rows, output)
 }
@@ -110,12 +110,12 @@ pub(super) async fn change(channel: Channel, change: Change, output: Output) -> 
         Change::Set(limit) => {
             let instance_id = limit.instance.clone().unwrap_or_default();
             let request = SetRateLimitRequest { instance_id, limit: Some((*limit).into()) };
-            let response = client.set_rate_limit(request).await.map_err(said)?.into_inner();
+            let response = client.set_rate_limit(request).await.map_err(rpc_error)?.into_inner();
             accepted(response.success, response.message, response.error)?
         }
         Change::Remove { limit_id, instance } => {
             let request = RemoveRateLimitRequest { instance_id: instance.unwrap_or_default(), limit_id };
-            let response = client.remove_rate_limit(request).await.map_err(said)?.into_inner();
+            let response = client.remove_rate_limit(request).await.map_err(rpc_error)?.into_inner();
             accepted(response.success, response.message, response.error)?
         }
     };

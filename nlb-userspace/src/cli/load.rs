@@ -8,7 +8,7 @@ use nlb_proto::{GetLoadDistributionRequest, LoadInfo, RebalanceLoadRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table::{self, Row};
 
@@ -60,7 +60,7 @@ struct Rebalanced {
 pub(super) async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Result<String> {
     let request = GetLoadDistributionRequest { include_historical: span.hour, ..Default::default() };
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let response = client.get_load_distribution(request).await.map_err(said)?.into_inner();
+    let response = client.get_load_distribution(request).await.map_err(rpc_error)?.into_inner();
     let mut instances: Vec<LoadRow> = response.distribution.into_values().map(LoadRow::from).collect();
     instances.sort_by(|a, b| a.instance_id.cmp(&b.instance_id));
     let spread = Spread { balance_score: response.balance_score, instances };
@@ -80,7 +80,8 @@ pub(super) async fn rebalance(
 ) -> anyhow::Result<String> {
     let Rebalance { instances: target_instances, strategy, force } = settings;
     let request = RebalanceLoadRequest { force, target_instances, strategy };
-    let response = NlbServiceClient::new(channel).rebalance_load(request).await.map_err(said)?.into_inner();
+    let response =
+        NlbServiceClient::new(channel).rebalance_load(request).await.map_err(rpc_error)?.into_inner();
     let rebalanced = Rebalanced {
         message: accepted(response.success, response.message, response.error)?,
         before: response.previous_distribution.into_iter().collect(),

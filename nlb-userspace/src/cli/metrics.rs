@@ -7,7 +7,7 @@ use nlb_proto::{GetModuleMetricsRequest, GetNlbMetricsRequest, MetricDataPoint};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::said;
+use super::connection::rpc_error;
 use super::output::Output;
 use super::table::{self, Row};
 
@@ -34,12 +34,12 @@ pub(super) async fn list(channel: Channel, wanted: Wanted, output: Output) -> an
     let points = match wanted.instance {
         Some(instance_id) => {
             let request = GetModuleMetricsRequest { instance_id, metric_names, ..Default::default() };
-            let response = client.get_module_metrics(request).await.map_err(said)?.into_inner();
+            let response = client.get_module_metrics(request).await.map_err(rpc_error)?.into_inner();
             response.metrics.unwrap_or_default().metrics
         }
         None => {
             let request = GetNlbMetricsRequest { metric_names, ..Default::default() };
-            client.get_nlb_metrics(request).await.map_err(said)?.into_inner().metrics
+            client.get_nlb_metrics(request).await.map_err(rpc_error)?.into_inner().metrics
         }
     };
     let mut rows: Vec<MetricRow> = points.into_iter().map(MetricRow::from).collect();

@@ -5,7 +5,7 @@ use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Pagination, Query};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::said;
+use super::connection::rpc_error;
 use super::output::Output;
 use super::table::{self, Row};
 
@@ -46,7 +46,7 @@ pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> 
     for page in 1.. {
         query.pagination = Some(Pagination { page, page_size: 1000, ..Default::default() });
         let request = ListModulesRequest { query: Some(query.clone()), ..Default::default() };
-        let response = client.list_modules(request).await.map_err(said)?.into_inner();
+        let response = client.list_modules(request).await.map_err(rpc_error)?.into_inner();
         rows.extend(response.modules.into_iter().map(ModuleRow::from));
         if page >= response.pagination.unwrap_or_default().total_pages {
             break;

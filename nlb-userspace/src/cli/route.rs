@@ -6,7 +6,7 @@ use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{DeleteRouteRequest, Protocol, Route, UpdateRoutingRequest};
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table;
 
@@ -59,13 +59,13 @@ pub(super) async fn change(channel: Channel, change: Change, output: Output) -> 
         Change::Add(route) => {
             let request = UpdateRoutingRequest { routes: vec![(*route).into()], ..Default::default() };
             let mut client = NlbServiceClient::new(channel);
-            let response = client.update_routing(request).await.map_err(said)?.into_inner();
+            let response = client.update_routing(request).await.map_err(rpc_error)?.into_inner();
             accepted(response.success, response.message, response.error)?
         }
         Change::Remove { route_id, instance } => {
             let request = DeleteRouteRequest { instance_id: instance.unwrap_or_default(), route_id };
             let mut client = ModuleServiceClient::new(channel);
-            let response = client.delete_route(request).await.map_err(said)?.into_inner();
+            let response = client.delete_route(request).await.map_err(rpc_error)?.into_inner();
             accepted(response.success, response.message, response.error)?
         }
     };

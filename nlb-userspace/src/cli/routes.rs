@@ -5,7 +5,7 @@ use nlb_proto::{GetRoutingTableRequest, Pagination, Query, RoutingEntry};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::said;
+use super::connection::rpc_error;
 use super::modules::equals;
 use super::output::Output;
 use super::table::{self, Row};
@@ -49,7 +49,7 @@ pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> 
             query: Some(query.clone()),
             ..Default::default()
         };
-        let response = client.get_routing_table(request).await.map_err(said)?.into_inner();
+        let response = client.get_routing_table(request).await.map_err(rpc_error)?.into_inner();
         rows.extend(response.entries.into_iter().map(RouteRow::from));
         if page >= response.pagination.unwrap_or_default().total_pages {
             break;

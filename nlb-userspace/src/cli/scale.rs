@@ -5,7 +5,7 @@ use nlb_proto::{ModuleType, ScalingConfig, TriggerScalingRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table;
 use crate::config::Span;
@@ -87,7 +87,8 @@ pub(super) async fn scale(channel: Channel, scale: Scale, output: Output) -> any
         target_instances: size.to.unwrap_or_default(),
         config: policy.config(),
     };
-    let response = NlbServiceClient::new(channel).trigger_scaling(request).await.map_err(said)?.into_inner();
+    let response =
+        NlbServiceClient::new(channel).trigger_scaling(request).await.map_err(rpc_error)?.into_inner();
     let scaled = Scaled {
         message: accepted(response.success, response.message, response.error)?,
         current: response.current_instances,

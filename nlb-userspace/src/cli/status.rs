@@ -9,7 +9,7 @@ use nlb_proto::{CheckHealthRequest, GetNlbStatusRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::said;
+use super::connection::rpc_error;
 use super::output::Output;
 use super::table;
 
@@ -36,8 +36,8 @@ struct Status {
 pub(super) async fn show(channel: Channel, depth: Depth, output: Output) -> anyhow::Result<String> {
     let mut client = NlbServiceClient::new(channel);
     let request = CheckHealthRequest { check_modules: true, deep_check: depth.packets };
-    let health = client.check_health(request).await.map_err(said)?.into_inner();
-    let status = client.get_nlb_status(GetNlbStatusRequest::default()).await.map_err(said)?.into_inner();
+    let health = client.check_health(request).await.map_err(rpc_error)?.into_inner();
+    let status = client.get_nlb_status(GetNlbStatusRequest::default()).await.map_err(rpc_error)?.into_inner();
     let started = status.started_at.and_then(|started| SystemTime::try_from(started).ok());
     let uptime = started.and_then(|started| started.elapsed().ok()).unwrap_or_default();
     let status = Status {

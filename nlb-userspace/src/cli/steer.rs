@@ -6,7 +6,7 @@ use nlb_proto::{DrainModuleRequest, ResumeModuleRequest, SetTrafficWeightRequest
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table;
 use crate::config::Span;
@@ -60,7 +60,7 @@ pub(super) async fn weight(channel: Channel, weight: Weight, output: Output) -> 
     let (instance_id, version) = if of_version { (String::new(), name) } else { (name, String::new()) };
     let request = SetTrafficWeightRequest { instance_id, version, weight };
     let response =
-        ModuleServiceClient::new(channel).set_traffic_weight(request).await.map_err(said)?.into_inner();
+        ModuleServiceClient::new(channel).set_traffic_weight(request).await.map_err(rpc_error)?.into_inner();
     let message = accepted(response.success, response.message, response.error)?;
     let versions = response.current_config.map_or_else(Vec::new, |split| {
         let blue = Share { version: split.blue_version, weight: split.blue_weight };
@@ -84,7 +84,7 @@ pub(super) async fn drain(channel: Channel, drain: Drain, output: Output) -> any
     let instance_id = drain.instance_id;
     let drained = if drain.undo {
         let response =
-            client.resume_module(ResumeModuleRequest { instance_id }).await.map_err(said)?.into_inner();
+            client.resume_module(ResumeModuleRequest { instance_id }).await.map_err(rpc_error)?.into_inner();
         let message = accepted(response.success, response.message, response.error)?;
         Drained { message, closed: 0, left: 0 }
     } else {
@@ -92,7 +92,7 @@ pub(super) async fn drain(channel: Channel, drain: Drain, output: Output) -> any
         let seconds = drain.timeout.map_or(0, |Span(timeout)| timeout.as_millis().div_ceil(1000));
         let timeout_seconds = seconds.try_into().unwrap_or(i32::MAX);
         let request = DrainModuleRequest { instance_id, timeout_seconds };
-        let response = client.drain_module(request).await.map_err(said)?.into_inner();
+        let response = client.drain_module(request).await.map_err(rpc_error)?.into_inner();
         let message = accepted(response.success, response.message, response.error)?;
         Drained { message, closed: response.active_connections_drained, left: response.active_connections }
     };

@@ -5,7 +5,7 @@ use nlb_proto::{PromoteVersionRequest, RollbackRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::connection::{accepted, said};
+use super::connection::{accepted, rpc_error};
 use super::output::Output;
 use super::table;
 
@@ -46,7 +46,7 @@ pub(super) async fn promote(channel: Channel, promote: Promote, output: Output) 
         ..PromoteVersionRequest::default()
     };
     let response =
-        ModuleServiceClient::new(channel).promote_version(request).await.map_err(said)?.into_inner();
+        ModuleServiceClient::new(channel).promote_version(request).await.map_err(rpc_error)?.into_inner();
     let message = accepted(response.success, response.message, response.error)?;
     match output {
         Output::Json => table::json(&Promoted { message, version: response.promoted_version }),
@@ -61,7 +61,7 @@ pub(super) async fn roll_back(
 ) -> anyhow::Result<String> {
     let target_version = rollback.version.unwrap_or_default();
     let request = RollbackRequest { target_version, ..RollbackRequest::default() };
-    let response = ModuleServiceClient::new(channel).rollback(request).await.map_err(said)?.into_inner();
+    let response = ModuleServiceClient::new(channel).rollback(request).await.map_err(rpc_error)?.into_inner();
     let rolled = RolledBack {
         message: accepted(response.success, response.message, response.error)?,
         previous: response.previous_version,

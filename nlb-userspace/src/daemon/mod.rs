@@ -116,7 +116,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut server = tokio::spawn(grpc::serve(listener, control, async move { drop(stopped.await) }));
     tokio::select! {
-        told = shutdown::signal_received() => told?,
+        signal = shutdown::signal_received() => signal?,
         ended = &mut server => return ended?.context("the gRPC server failed"),
         error = tasks.first_to_end() => return Err(error),
     }

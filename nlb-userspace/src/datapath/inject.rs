@@ -15,12 +15,12 @@ pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>
     if datapath.has_live_frames() {
         datapath.inject_live(frame, from)
     } else {
-        by_hand(datapath, frame, from, towards)
+        inject_copy(datapath, frame, from, towards)
     }
 }
 
-/// Like [`inject`], without the kernel's live frames.
-pub fn by_hand(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
+/// Like [`inject`], on kernels without live frames: runs the program on a copy and sends the result.
+pub fn inject_copy(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
     let (action, frame) = datapath.test_run(frame, from)?;
     match action {
         XdpAction::Passed => datapath.take_in(&frame, from),

@@ -209,8 +209,8 @@ mod tests {
             ("lo", "loopback", "lead to other hosts"),
             ("eth9", "no such interface", "`ip link`"),
         ] {
-            let said = refusal(name).unwrap_or_else(|| panic!("{name} is not refused"));
-            assert!(said.contains(what) && said.contains(instead), "{name}: {said}");
+            let message = refusal(name).unwrap_or_else(|| panic!("{name} is not refused"));
+            assert!(message.contains(what) && message.contains(instead), "{name}: {message}");
         }
         for name in ["eth0", "bond0", "br0", "veth0", "eth3"] {
             assert_eq!(refusal(name), None, "{name}");

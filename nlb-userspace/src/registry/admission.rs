@@ -53,7 +53,7 @@ impl State {
             }
             (old, _) => {
                 let mut record = Record::new(registration, self.next_epoch(), now);
-                record.obey(self.overrides_of_newcomer(&instance_id));
+                record.apply_overrides(self.overrides_of_newcomer(&instance_id));
                 (record, if old.is_some() { Admission::Superseding } else { Admission::New })
             }
         };

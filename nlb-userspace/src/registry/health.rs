@@ -16,11 +16,11 @@ impl Registry {
         let Some(record) = state.modules.get(instance_id).filter(|record| record.epoch == epoch) else {
             return;
         };
-        let (before, told) = (record.health(), record.told(source).cloned());
-        if told.as_ref() == Some(&signal) {
+        let (before, previous) = (record.health(), record.signal(source).cloned());
+        if previous.as_ref() == Some(&signal) {
             return;
         }
-        let changed = told.is_none_or(|told| told.health != signal.health);
+        let changed = previous.is_none_or(|previous| previous.health != signal.health);
         let HealthSignal { health, why } = signal.clone();
         let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) else { return };
         match source {

@@ -127,7 +127,7 @@ impl State {
     }
 
     /// The answers of registered modules about a learned route.
-    pub fn said_of_learned(&self, route_id: &str) -> impl Iterator<Item = (&str, Ability)> {
+    pub fn answers_on_learned(&self, route_id: &str) -> impl Iterator<Item = (&str, Ability)> {
         let key = RouteKey { id: route_id.to_owned(), operators: true };
         self.modules.iter().filter_map(move |(instance_id, record)| {
             let ability = record.registration.module.abilities.get(&key)?;

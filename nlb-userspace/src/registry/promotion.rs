@@ -195,12 +195,12 @@ impl State {
             .iter()
             .map(|instance_id| {
                 let report = self.record(instance_id).ok().and_then(|record| record.report.as_ref());
-                let told = report.map_or_else(Counters::default, |report| Counters {
+                let counters = report.map_or_else(Counters::default, |report| Counters {
                     requests: report.total_requests,
                     failed_requests: report.failed_requests,
                     ..Counters::default()
                 });
-                (instance_id.to_string(), told)
+                (instance_id.to_string(), counters)
             })
             .collect();
         for (backend, counts) in &traffic.backends {

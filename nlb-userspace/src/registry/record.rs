@@ -213,7 +213,7 @@ impl Record {
     }
 
     /// Applies instance overrides that were set before the NLB restarted.
-    pub(super) fn obey(&mut self, overrides: InstanceOverrides) {
+    pub(super) fn apply_overrides(&mut self, overrides: InstanceOverrides) {
         if let Some(weight) = overrides.weight {
             self.weigh(weight);
         }
@@ -243,7 +243,7 @@ impl Record {
     }
 
     /// The signal of a source that gives reasons.
-    pub fn told(&self, source: Source) -> Option<&HealthSignal> {
+    pub fn signal(&self, source: Source) -> Option<&HealthSignal> {
         match source {
             Source::Check => self.check.as_ref(),
             Source::Resets => Some(&self.resets),

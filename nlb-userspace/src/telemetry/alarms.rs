@@ -51,9 +51,10 @@ impl Alarms {
         let mut due = Vec::new();
         for (reason, remedy) in SHORTAGES {
             let count = traffic.exits.get(&("drop", reason)).copied().unwrap_or(0);
-            let (said, at) = self.0.get(reason).map_or((0, None), |(said, at)| (*said, Some(*at)));
-            if count > said && at.is_none_or(|at| now - at >= AGAIN_AFTER) {
-                due.push((reason, count - said, remedy));
+            let (reported, at) =
+                self.0.get(reason).map_or((0, None), |(reported, at)| (*reported, Some(*at)));
+            if count > reported && at.is_none_or(|at| now - at >= AGAIN_AFTER) {
+                due.push((reason, count - reported, remedy));
                 self.0.insert(reason, (count, now));
             }
         }
@@ -72,17 +73,17 @@ mod tests {
     #[test]
     fn a_shortage_is_logged_at_once_and_then_once_a_minute() {
         let (mut alarms, start) = (Alarms::default(), Instant::now());
-        let mut said = |reason, packets, second| {
+        let mut reported = |reason, packets, second| {
             let due = alarms.look(&traffic(reason, packets), start + Duration::from_secs(second));
             due.into_iter().map(|(reason, packets, _)| (reason, packets)).collect::<Vec<_>>()
         };
-        assert_eq!(said("snat_ports", 0, 0), []);
-        assert_eq!(said("snat_ports", 7, 1), [("snat_ports", 7)]);
-        assert_eq!(said("snat_ports", 9, 2), [], "not twice within a minute");
-        assert_eq!(said("flow_table", 1, 3), [("flow_table", 1)], "another reason at once");
-        assert_eq!(said("snat_ports", 12, 61), [("snat_ports", 5)]);
-        assert_eq!(said("snat_ports", 12, 200), [], "the drops have ended");
-        assert_eq!(said("l4_header", 50, 300), [], "no shortage of the NLB");
+        assert_eq!(reported("snat_ports", 0, 0), []);
+        assert_eq!(reported("snat_ports", 7, 1), [("snat_ports", 7)]);
+        assert_eq!(reported("snat_ports", 9, 2), [], "not twice within a minute");
+        assert_eq!(reported("flow_table", 1, 3), [("flow_table", 1)], "another reason at once");
+        assert_eq!(reported("snat_ports", 12, 61), [("snat_ports", 5)]);
+        assert_eq!(reported("snat_ports", 12, 200), [], "the drops have ended");
+        assert_eq!(reported("l4_header", 50, 300), [], "no shortage of the NLB");
     }
 
     /// The reasons are those of the data path.

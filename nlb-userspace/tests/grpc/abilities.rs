@@ -7,7 +7,7 @@ use nlb_proto::*;
 use prost::Message as _;
 use tonic::Status;
 
-use super::fake_module::{Fake, Told};
+use super::fake_module::{Fake, FakeHandle};
 use super::fleet::route;
 use super::nlb::Nlb;
 
@@ -47,14 +47,14 @@ impl Nlb {
     }
 }
 
-async fn asked(told: &Told, times: usize) {
+async fn asked(module: &FakeHandle, times: usize) {
     for _ in 0..500 {
-        if told.calls().len() >= times {
+        if module.calls().len() >= times {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("asked {} times, not {times}", told.calls().len());
+    panic!("asked {} times, not {times}", module.calls().len());
 }
 
 #[tokio::test]
@@ -67,9 +67,9 @@ async fn the_highest_priority_gets_new_flows_and_who_cannot_none() {
     nlb.add_fake("c", 3, "v1", Fake::UNIMPLEMENTED).await;
     nlb.wait_for_owners(&["a", "c"]).await;
     assert_eq!(nlb.targets().await, ["", "a", "c"], "b's own route has no instance");
-    let told = nlb.add_fake("d", 4, "v1", HIGHEST).await;
+    let module = nlb.add_fake("d", 4, "v1", HIGHEST).await;
     nlb.wait_for_owners(&["d"]).await;
-    let request: CanHandleRequest = told.last("CanHandle").unwrap();
+    let request: CanHandleRequest = module.last("CanHandle").unwrap();
     assert_eq!(
         (request.route.unwrap().route_id, request.context["owner"].as_str()),
         ("web".into(), "module")
@@ -105,10 +105,10 @@ async fn a_module_that_falls_silent_keeps_its_last_answer() {
         1 => Ok(vec![0xff; 9]),
         _ => Err(Status::unavailable("tired")),
     });
-    let told = nlb.add_fake("a", 1, "v1", fades).await;
+    let module = nlb.add_fake("a", 1, "v1", fades).await;
     nlb.add_fake("b", 2, "v1", ABLE).await;
     nlb.wait_for_owners(&["a"]).await;
-    asked(&told, 2).await;
+    asked(&module, 2).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     nlb.wait_for_owners(&["a"]).await;
 }
@@ -117,13 +117,13 @@ async fn a_module_that_falls_silent_keeps_its_last_answer() {
 async fn modules_are_asked_about_operators_routes_and_about_routes_that_change() {
     let mut nlb = Nlb::start().await;
     nlb.poll_can_handle();
-    let told = nlb.add_fake("a", 1, "v1", Fake::REFUSES).await;
-    asked(&told, 1).await;
+    let module = nlb.add_fake("a", 1, "v1", Fake::REFUSES).await;
+    asked(&module, 1).await;
     let special = Route { destination_port: 9000, ..route("special") };
     let update = UpdateRoutingRequest { routes: vec![special], ..Default::default() };
     assert!(nlb.modules.update_routing(update).await.unwrap().into_inner().success);
     for _ in 0..500 {
-        let request: CanHandleRequest = told.last("CanHandle").unwrap();
+        let request: CanHandleRequest = module.last("CanHandle").unwrap();
         if request.route.unwrap().route_id == "special" {
             assert_eq!(request.context["owner"], "operator");
             return;

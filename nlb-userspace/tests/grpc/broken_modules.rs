@@ -8,7 +8,7 @@ use prost::Message as _;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::fake_module::{Fake, Told};
+use super::fake_module::{Fake, FakeHandle};
 use super::fleet::route;
 use super::nlb::Nlb;
 
@@ -33,10 +33,10 @@ where
     checks.join_all().await;
 }
 
-async fn with_module(fake: Fake) -> (Nlb, Told) {
+async fn with_module(fake: Fake) -> (Nlb, FakeHandle) {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", fake).await;
-    (nlb, told)
+    let module = nlb.add_fake("a", 1, "v1", fake).await;
+    (nlb, module)
 }
 
 fn revision(nlb: &Nlb) -> u64 {
@@ -124,11 +124,11 @@ async fn a_failure_leaves_the_data_path_unchanged_unless_no_module_is_reachable(
 
 #[tokio::test]
 async fn a_module_that_is_gone_after_it_had_answered_is_not_passed_over() {
-    at_once([Fake::OBEYS, Fake::REFUSES, Fake::UNIMPLEMENTED], |fake| async move {
-        let (mut nlb, told) = with_module(fake).await;
+    at_once([Fake::CONFIRMS, Fake::REFUSES, Fake::UNIMPLEMENTED], |fake| async move {
+        let (mut nlb, module) = with_module(fake).await;
         // The content of the answer does not matter.
         nlb.front.get_status(GetStatusRequest { instance_id: "a".into() }).await.unwrap();
-        told.end().await;
+        module.end().await;
         let before = revision(&nlb);
         for change in [Change::Weight, Change::Update, Change::Delete, Change::Promote] {
             let (success, message, error) = change.make(&mut nlb).await;
@@ -149,9 +149,9 @@ async fn new_flows_end_whatever_the_module_answers() {
             SetTrafficWeightRequest { instance_id: instance_id.into(), version: "v1".into(), weight: 0 };
         let answer = nlb.front.set_traffic_weight(request).await.unwrap().into_inner();
         assert!(answer.success && answer.message.contains(word), "{word}: {}", answer.message);
-        let told = answer.error.map(|error| error.details["a"].clone());
-        assert_eq!(told.is_some(), CONSENT_REQUIRED.contains(&word), "{word}");
-        assert!(told.is_none_or(|told| told.contains(word)));
+        let module = answer.error.map(|error| error.details["a"].clone());
+        assert_eq!(module.is_some(), CONSENT_REQUIRED.contains(&word), "{word}");
+        assert!(module.is_none_or(|module| module.contains(word)));
         let desired = nlb.registry.desired().borrow().clone();
         match instance_id {
             "" => assert_eq!(desired.version_weights["v1"], 0, "{word}"),
@@ -164,8 +164,8 @@ async fn new_flows_end_whatever_the_module_answers() {
 #[tokio::test]
 async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
     let mut nlb = Nlb::start().await;
-    let old = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
-    let new = nlb.add_fake("b", 2, "v2", Fake::OBEYS).await;
+    let old = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
+    let new = nlb.add_fake("b", 2, "v2", Fake::CONFIRMS).await;
     let request = PromoteVersionRequest { version: "v2".into(), immediate: true, ..Default::default() };
     assert!(nlb.front.promote_version(request.clone()).await.unwrap().into_inner().success);
     new.end().await;
@@ -188,7 +188,7 @@ async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
 #[tokio::test]
 async fn participants_that_agreed_get_the_former_weight_again() {
     let mut nlb = Nlb::start().await;
-    let agrees = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let agrees = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let garbled = nlb.add_fake("b", 2, "v1", Fake::GARBLED).await;
     nlb.add_fake("c", 3, "v1", Fake::REFUSES).await;
     let call = SetTrafficWeightRequest { version: "v1".into(), weight: 7, ..Default::default() };
@@ -313,7 +313,7 @@ async fn one_call_for_the_whole_fleet_names_those_that_failed() {
     for (n, (_, fake, _)) in BROKEN.into_iter().enumerate() {
         nlb.add_fake(&format!("m{n}"), n as u8 + 1, "v1", fake).await;
     }
-    let told = nlb.add_fake("well", 7, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("well", 7, "v1", Fake::CONFIRMS).await;
     let request = ReloadRequest { timeout_seconds: 1, ..Default::default() };
     let answer = nlb.front.reload(request).await.unwrap().into_inner();
     let error = answer.error.unwrap();
@@ -321,7 +321,7 @@ async fn one_call_for_the_whole_fleet_names_those_that_failed() {
     for (n, (word, ..)) in BROKEN.into_iter().enumerate() {
         assert!(error.details[&format!("m{n}")].contains(word), "{error:?}");
     }
-    assert_eq!(told.last::<ReloadRequest>("Reload").unwrap().instance_id, "well");
+    assert_eq!(module.last::<ReloadRequest>("Reload").unwrap().instance_id, "well");
 
     let request = HealthCheckRequest { deep_check: true, ..Default::default() };
     let health = nlb.front.health_check(request).await.unwrap().into_inner();
@@ -345,11 +345,11 @@ async fn a_module_that_does_not_shut_down_gets_its_flows_back() {
 
 #[tokio::test]
 async fn a_change_goes_on_when_the_caller_hangs_up() {
-    let (mut nlb, told) = with_module(Fake::Silent).await;
+    let (mut nlb, module) = with_module(Fake::Silent).await;
     let request = SetTrafficWeightRequest { instance_id: "a".into(), weight: 0, ..Default::default() };
     let mut front = nlb.front.clone();
     let call = tokio::spawn(async move { front.set_traffic_weight(request).await });
-    while told.calls().is_empty() {
+    while module.calls().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     call.abort();
@@ -363,15 +363,15 @@ async fn a_change_goes_on_when_the_caller_hangs_up() {
 
 #[tokio::test]
 async fn a_connection_is_kept_while_the_module_is_there() {
-    let (mut nlb, told) = with_module(Fake::OBEYS).await;
+    let (mut nlb, module) = with_module(Fake::CONFIRMS).await;
     for _ in 0..5 {
         nlb.front.get_status(GetStatusRequest { instance_id: "a".into() }).await.unwrap();
     }
-    assert_eq!(told.calls().len(), 5);
-    assert_eq!(*told.open.borrow(), (1, 1), "one connection for all calls");
+    assert_eq!(module.calls().len(), 5);
+    assert_eq!(*module.open.borrow(), (1, 1), "one connection for all calls");
     let epoch = nlb.registry.snapshot().record("a").unwrap().epoch;
     nlb.registry.remove("a", epoch);
-    let mut open = told.open.subscribe();
+    let mut open = module.open.subscribe();
     let closed = timeout(Duration::from_secs(20), open.wait_for(|(_, open)| *open == 0)).await;
     closed.expect("the connection goes with the module").unwrap();
 }

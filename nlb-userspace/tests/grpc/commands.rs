@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::fake_module::Fake;
-use super::fleet::{deaf, registration, registration_at};
+use super::fleet::{registration, registration_at, without_control};
 use super::nlb::Nlb;
 
 impl Nlb {
@@ -54,8 +54,8 @@ async fn modules_and_routes_are_listed_for_people_and_for_programs() {
 #[tokio::test]
 async fn weights_are_set_by_instance_and_by_version() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
-    nlb.add(deaf(registration_at("alb-2", 2, "v2"))).await;
+    nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-2", 2, "v2"))).await;
     nlb.prints("weight alb-1 7").await;
     assert_eq!(nlb.listed("alb-1").await.unwrap().traffic_weight, 7);
     let weighed = nlb.json("weight v2 25 --version").await;
@@ -118,8 +118,8 @@ async fn load_is_shown_and_rebalanced() {
 #[tokio::test]
 async fn versions_are_promoted_and_rolled_back() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
-    nlb.add(deaf(registration_at("alb-2", 2, "v2"))).await;
+    nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-2", 2, "v2"))).await;
     nlb.prints("weight v2 0 --version").await;
     assert!(nlb.prints("promote v2 --rate 20").await.contains("v2 has 20 % of new flows, and 20 % more"));
     let back = nlb.json("rollback").await;
@@ -158,8 +158,8 @@ async fn limits_are_set_listed_and_removed() {
 #[tokio::test]
 async fn operators_routes_are_added_and_removed() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
-    nlb.add(deaf(registration_at("alb-2", 2, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-2", 2, "v1"))).await;
     let add = "route add secure --protocol https --destination 192.0.2.1";
     nlb.prints(&format!("{add} --source 198.51.100.0/24 --priority -3 --listen-port 8443 --for alb-1,alb-2"))
         .await;
@@ -186,13 +186,13 @@ async fn operators_routes_are_added_and_removed() {
 #[tokio::test]
 async fn groups_are_scaled_within_what_is_set() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
     let set = nlb.json("scale --type alb --max 3 --cpu 60 --manual").await;
     assert_eq!((&set["current"], &set["wanted"]), (&1.into(), &1.into()));
     assert!(set["message"].as_str().unwrap().contains("for manual calls only"));
-    assert!(told.calls().is_empty());
+    assert!(module.calls().is_empty());
     assert!(nlb.prints("scale alb-1 --up").await.contains("alb-1 scales to 2 instances"));
-    assert_eq!(told.calls().len(), 1);
+    assert_eq!(module.calls().len(), 1);
     assert!(nlb.complains("scale alb-1 --to 4").await.contains("above max_instances, which is 3"));
     assert!(nlb.complains("scale alb-1").await.contains("scaling_action"));
     assert!(nlb.complains("scale ghost --up").await.contains("\"ghost\" is not registered"));

@@ -20,7 +20,7 @@ use tonic::server::NamedService;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::fleet::{deaf, registration_at, with_metadata};
+use super::fleet::{registration_at, with_metadata, without_control};
 use super::nlb::Nlb;
 
 /// A module's answer to a call, by the call's name.
@@ -42,7 +42,7 @@ impl Fake {
         Fake::Answers(|call| Err(Status::unimplemented(format!("no {call} here"))));
     pub const GARBLED: Fake = Fake::Answers(|_| Ok(vec![0xff; 9]));
     /// Accepts all calls, with empty answers.
-    pub const OBEYS: Fake = Fake::Answers(|call| {
+    pub const CONFIRMS: Fake = Fake::Answers(|call| {
         Ok(match call {
             "GetStatus" | "HealthCheck" | "GetStats" | "GetMetrics" | "GetConfig" | "GetRateLimits" => {
                 Vec::new()
@@ -55,7 +55,7 @@ impl Fake {
 
 /// The calls that a module got.
 #[derive(Clone, Default)]
-pub struct Told {
+pub struct FakeHandle {
     messages: Arc<Mutex<Vec<Message>>>,
     /// Connections: how many there were, and how many of them are open.
     pub open: watch::Sender<(u32, u32)>,
@@ -65,7 +65,7 @@ pub struct Told {
 /// A call's name, and its message.
 type Message = (String, Vec<u8>);
 
-impl Told {
+impl FakeHandle {
     pub fn calls(&self) -> Vec<String> {
         self.messages.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
     }
@@ -79,15 +79,15 @@ impl Told {
 
     /// The last message of this call. Other calls may have followed: the NLB also calls modules by itself.
     pub fn last<M: prost::Message + Default>(&self, call: &str) -> Option<M> {
-        let told = self.messages.lock().unwrap();
-        let (_, message) = told.iter().rfind(|(told, _)| told == call)?;
+        let module = self.messages.lock().unwrap();
+        let (_, message) = module.iter().rfind(|(module, _)| module == call)?;
         Some(M::decode(&message[..]).expect("the NLB sends whole messages"))
     }
 }
 
 impl Nlb {
     /// Registers an instance of this version at 10.0.0.`host`, whose control side is a fake.
-    pub async fn add_fake(&mut self, instance_id: &str, host: u8, version: &str, fake: Fake) -> Told {
+    pub async fn add_fake(&mut self, instance_id: &str, host: u8, version: &str, fake: Fake) -> FakeHandle {
         self.add_checked_fake(instance_id, host, version, fake, None).await
     }
 
@@ -99,25 +99,25 @@ impl Nlb {
         version: &str,
         fake: Fake,
         health_config: Option<HealthCheckConfig>,
-    ) -> Told {
-        let told = Told::default();
+    ) -> FakeHandle {
+        let module = FakeHandle::default();
         let mut request =
             RegisterModuleRequest { health_config, ..registration_at(instance_id, host, version) };
         if matches!(fake, Fake::Unreachable) {
-            self.add(deaf(request)).await;
-            return told;
+            self.add(without_control(request)).await;
+            return module;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let instance = request.instance.take().expect("a registration names an instance");
         let mut instance = with_metadata(instance, &[("data_address", &format!("10.0.0.{host}"))]);
         instance.address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(serve(listener, fake, told.clone()));
+        tokio::spawn(serve(listener, fake, module.clone()));
         self.add(RegisterModuleRequest { instance: Some(instance), ..request }).await;
-        told
+        module
     }
 }
 
-async fn serve(listener: TcpListener, fake: Fake, told: Told) {
+async fn serve(listener: TcpListener, fake: Fake, module: FakeHandle) {
     if matches!(fake, Fake::NotGrpc) {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -125,13 +125,13 @@ async fn serve(listener: TcpListener, fake: Fake, told: Told) {
             let _ = stream.write_all(b"220 mail.example.com ESMTP\r\n").await;
         }
     }
-    let open = told.open.clone();
+    let open = module.open.clone();
     let connections = TcpListenerStream::new(listener).map(move |stream| {
         open.send_modify(|(all, now)| (*all, *now) = (*all + 1, *now + 1));
         stream.map(|stream| Connection { stream, open: open.clone() })
     });
-    let stop = told.stop.clone();
-    let server = tonic::transport::Server::builder().add_service(Server { fake, told });
+    let stop = module.stop.clone();
+    let server = tonic::transport::Server::builder().add_service(Server { fake, module });
     let served = server.serve_with_incoming_shutdown(connections, async move { stop.notified().await });
     served.await.expect("the server runs");
 }
@@ -185,7 +185,7 @@ impl AsyncWrite for Connection {
 #[derive(Clone)]
 struct Server {
     fake: Fake,
-    told: Told,
+    module: FakeHandle,
 }
 
 impl NamedService for Server {
@@ -227,7 +227,7 @@ impl Service<Request<Vec<u8>>> for Call {
     fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
         assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on are marked");
         let Call { name, server } = self;
-        server.told.messages.lock().unwrap().push((name.clone(), request.into_inner()));
+        server.module.messages.lock().unwrap().push((name.clone(), request.into_inner()));
         match server.fake {
             Fake::Answers(answers) => Box::pin(std::future::ready(answers(name).map(Response::new))),
             Fake::Silent | Fake::Unreachable | Fake::NotGrpc => Box::pin(std::future::pending()),

@@ -8,14 +8,14 @@ use prost::Message as _;
 use tonic::Code;
 
 use super::fake_module::Fake;
-use super::fleet::{deaf, registration};
+use super::fleet::{registration, without_control};
 use super::metrics::{after, ask, counted, values_in_time};
 use super::nlb::Nlb;
 
 #[tokio::test]
 async fn the_front_answers_what_the_nlb_measures() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration("alb-1"))).await;
+    nlb.add(without_control(registration("alb-1"))).await;
     nlb.sampled(counted(1)).await;
     nlb.sampled(counted(3)).await;
     let own = async |nlb: &mut Nlb, request: GetMetricsRequest| {
@@ -57,7 +57,7 @@ async fn the_front_answers_what_the_nlb_measures() {
 #[tokio::test]
 async fn a_modules_own_figures_come_beside_the_nlbs() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", WITH_METRICS).await;
+    let module = nlb.add_fake("alb-1", 1, "v1", WITH_METRICS).await;
     nlb.wait_for("nlb_instance_new_flows_total{instance_id=alb-1}", 0.0).await;
     for (asked, expected, passed_on) in [
         (&[][..], &["module_a", "module_b", "nlb_instance_answered_ratio"][..], Some(&[][..])),
@@ -68,7 +68,7 @@ async fn a_modules_own_figures_come_beside_the_nlbs() {
         (&["nlb_instance_active_flows"], &[], None),
         (&["of_another"], &[], Some(&["of_another"])),
     ] {
-        let before = told.calls().len();
+        let before = module.calls().len();
         let request = GetMetricsRequest { instance_id: "alb-1".into(), ..Default::default() };
         let request =
             GetMetricsRequest { metric_names: asked.iter().map(|n| n.to_string()).collect(), ..request };
@@ -79,9 +79,9 @@ async fn a_modules_own_figures_come_beside_the_nlbs() {
         names.retain(|name| !sampled.contains(name));
         names.sort_unstable();
         assert_eq!(names, expected, "{asked:?}");
-        assert_eq!(told.calls().len() - before, usize::from(passed_on.is_some()), "{asked:?}");
+        assert_eq!(module.calls().len() - before, usize::from(passed_on.is_some()), "{asked:?}");
         if let Some(passed_on) = passed_on {
-            let question: GetMetricsRequest = told.last("GetMetrics").unwrap();
+            let question: GetMetricsRequest = module.last("GetMetrics").unwrap();
             assert_eq!(question.metric_names, passed_on, "{asked:?}");
         }
     }

@@ -43,7 +43,7 @@ pub fn registration_at(instance_id: &str, host: u8, version: &str) -> RegisterMo
 
 /// The same module with its gRPC server on loopback, where no server listens: calls that are passed on to it
 /// stay on this machine.
-pub fn deaf(mut request: RegisterModuleRequest) -> RegisterModuleRequest {
+pub fn without_control(mut request: RegisterModuleRequest) -> RegisterModuleRequest {
     let instance = request.instance.as_mut().expect("a registration names an instance");
     let (host, _) = instance.address.rsplit_once(':').expect("addresses have a port");
     instance.metadata.insert("data_address".to_owned(), host.to_owned());

@@ -5,13 +5,13 @@ use prost::Message as _;
 use tokio_stream::StreamExt as _;
 
 use super::fake_module::Fake;
-use super::fleet::{deaf, registration_at, route};
+use super::fleet::{registration_at, route, without_control};
 use super::nlb::Nlb;
 
 #[tokio::test]
 async fn the_nlb_has_a_status_and_figures_of_its_own() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     nlb.count_flows("a", &[4]);
     nlb.wait_for("nlb_instance_new_flows_total{instance_id=a}", 9.0).await;
     let status = nlb.front.get_status(GetStatusRequest::default()).await.unwrap().into_inner();
@@ -136,7 +136,7 @@ async fn a_modules_answer_is_merged_with_what_the_nlb_knows() {
 #[tokio::test]
 async fn routes_of_one_instance_are_changed_at_both_ends() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let listed = async |nlb: &mut Nlb, instance_id: &str| -> Vec<String> {
         let request = GetRoutesRequest { instance_id: instance_id.into(), ..Default::default() };
         let answer = nlb.front.get_routes(request).await.unwrap().into_inner();
@@ -150,27 +150,27 @@ async fn routes_of_one_instance_are_changed_at_both_ends() {
     };
     let answer = nlb.front.update_routes(update.clone()).await.unwrap().into_inner();
     assert_eq!((answer.success, answer.routes_updated), (true, 1), "{}", answer.message);
-    assert_eq!(told.last("UpdateRoutes"), Some(update.clone()));
+    assert_eq!(module.last("UpdateRoutes"), Some(update.clone()));
     assert_eq!(listed(&mut nlb, "a").await, ["more", "web"]);
 
     let delete = DeleteRouteRequest { instance_id: "a".into(), route_id: "web".into() };
     assert!(nlb.front.delete_route(delete.clone()).await.unwrap().into_inner().success);
-    assert_eq!(told.last("DeleteRoute"), Some(delete.clone()));
+    assert_eq!(module.last("DeleteRoute"), Some(delete.clone()));
     assert_eq!(listed(&mut nlb, "a").await, ["more"]);
-    assert_eq!(told.calls().len(), 2);
+    assert_eq!(module.calls().len(), 2);
     let again = nlb.front.delete_route(delete).await.unwrap().into_inner();
     assert_eq!(again.error.unwrap().code(), StatusCode::NotFound);
-    assert_eq!(told.calls().len(), 2, "calls that the registry refuses are not passed on");
+    assert_eq!(module.calls().len(), 2, "calls that the registry refuses are not passed on");
 
     // The operator's own routes concern no module.
     let own = UpdateRoutesRequest { instance_id: String::new(), ..update };
     assert!(nlb.front.update_routes(own).await.unwrap().into_inner().success);
-    nlb.add(deaf(registration_at("b", 2, "v1"))).await;
-    nlb.add(deaf(registration_at("c", 3, "v1"))).await;
+    nlb.add(without_control(registration_at("b", 2, "v1"))).await;
+    nlb.add(without_control(registration_at("c", 3, "v1"))).await;
     assert_eq!(listed(&mut nlb, "").await, ["more", "web"], "equal routes once");
     let delete = DeleteRouteRequest { route_id: "more".into(), ..Default::default() };
     assert!(nlb.front.delete_route(delete).await.unwrap().into_inner().success);
-    assert_eq!(told.calls().len(), 2);
+    assert_eq!(module.calls().len(), 2);
     assert_eq!(listed(&mut nlb, "a").await, ["more"]);
 
     let filter = Filter { field: "destination_port".into(), operator: "eq".into(), value: "81".into() };
@@ -183,8 +183,8 @@ async fn routes_of_one_instance_are_changed_at_both_ends() {
 #[tokio::test]
 async fn instances_are_listed_by_type_and_status() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
-    let mut other = deaf(registration_at("b", 2, "v1"));
+    nlb.add(without_control(registration_at("a", 1, "v1"))).await;
+    let mut other = without_control(registration_at("b", 2, "v1"));
     let instance = other.instance.as_mut().unwrap();
     instance.module_type = ModuleType::Rtmp.into();
     instance.health_status = HealthStatus::Starting.into();
@@ -205,7 +205,7 @@ async fn instances_are_listed_by_type_and_status() {
 #[tokio::test]
 async fn a_graceful_shutdown_drains_first() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     nlb.count_flows("a", &[2, 2, 2, 2, 0]);
     let request = ShutdownRequest { instance_id: "a".into(), graceful: true, timeout_seconds: 20 };
     let mut front = nlb.front.clone();
@@ -213,18 +213,18 @@ async fn a_graceful_shutdown_drains_first() {
     while nlb.listed("a").await.unwrap().health_status() != HealthStatus::Stopping {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    assert!(told.calls().is_empty(), "called before its flows had closed");
+    assert!(module.calls().is_empty(), "called before its flows had closed");
     let answer = call.await.unwrap().unwrap().into_inner();
     assert!(answer.success && answer.message.contains("had closed"), "{}", answer.message);
-    assert_eq!(told.calls(), ["Shutdown"]);
+    assert_eq!(module.calls(), ["Shutdown"]);
     assert_eq!(nlb.listed("a").await.unwrap().health_status(), HealthStatus::Stopping);
 }
 
 #[tokio::test]
 async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
-    let stays = nlb.add_fake("b", 2, "v1", Fake::OBEYS).await;
+    nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
+    let stays = nlb.add_fake("b", 2, "v1", Fake::CONFIRMS).await;
     let request = ShutdownRequest { instance_id: "a".into(), ..Default::default() };
     let answer = nlb.front.shutdown(request).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
@@ -239,7 +239,7 @@ async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
         let routed = nlb.modules.route_request(asked).await.unwrap().into_inner();
         assert_eq!(routed.target_instance_id, "b");
     }
-    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("a", 1, "v1"))).await;
     assert_eq!(
         nlb.listed("a").await.unwrap().health_status(),
         HealthStatus::Healthy,
@@ -250,22 +250,22 @@ async fn a_shutdown_without_grace_takes_new_flows_away_at_once() {
 #[tokio::test]
 async fn a_promotion_without_a_pace_takes_the_usual_one() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
-    let new = nlb.add_fake("b", 2, "v2", Fake::OBEYS).await;
+    nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
+    let new = nlb.add_fake("b", 2, "v2", Fake::CONFIRMS).await;
     let call = SetTrafficWeightRequest { version: "v2".into(), weight: 0, ..Default::default() };
     assert!(nlb.front.set_traffic_weight(call).await.unwrap().into_inner().success);
     let request = PromoteVersionRequest { version: "v2".into(), ..Default::default() };
     let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
     assert!(answer.message.starts_with("v2 has 10 % of new flows, and 10 % more"), "{}", answer.message);
-    let told: PromoteVersionRequest = new.last("PromoteVersion").unwrap();
-    assert_eq!(told.promotion_rate, 10, "the module need not know the default rate");
+    let module: PromoteVersionRequest = new.last("PromoteVersion").unwrap();
+    assert_eq!(module.promotion_rate, 10, "the module need not know the default rate");
 }
 
 #[tokio::test]
 async fn versions_are_promoted_and_rolled_back() {
     let mut nlb = Nlb::start().await;
-    let old = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
-    let new = nlb.add_fake("b", 2, "v2", Fake::OBEYS).await;
+    let old = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
+    let new = nlb.add_fake("b", 2, "v2", Fake::CONFIRMS).await;
     let call = SetTrafficWeightRequest { version: "v2".into(), weight: 0, ..Default::default() };
     assert!(nlb.front.set_traffic_weight(call).await.unwrap().into_inner().success);
     let request = PromoteVersionRequest { version: "v2".into(), promotion_rate: 5, ..Default::default() };
@@ -292,8 +292,8 @@ async fn versions_are_promoted_and_rolled_back() {
     let answer = nlb.front.rollback(RollbackRequest::default()).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     assert_eq!((answer.previous_version.as_str(), answer.current_version.as_str()), ("v2", "v1"));
-    for told in [&old, &new] {
-        assert_eq!(told.last::<RollbackRequest>("Rollback").unwrap().target_version, "v1");
+    for module in [&old, &new] {
+        assert_eq!(module.last::<RollbackRequest>("Rollback").unwrap().target_version, "v1");
     }
     let active = nlb.front.get_active_version(GetActiveVersionRequest::default()).await.unwrap().into_inner();
     assert_eq!((active.version_weights["v1"], active.version_weights["v2"]), (100, 0));
@@ -302,7 +302,7 @@ async fn versions_are_promoted_and_rolled_back() {
 #[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let ghost = || "ghost".to_owned();
     macro_rules! not_found {
         ($($call:ident($request:expr);)+) => {$(

@@ -148,9 +148,9 @@ async fn registration_answers_at_once_and_flows_come_with_the_first_success() {
         context: [("source_address".to_owned(), "198.51.100.1".to_owned())].into(),
         ..Default::default()
     };
-    let told = "STARTING: never passed: told to fail";
+    let module = "STARTING: never passed: module to fail";
     timeout(Duration::from_secs(10), async {
-        while nlb.info("alb-1").await.details["health.check"] != told {
+        while nlb.info("alb-1").await.details["health.check"] != module {
             sleep(Duration::from_millis(20)).await;
         }
     })
@@ -181,7 +181,7 @@ async fn a_failed_check_is_seen_wherever_health_is_shown() {
     nlb.becomes("alb-1", HealthStatus::Unhealthy).await;
 
     let details = nlb.info("alb-1").await.details;
-    assert_eq!(details["health.check"], "UNHEALTHY: failures in a row: 1; the last: told to fail");
+    assert_eq!(details["health.check"], "UNHEALTHY: failures in a row: 1; the last: module to fail");
     assert_eq!(details["health.module"], "HEALTHY");
     let ask = CheckHealthRequest { check_modules: true, ..Default::default() };
     let own = nlb.modules.check_health(ask).await.unwrap().into_inner();
@@ -222,9 +222,9 @@ const SICK: Fake = Fake::Answers(|_| {
 async fn a_module_is_asked_itself_if_it_wants() {
     let mut nlb = Nlb::start().await;
     for deep in [true, false] {
-        let told = nlb.add_checked_fake("a", 1, "v1", WELL, Some(by_module(&deep.to_string()))).await;
+        let module = nlb.add_checked_fake("a", 1, "v1", WELL, Some(by_module(&deep.to_string()))).await;
         nlb.becomes("a", HealthStatus::Healthy).await;
-        let asked: HealthCheckRequest = told.last("HealthCheck").expect("it was asked");
+        let asked: HealthCheckRequest = module.last("HealthCheck").expect("it was asked");
         assert_eq!((asked.instance_id.as_str(), asked.deep_check), ("a", deep));
         let snapshot = nlb.registry.snapshot();
         nlb.registry.remove("a", snapshot.record("a").unwrap().epoch).unwrap();
@@ -244,7 +244,7 @@ async fn a_module_whose_check_does_not_answer_healthy_stays_starting() {
         ("silent", 7, Fake::Silent, "no answer within"),
     ] {
         nlb.add_checked_fake(name, host, "v1", fake, Some(by_module("false"))).await;
-        let told = timeout(Duration::from_secs(10), async {
+        let module = timeout(Duration::from_secs(10), async {
             loop {
                 let said = nlb.info(name).await.details["health.check"].clone();
                 if !said.contains("not checked yet") {
@@ -253,8 +253,8 @@ async fn a_module_whose_check_does_not_answer_healthy_stays_starting() {
                 sleep(Duration::from_millis(20)).await;
             }
         });
-        let told = told.await.unwrap_or_else(|_| panic!("{name} was not checked"));
-        assert!(told.starts_with("STARTING: never passed: ") && told.contains(why), "{name}: {told}");
+        let module = module.await.unwrap_or_else(|_| panic!("{name} was not checked"));
+        assert!(module.starts_with("STARTING: never passed: ") && module.contains(why), "{name}: {module}");
         assert_eq!(nlb.listed(name).await.unwrap().health_status(), HealthStatus::Starting);
     }
 }

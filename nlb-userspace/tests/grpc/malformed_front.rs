@@ -19,7 +19,7 @@ fn a() -> String {
 #[tokio::test]
 async fn every_malformed_call_is_refused_by_its_field() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let before = nlb.registry.desired().borrow().revision;
     let mut refusals = Vec::new();
     macro_rules! refused {
@@ -178,7 +178,7 @@ async fn every_malformed_call_is_refused_by_its_field() {
         let named = status.message().strip_prefix(&field);
         assert!(named.is_some_and(|rest| rest.starts_with([':', ',', ' '])), "{call}: {}", status.message());
     }
-    assert!(told.calls().is_empty(), "{:?}", told.calls());
+    assert!(module.calls().is_empty(), "{:?}", module.calls());
     assert_eq!(nlb.registry.desired().borrow().revision, before);
 }
 

@@ -5,7 +5,7 @@ use nlb::store;
 use nlb_proto::*;
 
 use super::fake_module::Fake;
-use super::fleet::{deaf, registration_at, route};
+use super::fleet::{registration_at, route, without_control};
 use super::nlb::{Nlb, settings};
 use super::settings::StateDir;
 
@@ -14,8 +14,8 @@ async fn start(state_dir: &StateDir) -> Nlb {
 }
 
 async fn add_both(nlb: &mut Nlb) {
-    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
-    nlb.add(deaf(registration_at("alb-2", 2, "v2"))).await;
+    nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-2", 2, "v2"))).await;
 }
 
 fn limit(id: &str) -> SetRateLimitRequest {
@@ -114,7 +114,7 @@ async fn a_scaling_policy_is_there_after_a_restart() {
     let state_dir = StateDir::new();
     for config in [Some(ScalingConfig { max_instances: 7, ..Default::default() }), None] {
         let mut nlb = start(&state_dir).await;
-        nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+        nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
         if config.is_some() {
             let request = TriggerScalingRequest { instance_id: "alb-1".into(), config, ..Default::default() };
             let answer = nlb.modules.trigger_scaling(request).await.unwrap().into_inner();
@@ -134,7 +134,7 @@ async fn a_scaling_policy_is_there_after_a_restart() {
 async fn modules_state_is_not_written() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
-    let registration_id = nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
+    let registration_id = nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
     let heartbeat = HeartbeatRequest {
         instance_id: "alb-1".into(),
         registration_id: registration_id.clone(),
@@ -185,7 +185,7 @@ async fn a_failed_write_is_reported() {
     assert_eq!(health.status(), HealthStatus::Degraded, "{health:?}");
     assert!(health.checks["store_error"].contains("--state-dir"));
     // Calls of modules do not depend on the disk.
-    nlb.add(deaf(registration_at("alb-1", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;
 
     std::fs::remove_file(state_dir.path()).unwrap();
     let answer = nlb.front.set_rate_limit(limit("more")).await.unwrap().into_inner();

@@ -52,34 +52,34 @@ async fn limits_are_set_listed_replaced_and_removed() {
 #[tokio::test]
 async fn a_target_of_another_kind_is_the_modules() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
     let status = nlb.front.set_rate_limit(set("", limit("users", "user:7"))).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("name the instance"), "{status:?}");
 
     let answer = nlb.front.set_rate_limit(set("alb-1", limit("users", "user:7"))).await.unwrap().into_inner();
     assert!(answer.success, "{answer:?}");
-    let passed_on: SetRateLimitRequest = told.last("SetRateLimit").expect("the module was called");
+    let passed_on: SetRateLimitRequest = module.last("SetRateLimit").expect("the module was called");
     assert_eq!(passed_on.limit.unwrap().target, "user:7");
     assert_eq!(ids(&mut nlb, "").await, Vec::<String>::new(), "the NLB stores nothing of it");
 
     let request = RemoveRateLimitRequest { instance_id: "alb-1".into(), limit_id: "users".into() };
     assert!(nlb.front.remove_rate_limit(request).await.unwrap().into_inner().success);
-    assert!(told.last::<RemoveRateLimitRequest>("RemoveRateLimit").is_some());
+    assert!(module.last::<RemoveRateLimitRequest>("RemoveRateLimit").is_some());
     let request = GetRateLimitsRequest { instance_id: "alb-1".into(), ..Default::default() };
     nlb.front.get_rate_limits(request).await.unwrap_or_else(|status| panic!("{status:?}"));
-    assert!(told.last::<GetRateLimitsRequest>("GetRateLimits").is_some());
+    assert!(module.last::<GetRateLimitsRequest>("GetRateLimits").is_some());
 }
 
 #[tokio::test]
 async fn limits_of_the_data_path_are_not_passed_on() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
     let answer =
         nlb.front.set_rate_limit(set("alb-1", limit("web", "route:web"))).await.unwrap().into_inner();
     assert!(answer.success, "{answer:?}");
     assert_eq!(ids(&mut nlb, "").await, ["web"]);
-    assert!(!told.calls().contains(&"SetRateLimit".to_owned()));
+    assert!(!module.calls().contains(&"SetRateLimit".to_owned()));
     let unknown = nlb.front.set_rate_limit(set("ghost", limit("web", "*"))).await.unwrap().into_inner();
     assert_eq!(unknown.error.expect("refused").code(), StatusCode::NotFound);
 }

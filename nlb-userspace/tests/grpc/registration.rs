@@ -26,11 +26,11 @@ async fn maps_that_refuse_make_no_success() {
     assert!(!answer.success && answer.registration_id.is_empty());
     let error = answer.error.unwrap();
     assert_eq!(error.code(), StatusCode::Error);
-    assert!(error.message.contains("told to fail"), "{}", error.message);
+    assert!(error.message.contains("module to fail"), "{}", error.message);
 
     let health = nlb.modules.check_health(CheckHealthRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.status(), HealthStatus::Degraded);
-    assert!(health.checks["apply_error"].contains("told to fail"));
+    assert!(health.checks["apply_error"].contains("module to fail"));
 }
 
 #[tokio::test]
@@ -112,8 +112,8 @@ async fn connection_ids_have_to_tell_modules_apart() {
         let answer = nlb.modules.register_module(named("alb-2", server, "0")).await.unwrap().into_inner();
         let error = answer.error.unwrap();
         assert_eq!(error.code(), StatusCode::InvalidArgument, "{server}");
-        let told = error.message.contains("quic_server_id") && error.message.contains(reason);
-        assert!(told, "{server}: {}", error.message);
+        let module = error.message.contains("quic_server_id") && error.message.contains(reason);
+        assert!(module, "{server}: {}", error.message);
         assert!(nlb.listed("alb-2").await.is_none(), "a refused call changes nothing");
     }
     nlb.add(named("alb-2", "0a0c", "0")).await;

@@ -2,7 +2,7 @@
 
 use nlb_proto::*;
 
-use super::fleet::{deaf, registration, registration_at, route};
+use super::fleet::{registration, registration_at, route, without_control};
 use super::nlb::Nlb;
 
 fn update(routes: Vec<Route>) -> UpdateRoutingRequest {
@@ -144,7 +144,7 @@ async fn a_request_is_routed_as_a_packet_would_be() {
 async fn without_a_client_answers_follow_the_weights() {
     let mut nlb = Nlb::start().await;
     nlb.add(registration_at("a", 1, "v1")).await;
-    nlb.add(deaf(registration_at("b", 2, "v1"))).await;
+    nlb.add(without_control(registration_at("b", 2, "v1"))).await;
     let mut chosen = std::collections::BTreeSet::new();
     let near = Route { source_pattern: "198.51.100.0/24".into(), ..route("?") };
     for _ in 0..64 {
@@ -244,7 +244,7 @@ async fn a_route_is_validated_against_who_could_serve_it() {
     let validate = |route: Route| ValidateRouteRequest { route: Some(route) };
     let answer = nlb.modules.validate_route(validate(route("web"))).await.unwrap().into_inner();
     assert!(answer.valid && !answer.has_handler);
-    nlb.add(deaf(registration("alb-1"))).await;
+    nlb.add(without_control(registration("alb-1"))).await;
     let answer = nlb.modules.validate_route(validate(route("web"))).await.unwrap().into_inner();
     assert!(answer.valid && answer.has_handler);
     assert_eq!(answer.capable_instances, ["alb-1"]);

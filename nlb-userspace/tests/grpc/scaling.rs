@@ -7,7 +7,7 @@ use nlb_proto::*;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::fake_module::{Fake, Told};
+use super::fake_module::{Fake, FakeHandle};
 use super::fleet::{registration, registration_at, with_metadata};
 use super::nlb::Nlb;
 
@@ -71,8 +71,8 @@ impl Nlb {
     }
 }
 
-fn scaled(told: &Told) -> Vec<String> {
-    told.calls().into_iter().filter(|call| call == "Scale").collect()
+fn scaled(module: &FakeHandle) -> Vec<String> {
+    module.calls().into_iter().filter(|call| call == "Scale").collect()
 }
 
 /// Registers as the existing fake with this metadata; returns the registration_id.
@@ -84,7 +84,7 @@ async fn with_policy(nlb: &mut Nlb, instance_id: &str, entries: &[(&str, &str)])
 #[tokio::test]
 async fn a_breach_makes_one_call_and_one_notice_in_a_heartbeat() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let policy = [
         ("scaling.max_instances", "4"),
         ("scaling.target_connections", "5"),
@@ -105,8 +105,8 @@ async fn a_breach_makes_one_call_and_one_notice_in_a_heartbeat() {
         let answer = nlb.beat("a", &id).await;
         assert!(!answer.should_scale && !answer.instructions.contains_key("scale_to"));
     }
-    assert_eq!(scaled(&told).len(), 1, "one call in a cooldown");
-    let request: ScaleRequest = told.last("Scale").unwrap();
+    assert_eq!(scaled(&module).len(), 1, "one call in a cooldown");
+    let request: ScaleRequest = module.last("Scale").unwrap();
     let asked = request.config.unwrap();
     assert_eq!((asked.min_instances, asked.max_instances, asked.target_connections), (3, 3, 5));
     assert!(!request.immediate);
@@ -118,7 +118,7 @@ async fn a_breach_makes_one_call_and_one_notice_in_a_heartbeat() {
 #[tokio::test]
 async fn an_operator_scales_by_hand() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let told_b = nlb.add_fake("b", 2, "v1", SCALES).await;
     let answer = nlb.trigger(by_instance("a", "scale_up", 0)).await;
     assert!(answer.success, "{}", answer.message);
@@ -127,7 +127,7 @@ async fn an_operator_scales_by_hand() {
         (answer.scaling_action.as_str(), answer.message.as_str()),
         ("scale_up", "a scales to 3 instances: started")
     );
-    let request: ScaleRequest = told.last("Scale").unwrap();
+    let request: ScaleRequest = module.last("Scale").unwrap();
     assert!(request.immediate && request.instance_id == "a");
 
     let by_type = |scaling_action: &str, target_instances| TriggerScalingRequest {
@@ -136,16 +136,16 @@ async fn an_operator_scales_by_hand() {
     };
     assert_eq!(nlb.trigger(by_type("scale_down", 1)).await.target_instances, 1);
     assert_eq!(nlb.trigger(by_type("set", 5)).await.target_instances, 5);
-    assert_eq!(scaled(&told).len(), 3, "the last instance is asked again");
+    assert_eq!(scaled(&module).len(), 3, "the last instance is asked again");
     let same = nlb.trigger(by_type("set", 2)).await;
     assert!(same.success && same.message.contains("as there are"), "{}", same.message);
-    assert_eq!((scaled(&told).len(), scaled(&told_b).len()), (3, 0));
+    assert_eq!((scaled(&module).len(), scaled(&told_b).len()), (3, 0));
 }
 
 #[tokio::test]
 async fn an_empty_message_of_the_module_is_left_out() {
     let mut nlb = Nlb::start().await;
-    nlb.add_fake("a", 1, "v1", Fake::OBEYS).await;
+    nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let answer = nlb.trigger(by_instance("a", "up", 0)).await;
     assert_eq!((answer.success, answer.message.as_str()), (true, "a scales to 2 instances"));
 }
@@ -153,12 +153,12 @@ async fn an_empty_message_of_the_module_is_left_out() {
 #[tokio::test]
 async fn a_config_by_hand_takes_the_place_of_the_modules_own() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let id = with_policy(&mut nlb, "a", &[("scaling.max_instances", "2")]).await;
     let request = TriggerScalingRequest { config: Some(config()), ..by_instance("a", "", 0) };
     let answer = nlb.trigger(request).await;
     assert!(answer.success && answer.message.contains("in force"), "{}", answer.message);
-    assert_eq!(scaled(&told).len(), 0);
+    assert_eq!(scaled(&module).len(), 0);
     assert_eq!(nlb.details("a").await["scaling.bounds"], "1 to 4");
     nlb.count_flows("a", &[1000]);
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -171,7 +171,7 @@ async fn a_config_by_hand_takes_the_place_of_the_modules_own() {
 #[tokio::test]
 async fn what_the_bounds_forbid_is_refused_and_changes_nothing() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let refusal = async |nlb: &mut Nlb, request| {
         let answer = nlb.trigger(request).await;
         assert!(!answer.success);
@@ -201,7 +201,7 @@ async fn what_the_bounds_forbid_is_refused_and_changes_nothing() {
     };
     let (code, message) = refusal(&mut nlb, of_type(ModuleType::Rtmp)).await;
     assert!(code == StatusCode::NotFound && message.contains("start one first"), "{message}");
-    assert!(told.calls().is_empty());
+    assert!(module.calls().is_empty());
     assert_eq!(nlb.details("a").await["scaling.bounds"], "1 to 10");
     assert_eq!(nlb.details("a").await["scaling.orders"], "0");
 
@@ -238,7 +238,7 @@ async fn a_module_that_does_not_scale_is_reported() {
 #[tokio::test]
 async fn malformed_triggers_are_refused_by_their_field() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let up = || by_instance("a", "scale_up", 0);
     let configured = |config| TriggerScalingRequest { config: Some(config), ..up() };
     let mut cases = vec![
@@ -288,7 +288,7 @@ async fn malformed_triggers_are_refused_by_their_field() {
     }
     let unknown = nlb.modules.trigger_scaling(by_instance("a", "explode", 0)).await.unwrap_err();
     assert!(unknown.message().contains("scale_up, scale_down, set"), "{}", unknown.message());
-    assert!(told.calls().is_empty());
+    assert!(module.calls().is_empty());
     assert!(!nlb.details("a").await.contains_key("scaling.orders"), "the group is not scaled yet");
 }
 

@@ -91,12 +91,12 @@ async fn only_modules_that_answer_so_can_handle_a_learned_route() {
 #[tokio::test]
 async fn modules_are_given_the_client_of_the_packet() {
     let (mut nlb, questions, mut closed) = learning().await;
-    let told = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(false, 0)))).await;
+    let module = nlb.add_fake("a", 1, "v1", Fake::Answers(|_| Ok(answer_with(false, 0)))).await;
     questions.send(question(82)).await.unwrap();
     let answer = closed.recv().await.unwrap();
     assert_eq!(answer, NegativeEntry { key: 82, until: 7 + NEGATIVE_TTL });
-    assert_eq!(told.calls(), ["CanHandle"]);
-    let request: CanHandleRequest = told.last("CanHandle").unwrap();
+    assert_eq!(module.calls(), ["CanHandle"]);
+    let request: CanHandleRequest = module.last("CanHandle").unwrap();
     let context = [("owner", "learned"), ("source_address", "198.51.100.7"), ("source_port", "40000")];
     let context: BTreeMap<String, String> =
         context.map(|(key, value)| (key.to_owned(), value.to_owned())).into();

@@ -9,7 +9,7 @@ use nlb_proto::*;
 use prost::Message as _;
 use tonic::Status;
 
-use super::fake_module::{Fake, Told};
+use super::fake_module::{Fake, FakeHandle};
 use super::fleet::route;
 use super::nlb::Nlb;
 
@@ -46,8 +46,8 @@ impl Nlb {
 }
 
 /// Waits until it has been asked this many more times, and its answers are recorded.
-async fn asked_again(told: &Told, times: usize) {
-    let asked = || told.calls().iter().filter(|call| *call == "GetActiveVersion").count();
+async fn asked_again(module: &FakeHandle, times: usize) {
+    let asked = || module.calls().iter().filter(|call| *call == "GetActiveVersion").count();
     let enough = asked() + times;
     for _ in 0..500 {
         if asked() >= enough {
@@ -68,11 +68,11 @@ async fn a_split_counts_when_it_is_new() {
     let mut nlb = Nlb::start().await;
     nlb.poll_active_versions();
     nlb.add_fake("a", 1, "v1", Fake::UNIMPLEMENTED).await;
-    let told = nlb.add_fake("b", 2, "v2", requests).await;
+    let module = nlb.add_fake("b", 2, "v2", requests).await;
     nlb.wait_for_shares(10, 90).await;
 
     nlb.weigh("", "v2", 5).await;
-    asked_again(&told, 3).await;
+    asked_again(&module, 3).await;
     nlb.wait_for_shares(10, 5).await;
     GREEN.store(80, Ordering::Relaxed);
     nlb.wait_for_shares(10, 80).await;
@@ -82,8 +82,8 @@ async fn a_split_counts_when_it_is_new() {
 async fn a_split_waits_for_its_versions() {
     let mut nlb = Nlb::start().await;
     nlb.poll_active_versions();
-    let told = nlb.add_fake("a", 1, "v1", TEN_NINETY).await;
-    asked_again(&told, 2).await;
+    let module = nlb.add_fake("a", 1, "v1", TEN_NINETY).await;
+    asked_again(&module, 2).await;
     assert_eq!(nlb.shares().await, [("v1".to_owned(), 100)].into());
     nlb.add_fake("b", 2, "v2", Fake::REFUSES).await;
     nlb.wait_for_shares(10, 90).await;
@@ -107,8 +107,8 @@ async fn modules_without_an_answer_make_no_weight_request() {
     }
     nlb.add_fake("m7", 7, "v1", Fake::Unreachable).await;
     let revision = nlb.registry.desired().borrow().revision;
-    for told in &all {
-        asked_again(told, 2).await;
+    for module in &all {
+        asked_again(module, 2).await;
     }
     nlb.wait_for_shares(400, 300).await;
     assert_eq!(nlb.registry.desired().borrow().revision, revision);

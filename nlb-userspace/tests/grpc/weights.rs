@@ -4,7 +4,7 @@ use nlb_proto::*;
 use prost::Message as _;
 
 use super::fake_module::Fake;
-use super::fleet::{deaf, instance, registration, registration_at, with_metadata};
+use super::fleet::{instance, registration, registration_at, with_metadata, without_control};
 use super::nlb::Nlb;
 
 fn weigh(instance_id: &str, version: &str, weight: i32) -> SetTrafficWeightRequest {
@@ -14,8 +14,8 @@ fn weigh(instance_id: &str, version: &str, weight: i32) -> SetTrafficWeightReque
 #[tokio::test]
 async fn an_instance_is_weighed() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
-    nlb.add(deaf(registration_at("b", 2, "v1"))).await;
+    nlb.add(without_control(registration_at("a", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("b", 2, "v1"))).await;
     let answer = nlb.front.set_traffic_weight(weigh("a", "", 0)).await.unwrap().into_inner();
     assert!(answer.success, "{}", answer.message);
     let alone = answer.current_config.unwrap();
@@ -39,9 +39,9 @@ async fn an_instance_is_weighed() {
 #[tokio::test]
 async fn a_version_is_weighed_against_the_others() {
     let mut nlb = Nlb::start().await;
-    nlb.add(deaf(registration_at("a", 1, "v1"))).await;
+    nlb.add(without_control(registration_at("a", 1, "v1"))).await;
     assert_eq!(nlb.split("a").await.blue_version, "v1", "one version alone");
-    nlb.add(deaf(registration_at("b", 2, "v2"))).await;
+    nlb.add(without_control(registration_at("b", 2, "v2"))).await;
     let unset = nlb.split("b").await;
     assert_eq!((unset.blue_weight, unset.green_weight, unset.active_version.as_str()), (100, 100, "v1"));
     assert!(!unset.canary_enabled && unset.canary_percent == 0, "no split was set");
@@ -70,10 +70,10 @@ impl Nlb {
 #[tokio::test]
 async fn the_call_is_passed_on_to_the_module() {
     let mut nlb = Nlb::start().await;
-    let told = nlb.add_fake("alb-1", 1, "v1", Fake::OBEYS).await;
+    let module = nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
     for call in [weigh("alb-1", "v1", 7), weigh("", "v1", 9)] {
         assert!(nlb.front.set_traffic_weight(call.clone()).await.unwrap().into_inner().success);
-        assert_eq!(told.last("SetTrafficWeight"), Some(call));
+        assert_eq!(module.last("SetTrafficWeight"), Some(call));
     }
 }
 

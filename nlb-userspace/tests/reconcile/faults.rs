@@ -106,7 +106,7 @@ fn a_fault_at_any_step_leaves_maps_that_work_and_is_made_good() {
             let failed = reconciler.applied();
             assert_eq!(failed.revision, 2);
             let error = failed.error.as_ref().expect("the fault is reported");
-            assert!(error.contains("told to fail"), "{error}");
+            assert!(error.contains("injected failure"), "{error}");
             assert_eq!(failed.image, whole.image, "the image is the last one that was applied completely");
             assert_eq!(reconciler.maps.applied().len() - done_before, position);
             assert_eq!(broken(&reconciler.maps.rows()), Vec::<String>::new(), "at step {position}");

@@ -84,10 +84,10 @@ fn module() -> impl Strategy<Value = Module> {
         select(vec![Snat::Always, Snat::OnLink, Snat::Never]),
         weighted(0.5, select(servers())),
     );
-    let said = (any::<bool>(), 0..2_i32);
-    let said = said.prop_map(|(can_handle, priority)| Ability { can_handle, priority });
-    let said = btree_map(("r[12]", any::<bool>()), said, 0..3);
-    (part, way, btree_map("r[1-6]", route(), 0..7), said).prop_map(|(part, way, routes, said)| {
+    let ability = (any::<bool>(), 0..2_i32);
+    let ability = ability.prop_map(|(can_handle, priority)| Ability { can_handle, priority });
+    let ability = btree_map(("r[12]", any::<bool>()), ability, 0..3);
+    (part, way, btree_map("r[1-6]", route(), 0..7), ability).prop_map(|(part, way, routes, ability)| {
         let (module_type, version, weight, health) = part;
         let (v4, v6, mode, snat, quic) = way;
         let data = DataAddresses {
@@ -95,7 +95,7 @@ fn module() -> impl Strategy<Value = Module> {
             v6: v6.map(|host| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
         };
         let key = |(id, operators)| RouteKey { id, operators };
-        let abilities = said.into_iter().map(|(route, ability)| (key(route), ability)).collect();
+        let abilities = ability.into_iter().map(|(route, ability)| (key(route), ability)).collect();
         let listen_port = None;
         Module {
             module_type,

@@ -452,7 +452,7 @@ impl Rig {
         if live {
             self.datapath.inject_live(frame, from)
         } else {
-            inject::by_hand(&self.datapath, frame, from, None)
+            inject::inject_copy(&self.datapath, frame, from, None)
         }
     }
 

@@ -70,9 +70,9 @@ impl Rig {
         self.registry.desired().borrow().modules["alb-1"].health
     }
 
-    fn told(&self) -> String {
+    fn reason(&self) -> String {
         let snapshot = self.registry.snapshot();
-        snapshot.record("alb-1").unwrap().told(Source::Check).unwrap().why.clone()
+        snapshot.record("alb-1").unwrap().signal(Source::Check).unwrap().why.clone()
     }
 
     /// When the module was checked, in seconds.
@@ -131,7 +131,7 @@ async fn a_module_that_never_passes_stays_starting_with_a_reason() {
     rig.add("alb-1");
     seconds(120).await;
     assert_eq!(rig.health(), Health::Starting);
-    assert_eq!(rig.told(), "never passed: refused");
+    assert_eq!(rig.reason(), "never passed: refused");
     rig.does(Does::Pass);
     checks(&rig, 1).await;
     assert_eq!(rig.health(), Health::Healthy);
@@ -180,7 +180,7 @@ async fn thresholds_decide_and_a_flapping_check_changes_nothing() {
     assert_eq!(rig.health(), Health::Healthy);
     checks(&rig, 1).await;
     assert_eq!(rig.health(), Health::Unhealthy);
-    assert_eq!(rig.told(), "failures in a row: 3; the last: refused");
+    assert_eq!(rig.reason(), "failures in a row: 3; the last: refused");
     rig.does(Does::Pass);
     checks(&rig, 1).await;
     assert_eq!(rig.health(), Health::Unhealthy);
@@ -196,7 +196,7 @@ async fn a_check_that_hangs_is_cut_at_its_timeout() {
     assert_eq!(rig.in_flight.lock().unwrap().0, 1);
     time::sleep(Duration::from_millis(200)).await;
     assert_eq!(rig.in_flight.lock().unwrap().0, 0);
-    assert_eq!(rig.told(), "never passed: no answer within 2s");
+    assert_eq!(rig.reason(), "never passed: no answer within 2s");
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,7 +55,7 @@ impl LearnedRouteExpiry {
             if used {
                 seen.used = now;
             }
-            let able = state.said_of_learned(route_id).any(|(_, ability)| ability.can_handle);
+            let able = state.answers_on_learned(route_id).any(|(_, ability)| ability.can_handle);
             if able {
                 seen.able = now;
             }

@@ -38,7 +38,7 @@ struct Stage {
     /// The ports that modules were asked about, and when.
     asked: Arc<Mutex<Vec<(u16, Instant)>>>,
     /// The answer of all modules from now on, and how long it takes.
-    said: watch::Sender<(Option<Ability>, Duration)>,
+    ability: watch::Sender<(Option<Ability>, Duration)>,
     started: Instant,
     _task: JoinSet<()>,
 }
@@ -55,11 +55,11 @@ impl Stage {
         let (answers, closed) = mpsc::channel(QUEUE);
         let (traffic, traffic_read) = watch::channel(Arc::default());
         let asked = Arc::<Mutex<Vec<(u16, Instant)>>>::default();
-        let (said, saying) = watch::channel((ABLE, Duration::ZERO));
+        let (module_ability, read_ability) = watch::channel((ABLE, Duration::ZERO));
         let noted = asked.clone();
         let ask = move |question: &Question| {
             noted.lock().unwrap().push((question.destination.port, Instant::now()));
-            let (ability, delay) = *saying.borrow();
+            let (ability, delay) = *read_ability.borrow();
             async move {
                 time::sleep(delay).await;
                 ability.map(|ability| ("alb-1".to_owned(), ability)).into_iter().collect()
@@ -70,7 +70,7 @@ impl Stage {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { match task.await {} });
         let started = Instant::now();
-        Stage { registry, questions, closed, traffic, asked, said, started, _task: tasks }
+        Stage { registry, questions, closed, traffic, asked, ability: module_ability, started, _task: tasks }
     }
 
     async fn raise(&self, ports: impl IntoIterator<Item = u16>) {
@@ -116,7 +116,7 @@ impl Stage {
 #[tokio::test(start_paused = true)]
 async fn modules_that_can_handle_it_get_a_route_and_are_asked_once() {
     let mut stage = Stage::new(learning());
-    stage.said.send_replace((ABLE, Duration::from_secs(1)));
+    stage.ability.send_replace((ABLE, Duration::from_secs(1)));
     stage.raise([81, 81, 81]).await;
     stage.settle().await;
     assert_eq!((stage.asked(), stage.learned()), (vec![81], NONE.to_vec()));
@@ -129,19 +129,19 @@ async fn modules_that_can_handle_it_get_a_route_and_are_asked_once() {
     assert_eq!(stage.asked(), [81], "the route covers the destination");
     assert_eq!(stage.closed(), []);
     let snapshot = stage.registry.snapshot();
-    let said: Vec<_> = snapshot.said_of_learned("learned:192.0.2.1:81/tcp").collect();
-    assert_eq!(said, [("alb-1", ABLE.unwrap())]);
+    let answers: Vec<_> = snapshot.answers_on_learned("learned:192.0.2.1:81/tcp").collect();
+    assert_eq!(answers, [("alb-1", ABLE.unwrap())]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_no_module_can_handle_gets_a_negative_entry() {
     let mut stage = Stage::new(learning());
-    for said in [UNABLE, None] {
-        stage.said.send_replace((said, Duration::ZERO));
+    for ability in [UNABLE, None] {
+        stage.ability.send_replace((ability, Duration::ZERO));
         stage.raise([81]).await;
         time::sleep(PACE).await;
         let until = question(81).asked_at + upcall::NEGATIVE_TTL;
-        assert_eq!(stage.closed(), [NegativeEntry { key: question(81).key, until }], "{said:?}");
+        assert_eq!(stage.closed(), [NegativeEntry { key: question(81).key, until }], "{ability:?}");
         assert_eq!(stage.learned(), NONE);
     }
     assert_eq!(stage.asked(), [81, 81], "a new upcall asks modules again");
@@ -168,7 +168,7 @@ async fn modules_are_not_asked_about_destinations_that_cannot_get_a_route() {
 #[tokio::test(start_paused = true)]
 async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
     let mut stage = Stage::new(learning());
-    stage.said.send_replace((UNABLE, Duration::ZERO));
+    stage.ability.send_replace((UNABLE, Duration::ZERO));
     stage.raise(1000..1500).await;
     time::sleep(Duration::from_secs(10)).await;
     let asked = stage.asked.lock().unwrap().clone();
@@ -192,7 +192,7 @@ async fn a_scan_of_ports_reaches_modules_at_a_bounded_pace() {
 #[tokio::test(start_paused = true)]
 async fn slow_modules_are_asked_a_bounded_number_of_questions_at_a_time() {
     let stage = Stage::new(learning());
-    stage.said.send_replace((ABLE, Duration::from_secs(10)));
+    stage.ability.send_replace((ABLE, Duration::from_secs(10)));
     stage.raise(1000..1020).await;
     time::sleep(Duration::from_secs(9)).await;
     assert_eq!(stage.asked().len(), MAX_IN_FLIGHT);

@@ -70,7 +70,7 @@ impl Group {
     }
 
     pub(super) fn take_notice(&mut self, instance_id: &str) -> Option<u32> {
-        self.notice.take_if(|(told, _)| told == instance_id).map(|(_, wanted)| wanted)
+        self.notice.take_if(|(notified, _)| notified == instance_id).map(|(_, wanted)| wanted)
     }
 
     /// Creates a Scale request to one instance. `None` if there is no instance to send it to.
@@ -157,7 +157,7 @@ impl Group {
         if let Some(Attempt { instance_id, current, wanted, outcome }) = &self.last {
             let became = match outcome {
                 None => "no answer yet".to_owned(),
-                Some(Ok(said)) => format!("done: {said}"),
+                Some(Ok(message)) => format!("done: {message}"),
                 Some(Err(why)) => format!("not done: {why}"),
             };
             details.insert(

@@ -59,7 +59,7 @@ impl MapStore for FakeMaps {
         match contents.until_fault {
             Some(0) if contents.faults > 0 => {
                 contents.faults -= 1;
-                return Err(MapError::Kernel { map: "fake", reason: "told to fail".to_owned() });
+                return Err(MapError::Kernel { map: "fake", reason: "injected failure".to_owned() });
             }
             Some(left) if left > 0 => contents.until_fault = Some(left - 1),
             _ => {}

@@ -85,7 +85,7 @@ fn record_answer(outcome: &Outcome<CanHandleResponse>) -> PollResult {
     }
 }
 
-pub(crate) fn said(answer: &CanHandleResponse) -> Ability {
+pub(crate) fn ability_in(answer: &CanHandleResponse) -> Ability {
     Ability { can_handle: answer.can_handle, priority: answer.priority }
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn said(answer: &CanHandleResponse) -> Ability {
 /// answer counts.
 fn ability(outcome: Outcome<CanHandleResponse>, learned: bool) -> Option<Ability> {
     match outcome {
-        Outcome::Done(answer) => Some(said(&answer)),
+        Outcome::Done(answer) => Some(ability_in(&answer)),
         Outcome::Unimplemented => Some(Ability { can_handle: !learned, priority: 0 }),
         Outcome::Refused(_) | Outcome::Unreachable(_) | Outcome::Slow(_) | Outcome::Undecodable(_) => None,
     }

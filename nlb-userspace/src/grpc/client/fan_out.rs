@@ -48,11 +48,11 @@ pub struct Agreement<U> {
 /// The participants that a change has not reached although it was made.
 #[derive(Debug)]
 pub struct Missed {
-    /// These hold no state that could differ, or are told when they register again.
+    /// These hold no state that could differ, or get the change when they register again.
     unreached: Unreached,
-    /// Advisory participants that refused, or could not be told.
+    /// Advisory participants that refused, or could not be reached.
     overridden: Unreached,
-    /// The number of participants that were told.
+    /// The number of participants that were called.
     of: usize,
 }
 
@@ -67,7 +67,7 @@ impl Missed {
     pub fn error(&self) -> Option<Error> {
         let problems = self.overridden.clone();
         let failure = CallError::PassedOn { problems, of: self.of, code: Code::Aborted };
-        (!self.overridden.is_empty()).then(|| failure.told())
+        (!self.overridden.is_empty()).then(|| failure.to_proto())
     }
 }
 
@@ -81,15 +81,15 @@ impl Peers {
         }
     }
 
-    /// Tells all participants of a change at once. If a required one does not confirm, the others are told
-    /// the previous value again.
+    /// Calls all participants of a change at once. If a required one does not confirm, the previous value
+    /// is set again at the others.
     pub async fn agree<C: Call, U: Call>(
         &self,
-        told: Vec<Participant<C, U>>,
+        participants: Vec<Participant<C, U>>,
         mut unreached: Unreached,
     ) -> Result<Agreement<U>, CallError> {
-        let of = told.len();
-        let (calls, then): (Vec<_>, Vec<_>) = told
+        let of = participants.len();
+        let (calls, then): (Vec<_>, Vec<_>) = participants
             .into_iter()
             .map(|Participant { peer, call, undo, consent }| ((peer.clone(), call), (peer, undo, consent)))
             .unzip();
@@ -149,7 +149,7 @@ impl Peers {
 }
 
 impl<U: Call> Agreement<U> {
-    /// Makes the change here. If the registry refuses it after all, the participants are told the previous
+    /// Makes the change here. If the registry refuses it after all, the participants get the previous
     /// value again.
     pub async fn commit<T>(
         self,
@@ -166,7 +166,7 @@ impl<U: Call> Agreement<U> {
         Err(CallError::Modules { failures: vec![("nlb".to_owned(), refusal.to_string())], rollback_failed })
     }
 
-    /// Tells the participants the previous value again; returns those that could not be told, and why.
+    /// Sets the previous value again at the participants; returns those where that failed, and why.
     async fn abort(self) -> Unreached {
         let outcomes = self.peers.ask_all(self.undo, ANSWER_TIMEOUT).await;
         let rollback_failed =
@@ -182,12 +182,12 @@ pub(crate) fn all_done<T>(outcomes: Vec<(String, Outcome<T>)>) -> Result<Vec<(St
     let mut problems = Vec::new();
     let mut answers = Vec::new();
     for (instance_id, outcome) in outcomes {
-        let (its_code, said) = (outcome.code(), outcome.to_string());
+        let (its_code, text) = (outcome.code(), outcome.to_string());
         match outcome.done() {
             Some(answer) => answers.push((instance_id, answer)),
             None => {
                 code = Some(if code.is_none_or(|code| code == its_code) { its_code } else { Code::Aborted });
-                problems.push((instance_id, said));
+                problems.push((instance_id, text));
             }
         }
     }

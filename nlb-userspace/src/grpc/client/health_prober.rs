@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::peers::{Outcome, Peer, Peers, said};
+use super::peers::{Outcome, Peer, Peers, describe};
 use crate::model::next_hop::Hops;
 use crate::policy::health::{Probe, Target};
 
@@ -135,12 +135,12 @@ async fn serves(way: Way, service: &str) -> Result<(), String> {
         .local_address(Some(way.from))
         .connect()
         .await
-        .map_err(|error| said(&Status::from_error(error.into())))?;
+        .map_err(|error| describe(&Status::from_error(error.into())))?;
     let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
     let answer = HealthClient::new(channel).check(request).await.map_err(|status| match status.code() {
         Code::NotFound => format!("the server does not know the service {service:?}"),
         Code::Unimplemented => "the server does not implement grpc.health.v1".to_owned(),
-        _ => said(&status),
+        _ => describe(&status),
     })?;
     match answer.into_inner().status() {
         ServingStatus::Serving => Ok(()),

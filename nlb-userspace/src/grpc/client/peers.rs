@@ -21,7 +21,7 @@ use crate::model::Desired;
 use crate::model::endpoint::Endpoint;
 
 pub(crate) use call::Call;
-pub(crate) use outcome::{Outcome, said};
+pub(crate) use outcome::{Outcome, describe};
 
 /// Marks a call as passed on. An NLB that is registered as a module does not pass it on again, which could
 /// loop.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use nlb_proto::CanHandleRequest;
 
-use super::can_handle::{LEARNED, said};
+use super::can_handle::{LEARNED, ability_in};
 use super::fan_out::peer;
 use super::peers::{ANSWER_TIMEOUT, Outcome, Peer, Peers};
 use crate::grpc::convert::route;
@@ -33,7 +33,7 @@ pub fn ask_can_handle(
         join_all(asked)
             .map(|outcomes| {
                 let answers = outcomes.into_iter().filter_map(|(instance_id, outcome)| match outcome {
-                    Outcome::Done(answer) => Some((instance_id, said(&answer))),
+                    Outcome::Done(answer) => Some((instance_id, ability_in(&answer))),
                     _ => None,
                 });
                 answers.collect()

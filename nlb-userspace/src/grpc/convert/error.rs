@@ -40,7 +40,7 @@ pub enum CallError {
     Modules {
         /// Instance id and reason.
         failures: Vec<(String, String)>,
-        /// Participants that made the change, or may have, and could not be told the previous value again,
+        /// Participants that made the change, or may have, and could not be set back to the previous value,
         /// and why.
         rollback_failed: Vec<(String, String)>,
     },
@@ -75,12 +75,12 @@ impl CallError {
         match self.code() {
             Code::InvalidArgument if matches!(self, CallError::Malformed(_)) => Err(self.into()),
             Code::Unauthenticated | Code::PermissionDenied => Err(self.into()),
-            _ => Ok(self.told()),
+            _ => Ok(self.to_proto()),
         }
     }
 
     /// The contract's Error.
-    pub fn told(&self) -> Error {
+    pub fn to_proto(&self) -> Error {
         let code = match self.code() {
             Code::InvalidArgument => StatusCode::InvalidArgument,
             Code::NotFound => StatusCode::NotFound,
@@ -192,15 +192,15 @@ impl std::fmt::Display for CallError {
 }
 
 /// The first ones, by instance.
-pub(crate) fn by_instance(said: &[(String, String)]) -> String {
-    first_of(said.iter().map(|(id, what)| format!("{id}: {what}")))
+pub(crate) fn by_instance(texts: &[(String, String)]) -> String {
+    first_of(texts.iter().map(|(id, what)| format!("{id}: {what}")))
 }
 
-fn first_of(said: impl ExactSizeIterator<Item = String>) -> String {
+fn first_of(texts: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 10;
-    let rest = said.len().saturating_sub(SHOWN);
+    let rest = texts.len().saturating_sub(SHOWN);
     let rest = (rest > 0).then(|| format!("and {rest} more"));
-    said.take(SHOWN).chain(rest).collect::<Vec<_>>().join("; ")
+    texts.take(SHOWN).chain(rest).collect::<Vec<_>>().join("; ")
 }
 
 impl From<CallError> for Status {

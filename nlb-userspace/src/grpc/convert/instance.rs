@@ -139,15 +139,15 @@ fn snat(metadata: &Texts, mode: ForwardMode) -> Result<Snat, FieldViolation> {
             return Err(FieldViolation::new("metadata.reply_path", problem));
         }
     };
-    let wish = metadata.get("snat").map(String::as_str);
-    if mode != ForwardMode::Nat && (wish.is_some() || replies_cross_us) {
-        let key = if wish.is_some() { "metadata.snat" } else { "metadata.reply_path" };
+    let requested = metadata.get("snat").map(String::as_str);
+    if mode != ForwardMode::Nat && (requested.is_some() || replies_cross_us) {
+        let key = if requested.is_some() { "metadata.snat" } else { "metadata.reply_path" };
         return Err(FieldViolation::new(
             key,
             "is for forward_mode nat only: otherwise the module answers clients directly",
         ));
     }
-    match wish {
+    match requested {
         None | Some("auto") if replies_cross_us => Ok(Snat::OnLink),
         None | Some("auto" | "always") => Ok(Snat::Always),
         Some("never") => Ok(Snat::Never),

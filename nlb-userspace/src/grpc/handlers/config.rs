@@ -49,7 +49,7 @@ impl Control {
             let problem = format!("{waiting} would wait for a restart; set restart_required to accept that");
             return Ok(proto::UpdateNlbConfigResponse { requires_restart, ..rejected(problem) });
         }
-        let message = told(&proposal, request.validate_only);
+        let message = outcome_text(&proposal, request.validate_only);
         if !request.validate_only {
             versions.adopt(proposal).map_err(|error| CallError::NotKept(format!("{error:#}")))?;
             let revision = self.registry.configure(settings, Commit::Apply)?;
@@ -144,13 +144,13 @@ fn rejected(problem: String) -> proto::UpdateNlbConfigResponse {
         success: false,
         message: format!("nothing was changed: {problem}"),
         validation_passed: false,
-        error: Some(CallError::from(FieldViolation::new("config.config_data", problem.clone())).told()),
+        error: Some(CallError::from(FieldViolation::new("config.config_data", problem.clone())).to_proto()),
         validation_errors: vec![problem],
         requires_restart: false,
     }
 }
 
-fn told(proposal: &Proposal, validate_only: bool) -> String {
+fn outcome_text(proposal: &Proposal, validate_only: bool) -> String {
     let mut message = if validate_only { "valid; nothing was changed" } else { "in force" }.to_owned();
     if !proposal.waiting.is_empty() {
         message += &format!("; {} with the next start", proposal.waiting.join(", "));

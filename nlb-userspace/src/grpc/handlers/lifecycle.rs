@@ -43,7 +43,7 @@ impl Control {
         let ours = record.health();
         let known = Some(instance::render(record, counts));
         let mut all: BTreeMap<String, String> = details(record, counts);
-        let said = outcome.to_string();
+        let text = outcome.to_string();
         let (status, message, last_updated) = match outcome {
             Outcome::Done(answer) => {
                 let theirs = answer.status();
@@ -52,9 +52,9 @@ impl Control {
                 (merged(ours, theirs), answer.message, SystemTime::now())
             }
             _ => {
-                all.insert("module".to_owned(), said.clone());
-                let heard = SystemTime::now() - record.lease.age(Instant::now());
-                (enums::health_to_wire(ours), format!("as of its last heartbeat; {said}"), heard)
+                all.insert("module".to_owned(), text.clone());
+                let reported_at = SystemTime::now() - record.lease.age(Instant::now());
+                (enums::health_to_wire(ours), format!("as of its last heartbeat; {text}"), reported_at)
             }
         };
         Ok(GetStatusResponse {

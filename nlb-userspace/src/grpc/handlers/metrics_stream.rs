@@ -157,10 +157,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn streams_end_with_the_daemon() {
         let (metrics, recorder) = recording();
-        let (mut told, mut deserted) = (seconds(&metrics, 1), seconds(&metrics, 1));
-        assert!(told.next().await.unwrap().is_ok() && deserted.next().await.unwrap().is_ok());
+        let (mut open, mut deserted) = (seconds(&metrics, 1), seconds(&metrics, 1));
+        assert!(open.next().await.unwrap().is_ok() && deserted.next().await.unwrap().is_ok());
         metrics.close();
-        assert_eq!(told.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+        assert_eq!(open.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
         let mut late = seconds(&metrics, 1);
         while let Some(Ok(_)) = late.next().await {}
         recorder.abort();

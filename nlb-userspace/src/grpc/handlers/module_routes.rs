@@ -69,7 +69,7 @@ impl Control {
         let mut best: Option<(Able, String)> = None;
         let mut metadata = BTreeMap::new();
         for (instance_id, outcome) in outcomes {
-            let (able, said) = match outcome {
+            let (able, text) = match outcome {
                 Outcome::Done(answer) if answer.can_handle => {
                     (Some(answer.priority), format!("priority {}: {}", answer.priority, answer.reason))
                 }
@@ -77,19 +77,19 @@ impl Control {
                 Outcome::Unimplemented => (Some(0), "priority 0: unimplemented".to_owned()),
                 outcome => (None, outcome.to_string()),
             };
-            metadata.insert(instance_id.clone(), said.clone());
+            metadata.insert(instance_id.clone(), text.clone());
             let Some(priority) = able else { continue };
             let able = Able { priority, instance_id: std::cmp::Reverse(instance_id) };
             if best.as_ref().is_none_or(|(best, _)| able > *best) {
-                best = Some((able, said));
+                best = Some((able, text));
             }
         }
         let metadata = metadata.into_iter().collect();
         Ok(match best {
-            Some((Able { priority, instance_id }, said)) => CanHandleResponse {
+            Some((Able { priority, instance_id }, text)) => CanHandleResponse {
                 can_handle: true,
                 priority,
-                reason: format!("{}: {said}", instance_id.0),
+                reason: format!("{}: {text}", instance_id.0),
                 metadata,
             },
             None => CanHandleResponse {
@@ -137,11 +137,11 @@ impl Control {
             self.registry.update_routes(owner, routes.clone(), request.replace_all, commit, Now::read())
         };
         update(Commit::DryRun)?;
-        let told = match &instance_id {
-            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+        let (participants, unreached) = match &instance_id {
+            Some(instance_id) if !passed_on => self.route_participants(instance_id, request.clone())?,
             _ => Default::default(),
         };
-        let agreement = self.peers.agree(told.0, told.1).await?;
+        let agreement = self.peers.agree(participants, unreached).await?;
         let ((_, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
         drop(turn);
         self.routes_settled(owner, revision).await?;
@@ -167,11 +167,11 @@ impl Control {
         let owner = owner(&instance_id);
         let delete = |commit| self.registry.delete_route(owner, &route_id, commit);
         delete(Commit::DryRun)?;
-        let told = match &instance_id {
-            Some(instance_id) if !passed_on => self.told_of_routes(instance_id, request.clone())?,
+        let (participants, unreached) = match &instance_id {
+            Some(instance_id) if !passed_on => self.route_participants(instance_id, request.clone())?,
             _ => Default::default(),
         };
-        let agreement = self.peers.agree(told.0, told.1).await?;
+        let agreement = self.peers.agree(participants, unreached).await?;
         let (revision, missed) = agreement.commit(|| delete(Commit::Apply)).await?;
         drop(turn);
         self.routes_settled(owner, revision).await?;
@@ -179,7 +179,7 @@ impl Control {
     }
 
     /// An instance as the participant of a change of its routes; its present routes undo the change.
-    fn told_of_routes<C: Clone>(
+    fn route_participants<C: Clone>(
         &self,
         instance_id: &str,
         call: C,
@@ -192,9 +192,9 @@ impl Control {
             replace_all: true,
         };
         let (peers, unreached) = living(&snapshot, &[instance_id.to_owned()])?;
-        let told =
+        let participant =
             |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
-        Ok((peers.into_iter().map(told).collect(), unreached))
+        Ok((peers.into_iter().map(participant).collect(), unreached))
     }
 }
 

@@ -54,7 +54,7 @@ impl Control {
         let registered = self.register_or_probe(registration, claim, now).await?;
         self.applied(registered.revision).await?;
 
-        let said = match registered.admission {
+        let text = match registered.admission {
             Admission::New => "registered",
             Admission::Superseding => "registered, superseding the earlier registration",
             Admission::Renewed => "registered again; the registration of this process continues",
@@ -65,9 +65,9 @@ impl Control {
                 ));
             }
         };
-        let said =
-            [Some(said.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
-        Ok(accepted(&registered, said.collect::<Vec<_>>().join("; ")))
+        let text =
+            [Some(text.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
+        Ok(accepted(&registered, text.collect::<Vec<_>>().join("; ")))
     }
 
     /// Resolves the module's data addresses. Those in use stay if the names still resolve to them.
@@ -314,11 +314,11 @@ pub(crate) fn details(record: &Record, counts: Counts) -> BTreeMap<String, Strin
     ]);
     details.extend(registration.check.as_ref().map(|check| ("health_check".to_owned(), check.to_string())));
     details.extend(record.signals().by_source().map(|(source, health)| {
-        let said = match record.told(source).map(|signal| signal.why.as_str()) {
+        let text = match record.signal(source).map(|signal| signal.why.as_str()) {
             None | Some("") => enums::health_name(health).to_owned(),
             Some(why) => format!("{}: {why}", enums::health_name(health)),
         };
-        (format!("health.{source}"), said)
+        (format!("health.{source}"), text)
     }));
     details.extend(capabilities.iter().map(|(key, value)| (format!("capability.{key}"), value.clone())));
     details

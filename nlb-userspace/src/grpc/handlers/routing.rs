@@ -53,7 +53,7 @@ impl Control {
                 return Ok(UpdateRoutingResponse {
                     message: "the routes are not valid; nothing was changed".to_owned(),
                     validation_errors,
-                    error: Some(CallError::from(violations).told()),
+                    error: Some(CallError::from(violations).to_proto()),
                     ..Default::default()
                 });
             }
@@ -71,10 +71,10 @@ impl Control {
                 "applied"
             }
         };
-        let said = [Some(done.to_owned()), unenforced].into_iter().flatten();
+        let texts = [Some(done.to_owned()), unenforced].into_iter().flatten();
         Ok(UpdateRoutingResponse {
             success: true,
-            message: said.collect::<Vec<_>>().join("; "),
+            message: texts.collect::<Vec<_>>().join("; "),
             routes_updated: signed_32(in_force),
             ..Default::default()
         })

@@ -74,7 +74,7 @@ impl Control {
         }
         for (route_id, route) in snapshot.learned_routes.iter().filter(|(_, route)| wanted(route)) {
             let since = snapshot.learned.get(route_id).map(|learned| &learned.since);
-            let able = snapshot.said_of_learned(route_id).filter(|(_, ability)| ability.can_handle);
+            let able = snapshot.answers_on_learned(route_id).filter(|(_, ability)| ability.can_handle);
             let targets = able.filter_map(|(id, _)| Some((id, snapshot.record(id).ok()?)));
             entries.extend(targets.map(|target| entry(route_id, true, route, since, Some(target))));
         }

@@ -41,15 +41,15 @@ impl Control {
         let key = group(&snapshot, instance_id.as_deref(), module_type)?;
         let wanted = SizeRequest { number, policy, instance_id };
         let decision = self.scaling.request_size(&key, &wanted, &snapshot, Instant::now())?;
-        let said = match &decision.order {
+        let text = match &decision.order {
             None => format!("{} instances, as there are", decision.wanted),
             Some(order) => {
                 let instance_id = order.instance_id.clone();
                 let outcome = self.ask_to_scale(order, true).await;
                 let answers = all_done(vec![(instance_id.clone(), outcome)])?;
-                let said = answers.into_iter().map(|(_, said)| said).collect::<String>();
+                let text = answers.into_iter().map(|(_, text)| text).collect::<String>();
                 let confirmed = format!("{instance_id} scales to {} instances", decision.wanted);
-                if said.is_empty() { confirmed } else { format!("{confirmed}: {said}") }
+                if text.is_empty() { confirmed } else { format!("{confirmed}: {text}") }
             }
         };
         let adopted = match wanted.policy {
@@ -67,7 +67,7 @@ impl Control {
         };
         Ok(TriggerScalingResponse {
             success: true,
-            message: said + adopted,
+            message: text + adopted,
             current_instances: signed_32(decision.current),
             target_instances: signed_32(decision.wanted),
             scaling_action: request.scaling_action,
@@ -98,7 +98,7 @@ impl Control {
         self.scaling.conclude(
             order,
             match &outcome {
-                Outcome::Done(said) => Ok(said.clone()),
+                Outcome::Done(text) => Ok(text.clone()),
                 not_done => Err(not_done.to_string()),
             },
         );

@@ -60,7 +60,7 @@ impl Control {
         let record = snapshot.record(&id)?;
         let outcome = self.peers.pass_on_to(peer(record), request, passed_on).await;
         let counts = self.counted_for(&id);
-        let said = outcome.to_string();
+        let text = outcome.to_string();
         let (mut stats, source) = match outcome {
             // Only the module can reset its counts.
             outcome if reset => {
@@ -71,7 +71,7 @@ impl Control {
             Outcome::Done(answer) => (answer.stats.unwrap_or_default(), "module".to_owned()),
             _ => {
                 let (stats, source) = self.known_stats(record, counts);
-                (stats, format!("{source}; {said}"))
+                (stats, format!("{source}; {text}"))
             }
         };
         stats.instance_id = id;
@@ -87,7 +87,7 @@ impl Control {
     fn known_stats(&self, record: &Record, counts: Counts) -> (ModuleStats, &'static str) {
         let id = &record.registration.instance_id;
         match &record.report {
-            Some(told) => (render(id, told), "last heartbeat"),
+            Some(stats) => (render(id, stats), "last heartbeat"),
             None => (ModuleStats { instance_id: id.clone(), ..seen(counts) }, "data path"),
         }
     }

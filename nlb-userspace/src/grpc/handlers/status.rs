@@ -104,7 +104,7 @@ impl Control {
         let under_way = snapshot.promotion.as_ref();
         let promotion = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
         let promotion = promotion.or_else(|| snapshot.last_promotion.clone());
-        seen.extend(promotion.map(|said| ("promotion".to_owned(), said)));
+        seen.extend(promotion.map(|text| ("promotion".to_owned(), text)));
         seen
     }
 }

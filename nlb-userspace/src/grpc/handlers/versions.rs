@@ -42,9 +42,9 @@ impl Control {
         }
         let turn = self.peers.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
-        let (told, former) = if of_version {
-            let told = snapshot.instances_of(&version).map(str::to_owned).collect();
-            (told, snapshot.version_weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT))
+        let (instance_ids, former) = if of_version {
+            let instance_ids = snapshot.instances_of(&version).map(str::to_owned).collect();
+            (instance_ids, snapshot.version_weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT))
         } else {
             let instance_id = validate::id("instance_id", &request.instance_id)?;
             let former = snapshot.record(&instance_id)?.registration.module.weight;
@@ -55,16 +55,16 @@ impl Control {
             false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
         };
         set(Commit::DryRun)?;
-        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
         let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
         let consent = if weight == 0 { Consent::Advisory } else { Consent::Required };
-        let told = peers.into_iter().map(|peer| Participant {
+        let participants = peers.into_iter().map(|peer| Participant {
             peer,
             call: request.clone(),
             undo: undo.clone(),
             consent,
         });
-        let agreement = self.peers.agree(told.collect(), unreached).await?;
+        let agreement = self.peers.agree(participants.collect(), unreached).await?;
         let (revision, missed) = agreement.commit(|| set(Commit::Apply)).await?;
         drop(turn);
         self.settled(revision).await?;
@@ -102,22 +102,22 @@ impl Control {
         let asked = validate::version("version", &request.version)?;
         let turn = self.peers.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
-        let (version, told) = promoted(&snapshot, &request.instance_id, asked)?;
+        let (version, instance_ids) = promoted(&snapshot, &request.instance_id, asked)?;
         let promote = |commit| {
             let traffic = self.traffic.borrow().clone();
             self.registry.promote(&version, pace, &traffic, commit, Now::read())
         };
         promote(Commit::DryRun)?;
-        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
         let promotion_rate = match pace {
             Pace::Steps(rate) => signed_32(rate),
             Pace::AtOnce => request.promotion_rate,
         };
         let call = PromoteVersionRequest { version: version.clone(), promotion_rate, ..request.clone() };
         let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
-        let told =
+        let participant =
             |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
-        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), unreached).await?;
+        let agreement = self.peers.agree(peers.into_iter().map(participant).collect(), unreached).await?;
         let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
         self.settled(promoted.revision).await?;
@@ -146,7 +146,7 @@ impl Control {
         let turn = self.peers.turn(passed_on).await;
         let snapshot = self.registry.snapshot();
         let back = |commit| self.registry.roll_back(&target, commit);
-        let told = match request.instance_id.as_str() {
+        let instance_ids = match request.instance_id.as_str() {
             "" => None,
             id => {
                 let instance_id = validate::id("instance_id", id)?;
@@ -156,21 +156,21 @@ impl Control {
         };
         let planned = back(Commit::DryRun)?;
         // The participants lose flows, or get them back.
-        let told = told.unwrap_or_else(|| {
+        let instance_ids = instance_ids.unwrap_or_else(|| {
             let versions = [planned.previous.as_str(), planned.current.as_str()];
-            let mut told: Vec<String> = versions
+            let mut instance_ids: Vec<String> = versions
                 .iter()
                 .flat_map(|version| snapshot.instances_of(version))
                 .map(str::to_owned)
                 .collect();
-            told.sort();
-            told.dedup();
-            told
+            instance_ids.sort();
+            instance_ids.dedup();
+            instance_ids
         });
-        let (peers, unreached) = to_tell(&snapshot, &told, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
         let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
         // The version that operators roll back from must not prevent it.
-        let fled = |peer: &Peer| {
+        let is_left = |peer: &Peer| {
             let record = snapshot.record(&peer.instance_id);
             let version = record.map(|record| record.registration.module.version.as_str());
             planned.previous != planned.current && version == Ok(planned.previous.as_str())
@@ -181,11 +181,11 @@ impl Control {
             immediate: true,
             ..Default::default()
         };
-        let told = |peer: Peer| {
-            let consent = if fled(&peer) { Consent::Advisory } else { Consent::Required };
+        let participant = |peer: Peer| {
+            let consent = if is_left(&peer) { Consent::Advisory } else { Consent::Required };
             Participant { peer, call: call.clone(), undo: undo.clone(), consent }
         };
-        let agreement = self.peers.agree(peers.into_iter().map(told).collect(), unreached).await?;
+        let agreement = self.peers.agree(peers.into_iter().map(participant).collect(), unreached).await?;
         let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
         self.settled(rolled.revision).await?;
@@ -200,7 +200,7 @@ impl Control {
 }
 
 /// The participants. A call that another NLB passed on has none here.
-fn to_tell(
+fn reachable_peers(
     state: &State,
     instances: &[String],
     passed_on: bool,
@@ -222,8 +222,8 @@ fn pace(request: &PromoteVersionRequest) -> Result<Pace, FieldViolation> {
     })
 }
 
-/// The requested version, and the instances that are told. An instance stands for its version, and is the
-/// only one told.
+/// The requested version, and the instances that take part. An instance_id in the request stands for its
+/// version, and only that instance takes part.
 fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), CallError> {
     if instance_id.is_empty() {
         if version.is_empty() {
@@ -231,8 +231,8 @@ fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String
                 FieldViolation::new("version", "and instance_id are both empty; name a version").into()
             );
         }
-        let told = state.instances_of(&version).map(str::to_owned).collect();
-        return Ok((version, told));
+        let instance_ids = state.instances_of(&version).map(str::to_owned).collect();
+        return Ok((version, instance_ids));
     }
     let instance_id = validate::id("instance_id", instance_id)?;
     let actual = state.record(&instance_id)?.registration.module.version.clone();

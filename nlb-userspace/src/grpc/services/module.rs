@@ -16,7 +16,7 @@ type Answer<T> = Result<Response<T>, Status>;
 impl ModuleService for Control {
     async fn get_status(&self, request: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
         let passed_on = is_passed_on(&request);
-        told(self.status(request.into_inner(), passed_on).await)
+        read(self.status(request.into_inner(), passed_on).await)
     }
 
     async fn reload(&self, request: Request<ReloadRequest>) -> Answer<ReloadResponse> {
@@ -33,11 +33,11 @@ impl ModuleService for Control {
 
     async fn can_handle(&self, request: Request<CanHandleRequest>) -> Answer<CanHandleResponse> {
         let passed_on = is_passed_on(&request);
-        told(Control::can_handle(self, request.into_inner(), passed_on).await)
+        read(Control::can_handle(self, request.into_inner(), passed_on).await)
     }
 
     async fn get_routes(&self, request: Request<GetRoutesRequest>) -> Answer<GetRoutesResponse> {
-        told(self.routes(request.into_inner()))
+        read(self.routes(request.into_inner()))
     }
 
     async fn update_routes(&self, request: Request<UpdateRoutesRequest>) -> Answer<UpdateRoutesResponse> {
@@ -74,7 +74,7 @@ impl ModuleService for Control {
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {
         let passed_on = is_passed_on(&request);
-        told(self.metrics(request.into_inner(), passed_on).await)
+        read(self.metrics(request.into_inner(), passed_on).await)
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Answer<ScaleResponse> {
@@ -90,7 +90,7 @@ impl ModuleService for Control {
     }
 
     async fn get_instances(&self, request: Request<GetInstancesRequest>) -> Answer<GetInstancesResponse> {
-        told(self.instances_of_type(request.into_inner()))
+        read(self.instances_of_type(request.into_inner()))
     }
 
     async fn set_traffic_weight(
@@ -106,7 +106,7 @@ impl ModuleService for Control {
         &self,
         request: Request<GetActiveVersionRequest>,
     ) -> Answer<GetActiveVersionResponse> {
-        told(self.active_version(request.into_inner()))
+        read(self.active_version(request.into_inner()))
     }
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Answer<RollbackResponse> {
@@ -126,17 +126,17 @@ impl ModuleService for Control {
 
     async fn health_check(&self, request: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
         let passed_on = is_passed_on(&request);
-        told(self.health(request.into_inner(), passed_on).await)
+        read(self.health(request.into_inner(), passed_on).await)
     }
 
     async fn get_stats(&self, request: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
         let passed_on = is_passed_on(&request);
-        told(self.stats(request.into_inner(), passed_on).await)
+        read(self.stats(request.into_inner(), passed_on).await)
     }
 
     async fn get_config(&self, request: Request<GetConfigRequest>) -> Answer<GetConfigResponse> {
         let passed_on = is_passed_on(&request);
-        told(self.config_of(request.into_inner(), passed_on).await)
+        read(self.config_of(request.into_inner(), passed_on).await)
     }
 
     async fn update_config(&self, request: Request<UpdateConfigRequest>) -> Answer<UpdateConfigResponse> {
@@ -152,11 +152,11 @@ impl ModuleService for Control {
         request: Request<StreamMetricsRequest>,
     ) -> Answer<Self::StreamMetricsStream> {
         let passed_on = is_passed_on(&request);
-        told(self.metrics_stream(request.into_inner(), passed_on))
+        read(self.metrics_stream(request.into_inner(), passed_on))
     }
 }
 
 /// The response to a read-only call.
-fn told<T>(outcome: Result<T, CallError>) -> Answer<T> {
+fn read<T>(outcome: Result<T, CallError>) -> Answer<T> {
     Ok(Response::new(outcome?))
 }

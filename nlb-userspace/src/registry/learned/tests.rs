@@ -116,7 +116,7 @@ fn only_modules_that_can_handle_it_serve_and_only_while_there_is_room() {
     };
     let answers = || {
         let snapshot = registry.snapshot();
-        let answers = snapshot.said_of_learned("learned:192.0.2.1:81/tcp");
+        let answers = snapshot.answers_on_learned("learned:192.0.2.1:81/tcp");
         answers.map(|(id, ability)| (id.to_owned(), ability.can_handle)).collect::<Vec<_>>()
     };
     say("alb-2", 81, false);

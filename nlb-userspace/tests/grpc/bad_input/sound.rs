@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::config;
-use crate::fake_module::{Fake, Told};
-use crate::fleet::{deaf, registration_at, route};
+use crate::fake_module::{Fake, FakeHandle};
+use crate::fleet::{registration_at, route, without_control};
 use crate::nlb::Nlb;
 use crate::settings::StateDir;
 
@@ -26,7 +26,7 @@ const MODULE: &str = "alb-1";
 pub struct Fleet {
     pub nlb: Nlb,
     pub channel: Channel,
-    told: Told,
+    module: FakeHandle,
     registration_id: String,
     /// A time after any lease was renewed.
     later: Instant,
@@ -42,8 +42,8 @@ impl Fleet {
         let lease = LeaseConfig { interval: hour, missed: 3, evict_after: 10 * hour };
         let settings = Settings { lease, ..(*nlb.registry.settings()).clone() };
         nlb.registry.configure(settings, Commit::Apply).expect("no module is registered yet");
-        let told = nlb.add_fake(MODULE, 1, "v1", Fake::OBEYS).await;
-        nlb.add_fake("alb-2", 2, "v2", Fake::OBEYS).await;
+        let module = nlb.add_fake(MODULE, 1, "v1", Fake::CONFIRMS).await;
+        nlb.add_fake("alb-2", 2, "v2", Fake::CONFIRMS).await;
         // The test learns the id by registering again; the address stays the same.
         let instance = nlb.listed(MODULE).await;
         let again =
@@ -56,14 +56,14 @@ impl Fleet {
         let server = Channel::from_shared(format!("http://{}", nlb.address)).unwrap();
         let channel = server.connect().await.unwrap();
         let later = Instant::now() + 24 * hour;
-        Fleet { nlb, channel, told, registration_id, later, _state_dir: state_dir }
+        Fleet { nlb, channel, module, registration_id, later, _state_dir: state_dir }
     }
 
     /// Everything that a call could change: the desired state, and the calls that a module got.
     pub fn state(&self) -> String {
         let mut state = State::clone(&self.nlb.registry.snapshot());
         self.align_leases(&mut state);
-        format!("{state:?} {:?}", self.told.calls())
+        format!("{state:?} {:?}", self.module.calls())
     }
 
     /// On a busy machine the NLB may extend all leases by the time of a standstill. A call could renew one
@@ -91,7 +91,7 @@ impl Fleet {
         let (start_time, end_time) = (now(), now());
         match call {
             "RegisterModule" => {
-                let mut request = deaf(registration_at("alb-3", 3, "v1"));
+                let mut request = without_control(registration_at("alb-3", 3, "v1"));
                 request.instance.as_mut().expect("it names an instance").started_at = now();
                 let interval_seconds = 5;
                 let health_config = Some(HealthCheckConfig { interval_seconds, ..Default::default() });

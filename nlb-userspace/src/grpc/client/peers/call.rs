@@ -69,8 +69,8 @@ call!("UpdateConfig", UpdateConfigRequest, UpdateConfigResponse, |answer| {
 });
 
 fn reason(message: &str, error: Option<&Error>) -> String {
-    let told = error.map(|error| error.message.as_str()).filter(|told| !told.is_empty());
-    match told.unwrap_or(message) {
+    let reason = error.map(|error| error.message.as_str()).filter(|reason| !reason.is_empty());
+    match reason.unwrap_or(message) {
         "" => "refused without a reason".to_owned(),
         reason => reason.to_owned(),
     }

@@ -29,9 +29,9 @@ impl<T> Outcome<T> {
             Code::DeadlineExceeded => {
                 Outcome::Unreachable("the module reports a deadline of its own".to_owned())
             }
-            Code::Unavailable | Code::Cancelled => Outcome::Unreachable(said(status)),
-            _ if transport.is_some() => Outcome::Unreachable(said(status)),
-            _ => Outcome::Refused(said(status)),
+            Code::Unavailable | Code::Cancelled => Outcome::Unreachable(describe(status)),
+            _ if transport.is_some() => Outcome::Unreachable(describe(status)),
+            _ => Outcome::Refused(describe(status)),
         }
     }
 
@@ -49,7 +49,7 @@ impl<T> Outcome<T> {
 
     pub fn map<U>(self, answer: impl FnOnce(T) -> U) -> Outcome<U> {
         match self {
-            Outcome::Done(told) => Outcome::Done(answer(told)),
+            Outcome::Done(response) => Outcome::Done(answer(response)),
             Outcome::Refused(reason) => Outcome::Refused(reason),
             Outcome::Unreachable(reason) => Outcome::Unreachable(reason),
             Outcome::Slow(max_wait) => Outcome::Slow(max_wait),
@@ -85,7 +85,7 @@ impl<T> fmt::Display for Outcome<T> {
 }
 
 /// A status as text, with its root cause: the outermost error is just "transport error".
-pub(crate) fn said(status: &Status) -> String {
+pub(crate) fn describe(status: &Status) -> String {
     let root = std::iter::successors(std::error::Error::source(status), |error| error.source()).last();
     match (status.message(), root) {
         ("", None) => status.code().to_string(),
