@@ -150,7 +150,7 @@ fn a_fin_is_not_lost_to_a_packet_at_the_same_time() {
 }
 
 #[test]
-fn who_forgets_a_flow_forgets_no_other() {
+fn removing_a_flow_removes_no_other() {
     loom::model(|| {
         let bucket = full();
         let writer = writer(&bucket, 9);

@@ -29,7 +29,7 @@ fn state(flow: u64, thread: u64, round: u64) -> State {
 const _: () = assert!(THREADS * ROUNDS < 1 << 24, "every payload is used once");
 
 #[test]
-fn what_is_found_belongs_to_its_key() {
+fn a_lookup_returns_the_value_of_its_own_key() {
     let bucket = Bucket::default();
     let found: u64 = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)

@@ -126,7 +126,7 @@ fn filled(kinds: &[Kind], now: u16) -> Bucket {
 
 proptest! {
     #[test]
-    fn what_gives_way_is_what_can_best_be_spared(
+    fn the_entry_of_the_lowest_rank_is_evicted(
         kinds in vec(kind(), WAYS),
         now: u16,
         must: bool,

@@ -47,7 +47,7 @@ macro_rules! run {
 pub fn nlb_tc(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let mut packet = Packet::skb(skb);
-    if has_been_here(skb) || is_of_vlan(skb) || !concerns_us(&mut packet) {
+    if is_already_balanced(skb) || is_of_vlan(skb) || !concerns_us(&mut packet) {
         return TC_ACT_UNSPEC;
     }
     let (Ok(verdict) | Err(verdict)) = steer::steer(&mut packet);
@@ -144,7 +144,7 @@ fn mark(skb: *mut __sk_buff) {
 }
 
 #[inline(always)]
-fn has_been_here(skb: *mut __sk_buff) -> bool {
+fn is_already_balanced(skb: *mut __sk_buff) -> bool {
     // SAFETY: valid context.
     let here = unsafe { (*skb).tc_index == DONE };
     if here {

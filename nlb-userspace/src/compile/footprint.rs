@@ -260,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_the_bound_lets_in_fits_whatever_came_before(
+        fn accepted_tables_fit_after_any_earlier_state(
             history in prop::collection::vec(any_state(), 1..4),
             rooms in prop::array::uniform5(1_u16..40),
         ) {

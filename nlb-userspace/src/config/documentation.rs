@@ -14,7 +14,7 @@ use super::*;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/settings.md");
 const BEGIN: &str = "<!-- settings: generated from nlb-userspace/src/config/options.rs -->\n\n";
 const END: &str = "\n<!-- end of settings -->\n";
-const AGAIN: &str = "BLESS=1 cargo test --package nlb --lib settings_are_documented";
+const COMMAND: &str = "BLESS=1 cargo test --package nlb --lib settings_are_documented";
 
 /// The section of the manual about a setting.
 const MORE: [(&str, &str); 12] = [
@@ -98,7 +98,7 @@ fn settings_are_documented() {
     let (found, after) = rest.split_once(END).expect("where the table ends");
     let wanted = table();
     if found != wanted {
-        assert!(env::var_os("BLESS").is_some(), "docs/settings.md is not current; write it by: {AGAIN}");
+        assert!(env::var_os("BLESS").is_some(), "docs/settings.md is not current; write it by: {COMMAND}");
         fs::write(FILE, [before, BEGIN, &wanted, END, after].concat()).expect("writing docs/settings.md");
     }
 }

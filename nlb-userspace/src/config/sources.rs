@@ -12,7 +12,7 @@ use crate::model::vips::Vips;
 const FLAG: &str = "--ipip-sources";
 
 /// Addresses that no packet on a link comes from. IPv4 addresses above the multicast range are reserved.
-const NO_HOSTS: [(&str, &str); 5] = [
+const NOT_HOST_ADDRESSES: [(&str, &str); 5] = [
     ("0.0.0.0/8", "addresses of no host"),
     ("127.0.0.0/8", "loopback"),
     ("224.0.0.0/3", "multicast and reserved addresses"),
@@ -61,7 +61,7 @@ fn check(net: &IpNet, vips: &Vips) -> anyhow::Result<()> {
         "{FLAG} {net} is one address, which all flows would share; name a prefix that is reserved for this"
     );
     let overlaps = |other: &IpNet| other.contains(net) || net.contains(other);
-    for (other, what) in NO_HOSTS {
+    for (other, what) in NOT_HOST_ADDRESSES {
         let other = other.parse().expect("a prefix");
         ensure!(!overlaps(&other), "{FLAG} {net} has {what} ({other}) in it, which no packet may come from");
     }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_source_is_refused_with_the_reason() {
+    fn addresses_that_cannot_be_a_source_are_refused_with_the_reason() {
         for (nets, reason) in [
             ("10.200.0.1/32", "is one address"),
             ("fd00:7::1/128", "is one address"),

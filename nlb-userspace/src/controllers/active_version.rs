@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::registry::State;
 
 /// The time from one answer of an instance, or its absence, to the next call.
-pub(crate) const EVERY: Duration = Duration::from_secs(30);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The poll schedule: each registration is asked at once, and then in regular intervals while it exists.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ mod tests {
             for id in instances {
                 registry.add(id);
             }
-            Rig { registry, schedule: PollSchedule::new(EVERY) }
+            Rig { registry, schedule: PollSchedule::new(POLL_INTERVAL) }
         }
 
         fn ask(&mut self, at_most: usize) -> Vec<Asked> {
@@ -122,10 +122,10 @@ mod tests {
         let mut rig = Rig::with(&["a"]);
         let asked = rig.ask(9);
         assert_eq!(asked.len(), 1);
-        time::advance(2 * EVERY).await;
+        time::advance(2 * POLL_INTERVAL).await;
         assert_eq!(rig.ask(9), [], "one call at a time");
         rig.record_answer_of(&asked[0]);
-        time::advance(EVERY - Duration::from_millis(1)).await;
+        time::advance(POLL_INTERVAL - Duration::from_millis(1)).await;
         assert_eq!(rig.ask(9), [], "an instance without an answer is asked after the interval, too");
         time::advance(Duration::from_millis(1)).await;
         assert_eq!(rig.ask(9), asked);
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(asked.iter().map(|asked| asked.instance_id.as_str()).collect::<Vec<_>>(), ["b", "a"]);
         asked.iter().for_each(|asked| rig.record_answer_of(asked));
         assert_eq!(rig.named(), ["c"]);
-        time::advance(EVERY).await;
+        time::advance(POLL_INTERVAL).await;
         assert_eq!(rig.ask(1), asked[..1]);
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let second = rig.ask(9);
         assert!(second.len() == 1 && second != first, "{second:?}");
         first.iter().chain(&second).for_each(|asked| rig.record_answer_of(asked));
-        time::advance(EVERY).await;
+        time::advance(POLL_INTERVAL).await;
         assert_eq!(rig.ask(9), second);
     }
 
@@ -160,7 +160,7 @@ mod tests {
         let asked = rig.ask(9);
         asked.iter().for_each(|asked| rig.record_answer_of(asked));
         rig.registry.remove("a", asked[0].epoch);
-        time::advance(EVERY).await;
+        time::advance(POLL_INTERVAL).await;
         assert_eq!(rig.named(), ["b"]);
         assert!(rig.schedule.again.is_empty());
     }

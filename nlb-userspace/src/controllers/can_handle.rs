@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_or_changes_is_due_at_once_and_what_goes_is_forgotten() {
+    async fn new_and_changed_pairs_are_due_at_once_and_removed_ones_are_dropped() {
         let mut schedule = schedule(desired(&["a", "b"]));
         let first = schedule.ask();
         first.iter().for_each(|question| schedule.record_result(question, PollResult::Answer));

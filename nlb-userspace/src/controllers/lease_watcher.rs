@@ -13,7 +13,7 @@ use crate::registry::Registry;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Waking later than this means that the process was suspended, not that the scheduler was busy.
-const STANDSTILL: Duration = Duration::from_millis(200);
+const SUSPENDED_FROM: Duration = Duration::from_millis(200);
 
 /// Expires leases in time. Runs until it is dropped.
 pub async fn watch(registry: Arc<Registry>) -> Infallible {
@@ -22,7 +22,7 @@ pub async fn watch(registry: Arc<Registry>) -> Infallible {
         time::sleep_until(wake).await;
         let now = Instant::now();
         let late = now.saturating_duration_since(wake);
-        if late > STANDSTILL {
+        if late > SUSPENDED_FROM {
             // A suspended process received no heartbeats, which must not end leases.
             warn!(?late, "the process was suspended; all leases are extended by that time");
             registry.extend_leases(late);

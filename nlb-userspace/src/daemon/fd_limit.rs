@@ -11,7 +11,7 @@ use tracing::warn;
 const PER_MODULE: u64 = 2;
 
 /// The programs, maps and listening sockets, and clients that are not modules.
-const BESIDES: u64 = 500;
+const OTHER_FDS: u64 = 500;
 
 /// Raises the soft limit to the hard one, and logs a warning if that is too low for the modules.
 pub fn raise_fd_limit(max_modules: usize) -> anyhow::Result<()> {
@@ -19,7 +19,7 @@ pub fn raise_fd_limit(max_modules: usize) -> anyhow::Result<()> {
     let (_, hard) = getrlimit(limit).context("cannot read the limit of open files")?;
     setrlimit(limit, hard, hard)
         .with_context(|| format!("cannot raise the limit of open files to {hard}"))?;
-    let needed = PER_MODULE * max_modules as u64 + BESIDES;
+    let needed = PER_MODULE * max_modules as u64 + OTHER_FDS;
     if hard < needed {
         warn!(
             "the limit of open files, {hard}, is too low for --max-modules {max_modules}: raise it to {needed} \

@@ -88,7 +88,8 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     tasks.spawn_endless("names", names);
     let abilities = grpc::poll_can_handle(registry.clone(), peers.clone());
     tasks.spawn_endless("CanHandle", abilities);
-    let active_versions = grpc::poll_active_versions(registry.clone(), peers.clone(), active_version::EVERY);
+    let active_versions =
+        grpc::poll_active_versions(registry.clone(), peers.clone(), active_version::POLL_INTERVAL);
     tasks.spawn_endless("GetActiveVersion", active_versions);
     let ask_can_handle = grpc::ask_can_handle(registry.clone(), peers.clone());
     let learning = route_learning::watch(

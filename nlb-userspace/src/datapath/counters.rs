@@ -21,7 +21,7 @@ use crate::model::traffic::Traffic;
 use crate::reconcile::Applied;
 
 /// Reports about flows have to be true within a second.
-const EVERY: Duration = Duration::from_millis(500);
+const READ_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Reads the kernel's counters and publishes them, until the reconciler ends.
 pub async fn run(
@@ -30,7 +30,7 @@ pub async fn run(
     applied: watch::Receiver<Arc<Applied>>,
     traffic: watch::Sender<Arc<Traffic>>,
 ) {
-    let mut ticks = tokio::time::interval(EVERY);
+    let mut ticks = tokio::time::interval(READ_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     while applied.has_changed().is_ok() {
         ticks.tick().await;

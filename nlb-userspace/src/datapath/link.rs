@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_xdp_cannot_serve_is_refused_with_the_interface_to_name_instead() {
+    fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() {
         for (name, what, instead) in [
             ("eth0.10", "a VLAN device", "name eth0,"),
             ("eth0.10.20", "a VLAN device", "name eth0,"),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_xdp_cannot_send_to_is_inward() {
+    fn interfaces_that_xdp_cannot_redirect_to_are_local() {
         let taps = [false, true].map(|vnet_hdr| Kind::Tap { vnet_hdr });
         for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan].into_iter().chain(taps) {
             assert!(link("link", kind).is_local(), "{kind:?}");

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_operators_have_set_stays() {
+    fn values_set_by_operators_survive_a_repeated_registration() {
         let (registry, start) = (registry(), Instant::now());
         registry.admit(call(1), at(start, 0)).unwrap();
         registry.set_instance_weight("alb-1", "", 7, Commit::Apply).unwrap();

@@ -31,7 +31,7 @@ fn a_registration_is_published_under_a_new_revision() {
 }
 
 #[test]
-fn what_does_not_concern_the_data_path_makes_no_revision() {
+fn changes_outside_the_data_path_make_no_revision() {
     let registry = registry();
     let id = registry.add("alb-1");
     let beat = |health| registry.heartbeat("alb-1", &id, Some(health), None, Now::read()).unwrap();

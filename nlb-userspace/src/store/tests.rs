@@ -214,7 +214,7 @@ fn refused(content: &[u8]) -> String {
 
 proptest! {
     #[test]
-    fn what_is_written_comes_back(persisted in persisted()) {
+    fn written_state_is_read_back(persisted in persisted()) {
         let directory = Directory::new();
         let persisted = Arc::new(persisted);
         write(&directory.0, &persisted).unwrap();
@@ -238,7 +238,7 @@ fn every_truncation_is_refused() {
 }
 
 #[test]
-fn what_this_build_cannot_use_is_refused_with_the_reason() {
+fn unusable_state_is_refused_with_the_reason() {
     let sound = serde_json::to_value(Written { version: VERSION, state: &some() }).unwrap();
     let spoilt = |path: &str, value: serde_json::Value| {
         let mut spoilt = sound.clone();
@@ -287,7 +287,7 @@ fn a_policy_that_cannot_be_applied_is_refused() {
 }
 
 #[test]
-fn what_is_ignored_is_moved_aside_and_never_lost() {
+fn files_moved_aside_do_not_replace_each_other() {
     let directory = Directory::holding(b"first");
     let first = move_aside(&directory.0).unwrap().expect("there was a file");
     assert_eq!(move_aside(&directory.0).unwrap(), None);

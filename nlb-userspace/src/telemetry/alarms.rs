@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::model::traffic::Traffic;
 
 /// The least time between two messages with the same reason.
-const AGAIN_AFTER: Duration = Duration::from_secs(60);
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 /// Reasons of drops, and their remedies.
 const SHORTAGES: [(&str, &str); 4] = [
@@ -53,7 +53,7 @@ impl Alarms {
             let count = traffic.exits.get(&("drop", reason)).copied().unwrap_or(0);
             let (reported, at) =
                 self.0.get(reason).map_or((0, None), |(reported, at)| (*reported, Some(*at)));
-            if count > reported && at.is_none_or(|at| now - at >= AGAIN_AFTER) {
+            if count > reported && at.is_none_or(|at| now - at >= REPEAT_AFTER) {
                 due.push((reason, count - reported, remedy));
                 self.0.insert(reason, (count, now));
             }

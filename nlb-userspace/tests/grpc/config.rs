@@ -132,7 +132,7 @@ async fn validate_only_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_whole() {
+async fn a_configuration_that_does_not_fit_is_refused_as_a_whole() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     let initial_routes = vec![route("web"), Route { destination_port: 81, ..route("other") }];

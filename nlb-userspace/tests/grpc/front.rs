@@ -300,7 +300,7 @@ async fn versions_are_promoted_and_rolled_back() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found() {
+async fn unknown_ids_are_not_found() {
     let mut nlb = Nlb::start().await;
     nlb.add_fake("a", 1, "v1", Fake::CONFIRMS).await;
     let ghost = || "ghost".to_owned();

@@ -85,7 +85,7 @@ impl Nlb {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_done_and_shown() {
+async fn a_configured_check_is_made_and_shown() {
     let mut nlb = Nlb::start().await;
     for (case, (ask, described, addresses)) in GOOD.iter().enumerate() {
         let mut config = HealthCheckConfig::default();

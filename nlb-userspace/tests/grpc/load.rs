@@ -177,7 +177,7 @@ async fn only_targets_change_and_the_others_keep_their_share() {
 }
 
 #[tokio::test]
-async fn who_takes_no_flows_is_left_alone() {
+async fn modules_that_take_no_flows_are_not_rebalanced() {
     let mut nlb = fleet(&[("a", 30), ("b", 10)]).await;
     nlb.operator
         .drain_module(DrainModuleRequest { instance_id: "a".into(), timeout_seconds: 1 })

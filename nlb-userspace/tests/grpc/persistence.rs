@@ -65,7 +65,7 @@ async fn seen(nlb: &mut Nlb) -> String {
 }
 
 #[tokio::test]
-async fn what_operators_set_is_there_after_a_restart() {
+async fn values_set_by_operators_survive_a_restart() {
     let state_dir = StateDir::new();
     let mut nlb = start(&state_dir).await;
     add_both(&mut nlb).await;

@@ -34,7 +34,7 @@ async fn maps_that_refuse_make_no_success() {
 }
 
 #[tokio::test]
-async fn what_was_registered_is_shown() {
+async fn registered_values_are_shown() {
     let mut nlb = Nlb::start().await;
     let mut request = registration("alb-1");
     let metadata = [("data_address", "10.0.0.2, fd00::1"), ("zone", "eu-1"), ("reply_path", "nlb")];
@@ -400,7 +400,7 @@ async fn the_number_of_modules_is_bounded() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_the_maps_is_refused_and_blocks_no_other_change() {
+async fn a_registration_beyond_the_maps_is_refused_and_blocks_no_other_change() {
     let limits = nlb::model::settings::TableSizes { services: 2, ..settings().limits };
     let mut nlb = Nlb::with(nlb::model::settings::Settings { limits, ..settings() }).await;
     let mut greedy = registration("greedy");

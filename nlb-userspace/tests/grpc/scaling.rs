@@ -169,7 +169,7 @@ async fn a_config_by_hand_takes_the_place_of_the_modules_own() {
 }
 
 #[tokio::test]
-async fn what_the_bounds_forbid_is_refused_and_changes_nothing() {
+async fn sizes_out_of_bounds_are_refused_and_change_nothing() {
     let mut nlb = Nlb::start().await;
     let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     let refusal = async |nlb: &mut Nlb, request| {

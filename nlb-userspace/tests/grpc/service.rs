@@ -39,7 +39,7 @@ async fn status_counts_modules_and_flows() {
 }
 
 #[tokio::test]
-async fn what_was_counted_does_not_shrink_when_a_module_leaves() {
+async fn totals_do_not_shrink_when_a_module_leaves() {
     let mut nlb = Nlb::start().await;
     let registration_id = nlb.add(registration("alb-1")).await;
     nlb.sampled(counted(1)).await;

@@ -13,7 +13,7 @@ use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 
 #[test]
-fn what_xdp_cannot_serve_is_refused_with_the_interface_to_name_instead() -> Result<()> {
+fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() -> Result<()> {
     let lab = Lab::one_arm(1, 0)?;
     let (nlb, other) = (&lab.nlb.netns, &lab.clients[0].netns);
     for command in [

@@ -49,7 +49,7 @@ impl Fleet {
         promoted.map(|promoted| promoted.percent)
     }
 
-    fn say(&self, instance: &str, health: Option<Health>, total_requests: u64, failed_requests: u64) {
+    fn report(&self, instance: &str, health: Option<Health>, total_requests: u64, failed_requests: u64) {
         let report = Report { total_requests, failed_requests, ..Report::default() };
         let id = &self.ids[instance];
         self.registry.heartbeat(instance, id, health, Some(report), Now::read()).unwrap();
@@ -148,11 +148,11 @@ async fn at_once_is_one_revision() {
 async fn failed_requests_roll_it_back_at_any_step() {
     for steps in [0, 1, 2] {
         let fleet = Fleet::start();
-        fleet.say("v2", None, 500, 500);
+        fleet.report("v2", None, 500, 500);
         fleet.promote("v2", Pace::Steps(15)).unwrap();
         fleet.pass(steps * STEP + 2).await;
         assert!(fleet.is_promoting(), "earlier errors do not count");
-        fleet.say("v2", None, 600, 506);
+        fleet.report("v2", None, 600, 506);
         fleet.pass(2).await;
         assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()), "after {steps} steps");
         assert_eq!(fleet.ended(), "v2 was rolled back: 6 of 100 requests failed");
@@ -177,7 +177,7 @@ async fn resets_roll_it_back() {
 async fn errors_of_the_former_version_do_not_count() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::Steps(10)).unwrap();
-    fleet.say("v1", None, 1000, 1000);
+    fleet.report("v1", None, 1000, 1000);
     fleet.see("v1", 1000, 1000);
     fleet.pass(2).await;
     assert!(fleet.is_promoting());
@@ -187,7 +187,7 @@ async fn errors_of_the_former_version_do_not_count() {
 async fn a_version_without_serving_instances_is_rolled_back() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
-    fleet.say("v2", Some(Health::Unhealthy), 0, 0);
+    fleet.report("v2", Some(Health::Unhealthy), 0, 0);
     fleet.pass(2).await;
     assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
     assert_eq!(fleet.ended(), "v2 was rolled back: no instance of it takes new flows");
@@ -200,7 +200,7 @@ async fn it_stops_if_no_other_version_can_serve() {
     let v1 = fleet.registry.snapshot().record("v1").unwrap().epoch;
     fleet.registry.remove("v1", v1);
     // v2 is the active version of the former split too, because v1 is unregistered.
-    fleet.say("v2", Some(Health::Unhealthy), 0, 0);
+    fleet.report("v2", Some(Health::Unhealthy), 0, 0);
     fleet.pass(2).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
     assert!(fleet.ended().starts_with("v2 was stopped"), "{}", fleet.ended());
@@ -248,7 +248,7 @@ async fn after_a_restart_it_waits_for_its_instances_and_resumes_its_step() {
     fleet.pass(3 * STEP).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (true, (20, 80)), "v2 has no instance yet");
     fleet.add("v2");
-    fleet.say("v2", None, 500, 500);
+    fleet.report("v2", None, 500, 500);
     fleet.pass(STEP - 2).await;
     assert_eq!(fleet.split(), (20, 80), "the step lasts its full time");
     fleet.pass(4).await;
@@ -266,12 +266,12 @@ async fn after_a_restart_it_can_be_rolled_back() {
         let mut fleet = restarted(&fleet);
         fleet.add("v1");
         fleet.add("v2");
-        fleet.say("v2", None, 500, 500);
+        fleet.report("v2", None, 500, 500);
         fleet.pass(2).await;
         assert!(fleet.is_promoting(), "counts from before the restart do not count");
         match errs {
-            true => fleet.say("v2", None, 600, 506),
-            false => fleet.say("v2", Some(Health::Unhealthy), 500, 500),
+            true => fleet.report("v2", None, 600, 506),
+            false => fleet.report("v2", Some(Health::Unhealthy), 500, 500),
         }
         fleet.pass(2).await;
         assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
@@ -297,10 +297,10 @@ async fn another_version_can_be_promoted_during_the_last_evaluation() {
         fleet.promote("v1", pace).unwrap();
         let v1 = if pace == Pace::AtOnce { 100 } else { 40 };
         assert_eq!(fleet.split(), (v1, 100 - v1));
-        fleet.say("v2", None, 100, 100);
+        fleet.report("v2", None, 100, 100);
         fleet.pass(2).await;
         assert!(fleet.is_promoting(), "errors of the former version roll nothing back");
-        fleet.say("v1", None, 100, 100);
+        fleet.report("v1", None, 100, 100);
         fleet.pass(2).await;
         assert_eq!((fleet.is_promoting(), fleet.split()), (false, (0, 100)));
         assert!(fleet.ended().starts_with("v1 was rolled back"), "{}", fleet.ended());
@@ -312,7 +312,7 @@ async fn an_operators_weight_ends_a_promotion_in_its_last_evaluation() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
     fleet.registry.set_version_weight("v1", 50, Commit::Apply, Now::read()).unwrap();
-    fleet.say("v2", None, 100, 100);
+    fleet.report("v2", None, 100, 100);
     fleet.pass(STEP).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (false, (50, 100)));
 }

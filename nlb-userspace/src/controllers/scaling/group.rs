@@ -69,7 +69,7 @@ impl Group {
         self.sampled_at = Some(now);
     }
 
-    pub(super) fn take_notice(&mut self, instance_id: &str) -> Option<u32> {
+    pub(super) fn take_scale_notice(&mut self, instance_id: &str) -> Option<u32> {
         self.notice.take_if(|(notified, _)| notified == instance_id).map(|(_, wanted)| wanted)
     }
 

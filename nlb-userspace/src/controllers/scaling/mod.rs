@@ -118,7 +118,7 @@ impl Scaling {
             groups.entry(key.clone()).or_default();
         }
         let Some(group) = groups.get_mut(&key) else { return HeartbeatOutcome::default() };
-        let asked_for = group.take_notice(instance_id);
+        let asked_for = group.take_scale_notice(instance_id);
         let order = match group.begins_round(instance_id) {
             true => sample(&key, group, state, traffic, now),
             false => None,

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_load_error_names_the_missing_kernel_or_capability() {
         let old = Some(KernelVersion::new(5, 10, 0));
         assert_eq!(
             remedy(old, "unknown func 189: Permission denied"),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_signal_disturbed_is_tried_again_but_not_for_ever() {
+    fn an_interrupted_load_is_retried_a_bounded_number_of_times() {
         let attempts = Cell::new(0);
         let disturbed_times = |times: usize| {
             attempts.set(0);

@@ -201,15 +201,15 @@ impl Datapath {
 
     /// Sends a frame out of an interface, as it is.
     pub fn send(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
-        self.hand_over(frame, ifindex, false)
+        self.pass_to_kernel(frame, ifindex, false)
     }
 
     /// Gives a frame to the kernel's stack as if it had arrived on the interface.
     pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
-        self.hand_over(frame, ifindex, true)
+        self.pass_to_kernel(frame, ifindex, true)
     }
 
-    fn hand_over(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
+    fn pass_to_kernel(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
         // `struct __sk_buff`: twelve words that the kernel sets, and the control block.
         let mut context = [0_u32; 17];
         (context[12], context[13]) = (ifindex, comes_in as u32);

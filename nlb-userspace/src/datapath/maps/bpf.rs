@@ -148,11 +148,12 @@ impl Tables for PrefixTables {
         table.numbers().map(|number| self.slabs.add(number, Shared::new)).collect()
     }
 
-    fn go_over(&mut self, to: Table, from: Option<Table>) {
+    fn switch_to(&mut self, to: Table, from: Option<Table>) {
         self.current.store(abi::CURRENT_PREFIXES, to.word());
         let Some(from) = from else { return };
         // A slab that cannot be returned now is returned when its number is used again.
-        let _ = self.slabs.grace().and_then(|()| from.numbers().try_for_each(|n| self.slabs.give_back(n)));
+        let _ =
+            self.slabs.grace().and_then(|()| from.numbers().try_for_each(|n| self.slabs.release_number(n)));
     }
 
     fn set_lengths(&mut self, scope: Scope, lengths: Lengths) {

@@ -24,7 +24,7 @@ pub(crate) trait Tables {
     fn make(&mut self, table: Table) -> Result<Vec<Shared<Bucket>>, MapError>;
 
     /// Makes packets search this table, and returns the memory of the former one.
-    fn go_over(&mut self, to: Table, from: Option<Table>);
+    fn switch_to(&mut self, to: Table, from: Option<Table>);
 
     fn set_lengths(&mut self, scope: Scope, lengths: Lengths);
 }
@@ -83,7 +83,7 @@ const MOST_MARKERS: usize = 6;
 impl<T: Tables> Prefixes<T> {
     pub(crate) fn new(mut tables: T, most: u16) -> Result<Self, MapError> {
         let (table, slabs) = make(&mut tables, 0, 1)?;
-        tables.go_over(table, None);
+        tables.switch_to(table, None);
         let (nodes, lengths) = (BTreeMap::new(), BTreeMap::new());
         Ok(Prefixes { tables, table, slabs, most, overflow: 0, nodes, lengths })
     }
@@ -108,7 +108,7 @@ impl<T: Tables> Prefixes<T> {
             self.clear(scope, prefix);
             return Err(error);
         }
-        self.tell_lengths(scope);
+        self.publish_lengths(scope);
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl<T: Tables> Prefixes<T> {
             }
             self.show(place).expect("only new entries need room");
         }
-        self.tell_lengths(scope);
+        self.publish_lengths(scope);
     }
 
     /// The node of a prefix, which is created if it does not exist.
@@ -231,7 +231,7 @@ impl<T: Tables> Prefixes<T> {
             let old = (self.table, std::mem::replace(&mut self.slabs, memory), self.overflow);
             (self.table, self.overflow) = (table, 0);
             if self.fill() {
-                self.tables.go_over(table, Some(old.0));
+                self.tables.switch_to(table, Some(old.0));
                 return Ok(());
             }
             (self.table, self.slabs, self.overflow) = old;
@@ -251,7 +251,7 @@ impl<T: Tables> Prefixes<T> {
         })
     }
 
-    fn tell_lengths(&mut self, scope: Scope) {
+    fn publish_lengths(&mut self, scope: Scope) {
         let of = |v4| {
             let mut lengths = self.lengths.range((scope, v4, 0)..=(scope, v4, u8::MAX)).map(|(key, _)| key.2);
             lengths.next().map_or(Lengths::NO_PREFIX, |first| [first, lengths.next_back().unwrap_or(first)])

@@ -50,14 +50,14 @@ impl<T> Slabs<T> {
     /// of a map of maps with a grace period.
     pub(super) fn grace(&mut self) -> Result<(), MapError> {
         match self.any {
-            Some((number, _)) => self.give_back(number),
+            Some((number, _)) => self.release_number(number),
             None => Ok(()),
         }
     }
 
     /// Returns a slab's memory to the kernel; no packet may read it any more. The slab that was created last
     /// takes its number.
-    pub(super) fn give_back(&mut self, number: u32) -> Result<(), MapError> {
+    pub(super) fn release_number(&mut self, number: u32) -> Result<(), MapError> {
         match &self.any {
             Some((_, map)) => self.outer.set(number, map, 0).map_err(refused(self.name)),
             None => Ok(()),

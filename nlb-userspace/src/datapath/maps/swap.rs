@@ -123,11 +123,11 @@ pub(crate) struct SlotPool {
 
 /// The largest number of slabs for this many pools.
 pub(crate) fn slabs(pools: u32) -> u32 {
-    (pools + 1 + SPARE_PLACES).div_ceil(SLAB_TABLES)
+    (pools + 1 + SPARE_SLOTS).div_ceil(SLAB_TABLES)
 }
 
 /// Places beyond one for each pool, so that not every swap has to wait.
-const SPARE_PLACES: u32 = 64;
+const SPARE_SLOTS: u32 = 64;
 
 impl SlotPool {
     pub(crate) fn new<K>(
@@ -186,7 +186,7 @@ impl SlotPool {
         // The last request for a slab may have failed.
         self.order(grace_periods);
         let place = match self.others.take(grace_periods)? {
-            None if self.ordered && self.others.resting() < SPARE_PLACES as usize => {
+            None if self.ordered && self.others.resting() < SPARE_SLOTS as usize => {
                 self.grow(grace_periods)?;
                 self.others.free.pop()
             }

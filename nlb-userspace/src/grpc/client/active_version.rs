@@ -11,7 +11,7 @@ use nlb_proto::{BlueGreenConfig, GetActiveVersionRequest, GetActiveVersionRespon
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
-use super::fan_out::living_peer;
+use super::fan_out::reachable_peer;
 use super::peers::{Outcome, Peers};
 use crate::controllers::active_version::{Asked, PollSchedule};
 use crate::grpc::convert::validate::{self, FieldViolation};
@@ -51,7 +51,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infa
             schedule.take_due(&snapshot, Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
         {
             let request = GetActiveVersionRequest { instance_id: question.instance_id.clone() };
-            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            let answer = peers.ask_living(reachable_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
         }
     }
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_no_weights_has_no_opinion() {
+    fn an_answer_without_weights_is_no_weight_request() {
         for answer in [
             GetActiveVersionResponse::default(),
             weights(&[]),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_weight_is_named() {
+    fn an_invalid_weight_is_named() {
         for (answer, field) in [
             (weights(&[("v1", -1), ("v2", 5)]), "version_weights[\"v1\"]"),
             (weights(&[("v1", 10_001)]), "version_weights[\"v1\"]"),

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use nlb_proto::{CanHandleRequest, CanHandleResponse};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::fan_out::living_peer;
+use super::fan_out::reachable_peer;
 use super::peers::{Outcome, Peers};
 use crate::controllers::can_handle::{PollResult, Schedule};
 use crate::grpc::convert::route;
@@ -60,7 +60,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
         for (question, route) in schedule.take_due(Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
         {
             let request = request(&question, &route, snapshot.is_learned(&question.route));
-            let answer = peers.ask_living(living_peer(&snapshot, &question.instance_id), request);
+            let answer = peers.ask_living(reachable_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
         }
     }

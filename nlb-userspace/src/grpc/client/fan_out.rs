@@ -203,7 +203,7 @@ pub(crate) fn peer(record: &Record) -> Peer {
 }
 
 /// The instance, if its lease is valid.
-pub(crate) fn living_peer(state: &State, instance_id: &str) -> Option<Peer> {
+pub(crate) fn reachable_peer(state: &State, instance_id: &str) -> Option<Peer> {
     let record = state.record(instance_id).ok();
     record.filter(|record| record.lease_state == LeaseState::Valid).map(peer)
 }

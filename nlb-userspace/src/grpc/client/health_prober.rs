@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_way_nothing_is_tried() {
+    async fn an_unreachable_module_gets_no_probe() {
         let nowhere = "192.0.2.7:80".parse().unwrap();
         let why = probe(&[nowhere], Probe::Connect).await.unwrap_err();
         assert!(why.starts_with("192.0.2.7:80: its next hop is unknown"), "{why}");

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn invalid_filters_are_refused_by_field_name() {
         for (field, operator, value, at) in [
             ("wieght", "eq", "1", "field"),
             ("", "eq", "1", "field"),

@@ -18,7 +18,7 @@ use crate::telemetry::metrics::catalogue::{
 use crate::telemetry::metrics::{HOUR, Subject, View, history};
 
 /// The time over which current rates are computed.
-const RATE_OVER: Duration = Duration::from_secs(10);
+const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 impl Control {
     pub fn load_distribution(
@@ -33,7 +33,7 @@ impl Control {
         });
         if request.include_historical {
             let view = self.metrics.view();
-            loads.iter_mut().for_each(|load| look_back(load, &view));
+            loads.iter_mut().for_each(|load| add_rates(load, &view));
         }
         let infos = loads.iter().zip(balance::scores(&loads)).map(|(load, score)| info(load, score));
         Ok(GetLoadDistributionResponse {
@@ -63,7 +63,7 @@ impl Control {
                 group: Some((module.module_type, version)),
                 capacity,
                 active_flows: active_flows as f64,
-                new_flows_per_second: rate(id, &view, RATE_OVER),
+                new_flows_per_second: rate(id, &view, RATE_WINDOW),
                 vitals: record.report.as_ref().map(|report| Vitals {
                     cpu_percent: report.cpu_usage_percent,
                     memory_mb: report.memory_usage_mb,
@@ -88,7 +88,7 @@ fn rate(instance_id: &str, view: &View, time: Duration) -> f64 {
 }
 
 /// Replaces the current load by the means of the last hour.
-fn look_back(load: &mut Load, view: &View) {
+fn add_rates(load: &mut Load, view: &View) {
     let newest = view.latest.at;
     let hour = newest - HOUR..=newest;
     let instance_id = || load.instance_id.clone();

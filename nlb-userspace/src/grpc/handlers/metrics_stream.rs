@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_read_is_dropped() {
+    async fn a_subscriber_that_does_not_read_is_dropped() {
         let (metrics, _recorder) = recording();
         let mut slow = seconds(&metrics, 1);
         let mut quick = seconds(&metrics, 1);

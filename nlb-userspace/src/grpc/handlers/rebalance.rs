@@ -12,7 +12,7 @@ use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::policy::balance::{self, Strategy};
 
 /// A balance score that needs no rebalancing.
-const EVEN_ENOUGH: f64 = 0.95;
+const BALANCED_FROM: f64 = 0.95;
 const MAX_TARGETS: usize = 10_000;
 
 impl Control {
@@ -34,7 +34,7 @@ impl Control {
         let before = shares(&self.applied.borrow().image);
         let left_alone = if weights.is_empty() {
             Some("none of the instances takes new flows; nothing was changed".to_owned())
-        } else if !request.force && balance >= EVEN_ENOUGH {
+        } else if !request.force && balance >= BALANCED_FROM {
             Some(format!(
                 "the balance score is {balance:.2}, which is even enough; nothing was changed (force changes it)"
             ))

@@ -225,7 +225,7 @@ impl Control {
         Ok(GetModuleInfoResponse {
             instance: Some(instance::render(record, counts)),
             routes: record.registration.module.routes.iter().map(|(id, r)| route::render(id, r)).collect(),
-            stats: Some(self.stats_at_hand(record)),
+            stats: Some(self.known_stats_of(record)),
             deployment_config: split::render(&snapshot),
             details: details(record, counts)
                 .into_iter()

@@ -25,7 +25,7 @@ use crate::registry::{Commit, Owner, State};
 
 /// A message may have a violation in each of its routes, and the answer has to fit in the message size of
 /// clients.
-const MOST_FAULTS_TOLD: usize = 1000;
+const MAX_REPORTED_VIOLATIONS: usize = 1000;
 
 impl Control {
     pub async fn update_routing(
@@ -49,7 +49,7 @@ impl Control {
             Ok(routes) => routes,
             Err(violations) if request.validate_only => {
                 let validation_errors =
-                    violations.iter().take(MOST_FAULTS_TOLD).map(FieldViolation::to_string).collect();
+                    violations.iter().take(MAX_REPORTED_VIOLATIONS).map(FieldViolation::to_string).collect();
                 return Ok(UpdateRoutingResponse {
                     message: "the routes are not valid; nothing was changed".to_owned(),
                     validation_errors,

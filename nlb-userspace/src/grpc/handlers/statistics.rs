@@ -93,7 +93,7 @@ impl Control {
     }
 
     /// The same, with the source in the statistics.
-    pub fn stats_at_hand(&self, record: &Record) -> ModuleStats {
+    pub fn known_stats_of(&self, record: &Record) -> ModuleStats {
         let counts = self.counted_for(&record.registration.instance_id);
         let (mut stats, source) = self.known_stats(record, counts);
         stats.custom_stats.insert("source".to_owned(), source.to_owned());

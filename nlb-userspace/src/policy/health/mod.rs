@@ -124,7 +124,7 @@ mod tests {
 
     const ALL: [Health; 5] = [Healthy, Degraded, Starting, Unhealthy, Stopping];
 
-    const WELL: HealthSignals = HealthSignals {
+    const ALL_HEALTHY: HealthSignals = HealthSignals {
         module: Healthy,
         lease: Healthy,
         check: Some(Healthy),
@@ -134,14 +134,14 @@ mod tests {
 
     #[test]
     fn each_source_alone_decides_if_the_others_are_healthy() {
-        assert_eq!(WELL.health(), Healthy);
+        assert_eq!(ALL_HEALTHY.health(), Healthy);
         for health in ALL {
             for signals in [
-                HealthSignals { module: health, ..WELL },
-                HealthSignals { lease: health, ..WELL },
-                HealthSignals { check: Some(health), ..WELL },
-                HealthSignals { resets: health, ..WELL },
-                HealthSignals { operator: health, ..WELL },
+                HealthSignals { module: health, ..ALL_HEALTHY },
+                HealthSignals { lease: health, ..ALL_HEALTHY },
+                HealthSignals { check: Some(health), ..ALL_HEALTHY },
+                HealthSignals { resets: health, ..ALL_HEALTHY },
+                HealthSignals { operator: health, ..ALL_HEALTHY },
             ] {
                 assert_eq!(signals.health(), health, "{signals:?}");
             }
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_source_that_recovers_changes_no_other_signal() {
-        let both = HealthSignals { check: Some(Unhealthy), lease: Unhealthy, ..WELL };
+        let both = HealthSignals { check: Some(Unhealthy), lease: Unhealthy, ..ALL_HEALTHY };
         assert_eq!(HealthSignals { lease: Healthy, ..both }.health(), Unhealthy);
         assert_eq!(HealthSignals { check: Some(Healthy), ..both }.health(), Unhealthy);
         assert_eq!(HealthSignals { operator: Stopping, ..both }.decided_by(), Source::Operator);
@@ -178,7 +178,9 @@ mod tests {
 
     #[test]
     fn resets_are_disregarded_where_asked() {
-        assert!(HealthSignals { resets: Unhealthy, ..WELL }.serves_but_for_resets());
-        assert!(!HealthSignals { resets: Unhealthy, lease: Unhealthy, ..WELL }.serves_but_for_resets());
+        assert!(HealthSignals { resets: Unhealthy, ..ALL_HEALTHY }.serves_but_for_resets());
+        assert!(
+            !HealthSignals { resets: Unhealthy, lease: Unhealthy, ..ALL_HEALTHY }.serves_but_for_resets()
+        );
     }
 }

@@ -39,7 +39,7 @@ fn learned_route_ids_may_collide_with_given_ones() {
 }
 
 #[test]
-fn what_is_configured_is_not_learned() {
+fn configured_destinations_are_not_learned() {
     let registry = learning();
     assert_eq!(learn(&registry, 80), Err(NotLearned::Covered));
     assert_eq!(learn(&registry, 81), Ok(2));

@@ -125,7 +125,7 @@ fn a_registration_counts_unless_it_only_follows_a_restart() {
 }
 
 #[test]
-fn what_was_set_for_an_instance_goes_with_it() {
+fn overrides_of_an_instance_are_removed_with_it() {
     let registry = registry();
     let id = registry.add("alb-1");
     registry.begin_maintenance("alb-1").unwrap();
@@ -160,7 +160,7 @@ fn instances_that_do_not_register_again_in_time_are_forgotten() {
 }
 
 #[test]
-fn what_does_not_fit_the_settings_is_refused() {
+fn state_beyond_the_settings_is_not_restored() {
     let before = registry();
     update(&before, "ops", route_to("192.0.2.1", 80)).unwrap();
     before.set_rate_limit("all".into(), limit()).unwrap();

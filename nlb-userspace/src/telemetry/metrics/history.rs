@@ -16,7 +16,7 @@ use super::chunk::Chunk;
 use super::sample::{Sample, Subject};
 
 const CHUNK_SECONDS: usize = 900;
-const CHUNKS_AT_LEAST: usize = 16;
+const MIN_CHUNKS: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct History {
@@ -34,7 +34,7 @@ impl History {
 
     pub fn push(&mut self, sample: &Sample) {
         let full = |chunk: &Arc<Chunk>| {
-            chunk.seconds().len() >= CHUNK_SECONDS || chunk.bytes() >= self.budget / CHUNKS_AT_LEAST
+            chunk.seconds().len() >= CHUNK_SECONDS || chunk.bytes() >= self.budget / MIN_CHUNKS
         };
         if self.chunks.back().is_none_or(full) {
             if let Some(chunk) = self.chunks.back_mut() {

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_an_hour_goes() {
+    fn points_older_than_an_hour_are_dropped() {
         let reported = Reported::default();
         reported.add("a", vec![point("x", 1.0, 0), point("y", 1.0, 0)], at(0)).unwrap();
         assert_eq!(reported.add("a", vec![point("x", 2.0, 3601), point("x", 0.5, 0)], at(3601)), Ok(1));

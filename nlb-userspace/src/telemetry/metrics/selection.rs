@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_modules_might_report_is_not_known_beforehand() {
+    fn names_that_only_modules_report_are_not_refused() {
         assert!(taken(&["requests_total", "queue*"]).is_empty());
         assert!(parse(&["requests_total"]).unwrap().takes("requests_total"));
     }

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_dropped_and_a_changed_version_counts_anew() {
+    fn removed_instances_are_dropped_and_a_changed_version_counts_from_zero() {
         let mut totals = Totals::default();
         totals.add(&traffic(&[("a", 80, 5)]), &BTreeMap::from([("a", "v1"), ("idle", "v3")]));
         assert_eq!(totals.instances["idle"], Counts::default());

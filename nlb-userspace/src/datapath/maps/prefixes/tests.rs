@@ -58,7 +58,7 @@ impl Tables for Seen {
         table.numbers().map(make).collect()
     }
 
-    fn go_over(&mut self, to: Table, from: Option<Table>) {
+    fn switch_to(&mut self, to: Table, from: Option<Table>) {
         self.table.store(to.word(), SeqCst);
         if let Some(from) = from {
             self.slabs.write().unwrap().retain(|number, _| !from.numbers().contains(number));
@@ -137,7 +137,7 @@ fn the_table_grows_and_everything_is_found_in_the_new_one() {
 }
 
 #[test]
-fn where_there_is_no_room_the_table_stays_as_it_is() {
+fn a_change_without_room_leaves_the_table_as_it_is() {
     let in_the_way = |most, left| {
         let (seen, mut prefixes) = empty(left, most);
         let host = |n: u32| Addr128::from(IpNet::from(IpAddr::from((n << 8).to_be_bytes())));
