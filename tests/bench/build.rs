@@ -1,4 +1,4 @@
-//! Builds the baselines, which the benchmark carries.
+//! Builds the baselines, which are embedded in the benchmark.
 
 use std::process::exit;
 

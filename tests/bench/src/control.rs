@@ -1,4 +1,4 @@
-//! The control plane of a real daemon in a lab of its own, asked over gRPC from the daemon's own host.
+//! Measures the control plane of a daemon in a lab, over gRPC from the daemon's own host.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use crate::figures::{self, median_and_tail, milliseconds, print};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Registrations that are timed
+    /// The number of registrations to time
     #[arg(long, default_value_t = 200)]
     registrations: u16,
-    /// Modules that send heartbeats
+    /// The number of modules that send heartbeats
     #[arg(long, default_value_t = 10_000)]
     modules: u32,
-    /// Routes of one call
+    /// The number of routes in one call
     #[arg(long, default_value_t = 100_000)]
     routes: u32,
-    /// Services whose tables are rebuilt, each with 100 backends
+    /// The number of services whose tables are rebuilt, each with 100 backends
     #[arg(long, default_value_t = 1_000)]
     services: u16,
 }
 
-/// Larger tables than by default, as somebody would choose with that many modules and routes.
+/// Tables that are larger than the defaults, for so many modules and routes.
 const SIZES: [&str; 14] = [
     "--heartbeat-interval",
     "10s",
@@ -56,10 +56,10 @@ const SIZES: [&str; 14] = [
     "3000",
 ];
 
-/// Where the module host answers datagrams.
+/// The port at which the module host answers datagrams.
 const ECHO: u16 = 9000;
 
-/// Where modules say that they answer calls.
+/// The port of the modules' gRPC server.
 const CONTROL: u16 = 50052;
 
 pub fn run(args: &Args) -> Result<()> {
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
     rebuilds(args.services)
 }
 
-/// A lab with a daemon and nothing registered.
+/// A lab with a daemon and without registrations.
 struct Bench {
     nlb: Process,
     lab: Lab,
@@ -83,8 +83,8 @@ impl Bench {
         Ok(Bench { nlb, lab })
     }
 
-    /// Does this with clients of the daemon, on its host: threads stay in the namespace of the one that
-    /// starts them.
+    /// Runs `work` with clients of the daemon, on the daemon's host. Threads stay in the network namespace of
+    /// the thread that starts them.
     fn ask<T: Send>(&self, work: impl AsyncFnOnce(Clients) -> Result<T> + Send) -> Result<T> {
         let server = format!("http://{}", grpc(&self.lab));
         self.lab.nlb.netns.run(|| {
@@ -92,7 +92,7 @@ impl Bench {
             runtime.block_on(async {
                 let channel = Channel::from_shared(server)?.connect().await?;
                 let mut modules = NlbServiceClient::new(channel.clone());
-                // It listens before it has loaded its programs, and answers after.
+                // The daemon listens before it has loaded its programs, and answers after that.
                 modules.get_nlb_status(GetNlbStatusRequest::default()).await?;
                 let health = HealthClient::new(channel.clone());
                 work(Clients { modules, front: ModuleServiceClient::new(channel), health }).await
@@ -138,7 +138,8 @@ fn route(id: String, protocol: Protocol, port: u16) -> Route {
     }
 }
 
-/// From the call to its answer, and to the first answer of the module to a client that asks all the time.
+/// The time from the call to its answer, and to the first reply of the module to a client that sends
+/// continuously.
 fn registrations(count: u16) -> Result<()> {
     let bench = Bench::start()?;
     let echo = bench.lab.modules[0].netns.run(|| UdpSocket::bind(("0.0.0.0", ECHO)))??;
@@ -152,7 +153,7 @@ fn registrations(count: u16) -> Result<()> {
             let mut datagram = [0; 64];
             while !done.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = echo.recv_from(&mut datagram) {
-                    // A client that is gone has its answer.
+                    // A client that has ended has received its reply.
                     let _ = echo.send_to(&datagram[..len], from);
                 }
             }
@@ -188,7 +189,7 @@ fn registrations(count: u16) -> Result<()> {
 async fn first_answer(client: &UdpSocket, to: SocketAddr, start: Instant) -> Result<Duration> {
     let mut answer = [0; 64];
     while start.elapsed() < Duration::from_secs(10) {
-        // Refused while there is no service: the kernel says so by ICMP.
+        // While there is no service, the kernel answers by ICMP, which is an error of the socket.
         let _ = client.send_to(&to.port().to_be_bytes(), to);
         tokio::time::sleep(Duration::from_micros(200)).await;
         while let Ok((len, from)) = client.recv_from(&mut answer) {
@@ -211,8 +212,7 @@ async fn unary_calls(clients: &mut Clients) -> Result<()> {
     Ok(())
 }
 
-/// The modules' end of the daemon's connections to them: it answers every call, if only that it does not know
-/// it.
+/// The modules' gRPC server: it answers every call that it does not know with UNIMPLEMENTED.
 fn answer_calls(bench: &Bench, modules: u32) -> Result<Runtime> {
     fd_limit::raise_fd_limit(modules as usize)?;
     bench.lab.modules[0].netns.run(|| {
@@ -223,7 +223,7 @@ fn answer_calls(bench: &Bench, modules: u32) -> Result<Runtime> {
     })?
 }
 
-/// A fleet that only sends heartbeats: what that costs the daemon, and its packets.
+/// Measures what a fleet that only sends heartbeats costs the daemon, and what it costs packets.
 fn heartbeats(modules: u32) -> Result<()> {
     const SECONDS: u64 = 10;
     let mut bench = Bench::start()?;
@@ -249,8 +249,8 @@ fn heartbeats(modules: u32) -> Result<()> {
     })?;
     print(&format!("{modules} modules registered, 200 at a time"), milliseconds(took));
 
-    // Once round, during which the daemon connects to all of them. The pause after it is too short for a
-    // missed heartbeat.
+    // One heartbeat from each, during which the daemon connects to all of them. The pause after that is too
+    // short for a missed heartbeat.
     let rate = 1000;
     let length = Duration::from_secs(SECONDS);
     let ids = Arc::new(ids);
@@ -279,7 +279,7 @@ fn heartbeats(modules: u32) -> Result<()> {
     let used = figures::cpu_time(pid)?;
     bench.ask(async |clients| at_rate(rate, length, |_| check(clients.health.clone())).await)?;
     let checked = share(figures::cpu_time(pid)? - used, length);
-    print("CPU of as many health checks, the least that a call costs", percent(checked - silent));
+    print("CPU of as many health checks, the minimum cost of a call", percent(checked - silent));
     let ratio = traffic.into_inner() as f64 / quiet as f64;
     print("datagrams/s through the data path, with heartbeats/without", format!("{ratio:.2}"));
     ensure!(bench.nlb.ended()?.is_none(), "the daemon ended: {}", bench.nlb.output());
@@ -294,7 +294,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} % of a core", 100.0 * share)
 }
 
-/// So many calls a second, each as its time comes, whatever the others take.
+/// Starts calls at a constant rate, however long each takes.
 async fn at_rate<F>(rate: u32, length: Duration, call: impl Fn(usize) -> F) -> Result<Vec<Duration>>
 where
     F: Future<Output = Result<()>> + Send + 'static,
@@ -332,14 +332,14 @@ async fn heartbeat(mut clients: Clients, ids: Arc<Vec<(String, String)>>, i: usi
     Ok(())
 }
 
-/// Asks whether the daemon serves: a library answers, which looks up one word.
+/// Calls `grpc.health.v1`, which a library answers after one look-up.
 async fn check(mut health: HealthClient<Channel>) -> Result<()> {
     health.check(HealthCheckRequest::default()).await?;
     Ok(())
 }
 
-/// Small datagrams from one thread through the NLB, as many as arrive. The receiver is not the module under
-/// load.
+/// The rate at which small datagrams of one thread arrive through the NLB. The receiver is not the module
+/// under load.
 fn packets_per_second(bench: &Bench, length: Duration) -> Result<u64> {
     let sink = bench.lab.modules[0].netns.run(|| UdpSocket::bind(("0.0.0.0", ECHO)))??;
     let client = bench.lab.clients[0].netns.run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
@@ -365,7 +365,7 @@ fn packets_per_second(bench: &Bench, length: Duration) -> Result<u64> {
     Ok(arrived / length.as_secs())
 }
 
-/// One call with many routes: a thousand client prefixes on each of a number of ports.
+/// Measures one call with many routes: a thousand client prefixes on each of several ports.
 fn many_routes(count: u32) -> Result<()> {
     let bench = Bench::start()?;
     let pid = bench.nlb.pid();
@@ -405,12 +405,13 @@ fn many_routes(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Services of 100 backends each, when one backend's weight changes and when one backend leaves one of them.
+/// Measures a change of one backend's weight in all services of 100 backends each, and the removal of one
+/// backend from one of them.
 fn rebuilds(services: u16) -> Result<()> {
     let bench = Bench::start()?;
     let (all, one) = bench.ask(async |mut clients| {
-        // One port on the modules for all, as behind a proxy: a backend for every module and service would be
-        // more than there can be.
+        // All services use one port of each module, as behind a proxy. A backend for every pair of module and
+        // service would exceed the limit.
         let one_port = [("listen_port".to_owned(), "8080".to_owned())];
         let routes: Vec<Route> = (0..services)
             .map(|i| Route {

@@ -1,8 +1,8 @@
-//! The whole way, from clients' sockets to backends': the NLB beside HAProxy, nginx, the kernel's DNAT and
-//! its mere forwarding, in the same run and at the same work; and small packets beside programs that do the
-//! least there is to do.
+//! End-to-end measurements, from clients' sockets to backends' sockets: the NLB beside HAProxy, nginx, the
+//! kernel's DNAT and its forwarding, in the same run and under the same load; and small packets beside
+//! programs that do the minimum of work.
 //!
-//! Machines change their speed from minute to minute, so contenders take turns, in several passes: each
+//! The speed of a machine changes from minute to minute, so contenders take turns in several passes. Each
 //! figure is the median of all passes.
 
 pub mod backend;
@@ -25,28 +25,28 @@ use busy::{Busy, own_time};
 use contenders::{Contender, Kind};
 use results::{Measure, Row, Samples};
 
-/// Its section of the results.
+/// The section of the results.
 const PART: &str = "end_to_end";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Times that each contender is measured
+    /// The number of passes, in each of which every contender is measured
     #[arg(long, default_value_t = 5)]
     passes: usize,
-    /// How long each load lasts, each time
+    /// The duration of each load in each pass, in seconds
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Requests whose latency is measured, each time
+    /// The number of requests in each pass whose latency is measured
     #[arg(long, default_value_t = 20_000)]
     requests: u32,
-    /// Small packets, each time
+    /// The number of small packets in each pass
     #[arg(long, default_value_t = 2_000_000)]
     packets: u32,
     #[command(flatten)]
     files: Files,
 }
 
-/// Has a contender bear a load, and records what came of it.
+/// Puts a load on a contender, and records the results.
 type Load<'a> = dyn Fn(&Contender, &mut Samples) -> Result<()> + 'a;
 
 pub fn run(args: &Args) -> Result<()> {
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     let mut samples = Samples::default();
     take_turns(args.passes, &loads, contenders.iter().filter(|one| one.kind.connects()), &mut samples)?;
-    // Last, because the program that takes frames off changes how the link works while it is attached.
+    // Last, because the program that counts and drops frames changes how the link works while it is attached.
     let frames: [&Load; 1] = [&|contender, samples| packets(contender, args.packets, samples)];
     take_turns(args.passes, &frames, contenders.iter().filter(|one| one.kind.passes_frames()), &mut samples)?;
     samples.compare_with_none();
@@ -73,8 +73,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Has each contender bear each load, pass by pass. What the first pass says is forgotten: it is for
-/// neighbours to be found, caches to be filled and windows to grow.
+/// Puts each load on each contender, pass by pass. The results of the first pass are discarded: it resolves
+/// neighbours, fills caches and lets windows grow.
 fn take_turns<'a>(
     passes: usize,
     loads: &[&Load],
@@ -133,13 +133,13 @@ fn packets(contender: &Contender, count: u32, samples: &mut Samples) -> Result<(
     Ok(())
 }
 
-/// What was done, and what that took.
+/// The work that was done, and its cost.
 struct Work {
     done: f64,
     time: Duration,
-    /// Of all CPUs.
+    /// The CPU time of the whole machine.
     busy: Duration,
-    /// Of the proxy's processes.
+    /// The CPU time of the proxy's processes.
     own: Option<Duration>,
 }
 
@@ -151,14 +151,14 @@ fn work(contender: &Contender, load: impl FnOnce(&[SocketAddr]) -> Result<u64> +
     Ok(Work { done, time, busy, own: after.zip(before).map(|(after, before)| after.saturating_sub(before)) })
 }
 
-/// All CPUs are counted, so whatever else they do is counted, too.
+/// CPU time is that of the whole machine, so other work would be counted too.
 fn warn_of_other_load() -> Result<()> {
     const WATCHED: Duration = Duration::from_secs(1);
     let busy = Busy::since_now()?;
     std::thread::sleep(WATCHED);
     let share = busy.time()?.as_secs_f64() / WATCHED.as_secs_f64();
     if share > 0.05 {
-        println!("Something else keeps {share:.2} CPUs busy: CPU times are too high, and rates too low.");
+        println!("Other work keeps {share:.2} CPUs busy: CPU times are too high, and rates too low.");
     }
     Ok(())
 }

@@ -1,16 +1,16 @@
-//! Figures as they are gathered and printed.
+//! Collects and prints figures.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// A line of the table.
+/// Prints a line of the table.
 pub fn print(case: &str, figure: impl std::fmt::Display) {
     println!("{case:<58} {figure}");
 }
 
-/// The duration that a share of all stay below.
+/// The quantile of durations for a share.
 pub fn percentile(durations: &mut [Duration], share: f64) -> Duration {
     durations.sort();
     let last = durations.len() - 1;
@@ -26,18 +26,18 @@ pub fn median_and_tail(durations: &mut [Duration]) -> String {
     format!("p50 {}, p99 {}", milliseconds(median), milliseconds(tail))
 }
 
-/// CPU time that a process has used, user and system.
+/// The CPU time of a process, user and system.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may contain anything.
     let (_, rest) = stat.rsplit_once(')').context("the form of /proc/PID/stat")?;
     let field = |n: usize| rest.split_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
     let ticks = field(11).zip(field(12)).map(|(user, system)| user + system).context("CPU times")?;
-    // The kernel gives them in hundredths of a second on every architecture that Debian has (USER_HZ).
+    // In hundredths of a second on every architecture of Debian (USER_HZ).
     Ok(Duration::from_millis(ticks * 10))
 }
 
-/// Memory that a process holds now and has held at most, in MiB.
+/// The resident memory of a process and its maximum, in MiB.
 pub fn memory(pid: u32) -> Result<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = |name: &str| {

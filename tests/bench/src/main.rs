@@ -1,6 +1,7 @@
-//! What the NLB costs, measured. Started by `cargo xtask bench`, as root, and built with optimisation.
+//! Measures the cost of the NLB. `cargo xtask bench` builds this program with optimisation and runs it as
+//! root.
 //!
-//! Figures are for comparison within one run on one machine: nothing here passes or fails by a clock.
+//! Figures are for comparison within one run on one machine. No result depends on a clock.
 
 mod baselines;
 mod control;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, Parser, Subcommand};
 use results::Files;
 
-/// Without a part: packets, scale and end-to-end, one after the other
+/// The part to run [packets, scale and end-to-end, one after the other]
 #[derive(Parser)]
 #[command(name = "nlb-bench", args_conflicts_with_subcommands = true, verbatim_doc_comment)]
 struct Cli {
@@ -30,17 +31,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Part {
-    /// One packet: the XDP program beside baselines
+    /// Measure one packet: the XDP program beside baselines
     Packets(packets::Args),
-    /// Growth: memory for each flow, backend and route, and several CPUs at once
+    /// Measure growth: memory for each flow, backend and route, and several CPUs at once
     Scale(scale::Args),
-    /// The whole way: connections, requests, bytes, latency and small packets, beside other balancers
+    /// Measure end to end: connections, requests, bytes, latency and small packets, beside other balancers
     EndToEnd(end_to_end::Args),
-    /// The control plane: registrations, heartbeats, many routes, many services
+    /// Measure the control plane: registrations, heartbeats, many routes, many services
     Control(control::Args),
-    /// Draw how costs grow, from the results of `packets`
+    /// Draw the costs by flows and by routes, from the results of `packets`
     Picture(picture::Args),
-    /// A server behind the balancers of `end-to-end`, which starts it
+    /// Serve as a backend of `end-to-end`, which starts it
     #[command(hide = true)]
     Backend(end_to_end::backend::Args),
 }
@@ -58,7 +59,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Each in a process of its own: they move to CPUs and namespaces that others should not start in.
+/// Runs each part in a process of its own, because parts bind their threads to CPUs and namespaces.
 fn all(files: &Files) -> Result<()> {
     let program = env::current_exe().context("finding the path of this program")?;
     for part in ["packets", "scale", "end-to-end"] {

@@ -1,8 +1,7 @@
-//! What a packet costs: the balancer beside programs that do the least that there is to do.
+//! Measures the cost of a packet: the balancer beside programs that do the minimum of work.
 //!
-//! Every figure is the best of several passes, and in each pass the baseline is measured just before the
-//! balancer: machines change their speed from minute to minute, so only what was measured together is
-//! compared.
+//! Every figure is the best of several passes, and each pass measures the baseline just before the balancer.
+//! The speed of a machine changes from minute to minute, so only figures of one pass are compared.
 
 mod cases;
 mod driver;
@@ -26,13 +25,13 @@ use crate::results::{self, Files};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Times that each case is measured
+    /// The number of passes, in each of which a case is measured
     #[arg(long, default_value_t = 9)]
     passes: usize,
-    /// Packets each time
+    /// The number of packets in each pass
     #[arg(long, default_value_t = 300_000)]
     packets: u32,
-    /// Only cases whose name contains this
+    /// Measure only cases whose name contains this
     #[arg(long)]
     only: Option<String>,
     #[command(flatten)]
@@ -49,9 +48,8 @@ pub struct Figure {
     highest_ratio: f64,
 }
 
-/// A program that does the least that there is to do, for so many flows in as much memory as a table with
-/// room for that many has. It meets every flow in each burst, or each burst has other ones if they are
-/// `fresh`.
+/// A program that does the minimum of work for a number of flows, in as much memory as a flow table of that
+/// size takes. Each burst has a packet of every flow, or has new flows if they are `fresh`.
 pub struct Baseline {
     pub name: &'static str,
     program: &'static str,
@@ -71,7 +69,7 @@ impl Baseline {
         Baseline { name, program, flows, room, fresh }
     }
 
-    /// A table has an entry of half a line for each flow that there is room for.
+    /// The number of cache lines: an entry of the flow table is half a line.
     fn lines(&self) -> u32 {
         self.room.div_ceil(2)
     }
@@ -132,7 +130,7 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut driver = scene.traffic.driver()?;
     let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
     let bursts = bursts(args, case.flows, case.fresh);
-    // Brings the flows on record.
+    // Records the flows.
     let (_, action) = driver.time(&balancer, bursts)?;
     ensure!(action == case.action, "the program answered {action}, not {}", case.action);
     let mut samples = Vec::new();
@@ -145,23 +143,23 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     Ok(summary(case.name, &samples))
 }
 
-/// Each meets every flow, or flows of its own if they are to be fresh.
+/// Bursts of every flow, or of new flows each.
 fn bursts(args: &Args, flows: u32, fresh: bool) -> Bursts {
     Bursts::of(args.packets, if fresh { 1 } else { flows })
 }
 
-/// Fewer where each takes long.
+/// The number of passes, which is smaller where each takes long.
 fn passes(args: &Args, flows: u32) -> usize {
     if flows > 1 << 20 { args.passes.div_ceil(3) } else { args.passes }
 }
 
-/// A driver for the baseline `ipip`, with a known flow's packet.
+/// A driver for the baseline `ipip`, with a packet of a known flow.
 fn ipip() -> Result<Driver> {
     let [v4, _] = families();
     Driver::new(&filled(v4.ack()).bytes(), Flows::V4, 1, LOOPBACK, 1)
 }
 
-/// What one pass measured, in nanoseconds a packet, the drivers' own cost among it.
+/// The results of one pass in nanoseconds a packet, the drivers' own cost included.
 #[derive(Clone, Copy)]
 struct Sample {
     baseline_idle: f64,
@@ -170,7 +168,7 @@ struct Sample {
     measured: f64,
 }
 
-/// A program in front of its own driver, and the baseline `ipip` right before.
+/// Measures a program behind its own driver, and the baseline `ipip` just before it.
 fn sample(
     baseline: &mut Driver,
     driver: &mut Driver,
@@ -201,22 +199,22 @@ fn summary(case: &str, samples: &[Sample]) -> Figure {
     }
 }
 
-/// Nanoseconds of the program, and as a multiple of the baseline's, by the best pass of each: what disturbs
-/// one makes it slower.
+/// The program's nanoseconds, and their ratio to the baseline's, from the best pass of each: a disturbance
+/// only makes a pass slower.
 fn best(samples: &[Sample]) -> (f64, f64) {
     let least = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(f64::INFINITY, f64::min);
     let measured = least(|sample| sample.measured) - least(|sample| sample.idle);
     let baseline = least(|sample| sample.ipip) - least(|sample| sample.baseline_idle);
-    // Whole nanoseconds are what the kernel tells; a baseline of 0 was disturbed.
+    // The kernel reports whole nanoseconds, so a disturbed baseline may be 0.
     (measured, measured / baseline.max(1.0))
 }
 
-/// The last of the figures so far.
+/// Prints the last figure.
 fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
     let (figure, others) = figures.split_last().expect("one was just made");
     let goal = case.and_then(|case| case.goal);
     let most = goal.and_then(|goal| {
-        // Of what another case of this run cost, if that was measured.
+        // The bound is a multiple of another case's cost, if this run measured that case.
         let basis = goal.of.map(|of| others.iter().find(|other| other.case == of));
         Some(goal.most * basis.map_or(Some(1.0), |basis| Some(basis?.ratio))?)
     });
@@ -234,7 +232,7 @@ fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
     );
 }
 
-/// How the ratio has changed since an earlier run, if the spreads do not meet.
+/// The change of the ratio since an earlier run, if the spreads do not overlap.
 fn changed(now: &Figure, before: &[Figure]) -> String {
     let Some(then) = before.iter().find(|then| then.case == now.case) else { return "  new".to_owned() };
     let range = |figure: &Figure| figure.lowest_ratio..=figure.highest_ratio;

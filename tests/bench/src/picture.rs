@@ -1,4 +1,4 @@
-//! Draws how a packet's cost grows with flows and with routes, from the figures of a run.
+//! Draws a packet's cost by flows and by routes, from the figures of a run.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,15 +14,15 @@ use crate::results;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The figures of a run
+    /// The file with the figures of a run
     #[arg(long, default_value = "bench/results.json")]
     results: PathBuf,
-    /// Where the picture is put
+    /// The file to draw into
     #[arg(long, default_value = "docs/growth.svg")]
     picture: PathBuf,
 }
 
-/// A line: what it is called, and its points, each with the case that says how high it is.
+/// A line of the chart: its name, and its points, each with the case whose cost it shows.
 type Line = (&'static str, &'static [(u32, &'static str)]);
 
 const BY_FLOWS: [Line; 2] = [
@@ -63,7 +63,7 @@ const BY_ROUTES: [Line; 2] = [
 pub fn run(args: &Args) -> Result<()> {
     let figures = results::section::<Figure>(&args.results, "packets")?
         .with_context(|| format!("{} has no figures of packets", args.results.display()))?;
-    // Written as a whole, so that one that cannot be drawn leaves the last one as it is.
+    // Written as a whole, so that a failure leaves the former file as it is.
     let mut picture = String::new();
     let area = SVGBackend::with_string(&mut picture, (900, 360)).into_drawing_area();
     area.fill(&WHITE)?;

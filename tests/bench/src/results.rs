@@ -1,4 +1,4 @@
-//! The figures of a run in a file, each part's under its name, and what has changed since another.
+//! The file with the figures of a run, a section for each part, and changes since another run.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,23 +12,23 @@ use serde_json::{Map, Value};
 
 #[derive(clap::Args)]
 pub struct Files {
-    /// Where the figures are written; those of other parts stay
+    /// The file to write the figures to; sections of other parts stay
     #[arg(long, default_value = "bench/results.json")]
     results: PathBuf,
-    /// Figures of an earlier run, to show what has changed beyond noise
+    /// A file of an earlier run, to show changes that are larger than the noise
     #[arg(long)]
     compare: Option<PathBuf>,
 }
 
 impl Files {
-    /// The options that say so.
+    /// These files as options of the command.
     pub fn options(&self) -> Vec<OsString> {
         let mut options = vec!["--results".into(), self.results.clone().into()];
         options.extend(self.compare.iter().flat_map(|file| ["--compare".into(), file.clone().into()]));
         options
     }
 
-    /// A part's figures in the file to compare with, if there is one.
+    /// The figures of a part in the file to compare with, if one is given.
     pub fn before<T: DeserializeOwned>(&self, part: &str) -> Result<Option<Vec<T>>> {
         self.compare.as_deref().map_or(Ok(None), |file| section(file, part))
     }
@@ -45,7 +45,7 @@ impl Files {
     }
 }
 
-/// A part's figures in a file, if they are there.
+/// The figures of a part in a file, if it has that section.
 pub fn section<T: DeserializeOwned>(file: &Path, part: &str) -> Result<Option<Vec<T>>> {
     let Some(figures) = read(file)?.remove(part) else { return Ok(None) };
     let figures = serde_json::from_value(figures);
@@ -57,7 +57,7 @@ fn read(file: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(&text).with_context(|| format!("{} is no file of results", file.display()))
 }
 
-/// A change in words, if the two ranges do not meet.
+/// Describes a change, if the two ranges do not overlap.
 pub fn change(now: (f64, RangeInclusive<f64>), then: (f64, RangeInclusive<f64>)) -> String {
     if now.1.start() <= then.1.end() && then.1.start() <= now.1.end() {
         return String::new();

@@ -1,8 +1,9 @@
-//! How the data path grows: what each flow, backend, service and route takes of the kernel's memory, and what
-//! a packet costs when several CPUs forward at once.
+//! Measures growth: the kernel memory of each flow, backend, service and route, and the cost of a packet when
+//! several CPUs forward at once.
 //!
-//! On the way of a known flow's packet nothing is written that CPUs share but the flow's own time stamp,
-//! twice a second. So one CPU should not notice the others, even if they forward packets of the same flows.
+//! For a packet of a known flow, CPUs write nothing that they share but the flow's own time stamp, once a
+//! tick (half a second). One CPU should therefore not slow another, even if both forward packets of the same
+//! flows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +29,7 @@ use crate::results::{Files, change};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Bursts of packets on each CPU, each of 64k flows
+    /// The number of bursts on each CPU, each of 64k flows
     #[arg(long, default_value_t = 200)]
     bursts: usize,
     #[command(flatten)]
@@ -47,7 +48,7 @@ impl Figure {
         Figure { case, value, unit: unit.to_owned() }
     }
 
-    /// A single figure, whose noise nothing tells: a tenth is taken for it.
+    /// The range of a single figure, whose noise is unknown and taken to be a tenth.
     fn range(&self) -> (f64, RangeInclusive<f64>) {
         (self.value, 0.95 * self.value..=1.05 * self.value)
     }
@@ -78,8 +79,8 @@ fn memory() -> Result<Vec<Figure>> {
     let limits = load_config.limits;
     let a_route = (slabs_of(&MANY_ROUTES)? - slabs_of(&TEN_ROUTES)?) / (100_000.0 - 10.0);
     Ok(vec![
-        // The table of flows is mapped and its descriptor closed, so it is not among the maps that are added
-        // up.
+        // The flow table is memory-mapped and its descriptor closed, so it is not among the maps that are
+        // added up.
         each("room for one more flow", size_of::<Entry>() as f64),
         each("room for one more backend", more(TableSizes { backends: limits.backends + MORE, ..limits })?),
         each("room for one more service", more(TableSizes { services: limits.services + MORE, ..limits })?),
@@ -91,7 +92,7 @@ fn memory() -> Result<Vec<Figure>> {
     ])
 }
 
-/// What the kernel says that the maps of something take, in bytes.
+/// The memory of all maps in bytes, as the kernel counts it.
 fn memory_of<T>(set_up: impl FnOnce() -> Result<T>) -> Result<f64> {
     let before = maps()?;
     let _there = set_up()?;
@@ -99,12 +100,12 @@ fn memory_of<T>(set_up: impl FnOnce() -> Result<T>) -> Result<f64> {
     Ok(added.map(|(_, bytes)| bytes as f64).sum())
 }
 
-/// This process's maps: their ids, and the bytes that each takes. But for slabs of Maglev tables, which are
-/// made and given up by themselves.
+/// The maps of this process: their ids and bytes. Slabs of Maglev tables are left out, because they come and
+/// go independently.
 fn maps() -> Result<BTreeMap<u64, u64>> {
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo")? {
-        // Some are closed meanwhile.
+        // Some maps are closed meanwhile.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         if field("max_entries:") == Some(u64::from(SLAB_TABLES * maglev::LINES)) {
@@ -117,8 +118,8 @@ fn maps() -> Result<BTreeMap<u64, u64>> {
     Ok(maps)
 }
 
-/// Bytes of the slabs that hold the source prefixes of a case. Their descriptors are closed too, so they are
-/// told by where they are mapped, each by itself.
+/// The bytes of the slabs that hold the source prefixes of a case. Their descriptors are closed too, so they
+/// are found by their memory mappings.
 fn slabs_of(case: &Case) -> Result<f64> {
     const SLAB: u64 = prefix::SLAB_BUCKETS as u64 * size_of::<prefix::Bucket>() as u64;
     let _there = case.set_up()?;
@@ -151,7 +152,7 @@ fn cores(bursts: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What a packet costs while so many CPUs forward the same flows: the median of all bursts.
+/// The cost of a packet while several CPUs forward the same flows: the median of all bursts.
 fn at_once(traffic: &Traffic, balancer: &ProgramFd, cpus: &[usize], bursts: usize) -> Result<f64> {
     let burst = Bursts { number: 1, runs: KNOWN_AMONG_64K.flows };
     let prepare = |cpu| {

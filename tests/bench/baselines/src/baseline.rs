@@ -1,4 +1,4 @@
-//! The baselines: programs that do a part of the NLB's work each.
+//! The baselines: programs that each do a part of the NLB's work.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -11,12 +11,11 @@ use crate::frame::{self, read, write};
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 
-/// Where a service's packets go, by address, port and protocol: the one look-up that a stateless balancer
-/// makes.
+/// The tunnel of each service, by address, port and protocol: the only look-up of a stateless balancer.
 #[btf_map]
 static TUNNELS: HashMap<[u32; 2], Tunnel, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// The addresses of outer headers: IPv4, and MACs as they lie in the frame.
+/// The addresses of outer headers: IPv4, and MACs in the order of the frame.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Tunnel {
@@ -25,22 +24,22 @@ pub struct Tunnel {
     macs: [u32; 3],
 }
 
-/// As many cache lines as a table of flows has; user space sets their number, a power of two. The flag has
-/// them begin on a page.
+/// As many cache lines as a flow table has; user space sets their number, a power of two. The flag aligns
+/// them to a page.
 #[btf_map]
 static LINES: Array<[u64; 8], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Less 1.
+/// The number of lines, minus 1.
 #[unsafe(no_mangle)]
 static LAST_LINE: u32 = 0;
 
-/// What the driver costs.
+/// Does nothing, so that its time is the driver's.
 #[xdp]
 pub fn nothing(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// Back to where it came from: the least that any XDP program does that sends packets.
+/// Sends the frame back to its sender, which is the minimum of an XDP program that sends packets.
 #[xdp]
 pub fn mac_swap(ctx: XdpContext) -> u32 {
     let (Some(dst), Some(src)) = (read::<[u16; 3]>(ctx.ctx, 0), read::<[u16; 3]>(ctx.ctx, 6)) else {
@@ -52,26 +51,25 @@ pub fn mac_swap(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Headers read, the service looked up in a hash map of the kernel's, and MACs written.
+/// Reads the headers, looks the service up in a hash map of the kernel, and writes the MACs.
 #[xdp]
 pub fn look_up(ctx: XdpContext) -> u32 {
     sent(found(ctx.ctx).and_then(|(tunnel, _)| write(ctx.ctx, 0, tunnel.macs)))
 }
 
-/// The same, and put into an outer IPv4 header: a balancer without state, flows, counters or backends to
-/// choose from.
+/// The same, and adds an outer IPv4 header: a balancer without state, counters or a choice of backends.
 #[xdp]
 pub fn ipip(ctx: XdpContext) -> u32 {
     sent(wrap(ctx.ctx))
 }
 
-/// The same, and one look at memory that is the flow's own: the least that any table of so many flows costs.
+/// The same, and reads a cache line of the flow's own: the minimum cost of a table of so many flows.
 #[xdp]
 pub fn ipip_of_flow(ctx: XdpContext) -> u32 {
     sent(own_line(ctx.ctx).and_then(|_| wrap(ctx.ctx)))
 }
 
-/// The same, and something put down there: the least that a new flow costs.
+/// The same, and writes to that line: the minimum cost of a new flow.
 #[xdp]
 pub fn ipip_of_new_flow(ctx: XdpContext) -> u32 {
     let noted = own_line(ctx.ctx).map(|line| line[1] = line[1].wrapping_add(1));
@@ -83,14 +81,14 @@ fn sent(done: Option<()>) -> u32 {
     if done.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
 }
 
-/// The line of the packet's flow, unless its first word says no, which none does: it has to be read.
+/// The line of the packet's flow, unless its first word is set. It never is, but the program has to read it.
 #[inline(always)]
 fn own_line(ctx: *mut xdp_md) -> Option<&'static mut [u64; 8]> {
     let (client, port) = (read::<u32>(ctx, ETHERNET + 12)?, read::<u16>(ctx, ETHERNET + IPV4)?);
     let hash = (client as u64 | (port as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     // SAFETY: a valid reference. Volatile, because user space replaces the value.
     let last = unsafe { core::ptr::read_volatile(&LAST_LINE) };
-    // SAFETY: the packets of a run come one after the other.
+    // SAFETY: the packets of a run are processed one after the other.
     let line = LINES.get_ptr_mut(hash as u32 & last).map(|line| unsafe { &mut *line });
     line.filter(|line| line[0] == 0)
 }
@@ -107,7 +105,7 @@ fn found(ctx: *mut xdp_md) -> Option<(Tunnel, u16)> {
     }
     let port = read::<u16>(ctx, ETHERNET + IPV4 + 2)?;
     let key = [read::<u32>(ctx, ETHERNET + 16)?, port as u32 | (header[9] as u32) << 16];
-    // SAFETY: user space writes it before packets come.
+    // SAFETY: user space writes it before the first packet.
     Some((unsafe { *TUNNELS.get(key)? }, len))
 }
 

@@ -1,7 +1,7 @@
-//! Makes the frame what it was, gives it the next flow's client, and runs the program that is measured.
+//! Restores the frame, sets the client of the next flow, and runs the program that is measured.
 //!
-//! Everything is done whether it is needed or not, so that it costs the same in front of every program: what
-//! the driver costs by itself is measured in front of [`crate::baseline::nothing`], and taken off.
+//! The driver does the same work in front of every program, whether it is needed or not. Its own cost is
+//! measured in front of [`crate::baseline::nothing`] and subtracted.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
@@ -11,31 +11,31 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::frame;
 
-/// Every frame is this long.
+/// The length of every frame.
 const FRAME: usize = 128;
 
-/// The frame as it should be; user space writes it.
+/// The frame to restore; user space writes it.
 #[btf_map]
 static TEMPLATE: Array<[u64; FRAME / 8], 1> = Array::new();
 
-/// Frames that this CPU has made.
+/// The number of frames that this CPU has restored.
 #[btf_map]
 static TURN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// The program that is measured.
+/// The measured program.
 #[btf_map]
 static MEASURED: ProgramArray<1> = ProgramArray::new();
 
-/// What user space sets before it loads the driver, as constants.
+/// The constants that user space sets before it loads the driver.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Flows, less 1; their number is a power of two.
+    /// The number of flows, a power of two, minus 1.
     flows: u32,
-    /// Where the last four bytes of the client's address are, and the port that varies.
+    /// The offsets of the last four bytes of the client's address and of the port that varies.
     client_at: u32,
     port_at: u32,
-    /// The first of these ports; their number is two to the power of `port_bits`.
+    /// The first of these ports; there are two to the power of `port_bits`.
     first_port: u32,
     port_bits: u32,
 }
@@ -67,7 +67,7 @@ fn prepare(ctx: *mut xdp_md) -> Option<()> {
     }
     frame::write_head(ctx, TEMPLATE.get(0)?)?;
     let turn = frame::count(&TURN, 0)?;
-    // An odd factor visits every flow once a round, in no order that caches could guess.
+    // An odd factor visits every flow once a round, in an order that hardware does not prefetch.
     let flow = (turn as u32).wrapping_mul(0x9e37_79b1) & plan.flows;
     let port = plan.first_port + (flow & ((1 << plan.port_bits) - 1));
     frame::write(ctx, plan.client_at as usize, (0xc633_0000 + (flow >> plan.port_bits)).to_be())?;

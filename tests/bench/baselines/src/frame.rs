@@ -1,4 +1,4 @@
-//! A frame's bytes, each access compared with its end first, as the verifier wants it; and counts of frames.
+//! Accesses to a frame's bytes, each with the bounds check that the verifier requires; and counts of frames.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -24,8 +24,8 @@ pub fn write<T: Copy>(ctx: *mut xdp_md, offset: usize, value: T) -> Option<()> {
     at::<T>(ctx, offset).map(|place| unsafe { place.write_unaligned(value) })
 }
 
-/// The first bytes of the frame, word by word: what the compiler makes of a copy of so many bytes is a loop
-/// over bytes.
+/// Writes the first bytes of the frame by words: the compiler turns a copy of so many bytes into a loop over
+/// bytes.
 #[inline(always)]
 pub fn write_head<const N: usize>(ctx: *mut xdp_md, words: &[u64; N]) -> Option<()> {
     let head = at::<[u64; N]>(ctx, 0)?.cast::<u64>();
@@ -38,19 +38,19 @@ pub fn write_head<const N: usize>(ctx: *mut xdp_md, words: &[u64; N]) -> Option<
     Some(())
 }
 
-/// The kernel's own word for it: from the pointers, the compiler would reckon in 32 bits, which the verifier
-/// refuses.
+/// The length, by the kernel's helper: the compiler would subtract the pointers in 32 bits, which the
+/// verifier refuses.
 #[inline(always)]
 pub fn len(ctx: *mut xdp_md) -> usize {
     // SAFETY: as in `at`.
     unsafe { bpf_xdp_get_buff_len(ctx) as usize }
 }
 
-/// One more, on this CPU; the answer is how many there are.
+/// Adds one to this CPU's count and returns it.
 #[inline(always)]
 pub fn count<const N: usize>(counts: &PerCpuArray<u64, N>, of: u32) -> Option<u64> {
     let count = counts.get_ptr_mut(of)?;
-    // SAFETY: this CPU's own, and an XDP program is not interrupted by another.
+    // SAFETY: the count belongs to this CPU, and no XDP program interrupts another.
     unsafe {
         *count += 1;
         Some(*count)

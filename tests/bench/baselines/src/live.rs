@@ -1,8 +1,8 @@
-//! Frames that really travel: who makes them, who counts and drops them, and the least that can pass them on
-//! between.
+//! Programs for live frames: one makes frames, one counts and drops them, and one forwards them in between
+//! with the minimum of work.
 //!
-//! The kernel runs [`generate`] on pages that come back with whatever was last written to them
-//! (BPF_F_TEST_XDP_LIVE_FRAMES), so it writes all of the headers, each time for the next flow.
+//! The kernel runs [`generate`] on recycled pages that hold whatever was last written to them
+//! (BPF_F_TEST_XDP_LIVE_FRAMES). The program therefore writes all headers, each time for the next flow.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
@@ -12,33 +12,33 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::frame::{count, read, write, write_head};
 
-/// Where things are in a frame of UDP over IPv4 without options.
+/// Offsets in a frame of UDP over IPv4 without options.
 const ETHER_TYPE: usize = 12;
 const PROTOCOL: usize = 23;
 const LAST_OF_DESTINATION: usize = 33;
 const SOURCE_PORT: usize = 34;
 const PAYLOAD: usize = 42;
 
-/// Headers, and the first bytes of the payload.
+/// The length of the headers and the first bytes of the payload.
 const HEAD: usize = 48;
 
 /// The frame's head, for a source port of 0; user space writes it.
 #[btf_map]
 static HEADERS: Array<[u64; HEAD / 8], 1> = Array::new();
 
-/// Frames that this CPU has made.
+/// The number of frames that this CPU has made.
 #[btf_map]
 static MADE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Frames that arrived, by the last byte of their destination.
+/// The number of frames that arrived, by the last byte of their destination.
 #[btf_map]
 static ARRIVED: PerCpuArray<u64, 256> = PerCpuArray::new();
 
-/// Where packets are passed on to, by the last byte of their destination.
+/// The next hop of packets, by the last byte of their destination.
 #[btf_map]
 static HOPS: Array<Hop, 256> = Array::new();
 
-/// MAC addresses as they lie in the frame, and the interface.
+/// MAC addresses in the order of the frame, and the interface.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Hop {
@@ -46,11 +46,11 @@ struct Hop {
     ifindex: u32,
 }
 
-/// Ports of the flows: so many, a power of two, from the first on.
+/// The number of source ports, a power of two. Each is a flow.
 const PORTS: u16 = 1024;
 const FIRST_PORT: u16 = 4096;
 
-/// Sends the next flow's frame out of the interface that the context names.
+/// Sends the next flow's frame by the interface that the context names.
 #[xdp]
 pub fn generate(ctx: XdpContext) -> u32 {
     if make(ctx.ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
@@ -62,11 +62,11 @@ fn make(ctx: *mut xdp_md) -> Option<()> {
     let port = FIRST_PORT + (turn as u16 & (PORTS - 1));
     write_head(ctx, HEADERS.get(0)?)?;
     write(ctx, SOURCE_PORT, port.to_be())?;
-    // Makes up for the port in the checksum, which is right for every flow so.
+    // Compensates for the port, so that the checksum is correct for every flow.
     write(ctx, PAYLOAD, (!port).to_be())
 }
 
-/// Counts and drops UDP over IPv4; the rest goes on to where it would have gone.
+/// Counts and drops UDP over IPv4, and passes everything else.
 #[xdp]
 pub fn sink(ctx: XdpContext) -> u32 {
     if taken(ctx.ctx).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
@@ -82,8 +82,8 @@ fn taken(ctx: *mut xdp_md) -> Option<()> {
     count(&ARRIVED, address as u32).map(drop)
 }
 
-/// A router with one look-up in an array: MACs written, and out of the interface that the destination is
-/// behind.
+/// A router with one look-up in an array: writes the MACs, and redirects to the interface of the
+/// destination.
 #[xdp]
 pub fn pass_on(ctx: XdpContext) -> u32 {
     next(ctx.ctx).map_or(xdp_action::XDP_PASS, |ifindex| {

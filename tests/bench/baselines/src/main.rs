@@ -11,14 +11,14 @@ mod drive;
 mod frame;
 mod live;
 
-/// For the host the programs are only checked, by the compiler and by clippy.
+/// The host target exists so that the compiler and clippy check the programs.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Never linked in: nothing here can panic, and the verifier would refuse an endless loop.
+    // Never linked: nothing here can panic, and the verifier would refuse an endless loop.
     loop {}
 }
 

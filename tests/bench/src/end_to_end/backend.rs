@@ -1,8 +1,8 @@
-//! The servers behind every contender, each a process of its own: they answer with as many bytes as they are
-//! asked for.
+//! The servers behind every contender, each a process of its own. They answer with the number of bytes that
+//! the client requests.
 //!
-//! A thread blocks for each connection. That leaves out what an event loop would do between two requests, and
-//! is the same for all.
+//! Each connection has a thread that blocks. There is no event loop to measure, and all contenders have the
+//! same servers.
 
 use std::env;
 use std::io::{self, Read, Write};
@@ -17,17 +17,17 @@ use nlb_testkit::process::Process;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to listen
+    /// The address to listen at
     listen: SocketAddr,
 }
 
-/// Connections that are served at a time, well over what clients open.
+/// The number of connections that are served at a time; clients open fewer.
 const AT_A_TIME: usize = 64;
 
-/// What is written at a time.
+/// The number of bytes in one write.
 const CHUNK: usize = 128 << 10;
 
-/// An answer begins with the number of its request.
+/// The length of a request's number, with which its answer begins.
 pub const NUMBER: usize = 8;
 
 /// The request's number, and the length of its answer.
@@ -38,7 +38,7 @@ pub fn request(number: u64, answer: usize) -> [u8; 16] {
     request
 }
 
-/// Starts one on a host.
+/// Starts a server on a host.
 pub fn start(lab: &Lab, host: &Host, listen: SocketAddr) -> Result<Process> {
     let mut command = host.netns.command(env::current_exe()?);
     command.args(["backend", &listen.to_string()]);
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
                 loop {
-                    // A client that does not get its answer says so itself.
+                    // A client that misses its answer reports that itself.
                     let _ = listener.accept().and_then(|(client, _)| serve(client));
                 }
             });

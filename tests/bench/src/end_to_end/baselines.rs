@@ -1,5 +1,5 @@
-//! The least that any XDP program can do in a balancer's place ([`live`](../../baselines/src/live.rs)), so
-//! that it shows what of the balancer's figures is the cost of veths and of their driver.
+//! Minimal XDP programs in the balancer's place ([`live`](../../baselines/src/live.rs)). They show how much
+//! of the balancer's figures is the cost of veths and their driver.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::Array;
@@ -11,14 +11,14 @@ use nlb_testkit::netns::Namespace;
 
 use crate::baselines::{self, map, program};
 
-/// Sends packets that come to the balancer's host back.
+/// Sends packets that arrive at the balancer's host back.
 pub fn send_back(lab: &Lab) -> Result<Ebpf> {
     let mut bpf = open()?;
     attach(&mut bpf, "mac_swap", &lab.nlb.netns, &["eth0"])?;
     Ok(bpf)
 }
 
-/// Passes packets that come to the balancer's host on to whom they are addressed to.
+/// Redirects packets that arrive at the balancer's host to their destination.
 pub fn pass_on(lab: &Lab) -> Result<Ebpf> {
     let mut bpf = open()?;
     let mut hops = Array::<_, [u32; 4]>::try_from(map(&mut bpf, "HOPS")?)?;
@@ -34,17 +34,17 @@ pub fn pass_on(lab: &Lab) -> Result<Ebpf> {
     Ok(bpf)
 }
 
-/// The programs, none of them loaded yet.
+/// The object of the programs, none of which is loaded yet.
 pub fn open() -> Result<Ebpf> {
     baselines::open(&mut EbpfLoader::new())
 }
 
-/// For those who load all that refers to a map before they take the map.
+/// Loads a program. All programs that refer to a map have to be loaded before the map is taken.
 pub fn load(bpf: &mut Ebpf, name: &str) -> Result<()> {
     Ok(program(bpf, name)?.load()?)
 }
 
-/// Until the object is dropped.
+/// Attaches a program until the object is dropped.
 pub fn attach(bpf: &mut Ebpf, name: &str, on: &Namespace, interfaces: &[&str]) -> Result<()> {
     load(bpf, name)?;
     let program = program(bpf, name)?;
@@ -57,7 +57,7 @@ pub fn attach(bpf: &mut Ebpf, name: &str, on: &Namespace, interfaces: &[&str]) -
     })?
 }
 
-/// As it lies in a frame.
+/// The MAC address in the order of the frame.
 pub fn mac(netns: &Namespace, interface: &str) -> Result<Vec<u8>> {
     let text = netns.mac(interface)?;
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;

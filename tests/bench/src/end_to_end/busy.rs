@@ -1,5 +1,4 @@
-//! How long CPUs were busy: all of the machine's, since packets are the kernel's work and no process is
-//! charged for them.
+//! The CPU time of the whole machine, because no process is charged for the kernel's work on packets.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use nlb_testkit::process::Process;
 
 use crate::figures::cpu_time;
 
-/// Since when.
+/// A start of the measurement.
 pub struct Busy {
     since: Instant,
     idle: Duration,
@@ -21,16 +20,16 @@ impl Busy {
         Ok(Busy { since: Instant::now(), idle })
     }
 
-    /// What of the CPUs' time was neither idle nor stolen by the machine's host. Idle time is what the kernel
-    /// measures; the rest it samples.
+    /// The CPUs' time that was neither idle nor stolen by the machine's host. The kernel measures idle time
+    /// and samples all other times.
     pub fn time(&self) -> Result<Duration> {
         let (cpus, idle) = idle()?;
         Ok((self.since.elapsed() * cpus).saturating_sub(idle.saturating_sub(self.idle)))
     }
 }
 
-/// How many CPUs there are, and how long they have been idle, waiting for disks, or stolen, since the machine
-/// started.
+/// The number of CPUs, and the time since the machine started in which they were idle, waited for disks, or
+/// were stolen.
 fn idle() -> Result<(u32, Duration)> {
     const IDLE: usize = 3;
     const IO_WAIT: usize = 4;
@@ -40,11 +39,11 @@ fn idle() -> Result<(u32, Duration)> {
     let all = lines.next().context("the form of /proc/stat")?;
     let ticks: Vec<u64> = all.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
     let idle = [IDLE, IO_WAIT, STOLEN].map(|field| ticks.get(field).copied().unwrap_or_default());
-    // In hundredths of a second on every architecture that Debian has (USER_HZ).
+    // In hundredths of a second on every architecture of Debian (USER_HZ).
     Ok((lines.count() as u32, Duration::from_millis(10 * idle.iter().sum::<u64>())))
 }
 
-/// CPU time that a program and the processes that it has started have used.
+/// The CPU time of a program and of the processes that it has started.
 pub fn own_time(process: &Process) -> Result<Duration> {
     let pid = process.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;

@@ -1,7 +1,7 @@
-//! The load: clients that wait for one answer before they ask again, each in a thread of its own, on the
-//! clients' host.
+//! The load: clients on the clients' host, each in a thread of its own. A client waits for an answer before
+//! it sends the next request.
 //!
-//! Every answer is checked, and one that is wrong or missing ends the bench.
+//! Every answer is checked, and a wrong or missing one ends the benchmark.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,17 +12,17 @@ use anyhow::{Context, Result, ensure};
 
 use super::backend::{NUMBER, request};
 
-/// Connections of each kind at a time.
+/// The number of connections of each kind at a time.
 const SHORT: usize = 16;
 const KEPT: usize = 32;
 const DOWNLOADS: usize = 4;
 
-/// Bytes of one answer to a download.
+/// The length of one download in bytes.
 const DOWNLOAD: usize = 4 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Connects, asks, and closes, again and again; the answer is how often.
+/// Connects, sends a request, reads the answer and closes, repeatedly. Returns the number of rounds.
 pub fn connections(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     by_many(
         SHORT,
@@ -38,7 +38,7 @@ pub fn connections(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     )
 }
 
-/// Asks on connections that stay open; the answer is how often.
+/// Sends requests on connections that stay open. Returns their number.
 pub fn requests(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     by_many(
         KEPT,
@@ -53,7 +53,7 @@ pub fn requests(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     )
 }
 
-/// Downloads; the answer is the number of bytes.
+/// Downloads repeatedly. Returns the number of bytes.
 pub fn bytes(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     by_many(
         DOWNLOADS,
@@ -69,7 +69,7 @@ pub fn bytes(targets: &[SocketAddr], length: Duration) -> Result<u64> {
     )
 }
 
-/// How long each of so many requests on one connection took to its answer.
+/// The latency of each request on one connection.
 pub fn latencies(targets: &[SocketAddr], requests: u32) -> Result<Vec<Duration>> {
     let mut connection = Connection::open(targets, 0)?;
     (0..requests)
@@ -80,7 +80,7 @@ pub fn latencies(targets: &[SocketAddr], requests: u32) -> Result<Vec<Duration>>
         .collect()
 }
 
-/// What so many clients did, each of which is told its number and when to end.
+/// The sum of the work of several clients. Each gets its number and the time at which it ends.
 fn by_many(
     clients: usize,
     work: impl Fn(usize, Instant) -> Result<u64> + Sync,
@@ -104,7 +104,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// To one of the targets, by turns.
+    /// Connects to the targets in turn.
     fn open(targets: &[SocketAddr], turn: usize) -> Result<Connection> {
         let target = targets[turn % targets.len()];
         let stream = TcpStream::connect(target).with_context(|| format!("connecting to {target}"))?;
@@ -117,7 +117,7 @@ impl Connection {
         self.fetch(NUMBER, &mut [])
     }
 
-    /// Has an answer of so many bytes come, some at a time.
+    /// Requests an answer of `len` bytes and reads it piece by piece.
     fn fetch(&mut self, bytes: usize, room: &mut [u8]) -> Result<()> {
         self.asked += 1;
         self.stream.write_all(&request(self.asked, bytes)).context("asking")?;

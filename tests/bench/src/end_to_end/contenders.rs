@@ -1,5 +1,5 @@
-//! Who is compared, each at work in a lab of its own: clients on one segment, backends on another, and
-//! between them the host that balances or only forwards.
+//! The contenders, each in a lab of its own: clients on one segment, backends on another, and between them
+//! the host that balances or only forwards.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,14 +18,13 @@ use super::{backend, baselines, proxies};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Nobody between client and backend.
+    /// No host between client and backend.
     Direct,
-    /// Frames are made, and dropped as soon as they are there: what that takes is in all other figures of
-    /// frames, too.
+    /// Frames are made and dropped at once. That cost is part of all other figures of frames, too.
     XdpDrop,
-    /// The least XDP program that sends a packet, which sends it back to where it came from.
+    /// A minimal XDP program that sends a packet back to its sender.
     XdpTx,
-    /// The least XDP program that passes a packet on to the other segment.
+    /// A minimal XDP program that redirects a packet to the other segment.
     XdpRedirect,
     /// The kernel as a router.
     Forwarding,
@@ -62,18 +61,18 @@ impl Kind {
         }
     }
 
-    /// Whether connections come to be through it.
+    /// Whether it can carry connections.
     pub fn connects(self) -> bool {
         !matches!(self, Kind::XdpDrop | Kind::XdpTx)
     }
 
-    /// Whether it passes on frames that no connection of its own has brought.
+    /// Whether it forwards frames that are part of no connection of its own.
     pub fn passes_frames(self) -> bool {
         !matches!(self, Kind::Direct | Kind::Haproxy | Kind::Nginx)
     }
 }
 
-/// The service, and where backends serve it.
+/// The service, and the port of the backends.
 const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(VIP4), 80);
 const PORT: u16 = 8080;
 
@@ -81,11 +80,11 @@ const BACKENDS: usize = 2;
 
 pub struct Contender {
     pub kind: Kind,
-    /// Where clients connect to, by turns.
+    /// The addresses that clients connect to in turn.
     pub targets: Vec<SocketAddr>,
-    /// What balances in user space.
+    /// The balancer in user space, if there is one.
     pub proxy: Option<Process>,
-    // All of these end before the lab goes.
+    // All of these are dropped before the lab is removed.
     _daemon: Option<Process>,
     _baseline: Option<Ebpf>,
     _backends: Vec<Process>,
@@ -122,7 +121,7 @@ impl Contender {
         Ok(Contender { kind, targets, proxy, _daemon, _baseline, _backends, lab })
     }
 
-    /// Where frames to the first target arrive.
+    /// The hosts at which frames to the first target arrive.
     pub fn receivers(&self) -> Vec<Ipv4Addr> {
         match self.targets[0] {
             VIP => self.lab.modules.iter().map(|host| host.v4).collect(),
@@ -130,26 +129,26 @@ impl Contender {
         }
     }
 
-    /// Does this as a process of the client's host would.
+    /// Runs `work` in the network namespace of the clients' host.
     pub fn as_client<T: Send>(&self, work: impl FnOnce(&[SocketAddr]) -> Result<T> + Send) -> Result<T> {
         let done = self.lab.clients[0].netns.run(|| work(&self.targets))?;
         done.with_context(|| format!("a client of {}", self.kind.name()))
     }
 }
 
-/// What the hosts of busy servers are set to: many ports, which may be used again a second after they were,
-/// and Linux's own choice of a congestion control, whatever this kernel was built with.
+/// Sets hosts up as busy servers: many ports, which may be reused after a second, and the congestion control
+/// that is Linux's default, whatever this kernel was built with.
 fn tune(lab: &Lab) -> Result<()> {
     for host in lab.clients.iter().chain(&lab.modules).chain([&lab.nlb]) {
         host.netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         host.netns.sysctl("net/ipv4/tcp_tw_reuse", 1)?;
-        // Only the host's own namespace may choose for all of its connections, but routes may.
+        // Only the initial namespace may set the default for all connections, but a route may set its own.
         for route in host.netns.ip(&["route", "show"])?.lines() {
             let route: Vec<_> = route.split_whitespace().collect();
             host.netns.ip(&[&["route", "change"], &*route, &["congctl", "cubic"]].concat())?;
         }
     }
-    // A switch has no filters of IP packets to ask.
+    // A switch does not filter IP packets.
     for filter in ["iptables", "ip6tables", "arptables"] {
         let setting = format!("net/bridge/bridge-nf-call-{filter}");
         if Path::new("/proc/sys").join(&setting).exists() {
@@ -159,10 +158,10 @@ fn tune(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The daemon on both interfaces; backends see their clients' addresses, as behind DNAT, and answer by way of
+/// The daemon on both interfaces. Backends see their clients' addresses, as behind DNAT, and reply through
 /// the NLB.
 fn nlb(lab: &Lab) -> Result<Process> {
-    // Nobody sends heartbeats for what is no module of ours.
+    // The backends are no modules and send no heartbeats.
     let daemon = programs::serve(
         lab,
         "eth0,eth1",

@@ -1,8 +1,8 @@
-//! Small packets, as many as pass: frames of 64 bytes (60, and what a card adds) that a program of ours
-//! sends, and another takes off again behind the balancer.
+//! The maximum rate of small packets: frames of 64 bytes (60, and the checksum that a card adds) that one
+//! XDP program sends and another drops behind the balancer.
 //!
-//! Both are at the switch's ends of the balancer's own cables: bridges and the stacks of hosts take longer
-//! for a packet than what is measured.
+//! Both run at the switch's ends of the balancer's own cables, because bridges and the stacks of hosts take
+//! longer for a packet than the balancers do.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray};
@@ -17,22 +17,23 @@ use super::baselines;
 use super::contenders::{Contender, Kind};
 use crate::baselines::{map, program, words};
 
-/// Bytes that are written anew for each frame, and of a whole frame.
+/// The number of bytes that are rewritten for each frame, and the length of a frame.
 const HEAD: usize = 48;
 const FRAME: usize = 60;
 
-/// Ethernet, IPv4 and UDP.
+/// The length of the Ethernet, IPv4 and UDP headers.
 const BEFORE_PAYLOAD: usize = 42;
 
-/// Frames that are made before they are sent: as many as a card's driver takes in at a time (NAPI's weight).
+/// The number of frames that are made before they are sent: what a card's driver polls at a time (NAPI's
+/// weight).
 const BATCH: u32 = 64;
 
 /// The switch's ends of the balancer's cables.
 const FRONT: &str = "front-nlb";
 const BACK: &str = "back-nlb";
 
-/// Frames that arrive in a second, of so many that one CPU makes, sends through the balancer, and takes off
-/// again: with each batch it does all of that, so none waits, and few can be lost.
+/// The rate at which one CPU makes frames, takes them through the balancer, and drops them. It does
+/// all of that with each batch before the next one, so no frame waits and few can be lost.
 pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     let Contender { kind, lab, .. } = contender;
     let mut bpf = baselines::open()?;
@@ -73,8 +74,7 @@ pub fn per_second(contender: &Contender, frames: u32) -> Result<f64> {
     Ok(total as f64 / took.as_secs_f64())
 }
 
-/// From the client to what the contender serves, for the program that makes frames to write a source port
-/// into.
+/// A frame from the client to the contender's service. The program that makes frames writes the source port.
 fn frame(contender: &Contender) -> Result<Vec<u8>> {
     let Contender { lab, targets, .. } = contender;
     let address = |mac: Vec<u8>| mac.try_into().expect("six bytes");
@@ -87,7 +87,7 @@ fn frame(contender: &Contender) -> Result<Vec<u8>> {
         (packet.sport, packet.dport) = (0, targets[0].port());
         packet.l4 = Transport::Udp { checksum: UdpChecksum::Computed };
         packet.payload.clear();
-        // What stands here with a port of 0; see the program.
+        // These bytes compensate for the source port in the checksum: its complement, here for a port of 0.
         packet.payload.extend([0xff, 0xff]);
         packet.payload.resize(FRAME - BEFORE_PAYLOAD, 0);
     });

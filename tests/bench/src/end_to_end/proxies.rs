@@ -1,5 +1,4 @@
-//! The other balancers, set up as a careful administrator would: room for all connections, both CPUs, no
-//! logs.
+//! The other balancers, configured for speed: room for all connections, both CPUs, no logs.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,7 +12,8 @@ use nlb_testkit::process::Process;
 
 use super::backend::wait_until_it_listens;
 
-/// DNAT by the kernel; the first packet of a connection chooses, and connection tracking remembers.
+/// DNAT by the kernel: the rule selects a backend for a connection's first packet, and connection tracking
+/// stores it.
 pub fn nftables(lab: &Lab, vip: SocketAddr, backends: &[SocketAddr]) -> Result<()> {
     let (count, port) = (backends.len(), backends[0].port());
     let map: Vec<_> =

@@ -1,4 +1,4 @@
-//! Figures as they are gathered, compared and printed.
+//! Collects, compares and prints figures.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub enum Measure {
     P999Added,
 }
 
-/// Measures that tell what a contender adds to what there is without it: of what, and to whose figure.
+/// Differences: the measure, the one that it is computed from, and the contender that is subtracted.
 const ADDED: [(Measure, Measure, Kind); 6] = [
     (Measure::CpuPerPacketAdded, Measure::CpuPerPacket, Kind::XdpDrop),
     (Measure::CpuPerConnectionAdded, Measure::CpuPerConnection, Kind::Direct),
@@ -40,7 +40,7 @@ const ADDED: [(Measure, Measure, Kind); 6] = [
 ];
 
 impl Measure {
-    /// What it is, its unit, and digits behind the point.
+    /// The title, the unit, and the number of decimals.
     fn shown(self) -> (&'static str, &'static str, usize) {
         match self {
             Measure::Packets => ("small packets, one CPU", "1000/s", 0),
@@ -64,7 +64,7 @@ impl Measure {
     }
 }
 
-/// What the NLB is to be at least or at most, as a multiple of another contender's figure in the same run.
+/// A bound on the NLB's figure, as a multiple of another contender's figure in the same run.
 struct Goal {
     measure: Measure,
     beside: Kind,
@@ -83,10 +83,10 @@ const GOALS: [Goal; 4] = [
     Goal { measure: Measure::P99Added, beside: Kind::Forwarding, bound: Bound::AtMost(1.0) },
 ];
 
-/// Whose figures are shown as multiples of: of the least and of the best that others do.
+/// The contenders that multiples are shown of: the minimum of work, and the best of the others.
 const BESIDE: [Kind; 5] = [Kind::XdpTx, Kind::XdpRedirect, Kind::Forwarding, Kind::Nftables, Kind::Haproxy];
 
-/// One figure of one contender: the median of the passes, and the lowest and the highest of them.
+/// One figure of one contender: the median of the passes, the lowest and the highest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     pub measure: Measure,
@@ -97,7 +97,7 @@ pub struct Row {
     pub highest: f64,
 }
 
-/// What every pass measured.
+/// The results of every pass.
 #[derive(Default)]
 pub struct Samples(BTreeMap<(Measure, Kind), Vec<f64>>);
 
@@ -106,7 +106,7 @@ impl Samples {
         self.0.entry((measure, contender)).or_default().push(value);
     }
 
-    /// Adds what each contender adds to what there is without one, pass by pass.
+    /// Adds the differences, pass by pass.
     pub fn compare_with_none(&mut self) {
         for (added, whole, none) in ADDED {
             let Some(without) = self.0.get(&(whole, none)).cloned() else { continue };
@@ -137,7 +137,7 @@ impl Samples {
     }
 }
 
-/// A table for each measure; where there are figures of an earlier run, with what has changed since.
+/// Prints a table for each measure, with the changes since an earlier run if there is one.
 pub fn print(rows: &[Row], before: Option<&[Row]>) {
     for rows in rows.chunk_by(|one, next| one.measure == next.measure) {
         let (title, unit, digits) = rows[0].measure.shown();
@@ -169,12 +169,12 @@ fn changed(now: &Row, before: &[Row]) -> String {
     change((now.value, range(now)), (then.value, range(then)))
 }
 
-/// None where one is not above zero, as what is added may be where the machine is disturbed.
+/// `None` unless both are above zero. Differences may be negative on a disturbed machine.
 fn ratio(row: &Row, other: &Row) -> Option<f64> {
     (row.value > 0.0 && other.value > 0.0).then_some(row.value / other.value)
 }
 
-/// The goals that there are for a figure, and which of them are missed.
+/// The goals for a figure, with a mark at those that are missed.
 fn goals(row: &Row, rows: &[Row]) -> String {
     let goals = GOALS.iter().filter(|goal| goal.measure == row.measure && row.contender == Kind::Nlb);
     let shown = goals.map(|goal| {

@@ -1,15 +1,15 @@
-//! What is measured: a packet, the state that it meets, and what it may cost.
+//! The cases: a packet, the state of the tables, and the intended maximum cost.
 
 use nlb::model::ForwardMode;
 use nlb_testkit::rig::{XDP_PASS, XDP_TX};
 
-/// What a case costs at most, as a multiple of another figure of the same run.
+/// The intended maximum cost of a case, as a multiple of another figure of the same run.
 #[derive(Clone, Copy)]
 pub struct Goal {
     pub most: f64,
-    /// The baseline `ipip`, or another case by its name.
+    /// The name of another case; `None` is the baseline `ipip`.
     pub of: Option<&'static str>,
-    /// What the best known peer costs, as a multiple of `ipip`.
+    /// The cost of Katran, as a multiple of `ipip`.
     pub peer: &'static str,
 }
 
@@ -19,15 +19,15 @@ pub struct Case {
     pub mode: ForwardMode,
     pub packet: Kind,
     pub v6: bool,
-    /// A power of two.
+    /// The number of flows, a power of two.
     pub flows: u32,
-    /// Room in the flow table.
+    /// The size of the flow table.
     pub room: u32,
-    /// Whether every run is to meet a flow that nobody knows.
+    /// Whether every packet belongs to a new flow.
     pub fresh: bool,
-    /// What there is besides one service with one backend.
+    /// The state in addition to one service with one backend.
     pub besides: Besides,
-    /// What has to become of the packet.
+    /// The expected action of the program.
     pub action: u32,
 }
 
@@ -36,7 +36,7 @@ pub enum Kind {
     Tcp,
     Syn,
     Udp,
-    /// To an address that is no VIP.
+    /// A packet to an address that is no VIP.
     Stranger,
     /// A backend's answer.
     Reply,
@@ -49,13 +49,13 @@ pub enum Kind {
 #[derive(Clone, Copy)]
 pub enum Besides {
     Nothing,
-    /// So many routes in all, each for clients of another prefix.
+    /// The total number of routes, each for clients of another prefix.
     Routes(u32),
-    /// So many services in all, on ports of the VIP; packets are for 8192 of them.
+    /// The total number of services, on ports of the VIP; packets are for 8192 of them.
     Services(u16),
-    /// So many backends in all.
+    /// The total number of backends.
     Backends(u16),
-    /// A rate limit for the service and one for the client, which are never met.
+    /// A rate limit for the service and one for the client, which no packet exceeds.
     Limits,
 }
 
@@ -75,7 +75,7 @@ const fn case(name: &'static str, mode: ForwardMode, packet: Kind) -> Case {
     }
 }
 
-/// Packets of flows that find no room on record: all but four are forwarded by hash, each time anew.
+/// Packets of flows for which the flow table has no room: all but four are forwarded by hash.
 const fn stateless(name: &'static str) -> Case {
     case(name, ForwardMode::DsrIpip, Kind::Tcp).flows(1 << 10, 4)
 }
@@ -105,13 +105,13 @@ impl Case {
         Case { goal: Some(Goal { most, of: None, peer }), ..self }
     }
 
-    /// At most so many times what another case costs.
+    /// Sets a goal: at most `most` times the cost of another case.
     const fn times(self, most: f64, of: &'static str) -> Case {
         Case { goal: Some(Goal { most, of: Some(of), peer: "" }), ..self }
     }
 }
 
-/// What several CPUs do at once.
+/// The case that `scale` runs on several CPUs at once.
 pub const KNOWN_AMONG_64K: Case =
     known("known flow among 64k, dsr-ipip, TCP v4").flows(1 << 16, 1 << 20).goal(1.8, "2.6-5.4");
 

@@ -1,7 +1,7 @@
-//! Runs a program on the same frame again and again, each time for another flow, and says what one run took.
+//! Runs a program on one frame repeatedly, each time for another flow, and measures the time of a run.
 //!
-//! The program in front of it ([`tests/bench/baselines`](../../baselines/src/drive.rs)) puts back what the
-//! last run changed. What that costs is measured like anything else and taken off.
+//! A driver program in front of it ([`tests/bench/baselines`](../../baselines/src/drive.rs)) restores what
+//! the last run changed. The driver's cost is measured in the same way and subtracted.
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
@@ -11,11 +11,10 @@ use nlb::datapath::loader;
 
 use crate::baselines::{self, map, program, words};
 
-/// Every frame is this long, and put back each time.
+/// The length of every frame.
 pub const FRAME: usize = 128;
 
-/// How the driver tells flows apart: where it writes the last four bytes of an address and a port, and which
-/// ports there are.
+/// How flows differ: the offsets of the last four bytes of an address and of a port, and the range of ports.
 #[derive(Clone, Copy)]
 pub struct Flows {
     address: u32,
@@ -25,18 +24,18 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// By the client's address and port.
+    /// Flows differ by the client's address and port.
     pub const V4: Flows = Flows { address: 26, port: 34, first_port: 4096, port_bits: 12 };
     pub const V6: Flows = Flows { address: 34, port: 54, ..Flows::V4 };
-    /// By something in the payload: all frames are of one flow, as they are.
+    /// Frames differ in the payload only, so all are of one flow.
     pub const ONE: Flows = Flows { address: 120, port: 124, ..Flows::V4 };
-    /// By the port of the IPv4 service that they are for, of which there are so many.
+    /// Flows differ by the port of the IPv4 service that they are for.
     pub const SERVICES: Flows = Flows { address: 120, port: 36, first_port: FIRST_SERVICE, port_bits: 13 };
 }
 
 pub const FIRST_SERVICE: u16 = 4096;
 
-/// Runs in bursts, of which the best counts.
+/// The number and length of bursts of runs. The best burst counts.
 #[derive(Clone, Copy)]
 pub struct Bursts {
     pub number: u32,
@@ -44,8 +43,8 @@ pub struct Bursts {
 }
 
 impl Bursts {
-    /// About so many runs, in bursts that meet every flow, as traffic would: between bursts, others use the
-    /// caches.
+    /// Divides a number of runs into bursts that each have a packet of every flow. Other work uses the caches
+    /// between bursts, as it does between the packets of real traffic.
     pub fn of(runs: u32, flows: u32) -> Bursts {
         const NUMBER: u32 = 20;
         const MOST_RUNS: u32 = 1 << 26;
@@ -62,8 +61,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// For frames like this one, of `number` flows (a power of two), from the interface of that index.
-    /// Baselines that look at memory have `lines` of it, another power of two.
+    /// A driver for frames like this one, of `number` flows (a power of two), from the interface of that index.
+    /// Baselines that read memory have `lines` cache lines, another power of two.
     pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
         anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
         let Flows { address, port, first_port, port_bits } = flows;
@@ -80,7 +79,7 @@ impl Driver {
         }
         let mut template = Array::<_, [u64; FRAME / 8]>::try_from(map(&mut bpf, "TEMPLATE")?)?;
         template.set(0, words(frame), 0)?;
-        // The baselines' service is where the frame goes, if it is IPv4.
+        // The frame's destination is the service of the baselines, if the frame is IPv4.
         let word = |at: usize| u32::from_ne_bytes(frame[at..at + 4].try_into().expect("four bytes"));
         let port = u32::from(u16::from_ne_bytes([frame[36], frame[37]]));
         let mut tunnels = HashMap::<_, [u32; 2], [u32; 5]>::try_from(map(&mut bpf, "TUNNELS")?)?;
@@ -89,13 +88,13 @@ impl Driver {
         Ok(Driver { bpf, measured, frame: frame.to_vec(), ifindex })
     }
 
-    /// One of the baselines, by name.
+    /// Loads a baseline by its name.
     pub fn baseline(&mut self, name: &str) -> Result<ProgramFd> {
         Ok(program(&mut self.bpf, name)?.fd()?.try_clone()?)
     }
 
-    /// Nanoseconds that a run takes, with the driver's own: in the best of several bursts, since whatever
-    /// disturbs a burst makes it slower. Beside it what the last run answered.
+    /// The nanoseconds of a run, the driver's included, and the action that the last run returned. The best of
+    /// several bursts counts, because a disturbance only makes a burst slower.
     pub fn time(&mut self, measured: &ProgramFd, bursts: Bursts) -> Result<(f64, u32)> {
         self.measured.set(0, measured, 0)?;
         let mut best = f64::INFINITY;
@@ -118,8 +117,8 @@ impl Driver {
         };
         let drive = program(&mut self.bpf, "drive")?;
         let run = drive.test_run(options).context("BPF_PROG_TEST_RUN")?;
-        // The kernel's own measure, in whole nanoseconds. By a clock of ours the call takes milliseconds
-        // more: before and after the runs, the kernel patches its XDP dispatcher and waits for all CPUs.
+        // The kernel's own measurement, in whole nanoseconds. The system call takes milliseconds more, because
+        // the kernel patches its XDP dispatcher before and after the runs and waits for all CPUs.
         Ok((run.duration.as_nanos() as f64, run.return_value))
     }
 }

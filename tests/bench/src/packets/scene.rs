@@ -1,4 +1,4 @@
-//! A case, set up: the balancer with what there is to meet, and the frame.
+//! Sets a case up: the balancer with the state of the case, and the frame.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Scene {
     pub traffic: Traffic,
 }
 
-/// The frame that comes, and how it varies.
+/// The frame, and how it varies.
 pub struct Traffic {
     frame: Vec<u8>,
     flows: Flows,
@@ -50,7 +50,7 @@ impl Case {
         rig.enter()?;
         let [v4, v6] = families();
         let family = if self.v6 { v6 } else { v4 };
-        // Clients that the driver makes up are behind the one that there is.
+        // The driver's clients are behind the rig's client.
         for (flag, clients, gateway) in
             [("-4", "198.51.0.0/18", v4.client), ("-6", "2001:db8:c::c633:0/112", v6.client)]
         {
@@ -59,7 +59,7 @@ impl Case {
         }
         self.besides.add_to(&mut rig, &family)?;
         let ifindex = if_nametoindex("up0").context("the rig's interface")?;
-        // Out by the interface that it came in by, like the baselines.
+        // Packets leave by the interface that they came in by, as with the baselines.
         for way in rig.hops.values_mut() {
             way.hop.ifindex = ifindex;
         }
@@ -140,7 +140,7 @@ impl Besides {
     }
 }
 
-/// Prefixes of four lengths; the first cover the driver's clients, so that each flow meets one of them.
+/// Prefixes of four lengths. The first ones cover the driver's clients, so that each flow matches one.
 fn source(n: u32) -> IpNet {
     let [clients, elsewhere] = [0xc633_0000, 0x0100_0000_u32];
     let net = match n {
@@ -151,13 +151,13 @@ fn source(n: u32) -> IpNet {
     net.expect("lengths of IPv4").into()
 }
 
-/// The frame that a backend answers a request with.
+/// A backend's reply.
 fn answer(rig: &mut Rig, family: &Family) -> Result<Vec<u8>> {
     let request = family.translated(&family.syn(), opened(rig, family)?);
     Ok(filled(family.answer(&request, Transport::Tcp { flags: ACK, seq: 2 })).bytes())
 }
 
-/// The frame in which a router tells the VIP that an answer was too long.
+/// A router's ICMP error to the VIP: a reply was too long.
 fn error(rig: &mut Rig, family: &Family) -> Result<Vec<u8>> {
     opened(rig, family)?;
     let syn = family.syn();
@@ -170,20 +170,20 @@ fn error(rig: &mut Rig, family: &Family) -> Result<Vec<u8>> {
     Ok(icmp(family, kind, &answer.bytes()[14..]).bytes())
 }
 
-/// Opens the client's connection; the answer is the port that the backend sees.
+/// Opens the client's connection. Returns the port that the backend sees.
 fn opened(rig: &mut Rig, family: &Family) -> Result<u16> {
     let syn = rig.run(&family.syn())?;
     ensure!(syn.action == XDP_TX || syn.action == XDP_REDIRECT, "a SYN: {syn:?}");
     Ok(rig::source_port(&syn.frame))
 }
 
-/// ICMP to the VIP, with as much of this as there is room for.
+/// ICMP to the VIP, with as much of `body` as fits.
 fn icmp(family: &Family, kind: [u8; 2], body: &[u8]) -> Packet {
     let headers = if family.vip.is_ipv4() { 14 + 20 + 8 } else { 14 + 40 + 8 };
     family.syn().with(|p| p.src = family.stranger).icmp(kind, &body[..FRAME - headers])
 }
 
-/// As long as the driver wants it.
+/// Fills a packet up to the driver's length.
 pub fn filled(packet: Packet) -> Packet {
     packet.with(|p| {
         p.payload.clear();
