@@ -84,8 +84,8 @@ fn take_turns<'a>(
     for pass in 0..=passes {
         for load in loads {
             for contender in contenders.clone() {
-                let forgotten = &mut Samples::default();
-                load(contender, if pass == 0 { forgotten } else { samples })
+                let discarded = &mut Samples::default();
+                load(contender, if pass == 0 { discarded } else { samples })
                     .with_context(|| format!("{}, pass {pass}", contender.kind.name()))?;
             }
         }

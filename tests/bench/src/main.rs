@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, Parser, Subcommand};
 use results::Files;
 
-/// The part to run [packets, scale and end-to-end, one after the other]
+/// Measure the cost of the NLB; without a part: packets, scale and end-to-end, one after the other
 #[derive(Parser)]
 #[command(name = "nlb-bench", args_conflicts_with_subcommands = true, verbatim_doc_comment)]
 struct Cli {

@@ -5,7 +5,7 @@
 
 mod cases;
 mod driver;
-mod scene;
+mod testbed;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::ProgramFd;
@@ -18,8 +18,8 @@ pub use driver::{Bursts, Driver};
 use nlb_common::abi::LOOPBACK;
 use nlb_testkit::cpu;
 use nlb_testkit::rig::{XDP_TX, families};
-pub use scene::Traffic;
-use scene::filled;
+pub use testbed::Traffic;
+use testbed::filled;
 
 use crate::results::{self, Files};
 
@@ -125,10 +125,10 @@ fn measure_baseline(baseline: &Baseline, args: &Args) -> Result<Figure> {
 }
 
 fn measure(case: &Case, args: &Args) -> Result<Figure> {
-    let mut scene = case.set_up()?;
+    let mut testbed = case.set_up()?;
     let mut ipip = ipip()?;
-    let mut driver = scene.traffic.driver()?;
-    let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
+    let mut driver = testbed.traffic.driver()?;
+    let balancer = testbed.rig.balancer()?.fd()?.try_clone()?;
     let bursts = bursts(args, case.flows, case.fresh);
     // Records the flows.
     let (_, action) = driver.time(&balancer, bursts)?;
@@ -136,7 +136,7 @@ fn measure(case: &Case, args: &Args) -> Result<Figure> {
     let mut samples = Vec::new();
     for _ in 0..passes(args, case.flows) {
         if case.fresh {
-            scene.rig.forget_flows();
+            testbed.rig.forget_flows();
         }
         samples.push(sample(&mut ipip, &mut driver, &balancer, args.packets, bursts)?);
     }
@@ -218,10 +218,10 @@ fn print(figures: &[Figure], case: Option<&Case>, before: Option<&[Figure]>) {
         let basis = goal.of.map(|of| others.iter().find(|other| other.case == of));
         Some(goal.most * basis.map_or(Some(1.0), |basis| Some(basis?.ratio))?)
     });
-    let peer = goal.map_or("", |goal| goal.peer);
+    let katran = goal.map_or("", |goal| goal.katran);
     let mark = if most.is_some_and(|most| figure.ratio > most) { " over" } else { "" };
     println!(
-        "{:<46} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {:>6} {peer:>9}{mark}{}",
+        "{:<46} {:>7.1} {:>7.2} {:>6.2}-{:<6.2} {:>6} {katran:>9}{mark}{}",
         figure.case,
         figure.nanoseconds,
         figure.ratio,

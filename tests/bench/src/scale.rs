@@ -134,13 +134,13 @@ fn slabs_of(case: &Case) -> Result<f64> {
 }
 
 fn cores(bursts: usize) -> Result<Vec<Figure>> {
-    let mut scene = KNOWN_AMONG_64K.set_up()?;
-    let balancer = scene.rig.balancer()?.fd()?.try_clone()?;
+    let mut testbed = KNOWN_AMONG_64K.set_up()?;
+    let balancer = testbed.rig.balancer()?.fd()?.try_clone()?;
     let cpus = cpu::available()?;
     let mut figures = Vec::new();
     let mut alone = 0.0;
     for number in 1..=cpus.len() {
-        let each = at_once(&scene.traffic, &balancer, &cpus[..number], bursts)?;
+        let each = at_once(&testbed.traffic, &balancer, &cpus[..number], bursts)?;
         if number == 1 {
             alone = each;
         }

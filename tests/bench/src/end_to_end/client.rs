@@ -20,7 +20,7 @@ const DOWNLOADS: usize = 4;
 /// The length of one download in bytes.
 const DOWNLOAD: usize = 4 << 20;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects, sends a request, reads the answer and closes, repeatedly. Returns the number of rounds.
 pub fn connections(targets: &[SocketAddr], length: Duration) -> Result<u64> {
@@ -109,7 +109,7 @@ impl Connection {
         let target = targets[turn % targets.len()];
         let stream = TcpStream::connect(target).with_context(|| format!("connecting to {target}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Connection { stream, asked: 0 })
     }
 

@@ -10,7 +10,7 @@ pub struct Goal {
     /// The name of another case; `None` is the baseline `ipip`.
     pub of: Option<&'static str>,
     /// The cost of Katran, as a multiple of `ipip`.
-    pub peer: &'static str,
+    pub katran: &'static str,
 }
 
 pub struct Case {
@@ -26,7 +26,7 @@ pub struct Case {
     /// Whether every packet belongs to a new flow.
     pub fresh: bool,
     /// The state in addition to one service with one backend.
-    pub besides: Besides,
+    pub extra: Extra,
     /// The expected action of the program.
     pub action: u32,
 }
@@ -37,7 +37,7 @@ pub enum Kind {
     Syn,
     Udp,
     /// A packet to an address that is no VIP.
-    Stranger,
+    NotOurs,
     /// A backend's answer.
     Reply,
     /// A ping to the VIP.
@@ -47,7 +47,7 @@ pub enum Kind {
 }
 
 #[derive(Clone, Copy)]
-pub enum Besides {
+pub enum Extra {
     Nothing,
     /// The total number of routes, each for clients of another prefix.
     Routes(u32),
@@ -60,7 +60,7 @@ pub enum Besides {
 }
 
 const fn case(name: &'static str, mode: ForwardMode, packet: Kind) -> Case {
-    let action = if matches!(packet, Kind::Stranger | Kind::Echo) { XDP_PASS } else { XDP_TX };
+    let action = if matches!(packet, Kind::NotOurs | Kind::Echo) { XDP_PASS } else { XDP_TX };
     Case {
         name,
         goal: None,
@@ -70,7 +70,7 @@ const fn case(name: &'static str, mode: ForwardMode, packet: Kind) -> Case {
         flows: 1,
         room: 1 << 16,
         fresh: false,
-        besides: Besides::Nothing,
+        extra: Extra::Nothing,
         action,
     }
 }
@@ -97,17 +97,17 @@ impl Case {
         Case { fresh: true, ..self }
     }
 
-    const fn besides(self, besides: Besides) -> Case {
-        Case { besides, ..self }
+    const fn extra(self, extra: Extra) -> Case {
+        Case { extra, ..self }
     }
 
-    const fn goal(self, most: f64, peer: &'static str) -> Case {
-        Case { goal: Some(Goal { most, of: None, peer }), ..self }
+    const fn goal(self, most: f64, katran: &'static str) -> Case {
+        Case { goal: Some(Goal { most, of: None, katran }), ..self }
     }
 
     /// Sets a goal: at most `most` times the cost of another case.
     const fn times(self, most: f64, of: &'static str) -> Case {
-        Case { goal: Some(Goal { most, of: Some(of), peer: "" }), ..self }
+        Case { goal: Some(Goal { most, of: Some(of), katran: "" }), ..self }
     }
 }
 
@@ -124,13 +124,12 @@ pub const NEW_FLOW: Case = case("new flow recorded, dsr-ipip, TCP v4", ForwardMo
     .fresh()
     .goal(2.0, "9.8");
 
-pub const TEN_ROUTES: Case = stateless("stateless pick, 10 routes").besides(Besides::Routes(10));
-pub const MANY_ROUTES: Case = stateless("stateless pick, 100,000 routes")
-    .besides(Besides::Routes(100_000))
-    .times(1.25, TEN_ROUTES.name);
+pub const TEN_ROUTES: Case = stateless("stateless pick, 10 routes").extra(Extra::Routes(10));
+pub const MANY_ROUTES: Case =
+    stateless("stateless pick, 100,000 routes").extra(Extra::Routes(100_000)).times(1.25, TEN_ROUTES.name);
 
 pub const CASES: &[Case] = &[
-    case("not ours: pass", ForwardMode::DsrIpip, Kind::Stranger).goal(0.2, "1.0-1.2"),
+    case("not ours: pass", ForwardMode::DsrIpip, Kind::NotOurs).goal(0.2, "1.0-1.2"),
     known("known flow, dsr-ipip, TCP v4").goal(1.0, "2.3-2.8"),
     known("known flow, dsr-ipip, TCP v6").v6().goal(1.2, "2.8"),
     case("known flow, dsr-ipip, UDP v4", ForwardMode::DsrIpip, Kind::Udp).goal(1.0, "3.7"),
@@ -153,20 +152,18 @@ pub const CASES: &[Case] = &[
     KNOWN_AMONG_64K,
     KNOWN_AMONG_1M,
     KNOWN_AMONG_16M,
-    stateless("stateless pick, 1 route").besides(Besides::Routes(1)),
+    stateless("stateless pick, 1 route").extra(Extra::Routes(1)),
     TEN_ROUTES,
-    stateless("stateless pick, 1,000 routes").besides(Besides::Routes(1000)),
-    stateless("stateless pick, 10,000 routes").besides(Besides::Routes(10_000)),
+    stateless("stateless pick, 1,000 routes").extra(Extra::Routes(1000)),
+    stateless("stateless pick, 10,000 routes").extra(Extra::Routes(10_000)),
     MANY_ROUTES,
     known("known flow, 100,000 routes")
-        .besides(Besides::Routes(100_000))
+        .extra(Extra::Routes(100_000))
         .times(1.25, "known flow, dsr-ipip, TCP v4"),
     known("known flow among 8k, dsr-ipip, TCP v4").flows(1 << 13, 1 << 16),
-    known("known flow among 8k, of as many services")
-        .flows(1 << 13, 1 << 16)
-        .besides(Besides::Services(10_000)),
-    stateless("stateless pick, 10 backends").besides(Besides::Backends(10)),
-    stateless("stateless pick, 1,000 backends").besides(Besides::Backends(1000)),
-    known("known flow among 1k, 1,000 backends").flows(1 << 10, 1 << 16).besides(Besides::Backends(1000)),
-    known("known flow, under rate limits").besides(Besides::Limits),
+    known("known flow among 8k, of as many services").flows(1 << 13, 1 << 16).extra(Extra::Services(10_000)),
+    stateless("stateless pick, 10 backends").extra(Extra::Backends(10)),
+    stateless("stateless pick, 1,000 backends").extra(Extra::Backends(1000)),
+    known("known flow among 1k, 1,000 backends").flows(1 << 10, 1 << 16).extra(Extra::Backends(1000)),
+    known("known flow, under rate limits").extra(Extra::Limits),
 ];

@@ -61,8 +61,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for frames like this one, of `number` flows (a power of two), from the interface of that index.
-    /// Baselines that read memory have `lines` cache lines, another power of two.
+    /// A driver for frames like this one, of `number` flows (a power of two), from the interface of that
+    /// index. Baselines that read memory have `lines` cache lines, another power of two.
     pub fn new(frame: &[u8], flows: Flows, number: u32, ifindex: u32, lines: u32) -> Result<Driver> {
         anyhow::ensure!(frame.len() == FRAME, "a frame of {} bytes, not {FRAME}", frame.len());
         let Flows { address, port, first_port, port_bits } = flows;
@@ -93,8 +93,8 @@ impl Driver {
         Ok(program(&mut self.bpf, name)?.fd()?.try_clone()?)
     }
 
-    /// The nanoseconds of a run, the driver's included, and the action that the last run returned. The best of
-    /// several bursts counts, because a disturbance only makes a burst slower.
+    /// The nanoseconds of a run, the driver's included, and the action that the last run returned. The best
+    /// of several bursts counts, because a disturbance only makes a burst slower.
     pub fn time(&mut self, measured: &ProgramFd, bursts: Bursts) -> Result<(f64, u32)> {
         self.measured.set(0, measured, 0)?;
         let mut best = f64::INFINITY;
@@ -117,8 +117,8 @@ impl Driver {
         };
         let drive = program(&mut self.bpf, "drive")?;
         let run = drive.test_run(options).context("BPF_PROG_TEST_RUN")?;
-        // The kernel's own measurement, in whole nanoseconds. The system call takes milliseconds more, because
-        // the kernel patches its XDP dispatcher before and after the runs and waits for all CPUs.
+        // The kernel's own measurement, in whole nanoseconds. The system call takes milliseconds more,
+        // because the kernel patches its XDP dispatcher before and after the runs and waits for all CPUs.
         Ok((run.duration.as_nanos() as f64, run.return_value))
     }
 }

@@ -13,10 +13,10 @@ use nlb::model::{Destination, L4, LimitTarget, LimitUnit, RateLimit, Route, Text
 use nlb_testkit::packet::{ACK, Packet, Transport};
 use nlb_testkit::rig::{self, Family, Rig, XDP_REDIRECT, XDP_TX, families, module};
 
-use super::cases::{Besides, Case, Kind};
+use super::cases::{Case, Extra, Kind};
 use super::driver::{Driver, FIRST_SERVICE, FRAME, Flows};
 
-pub struct Scene {
+pub struct Testbed {
     pub rig: Rig,
     pub traffic: Traffic,
 }
@@ -36,7 +36,7 @@ impl Traffic {
 }
 
 impl Case {
-    pub fn set_up(&self) -> Result<Scene> {
+    pub fn set_up(&self) -> Result<Testbed> {
         let load_config = rig::load_config();
         let flows = FlowSettings { max: self.room, ..load_config.flows };
         let limits = TableSizes {
@@ -57,7 +57,7 @@ impl Case {
             let gateway = gateway.to_string();
             rig.namespace().ip(&[flag, "route", "add", clients, "via", &gateway, "dev", "up0"])?;
         }
-        self.besides.add_to(&mut rig, &family)?;
+        self.extra.add_to(&mut rig, &family)?;
         let ifindex = if_nametoindex("up0").context("the rig's interface")?;
         // Packets leave by the interface that they came in by, as with the baselines.
         for way in rig.hops.values_mut() {
@@ -69,31 +69,31 @@ impl Case {
             Kind::Error => error(&mut rig, &family)?,
             _ => self.request(&family).bytes(),
         };
-        let flows = match (self.packet, self.besides) {
+        let flows = match (self.packet, self.extra) {
             (Kind::Reply | Kind::Error | Kind::Echo, _) => Flows::ONE,
-            (_, Besides::Services(_)) => Flows::SERVICES,
+            (_, Extra::Services(_)) => Flows::SERVICES,
             _ if self.v6 => Flows::V6,
             _ => Flows::V4,
         };
-        Ok(Scene { rig, traffic: Traffic { frame, flows, number: self.flows, ifindex } })
+        Ok(Testbed { rig, traffic: Traffic { frame, flows, number: self.flows, ifindex } })
     }
 
     fn request(&self, family: &Family) -> Packet {
         filled(match self.packet {
             Kind::Syn => family.syn(),
             Kind::Udp => family.udp(),
-            Kind::Stranger => family.ack().with(|p| p.dst = family.stranger),
+            Kind::NotOurs => family.ack().with(|p| p.dst = family.stranger),
             Kind::Echo => return icmp(family, [8, 0], &[0x2a; FRAME]),
             Kind::Tcp | Kind::Reply | Kind::Error => family.ack(),
         })
     }
 }
 
-impl Besides {
+impl Extra {
     fn add_to(self, rig: &mut Rig, family: &Family) -> Result<()> {
         match self {
-            Besides::Nothing => {}
-            Besides::Routes(number) => {
+            Extra::Nothing => {}
+            Extra::Routes(number) => {
                 let to_all = rig.route("m1", "tcp").clone();
                 let routes = &mut rig.module("m1").routes;
                 routes.clear();
@@ -102,14 +102,14 @@ impl Besides {
                     (format!("r{n}"), Arc::new(Route { source, ..to_all.clone() }))
                 }));
             }
-            Besides::Services(number) => {
+            Extra::Services(number) => {
                 let any = rig.route("m1", "tcp").clone();
                 rig.module("m1").routes.extend((0..number).map(|n| {
                     let (destination, port) = (Destination::Address(family.vip), Some(FIRST_SERVICE + n));
                     (format!("s{n}"), Arc::new(Route { destination, port, ..any.clone() }))
                 }));
             }
-            Besides::Backends(number) => {
+            Extra::Backends(number) => {
                 for n in 1..number {
                     let address = Ipv4Addr::from_bits(0x0a00_0100 + u32::from(n));
                     let mut more = module(rig.module("m1").mode, 2);
@@ -118,7 +118,7 @@ impl Besides {
                     rig.desired.modules.insert(format!("m{}", n + 1), more.into());
                 }
             }
-            Besides::Limits => {
+            Extra::Limits => {
                 let IpAddr::V4(client) = family.client else { unreachable!("the case is IPv4") };
                 let source = IpNet::from(Ipv4Net::new(client, 16)?.trunc());
                 for target in [LimitTarget::Service(family.vip, 80, L4::Tcp), LimitTarget::Source(source)] {
