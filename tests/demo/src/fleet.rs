@@ -1,4 +1,4 @@
-//! What the demo runs: one NLB, three modules of two versions, in a lab of their own.
+//! The programs of the demo: one NLB and three modules of two versions, in a lab.
 
 use std::env;
 use std::net::SocketAddr;
@@ -9,12 +9,12 @@ use nlb_testkit::lab::{DefaultRoute, Lab, VIP4, VIP6};
 use nlb_testkit::process::Process;
 use nlb_testkit::programs;
 
-/// Name, version and weight.
+/// The name, version and weight of each module.
 const MODULES: [(&str, &str, &str); 3] =
     [("echo-1", "v1", "100"), ("echo-2", "v1", "100"), ("echo-3", "v2", "50")];
 
 pub struct Fleet {
-    // Ended before the network is taken away from under them.
+    // Ends the modules before the network is removed.
     pub modules: Vec<(&'static str, Process)>,
     nlb: Process,
     pub lab: Arc<Lab>,
@@ -32,7 +32,7 @@ impl Fleet {
         Ok(Fleet { modules, nlb, lab: Arc::new(lab) })
     }
 
-    /// Modules may come and go, that is what the demo is for; without the NLB there is nothing to see.
+    /// Fails if the NLB has ended. Modules may end, because users of the demo stop them.
     pub fn check_nlb(&mut self) -> Result<()> {
         match self.nlb.ended()? {
             Some(status) => bail!("the NLB has ended ({status}); its output:\n{}", self.nlb.output()),
@@ -46,8 +46,8 @@ impl Fleet {
         module.is_some_and(|(_, process)| matches!(process.ended(), Ok(None)))
     }
 
-    /// What the programs have printed, for when they do not come up.
-    pub fn complaints(&self) -> String {
+    /// The output of the programs, for the message when they fail to start.
+    pub fn logs(&self) -> String {
         let mut text = format!("the NLB's output:\n{}", self.nlb.output());
         for (name, process) in &self.modules {
             text += &format!("\n{name}'s output:\n{}", process.output());
@@ -61,16 +61,16 @@ impl Fleet {
         let nlb = programs::built("nlb")?;
         let here = env::current_dir().unwrap_or_default();
         let nlb = nlb.strip_prefix(here).unwrap_or(&nlb).display();
-        // Processes of the lab are root's.
+        // Processes of the lab belong to root.
         let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
         let lines = [
             (format!("{nlb} --server http://{grpc} weight {first} 10"), "change a weight".to_owned()),
             (format!("{nlb} --server http://{grpc} modules"), "list the modules".to_owned()),
             (format!("{sudo}kill -9 {}", victim.pid()), format!("kill {first}")),
             (format!("{sudo}kill {}", leaver.pid()), format!("drain {drained}, and end it")),
-            (format!("tail {}/*.log", self.lab.files().display()), "see what the programs say".to_owned()),
+            (format!("tail {}/*.log", self.lab.files().display()), "show the logs".to_owned()),
         ];
-        println!("\nA client asks {VIP4}:80 and [{VIP6}]:80, TCP and UDP, all the time.");
+        println!("\nA client sends requests to {VIP4}:80 and [{VIP6}]:80 by TCP and UDP, continuously.");
         println!("Meanwhile, from another terminal:");
         let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
         for (command, effect) in lines {

@@ -1,5 +1,5 @@
-//! Lets this host's loopback into the lab: a listener out here, connections made from within the NLB's
-//! namespace.
+//! Forwards connections from this host's loopback to the NLB's gRPC server, in the network namespace of the
+//! lab's NLB.
 
 use std::net::{SocketAddr, TcpStream as BlockingStream};
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use tokio::task::spawn_blocking;
 
 const CONNECT: Duration = Duration::from_secs(3);
 
-pub struct Gate(TcpListener);
+pub struct GrpcForward(TcpListener);
 
-/// First of all, so that a port in use is known before anything is built.
-pub async fn bind(address: SocketAddr) -> Result<Gate> {
+/// Binds the listener. Called first, so that a port in use is reported before the lab is made.
+pub async fn bind(address: SocketAddr) -> Result<GrpcForward> {
     let listener = TcpListener::bind(address).await;
-    Ok(Gate(listener.with_context(|| {
+    Ok(GrpcForward(listener.with_context(|| {
         format!("{address} is taken, by another demo or NLB perhaps; choose another with --grpc")
     })?))
 }
 
-impl Gate {
+impl GrpcForward {
     pub fn address(&self) -> Result<SocketAddr> {
         Ok(self.0.local_addr()?)
     }
 
-    /// Forwards to the NLB's gRPC server from now on.
-    pub fn open_to(self, lab: Arc<Lab>) {
+    /// Starts to forward.
+    pub fn start(self, lab: Arc<Lab>) {
         tokio::spawn(async move {
             while let Ok((outside, _)) = self.0.accept().await {
                 tokio::spawn(forward(outside, Arc::clone(&lab)));
@@ -39,7 +39,7 @@ impl Gate {
     }
 }
 
-/// What fails here, the caller sees as a closed connection.
+/// Forwards one connection. A failure closes it.
 async fn forward(mut outside: TcpStream, lab: Arc<Lab>) -> Result<()> {
     let inside = spawn_blocking(move || {
         let address = programs::grpc(&lab);

@@ -1,9 +1,9 @@
-//! The demo behind `cargo xtask run`: the real daemon and real modules between network namespaces, a client
-//! that does not stop asking, and a table of who answers. Change a weight, kill or drain a module from
-//! another terminal, and watch.
+//! The demo behind `cargo xtask run`: the real daemon and real modules in network namespaces, a client that
+//! sends requests continuously, and a table of the modules' shares. Another terminal can change a weight, or
+//! kill or drain a module, meanwhile.
 
 mod fleet;
-mod gate;
+mod grpc_forward;
 mod table;
 mod traffic;
 mod view;
@@ -23,18 +23,18 @@ use table::Table;
 use traffic::Traffic;
 use view::View;
 
-/// Real connections, balanced before your eyes
+/// Show real connections being balanced
 #[derive(Parser)]
 struct Args {
-    /// End by itself after this time (such as 10s or 2m)
+    /// End after this time (such as 10s or 2m)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
-    /// Where the NLB's gRPC server is reachable on this host while the demo runs
+    /// The address on this host that is forwarded to the NLB's gRPC server
     #[arg(long, default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT")]
     grpc: SocketAddr,
 }
 
-/// The programs of the lab end with the thread that started them: the main one, on which this future runs.
+/// The programs of the lab end with the thread that started them. This future runs on the main thread.
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(&Args::parse()).await {
@@ -47,17 +47,17 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    // From here on Ctrl-C ends the demo in order, also halfway through the set-up.
+    // From here on Ctrl-C ends the demo and removes what it has made, also during the set-up.
     let mut ending = Ending::new()?;
-    let gate = gate::bind(args.grpc).await?;
-    let grpc = gate.address()?;
+    let grpc_listener = grpc_forward::bind(args.grpc).await?;
+    let grpc = grpc_listener.address()?;
     eprintln!("Making a network of namespaces: a client, the NLB, three modules");
     let mut fleet = Fleet::start()?;
-    gate.open_to(fleet.lab.clone());
+    grpc_listener.start(fleet.lab.clone());
     let mut view = View::of(grpc)?;
     tokio::select! {
-        registered = view.wait_for_modules(fleet.modules.len()) => registered.with_context(|| fleet.complaints())?,
-        () = ending.asked() => bail!("interrupted while the modules were coming up"),
+        registered = view.wait_for_modules(fleet.modules.len()) => registered.with_context(|| fleet.logs())?,
+        () = ending.asked() => bail!("interrupted while the modules were starting"),
     }
     fleet.print_hints(grpc)?;
 
@@ -72,12 +72,12 @@ async fn run(args: &Args) -> Result<()> {
         bail!("{} requests failed; the last one: {}", tally.failed, tally.last_failure);
     }
     if tally.answered == 0 {
-        bail!("not one request was made; run it for longer");
+        bail!("no request was made; run the demo for longer");
     }
     Ok(())
 }
 
-/// Shows what happens until the time is over or somebody ends it.
+/// Shows the table until the time is over or a signal ends the demo.
 async fn watch(
     args: &Args,
     fleet: &mut Fleet,

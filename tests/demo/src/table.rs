@@ -1,4 +1,4 @@
-//! Shows the fleet: on a terminal a table that stays in its place, elsewhere a line every second.
+//! Shows the modules: on a terminal a table that is updated in place, elsewhere a line every second.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const BAR: usize = 20;
 
 pub struct Table {
     terminal: bool,
-    /// Lines on the screen, which the next ones replace.
+    /// The number of lines on the screen, which the next table replaces.
     shown: usize,
 }
 
@@ -27,7 +27,7 @@ impl Table {
         }
         let lines = lines(elapsed, &rows, view, fleet, tally);
         if self.shown > 0 {
-            // Up to the first line, and clear all that follow.
+            // Moves the cursor to the first line, and clears all lines from there.
             print!("\x1b[{}A\x1b[J", self.shown);
         }
         self.shown = lines.len();
@@ -68,7 +68,7 @@ fn lines(elapsed: Duration, rows: &[Row], view: &View, fleet: &mut Fleet, tally:
     if tally.failed > 0 {
         lines.push(format!("last failure: {}", tally.last_failure));
     }
-    lines.extend(view.blind.iter().map(|why| format!("the table stands still: {why}")));
+    lines.extend(view.error.iter().map(|why| format!("the table is not updated: {why}")));
     lines
 }
 
@@ -86,6 +86,6 @@ fn line(elapsed: Duration, rows: &[Row], view: &View, tally: &Tally) -> String {
             row.packets_per_second
         );
     }
-    line.extend(view.blind.iter().map(|why| format!(" | {why}")));
+    line.extend(view.error.iter().map(|why| format!(" | {why}")));
     line
 }

@@ -1,5 +1,5 @@
-//! The client: short TCP connections, single datagrams and a few connections that are held, over IPv4 and
-//! IPv6. Every answer is checked; whatever is not answered is a failure.
+//! The client: short TCP connections, single datagrams and a few connections that stay open, over IPv4 and
+//! IPv6. Every answer is checked, and a missing answer is a failure.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -16,14 +16,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
-/// Between two requests of one kind and family.
+/// The time between two requests of one kind and family.
 const PACE: Duration = Duration::from_millis(20);
-/// Between two lines on a held connection.
+/// The time between two lines on a held connection.
 const HELD_PACE: Duration = Duration::from_millis(500);
-/// Lines on a held connection before it closes, so that a module that drains sees its last one go.
+/// The number of lines on a held connection before it closes, so that a draining module loses its last one.
 const HELD_LINES: u64 = 30;
 const HELD_PER_FAMILY: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Traffic {
     tally: Arc<Mutex<Tally>>,
@@ -36,9 +36,9 @@ pub struct Tally {
     pub answered: u64,
     pub failed: u64,
     pub last_failure: String,
-    /// Failures on connections whose module is known, by its name.
+    /// The number of failures by the name of the module, where it is known.
     pub failed_at: BTreeMap<String, u64>,
-    /// Held connections that are open.
+    /// The number of held connections that are open.
     pub held: usize,
 }
 
@@ -47,8 +47,7 @@ impl Traffic {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (stop, stopped) = watch::channel(false);
         let (lab, counts) = (Arc::clone(lab), Arc::clone(&tally));
-        // A runtime of one thread that has entered the client's namespace: all sockets it opens are the
-        // client's.
+        // The runtime has one thread, in the client's network namespace, so all of its sockets are there.
         let client = thread::Builder::new().name("client".into()).spawn(move || {
             lab.clients[0].netns.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -63,7 +62,7 @@ impl Traffic {
         lock(&self.tally).clone()
     }
 
-    /// Makes no new requests, waits for the answers to those on their way, and says how it went.
+    /// Stops new requests, waits for pending answers, and returns the result.
     pub fn stop(self) -> Result<Tally> {
         self.stop.send_replace(true);
         self.client.join().map_err(|_| anyhow!("the client's thread panicked"))??;
@@ -76,17 +75,25 @@ async fn drive(tally: Arc<Mutex<Tally>>, stopped: watch::Receiver<bool>) {
     let mut kinds = JoinSet::new();
     for vip in [IpAddr::from(VIP4), VIP6.into()] {
         let vip = SocketAddr::new(vip, 80);
-        kinds.spawn(keep_asking(move |text| ask_tcp(vip, text), Arc::clone(&tally), stopped.clone()));
-        kinds.spawn(keep_asking(move |text| ask_udp(vip, text), Arc::clone(&tally), stopped.clone()));
+        kinds.spawn(request_repeatedly(
+            move |text| request_tcp(vip, text),
+            Arc::clone(&tally),
+            stopped.clone(),
+        ));
+        kinds.spawn(request_repeatedly(
+            move |text| request_udp(vip, text),
+            Arc::clone(&tally),
+            stopped.clone(),
+        ));
         for _ in 0..HELD_PER_FAMILY {
-            kinds.spawn(keep_holding(vip, Arc::clone(&tally), stopped.clone()));
+            kinds.spawn(hold_repeatedly(vip, Arc::clone(&tally), stopped.clone()));
         }
     }
     kinds.join_all().await;
 }
 
-/// Starts a request at every beat, however long the earlier ones take.
-async fn keep_asking<Asked>(
+/// Starts requests at a constant rate, however long each takes.
+async fn request_repeatedly<Asked>(
     ask: impl Fn(String) -> Asked,
     tally: Arc<Mutex<Tally>>,
     mut stopped: watch::Receiver<bool>,
@@ -112,31 +119,31 @@ async fn keep_asking<Asked>(
     under_way.join_all().await;
 }
 
-async fn ask_tcp(vip: SocketAddr, text: String) -> Result<()> {
-    let asked = timeout(PATIENCE, async {
+async fn request_tcp(vip: SocketAddr, text: String) -> Result<()> {
+    let asked = timeout(TIMEOUT, async {
         let mut connection = BufStream::new(TcpStream::connect(vip).await.context("connecting")?);
         exchange(&mut connection, &text).await
     });
-    let answered = asked.await.map_err(|_| anyhow!("no answer within {PATIENCE:?}")).flatten();
+    let answered = asked.await.map_err(|_| anyhow!("no answer within {TIMEOUT:?}")).flatten();
     answered.map(drop).with_context(|| format!("TCP {vip}"))
 }
 
-async fn ask_udp(vip: SocketAddr, text: String) -> Result<()> {
-    let asked = timeout(PATIENCE, async {
+async fn request_udp(vip: SocketAddr, text: String) -> Result<()> {
+    let asked = timeout(TIMEOUT, async {
         let own = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(own).await?;
         socket.connect(vip).await?;
         socket.send(text.as_bytes()).await?;
         let mut answer = [0; 256];
         let length = socket.recv(&mut answer).await?;
-        signer(&String::from_utf8_lossy(&answer[..length]), &text)
+        responder(&String::from_utf8_lossy(&answer[..length]), &text)
     });
-    let answered = asked.await.map_err(|_| anyhow!("no answer within {PATIENCE:?}")).flatten();
+    let answered = asked.await.map_err(|_| anyhow!("no answer within {TIMEOUT:?}")).flatten();
     answered.map(drop).with_context(|| format!("UDP {vip}"))
 }
 
-/// Holds one connection at a time.
-async fn keep_holding(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: watch::Receiver<bool>) {
+/// Keeps one connection open at a time.
+async fn hold_repeatedly(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: watch::Receiver<bool>) {
     while !*stopped.borrow() {
         let mut module = None;
         lock(&tally).held += 1;
@@ -144,20 +151,20 @@ async fn keep_holding(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: wa
         lock(&tally).held -= 1;
         if ended.is_err() {
             lock(&tally).count(ended.with_context(|| format!("held TCP {vip}")), module.as_deref());
-            // A module that is gone is tried again in vain for a while.
+            // The NLB selects a module that has ended until its lease expires, so retries wait.
             let _ = timeout(HELD_PACE, stopped.wait_for(|stopped| *stopped)).await;
         }
     }
 }
 
-/// Sends lines, or fewer if told to stop. All have to be answered by the module that answered the first.
+/// Sends lines until the last one or a stop. The module that answered the first has to answer all.
 async fn hold(
     vip: SocketAddr,
     module: &mut Option<String>,
     tally: &Mutex<Tally>,
     stopped: &mut watch::Receiver<bool>,
 ) -> Result<()> {
-    let connected = timeout(PATIENCE, TcpStream::connect(vip)).await;
+    let connected = timeout(TIMEOUT, TcpStream::connect(vip)).await;
     let mut connection =
         BufStream::new(connected.context("connecting takes too long")?.context("connecting")?);
     let mut beat = interval(HELD_PACE);
@@ -166,8 +173,8 @@ async fn hold(
             _ = beat.tick() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
         }
-        let answered = timeout(PATIENCE, exchange(&mut connection, &format!("line {number}"))).await;
-        let by = answered.with_context(|| format!("no answer within {PATIENCE:?}"))??;
+        let answered = timeout(TIMEOUT, exchange(&mut connection, &format!("line {number}"))).await;
+        let by = answered.with_context(|| format!("no answer within {TIMEOUT:?}"))??;
         let first = module.get_or_insert(by.clone());
         ensure!(*first == by, "a connection with {first} was answered by {by}");
         lock(tally).count(Ok(()), None);
@@ -175,7 +182,7 @@ async fn hold(
     Ok(())
 }
 
-/// Sends a line and returns who answered it.
+/// Sends a line and returns the name of the module that answered it.
 async fn exchange(connection: &mut BufStream<TcpStream>, text: &str) -> Result<String> {
     connection.write_all(format!("{text}\n").as_bytes()).await?;
     connection.flush().await?;
@@ -183,11 +190,11 @@ async fn exchange(connection: &mut BufStream<TcpStream>, text: &str) -> Result<S
     if connection.read_line(&mut answer).await? == 0 {
         bail!("closed without an answer");
     }
-    signer(answer.trim_end(), text)
+    responder(answer.trim_end(), text)
 }
 
-/// The name before the text, which has to be the one that was sent.
-fn signer(answer: &str, text: &str) -> Result<String> {
+/// The module's name in an answer, in front of the text, which has to be the one that was sent.
+fn responder(answer: &str, text: &str) -> Result<String> {
     match answer.split_once(' ') {
         Some((name, echoed)) if echoed == text => Ok(name.to_owned()),
         _ => bail!("asked {text:?}, answered {answer:?}"),

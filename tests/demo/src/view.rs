@@ -1,4 +1,4 @@
-//! What the NLB says of its modules, asked over gRPC once a second as any operator could.
+//! The state of the modules, which the demo requests from the NLB over gRPC once a second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,16 +13,16 @@ use nlb_proto::{
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
-/// Shares and rates are those of this many seconds.
+/// The number of seconds that shares and rates cover.
 const WINDOW: usize = 5;
-const PATIENCE: Duration = Duration::from_millis(800);
+const TIMEOUT: Duration = Duration::from_millis(800);
 const START: Duration = Duration::from_secs(15);
 
 pub struct View {
     client: NlbServiceClient<Channel>,
     modules: BTreeMap<String, Module>,
-    /// Why the last look failed, if it did.
-    pub blind: Option<String>,
+    /// The error of the last update, if it failed.
+    pub error: Option<String>,
 }
 
 #[derive(Default)]
@@ -40,13 +40,13 @@ struct Counts {
     packets: u64,
 }
 
-/// One line of the table.
+/// A line of the table.
 pub struct Row {
     pub name: String,
     pub version: String,
     pub weight: i32,
     pub health: String,
-    /// Of the fleet's new flows, in percent.
+    /// The share of all new flows, in percent.
     pub share: f64,
     pub active_flows: u64,
     pub packets_per_second: f64,
@@ -54,12 +54,12 @@ pub struct Row {
 
 impl View {
     pub fn of(address: SocketAddr) -> Result<View> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(PATIENCE);
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(TIMEOUT);
         let client = NlbServiceClient::new(endpoint.connect_lazy());
-        Ok(View { client, modules: BTreeMap::new(), blind: None })
+        Ok(View { client, modules: BTreeMap::new(), error: None })
     }
 
-    /// Until so many are healthy, and the data path knows them.
+    /// Waits until `count` modules are healthy and the data path holds the desired state.
     pub async fn wait_for_modules(&mut self, count: usize) -> Result<()> {
         let deadline = Instant::now() + START;
         loop {
@@ -73,13 +73,13 @@ impl View {
                 }
             }
             if Instant::now() > deadline {
-                bail!("{count} modules did not come up within {START:?}; the NLB's last answer: {health:?}");
+                bail!("{count} modules did not start within {START:?}; the NLB's last answer: {health:?}");
             }
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// What the data path dropped and why, by its own count.
+    /// The data path's drop reasons that are not 0, with their counts.
     pub async fn drops(&mut self) -> Result<Vec<String>> {
         let checks = self.health().await?.checks;
         let drops = checks.iter().filter_map(|(name, count)| {
@@ -94,13 +94,13 @@ impl View {
         Ok(self.client.check_health(request).await?.into_inner())
     }
 
-    /// Looks again; if that fails, what was seen before stays.
+    /// Updates the view. After a failure the former state stays.
     pub async fn refresh(&mut self) {
-        let looked = timeout(PATIENCE, self.look()).await.context("the NLB does not answer");
-        self.blind = looked.flatten().err().map(|error| format!("{error:#}"));
+        let updated = timeout(TIMEOUT, self.update()).await.context("the NLB does not answer");
+        self.error = updated.flatten().err().map(|error| format!("{error:#}"));
     }
 
-    async fn look(&mut self) -> Result<()> {
+    async fn update(&mut self) -> Result<()> {
         let listed = self.client.list_modules(ListModulesRequest::default()).await?.into_inner().modules;
         for module in self.modules.values_mut() {
             module.registered = false;

@@ -1,7 +1,7 @@
-//! What the packet logic does with any bytes: never a panic, never a step outside, and results that hold up.
+//! Fuzzes the packet logic: no input may cause a panic or an access out of bounds, and results are verified.
 //!
-//! libFuzzer calls this with frames that it makes from those which reached something new. What is read is
-//! compared with what another library reads; what is edited, with sums over the whole packet.
+//! libFuzzer derives frames from inputs that reached new code. Parsed headers are compared with those of
+//! another library, and edited packets with checksums over the whole packet.
 
 #![no_main]
 
@@ -31,20 +31,20 @@ fuzz_target!(|frame: &[u8]| -> Corpus {
         refused_by_icmp(frame, &ip);
     }
     if let Ok((ip, segment)) = headers(frame, ip) {
-        read_alike(frame, &ip, &segment);
+        parsed_alike(frame, &ip, &segment);
         if ip.ttl > 1 {
             translated(frame, &ip, &segment);
         }
         match segment.l4 {
             L4::Tcp if answered => refused_by_reset(frame, &ip, &segment),
             L4::Tcp => {}
-            L4::Udp => named(frame, &ip, &segment),
+            L4::Udp => named_by_connection_id(frame, &ip, &segment),
         }
     }
     Corpus::Keep
 });
 
-/// The headers of a frame, past any extensions, as the data path comes to them.
+/// The headers of a frame behind any IPv6 extension headers, as the data path parses them.
 fn headers(frame: &[u8], ip: Ip) -> Result<(Ip, Segment), Verdict> {
     if !parse::has_extensions(&ip) {
         return Ok((ip, parse::segment(frame, &ip)?));
@@ -56,8 +56,8 @@ fn headers(frame: &[u8], ip: Ip) -> Result<(Ip, Segment), Verdict> {
     Ok((ip, parse::segment(frame, &ip)?))
 }
 
-/// Where another library finds TCP or UDP, it is the same.
-fn read_alike(frame: &[u8], ip: &Ip, segment: &Segment) {
+/// Where another library finds TCP or UDP, the parser has to find the same.
+fn parsed_alike(frame: &[u8], ip: &Ip, segment: &Segment) {
     let least = if segment.l4 == L4::Tcp { 20 } else { 8 };
     assert!(ip.next <= segment.offset && segment.offset + least <= ip.end, "{ip:?} {segment:?}");
     let Ok(other) = SlicedPacket::from_ethernet(frame) else { return };
@@ -70,19 +70,19 @@ fn read_alike(frame: &[u8], ip: &Ip, segment: &Segment) {
     let (l4, sport, dport) = match &other.transport {
         Some(TransportSlice::Tcp(tcp)) => (L4::Tcp, tcp.source_port(), tcp.destination_port()),
         Some(TransportSlice::Udp(udp)) => (L4::Udp, udp.source_port(), udp.destination_port()),
-        // It does not look into first fragments.
+        // The other library does not parse first fragments.
         None if segment.more_fragments => return,
         _ => panic!("{other:?} was read as {segment:?}"),
     };
     assert_eq!((segment.l4, segment.sport.get(), segment.dport.get()), (l4, sport, dport), "{other:?}");
 }
 
-/// New addresses and ports leave every checksum as right, or as wrong, as it was; and can be taken back.
+/// Translation leaves a correct checksum correct and a wrong one wrong, and can be reversed.
 fn translated(frame: &[u8], ip: &Ip, segment: &Segment) {
     let to = Tuple { src: other_addr(ip, 1), dst: other_addr(ip, 2), sport: port(1), dport: port(2) };
     let mut after = frame.to_vec();
     rewrite::translate(&mut after[..], ip, segment, &to).expect("a packet that was parsed can be edited");
-    let (new_ip, new) = parse::ip(&after[..]).and_then(|ip| headers(&after, ip)).expect("it stays sound");
+    let (new_ip, new) = parse::ip(&after[..]).and_then(|ip| headers(&after, ip)).expect("it stays valid");
     assert_eq!((new_ip.src, new_ip.dst, new.sport, new.dport), (to.src, to.dst, to.sport, to.dport));
     assert_eq!(new_ip.ttl, ip.ttl - 1);
     assert_eq!(sum::ip_header(&after, &new_ip), sum::ip_header(frame, ip));
@@ -92,14 +92,11 @@ fn translated(frame: &[u8], ip: &Ip, segment: &Segment) {
         assert_eq!(after[check..check + 2], [0, 0]);
     } else {
         assert_eq!(sum::segment(&after, &new_ip, new.offset), sum::segment(frame, ip, segment.offset));
-        assert!(
-            segment.l4 == L4::Tcp || after[check..check + 2] != [0, 0],
-            "no checksum, of a packet that had one"
-        );
+        assert!(segment.l4 == L4::Tcp || after[check..check + 2] != [0, 0], "a packet lost its checksum");
     }
 }
 
-/// An outer header leads to the same packet again.
+/// Decapsulation returns the packet that was encapsulated.
 fn encapsulated(frame: &[u8], ip: &Ip) {
     for v6 in [false, true] {
         let outer = Outer { src: any_addr(v6, 1), dst: any_addr(v6, 2), flow_label: 0xabcde };
@@ -110,15 +107,16 @@ fn encapsulated(frame: &[u8], ip: &Ip) {
         let mut after = vec![0; grown];
         after.extend_from_slice(frame);
         rewrite::encapsulate(&mut after[..], ip, grown, &outer).expect("there is room");
-        let read = parse::ip(&after[..]).expect("an outer header is sound");
+        let read = parse::ip(&after[..]).expect("an outer header is valid");
         assert_eq!((read.v6, read.src, read.dst, read.end), (v6, outer.src, outer.dst, ip.end + grown));
-        assert!(v6 || sum::ip_header(&after, &read) == sum::RIGHT);
-        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be taken off");
+        assert!(v6 || sum::ip_header(&after, &read) == sum::CORRECT);
+        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
         assert_eq!(&after[grown..], frame);
     }
 }
 
-/// A datagram around a packet leads to the same packet again, and its checksum is as right as those inside.
+/// Decapsulation from UDP returns the packet that was encapsulated. The outer checksum is correct if the
+/// inner one is.
 fn in_udp(frame: &[u8], ip: &Ip) {
     let mut aged = frame.to_vec();
     rewrite::decrement_ttl(&mut aged[..], ip).expect("it has a TTL");
@@ -131,10 +129,10 @@ fn in_udp(frame: &[u8], ip: &Ip) {
         let mut after = vec![0; grown];
         after.extend_from_slice(&aged);
         gue::encapsulate(&mut after[..], ip, grown, &outer, (port(1), port(2))).expect("there is room");
-        let read = parse::ip(&after[..]).expect("an outer header is sound");
-        let udp = parse::segment(&after[..], &read).expect("and so is the next");
+        let read = parse::ip(&after[..]).expect("an outer header is valid");
+        let udp = parse::segment(&after[..], &read).expect("its UDP header is valid");
         assert_eq!((udp.l4, udp.sport, udp.dport), (L4::Udp, port(1), port(2)));
-        let inner = gue::inner(&after[..], &read, port(2)).expect("it is read as what it is");
+        let inner = gue::inner(&after[..], &read, port(2)).expect("an inner packet");
         assert_eq!(
             (inner.at, inner.end, inner.version),
             (ip.l3 + grown, read.end, if ip.v6 { 6 } else { 4 })
@@ -148,13 +146,13 @@ fn in_udp(frame: &[u8], ip: &Ip) {
             let both = (u32::from(sum::ip_header(&aged, ip)) + u32::from(inside)) % 0xffff;
             assert_eq!(u32::from(sum::segment(&after, &read, udp.offset)), both);
         }
-        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be taken off");
+        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
         assert_eq!(&after[grown..], aged);
     }
 }
 
-/// What a connection id names is what its octets say.
-fn named(frame: &[u8], ip: &Ip, segment: &Segment) {
+/// The server id that is found is in the octets of the connection id.
+fn named_by_connection_id(frame: &[u8], ip: &Ip, segment: &Segment) {
     let server = Server::new(0, &[1, 2, 3]).expect("three octets");
     let lengths = Lengths::default().with(&server).with(&Server { config: 5, len: 8, id: 0 });
     let Some(found) = quic::server(frame, segment.offset, ip.end, lengths) else { return };
@@ -163,9 +161,10 @@ fn named(frame: &[u8], ip: &Ip, segment: &Segment) {
     assert!(frame[segment.offset + 8..ip.end].windows(id.len()).any(|octets| octets == id), "{found:?}");
 }
 
-/// An ICMP error stays as right as it was, and so does the packet in it.
+/// Translation of an ICMP error leaves its checksum correct or wrong as it was, and that of the quoted header
+/// too.
 fn icmp_error(frame: &[u8], ip: &Ip) {
-    // That it quotes a packet of whom it is for would take noise long to come to.
+    // Random bytes would rarely quote a packet of the error's receiver.
     let mut frame = frame.to_vec();
     let (dst, quoted_src) = if ip.v6 { (24..40, 8) } else { (16..20, 12) };
     let quoted_src = ip.next + 8 + quoted_src;
@@ -179,15 +178,15 @@ fn icmp_error(frame: &[u8], ip: &Ip) {
     let outer = (other_addr(ip, 5), inner.src);
     let mut after = frame.to_vec();
     icmp::translate(&mut after[..], ip, &quote, outer, &inner).expect("what was found can be edited");
-    let new_ip = parse::ip(&after[..]).expect("it stays sound");
-    let new = icmp::quote(&after[..], &new_ip).expect("it stays an error");
+    let new_ip = parse::ip(&after[..]).expect("it stays valid");
+    let new = icmp::quote(&after[..], &new_ip).expect("it stays an ICMP error");
     assert_eq!((new.src, new.dst, new.sport, new.dport), (inner.src, inner.dst, inner.sport, inner.dport));
     assert_eq!((new_ip.src, new_ip.dst), outer);
     assert_eq!(sum::ip_header(&after, &new_ip), sum::ip_header(frame, ip));
     assert_eq!(sum::icmp(&after, &new_ip), sum::icmp(frame, ip));
 }
 
-/// A refusal is a sound packet, back to the sender.
+/// A refusal by ICMP is a valid packet to the sender.
 fn refused_by_icmp(frame: &[u8], ip: &Ip) {
     let grown = refusal::ICMP_GROWTH[usize::from(ip.v6)];
     for error in [Error::PortUnreachable, Error::TooBig(1400)] {
@@ -195,10 +194,10 @@ fn refused_by_icmp(frame: &[u8], ip: &Ip) {
         after.extend_from_slice(frame);
         let Some(len) = refusal::icmp_error(&mut after[..], ip, grown, error) else { continue };
         after.truncate(len);
-        let answer = parse::ip(&after[..]).expect("an answer is sound");
+        let answer = parse::ip(&after[..]).expect("an answer is valid");
         assert_eq!((answer.src, answer.dst, answer.end), (ip.dst, ip.src, len));
-        assert!(answer.v6 || sum::ip_header(&after, &answer) == sum::RIGHT);
-        assert_eq!(sum::icmp(&after, &answer), sum::RIGHT);
+        assert!(answer.v6 || sum::ip_header(&after, &answer) == sum::CORRECT);
+        assert_eq!(sum::icmp(&after, &answer), sum::CORRECT);
     }
 }
 
@@ -206,13 +205,13 @@ fn refused_by_reset(frame: &[u8], ip: &Ip, segment: &Segment) {
     let mut after = frame.to_vec();
     let Some(len) = refusal::reset(&mut after[..], ip, segment) else { return };
     after.truncate(len);
-    let (answer, reset) = parse::ip(&after[..]).and_then(|ip| headers(&after, ip)).expect("a reset is sound");
+    let (answer, reset) = parse::ip(&after[..]).and_then(|ip| headers(&after, ip)).expect("a reset is valid");
     assert_eq!(
         (answer.src, answer.dst, reset.sport, reset.dport),
         (ip.dst, ip.src, segment.dport, segment.sport)
     );
-    assert!(answer.v6 || sum::ip_header(&after, &answer) == sum::RIGHT);
-    assert_eq!(sum::segment(&after, &answer, reset.offset), sum::RIGHT);
+    assert!(answer.v6 || sum::ip_header(&after, &answer) == sum::CORRECT);
+    assert_eq!(sum::segment(&after, &answer, reset.offset), sum::CORRECT);
     let (asked, told) = (SlicedPacket::from_ethernet(frame), SlicedPacket::from_ethernet(&after));
     if let (Some(asked), Some(told)) = (tcp(&asked), tcp(&told))
         && !asked.ack()
@@ -230,7 +229,7 @@ fn tcp<'a, E>(packet: &'a Result<SlicedPacket<'a>, E>) -> Option<&'a TcpSlice<'a
     }
 }
 
-/// Later fragments are told from first ones.
+/// Later fragments are distinguished from first ones.
 fn fragments(frame: &[u8], ip: &Ip) {
     if ip.v6 {
         fragment::v6(frame, ip.protocol, ip.next);

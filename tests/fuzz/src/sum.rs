@@ -1,16 +1,16 @@
-//! The Internet checksum (RFC 1071), from the first byte to the last: a field that is right makes the sum
-//! [`RIGHT`], and an edit that takes its field along leaves the sum as it was.
+//! The Internet checksum (RFC 1071) over the whole packet. The sum is [`CORRECT`] if the packet's checksum is
+//! correct, and an edit that updates the checksum does not change the sum.
 
 use nlb_common::parse::Ip;
 
-/// The sum of what has a right checksum. The other zero of ones' complement counts as the same.
-pub const RIGHT: u16 = 0;
+/// The sum of a packet whose checksum is correct. Both zeros of ones' complement count as this value.
+pub const CORRECT: u16 = 0;
 
 pub fn ip_header(frame: &[u8], ip: &Ip) -> u16 {
-    if ip.v6 { RIGHT } else { of(&[&frame[ip.l3..ip.next]]) }
+    if ip.v6 { CORRECT } else { of(&[&frame[ip.l3..ip.next]]) }
 }
 
-/// Of TCP or UDP at `offset`, with the pseudo header.
+/// The sum of TCP or UDP at `offset`, with the pseudo header.
 pub fn segment(frame: &[u8], ip: &Ip, offset: usize) -> u16 {
     with_pseudo_header(frame, ip, offset)
 }
@@ -25,7 +25,7 @@ fn with_pseudo_header(frame: &[u8], ip: &Ip, offset: usize) -> u16 {
     of(&[addresses, &len, &[0, ip.protocol], &frame[offset..ip.end]])
 }
 
-/// Parts of even length but for the last.
+/// The sum of parts, each of even length except the last.
 fn of(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let sum: u64 = words.map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0))).sum();
