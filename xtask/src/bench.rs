@@ -1,5 +1,4 @@
-//! `cargo xtask bench`: measures the cost of the NLB on this machine. It yields figures, and no failures: no
-//! test depends on a clock.
+//! `cargo xtask bench`: measures the cost of the NLB on this machine. It reports figures and asserts nothing.
 
 use anyhow::Result;
 

@@ -101,8 +101,8 @@ fn candidates() -> Vec<PathBuf> {
     found
 }
 
-/// Says whether a compiler serves. Its own sysroot decides: a `core` of one version does not compile with
-/// another.
+/// Whether a compiler can build for BPF. Its own sysroot decides: a `core` of one version does not compile
+/// with another.
 fn probe(rustc: &Path) -> Result<Compiler, String> {
     let sysroot = ask(rustc, &["--print", "sysroot"])?;
     let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
@@ -115,14 +115,14 @@ fn probe(rustc: &Path) -> Result<Compiler, String> {
     };
     let about = ask(rustc, &["-vV"])?;
     let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let version = field("release:").ok_or("does not tell its version")?.to_owned();
+    let version = field("release:").ok_or("does not report its version")?.to_owned();
     let oldest = env!("CARGO_PKG_RUST_VERSION");
     if major_minor(&version) < major_minor(oldest) {
         return Err(format!("is {version}; at least {oldest} is needed"));
     }
     let llvm = field("LLVM version:")
         .and_then(|version| version.split('.').next()?.parse().ok())
-        .ok_or("does not tell its LLVM version")?;
+        .ok_or("does not report its LLVM version")?;
     Ok(Compiler { rustc: rustc.to_owned(), version, llvm, core })
 }
 

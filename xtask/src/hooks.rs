@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// The line that tells a hook of ours from others'.
+/// The line that distinguishes this hook from others.
 const MARK: &str = "# Installed by `cargo xtask hooks`, which replaces it.";
 
 const HOOK: &str = "\
@@ -45,7 +45,7 @@ fn hooks_dir(root: &Path) -> Result<PathBuf> {
 }
 
 fn install(hook: &Path) -> Result<()> {
-    // Not `exists`: a link that leads nowhere is somebody's, too.
+    // Not `exists`: a dangling link belongs to somebody, too.
     if hook.symlink_metadata().is_ok() {
         let text = fs::read(hook).unwrap_or_default();
         if !String::from_utf8_lossy(&text).contains(MARK) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bpf_toolchain::find_program;
 
-/// Something that one does with this repository, as far as it differs in what it needs.
+/// The verbs, as far as they differ in the packages that they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Build,
@@ -72,12 +72,12 @@ const PACKAGES: &[Package] = &[
     Package::new("nginx-light", "nginx", &[Test, BenchEndToEnd]),
     Package::new("docker.io", "dockerd", &[Test]),
     Package::new("docker.io", "docker", &[Test, Image]),
-    // Of tidy, which asks what is tracked.
+    // For tidy, which lists the tracked files.
     Package::new("git", "git", &[Test]),
     // libFuzzer is compiled from source.
     Package::new("g++", "g++", &[Test, FuzzParsers]),
-    // Clients in other languages: the compiler of the contract, its plugins, and what generated clients are
-    // built on.
+    // Clients in other languages: the compiler of the contract, its plugins, and the libraries of generated
+    // clients.
     Package::new("protobuf-compiler", "protoc", &[Test, Python, Go]),
     Package::new("protobuf-compiler-grpc", "grpc_python_plugin", PYTHON),
     Package::new("python3-grpcio", "/usr/lib/python3/dist-packages/grpc", PYTHON),
@@ -100,7 +100,7 @@ pub fn packages(verb: Verb) -> impl Iterator<Item = &'static Package> {
     PACKAGES.iter().filter(move |package| package.verbs.contains(&verb))
 }
 
-/// Administrators' programs are installed where a user's PATH may not lead.
+/// Programs of administrators are in directories that a user's PATH may lack.
 pub fn find_installed(program: &str) -> Option<PathBuf> {
     let sbin = ["/usr/sbin", "/sbin"]
         .map(|dir| Path::new(dir).join(program))

@@ -37,7 +37,7 @@ pub fn install_for(verb: Verb) -> Result<()> {
     Ok(())
 }
 
-/// Says nothing if all are there.
+/// Prints nothing if all are installed.
 pub fn install_packages(verb: Verb) -> Result<()> {
     let missing = || needs::packages(verb).filter(|package| !package.is_installed());
     let mut packages: Vec<_> = missing().map(|package| package.name).collect();

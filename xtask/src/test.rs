@@ -156,7 +156,7 @@ fn build_privileged_tests() -> Result<()> {
             .args(["--package", "nlb", "--package", "nlb-module", "--package", "nlb-demo"])
             .args(["--bin", "nlb", "--bin", "nlb-demo", "--example", "echo"]),
     )?;
-    // What the tests with a container engine build their images of.
+    // The contents of the images that tests with a container engine build.
     image::stage("dev")?;
     command::run(workspace::cargo("test").args(["--no-run", "--package", "nlb-tests"]))
 }
@@ -168,7 +168,7 @@ fn privileged(test: &str, arguments: &[&str]) -> Result<()> {
     command::run_tests_as_root(&mut cargo, &[], arguments)
 }
 
-/// Most of its tests wait most of the time, so more run at once than there are CPUs.
+/// Most of these tests mostly wait, so more of them run at once than there are CPUs.
 fn traffic() -> Result<()> {
     let threads = 2 * thread::available_parallelism().context("counting CPUs")?.get();
     privileged("traffic", &[&format!("--test-threads={threads}")])

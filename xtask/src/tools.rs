@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::{bpf_toolchain, command, workspace};
 
-/// Without what takes the compiler its time: building them takes longer than they ever run. bpf-linker spends
+/// Without optimisation, because building these programs takes longer than running them. bpf-linker spends
 /// its time in LLVM, which is compiled already, and cargo-deny runs for a second.
 const PROFILE: [(&str, &str); 4] = [
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
@@ -52,7 +52,7 @@ impl Tool {
             .arg(bpf_toolchain::tools_dir(workspace::root()))
             .envs(PROFILE)
             .envs(variables.iter().cloned())
-            // Of no use to anybody else's build.
+            // The build directory is of no use to other builds.
             .env_remove("CARGO_TARGET_DIR");
         let with = self.feature.as_ref().map(|feature| format!(" with {feature}")).unwrap_or_default();
         let what = format!("building {} {}{with} (a minute or two)", self.name, self.version);

@@ -36,7 +36,6 @@ const LINTS: &[Lint] = &[
             "nlb-userspace/src/reconcile/plan.rs",
             "nlb-userspace/src/reconcile/change.rs",
         ],
-
         // The only file of the model that reads the clock: changes get the time as a value.
         except: &["nlb-userspace/src/model/clock.rs"],
         words: &[

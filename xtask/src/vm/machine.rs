@@ -14,7 +14,7 @@ use super::kernel::Kernel;
 const QEMU: &str = "qemu-system-x86_64";
 
 /// Far longer than the longest test takes without hardware virtualisation.
-const PATIENCE: Duration = Duration::from_secs(60 * 60);
+const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// The last line that the first process prints, before the status of the program.
 const ENDED: &str = "vm: ended with ";
@@ -47,10 +47,10 @@ pub fn run(kernel: &Kernel, image: &Path, kvm: bool) -> Result<u8> {
     let reader = thread::spawn(move || show(output));
     let started = Instant::now();
     while machine.try_wait()?.is_none() {
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > TIME_LIMIT {
             machine.kill()?;
             machine.wait()?;
-            bail!("the machine still ran after {} minutes and was ended", PATIENCE.as_secs() / 60);
+            bail!("the machine still ran after {} minutes and was ended", TIME_LIMIT.as_secs() / 60);
         }
         thread::sleep(Duration::from_millis(50));
     }
