@@ -51,7 +51,7 @@ enum Task {
         override_usage = "cargo xtask run [--duration <TIME>]\n       cargo xtask run -- serve --iface eth0 ..."
     )]
     Run(run::Args),
-    /// Set up, build with optimisation, and measure: packets, growth, and the whole path beside other
+    /// Set up, build with optimisation, and measure: packets, growth, and end to end beside other
     /// balancers
     Bench(bench::Args),
     /// Set up, then check and test everything; stops at the first failure
