@@ -207,8 +207,8 @@ impl NewFlow {
         let port = Be16::from_word(found as u16);
         // NAT needs an entry, so this may evict another flow.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
-        let shown = if port.is_zero() { segment.sport } else { port };
-        if record_reply(&tuple, shown, maps::place(self.bucket, way), phase, self.now) {
+        let translated_port = if port.is_zero() { segment.sport } else { port };
+        if record_reply(&tuple, translated_port, maps::place(self.bucket, way), phase, self.now) {
             Ok(port)
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))

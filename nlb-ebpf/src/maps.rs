@@ -336,7 +336,7 @@ extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
         let (slab, place) = table.place(bucket);
         PREFIXES.get_value(slab, &place)
     });
-    found.map_or(0, |says| tag | says.word())
+    found.map_or(0, |value| tag | value.word())
 }
 
 /// The backend that a service's connection ids name by this id; 0 means none.

@@ -10,22 +10,22 @@ use nix::ifaddrs::getifaddrs;
 use super::loader::{Datapath, XdpAction};
 
 /// Sends a punted frame through the balancer, which forwards it. `from` is the interface on which the frame
-/// arrived, `towards` the one that leads to its next hop.
-pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
+/// arrived, `egress` the one that leads to its next hop.
+pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, egress: Option<u32>) -> anyhow::Result<()> {
     if datapath.has_live_frames() {
         datapath.inject_live(frame, from)
     } else {
-        inject_copy(datapath, frame, from, towards)
+        inject_copy(datapath, frame, from, egress)
     }
 }
 
 /// Like [`inject`], on kernels without live frames: runs the program on a copy and sends the result.
-pub fn inject_copy(datapath: &Datapath, frame: &[u8], from: u32, towards: Option<u32>) -> anyhow::Result<()> {
+pub fn inject_copy(datapath: &Datapath, frame: &[u8], from: u32, egress: Option<u32>) -> anyhow::Result<()> {
     let (action, frame) = datapath.test_run(frame, from)?;
     match action {
         XdpAction::Passed => datapath.take_in(&frame, from),
         XdpAction::SentBack => datapath.send(&frame, from),
-        XdpAction::SentOn => datapath.send(&frame, outgoing_interface(&frame, &links()?, from, towards)),
+        XdpAction::SentOn => datapath.send(&frame, outgoing_interface(&frame, &links()?, from, egress)),
         XdpAction::Dropped => Ok(()),
     }
 }
@@ -44,14 +44,14 @@ fn links() -> anyhow::Result<Vec<Link>> {
 }
 
 /// The interface by which a frame leaves: the one that has the frame's source address. If several have it, as
-/// VLAN devices and the interface below them do, `towards` comes first, then `from`: the packet may have
+/// VLAN devices and the interface below them do, `egress` comes first, then `from`: the packet may have
 /// taken another route than the one that it waited for, and a rejection returns from the address that the
 /// packet was sent to.
-fn outgoing_interface(frame: &[u8], links: &[Link], from: u32, towards: Option<u32>) -> u32 {
+fn outgoing_interface(frame: &[u8], links: &[Link], from: u32, egress: Option<u32>) -> u32 {
     let source = frame.get(6..12).unwrap_or_default();
     let having_it: Vec<_> =
         links.iter().filter(|(_, mac)| mac == source).map(|(ifindex, _)| *ifindex).collect();
-    let likely = towards.into_iter().chain([from]).find(|ifindex| having_it.contains(ifindex));
+    let likely = egress.into_iter().chain([from]).find(|ifindex| having_it.contains(ifindex));
     likely.or(having_it.first().copied()).unwrap_or(from)
 }
 
@@ -63,9 +63,9 @@ mod tests {
     fn a_frame_leaves_by_the_interface_with_its_source_address() {
         let mac = |last| [2, 0, 0, 0, 0, last];
         let links = [(1, [0; 6]), (2, mac(2)), (3, mac(3)), (4, mac(3)), (5, mac(5))];
-        let out = |last, from, towards| {
+        let out = |last, from, egress| {
             let frame = [&mac(0xee)[..], &mac(last), &[8, 0]].concat();
-            outgoing_interface(&frame, &links, from, towards)
+            outgoing_interface(&frame, &links, from, egress)
         };
         assert_eq!(out(3, 2, Some(4)), 4, "the interface that leads to its next hop");
         assert_eq!(out(3, 4, Some(2)), 4, "the interface that it arrived on, if its route is another");

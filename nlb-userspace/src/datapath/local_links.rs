@@ -25,38 +25,38 @@ pub(crate) async fn run(
     fib_generation: Arc<FibGeneration>,
 ) -> anyhow::Result<()> {
     let (netlink, mut events) = Netlink::open()?;
-    let mut doors = BTreeMap::new();
+    let mut attachments = BTreeMap::new();
     let mut known_vlans = BTreeSet::new();
     let mut starting = true;
     loop {
         let links = netlink.links().await?;
-        let has_door = |ifindex: u32, link: &Link| {
+        let is_handled = |ifindex: u32, link: &Link| {
             ifindex == LOOPBACK || interfaces.include(link) || interfaces.is_local(link)
         };
-        doors.retain(|ifindex, (was_wire, _): &mut (bool, Attached)| {
+        attachments.retain(|ifindex, (was_xdp, _): &mut (bool, Attached)| {
             // A tap's frames may get or lose their vnet_hdr while the link exists.
             let stays = links
                 .get(ifindex)
-                .is_some_and(|link| has_door(*ifindex, link) && interfaces.include(link) == *was_wire);
+                .is_some_and(|link| is_handled(*ifindex, link) && interfaces.include(link) == *was_xdp);
             if !stays {
                 local.remove(local_link(*ifindex, 0));
             }
             stays
         });
-        for (ifindex, link) in links.iter().filter(|(ifindex, link)| has_door(**ifindex, link)) {
-            if doors.contains_key(ifindex) {
+        for (ifindex, link) in links.iter().filter(|(ifindex, link)| is_handled(**ifindex, link)) {
+            if attachments.contains_key(ifindex) {
                 continue;
             }
-            let is_wire = interfaces.include(link);
+            let is_xdp = interfaces.include(link);
             let attached = tc_ingress.attach(&link.name).and_then(|attached| {
-                if is_wire { Ok(attached) } else { local.insert(local_link(*ifindex, 0)).map(|()| attached) }
+                if is_xdp { Ok(attached) } else { local.insert(local_link(*ifindex, 0)).map(|()| attached) }
             });
             match attached {
                 Ok(attached) => {
                     info!("attached nlb_tc to {} (tc ingress)", link.name);
-                    doors.insert(*ifindex, (is_wire, attached));
+                    attachments.insert(*ifindex, (is_xdp, attached));
                 }
-                Err(error) if starting && (is_wire || *ifindex == LOOPBACK) => return Err(error),
+                Err(error) if starting && (is_xdp || *ifindex == LOOPBACK) => return Err(error),
                 // It may be gone again.
                 Err(error) => warn!(
                     "cannot attach nlb_tc to {}; modules and clients behind it are not served: {error:#}",

@@ -58,7 +58,7 @@ pub struct Running {
 /// Requests for next hops that may be queued at a time.
 const OPEN_QUESTIONS: usize = 1024;
 
-/// Loads the balancer, attaches it, and starts the tasks that keep its maps as `desired` says.
+/// Loads the balancer, attaches it, and starts the tasks that keep its maps in line with `desired`.
 pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
     let interfaces = XdpInterfaces::new(&config.interfaces);
     let links = Netlink::open()?.0.links().await?;

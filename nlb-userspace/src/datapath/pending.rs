@@ -37,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A packet that waits.
 struct Frame {
-    towards: IpAddr,
+    next_hop: IpAddr,
     ifindex: u32,
     bytes: Vec<u8>,
 }
@@ -69,8 +69,8 @@ pub(crate) async fn run(
                 let mut ready = ready.context("reading punted packets")?;
                 while let Some(record) = ready.get_inner_mut().next() {
                     let Some(frame) = parse(&record) else { continue };
-                    if ask.try_send(frame.towards).is_err() {
-                        debug!("many packets wait for next hops; the request for {} is delayed", frame.towards);
+                    if ask.try_send(frame.next_hop).is_err() {
+                        debug!("many packets wait for next hops; the request for {} is delayed", frame.next_hop);
                     }
                     queue.take(frame);
                 }
@@ -81,10 +81,10 @@ pub(crate) async fn run(
             () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
-        for frame in queue.release(|towards| can_go(towards, &hops, &applied)) {
-            let towards = hops.get(&frame.towards).map(|hop| hop.hop.ifindex);
-            if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, towards) {
-                warn!("cannot send a punted packet to {}: {error}", frame.towards);
+        for frame in queue.release(|next_hop| can_go(next_hop, &hops, &applied)) {
+            let egress = hops.get(&frame.next_hop).map(|hop| hop.hop.ifindex);
+            if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, egress) {
+                warn!("cannot send a punted packet to {}: {error}", frame.next_hop);
             }
         }
     }
@@ -100,7 +100,7 @@ struct PendingQueue {
 impl PendingQueue {
     fn take(&mut self, frame: Frame) {
         let now = Instant::now();
-        self.backoffs.entry(frame.towards).or_insert(Backoff {
+        self.backoffs.entry(frame.next_hop).or_insert(Backoff {
             since: now,
             next: now + FIRST_PAUSE,
             pause: FIRST_PAUSE,
@@ -119,18 +119,18 @@ impl PendingQueue {
             .backoffs
             .iter()
             .filter(|(_, backoff)| backoff.next <= now)
-            .map(|(towards, backoff)| (*towards, backoff.since + MAX_WAIT > now))
+            .map(|(next_hop, backoff)| (*next_hop, backoff.since + MAX_WAIT > now))
             .collect();
         let mut gone = Vec::new();
         for frame in std::mem::take(&mut self.frames) {
-            match due.get(&frame.towards) {
-                Some(true) if can_go(frame.towards) => gone.push(frame),
-                Some(false) => debug!("a punted packet to {} timed out", frame.towards),
+            match due.get(&frame.next_hop) {
+                Some(true) if can_go(frame.next_hop) => gone.push(frame),
+                Some(false) => debug!("a punted packet to {} timed out", frame.next_hop),
                 _ => self.frames.push_back(frame),
             }
         }
-        for (towards, backoff) in &mut self.backoffs {
-            if due.contains_key(towards) {
+        for (next_hop, backoff) in &mut self.backoffs {
+            if due.contains_key(next_hop) {
                 backoff.pause = (backoff.pause * 2).min(LONGEST_PAUSE);
                 backoff.next = now + backoff.pause;
             }
@@ -138,32 +138,32 @@ impl PendingQueue {
         // A packet that is punted again arrives at once. If none does, the next one for this address starts a
         // new backoff.
         let frames = &self.frames;
-        self.backoffs.retain(|towards, backoff| {
-            frames.iter().any(|frame| frame.towards == *towards) || backoff.since + MAX_WAIT > now
+        self.backoffs.retain(|next_hop, backoff| {
+            frames.iter().any(|frame| frame.next_hop == *next_hop) || backoff.since + MAX_WAIT > now
         });
         gone
     }
 }
 
 /// Whether the data path knows the next hop: for a backend from its row, for a client from the kernel.
-fn can_go(towards: IpAddr, hops: &Hops, applied: &Applied) -> bool {
-    let addr = Addr::from(towards);
+fn can_go(next_hop: IpAddr, hops: &Hops, applied: &Applied) -> bool {
+    let addr = Addr::from(next_hop);
     let mut rows = applied.image.rows.backends.values().filter(|row| row.addr == addr).peekable();
     if rows.peek().is_some() {
         rows.all(|row| row.has(Backend::RESOLVED))
     } else {
-        hops.contains_key(&towards)
+        hops.contains_key(&next_hop)
     }
 }
 
 /// A record of the ring: `abi::Punted` and the frame's bytes.
 fn parse(record: &[u8]) -> Option<Frame> {
-    let (towards, rest) = record.split_first_chunk::<16>()?;
+    let (next_hop, rest) = record.split_first_chunk::<16>()?;
     let (ifindex, rest) = rest.split_first_chunk::<4>()?;
     let (len, bytes) = rest.split_first_chunk::<4>()?;
     let len = (u32::from_ne_bytes(*len) as usize).min(PUNTED_BYTES);
     Some(Frame {
-        towards: Addr::v6(*towards).into(),
+        next_hop: Addr::v6(*next_hop).into(),
         ifindex: u32::from_ne_bytes(*ifindex),
         bytes: bytes.get(..len)?.to_vec(),
     })

@@ -162,8 +162,8 @@ mod tests {
         let (registry, start) = (registry(), Instant::now());
         let first = registry.admit(call(7), at(start, 0)).unwrap();
         let elsewhere = |call: Registration| Registration { address: "10.0.0.9:1".parse().unwrap(), ..call };
-        let stranger = elsewhere(call_of("fedcba9876543210", 8));
-        assert!(matches!(registry.admit(stranger, at(start, 1)), Err(RegistryError::Taken { .. })));
+        let other_process = elsewhere(call_of("fedcba9876543210", 8));
+        assert!(matches!(registry.admit(other_process, at(start, 1)), Err(RegistryError::Taken { .. })));
         let moved = registry.admit(elsewhere(call(8)), at(start, 1)).unwrap();
         assert!(is_same(&first, &moved), "the nonce identifies the process");
         let back = registry.register(registration("alb-1"), &Claim::Silent { epoch: 0 }, at(start, 1));
