@@ -148,9 +148,9 @@ async fn registration_answers_at_once_and_flows_come_with_the_first_success() {
         context: [("source_address".to_owned(), "198.51.100.1".to_owned())].into(),
         ..Default::default()
     };
-    let module = "STARTING: never passed: module to fail";
+    let expected = "STARTING: never passed: injected failure";
     timeout(Duration::from_secs(10), async {
-        while nlb.info("alb-1").await.details["health.check"] != module {
+        while nlb.info("alb-1").await.details["health.check"] != expected {
             sleep(Duration::from_millis(20)).await;
         }
     })
@@ -181,7 +181,7 @@ async fn a_failed_check_is_seen_wherever_health_is_shown() {
     nlb.becomes("alb-1", HealthStatus::Unhealthy).await;
 
     let details = nlb.info("alb-1").await.details;
-    assert_eq!(details["health.check"], "UNHEALTHY: failures in a row: 1; the last: module to fail");
+    assert_eq!(details["health.check"], "UNHEALTHY: failures in a row: 1; the last: injected failure");
     assert_eq!(details["health.module"], "HEALTHY");
     let ask = CheckHealthRequest { check_modules: true, ..Default::default() };
     let own = nlb.modules.check_health(ask).await.unwrap().into_inner();

@@ -102,7 +102,7 @@ impl Nlb {
                 match target.probe {
                     Probe::Module { .. } => prober.probe(target).await,
                     _ if passes => Ok(()),
-                    _ => Err("module to fail".to_owned()),
+                    _ => Err("injected failure".to_owned()),
                 }
             }
         });

@@ -26,11 +26,11 @@ async fn maps_that_refuse_make_no_success() {
     assert!(!answer.success && answer.registration_id.is_empty());
     let error = answer.error.unwrap();
     assert_eq!(error.code(), StatusCode::Error);
-    assert!(error.message.contains("module to fail"), "{}", error.message);
+    assert!(error.message.contains("injected failure"), "{}", error.message);
 
     let health = nlb.modules.check_health(CheckHealthRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.status(), HealthStatus::Degraded);
-    assert!(health.checks["apply_error"].contains("module to fail"));
+    assert!(health.checks["apply_error"].contains("injected failure"));
 }
 
 #[tokio::test]
