@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -353,7 +354,21 @@ impl Rig {
         self.datapath.jiffies()
     }
 
-    /// From one moment of that clock to another.
+    /// Waits until that clock has advanced by so many ticks.
+    pub fn wait_ticks(&self, ticks: u16) -> Result<()> {
+        let first = self.datapath.now()?;
+        while self.datapath.now()?.wrapping_sub(first) < ticks {
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// The program's clock in ticks.
+    pub fn ticks(&self) -> Result<u16> {
+        self.datapath.now()
+    }
+
+    /// The time between two readings of that clock.
     pub fn between(&self, first: u32, last: u32) -> Duration {
         self.datapath.clock().duration(last.wrapping_sub(first))
     }
@@ -397,6 +412,15 @@ impl Rig {
         for entry in self.readings().flows.all().iter().flat_map(|bucket| &bucket.entries) {
             if let Some((_, state)) = entry.snapshot() {
                 entry.remove(state);
+            }
+        }
+    }
+
+    /// Makes every flow idle for so many ticks more.
+    pub fn age_flows(&self, ticks: u16) {
+        for entry in self.readings().flows.all().iter().flat_map(|bucket| &bucket.entries) {
+            if let Some((_, state)) = entry.snapshot() {
+                entry.touch(state, state.phase(), state.seen().wrapping_sub(ticks));
             }
         }
     }

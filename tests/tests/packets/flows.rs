@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 use nlb::compile::FlowTuple;
@@ -272,9 +271,9 @@ fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<
             rig.module(&format!("m{chosen}")).weight = 100;
             rig.apply()?;
         }
-        // That there is room again is found out with the next tick.
+        // The program looks for room in a full bucket once a tick.
         rig.forget_flows();
-        std::thread::sleep(Duration::from_millis(600));
+        rig.wait_ticks(1)?;
         for n in 40..44 {
             let outcome = rig.run(&flow(n))?;
             assert_eq!(

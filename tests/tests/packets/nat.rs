@@ -2,7 +2,6 @@
 //! checksums (row 20).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::Result;
 use nlb::model::{Destination, ForwardMode, Route, Snat};
@@ -340,8 +339,8 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
 fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
     let mut load_config = load_config();
     load_config.snat_ports = 2000..=2003;
-    load_config.flows.opening = Duration::from_secs(4);
     let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
+    let idle = rig.idle_times(&load_config);
     for family in families() {
         let syn = |n: u16| family.syn().with(|p| p.sport = 40_000 + n);
         let mut ports = BTreeSet::new();
@@ -356,14 +355,14 @@ fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
         assert_eq!(rig.run(&syn(0))?.action, XDP_REDIRECT, "flows that have a port go on");
         assert_eq!(rig.run(&family.udp())?.action, XDP_REDIRECT, "the backend's other port has all four");
 
-        // Idle beyond their time, they have to share no longer: one gives its port up.
-        std::thread::sleep(Duration::from_secs(6));
+        // A flow that is idle for longer than its idle time gives its port up.
+        rig.age_flows(idle.opening + 1);
         let outcome = rig.run(&syn(4))?;
         assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
         let port = source_port(&outcome.frame);
         let answer = family.answer(&family.translated(&syn(4), port), SYN_ACK);
         returns(&mut rig, &answer, &syn(4))?;
-        // Whoever had it comes back as a new flow, with another port.
+        // The flow that had the port is a new flow now, with another port.
         for n in 0..4 {
             let outcome = rig.run(&syn(n).with(|p| p.l4 = Transport::Tcp { flags: ACK, seq: 1001 }))?;
             let other = outcome.action == XDP_REDIRECT && source_port(&outcome.frame) != port;
