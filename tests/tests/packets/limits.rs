@@ -7,11 +7,12 @@ use anyhow::Result;
 use aya::programs::Xdp;
 use nlb::model::{ForwardMode, L4, LimitTarget, LimitUnit, RateLimit, Texts};
 use nlb_common::abi::LimitStats;
+use nlb_testkit::process::PATIENCE;
 
 use crate::packet::Packet;
 use crate::rig::{Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module, test_run};
 
-/// So many in an hour, and that many at once: during a test, nothing comes back.
+/// A limit of so many units in an hour with a burst of as many. A test ends before more units are allowed.
 fn few(target: LimitTarget, unit: LimitUnit, units: u64) -> RateLimit {
     RateLimit {
         target,
@@ -178,12 +179,29 @@ fn row_31_a_limit_can_be_raised() -> Result<()> {
     Ok(())
 }
 
-/// One limit for all CPUs: each of them asks without end, and together they get what the limit gives in the
-/// time that really went by. That is by the program's clock, which stands still where a virtual machine is
-/// not given the CPU that moves it on. The burst bridges seconds in which this process is not given one, and
-/// the rate is one that emulated machines reach.
+/// The packets that one CPU sent under a limit.
+struct Sent {
+    passed: u64,
+    last: Instant,
+    /// The time in which this CPU sent nothing although the burst was used up.
+    unused: Duration,
+}
+
+impl Sent {
+    fn note(&mut self, passed: u64, burst: Duration) {
+        let now = Instant::now();
+        self.passed += passed;
+        self.unused += now.duration_since(self.last).saturating_sub(burst);
+        self.last = now;
+    }
+}
+
+/// All CPUs send packets under one limit without a pause. Together they pass as many as the limit allows in
+/// the elapsed time. The elapsed time is that of the program's clock, which stands still while a virtual
+/// machine has no CPU. The burst covers four seconds in which this process does not run; what the limit
+/// loses in a longer pause is not expected. Emulated machines reach the rate.
 #[test]
-fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
+fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
     const RATE: u64 = 50;
     const BURST: u64 = 4 * RATE;
     let [family, _] = families();
@@ -223,8 +241,8 @@ fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
             }
             _ => packet.bytes(),
         };
-        // Asks until it is refused.
-        let ask = |program: &Xdp| -> Result<u64> {
+        // Sends packets until one is refused.
+        let pass_all = |program: &Xdp| -> Result<u64> {
             let (mut passed, mut frame) = (0, next());
             while test_run(program, &frame)?.0 == XDP_REDIRECT {
                 passed += 1;
@@ -232,41 +250,41 @@ fn row_31_the_rate_is_what_was_asked_for_on_all_cpus_together() -> Result<()> {
             }
             Ok(passed)
         };
-        // The same until a moment that is known, at which nothing is left over from the burst, or from a
-        // pause in which nobody asked.
-        let ask_for_all = |rig: &mut Rig| -> Result<(u64, u32)> {
+        // Repeats that until a refusal is dated to a jiffy. Nothing is then left of the burst.
+        let pass_all_at_a_known_time = |rig: &mut Rig| -> Result<(u64, u32)> {
             let mut passed = 0;
             loop {
                 let before = rig.jiffies()?;
-                passed += ask(rig.balancer()?)?;
+                passed += pass_all(rig.balancer()?)?;
                 let after = rig.jiffies()?;
                 if after.wrapping_sub(before) <= 1 {
                     return Ok((passed, after));
                 }
             }
         };
-        let (burst, first) = ask_for_all(&mut rig)?;
-        let end = Instant::now() + Duration::from_secs(6);
-        let passed = rig.on_each_cpu(|program| {
-            let mut passed = 0;
-            while Instant::now() < end {
-                passed += ask(program)?;
+        let (burst, first) = pass_all_at_a_known_time(&mut rig)?;
+        let (start, whole_burst) = (Instant::now(), Duration::from_secs(BURST / RATE));
+        let mut sent = rig.on_each_cpu(|program| {
+            let mut sent = Sent { passed: 0, last: start, unused: Duration::ZERO };
+            while start.elapsed() < Duration::from_secs(6) || sent.passed == 0 && start.elapsed() < PATIENCE {
+                sent.note(pass_all(program)?, whole_burst);
             }
-            Ok(passed)
+            Ok(sent)
         })?;
-        let (rest, last) = ask_for_all(&mut rig)?;
-        let wanted = RATE as f64 * rig.between(first, last).as_secs_f64();
+        let (rest, last) = pass_all_at_a_known_time(&mut rig)?;
+        sent.iter_mut().for_each(|sent| sent.note(0, whole_burst));
+        let passed: Vec<u64> = sent.iter().map(|sent| sent.passed).collect();
+        // The limit is unused only while no CPU sends.
+        let unused = sent.iter().map(|sent| sent.unused).min().unwrap_or_default();
+        let most = RATE as f64 * rig.between(first, last).as_secs_f64();
+        let least = most - RATE as f64 * unused.as_secs_f64();
         assert!(passed.len() > 1, "this machine has one CPU: nothing to share");
         assert!(passed.iter().all(|passed| *passed > 0), "{what}: {passed:?}");
         let total = passed.iter().sum::<u64>() + rest;
         assert!(burst >= BURST, "{what}: {burst} at once");
-        assert_eq!(counts(&rig, "rate")?.0, (burst + total) * units, "{what}: the counter says the same");
-        let error = (total as f64 - wanted) / wanted;
-        assert!(
-            error.abs() < 0.02,
-            "{what}: {passed:?} passed, {wanted} should have: {:.2} %",
-            error * 100.0
-        );
+        assert_eq!(counts(&rig, "rate")?.0, (burst + total) * units, "{what}: the counter of passed units");
+        let is_right = total as f64 > 0.98 * least && (total as f64) < 1.02 * most;
+        assert!(is_right, "{what}: {passed:?} and {rest} passed, not {least:.0} to {most:.0}");
     }
     Ok(())
 }
