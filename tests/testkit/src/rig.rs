@@ -57,6 +57,8 @@ pub const OUR_BACK_MAC: Mac = [2, 0, 0, 0, 0, 0x02];
 pub const BACK_IFINDEX: u32 = 77;
 pub const BACK_MTU: u16 = 1500;
 pub const GUE_PORT: u16 = 6080;
+/// The most changes that are applied without a round of work.
+const CHANGES_A_ROUND: usize = 64;
 
 /// The addresses of one family.
 #[derive(Clone, Copy, Debug)]
@@ -304,21 +306,29 @@ impl Rig {
         Ok(())
     }
 
-    /// The same, while a thread of its own does `work` over and over.
+    /// Does the same while another thread repeats `work`, with at least one round of work for
+    /// [`CHANGES_A_ROUND`] changes.
     pub fn apply_under(&mut self, mut work: impl FnMut(&Xdp) -> Result<()> + Send) -> Result<()> {
         self.enter()?;
         let image = compile(&self.desired, &self.hops, &self.image)?;
         let (program, maps): (&Xdp, _) = (self.datapath.balancer()?, &mut self.maps);
-        let done = AtomicBool::new(false);
+        let (done, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     work(program)?;
+                    rounds.fetch_add(1, Ordering::Relaxed);
                 }
                 anyhow::Ok(())
             });
             let changes = plan(&self.image.rows, &image.rows);
-            let applied = changes.iter().try_for_each(|change| maps.apply(change));
+            let applied = changes.chunks(CHANGES_A_ROUND).try_for_each(|changes| {
+                let before = rounds.load(Ordering::Relaxed);
+                while rounds.load(Ordering::Relaxed) == before && !worker.is_finished() {
+                    std::thread::yield_now();
+                }
+                changes.iter().try_for_each(|change| maps.apply(change))
+            });
             done.store(true, Ordering::Relaxed);
             worker.join().expect("the work does not panic")?;
             anyhow::Ok(applied?)
