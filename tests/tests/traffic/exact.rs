@@ -76,8 +76,13 @@ async fn talk(fleet: &Fleet, mode: Mode) -> Result<Traffic> {
     Ok(traffic)
 }
 
-/// The client goes on sending while modules' answers are lost, so that TCP has to send again.
-async fn lose_packets(fleet: &Fleet, mode: Mode, held: &mut [Connection]) -> Result<()> {
+/// Drops modules' answers until TCP of each of half the connections has retransmitted.
+async fn lose_packets(
+    fleet: &Fleet,
+    mode: Mode,
+    held: &mut [Connection],
+    capture: &Capture<'_>,
+) -> Result<()> {
     let asks = if mode == Mode::Nat { &fleet.lab.nlb } else { &fleet.lab.clients[0] };
     let routes = |verb: &str, module: &Host| -> Result<()> {
         for address in [format!("{}/32", asks.v4), format!("{}/128", asks.v6)] {
@@ -87,11 +92,15 @@ async fn lose_packets(fleet: &Fleet, mode: Mode, held: &mut [Connection]) -> Res
     };
     fleet.lab.modules.iter().try_for_each(|module| routes("add", module))?;
     let (first, rest) = held.split_at_mut(held.len() / 2);
+    let before = capture.retransmitted()?;
     for connection in first.iter_mut() {
         connection.send("who?").await.context("sending while answers are lost")?;
     }
-    // Longer than TCP waits before it sends again, at first a fifth of a second.
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let started = Instant::now();
+    while capture.retransmitted()? < before + first.len() as u64 {
+        ensure!(started.elapsed() < PATIENCE, "not every connection has sent again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     fleet.lab.modules.iter().try_for_each(|module| routes("del", module))?;
     for connection in first {
         connection.answer("who?").await?;
@@ -169,7 +178,7 @@ fn compare(mode: Mode) -> Result<()> {
     let mut answers = fleet.lab.modules.iter().map(Capture::start).collect::<Result<Vec<_>>>()?;
     let traffic = on(client, || async {
         let mut traffic = talk(&fleet, mode).await?;
-        lose_packets(&fleet, mode, &mut traffic.held).await?;
+        lose_packets(&fleet, mode, &mut traffic.held, &client_capture).await?;
         send_doomed().await?;
         Ok(traffic)
     })?;
