@@ -1,15 +1,19 @@
 //! Interfaces that XDP cannot serve, and those that come and go while it serves them.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{DefaultRoute, Host, Lab};
 use nlb_testkit::netns::output;
 use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{self, built};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
 use crate::bulk::{download_beside, offload};
-use crate::clients::{Connection, L4, flows, on};
+use crate::clients::{Connection, L4, ask_udp, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 
 #[test]
@@ -166,15 +170,16 @@ fn an_interface_that_is_removed_and_made_again_is_served_again() -> Result<()> {
         for (first, interface) in [20_000, 21_000].into_iter().zip(interfaces) {
             outlive(&fleet, || {
                 let mac = fleet.lab.unplug(interface)?;
-                std::thread::sleep(Duration::from_millis(300));
+                // The daemon's gRPC server has no address while eth0 is gone, so only its log is read.
+                let started = Instant::now();
+                while !fleet.nlb.output().contains(&format!("{interface} is gone")) {
+                    ensure!(started.elapsed() < PATIENCE, "the log does not report the removal");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 fleet.lab.plug(interface, &mac)?;
                 wait_for_log(&fleet, &format!("{interface} is back and served again"), 1)
             })
             .with_context(|| format!("{interface}, {mode}\n{}", fleet.nlb.output()))?;
-            ensure!(
-                fleet.nlb.output().contains(&format!("{interface} is gone")),
-                "the log does not say that it was gone"
-            );
             fleet.wait_for(2)?;
             serves(&fleet.lab.clients[0], first)?;
         }
@@ -190,6 +195,7 @@ fn a_link_that_goes_down_and_up_serves_as_before() -> Result<()> {
     nlb.sysctl("net/ipv6/conf/eth0/keep_addr_on_down", 1)?;
     outlive(&fleet, || {
         nlb.ip(&["link", "set", "eth0", "down"])?;
+        // The connections have to survive a link that is down for longer than an instant.
         std::thread::sleep(Duration::from_millis(300));
         nlb.ip(&["link", "set", "eth0", "up"]).map(drop)
     })?;
@@ -206,8 +212,27 @@ fn modules_are_reached_from_the_address_that_the_interface_has_now() -> Result<(
         nlb.ip(&["address", "delete", &format!("{old}/{prefix}"), "dev", "eth1"])?;
         nlb.add_address("eth1", new.parse()?, prefix)?;
     }
-    // What left with the old address is not answered any more.
-    std::thread::sleep(Duration::from_secs(1));
+    // Packets that the NLB still sends from the old address are not answered.
+    on(&fleet.lab.clients[0], || async {
+        for vip in vips() {
+            answered_by_all(vip, &["m0", "m1"]).await?;
+        }
+        Ok(())
+    })?;
     fleet.wait_for(2)?;
     serves(&fleet.lab.clients[0], 21_000)
+}
+
+/// Sends datagrams, each from a port of its own, until all of these modules have answered.
+async fn answered_by_all(vip: SocketAddr, modules: &[&str]) -> Result<()> {
+    let (started, mut answered) = (Instant::now(), BTreeSet::new());
+    while !modules.iter().all(|module| answered.contains(*module)) {
+        ensure!(started.elapsed() < PATIENCE, "of {modules:?}, only {answered:?} answer {vip}");
+        let socket = UdpSocket::bind(if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
+        socket.connect(vip).await?;
+        if let Ok(module) = timeout(Duration::from_millis(200), ask_udp(&socket)).await {
+            answered.insert(module?);
+        }
+    }
+    Ok(())
 }
