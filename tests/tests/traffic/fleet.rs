@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route};
+use nlb_proto::{
+    GetModuleInfoRequest, HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route,
+};
 use nlb_testkit::lab::{Lab, VIP4, VIP6};
 use nlb_testkit::process::{PATIENCE, Process};
 use nlb_testkit::programs::{self, built, grpc};
@@ -195,6 +197,28 @@ impl Fleet {
         let rows: Vec<Value> = serde_json::from_str(&self.nlb(&["modules", "--output", "json"])?)?;
         let named = rows.into_iter().map(|row| Some((row["instance_id"].as_str()?.to_owned(), row)));
         named.collect::<Option<_>>().context("a module without an id")
+    }
+
+    /// Waits until the NLB has had a heartbeat of each of these modules since they registered.
+    pub fn wait_for_heartbeats(&self, modules: &[&str]) -> Result<()> {
+        let server = format!("http://{}", grpc(&self.lab));
+        on(&self.lab.nlb, || async move {
+            let mut nlb = NlbServiceClient::connect(server).await?;
+            let deadline = Instant::now() + PATIENCE;
+            for name in modules {
+                let request = GetModuleInfoRequest { instance_id: (*name).to_owned() };
+                loop {
+                    let info = nlb.get_module_info(request.clone()).await?.into_inner();
+                    let source = info.stats.and_then(|mut stats| stats.custom_stats.remove("source"));
+                    if source.as_deref() == Some("last heartbeat") {
+                        break;
+                    }
+                    ensure!(Instant::now() < deadline, "no heartbeat of {name}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Calls the front of the fleet, from the NLB's own host.
