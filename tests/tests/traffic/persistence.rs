@@ -1,7 +1,7 @@
 //! A daemon that is killed and started again: what operators had set holds for the traffic after it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -11,10 +11,10 @@ use nlb_testkit::lab::{Lab, VIP4};
 use nlb_testkit::process::PATIENCE;
 use nlb_testkit::programs::{ECHO_PORT, grpc, serve};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use crate::clients::{L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, LEASE, Mode, vips};
+use crate::metrics::sum;
 
 /// No module has a route for it.
 const OPERATORS_PORT: u16 = 8443;
@@ -71,11 +71,25 @@ fn assert_limited(fleet: &Fleet, first: u16) -> Result<()> {
     let client = &fleet.lab.clients[0];
     let counts = flows(client, L4::Tcp, operators_service(), first, BURST.try_into()?)?;
     ensure!(counts == [("m2".to_owned(), BURST.try_into()?)].into(), "{counts:?}");
-    let beyond = on(client, || async {
-        Ok(timeout(Duration::from_millis(500), TcpStream::connect(operators_service())).await.is_err())
-    })?;
-    ensure!(beyond, "a connection beyond the limit was not dropped");
-    Ok(())
+    // The SYN of one more connection is dropped and counted.
+    let before = dropped_by_limits(fleet)?;
+    on(client, || async {
+        let connecting = tokio::spawn(TcpStream::connect(operators_service()));
+        let deadline = Instant::now() + PATIENCE;
+        while dropped_by_limits(fleet)? == before {
+            ensure!(Instant::now() < deadline, "no packet was dropped by the limit");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            ensure!(!connecting.is_finished(), "a connection beyond the limit was not dropped");
+        }
+        connecting.abort();
+        Ok(())
+    })
+}
+
+/// Packets that rate limits have dropped.
+fn dropped_by_limits(fleet: &Fleet) -> Result<u64> {
+    let labels = [("verdict", "drop"), ("reason", "rate_limit")];
+    Ok(sum(&fleet.metrics()?, "nlb_packets_total", &labels))
 }
 
 fn assert_split(fleet: &Fleet, first: u16) -> Result<()> {
