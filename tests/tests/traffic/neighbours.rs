@@ -1,10 +1,13 @@
 //! Neighbours that are not known, and modules that come while traffic flows: nobody's packet is lost.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{DefaultRoute, Lab};
+use nlb_testkit::process::PATIENCE;
 use tokio::net::UdpSocket;
 
 use crate::clients::{L4, ask_udp, flows, on};
@@ -48,31 +51,35 @@ fn modules_join_while_clients_ask_and_no_request_is_lost() -> Result<()> {
     let lab = Lab::two_arm(1, 3, DefaultRoute::Nlb)?;
     let args = ["--metadata", "reply_path=nlb"];
     let mut fleet = Fleet::start(lab, Mode::Nat, &[100], &args)?;
-    let done = AtomicBool::new(false);
+    let (done, requests) = (AtomicBool::new(false), AtomicU32::new(0));
     let client = fleet.lab.clients.remove(0);
     std::thread::scope(|scope| -> Result<()> {
         let asking = scope.spawn(|| {
             on(&client, || async {
-                let mut asked = 0;
                 while !done.load(Ordering::Relaxed) {
                     for vip in vips() {
-                        one_datagram(vip).await.with_context(|| format!("after {asked} requests"))?;
-                        asked += 1;
+                        one_datagram(vip).await.with_context(|| format!("after {requests:?} requests"))?;
+                        requests.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                Ok(asked)
+                Ok(())
             })
         });
         let joined = (|| {
             for n in 1..3 {
+                // Requests are answered before each module joins.
+                let (before, started) = (requests.load(Ordering::Relaxed), Instant::now());
+                while requests.load(Ordering::Relaxed) < before + 10 && !asking.is_finished() {
+                    ensure!(started.elapsed() < PATIENCE, "{requests:?} requests were answered");
+                    sleep(Duration::from_millis(10));
+                }
                 fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &args)?;
                 fleet.wait_for(n + 1)?;
             }
             Ok(())
         })();
         done.store(true, Ordering::Relaxed);
-        let asked = asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        ensure!(asked > 20, "only {asked} requests were made meanwhile");
+        asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         joined
     })
 }
