@@ -1,14 +1,15 @@
 //! Interfaces on top of others, which not every kernel has: bonds and VLAN devices.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::{Namespace, output};
-use nlb_testkit::process::Process;
+use nlb_testkit::process::{PATIENCE, Process};
 use nlb_testkit::programs::{self, ECHO_PORT, built};
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -17,8 +18,18 @@ use crate::fleet::{Mode, PORT, register, vips};
 use crate::peer::backend::{BULK, Backend};
 use crate::peer::client::{Connection, asks, downloads, exchange, socket};
 
-/// After that, a bond and its neighbours have seen that a port is up or down.
-const SEEN: Duration = Duration::from_millis(1500);
+/// Waits until the kernel's report about the NLB's bond contains these lines.
+fn wait_for_bond(lab: &Lab, lines: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let report = lab.nlb.netns.run(|| fs::read_to_string("/proc/thread-self/net/bonding/eth0"))??;
+        if report.contains(lines) {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < PATIENCE, "not in the bond's report: {lines}\n{report}");
+        sleep(Duration::from_millis(50));
+    }
+}
 
 /// What the daemon says when it is to serve an interface that it refuses.
 fn refusal(lab: &Lab, interface: &str) -> Result<String> {
@@ -116,7 +127,8 @@ fn a_bond_is_served_and_goes_on_without_one_of_its_ports() -> Result<()> {
     ensure!(site.answer(client, 20_000, 20)?.len() == 2, "both modules answer");
     for (first, lost, other) in [(21_000, "far0", "far1"), (22_000, "far1", "far0")] {
         switch.ip(&["link", "set", other, "up"])?;
-        sleep(SEEN);
+        let port = other.replace("far", "near");
+        wait_for_bond(&site.lab, &format!("Slave Interface: {port}\nMII Status: up\n"))?;
         on(client, || async {
             let mut held = Vec::new();
             for vip in vips() {
@@ -125,7 +137,7 @@ fn a_bond_is_served_and_goes_on_without_one_of_its_ports() -> Result<()> {
                 held.push((connection.say("who").await?, connection));
             }
             switch.ip(&["link", "set", lost, "down"])?;
-            sleep(SEEN);
+            wait_for_bond(&site.lab, &format!("Currently Active Slave: {port}\n"))?;
             for (module, connection) in &mut held {
                 ensure!(connection.say("who").await? == *module, "another module answers");
             }
