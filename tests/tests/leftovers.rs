@@ -4,11 +4,12 @@
 use std::path::Path;
 use std::process::{Command, id};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nlb_testkit::lab::Lab;
 use nlb_testkit::netns::output;
+use nlb_testkit::process::PATIENCE;
 
 #[test]
 fn removes_what_a_killed_process_left_behind() -> Result<()> {
@@ -17,8 +18,9 @@ fn removes_what_a_killed_process_left_behind() -> Result<()> {
     let leftover = format!("nlb-{}-0-client", gone.id());
     output(Command::new("ip").args(["netns", "add", &leftover]))?;
     let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
-    // Until it has entered, it is not there to be found.
+    let started = Instant::now();
     while !output(Command::new("ip").args(["netns", "pids", &leftover]))?.contains(&inside.id().to_string()) {
+        ensure!(started.elapsed() < PATIENCE, "no process has entered {leftover}");
         thread::sleep(Duration::from_millis(10));
     }
     let lab = Lab::one_arm(0, 0)?;

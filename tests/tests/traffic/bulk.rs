@@ -125,7 +125,7 @@ pub fn download(fleet: &Fleet, client: &Host) -> Result<()> {
         let fetched = files.join("fetched");
         let url = format!("http://{host}:{DOWNLOADS}/blob");
         let mut curl = client.netns.command("curl");
-        output(curl.args(["-sS", "--fail", "--max-time", "120", "-g", "-o"]).arg(&fetched).arg(&url))?;
+        output(curl.args(["-sS", "--fail", "--max-time", "600", "-g", "-o"]).arg(&fetched).arg(&url))?;
         ensure!(
             sha256(&fetched)? == sha256(&files.join("root/blob"))?,
             "{url}: what arrived is not what was sent"

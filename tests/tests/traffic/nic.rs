@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nlb_testkit::netns::Namespace;
+use nlb_testkit::process::PATIENCE;
 use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
 
 /// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
@@ -20,8 +21,6 @@ const VNET_HDR: usize = 10;
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 const NEEDS_CHECKSUM: u8 = 1;
 const LONGEST_FRAME: usize = (1 << 16) + 18;
-/// A tap that its last owner has left is free within this.
-const HANDOVER: Duration = Duration::from_secs(5);
 
 /// What the machine behind the card can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +99,7 @@ fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
         match tap {
             // A program that another test has started since may have the last owner's descriptor for as long
             // as it takes to start.
-            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < HANDOVER => {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < PATIENCE => {
                 sleep(Duration::from_millis(10))
             }
             tap => {

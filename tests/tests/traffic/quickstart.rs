@@ -60,7 +60,7 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
         modules.get("greeter-2").is_some_and(|module| module["health"] == "HEALTHY")
     })?;
     let mut curl = lab.clients[0].netns.command("curl");
-    curl.args(["-sS", "--max-time", "20", &format!("telnet://{VIP4}:80")]);
+    curl.args(["-sS", "--max-time", "120", &format!("telnet://{VIP4}:80")]);
     let said = output(curl.stdin(std::process::Stdio::null()))?;
     ensure!(said == "hello from Python\n", "{said:?}");
     terminate(&mut module, PATIENCE)?;

@@ -88,7 +88,7 @@ fn other_traffic_is_unharmed_meanwhile() -> Result<()> {
                     "-i",
                     "0.01",
                     "-W",
-                    "2",
+                    "60",
                     &address.to_string(),
                 ]))?;
             }
