@@ -63,7 +63,8 @@ fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
 /// On a port of its own, since several run at a time.
 fn demo(duration: &str) -> Result<Command> {
     let mut command = Command::new(built("nlb-demo")?);
-    command.args(["--duration", duration, "--grpc", "127.0.0.1:0"]);
+    // A slow machine may take longer to answer than a person would wait.
+    command.args(["--duration", duration, "--timeout", "60s", "--grpc", "127.0.0.1:0"]);
     Ok(command)
 }
 

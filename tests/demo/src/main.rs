@@ -29,6 +29,9 @@ struct Args {
     /// End after this time (such as 10s or 2m)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
+    /// Count a request as failed if it has no answer after this time
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = duration)]
+    timeout: Duration,
     /// The address on this host that is forwarded to the NLB's gRPC server
     #[arg(long, default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT")]
     grpc: SocketAddr,
@@ -61,7 +64,7 @@ async fn run(args: &Args) -> Result<()> {
     }
     fleet.print_hints(grpc)?;
 
-    let traffic = Traffic::start(&fleet.lab)?;
+    let traffic = Traffic::start(&fleet.lab, args.timeout)?;
     let watched = watch(args, &mut fleet, &mut view, &traffic, &mut ending).await;
     let tally = traffic.stop()?;
     watched?;

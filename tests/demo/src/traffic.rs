@@ -23,7 +23,6 @@ const HELD_PACE: Duration = Duration::from_millis(500);
 /// The number of lines on a held connection before it closes, so that a draining module loses its last one.
 const HELD_LINES: u64 = 30;
 const HELD_PER_FAMILY: usize = 4;
-const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Traffic {
     tally: Arc<Mutex<Tally>>,
@@ -43,7 +42,8 @@ pub struct Tally {
 }
 
 impl Traffic {
-    pub fn start(lab: &Arc<Lab>) -> Result<Traffic> {
+    /// A request without an answer within `limit` has failed.
+    pub fn start(lab: &Arc<Lab>, limit: Duration) -> Result<Traffic> {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (stop, stopped) = watch::channel(false);
         let (lab, counts) = (Arc::clone(lab), Arc::clone(&tally));
@@ -51,7 +51,7 @@ impl Traffic {
         let client = thread::Builder::new().name("client".into()).spawn(move || {
             lab.clients[0].netns.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(drive(counts, stopped));
+                runtime.block_on(drive(counts, stopped, limit));
                 Ok(())
             })?
         })?;
@@ -71,22 +71,22 @@ impl Traffic {
     }
 }
 
-async fn drive(tally: Arc<Mutex<Tally>>, stopped: watch::Receiver<bool>) {
+async fn drive(tally: Arc<Mutex<Tally>>, stopped: watch::Receiver<bool>, limit: Duration) {
     let mut kinds = JoinSet::new();
     for vip in [IpAddr::from(VIP4), VIP6.into()] {
         let vip = SocketAddr::new(vip, 80);
         kinds.spawn(request_repeatedly(
-            move |text| request_tcp(vip, text),
+            move |text| request_tcp(vip, text, limit),
             Arc::clone(&tally),
             stopped.clone(),
         ));
         kinds.spawn(request_repeatedly(
-            move |text| request_udp(vip, text),
+            move |text| request_udp(vip, text, limit),
             Arc::clone(&tally),
             stopped.clone(),
         ));
         for _ in 0..HELD_PER_FAMILY {
-            kinds.spawn(hold_repeatedly(vip, Arc::clone(&tally), stopped.clone()));
+            kinds.spawn(hold_repeatedly(vip, Arc::clone(&tally), stopped.clone(), limit));
         }
     }
     kinds.join_all().await;
@@ -119,17 +119,17 @@ async fn request_repeatedly<Asked>(
     under_way.join_all().await;
 }
 
-async fn request_tcp(vip: SocketAddr, text: String) -> Result<()> {
-    let asked = timeout(TIMEOUT, async {
+async fn request_tcp(vip: SocketAddr, text: String, limit: Duration) -> Result<()> {
+    let asked = timeout(limit, async {
         let mut connection = BufStream::new(TcpStream::connect(vip).await.context("connecting")?);
         exchange(&mut connection, &text).await
     });
-    let answered = asked.await.map_err(|_| anyhow!("no answer within {TIMEOUT:?}")).flatten();
+    let answered = asked.await.map_err(|_| anyhow!("no answer within {limit:?}")).flatten();
     answered.map(drop).with_context(|| format!("TCP {vip}"))
 }
 
-async fn request_udp(vip: SocketAddr, text: String) -> Result<()> {
-    let asked = timeout(TIMEOUT, async {
+async fn request_udp(vip: SocketAddr, text: String, limit: Duration) -> Result<()> {
+    let asked = timeout(limit, async {
         let own = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(own).await?;
         socket.connect(vip).await?;
@@ -138,16 +138,21 @@ async fn request_udp(vip: SocketAddr, text: String) -> Result<()> {
         let length = socket.recv(&mut answer).await?;
         responder(&String::from_utf8_lossy(&answer[..length]), &text)
     });
-    let answered = asked.await.map_err(|_| anyhow!("no answer within {TIMEOUT:?}")).flatten();
+    let answered = asked.await.map_err(|_| anyhow!("no answer within {limit:?}")).flatten();
     answered.map(drop).with_context(|| format!("UDP {vip}"))
 }
 
 /// Keeps one connection open at a time.
-async fn hold_repeatedly(vip: SocketAddr, tally: Arc<Mutex<Tally>>, mut stopped: watch::Receiver<bool>) {
+async fn hold_repeatedly(
+    vip: SocketAddr,
+    tally: Arc<Mutex<Tally>>,
+    mut stopped: watch::Receiver<bool>,
+    limit: Duration,
+) {
     while !*stopped.borrow() {
         let mut module = None;
         lock(&tally).held += 1;
-        let ended = hold(vip, &mut module, &tally, &mut stopped).await;
+        let ended = hold(vip, &mut module, &tally, &mut stopped, limit).await;
         lock(&tally).held -= 1;
         if ended.is_err() {
             lock(&tally).count(ended.with_context(|| format!("held TCP {vip}")), module.as_deref());
@@ -163,8 +168,9 @@ async fn hold(
     module: &mut Option<String>,
     tally: &Mutex<Tally>,
     stopped: &mut watch::Receiver<bool>,
+    limit: Duration,
 ) -> Result<()> {
-    let connected = timeout(TIMEOUT, TcpStream::connect(vip)).await;
+    let connected = timeout(limit, TcpStream::connect(vip)).await;
     let mut connection =
         BufStream::new(connected.context("connecting takes too long")?.context("connecting")?);
     let mut beat = interval(HELD_PACE);
@@ -173,8 +179,8 @@ async fn hold(
             _ = beat.tick() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
         }
-        let answered = timeout(TIMEOUT, exchange(&mut connection, &format!("line {number}"))).await;
-        let by = answered.with_context(|| format!("no answer within {TIMEOUT:?}"))??;
+        let answered = timeout(limit, exchange(&mut connection, &format!("line {number}"))).await;
+        let by = answered.with_context(|| format!("no answer within {limit:?}"))??;
         let first = module.get_or_insert(by.clone());
         ensure!(*first == by, "a connection with {first} was answered by {by}");
         lock(tally).count(Ok(()), None);
