@@ -41,7 +41,7 @@ fn ends_cleanly_when_interrupted() -> Result<()> {
 }
 
 #[test]
-fn the_next_one_cleans_up_after_one_that_was_killed() -> Result<()> {
+fn next_demo_removes_leftovers_of_a_killed_one() -> Result<()> {
     let mut killed = demo("10m")?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     wait_for_traffic(&mut killed)?;
     let pids = inside(killed.id())?;

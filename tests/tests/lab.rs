@@ -11,7 +11,7 @@ use nlb_testkit::netns::output;
 use nlb_testkit::process::PATIENCE;
 
 #[test]
-fn everybody_reaches_everybody_on_one_segment() -> Result<()> {
+fn hosts_of_one_segment_reach_each_other() -> Result<()> {
     let lab = Lab::one_arm(2, 2)?;
     for host in [&lab.nlb, &lab.clients[1], &lab.modules[0], &lab.modules[1]] {
         ping(&lab.clients[0], host.v4.into())?;
@@ -64,7 +64,7 @@ fn tcp_carries_data_with_checksums_in_software() -> Result<()> {
 }
 
 #[test]
-fn a_quiet_holder_of_a_vip_leaves_it_to_the_nlb() -> Result<()> {
+fn module_with_a_vip_does_not_answer_arp_for_it() -> Result<()> {
     let lab = Lab::one_arm(1, 1)?;
     for vip in [IpAddr::from(VIP4), VIP6.into()] {
         lab.modules[0].hold_quietly(vip)?;
@@ -78,7 +78,7 @@ fn a_quiet_holder_of_a_vip_leaves_it_to_the_nlb() -> Result<()> {
 }
 
 #[test]
-fn leaves_nothing_behind() -> Result<()> {
+fn dropped_lab_leaves_no_namespaces_files_or_processes() -> Result<()> {
     let lab = Lab::one_arm(1, 0)?;
     let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
     // Before it is in its namespace there is nothing to end it by.

@@ -12,7 +12,7 @@ use nlb_testkit::netns::output;
 use nlb_testkit::process::PATIENCE;
 
 #[test]
-fn removes_what_a_killed_process_left_behind() -> Result<()> {
+fn next_lab_removes_leftovers_of_a_killed_process() -> Result<()> {
     let mut gone = Command::new("true").spawn()?;
     gone.wait()?;
     let leftover = format!("nlb-{}-0-client", gone.id());

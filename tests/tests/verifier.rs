@@ -22,7 +22,7 @@ use nlb::model::vips::Vips;
 const MOST_PROCESSED: u64 = 750_000;
 
 #[test]
-fn the_kernel_takes_every_program_with_every_setting() -> Result<()> {
+fn kernel_loads_every_program_with_every_setting() -> Result<()> {
     let clock = Clock::measure()?;
     println!("\nLinux {}", uname()?.release().to_string_lossy());
     println!("{HEAD}");

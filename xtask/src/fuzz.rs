@@ -94,6 +94,6 @@ fn packets(seconds: u64, seed: Option<u64>) -> Result<()> {
     command::run_tests_as_root(
         &mut cargo,
         &settings,
-        &["--ignored", "--nocapture", "oracle::for_as_long_as_told"],
+        &["--ignored", "--nocapture", "oracle::generated_sequences_for_a_given_time"],
     )
 }

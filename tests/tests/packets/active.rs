@@ -61,7 +61,7 @@ impl Connection {
 }
 
 #[test]
-fn a_connection_counts_from_its_first_packet_to_its_last() -> Result<()> {
+fn connection_is_active_from_its_first_to_its_last_packet() -> Result<()> {
     for family in families() {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         let connection = Connection::open(&mut rig, family, 40_000)?;
@@ -89,7 +89,7 @@ fn a_connection_counts_from_its_first_packet_to_its_last() -> Result<()> {
 }
 
 #[test]
-fn the_late_end_of_a_forgotten_connection_is_no_connection() -> Result<()> {
+fn late_reset_is_not_active_and_late_fin_expires() -> Result<()> {
     for family in families() {
         let load_config = load_config();
         let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
@@ -104,7 +104,7 @@ fn the_late_end_of_a_forgotten_connection_is_no_connection() -> Result<()> {
 }
 
 #[test]
-fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
+fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
     for family in families() {
         let load_config = load_config();
         let idle = Rig::sized(ForwardMode::Nat, &load_config)?.idle_times(&load_config);
@@ -142,7 +142,7 @@ fn idle_flows_count_to_the_end_of_their_time_and_no_longer() -> Result<()> {
 }
 
 #[test]
-fn what_a_full_table_displaces_is_not_counted_any_more() -> Result<()> {
+fn evicted_opening_flows_are_not_active() -> Result<()> {
     let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
@@ -177,7 +177,7 @@ fn what_a_full_table_displaces_is_not_counted_any_more() -> Result<()> {
 }
 
 #[test]
-fn established_connections_that_nat_displaces_are_not_counted_any_more() -> Result<()> {
+fn established_flows_evicted_by_nat_are_not_active() -> Result<()> {
     let mut small = load_config();
     small.flows.max = 4096;
     for family in families() {
@@ -198,7 +198,7 @@ fn established_connections_that_nat_displaces_are_not_counted_any_more() -> Resu
 }
 
 #[test]
-fn a_backend_that_gets_an_old_number_begins_at_zero() -> Result<()> {
+fn backend_with_a_reused_id_starts_counting_at_zero() -> Result<()> {
     let mut small = load_config();
     // The rig's module is four backends: two routes in two families.
     small.limits.backends = 4;

@@ -27,7 +27,7 @@ fn patched(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn row_3_contradictory_ipv4_headers() -> Result<()> {
+fn row_3_contradictory_ipv4_headers_are_dropped() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let frame = families()[0].syn().bytes();
     drops(&mut rig, "IHL 4", &patched(&frame, L3, &[0x44]), "ip_header")?;
@@ -39,7 +39,7 @@ fn row_3_contradictory_ipv4_headers() -> Result<()> {
 }
 
 #[test]
-fn row_3_contradictory_ipv6_headers() -> Result<()> {
+fn row_3_contradictory_ipv6_headers_are_dropped() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let frame = families()[1].syn().bytes();
     drops(&mut rig, "version 4", &patched(&frame, L3, &[0x40]), "ip_header")?;
@@ -48,7 +48,7 @@ fn row_3_contradictory_ipv6_headers() -> Result<()> {
 }
 
 #[test]
-fn row_3_contradictory_l4_headers() -> Result<()> {
+fn row_3_contradictory_l4_headers_are_dropped() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         let l4 = l4(&family);
@@ -69,7 +69,7 @@ fn row_3_contradictory_l4_headers() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_ours_is_not_judged_beyond_its_ip_header() -> Result<()> {
+fn packets_to_other_hosts_are_not_parsed_beyond_the_ip_header() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         let stray = family.syn().with(|p| p.dst = family.stranger).bytes();
@@ -91,7 +91,7 @@ fn row_7_a_later_fragment_without_its_first_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn row_7_the_first_fragment_has_the_length_of_the_whole_datagram() -> Result<()> {
+fn row_7_first_fragment_with_the_length_of_the_datagram_is_forwarded() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     let [v4, v6] = families();
     let first = [

@@ -34,7 +34,7 @@ fn wrapped(packet: &Packet, outer: Outer) -> Packet {
 }
 
 #[test]
-fn every_pair_of_families_is_unwrapped() -> Result<()> {
+fn every_pair_of_families_is_decapsulated() -> Result<()> {
     let mut datapath = decapsulator()?;
     for inner in families() {
         for outer in families() {
@@ -57,7 +57,7 @@ fn every_pair_of_families_is_unwrapped() -> Result<()> {
 }
 
 #[test]
-fn row_28_strangers_tunnels_are_left_alone() -> Result<()> {
+fn row_28_tunnel_packets_of_other_sources_pass_unchanged() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
         left_alone(&mut datapath, &family.syn().bytes())?;
@@ -70,7 +70,7 @@ fn row_28_strangers_tunnels_are_left_alone() -> Result<()> {
 }
 
 #[test]
-fn a_broken_inner_packet_is_dropped() -> Result<()> {
+fn malformed_inner_packet_is_dropped() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
         for outer in tunnels(&family) {
@@ -102,7 +102,7 @@ fn a_broken_inner_packet_is_dropped() -> Result<()> {
 
 /// The inner packet has a checksum of its own.
 #[test]
-fn a_wrong_checksum_of_the_outer_udp_header_does_not_matter() -> Result<()> {
+fn wrong_outer_udp_checksum_is_ignored() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
         let packet = family.ack();
@@ -115,7 +115,7 @@ fn a_wrong_checksum_of_the_outer_udp_header_does_not_matter() -> Result<()> {
 
 /// Whatever else comes in UDP, also from a peer and to GUE's port.
 #[test]
-fn other_datagrams_are_left_alone() -> Result<()> {
+fn other_datagrams_pass_unchanged() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
         let good = wrapped(&family.syn(), in_udp(&family, UdpChecksum::Zero)).bytes();
@@ -145,7 +145,7 @@ fn other_datagrams_are_left_alone() -> Result<()> {
 }
 
 #[test]
-fn the_port_of_gue_is_a_setting() -> Result<()> {
+fn gue_port_is_configurable() -> Result<()> {
     let mut datapath = decapsulator_at(7777)?;
     for family in families() {
         let outer = in_udp(&family, UdpChecksum::Zero);

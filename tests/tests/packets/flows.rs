@@ -57,7 +57,7 @@ pub fn set_health(rig: &mut Rig, module: u8, health: Health) -> Result<()> {
 }
 
 #[test]
-fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Result<()> {
+fn row_14_unknown_connection_is_forwarded_by_hash() -> Result<()> {
     for family in families() {
         let mut rig = four(&load_config())?;
         let mut seen = BTreeSet::new();
@@ -76,7 +76,7 @@ fn row_14_the_middle_of_an_unknown_connection_goes_where_its_hash_says() -> Resu
 }
 
 #[test]
-fn row_13_retransmits_and_held_connections_stay() -> Result<()> {
+fn row_13_retransmits_and_open_connections_keep_their_backend() -> Result<()> {
     for family in families() {
         let mut rig = four(&load_config())?;
         let syn = family.syn();
@@ -92,7 +92,7 @@ fn row_13_retransmits_and_held_connections_stay() -> Result<()> {
 }
 
 #[test]
-fn row_13_a_new_connection_does_not_follow_a_closed_one() -> Result<()> {
+fn row_13_syn_after_a_reset_opens_a_new_connection() -> Result<()> {
     for (what, ends) in [("reset", vec![RST]), ("closed from both sides", vec![FIN | ACK])] {
         for family in families() {
             let mut rig = four(&load_config())?;
@@ -116,7 +116,7 @@ fn row_13_a_new_connection_does_not_follow_a_closed_one() -> Result<()> {
 }
 
 #[test]
-fn row_15_a_forged_reset_does_not_move_a_living_connection() -> Result<()> {
+fn row_15_forged_reset_does_not_move_an_open_connection() -> Result<()> {
     for family in families() {
         let mut rig = four(&load_config())?;
         let module = goes_to(&mut rig, &family.syn())?;
@@ -131,7 +131,7 @@ fn row_15_a_forged_reset_does_not_move_a_living_connection() -> Result<()> {
 }
 
 #[test]
-fn row_32_udp_leaves_a_draining_module_at_once_and_tcp_stays() -> Result<()> {
+fn row_32_udp_flows_leave_a_draining_module_and_tcp_connections_stay() -> Result<()> {
     let modes = [ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue];
     for (mode, family) in modes.into_iter().flat_map(|mode| families().map(|family| (mode, family))) {
         let mut rig = four_in(mode, &load_config())?;
@@ -151,7 +151,7 @@ fn row_32_udp_leaves_a_draining_module_at_once_and_tcp_stays() -> Result<()> {
 }
 
 #[test]
-fn a_removed_backend_makes_its_flows_stale_even_if_its_number_is_used_again() -> Result<()> {
+fn flows_of_a_removed_backend_are_stale_after_its_id_is_reused() -> Result<()> {
     let mut small = load_config();
     // Few enough numbers for one to come round again soon.
     small.limits.backends = 20;
@@ -196,7 +196,7 @@ fn last_byte(addr: IpAddr) -> Option<u8> {
 }
 
 #[test]
-fn row_2_a_service_without_a_usable_backend() -> Result<()> {
+fn row_2_packets_to_a_service_without_backends_are_dropped() -> Result<()> {
     for family in families() {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         set_health(&mut rig, 1, Health::Stopping)?;
@@ -216,7 +216,7 @@ fn row_2_a_service_without_a_usable_backend() -> Result<()> {
 }
 
 #[test]
-fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
+fn row_22_packet_without_a_known_next_hop_is_punted_unchanged() -> Result<()> {
     for family in families() {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         rig.hops.remove(&family.backend);
@@ -245,7 +245,7 @@ fn row_22_a_packet_waits_for_its_next_hop_and_is_not_touched() -> Result<()> {
 }
 
 #[test]
-fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<()> {
+fn row_24_full_bucket_forwards_by_hash_and_keeps_established_flows() -> Result<()> {
     let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four");
@@ -286,7 +286,7 @@ fn row_24_a_full_table_forwards_by_hash_and_keeps_established_flows() -> Result<
 }
 
 #[test]
-fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
+fn sources_are_matched_by_priority_and_prefix() -> Result<()> {
     let [family, _]: [Family; 2] = families();
     let mut rig = four(&load_config())?;
     let restrict = |rig: &mut Rig, module: &str, source: &str, priority: i32| {
@@ -310,7 +310,7 @@ fn sources_are_told_apart_by_prefix_and_priority() -> Result<()> {
 }
 
 #[test]
-fn row_33_protocols_ports_and_vips_are_never_mixed_up() -> Result<()> {
+fn row_33_services_differ_by_protocol_port_and_vip() -> Result<()> {
     for family in families() {
         let mut rig = four(&load_config())?;
         let route = Route::clone(&rig.module("m1").routes["tcp"]);

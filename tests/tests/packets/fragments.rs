@@ -65,7 +65,7 @@ fn handed_on(packet: &Packet) -> Packet {
 }
 
 #[test]
-fn row_7_with_nat_they_follow_both_ways() -> Result<()> {
+fn row_7_nat_translates_later_fragments_both_ways() -> Result<()> {
     for snat in [Snat::Always, Snat::Never] {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         rig.module("m1").snat = snat;
@@ -106,7 +106,7 @@ fn row_7_with_nat_they_follow_both_ways() -> Result<()> {
 }
 
 #[test]
-fn row_7_with_direct_server_return_they_take_the_same_way() -> Result<()> {
+fn row_7_dsr_sends_later_fragments_to_the_same_backend() -> Result<()> {
     for mode in [ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue] {
         let mut rig = Rig::new(mode)?;
         for family in families() {
@@ -127,7 +127,7 @@ fn row_7_with_direct_server_return_they_take_the_same_way() -> Result<()> {
 }
 
 #[test]
-fn row_7_what_is_not_of_the_same_packet_does_not_follow() -> Result<()> {
+fn row_7_fragments_of_other_packets_are_dropped() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     for family in families() {
         let [udp, tcp] = samples(&family);
@@ -146,7 +146,7 @@ fn row_7_what_is_not_of_the_same_packet_does_not_follow() -> Result<()> {
 
 /// The datagram's first fragment has gone to a module that drains now: the rest would be of no use elsewhere.
 #[test]
-fn row_7_they_follow_to_a_backend_that_drains_and_not_to_one_that_is_gone() -> Result<()> {
+fn row_7_later_fragments_reach_a_draining_backend_and_not_a_removed_one() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     let family = families()[0];
     let [udp, _] = samples(&family);
@@ -162,7 +162,7 @@ fn row_7_they_follow_to_a_backend_that_drains_and_not_to_one_that_is_gone() -> R
 }
 
 #[test]
-fn row_7_they_count_and_are_limited_like_other_packets() -> Result<()> {
+fn row_7_fragments_are_counted_and_rate_limited() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     let few = RateLimit {
         target: LimitTarget::All,
@@ -191,7 +191,7 @@ fn row_7_they_count_and_are_limited_like_other_packets() -> Result<()> {
 
 /// Datagrams of no checksum, and one behind another extension header.
 #[test]
-fn row_7_in_odd_company() -> Result<()> {
+fn row_7_fragments_with_tags_extensions_or_without_a_checksum() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let [v4, v6] = families();
     let bare = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });

@@ -25,7 +25,7 @@ fn outer_udp(frame: &[u8]) -> [u16; 4] {
 
 /// Over IPv4 without a checksum, over IPv6 with the one that a sum over the whole packet gives.
 #[test]
-fn every_pair_of_families_is_wrapped() -> Result<()> {
+fn every_pair_of_families_is_encapsulated() -> Result<()> {
     for backend in families() {
         let mut rig = rig_of_one_family(GUE, &backend)?;
         for client in families() {
@@ -42,7 +42,7 @@ fn every_pair_of_families_is_wrapped() -> Result<()> {
 }
 
 #[test]
-fn row_23_the_source_port_varies_by_flow_and_is_constant_within() -> Result<()> {
+fn row_23_source_port_varies_by_flow_and_is_constant_within_a_flow() -> Result<()> {
     for backend in families() {
         let mut rig = rig_of_one_family(GUE, &backend)?;
         for client in families() {
@@ -86,7 +86,7 @@ fn row_19_a_checksum_that_comes_to_zero_is_sent_as_all_ones() -> Result<()> {
 
 /// RFC 6935 lets a tunnel do without, and a sum over all bytes would cost too much.
 #[test]
-fn where_the_inner_checksum_does_not_cover_the_inner_packet_there_is_none() -> Result<()> {
+fn no_outer_checksum_unless_the_inner_one_covers_the_packet() -> Result<()> {
     let [v4, v6] = families();
     let mut rig = rig_of_one_family(GUE, &v6)?;
     for packet in [
@@ -117,7 +117,7 @@ fn ends_early(packet: &Packet) -> Vec<u8> {
 
 /// A balancer does not mend what was broken on the way: the receiver of the tunnel notices it too.
 #[test]
-fn a_wrong_inner_checksum_is_wrong_outside_by_as_much() -> Result<()> {
+fn wrong_inner_checksum_makes_the_outer_one_wrong() -> Result<()> {
     let [_, backend] = families();
     let mut rig = rig_of_one_family(GUE, &backend)?;
     for client in families() {
@@ -131,7 +131,7 @@ fn a_wrong_inner_checksum_is_wrong_outside_by_as_much() -> Result<()> {
 }
 
 #[test]
-fn the_port_is_a_setting() -> Result<()> {
+fn destination_port_is_configurable() -> Result<()> {
     let mut rig = Rig::sized(GUE, &nlb::datapath::loader::LoadConfig { gue_port: 7777, ..load_config() })?;
     for family in families() {
         let packet = family.syn();

@@ -107,7 +107,7 @@ fn row_10_errors_about_answers_reach_the_nat_backend_that_sent_them() -> Result<
 }
 
 #[test]
-fn row_10_with_direct_server_return_they_are_left_as_they_are() -> Result<()> {
+fn row_10_dsr_forwards_errors_about_answers_unchanged() -> Result<()> {
     for mode in [ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue] {
         let mut rig = Rig::new(mode)?;
         for family in &families() {
@@ -173,7 +173,7 @@ fn row_11_errors_about_requests_reach_the_client() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_error_about_a_flow_of_ours_is_the_kernels() -> Result<()> {
+fn other_icmp_packets_pass_to_the_kernel() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for (family, kinds) in families().iter().zip(KINDS) {
         let about = sent_by_vip(family, &family.syn());
@@ -216,7 +216,7 @@ fn what_is_no_error_about_a_flow_of_ours_is_the_kernels() -> Result<()> {
 }
 
 #[test]
-fn row_9_a_packet_too_big_to_wrap_is_answered_with_what_would_fit() -> Result<()> {
+fn row_9_packet_too_big_to_encapsulate_is_answered_with_the_mtu() -> Result<()> {
     for (mode, udp) in [(ForwardMode::DsrIpip, 0), (ForwardMode::Gue, 8)] {
         too_big_to_wrap(&mut Rig::new(mode)?, udp)?;
     }

@@ -57,7 +57,7 @@ fn syns(packet: &Packet, count: u16) -> impl Iterator<Item = Packet> {
 }
 
 #[test]
-fn row_31_new_flows_over_a_limit_are_dropped_and_known_ones_go_on() -> Result<()> {
+fn row_31_new_flows_over_a_limit_are_dropped_and_known_flows_pass() -> Result<()> {
     for family in families() {
         for target in [
             LimitTarget::All,
@@ -122,7 +122,7 @@ fn row_31_packets_and_bytes_of_known_flows_are_limited() -> Result<()> {
 }
 
 #[test]
-fn row_31_a_packet_has_to_pass_every_limit_and_one_that_is_refused_uses_up_none() -> Result<()> {
+fn row_31_refused_packet_is_charged_to_no_limit() -> Result<()> {
     let [family, _] = families();
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let service = LimitTarget::Service(family.vip, 80, L4::Tcp);
@@ -155,7 +155,7 @@ fn row_31_nested_prefixes_limit_together() -> Result<()> {
 
 /// A port with a limit of its own, though its route is for every port.
 #[test]
-fn row_31_one_port_of_a_route_for_every_port() -> Result<()> {
+fn row_31_limit_of_one_port_applies_to_a_route_for_every_port() -> Result<()> {
     let [family, _] = families();
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     rig.route("m1", "tcp").port = None;
@@ -291,7 +291,7 @@ fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
 
 /// As many limits as there is room for by default, all in force at once.
 #[test]
-fn row_31_ten_thousand_limits() -> Result<()> {
+fn row_31_ten_thousand_limits_apply_at_once() -> Result<()> {
     let [family, _] = families();
     let mut load_config = load_config();
     load_config.limits.rate_limits = 16_384;

@@ -52,7 +52,7 @@ type Variant = (&'static str, fn(&mut Packet));
 const SYN_ACK: Transport = Transport::Tcp { flags: SYN | ACK, seq: 9000 };
 
 #[test]
-fn a_connection_there_and_back() -> Result<()> {
+fn connection_is_translated_both_ways() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         let port = forwards(&mut rig, &family, &family.syn())?;
@@ -70,7 +70,7 @@ fn a_connection_there_and_back() -> Result<()> {
 }
 
 #[test]
-fn the_backends_counts_are_exact() -> Result<()> {
+fn backend_counters_are_exact() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let family = families()[0];
     let port = forwards(&mut rig, &family, &family.syn())?;
@@ -119,7 +119,7 @@ fn rows_4_5_8_and_25_padding_options_tags_and_data_in_the_syn() -> Result<()> {
 
 /// The backend answers a reset that does not fit by an ACK (RFC 5961), and the connection lives on.
 #[test]
-fn row_15_a_challenge_takes_a_forged_reset_back() -> Result<()> {
+fn row_15_reset_challenge_keeps_the_connection_open() -> Result<()> {
     for (family, challenged) in families().into_iter().flat_map(|family| [(family, false), (family, true)]) {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         let port = source_port(&rig.run(&family.syn())?.frame);
@@ -139,7 +139,7 @@ fn row_15_a_challenge_takes_a_forged_reset_back() -> Result<()> {
 }
 
 #[test]
-fn row_16_one_client_port_two_vips_one_backend_port() -> Result<()> {
+fn row_16_flows_of_one_client_port_to_two_vips_stay_apart() -> Result<()> {
     for snat in [Snat::Always, Snat::Never] {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         rig.module("m1").snat = snat;
@@ -168,7 +168,7 @@ fn row_16_one_client_port_two_vips_one_backend_port() -> Result<()> {
 }
 
 #[test]
-fn a_client_keeps_its_address_and_port_where_its_replies_come_back_to_us() -> Result<()> {
+fn client_keeps_address_and_port_if_replies_cross_the_nlb() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     rig.module("m1").snat = Snat::OnLink;
     rig.apply()?;
@@ -187,7 +187,7 @@ fn a_client_keeps_its_address_and_port_where_its_replies_come_back_to_us() -> Re
 }
 
 #[test]
-fn row_18_a_backend_that_calls_its_own_vip_reaches_itself() -> Result<()> {
+fn row_18_backend_reaches_itself_by_its_vip() -> Result<()> {
     for snat in [Snat::Always, Snat::OnLink, Snat::Never] {
         let mut rig = Rig::new(ForwardMode::Nat)?;
         rig.module("m1").snat = snat;
@@ -228,7 +228,7 @@ fn row_19_udp_checksums() -> Result<()> {
 }
 
 #[test]
-fn row_21_a_packet_at_the_end_of_its_life_goes_no_further() -> Result<()> {
+fn row_21_packet_with_expired_ttl_is_dropped() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         for ttl in [0, 1] {
@@ -242,7 +242,7 @@ fn row_21_a_packet_at_the_end_of_its_life_goes_no_further() -> Result<()> {
 }
 
 #[test]
-fn replies_that_are_no_flows_pass() -> Result<()> {
+fn replies_without_a_flow_pass() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         let port = forwards(&mut rig, &family, &family.syn())?;
@@ -263,7 +263,7 @@ fn replies_that_are_no_flows_pass() -> Result<()> {
 }
 
 #[test]
-fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
+fn packet_leaves_by_the_interface_of_its_next_hop() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     // The loopback interface, which test packets seem to come from, is what the backend is on: back by the
     // way it came.
@@ -278,7 +278,7 @@ fn packets_leave_by_the_interfaces_that_their_next_hops_are_on() -> Result<()> {
 }
 
 #[test]
-fn rows_24_and_30_a_flood_of_syns_does_not_push_an_established_connection_out() -> Result<()> {
+fn rows_24_and_30_syn_flood_does_not_evict_an_established_connection() -> Result<()> {
     let mut small = load_config();
     small.flows.max = 4;
     assert_eq!(small.flow_buckets(), 1, "all flows share one bucket of four, and each takes two entries");
@@ -307,7 +307,7 @@ fn rows_24_and_30_a_flood_of_syns_does_not_push_an_established_connection_out() 
 
 /// More Maglev tables than lie in one map, each swapped for another so often that places are used again.
 #[test]
-fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
+fn services_keep_their_pools_after_many_changes() -> Result<()> {
     const PORTS: u16 = 40;
     let [family, _] = families();
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -336,7 +336,7 @@ fn many_pools_are_never_mixed_up_however_often_they_change() -> Result<()> {
 
 /// Four ports towards one backend are four flows, as long as these live.
 #[test]
-fn row_17_without_a_free_port_a_flow_is_dropped_and_counted() -> Result<()> {
+fn row_17_flow_without_a_free_snat_port_is_dropped_and_counted() -> Result<()> {
     let mut load_config = load_config();
     load_config.snat_ports = 2000..=2003;
     let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;

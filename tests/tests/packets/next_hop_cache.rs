@@ -41,7 +41,7 @@ fn neighbour(rig: &Rig, family: &Family, there: bool) -> Result<()> {
 }
 
 #[test]
-fn a_next_hop_is_cached_until_a_change_is_told() -> Result<()> {
+fn next_hop_is_cached_until_the_fib_generation_changes() -> Result<()> {
     let (mut rig, changed) = rig()?;
     for family in families() {
         let answer = answer(&mut rig, &family)?;
@@ -66,7 +66,7 @@ fn a_next_hop_is_cached_until_a_change_is_told() -> Result<()> {
 }
 
 #[test]
-fn a_next_hop_is_cached_for_a_tick_at_most() -> Result<()> {
+fn next_hop_is_cached_for_a_tick_at_most() -> Result<()> {
     let (mut rig, _changed) = rig()?;
     for family in families() {
         let answer = answer(&mut rig, &family)?;

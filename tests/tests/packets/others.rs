@@ -16,7 +16,7 @@ fn passes(rig: &mut Rig, what: &str, frame: &[u8], exit: &str) -> Result<()> {
 }
 
 #[test]
-fn row_1_what_is_for_no_service_passes_untouched() -> Result<()> {
+fn row_1_packets_without_a_service_pass_unchanged() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         let stray = family.syn().with(|p| p.dst = family.stranger);
@@ -69,7 +69,7 @@ fn row_34_unknown_protocols_to_a_vip_pass() -> Result<()> {
 
 /// The stack takes such a tag off. Others are kept, also inside one of another VLAN.
 #[test]
-fn row_8_packets_of_a_vlan_that_the_host_has_a_device_for_go_through_the_stack() -> Result<()> {
+fn row_8_packets_of_a_vlan_device_of_the_host_pass_to_the_stack() -> Result<()> {
     for mode in [ForwardMode::Nat, ForwardMode::DsrL2] {
         let mut rig = Rig::new(mode)?;
         rig.end_vlan(42)?;

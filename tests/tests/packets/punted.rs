@@ -18,7 +18,7 @@ use nlb_testkit::netns::Namespace;
 use crate::rig::{BACKEND_MAC, OUR_BACK_MAC, Rig, families};
 
 #[test]
-fn row_22_punted_packets_go_where_the_program_sends_them() -> Result<()> {
+fn row_22_punted_packets_are_sent_as_the_program_decides() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     let host = Namespace::create(format!("nlb-{}-punted-host", std::process::id()))?;
     rig.namespace().cable("back0", &host, "eth0")?;

@@ -132,7 +132,7 @@ fn row_35_server_ids_have_1_to_8_octets_and_configurations_their_own_lengths() -
 }
 
 #[test]
-fn row_35_packets_that_name_nobody_go_the_usual_way() -> Result<()> {
+fn row_35_packets_without_a_known_server_id_go_by_hash() -> Result<()> {
     let id = |config, server: [u8; 2]| connection_id(config, &server, 9);
     let named = id(CONFIG, [0xa5, 1]);
     let too_short = [&[0xe3, 0, 0, 0, 1, 6][..], &named[..6], &[4, 1, 2, 3, 4], &REST].concat();
@@ -168,7 +168,7 @@ fn row_35_packets_that_name_nobody_go_the_usual_way() -> Result<()> {
 
 /// The bytes behind a datagram are not part of it, be they as they may.
 #[test]
-fn row_35_a_connection_id_in_the_padding_is_none() -> Result<()> {
+fn row_35_connection_id_in_the_padding_is_ignored() -> Result<()> {
     let mut rig = four_servers()?;
     for family in families() {
         let named = short(&connection_id(CONFIG, &[0xa5, 1], 3));
@@ -184,7 +184,7 @@ fn row_35_a_connection_id_in_the_padding_is_none() -> Result<()> {
 }
 
 #[test]
-fn row_35_services_without_server_ids_do_not_look_for_them() -> Result<()> {
+fn row_35_services_without_server_ids_ignore_connection_ids() -> Result<()> {
     let mut rig = four_servers()?;
     for n in 1..=4 {
         rig.module(&format!("m{n}")).quic = None;
@@ -201,7 +201,7 @@ fn row_35_services_without_server_ids_do_not_look_for_them() -> Result<()> {
 }
 
 #[test]
-fn row_35_a_connection_id_wins_over_the_flow_on_record_and_replaces_it() -> Result<()> {
+fn row_35_connection_id_replaces_the_recorded_flow() -> Result<()> {
     let mut rig = four_servers()?;
     for family in families() {
         let initial = carrying(&family, long(&[0xff; 18], 1));
@@ -216,7 +216,7 @@ fn row_35_a_connection_id_wins_over_the_flow_on_record_and_replaces_it() -> Resu
 }
 
 #[test]
-fn row_35_what_it_opens_is_one_flow() -> Result<()> {
+fn row_35_packets_of_one_connection_id_open_one_flow() -> Result<()> {
     let mut rig = four_servers()?;
     let new_flows = |rig: &Rig| -> Result<u64> {
         let ids = rig.image().backend_ids.iter();
@@ -254,7 +254,7 @@ fn row_35_a_draining_server_keeps_its_connections_and_gets_no_new_ones() -> Resu
 }
 
 #[test]
-fn row_35_weights_and_versions_are_for_new_connections() -> Result<()> {
+fn row_35_weights_and_versions_apply_to_new_connections_only() -> Result<()> {
     let mut rig = four_servers()?;
     rig.module("m1").weight = 0;
     rig.module("m2").version = "v2".to_owned();
@@ -277,7 +277,7 @@ fn row_35_weights_and_versions_are_for_new_connections() -> Result<()> {
 }
 
 #[test]
-fn row_35_a_server_that_is_gone_is_named_in_vain_until_another_has_its_id() -> Result<()> {
+fn row_35_server_id_of_a_removed_module_is_free_for_another() -> Result<()> {
     let mut rig = four_servers()?;
     for family in families() {
         let named = carrying(&family, short(&connection_id(CONFIG, &[0xa5, 3], 1)));
@@ -299,7 +299,7 @@ fn row_35_a_server_that_is_gone_is_named_in_vain_until_another_has_its_id() -> R
 
 /// An id opens no way to clients that the service is not for.
 #[test]
-fn row_35_sources_without_a_route_stay_outside() -> Result<()> {
+fn row_35_connection_id_does_not_admit_sources_without_a_route() -> Result<()> {
     let mut rig = four_servers()?;
     for family in families() {
         let near = if family.client.is_ipv4() { "198.51.100.0/24" } else { "2001:db8:c::/64" };
@@ -320,7 +320,7 @@ fn row_35_sources_without_a_route_stay_outside() -> Result<()> {
 
 /// QUIC has none (RFC 9000 section 14).
 #[test]
-fn row_35_fragments_are_not_looked_into() -> Result<()> {
+fn row_35_connection_ids_in_fragments_are_ignored() -> Result<()> {
     let mut rig = four_servers()?;
     let [family, _] = families();
     for n in 1..=4 {
@@ -405,7 +405,7 @@ fn with_host(address: IpAddr, host: u8) -> IpAddr {
 /// Before it leaves a trace, as any other packet (row 22); and what cannot be sent on is not, whatever it
 /// names.
 #[test]
-fn row_35_a_named_server_has_to_be_in_reach() -> Result<()> {
+fn row_35_packet_to_an_unreachable_server_is_punted() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         rig.module("m1").quic = Some(server(1));

@@ -124,7 +124,7 @@ fn row_2_udp_is_answered_by_port_unreachable() -> Result<()> {
 }
 
 #[test]
-fn row_2_groups_and_nobody_are_not_answered() -> Result<()> {
+fn row_2_multicast_and_unspecified_sources_are_not_answered() -> Result<()> {
     let mut rig = refusing()?;
     for family in families() {
         let sources = match family.vip.is_ipv6() {
@@ -165,7 +165,7 @@ fn icmp_errors_are_limited_in_rate() -> Result<()> {
 }
 
 #[test]
-fn row_1_closed_ports_are_dropped_where_the_operator_says_so() -> Result<()> {
+fn row_1_closed_ports_are_dropped_if_configured() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     // Also while there are no modules, and so no services.
     for without_modules in [false, true] {

@@ -24,7 +24,7 @@ const ROUTES_EACH: usize = 400;
 const PORTS: [u16; 4] = [53, 80, 443, 5000];
 
 #[test]
-fn thousands_of_routes_are_obeyed_as_if_read_one_by_one() -> Result<()> {
+fn thousands_of_routes_match_a_linear_search() -> Result<()> {
     let mut random = Random::new(0x0c1a_5517);
     let mut rig = rig()?;
     let mut before = Vec::new();
@@ -62,7 +62,7 @@ fn thousands_of_routes_are_obeyed_as_if_read_one_by_one() -> Result<()> {
 
 /// The kernel's table of source prefixes gives way to a larger one while packets search it.
 #[test]
-fn a_table_of_prefixes_that_grows_loses_nobody() -> Result<()> {
+fn growing_prefix_table_finds_every_prefix() -> Result<()> {
     // Of two entries each, since no two share what leads to them; one slab has room for 90,000.
     const HOSTS: u32 = 60_000;
     let host = |n: u32| IpAddr::from((0x0a00_0001 + (n << 8)).to_be_bytes());

@@ -57,7 +57,7 @@ fn packets(client: &Family, request: &Packet) -> Vec<Packet> {
 }
 
 #[test]
-fn row_23_the_outer_source_varies_by_flow_and_is_constant_within() -> Result<()> {
+fn row_23_outer_source_varies_by_flow_and_is_constant_within_a_flow() -> Result<()> {
     for (backend, prefix) in families().iter().zip(prefixes()) {
         let mut rig = rig(ForwardMode::DsrIpip, &prefixes(), backend)?;
         for client in families() {
@@ -107,7 +107,7 @@ fn the_smallest_prefix_has_two_sources() -> Result<()> {
 
 /// The other family's, and other modes', stay our own.
 #[test]
-fn a_prefix_is_for_its_family_and_mode_alone() -> Result<()> {
+fn prefix_applies_to_its_family_and_mode_only() -> Result<()> {
     for (n, backend) in families().iter().enumerate() {
         let other = prefixes()[1 - n];
         let request = backend.syn();
@@ -121,7 +121,7 @@ fn a_prefix_is_for_its_family_and_mode_alone() -> Result<()> {
 }
 
 #[test]
-fn decap_takes_them_where_the_prefix_is_a_peer_and_else_does_not() -> Result<()> {
+fn decap_accepts_outer_sources_of_a_peer_prefix_only() -> Result<()> {
     let mut trusts_prefixes = trusting(GUE_PORT, &prefixes())?;
     let mut trusts_addresses = trusting(GUE_PORT, &families().map(|family| family.source.into()))?;
     for backend in families() {

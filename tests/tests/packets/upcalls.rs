@@ -49,7 +49,7 @@ fn assert_closed(outcome: &Outcome) {
 }
 
 #[test]
-fn the_first_packet_asks_and_the_others_wait() -> Result<()> {
+fn first_packet_raises_an_upcall_and_others_are_dropped() -> Result<()> {
     let mut rig = asking()?;
     for family in families() {
         for (packet, l4) in [(syn(&family), L4::Tcp), (datagram(&family), L4::Udp)] {
@@ -74,7 +74,7 @@ fn the_first_packet_asks_and_the_others_wait() -> Result<()> {
 }
 
 #[test]
-fn there_is_one_question_however_many_cpus_the_packets_come_on() -> Result<()> {
+fn packets_on_all_cpus_raise_one_upcall() -> Result<()> {
     let mut rig = asking()?;
     let family = families()[0];
     for round in 0..200 {
@@ -95,7 +95,7 @@ fn there_is_one_question_however_many_cpus_the_packets_come_on() -> Result<()> {
 }
 
 #[test]
-fn only_what_could_open_a_flow_asks_or_waits() -> Result<()> {
+fn only_packets_that_open_a_flow_raise_upcalls() -> Result<()> {
     let mut rig = asking()?;
     for family in families() {
         for flags in [ACK, RST, SYN | ACK] {
@@ -112,7 +112,7 @@ fn only_what_could_open_a_flow_asks_or_waits() -> Result<()> {
 }
 
 #[test]
-fn what_nobody_handles_is_closed_until_the_answer_ends() -> Result<()> {
+fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
     let mut rig = asking()?;
     for family in families() {
         for packet in [syn(&family), datagram(&family)] {
@@ -143,7 +143,7 @@ fn what_nobody_handles_is_closed_until_the_answer_ends() -> Result<()> {
 }
 
 #[test]
-fn without_an_answer_in_time_it_is_closed_for_a_while() -> Result<()> {
+fn destination_is_closed_after_an_upcall_without_an_answer() -> Result<()> {
     let mut rig = asking()?;
     let packet = syn(&families()[0]);
     rig.run(&packet)?;
@@ -160,7 +160,7 @@ fn without_an_answer_in_time_it_is_closed_for_a_while() -> Result<()> {
 }
 
 #[test]
-fn what_finds_no_room_to_ask_is_closed_and_counted() -> Result<()> {
+fn upcall_without_room_in_the_ring_buffer_is_counted() -> Result<()> {
     let mut rig = asking()?;
     let family = families()[0];
     let at = |port: u16| family.syn().with(|p| p.dport = port);
@@ -192,7 +192,7 @@ fn what_finds_no_room_to_ask_is_closed_and_counted() -> Result<()> {
 }
 
 #[test]
-fn where_it_is_switched_off_nothing_is_asked() -> Result<()> {
+fn no_upcall_is_raised_without_learn_routes() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         assert_closed(&rig.run(&syn(&family))?);
@@ -203,7 +203,7 @@ fn where_it_is_switched_off_nothing_is_asked() -> Result<()> {
 }
 
 #[test]
-fn a_service_is_never_asked_about_and_a_vip_without_routes_is() -> Result<()> {
+fn services_raise_no_upcall_and_vips_without_routes_do() -> Result<()> {
     let mut rig = asking()?;
     for family in families() {
         assert_eq!(rig.run(&family.syn())?.counted, [("send forward".to_owned(), 1)].into());

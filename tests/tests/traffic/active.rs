@@ -72,7 +72,7 @@ const IDLE_UDP: Duration = Duration::from_secs(3);
 const IDLE_ESTABLISHED: Duration = Duration::from_secs(6);
 
 #[test]
-fn idle_flows_are_not_told_as_connections() -> Result<()> {
+fn idle_flows_are_not_reported_as_connections() -> Result<()> {
     for mode in [Mode::Nat, Mode::DsrIpip] {
         let [udp, established] = [IDLE_UDP, IDLE_ESTABLISHED].map(|idle| format!("{}s", idle.as_secs()));
         let idle = ["--idle-udp", &udp, "--idle-established", &established, "--idle-closing", "2s"];

@@ -44,7 +44,7 @@ const OFFLOADS: [&[&str]; 6] = [
 ];
 
 #[test]
-fn downloads_from_a_container_arrive_whole_whatever_is_offloaded() -> Result<()> {
+fn downloads_from_a_container_arrive_whole_with_any_offloads() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::same_host(1, 2)?, Mode::Nat, DOWNLOADS, 8080)?;
     let _nginx = serve_downloads(&fleet, 8080, 20 << 20)?;
     let Lab { clients, nlb, modules, .. } = &fleet.lab;
@@ -63,7 +63,7 @@ fn downloads_from_a_container_arrive_whole_whatever_is_offloaded() -> Result<()>
 }
 
 #[test]
-fn downloads_by_the_wire_arrive_whole_whatever_hosts_merge() -> Result<()> {
+fn downloads_over_the_link_arrive_whole_with_any_receive_offloads() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::Nat, DOWNLOADS, 8080)?;
     let _nginx = serve_downloads(&fleet, 8080, 20 << 20)?;
     let Lab { clients, nlb, modules, .. } = &fleet.lab;
@@ -140,14 +140,14 @@ fn sha256(file: &std::path::Path) -> Result<String> {
 }
 
 #[test]
-fn iperf3_both_ways() -> Result<()> {
+fn iperf3_transfers_arrive_both_ways() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::Nat, IPERF3, 8080)?;
     let _server = serve_iperf3(&fleet)?;
     transfer(&fleet.lab.clients[0])
 }
 
 #[test]
-fn iperf3_between_everybody_and_a_container_of_the_host() -> Result<()> {
+fn iperf3_transfers_between_all_hosts_and_a_container() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::same_host(1, 2)?, Mode::Nat, IPERF3, 8080)?;
     let _server = serve_iperf3(&fleet)?;
     for client in [&fleet.lab.clients[0], &fleet.lab.nlb, &fleet.lab.modules[1]] {

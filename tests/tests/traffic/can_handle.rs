@@ -24,7 +24,7 @@ async fn moved_to(name: &str) -> Result<()> {
 }
 
 #[test]
-fn a_priority_flip_moves_new_flows_and_breaks_no_open_one() -> Result<()> {
+fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     let files = ["m0", "m1"].map(|name| lab.files().join(format!("{name}.priority")));
     let say = |module: usize, priority: &str| fs::write(&files[module], priority);

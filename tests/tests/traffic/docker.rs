@@ -21,7 +21,7 @@ use crate::fleet::{Fleet, vips};
 const CAPABILITIES: [&str; 2] = ["NET_ADMIN", "SYS_ADMIN"];
 
 #[test]
-fn modules_in_containers_serve_everybody() -> Result<()> {
+fn modules_in_containers_serve_all_clients() -> Result<()> {
     let site = Site::start()?;
     // The NLB is there first: the modules' bridge is one that it has to notice.
     let subnets = ["--subnet", "172.30.0.0/24", "--subnet", "fd77:0:0:9::/64"];

@@ -45,7 +45,7 @@ fn uploads(mode: Mode, [longest4, longest6]: [u32; 2]) -> Result<()> {
 
 /// What such an error quotes has to reach as far as the ports, behind a fragment's own header.
 #[test]
-fn a_fragmented_datagram_finds_its_length_over_ipv6() -> Result<()> {
+fn fragmented_ipv6_datagram_adapts_to_the_path_mtu() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::DsrIpip, 53, 53)?;
     let server = fleet.lab.modules[0].netns.run(|| UdpSocket::bind((VIP6, 53)))??;
     server.set_read_timeout(Some(Duration::from_millis(200)))?;

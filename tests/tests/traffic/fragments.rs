@@ -50,6 +50,6 @@ fn long_datagrams_are_answered_with_nat() -> Result<()> {
 }
 
 #[test]
-fn long_datagrams_are_answered_directly() -> Result<()> {
+fn long_datagrams_are_answered_with_direct_server_return() -> Result<()> {
     long_datagrams(Mode::DsrL2)
 }

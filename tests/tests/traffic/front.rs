@@ -42,7 +42,7 @@ impl Fleet {
 }
 
 #[test]
-fn routes_that_the_front_adds_carry_traffic_at_once() -> Result<()> {
+fn routes_added_through_the_front_carry_traffic() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
     let client = &fleet.lab.clients[0];
     let route = Route {
@@ -86,7 +86,7 @@ fn routes_that_the_front_adds_carry_traffic_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_module_is_asked_reloaded_and_shut_down() -> Result<()> {
+fn module_reports_status_reloads_and_shuts_down() -> Result<()> {
     let mut fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
     let (first, second) = (20_000, 30_000);
     flows(&fleet.lab.clients[0], L4::Tcp, (VIP4, 80).into(), first, 100)?;

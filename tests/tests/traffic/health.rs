@@ -99,7 +99,7 @@ impl Drop for Page {
 }
 
 #[test]
-fn new_flows_follow_an_http_check_and_held_connections_stay() -> Result<()> {
+fn http_check_moves_new_flows_and_keeps_open_connections() -> Result<()> {
     let mut fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100], &[])?;
     let page = Page::serve(&fleet.lab.modules[1], 503)?;
     let port = Page::PORT.to_string();
@@ -141,7 +141,7 @@ fn new_flows_follow_an_http_check_and_held_connections_stay() -> Result<()> {
 }
 
 #[test]
-fn modules_that_hang_are_noticed_before_their_lease_ends() -> Result<()> {
+fn health_checks_detect_hanging_modules_before_the_lease_expires() -> Result<()> {
     let mut fleet =
         Fleet::start_with(Lab::one_arm(1, 3)?, Mode::Nat, &[100], &["--heartbeat", "1"], &LONG_LEASE)?;
     for (n, kind) in [(1, "http"), (2, "module")] {
@@ -166,7 +166,7 @@ fn modules_that_hang_are_noticed_before_their_lease_ends() -> Result<()> {
 }
 
 #[test]
-fn direct_server_return_is_checked_at_the_data_address() -> Result<()> {
+fn dsr_modules_are_checked_at_their_data_address() -> Result<()> {
     for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::Gue] {
         let check = ["--heartbeat", "1", "--check", "tcp", "--check-interval", "1"];
         let fleet = Fleet::start_with(Lab::one_arm(1, 2)?, mode, &[100, 100], &check, &LONG_LEASE)?;
@@ -181,7 +181,7 @@ fn direct_server_return_is_checked_at_the_data_address() -> Result<()> {
 }
 
 #[test]
-fn a_module_that_resets_every_connection_is_excluded_and_tried_again() -> Result<()> {
+fn module_that_resets_connections_is_ejected_and_tried_again() -> Result<()> {
     let serve = ["--reset-back-off", "10s"];
     let mut fleet = Fleet::start_with(Lab::one_arm(1, 2)?, Mode::Nat, &[100], &["--heartbeat", "1"], &serve)?;
     fleet.add("m1", 1, Mode::Nat, 100, &["--heartbeat", "1", "--broken"])?;

@@ -53,7 +53,7 @@ fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() -> Result<
 
 /// As if it were the way to containers only.
 #[test]
-fn a_bridge_that_leads_to_other_hosts_needs_no_name_for_nat() -> Result<()> {
+fn bridge_to_other_hosts_serves_nat_without_being_named() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     bridge(&lab)?;
     lab.nlb.netns.ip(&["link", "add", "other0", "type", "veth", "peer", "name", "other1"])?;
@@ -76,7 +76,7 @@ fn bridge(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn a_bridge_that_leads_to_other_hosts_is_served_in_generic_mode() -> Result<()> {
+fn bridge_to_other_hosts_is_served_in_generic_mode() -> Result<()> {
     for mode in [Mode::Nat, Mode::DsrL2, Mode::DsrIpip] {
         let lab = Lab::one_arm(1, 2)?;
         bridge(&lab)?;
@@ -163,7 +163,7 @@ fn modules_and_clients_behind_a_macvlan_device_are_reached_through_the_stack() -
 }
 
 #[test]
-fn an_interface_that_is_removed_and_made_again_is_served_again() -> Result<()> {
+fn recreated_interface_is_served_again() -> Result<()> {
     for (mode, interfaces) in [("auto", ["eth0", "eth1"]), ("generic", ["eth1", "eth0"])] {
         let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
         let fleet = Fleet::start_with(lab, Mode::Nat, &[100, 100], &[], &["--xdp-mode", mode])?;
@@ -204,7 +204,7 @@ fn a_link_that_goes_down_and_up_serves_as_before() -> Result<()> {
 }
 
 #[test]
-fn modules_are_reached_from_the_address_that_the_interface_has_now() -> Result<()> {
+fn modules_are_reached_from_a_changed_interface_address() -> Result<()> {
     let fleet = Fleet::start(Lab::two_arm(1, 2, DefaultRoute::Gateway)?, Mode::Nat, &[100, 100], &[])?;
     let nlb = &fleet.lab.nlb.netns;
     serves(&fleet.lab.clients[0], 20_000)?;

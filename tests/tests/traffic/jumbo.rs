@@ -72,7 +72,7 @@ fn row_27_jumbo_frames_in_one_buffer_are_served_in_native_mode() -> Result<()> {
 }
 
 #[test]
-fn row_27_longer_ones_are_served_in_generic_mode() -> Result<()> {
+fn row_27_longer_jumbo_frames_are_served_in_generic_mode() -> Result<()> {
     for mtu in SEVERAL {
         for mode in MODES {
             serves(mtu, mode, "auto", "generic").with_context(|| format!("{mode:?}, MTU {mtu}"))?;
@@ -82,7 +82,7 @@ fn row_27_longer_ones_are_served_in_generic_mode() -> Result<()> {
 }
 
 #[test]
-fn row_27_native_mode_refuses_them_with_the_reason() -> Result<()> {
+fn row_27_native_mode_refuses_longer_jumbo_frames() -> Result<()> {
     for mtu in SEVERAL {
         let lab = stretched(mtu)?;
         let mut serve = lab.nlb.netns.command(built("nlb")?);

@@ -42,7 +42,7 @@ pub fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn a_killed_module_gets_no_new_flow_and_nobody_else_is_disturbed() -> Result<()> {
+fn killed_module_gets_no_new_flows_and_other_connections_stay() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &["--heartbeat", "1"])?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
@@ -63,7 +63,7 @@ fn a_killed_module_gets_no_new_flow_and_nobody_else_is_disturbed() -> Result<()>
 }
 
 #[test]
-fn connections_of_a_leaving_module_live_until_they_close() -> Result<()> {
+fn connections_of_a_draining_module_stay_until_they_close() -> Result<()> {
     let mut fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
     let lab = &fleet.lab;
     let mut leaving = fleet.modules.remove(0);
@@ -89,7 +89,7 @@ fn connections_of_a_leaving_module_live_until_they_close() -> Result<()> {
 }
 
 #[test]
-fn a_weight_changes_new_flows_and_held_ones_stay() -> Result<()> {
+fn open_flows_keep_their_backend_after_a_weight_change() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
@@ -116,7 +116,7 @@ fn a_weight_changes_new_flows_and_held_ones_stay() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_stands_still_costs_no_connection() -> Result<()> {
+fn connections_survive_a_stopped_daemon() -> Result<()> {
     const STILL: Duration = Duration::from_secs(10);
     let fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &[])?;
     let client = &fleet.lab.clients[0];
@@ -139,7 +139,7 @@ fn a_daemon_that_stands_still_costs_no_connection() -> Result<()> {
 
 /// Their first calls to register are given up, and read together with their cancellations.
 #[test]
-fn modules_that_start_while_the_daemon_stands_still_stay() -> Result<()> {
+fn modules_started_while_the_daemon_is_stopped_stay_registered() -> Result<()> {
     const MODULES: usize = 3;
     const GIVEN_UP: &str = "not registered; trying again";
     const VOID: &str = "registering again";

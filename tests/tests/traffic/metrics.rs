@@ -55,7 +55,7 @@ pub fn sum(points: &[MetricDataPoint], name: &str, labels: &[(&str, &str)]) -> u
 }
 
 #[test]
-fn metrics_are_exactly_what_was_sent() -> Result<()> {
+fn metrics_equal_the_traffic_that_was_sent() -> Result<()> {
     const FLOWS: u16 = 300;
     let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 50], &[])?;
     let client = &fleet.lab.clients[0];

@@ -46,7 +46,7 @@ fn row_22_the_first_packet_to_an_unknown_neighbour_is_not_lost() -> Result<()> {
 }
 
 #[test]
-fn modules_join_while_clients_ask_and_no_request_is_lost() -> Result<()> {
+fn no_request_is_lost_while_modules_join() -> Result<()> {
     // Replies are found by their source address here, the harder way.
     let lab = Lab::two_arm(1, 3, DefaultRoute::Nlb)?;
     let args = ["--metadata", "reply_path=nlb"];
@@ -85,7 +85,7 @@ fn modules_join_while_clients_ask_and_no_request_is_lost() -> Result<()> {
 }
 
 #[test]
-fn generic_xdp_serves_as_well() -> Result<()> {
+fn generic_xdp_serves_from_all_modules() -> Result<()> {
     let fleet = Fleet::start_generic(Lab::one_arm(1, 2)?, &[100, 100])?;
     for vip in vips() {
         for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {

@@ -101,7 +101,7 @@ fn assert_split(fleet: &Fleet, first: u16) -> Result<()> {
 }
 
 #[test]
-fn what_operators_set_holds_for_traffic_after_a_kill() -> Result<()> {
+fn operator_settings_apply_after_the_daemon_is_killed() -> Result<()> {
     let v1 = ["--version", "v1", "--heartbeat", "1"];
     let v2 = ["--version", "v2", "--heartbeat", "1"];
     let lab = Lab::one_arm(1, 4)?;
@@ -132,7 +132,7 @@ fn what_operators_set_holds_for_traffic_after_a_kill() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_does_not_start_with_a_damaged_file_and_says_what_to_do() -> Result<()> {
+fn daemon_refuses_a_damaged_state_file_and_names_the_option() -> Result<()> {
     let mut fleet = Fleet::start(Lab::one_arm(1, 1)?, Mode::Nat, &[100], &[])?;
     fleet.nlb(&["weight", "v1", "50", "--version"])?;
     let file = fleet.lab.files().join("state/state.json");

@@ -76,7 +76,7 @@ impl Fleet {
 }
 
 #[test]
-fn five_percent_of_ten_thousand_flows() -> Result<()> {
+fn version_with_a_weight_of_five_percent_gets_its_share() -> Result<()> {
     let fleet = blue_and_green("30s", &[])?;
     fleet.weigh("v1", 95)?;
     fleet.weigh("v2", 5)?;

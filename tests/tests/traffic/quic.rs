@@ -235,7 +235,7 @@ fn clients_move_and_keep_their_connections_to_containers_of_the_host() -> Result
 
 /// What the tests above would see if connection ids led nowhere.
 #[test]
-fn clients_that_move_lose_their_connections_where_ids_are_not_looked_at() -> Result<()> {
+fn connections_of_moving_clients_are_lost_without_server_ids() -> Result<()> {
     let quic = Quic::start(Lab::one_arm(1, SERVERS)?, Mode::Nat, false)?;
     for vip in vips().map(|vip| vip.ip()) {
         let clients = quic.connect(vip, FIRST_PORT)?;

@@ -19,13 +19,13 @@ fn serves_all(fleet: &Fleet) -> Result<()> {
 }
 
 #[test]
-fn a_module_behind_its_own_gateway_is_answered_through_us() -> Result<()> {
+fn replies_of_a_module_with_its_own_gateway_cross_the_nlb() -> Result<()> {
     let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
     serves_all(&Fleet::start(lab, Mode::Nat, &[100, 100], &[])?)
 }
 
 #[test]
-fn a_module_whose_default_route_is_us_sees_its_clients_addresses() -> Result<()> {
+fn module_with_default_route_to_the_nlb_sees_client_addresses() -> Result<()> {
     let lab = Lab::two_arm(1, 2, DefaultRoute::Nlb)?;
     let fleet = Fleet::start(lab, Mode::Nat, &[100, 100], &["--metadata", "reply_path=nlb"])?;
     serves_all(&fleet)?;
@@ -67,7 +67,7 @@ fn a_module_reaches_its_own_vip() -> Result<()> {
 }
 
 #[test]
-fn other_traffic_is_unharmed_meanwhile() -> Result<()> {
+fn other_traffic_passes_beside_balanced_traffic() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(2, 2)?, Mode::Nat, &[100, 100], &[])?;
     let other = &fleet.lab.clients[1];
     std::thread::scope(|scope| -> Result<()> {

@@ -35,7 +35,7 @@ fn serves_from(client: &Host, shares: &[(&str, u32)], first: u16, count: u16) ->
 }
 
 #[test]
-fn clients_on_the_wire_reach_modules_in_containers() -> Result<()> {
+fn clients_on_the_link_reach_modules_in_containers() -> Result<()> {
     let fleet = fleet(1, 2, 2)?;
     serves(&fleet.lab.clients[0], BOTH, 200)
 }
@@ -61,14 +61,14 @@ fn clients_on_the_host_reach_modules_in_containers() -> Result<()> {
 }
 
 #[test]
-fn clients_in_containers_reach_modules_beside_them_and_themselves() -> Result<()> {
+fn clients_in_containers_reach_other_containers_and_themselves() -> Result<()> {
     let fleet = fleet(0, 3, 2)?;
     serves(&fleet.lab.modules[2], BOTH, 200)?;
     serves(&fleet.lab.modules[0], BOTH, 200)
 }
 
 #[test]
-fn clients_on_the_host_and_in_containers_reach_modules_on_the_wire() -> Result<()> {
+fn clients_on_the_host_and_in_containers_reach_modules_on_the_link() -> Result<()> {
     let lab = Lab::same_host(1, 1)?;
     let mut fleet = Fleet::start(lab, Mode::Nat, &[], &[])?;
     fleet.modules.push(programs::echo(&fleet.lab, &fleet.lab.clients[0], "m0", &[])?);
@@ -92,7 +92,7 @@ fn a_module_that_is_a_process_of_the_host_is_reached_from_everywhere() -> Result
 }
 
 #[test]
-fn a_container_sees_its_clients_addresses_if_it_wants_to() -> Result<()> {
+fn container_with_reply_path_nlb_sees_client_addresses() -> Result<()> {
     let lab = Lab::same_host(1, 2)?;
     let fleet = Fleet::start(lab, Mode::Nat, &[100, 100], &["--metadata", "reply_path=nlb"])?;
     for client in [&fleet.lab.clients[0], &fleet.lab.nlb] {
@@ -110,14 +110,14 @@ fn a_container_sees_its_clients_addresses_if_it_wants_to() -> Result<()> {
 }
 
 #[test]
-fn generic_mode_leaves_to_the_stack_what_is_local_too() -> Result<()> {
+fn generic_mode_passes_local_traffic_to_the_stack() -> Result<()> {
     let fleet = Fleet::start_generic(Lab::same_host(1, 2)?, &[100, 100])?;
     serves(&fleet.lab.clients[0], BOTH, 50)?;
     serves(&fleet.lab.nlb, BOTH, 50)
 }
 
 #[test]
-fn a_container_whose_port_is_closed_says_so_to_its_client() -> Result<()> {
+fn port_unreachable_of_a_container_reaches_its_client() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::same_host(1, 1)?, Mode::Nat, 53, 5353)?;
     for client in [&fleet.lab.clients[0], &fleet.lab.nlb] {
         on(client, || async {
@@ -137,7 +137,7 @@ fn a_container_whose_port_is_closed_says_so_to_its_client() -> Result<()> {
 }
 
 #[test]
-fn a_module_that_moves_to_a_new_container_is_found_there() -> Result<()> {
+fn module_is_reached_in_its_new_container() -> Result<()> {
     let mut fleet = fleet(1, 2, 1)?;
     serves(&fleet.lab.clients[0], &[("m0", 1)], 20)?;
     drop(fleet.modules.pop());

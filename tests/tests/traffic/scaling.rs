@@ -75,7 +75,7 @@ async fn first_answer_of(name: &str, within: Duration) -> Result<Connection> {
 }
 
 #[test]
-fn load_starts_an_instance_and_its_end_drains_it() -> Result<()> {
+fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
     let fleet = scaling_fleet(&[])?;
     on(&fleet.lab.clients[0], || async {
         let before_load = Instant::now();

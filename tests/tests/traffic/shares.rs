@@ -21,21 +21,21 @@ fn thousand_flows(mode: Mode) -> Result<()> {
 }
 
 #[test]
-fn nat() -> Result<()> {
+fn nat_flows_are_shared_by_weight() -> Result<()> {
     thousand_flows(Mode::Nat)
 }
 
 #[test]
-fn dsr_l2() -> Result<()> {
+fn dsr_l2_flows_are_shared_by_weight() -> Result<()> {
     thousand_flows(Mode::DsrL2)
 }
 
 #[test]
-fn dsr_ipip() -> Result<()> {
+fn dsr_ipip_flows_are_shared_by_weight() -> Result<()> {
     thousand_flows(Mode::DsrIpip)
 }
 
 #[test]
-fn gue() -> Result<()> {
+fn gue_flows_are_shared_by_weight() -> Result<()> {
     thousand_flows(Mode::Gue)
 }

@@ -114,7 +114,7 @@ impl Site {
 
 #[test]
 #[ignore = "wants a kernel that has bonds; `cargo xtask verify --kernel 6.12` boots one"]
-fn a_bond_is_served_and_goes_on_without_one_of_its_ports() -> Result<()> {
+fn bond_continues_without_one_of_its_ports() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     bond(&lab)?;
     let said = refusal(&lab, "near0")?;

@@ -105,7 +105,7 @@ impl Site {
 }
 
 #[test]
-fn virtual_machines_are_served_whatever_they_leave_to_their_host() -> Result<()> {
+fn virtual_machines_are_served_with_and_without_offloads() -> Result<()> {
     for offloads in [Offloads::All, Offloads::None] {
         let site = Site::start(offloads, "eth0", &[])?;
         site.is_served(20_000).with_context(|| format!("{offloads:?}"))?;
@@ -120,7 +120,7 @@ fn virtual_machines_are_served_whatever_they_leave_to_their_host() -> Result<()>
 }
 
 #[test]
-fn a_named_tap_with_vnet_hdr_is_left_to_the_stack_and_logged() -> Result<()> {
+fn named_tap_with_vnet_hdr_is_served_at_tc_ingress_and_logged() -> Result<()> {
     for mode in ["auto", "generic"] {
         let site = Site::start(Offloads::All, "eth0,tap0", &["--xdp-mode", mode])?;
         let status = site.fleet.nlb(&["status"])?;

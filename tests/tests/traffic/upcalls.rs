@@ -87,7 +87,7 @@ async fn refused(to: SocketAddr) -> Result<()> {
 }
 
 #[test]
-fn the_retransmit_gets_through_and_the_next_connection_at_once() -> Result<()> {
+fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
     let choosy = Choosy::start(&["--learn-routes"])?;
     on(&choosy.fleet.lab.clients[0], || async {
         for vip in vips() {
@@ -129,7 +129,7 @@ fn the_retransmit_gets_through_and_the_next_connection_at_once() -> Result<()> {
 }
 
 #[test]
-fn datagrams_get_through_once_somebody_is_found() -> Result<()> {
+fn datagrams_reach_the_learned_route() -> Result<()> {
     let choosy = Choosy::start(&["--learn-routes"])?;
     on(&choosy.fleet.lab.clients[0], || async {
         for vip in vips() {
@@ -154,7 +154,7 @@ fn datagrams_get_through_once_somebody_is_found() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_stands_still_makes_no_port_a_black_hole() -> Result<()> {
+fn closed_ports_are_refused_while_the_daemon_is_stopped() -> Result<()> {
     let choosy = Choosy::start(&["--learn-routes"])?;
     on(&choosy.fleet.lab.clients[0], || async {
         choosy.fleet.nlb.signal(Signal::SIGSTOP)?;
@@ -175,7 +175,7 @@ fn a_daemon_that_stands_still_makes_no_port_a_black_hole() -> Result<()> {
 }
 
 #[test]
-fn nobody_is_asked_unless_it_is_switched_on() -> Result<()> {
+fn modules_get_no_upcalls_without_learn_routes() -> Result<()> {
     let choosy = Choosy::start(&[])?;
     on(&choosy.fleet.lab.clients[0], || async {
         for vip in vips() {

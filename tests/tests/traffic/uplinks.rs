@@ -86,7 +86,7 @@ fn far_of(vip: SocketAddr) -> SocketAddr {
 }
 
 #[test]
-fn connections_go_on_when_the_way_back_moves_to_the_other_uplink() -> Result<()> {
+fn connections_continue_when_the_reply_route_moves_to_the_other_uplink() -> Result<()> {
     let far = Far::new()?;
     on(far.host()?, || async {
         for vip in vips() {
@@ -103,7 +103,7 @@ fn connections_go_on_when_the_way_back_moves_to_the_other_uplink() -> Result<()>
 }
 
 #[test]
-fn connections_go_on_when_requests_come_in_by_the_other_uplink() -> Result<()> {
+fn connections_continue_when_requests_arrive_by_the_other_uplink() -> Result<()> {
     let far = Far::new()?;
     let host = far.host()?;
     on(host, || async {
@@ -120,7 +120,7 @@ fn connections_go_on_when_requests_come_in_by_the_other_uplink() -> Result<()> {
 }
 
 #[test]
-fn answers_obey_policy_rules_about_their_source() -> Result<()> {
+fn replies_follow_policy_rules_about_their_source() -> Result<()> {
     let far = Far::new()?;
     let nlb = &far.fleet.lab.nlb.netns;
     on(far.host()?, || async {

@@ -30,7 +30,7 @@ use crate::random::Random;
 const SEQUENCES_A_FLEET: u32 = 25;
 
 #[test]
-fn generated_sequences_come_out_as_the_model_says() -> Result<()> {
+fn generated_sequences_match_the_model() -> Result<()> {
     let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
     let mut oracle = Oracle::new(Hook::Xdp)?;
     for (seed, fleets) in [(1, 12), (2, 12), (random, 12)] {
@@ -44,7 +44,7 @@ fn generated_sequences_come_out_as_the_model_says() -> Result<()> {
 
 /// The program at the TC ingress hook is the same, with fewer helpers.
 #[test]
-fn generated_sequences_at_tc_ingress_come_out_as_the_model_says() -> Result<()> {
+fn generated_sequences_at_tc_ingress_match_the_model() -> Result<()> {
     let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
     let mut oracle = Oracle::new(Hook::TcIngress)?;
     for (seed, fleets) in [(1, 8), (random, 8)] {
@@ -80,7 +80,7 @@ fn go_on_until(oracle: &mut Oracle, met: impl Fn(&Oracle) -> Result<()>) -> Resu
 
 #[test]
 #[ignore = "runs for as long as it is told: cargo xtask fuzz packets"]
-fn for_as_long_as_told() -> Result<()> {
+fn generated_sequences_for_a_given_time() -> Result<()> {
     let number = |name: &str| -> Result<u64> {
         let value =
             env::var(name).with_context(|| format!("{name} says how to run; see cargo xtask fuzz"))?;

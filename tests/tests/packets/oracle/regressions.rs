@@ -27,7 +27,7 @@ const SEQUENCES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_once_went_wrong_goes_right() -> Result<()> {
+fn recorded_sequences_match_the_model() -> Result<()> {
     let mut oracle = Oracle::new(Hook::Xdp)?;
     for (what, text) in SEQUENCES {
         if let Some(difference) = oracle.replay(&parse(text)?)? {
