@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::Result;
 use nlb_testkit::lab::{DefaultRoute, Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 #[test]
 fn hosts_of_one_segment_reach_each_other() -> Result<()> {
@@ -50,8 +50,8 @@ fn tcp_carries_data_with_checksums_in_software() -> Result<()> {
             peer.write_all(&data)
         });
         let to = SocketAddr::new(address, 7000);
-        let mut stream = lab.clients[0].netns.run(|| TcpStream::connect_timeout(&to, PATIENCE))??;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = lab.clients[0].netns.run(|| TcpStream::connect_timeout(&to, MAX_WAIT))??;
+        stream.set_read_timeout(Some(MAX_WAIT))?;
         let sent = [7; 100_000];
         stream.write_all(&sent)?;
         stream.shutdown(std::net::Shutdown::Write)?;
@@ -67,7 +67,7 @@ fn tcp_carries_data_with_checksums_in_software() -> Result<()> {
 fn module_with_a_vip_does_not_answer_arp_for_it() -> Result<()> {
     let lab = Lab::one_arm(1, 1)?;
     for vip in [IpAddr::from(VIP4), VIP6.into()] {
-        lab.modules[0].hold_quietly(vip)?;
+        lab.modules[0].add_vip_without_arp(vip)?;
         ping(&lab.clients[0], vip)?;
         let neighbours = lab.clients[0].netns.ip(&["neighbour", "show", &vip.to_string()])?;
         let nlb = lab.nlb.netns.ip(&["-brief", "link", "show", "eth0"])?;
@@ -83,7 +83,7 @@ fn dropped_lab_leaves_no_namespaces_files_or_processes() -> Result<()> {
     let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
     // Before it is in its namespace there is nothing to end it by.
     let comm = format!("/proc/{}/comm", sleeper.pid());
-    sleeper.wait_until("it sleeps", PATIENCE, || {
+    sleeper.wait_until("it sleeps", MAX_WAIT, || {
         std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n")
     })?;
     let (name, files) = (lab.name().to_owned(), lab.files());
@@ -91,7 +91,7 @@ fn dropped_lab_leaves_no_namespaces_files_or_processes() -> Result<()> {
     drop(lab);
     assert_eq!(namespaces(&name)?, 0);
     assert!(!files.exists());
-    sleeper.wait(PATIENCE).map(drop)
+    sleeper.wait(MAX_WAIT).map(drop)
 }
 
 fn ping(from: &Host, to: IpAddr) -> Result<()> {

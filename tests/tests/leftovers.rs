@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nlb_testkit::lab::Lab;
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 #[test]
 fn next_lab_removes_leftovers_of_a_killed_process() -> Result<()> {
@@ -20,7 +20,7 @@ fn next_lab_removes_leftovers_of_a_killed_process() -> Result<()> {
     let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
     let started = Instant::now();
     while !output(Command::new("ip").args(["netns", "pids", &leftover]))?.contains(&inside.id().to_string()) {
-        ensure!(started.elapsed() < PATIENCE, "no process has entered {leftover}");
+        ensure!(started.elapsed() < MAX_WAIT, "no process has entered {leftover}");
         thread::sleep(Duration::from_millis(10));
     }
     let lab = Lab::one_arm(0, 0)?;

@@ -1,4 +1,4 @@
-//! Networks to try the NLB in, made of namespaces and torn down when dropped.
+//! Test networks made of namespaces, which are removed when dropped.
 //!
 //! ```text
 //! one-arm:   client   client   nlb   module   module        two-arm:   client        gateway (optional)
@@ -8,12 +8,11 @@
 //!                                                                      back ----+----- module ----+
 //! ```
 //!
-//! On one host, as containers make it: the NLB's host has a bridge of its own, with the modules behind it,
-//! and whatever offloads veths have by themselves; its clients are on a segment as above.
+//! On one host, as with containers, the NLB's host has a bridge with the modules behind it. Their veths keep
+//! their default offloads. The clients are on a segment as above.
 //!
-//! A segment is a bridge in a namespace of its own, so that nothing of the host's network is involved.
-//! Everything is named `nlb-<pid>-<n>-...`: what a killed process leaves behind is removed by whoever builds
-//! a lab next.
+//! A segment is a bridge in a namespace of its own, apart from the host's network. Namespaces and files are
+//! named `nlb-<pid>-<n>-...`. The next lab removes those of a process that was killed.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,18 +25,18 @@ use anyhow::{Context, Result};
 use crate::netns::{self, Namespace};
 use crate::process::Process;
 
-/// The virtual addresses that the NLB's host holds (on its front side), and that clients reach.
+/// The VIPs, which the NLB's host has on its front side.
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 
 const FAMILY: &str = "nlb";
-/// Bridges that are segments.
+/// The names of the segments' bridges.
 const LAN: &str = "lan";
 const FRONT: &str = "front";
 const BACK: &str = "back";
-/// What the NLB's addresses end with.
+/// The last byte of the NLB's addresses.
 const NLB: u8 = 1;
-/// Logs and other files of labs, below a directory that only root can write.
+/// The directory of labs' logs and other files. Only root can write it.
 const FILES: &str = "/run/nlb-lab";
 
 #[derive(Debug)]
@@ -45,9 +44,9 @@ pub struct Lab {
     pub clients: Vec<Host>,
     pub nlb: Host,
     pub modules: Vec<Host>,
-    /// The modules' own way out, where there is one.
+    /// The modules' own default gateway, if the lab has one.
     pub gateway: Option<Host>,
-    /// That the NLB's `eth0`, `eth1` are on.
+    /// The segments of the NLB's `eth0`, `eth1`.
     segments: &'static [&'static str],
     site: Site,
 }
@@ -60,29 +59,28 @@ pub struct Host {
     pub v6: Ipv6Addr,
 }
 
-/// Where modules of a two-arm lab send what is for other networks.
+/// The default route of the modules in a two-arm lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DefaultRoute {
-    /// To the NLB: replies pass it by themselves.
+    /// By the NLB: all replies cross it.
     Nlb,
-    /// To a gateway of their own: replies pass the NLB only if it makes them.
+    /// By a gateway: replies cross the NLB only if it translates their source.
     Gateway,
 }
 
 impl Lab {
-    /// Everybody on one segment; the NLB has the one interface `eth0`.
+    /// All hosts on one segment; the NLB has the interface `eth0` alone.
     pub fn one_arm(clients: usize, modules: usize) -> Result<Lab> {
         let site = Site::new()?;
         let lan = site.segment(LAN, 0)?;
         let nlb = lan.host("nlb", NLB)?;
         let clients = lan.hosts("client", clients, 10)?;
         let modules = lan.hosts("module", modules, 20)?;
-        hold_vips(&nlb)?;
+        add_vips(&nlb)?;
         Ok(Lab { clients, nlb, modules, gateway: None, segments: &[LAN], site })
     }
 
-    /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`, its address ends
-    /// alike).
+    /// The NLB routes between the clients' segment (`eth0`) and the modules' (`eth1`).
     pub fn two_arm(clients: usize, modules: usize, default_route: DefaultRoute) -> Result<Lab> {
         let site = Site::new()?;
         let front = site.segment(FRONT, 0)?;
@@ -101,7 +99,7 @@ impl Lab {
         for module in &modules {
             module.add_default_routes(back.v4(way_out).into(), back.v6(way_out).into())?;
         }
-        hold_vips(&nlb)?;
+        add_vips(&nlb)?;
         Ok(Lab { clients, nlb, modules, gateway, segments: &[FRONT, BACK], site })
     }
 
@@ -113,56 +111,55 @@ impl Lab {
         let nlb = front.host("nlb", NLB)?;
         let clients = front.hosts("client", clients, 10)?;
         let modules = site.containers(&nlb, 1, modules)?;
-        // As strict about forged sources (RFC 3704) as the most careful of distributions.
+        // The strictest check of sources (RFC 3704) that distributions set.
         nlb.netns.sysctl("net/ipv4/conf/all/rp_filter", 1)?;
-        hold_vips(&nlb)?;
+        add_vips(&nlb)?;
         Ok(Lab { clients, nlb, modules, gateway: None, segments: &[FRONT], site })
     }
 
-    /// Removes the NLB's interface to a segment, with its cable. The answer is its MAC address.
+    /// Removes the NLB's interface to a segment, and returns its MAC address.
     pub fn unplug(&self, interface: &str) -> Result<String> {
         let mac = self.nlb.netns.mac(interface)?;
         self.nlb.netns.ip(&["link", "delete", interface])?;
         Ok(mac)
     }
 
-    /// Puts an interface like the one that was removed in its place.
+    /// Creates an interface like the one that was removed.
     pub fn plug(&self, interface: &str, mac: &str) -> Result<()> {
         let number = if interface == "eth0" { 0 } else { 1 };
         let segment = Segment { site: &self.site, bridge: self.segments[number], number: number as u8 };
         segment.attach(&self.nlb.netns, interface, "nlb", NLB)?;
         self.nlb.netns.ip(&["link", "set", interface, "address", mac])?;
-        if number == 0 { hold_vips(&self.nlb) } else { Ok(()) }
+        if number == 0 { add_vips(&self.nlb) } else { Ok(()) }
     }
 
-    /// One more cable from the NLB to the segment of its `eth0`, where it ends in a port of this name. It has
-    /// no addresses.
+    /// Adds a cable from the NLB to the segment of its `eth0`, to a port of this name. It has no addresses.
     pub fn cable(&self, interface: &str, port: &str) -> Result<()> {
         self.nlb.netns.cable(interface, self.switch(), port)?;
         self.connect(port)
     }
 
-    /// Makes an interface of the switch's a port of the segment of the NLB's `eth0`.
+    /// Makes an interface of the switch a port of the segment of the NLB's `eth0`.
     pub fn connect(&self, port: &str) -> Result<()> {
         self.switch().ip(&["link", "set", port, "master", self.segments[0]]).map(drop)
     }
 
-    /// Gives an `eth0` of the NLB's that was made in place of the first one that one's addresses.
-    pub fn address(&self) -> Result<()> {
+    /// Adds the addresses of the NLB's first `eth0` to the interface that replaced it.
+    pub fn add_addresses(&self) -> Result<()> {
         self.nlb.netns.add_address("eth0", self.nlb.v4.into(), 24)?;
         self.nlb.netns.add_address("eth0", self.nlb.v6.into(), 64)?;
-        hold_vips(&self.nlb)
+        add_vips(&self.nlb)
     }
 
-    /// Where the segments' ports are.
+    /// The namespace of the segments' ports.
     pub fn switch(&self) -> &Namespace {
         &self.site.switch
     }
 
-    /// Makes every link take packets of so many bytes.
-    pub fn stretch(&self, mtu: u32) -> Result<()> {
+    /// Sets the MTU of every link.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
         let hosts = self.clients.iter().chain(&self.modules).chain([&self.nlb]).chain(&self.gateway);
-        // The bridges of segments come after their ports, whose least they have by themselves.
+        // A bridge has the least MTU of its ports.
         for netns in hosts.map(|host| &host.netns).chain([&self.site.switch]) {
             for link in netns.ip(&["-br", "link", "show", "type", "veth"])?.lines() {
                 let name = link.split(['@', ' ']).next().context("a link without a name")?;
@@ -172,17 +169,17 @@ impl Lab {
         Ok(())
     }
 
-    /// Unique among all labs.
+    /// The name, unique among all labs.
     pub fn name(&self) -> &str {
         &self.site.name
     }
 
-    /// A directory that goes with the lab.
+    /// A directory that is removed with the lab.
     pub fn files(&self) -> PathBuf {
         Path::new(FILES).join(&self.site.name)
     }
 
-    /// Starts a command of one of the hosts; see [`Process::start`].
+    /// Starts a command on one of the hosts; see [`Process::start`].
     pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
         Process::start(command, self.files().join(format!("{name}.log")))
     }
@@ -197,9 +194,8 @@ impl Drop for Lab {
 }
 
 impl Host {
-    /// Holds a virtual address for direct server return: accepts its packets, and leaves it to the NLB to
-    /// answer who has it.
-    pub fn hold_quietly(&self, vip: IpAddr) -> Result<()> {
+    /// Adds a VIP for direct server return: the host accepts its packets and answers no ARP request for it.
+    pub fn add_vip_without_arp(&self, vip: IpAddr) -> Result<()> {
         self.netns.sysctl("net/ipv4/conf/all/arp_ignore", 1)?;
         self.netns.sysctl("net/ipv4/conf/all/arp_announce", 2)?;
         self.netns.add_address("lo", vip, host_prefix(vip))
@@ -211,7 +207,7 @@ impl Host {
     }
 }
 
-/// Where a lab is: its name, and the namespace in which its bridges live.
+/// The name of a lab, and the namespace of its bridges.
 #[derive(Debug)]
 struct Site {
     name: String,
@@ -230,7 +226,7 @@ impl Site {
         Ok(Site { name, switch })
     }
 
-    /// Namespaces on a bridge of the host's, which forwards for them: what a container engine makes.
+    /// Namespaces on a bridge of a host that forwards for them, as a container engine creates.
     fn containers(&self, host: &Host, number: u8, count: usize) -> Result<Vec<Host>> {
         const BRIDGE: &str = "br0";
         let (v4, v6) = (network_v4(number), network_v6(number));
@@ -334,8 +330,8 @@ fn network_v6(network: u8) -> impl Fn(u8) -> Ipv6Addr {
     move |host| Ipv6Addr::new(0xfd77, 0, 0, network.into(), 0, 0, 0, host.into())
 }
 
-/// The kernel of the NLB's host answers ARP and neighbour discovery for the VIPs.
-fn hold_vips(nlb: &Host) -> Result<()> {
+/// Adds the VIPs to the NLB's host, whose kernel answers ARP and neighbour discovery for them.
+fn add_vips(nlb: &Host) -> Result<()> {
     for vip in [VIP4.into(), VIP6.into()] {
         nlb.netns.add_address("eth0", vip, host_prefix(vip))?;
     }

@@ -1,9 +1,7 @@
-//! A network namespace: a host of our own, with its interfaces, addresses and routes, that is gone when
-//! dropped.
+//! A network namespace as a host with its own interfaces, addresses and routes. It is removed when dropped.
 //!
-//! The kernel is configured with the commands an administrator would type, so that a failing lab can be
-//! repeated by hand. Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted
-//! bpffs from them.
+//! The kernel is configured with an administrator's commands, so that a failing lab can be rebuilt in a shell.
+//! Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted bpffs from them.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -17,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Where iproute2 keeps the namespaces that have names.
+/// The directory of iproute2's named namespaces.
 const NAMED: &str = "/run/netns";
 
 #[derive(Debug)]
@@ -26,8 +24,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes an empty host with its loopback up. IPv6 addresses are usable at once: nobody else can hold
-    /// them, so duplicate address detection would only cost a second each.
+    /// Creates an empty host with its loopback up. Duplicate address detection, which takes a second for each
+    /// IPv6 address, is off: no other host can have them.
     pub fn create(name: String) -> Result<Namespace> {
         ip(&["netns", "add", &name])?;
         let namespace = Namespace { name };
@@ -35,15 +33,14 @@ impl Namespace {
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), 0)?;
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_ra"), 0)?;
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/router_solicitations"), 0)?;
-            // Replies may take another way than requests: that is what direct server return is.
+            // With direct server return, replies take another route than requests.
             namespace.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), 0)?;
         }
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
     }
 
-    /// That of a running process, such as a container's. Dropped, it ends with all that runs in it, like any
-    /// other.
+    /// The namespace of a running process, such as a container's. Dropping it ends all processes in it.
     pub fn of_process(name: String, pid: &str) -> Result<Namespace> {
         ip(&["netns", "attach", &name, pid])?;
         Ok(Namespace { name })
@@ -53,7 +50,7 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs a closure on a thread of its own inside the namespace. Sockets it opens stay there.
+    /// Runs a closure on a thread inside the namespace. Sockets that it opens stay in the namespace.
     pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             scope
@@ -71,7 +68,7 @@ impl Namespace {
             .with_context(|| format!("entering namespace {} (this needs root)", self.name))
     }
 
-    /// A command that will run inside. It is killed when the thread that starts it ends, whatever ends that.
+    /// A command to run inside. It is killed when the thread that starts it ends.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -118,20 +115,19 @@ impl Namespace {
         self.ip(&[&["link", "add", "name", interface, "type", "veth"], &peer[..]].concat())?;
         let ends = [(self, interface), (other, other_interface)];
         for (host, interface) in ends {
-            host.behave_like_a_card(interface)?;
+            host.disable_offloads(interface)?;
         }
-        // Only now: coming up, an end looks whether the other one can take in redirected packets.
+        // An end that comes up checks whether the other end accepts redirected packets.
         for (host, interface) in ends {
             host.ip(&["link", "set", interface, "up"])?;
         }
         Ok(())
     }
 
-    /// Local stacks leave checksums and segmentation to the device. A virtual one does neither, and XDP,
-    /// which sees the packet next, cannot make up for it: with checksums in software, packets look as they do
-    /// on a physical link. So do VLAN tags, which a device may put into frames that XDP has seen without. GRO
-    /// switches on the receiver that takes in packets which XDP redirects to a veth; else they vanish.
-    fn behave_like_a_card(&self, interface: &str) -> Result<()> {
+    /// Makes frames look as on a physical link. Local stacks leave checksums and segmentation to the device. A
+    /// veth does neither before XDP sees the frame, so the stack does both in software, and inserts VLAN tags.
+    /// GRO enables the receiver for packets that XDP redirects to a veth; without it they are lost.
+    fn disable_offloads(&self, interface: &str) -> Result<()> {
         let mut ethtool = self.command("ethtool");
         ethtool
             .args(["-K", interface, "tx", "off", "tso", "off", "gso", "off", "txvlan", "off", "gro", "on"]);
@@ -158,7 +154,7 @@ pub fn remove_leftovers(family: &str) -> Result<()> {
         let name = entry.context("listing namespaces")?.file_name();
         let Some(name) = name.to_str() else { continue };
         let orphaned = owner(name, family).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-        // Another run may be at the same: what matters is that it is gone.
+        // Another run may have removed it at the same time.
         if orphaned
             && let Err(error) = remove(name)
             && Path::new(NAMED).join(name).exists()
@@ -169,17 +165,17 @@ pub fn remove_leftovers(family: &str) -> Result<()> {
     Ok(())
 }
 
-/// The process that made what is named `<family>-<pid>-...`.
+/// The process id in a name like `<family>-<pid>-...`.
 pub fn owner(name: &str, family: &str) -> Option<u32> {
     name.strip_prefix(family)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
-/// Ends what still runs in the namespace, then deletes it. Only we know its name, so what runs there is ours.
+/// Ends all processes in the namespace, then deletes it. Only tests know its name, so all processes are theirs.
 fn remove(name: &str) -> Result<()> {
     for pid in ip(&["netns", "pids", name])?.split_whitespace() {
         let pid: i32 = pid.parse().with_context(|| format!("`ip netns pids` printed {pid}"))?;
         if pid != id() as i32 {
-            // It may have ended by itself meanwhile.
+            // The process may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -190,7 +186,7 @@ fn ip(args: &[&str]) -> Result<String> {
     output(Command::new("ip").args(args))
 }
 
-/// Runs a command to its end and returns what it printed; if it fails, the error holds what it complained.
+/// Runs a command to its end and returns its output. If it fails, the error contains its error output.
 pub fn output(command: &mut Command) -> Result<String> {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

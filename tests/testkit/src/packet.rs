@@ -1,7 +1,6 @@
-//! Packets as tests see them: fields, and their bytes with every checksum computed from nothing.
+//! Packets of tests: their fields, and their bytes with every checksum computed in full.
 //!
-//! Built on a packet library and not on the code under test, so that an expected packet is an independent
-//! word.
+//! A packet library computes the bytes, so that expected packets are independent of the code under test.
 
 use std::net::IpAddr;
 
@@ -25,7 +24,7 @@ pub struct Packet {
     pub tos: u8,
     /// IPv4 options, a multiple of 4 bytes.
     pub options: Vec<u8>,
-    /// Of IPv4.
+    /// Identification (IPv4).
     pub id: u16,
     /// Offset in 8-byte units and whether more follow (IPv4).
     pub fragment: (u16, bool),
@@ -35,9 +34,9 @@ pub struct Packet {
     pub sport: u16,
     pub dport: u16,
     pub payload: Vec<u8>,
-    /// Bytes behind the IP packet.
+    /// Bytes after the IP packet.
     pub padding: Vec<u8>,
-    /// What an outer header in front of this packet looks like.
+    /// The outer headers, if the packet is encapsulated.
     pub outer: Option<Outer>,
 }
 
@@ -50,7 +49,7 @@ pub enum Transport {
     Udp {
         checksum: UdpChecksum,
     },
-    /// Something else, with the payload right behind the IP header.
+    /// Another protocol, with the payload right after the IP header.
     Other(u8),
 }
 
@@ -66,9 +65,9 @@ pub struct Outer {
     pub src: IpAddr,
     pub dst: IpAddr,
     pub ttl: u8,
-    /// Of IPv6.
+    /// The flow label (IPv6).
     pub flow_label: u32,
-    /// A UDP header behind it (GUE).
+    /// The outer UDP header (GUE).
     pub udp: Option<OuterUdp>,
 }
 
@@ -93,8 +92,8 @@ impl Packet {
         packet
     }
 
-    /// The same from whom it is and to whom, with ICMP in it: type and code, and what follows its header,
-    /// whose second half says 1450.
+    /// An ICMP packet with the same addresses: its type and code, an MTU of 1450 in the second half of its
+    /// header, and this body.
     pub fn icmp(&self, [kind, code]: [u8; 2], body: &[u8]) -> Packet {
         self.with(|p| {
             p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 });
@@ -302,7 +301,7 @@ fn split_tos(tos: u8) -> (etherparse::IpDscp, etherparse::IpEcn) {
     ((tos >> 2).try_into().expect("6 bits"), (tos & 3).try_into().expect("2 bits"))
 }
 
-/// The complement of the sum (RFC 1071); zero if the bytes hold their own.
+/// The checksum of RFC 1071; zero if the bytes contain their own checksum.
 pub fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
     let mut sum: u32 =
         bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0))).sum();

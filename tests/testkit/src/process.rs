@@ -1,4 +1,4 @@
-//! A program that runs in a lab: its output is kept, and it ends when this value is dropped.
+//! A program in a lab. Its output goes to a file, and it ends when this value is dropped.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// How long tests wait for a state that has to come. It only bounds how long a failure takes: no test may
-/// fail because the machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long tests wait for a state. Only a failure takes that long: no test may fail because the machine is
+/// slow.
+pub const MAX_WAIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 pub struct Process {
@@ -22,15 +22,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command with its output going to a file. Start it from a thread that lives as long as the
-    /// process should: commands of a namespace are killed with the thread that started them.
+    /// Starts a command with its output going to a file. The thread that starts a command of a namespace has to
+    /// outlive it: the kernel kills the command when the thread ends.
     pub fn start(command: &mut Command, log: PathBuf) -> Result<Process> {
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // Ctrl-C is for whoever runs the lab, who then ends what is in it.
+            // Ctrl-C ends the program that runs the lab, which then ends its processes.
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
@@ -46,7 +46,7 @@ impl Process {
         signal::kill(pid, signal).with_context(|| format!("sending {signal} to process {pid}"))
     }
 
-    /// How it ended, or `None` while it runs.
+    /// The exit status, or `None` while it runs.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -62,7 +62,7 @@ impl Process {
         bail!("process {} still runs after {at_most:?}; its output:\n{}", self.pid(), self.output())
     }
 
-    /// Waits until `ready` says so, but not for a process that has ended.
+    /// Waits until `ready` returns true, and fails if the process ends.
     pub fn wait_until(
         &mut self,
         what: &str,
@@ -85,7 +85,7 @@ impl Process {
         Ok(())
     }
 
-    /// What it has printed so far.
+    /// Its output so far.
     pub fn output(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
@@ -97,7 +97,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

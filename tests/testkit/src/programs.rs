@@ -1,4 +1,4 @@
-//! The real programs that run in labs: `nlb serve` and the SDK's echo module, as cargo built them.
+//! The real programs of labs: `nlb serve` and the SDK's echo module, as cargo built them.
 
 use std::env;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,16 +12,15 @@ use crate::lab::{Host, Lab, VIP4, VIP6};
 use crate::netns::output;
 use crate::process::Process;
 
-/// Where the daemon's gRPC server listens in every lab, on the address of its host's `eth0`.
+/// The port of the daemon's gRPC server, on the address of its host's `eth0`.
 pub const GRPC_PORT: u16 = 50051;
-/// Where echo modules listen.
+/// The port of echo modules.
 pub const ECHO_PORT: u16 = 8080;
 
-/// An emulated machine takes its time to check the programs.
+/// An emulated machine takes long to verify the programs.
 const START: Duration = Duration::from_secs(120);
 
-/// Starts the daemon on these interfaces, with what operators of this lab had set, and waits until it
-/// answers.
+/// Starts the daemon on these interfaces, with the persisted state of this lab, and waits until it answers.
 pub fn serve(lab: &Lab, interfaces: &str, args: &[&str]) -> Result<Process> {
     let mut command = lab.nlb.netns.command(built("nlb")?);
     command
@@ -43,8 +42,8 @@ pub fn grpc(lab: &Lab) -> SocketAddr {
     SocketAddr::new(lab.nlb.v4.into(), GRPC_PORT)
 }
 
-/// Asks the daemon something on the command line.
-pub fn ask(lab: &Lab, args: &[&str]) -> Result<String> {
+/// Runs the command `nlb` against the daemon, and returns its output.
+pub fn cli(lab: &Lab, args: &[&str]) -> Result<String> {
     let mut command = lab.nlb.netns.command(built("nlb")?);
     output(command.args(["--server", &grpc(lab).to_string()]).args(args))
 }
@@ -69,7 +68,7 @@ pub fn echo(lab: &Lab, host: &Host, name: &str, args: &[&str]) -> Result<Process
     lab.start(name, &mut command)
 }
 
-/// Ends a program as an administrator would, and waits until it has.
+/// Ends a program by SIGTERM, and waits for its end.
 pub fn terminate(process: &mut Process, at_most: Duration) -> Result<()> {
     process.signal(Signal::SIGTERM)?;
     let status = process.wait(at_most)?;
@@ -79,7 +78,7 @@ pub fn terminate(process: &mut Process, at_most: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A program of the workspace, beside the one that is running: cargo puts tests one directory deeper.
+/// The path of a program of the workspace: beside the running one or, for tests, one directory up.
 pub fn built(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("finding the path of this program")?;
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());

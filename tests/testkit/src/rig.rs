@@ -1,8 +1,7 @@
-//! The real program in the real kernel, run on one packet at a time by BPF_PROG_TEST_RUN.
+//! The real program in the real kernel, run on single packets by BPF_PROG_TEST_RUN.
 //!
-//! A rig has a namespace of its own with one interface towards the clients, whose routes and neighbours the
-//! program asks for replies. Backends are made known through the compiler and the map store that the daemon
-//! uses.
+//! A rig has a namespace with one interface towards the clients, whose routes and neighbours the program looks
+//! up for replies. Backends get into the maps by the daemon's own compiler and map store.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -47,11 +46,11 @@ pub use nlb_common::protocol::xdp::{
     DROP as XDP_DROP, PASS as XDP_PASS, REDIRECT as XDP_REDIRECT, TX as XDP_TX,
 };
 
-/// The client's side.
+/// The client's MAC address.
 pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 0xc1];
-/// Where the test's packets are addressed: the interface of ours that they come in by.
+/// The MAC address of the NLB's interface towards clients, which test packets are addressed to.
 pub const OUR_MAC: Mac = [2, 0, 0, 0, 0, 0x01];
-/// The backends' side. Frames are not really sent there, so it need not exist.
+/// The backends' MAC address. Frames are not really sent, so no such host exists.
 pub const BACKEND_MAC: Mac = [2, 0, 0, 0, 0, 0xb1];
 pub const OUR_BACK_MAC: Mac = [2, 0, 0, 0, 0, 0x02];
 pub const BACK_IFINDEX: u32 = 77;
@@ -67,9 +66,9 @@ pub struct Family {
     pub vip: IpAddr,
     pub vip2: IpAddr,
     pub backend: IpAddr,
-    /// Ours, towards the backends.
+    /// The NLB's address towards the backends.
     pub source: IpAddr,
-    /// Ours and nothing else.
+    /// An address that is neither a client's nor a VIP nor the NLB's.
     pub stranger: IpAddr,
 }
 
@@ -130,7 +129,7 @@ impl Family {
         })
     }
 
-    /// What the backend's side of `packet` looks like in NAT, when we gave the client `port`.
+    /// `packet` as NAT sends it to the backend, with `port` as the translated port.
     pub fn translated(&self, packet: &Packet, port: u16) -> Packet {
         packet.with(|p| {
             (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
@@ -141,7 +140,7 @@ impl Family {
         })
     }
 
-    /// The backend's answer to what it got.
+    /// The backend's answer to a request.
     pub fn answer(&self, request: &Packet, l4: Transport) -> Packet {
         request.with(|p| {
             (p.dst_mac, p.src_mac) = (OUR_BACK_MAC, BACKEND_MAC);
@@ -152,12 +151,12 @@ impl Family {
     }
 }
 
-/// What came of a packet.
+/// The result of a packet.
 #[derive(Debug)]
 pub struct Outcome {
     pub action: u32,
     pub frame: Vec<u8>,
-    /// How much each counter grew, the unchanged ones left out.
+    /// The growth of each counter that changed.
     pub counted: BTreeMap<String, u64>,
 }
 
@@ -202,8 +201,7 @@ pub fn load_config() -> LoadConfig {
 }
 
 impl Rig {
-    /// One module, "m1", in `mode`, that serves TCP 80 (on 8080 where NAT allows) and UDP 53 (likewise) of
-    /// every VIP.
+    /// A module "m1" in `mode` that serves TCP 80 and UDP 53 of every VIP, both on port 8080 with NAT.
     pub fn new(mode: ForwardMode) -> Result<Rig> {
         Rig::sized(mode, &load_config())
     }
@@ -276,15 +274,14 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Makes the next hop of an address known.
+    /// Sets the next hop of an address.
     pub fn know(&mut self, addr: IpAddr, source: IpAddr) {
         let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), BACK_IFINDEX);
         let link_prefix = if addr.is_ipv4() { 24 } else { 64 };
         self.hops.insert(addr, Hop { hop, source, mtu: BACK_MTU, link_prefix, local: false });
     }
 
-    /// Moves the test's thread into the rig's namespace, unless it is there: a thread for each packet would
-    /// take longer than all the rest.
+    /// Moves the test's thread into the rig's namespace. A thread for each packet would take too long.
     pub fn enter(&self) -> Result<()> {
         thread_local! {
             static INSIDE: Cell<u32> = const { Cell::new(u32::MAX) };
@@ -296,7 +293,7 @@ impl Rig {
         Ok(())
     }
 
-    /// Brings the maps to what `desired` and `hops` say.
+    /// Applies `desired` and `hops` to the maps.
     pub fn apply(&mut self) -> Result<()> {
         let image = compile(&self.desired, &self.hops, &self.image)?;
         for change in plan(&self.image.rows, &image.rows) {
@@ -306,7 +303,7 @@ impl Rig {
         Ok(())
     }
 
-    /// Does the same while another thread repeats `work`, with at least one round of work for
+    /// Applies them while another thread repeats `work`, with at least one round of work for
     /// [`CHANGES_A_ROUND`] changes.
     pub fn apply_under(&mut self, mut work: impl FnMut(&Xdp) -> Result<()> + Send) -> Result<()> {
         self.enter()?;
@@ -353,13 +350,13 @@ impl Rig {
         self.collector.readings()
     }
 
-    /// What the daemon would count now, or so many ticks of the clock later.
+    /// The daemon's counts now, or so many ticks of the clock later.
     pub fn traffic(&mut self, later: u16) -> Result<Traffic> {
         let now = self.datapath.now()?.wrapping_add(later);
         self.collector.collect(&self.image, now)
     }
 
-    /// The program's clock.
+    /// The program's clock in jiffies.
     pub fn jiffies(&self) -> Result<u32> {
         self.datapath.jiffies()
     }
@@ -387,7 +384,7 @@ impl Rig {
         load_config.idle_times(self.datapath.clock())
     }
 
-    /// The questions that wait to be taken, which takes them.
+    /// Takes the upcalls that the program has raised.
     pub fn questions(&mut self) -> Vec<Question> {
         let mut questions = Vec::new();
         while let Some(record) = self.upcalls.questions.next() {
@@ -396,7 +393,7 @@ impl Rig {
         questions
     }
 
-    /// The frames that wait for a next hop, which takes them.
+    /// Takes the frames that the program has punted.
     pub fn punted(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while let Some(record) = self.punted.next() {
@@ -407,12 +404,12 @@ impl Rig {
         frames
     }
 
-    /// Has the host have a device for this VLAN of the interface that packets come in by.
+    /// Adds a VLAN device of the host on the interface that packets come in by.
     pub fn end_vlan(&mut self, id: u16) -> Result<()> {
         LocalLinks::take(&mut self.datapath.bpf)?.insert(local_link(LOOPBACK, id))
     }
 
-    /// The counter that tells the program of changes of the kernel's FIB. It can be taken once.
+    /// The counter of changes of the kernel's FIB, which ends cached next hops. It can be taken once.
     pub fn fib_generation(&mut self) -> Result<FibGeneration> {
         FibGeneration::take(&mut self.datapath.bpf)
     }
@@ -435,13 +432,13 @@ impl Rig {
         }
     }
 
-    /// Forgets which way first fragments went.
+    /// Empties the fragment table.
     pub fn forget_fragments(&mut self) -> Result<()> {
         let keys: Vec<_> = self.fragments.keys().collect::<Result<_, _>>()?;
         keys.iter().try_for_each(|key| Ok(self.fragments.remove(key)?))
     }
 
-    /// Says how the question about a destination stands, as the program reads it.
+    /// Sets the upcall state of a destination, as the program reads it.
     pub fn answer_upcall(&mut self, question: &Question, standing: u64) -> Result<()> {
         Ok(self.upcalls.standing.insert(question.key, standing, 0)?)
     }
@@ -450,12 +447,12 @@ impl Rig {
         self.run_bytes(&packet.bytes())
     }
 
-    /// Runs the balancer on a frame as if it had come in by the loopback interface.
+    /// Runs the balancer for XDP on a frame that seems to come in by the loopback interface.
     pub fn run_bytes(&mut self, frame: &[u8]) -> Result<Outcome> {
         self.outcome(|datapath| test_run(datapath.balancer()?, frame))
     }
 
-    /// Runs the balancer of the TC ingress hook on a frame, as if it had come in by the loopback interface.
+    /// Runs the balancer for TC ingress on a frame that seems to come in by the loopback interface.
     pub fn run_at_tc_ingress(&mut self, frame: &[u8]) -> Result<Outcome> {
         self.outcome(|datapath| test_run(datapath.balancer_at_tc_ingress()?, frame))
     }
@@ -474,13 +471,12 @@ impl Rig {
         &self.namespace
     }
 
-    /// Whether the kernel sends frames on by itself.
+    /// Whether the kernel supports live frames.
     pub fn has_live_frames(&self) -> bool {
         self.datapath.has_live_frames()
     }
 
-    /// Has a frame that came in by this interface go through the balancer to where that sends it, `live` or
-    /// by hand.
+    /// Injects a frame as if it had come in by this interface: as a live frame, or by the daemon.
     pub fn inject(&self, live: bool, frame: &[u8], from: u32) -> Result<()> {
         self.enter()?;
         if live {
@@ -490,12 +486,12 @@ impl Rig {
         }
     }
 
-    /// The program, for those that run it in a loop of their own.
+    /// The program, for callers with a loop of their own.
     pub fn balancer(&mut self) -> Result<&Xdp> {
         Ok(self.datapath.balancer()?)
     }
 
-    /// Does this on every CPU at the same time.
+    /// Runs this on every CPU at the same time.
     pub fn on_each_cpu<T: Send>(&mut self, work: impl Fn(&Xdp) -> Result<T> + Sync) -> Result<Vec<T>> {
         let program: &Xdp = self.datapath.balancer()?;
         let cpus = cpu::available()?;
@@ -526,7 +522,7 @@ where
     Ok((result.return_value, out))
 }
 
-/// The counters that grew; and a check that every packet seen has exactly one exit.
+/// The counters that grew. Checks that every packet seen has exactly one exit.
 pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
     let mut counted = BTreeMap::new();
     let mut exits = 0;
@@ -595,7 +591,7 @@ impl Outer {
         Outer { src: family.source, dst: family.backend, ttl: 64, flow_label, udp: None }
     }
 
-    /// With a UDP header behind it, whose checksum is computed over IPv6 alone.
+    /// Adds an outer UDP header, with a checksum over IPv6 only.
     pub fn in_udp(self, sport: u16) -> Outer {
         let checksum = if self.dst.is_ipv4() { UdpChecksum::Zero } else { UdpChecksum::Computed };
         Outer { udp: Some(OuterUdp { sport, dport: GUE_PORT, checksum }), ..self }

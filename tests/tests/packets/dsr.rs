@@ -16,7 +16,7 @@ pub fn sends(rig: &mut Rig, packet: &Packet, expected: &Packet) -> Result<()> {
     Ok(())
 }
 
-pub fn handed_on(packet: &Packet) -> Packet {
+pub fn forwarded(packet: &Packet) -> Packet {
     packet.with(|p| {
         (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
         p.ttl -= 1;
@@ -40,7 +40,7 @@ fn dsr_l2_changes_only_macs_and_ttl() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
     for family in families() {
         for packet in samples(&family) {
-            sends(&mut rig, &packet, &handed_on(&packet))?;
+            sends(&mut rig, &packet, &forwarded(&packet))?;
         }
     }
     Ok(())
@@ -52,7 +52,7 @@ fn dsr_ipip_wraps_4in4_and_6in6() -> Result<()> {
     for family in families() {
         for packet in samples(&family) {
             let outer = outer(ForwardMode::DsrIpip, &family, &packet);
-            sends(&mut rig, &packet, &handed_on(&packet).with(|p| p.outer = outer))?;
+            sends(&mut rig, &packet, &forwarded(&packet).with(|p| p.outer = outer))?;
         }
     }
     Ok(())
@@ -65,7 +65,7 @@ fn dsr_ipip_wraps_across_families() -> Result<()> {
         let mut rig = rig_of_one_family(ForwardMode::DsrIpip, &backend_family)?;
         for packet in samples(&vip_family) {
             let outer = outer(ForwardMode::DsrIpip, &backend_family, &packet);
-            sends(&mut rig, &packet, &handed_on(&packet).with(|p| p.outer = outer))?;
+            sends(&mut rig, &packet, &forwarded(&packet).with(|p| p.outer = outer))?;
         }
     }
     Ok(())

@@ -57,7 +57,7 @@ fn dropped(outcome: &Outcome, reason: &str) {
     assert_eq!((outcome.action, &outcome.counted), (XDP_DROP, &[(format!("drop {reason}"), 1)].into()));
 }
 
-fn handed_on(packet: &Packet) -> Packet {
+fn forwarded(packet: &Packet) -> Packet {
     packet.with(|p| {
         (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
         p.ttl -= 1;
@@ -72,8 +72,8 @@ fn row_7_nat_translates_later_fragments_both_ways() -> Result<()> {
         rig.apply()?;
         for family in families() {
             for (request, id) in samples(&family).iter().zip(1..) {
-                let shown = if snat == Snat::Never { family.client } else { family.source };
-                let towards = handed_on(request).with(|p| (p.src, p.dst) = (shown, family.backend));
+                let source = if snat == Snat::Never { family.client } else { family.source };
+                let towards = forwarded(request).with(|p| (p.src, p.dst) = (source, family.backend));
 
                 let opened = rig.run(&first(request, id))?;
                 let port = port_of(&opened);
@@ -83,7 +83,7 @@ fn row_7_nat_translates_later_fragments_both_ways() -> Result<()> {
 
                 let answer = towards.with(|p| {
                     (p.dst_mac, p.src_mac, p.ttl) = (OUR_BACK_MAC, BACKEND_MAC, 64);
-                    (p.src, p.dst) = (family.backend, shown);
+                    (p.src, p.dst) = (family.backend, source);
                     (p.sport, p.dport) = (8080, port);
                 });
                 let towards_client = request.with(|p| {
@@ -114,7 +114,7 @@ fn row_7_dsr_sends_later_fragments_to_the_same_backend() -> Result<()> {
                 let opened = rig.run(&first(request, id))?;
                 let wrapped = |packet: &Packet| {
                     let outer = crate::dsr::outer(mode, &family, request);
-                    handed_on(packet).with(|p| p.outer = outer.map(Outer::without_udp_checksum))
+                    forwarded(packet).with(|p| p.outer = outer.map(Outer::without_udp_checksum))
                 };
                 sent(&opened, "forward", &wrapped(&first(request, id)));
                 sent(&rig.run(&later(request, id))?, "forward", &wrapped(&later(request, id)));
@@ -153,7 +153,7 @@ fn row_7_later_fragments_reach_a_draining_backend_and_not_a_removed_one() -> Res
     rig.run(&first(&udp, 1))?;
     rig.module("m1").health = Health::Stopping;
     rig.apply()?;
-    sent(&rig.run(&later(&udp, 1))?, "forward", &handed_on(&later(&udp, 1)));
+    sent(&rig.run(&later(&udp, 1))?, "forward", &forwarded(&later(&udp, 1)));
     rig.desired.modules.clear();
     rig.desired.learn_routes = true;
     rig.apply()?;
@@ -196,16 +196,16 @@ fn row_7_fragments_with_tags_extensions_or_without_a_checksum() -> Result<()> {
     let [v4, v6] = families();
     let bare = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
     assert_eq!(rig.run(&first(&bare, 1))?.action, XDP_REDIRECT);
-    let towards = handed_on(&bare).with(|p| (p.src, p.dst) = (v4.source, v4.backend));
+    let towards = forwarded(&bare).with(|p| (p.src, p.dst) = (v4.source, v4.backend));
     sent(&rig.run(&later(&bare, 1))?, "forward", &later(&towards, 1));
 
     let behind = v6.udp().with(|p| p.extensions.push((60, vec![0, 1, 4, 0, 0, 0, 0])));
     assert_eq!(rig.run(&first(&behind, 1))?.action, XDP_REDIRECT);
-    let towards = handed_on(&behind).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
+    let towards = forwarded(&behind).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
     sent(&rig.run(&later(&behind, 1))?, "forward", &later(&towards, 1));
     let tagged = v6.udp().with(|p| p.tags = vec![(0x88a8, 42), (0x8100, 7)]);
     rig.run(&first(&tagged, 2))?;
-    let towards = handed_on(&tagged).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
+    let towards = forwarded(&tagged).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
     sent(&rig.run(&later(&tagged, 2))?, "forward", &later(&towards, 2));
     Ok(())
 }

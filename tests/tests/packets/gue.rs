@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Context, Result};
 use nlb::model::ForwardMode;
 
-use crate::dsr::{handed_on, outer, outer_port, rig_of_one_family, samples, sends};
+use crate::dsr::{forwarded, outer, outer_port, rig_of_one_family, samples, sends};
 use crate::packet::{Outer, OuterUdp, Packet, Transport, UdpChecksum};
 use crate::rig::{Family, Rig, families, load_config};
 
@@ -14,7 +14,7 @@ const GUE: ForwardMode = ForwardMode::Gue;
 
 /// The packet as it arrives at the backend.
 fn wrapped(backend: &Family, packet: &Packet) -> Packet {
-    handed_on(packet).with(|p| p.outer = outer(GUE, backend, packet))
+    forwarded(packet).with(|p| p.outer = outer(GUE, backend, packet))
 }
 
 /// The outer UDP header of a frame without tags.

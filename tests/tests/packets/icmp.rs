@@ -9,9 +9,9 @@ use crate::rig::{
     XDP_REDIRECT, XDP_TX, families, source_port,
 };
 
-/// How much of a packet an error quotes: nearly nothing, or all of it.
+/// How much of a packet an ICMP error quotes.
 #[derive(Clone, Copy, Debug)]
-enum Much {
+enum Quote {
     EightBytes,
     All,
 }
@@ -20,12 +20,12 @@ enum Much {
 const KINDS: [[(u8, u8); 4]; 2] = [[(3, 4), (3, 3), (11, 0), (12, 0)], [(2, 0), (1, 4), (3, 0), (4, 1)]];
 
 /// An ICMP error from `src` to the sender of the packet that it quotes.
-fn error(from: &Packet, about: &Packet, (kind, code): (u8, u8), much: Much) -> Packet {
+fn error(from: &Packet, about: &Packet, (kind, code): (u8, u8), quote: Quote) -> Packet {
     let about_bytes = &about.bytes()[14..];
     let headers = if about.src.is_ipv4() { 20 + about.options.len() } else { 40 };
-    let quoted = match much {
-        Much::EightBytes => &about_bytes[..headers + 8],
-        Much::All => about_bytes,
+    let quoted = match quote {
+        Quote::EightBytes => &about_bytes[..headers + 8],
+        Quote::All => about_bytes,
     };
     from.icmp([kind, code], quoted)
 }
@@ -48,7 +48,7 @@ fn from_router(family: &Family) -> Packet {
 pub fn error_about_an_answer(family: &Family, request: &Packet) -> Packet {
     let [[kind_v4, ..], [kind_v6, ..]] = KINDS;
     let kind = if family.vip.is_ipv4() { kind_v4 } else { kind_v6 };
-    error(&from_router(family), &sent_by_vip(family, request), kind, Much::All)
+    error(&from_router(family), &sent_by_vip(family, request), kind, Quote::All)
 }
 
 fn requests(family: &Family) -> Vec<Packet> {
@@ -87,9 +87,9 @@ fn row_10_errors_about_answers_reach_the_nat_backend_that_sent_them() -> Result<
             let opened = rig.run(&request.with(|p| p.options.clear()))?;
             let port = source_port(&opened.frame);
             for kind in kinds {
-                for much in [Much::EightBytes, Much::All] {
+                for quote in [Quote::EightBytes, Quote::All] {
                     let answer = sent_by_vip(family, &request);
-                    let outcome = rig.run(&error(&from_router(family), &answer, kind, much))?;
+                    let outcome = rig.run(&error(&from_router(family), &answer, kind, quote))?;
                     let as_sent = answer.with(|p| {
                         (p.src, p.dst) = (family.backend, family.source);
                         (p.sport, p.dport) = (8080, port);
@@ -98,7 +98,7 @@ fn row_10_errors_about_answers_reach_the_nat_backend_that_sent_them() -> Result<
                         (p.dst_mac, p.src_mac) = (BACKEND_MAC, OUR_BACK_MAC);
                         (p.src, p.dst, p.ttl) = (family.source, family.backend, 62);
                     });
-                    sent(&outcome, &error(&towards, &as_sent, kind, much));
+                    sent(&outcome, &error(&towards, &as_sent, kind, quote));
                 }
             }
         }
@@ -139,30 +139,30 @@ fn row_11_errors_about_requests_reach_the_client() -> Result<()> {
         for (family, kinds) in families().iter().zip(KINDS) {
             for request in requests(family) {
                 let opened = rig.run(&request.with(|p| p.options.clear()))?;
-                let (shown, port) = match snat {
+                let (source, port) = match snat {
                     Snat::Never => (family.client, request.sport),
                     _ => (family.source, source_port(&opened.frame)),
                 };
                 for kind in kinds {
                     // From the backend itself, or from a router in front of it.
                     for from in [family.backend, family.stranger] {
-                        for much in [Much::EightBytes, Much::All] {
+                        for quote in [Quote::EightBytes, Quote::All] {
                             let forwarded = request.with(|p| {
-                                (p.src, p.dst) = (shown, family.backend);
+                                (p.src, p.dst) = (source, family.backend);
                                 (p.sport, p.dport, p.ttl) = (port, 8080, 63);
                             });
                             let towards_us = request.with(|p| {
                                 (p.dst_mac, p.src_mac) = (OUR_BACK_MAC, BACKEND_MAC);
-                                (p.src, p.dst, p.ttl) = (from, shown, 64);
+                                (p.src, p.dst, p.ttl) = (from, source, 64);
                                 p.options.clear();
                             });
-                            let outcome = rig.run(&error(&towards_us, &forwarded, kind, much))?;
+                            let outcome = rig.run(&error(&towards_us, &forwarded, kind, quote))?;
                             let as_sent = request.with(|p| p.ttl = 63);
                             let towards_client = towards_us.with(|p| {
                                 (p.dst_mac, p.src_mac) = (CLIENT_MAC, OUR_MAC);
                                 (p.src, p.dst, p.ttl) = (family.vip, family.client, 63);
                             });
-                            sent(&outcome, &error(&towards_client, &as_sent, kind, much));
+                            sent(&outcome, &error(&towards_client, &as_sent, kind, quote));
                         }
                     }
                 }
@@ -179,37 +179,37 @@ fn other_icmp_packets_pass_to_the_kernel() -> Result<()> {
         let about = sent_by_vip(family, &family.syn());
         let router = from_router(family);
         passed(
-            &rig.run(&error(&router, &about, kinds[0], Much::All))?,
-            &error(&router, &about, kinds[0], Much::All),
+            &rig.run(&error(&router, &about, kinds[0], Quote::All))?,
+            &error(&router, &about, kinds[0], Quote::All),
             "no_flow",
         );
 
         rig.run(&family.syn())?;
-        let echo = error(&router, &about, if family.vip.is_ipv4() { (8, 0) } else { (128, 0) }, Much::All);
+        let echo = error(&router, &about, if family.vip.is_ipv4() { (8, 0) } else { (128, 0) }, Quote::All);
         passed(&rig.run(&echo)?, &echo, "protocol");
         let redirect =
-            error(&router, &about, if family.vip.is_ipv4() { (5, 1) } else { (137, 0) }, Much::All);
+            error(&router, &about, if family.vip.is_ipv4() { (5, 1) } else { (137, 0) }, Quote::All);
         passed(&rig.run(&redirect)?, &redirect, "protocol");
         // Whoever did not send the packet is not told of it.
-        let elsewhere = error(&router, &about.with(|p| p.src = family.vip2), kinds[0], Much::All);
+        let elsewhere = error(&router, &about.with(|p| p.src = family.vip2), kinds[0], Quote::All);
         passed(&rig.run(&elsewhere)?, &elsewhere, "protocol");
-        let cut = error(&router, &about, kinds[0], Much::EightBytes)
+        let cut = error(&router, &about, kinds[0], Quote::EightBytes)
             .with(|p| p.payload.truncate(p.payload.len() - 1));
         passed(&rig.run(&cut)?, &cut, "protocol");
         let other_protocol =
-            error(&router, &about.with(|p| p.l4 = Transport::Other(132)), kinds[0], Much::All);
+            error(&router, &about.with(|p| p.l4 = Transport::Other(132)), kinds[0], Quote::All);
         passed(&rig.run(&other_protocol)?, &other_protocol, "protocol");
         let to_us = error(
             &router.with(|p| p.dst = family.source),
             &about.with(|p| p.src = family.source),
             kinds[0],
-            Much::All,
+            Quote::All,
         );
         passed(&rig.run(&to_us)?, &to_us, "no_flow");
 
-        let old = error(&router.with(|p| p.ttl = 1), &about, kinds[0], Much::All);
+        let old = error(&router.with(|p| p.ttl = 1), &about, kinds[0], Quote::All);
         assert_eq!(rig.run(&old)?.counted, [("drop ttl_exceeded".to_owned(), 1)].into());
-        let looped = error(&router.with(|p| p.src_mac = OUR_BACK_MAC), &about, kinds[0], Much::All);
+        let looped = error(&router.with(|p| p.src_mac = OUR_BACK_MAC), &about, kinds[0], Quote::All);
         assert_eq!(rig.run(&looped)?.counted, [("drop loop".to_owned(), 1)].into());
     }
     Ok(())

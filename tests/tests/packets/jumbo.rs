@@ -23,7 +23,7 @@ fn row_9_a_request_too_long_for_the_backends_link_is_answered() -> Result<()> {
             let outcome = rig.run(&fits.with(|p| p.payload.push(1)))?;
             assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send too_big".to_owned(), 1)].into()));
             let packet = fits.with(|p| p.payload.push(1));
-            is_error(&outcome.frame, &told(&packet, BACK_MTU, (CLIENT_MAC, OUR_MAC)));
+            is_error(&outcome.frame, &too_big_error(&packet, BACK_MTU, (CLIENT_MAC, OUR_MAC)));
         }
         // Who allows fragmentation is not told.
         let mut frame = segment_of(&families()[0], BACK_MTU + 4).bytes();
@@ -44,7 +44,7 @@ fn row_9_an_answer_too_long_for_the_clients_link_is_answered() -> Result<()> {
         let answer = long_answer(&family, port);
         let outcome = rig.run(&answer)?;
         assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send too_big".to_owned(), 1)].into()));
-        is_error(&outcome.frame, &told(&answer, 1500, (BACKEND_MAC, OUR_BACK_MAC)));
+        is_error(&outcome.frame, &too_big_error(&answer, 1500, (BACKEND_MAC, OUR_BACK_MAC)));
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ fn segment_of(family: &Family, len: u16) -> Packet {
 }
 
 /// What its sender, and its receiver until then, are told of it: no more than so many bytes.
-fn told(packet: &Packet, mtu: u16, (sender, receiver): ([u8; 6], [u8; 6])) -> Packet {
+fn too_big_error(packet: &Packet, mtu: u16, (sender, receiver): ([u8; 6], [u8; 6])) -> Packet {
     let v4 = packet.src.is_ipv4();
     let quoted = packet.bytes()[14..14 + if v4 { 28 } else { 88 }].to_vec();
     let rest = u32::from(mtu).to_be_bytes();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use aya::programs::Xdp;
 use nlb::model::{ForwardMode, L4, LimitTarget, LimitUnit, RateLimit, Texts};
 use nlb_common::abi::LimitStats;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::packet::Packet;
 use crate::rig::{Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module, test_run};
@@ -266,7 +266,7 @@ fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
         let (start, whole_burst) = (Instant::now(), Duration::from_secs(BURST / RATE));
         let mut sent = rig.on_each_cpu(|program| {
             let mut sent = Sent { passed: 0, last: start, unused: Duration::ZERO };
-            while start.elapsed() < Duration::from_secs(6) || sent.passed == 0 && start.elapsed() < PATIENCE {
+            while start.elapsed() < Duration::from_secs(6) || sent.passed == 0 && start.elapsed() < MAX_WAIT {
                 sent.note(pass_all(program)?, whole_burst);
             }
             Ok(sent)

@@ -155,12 +155,12 @@ fn row_16_flows_of_one_client_port_to_two_vips_stay_apart() -> Result<()> {
             }
             assert_ne!(ports[0], ports[1], "{snat:?}: the backend must be able to tell them apart");
             for (request, port) in [&first, &second].into_iter().zip(ports) {
-                let shown = family.translated(request, port).with(|p| {
+                let as_seen = family.translated(request, port).with(|p| {
                     if snat == Snat::Never {
                         p.src = family.client;
                     }
                 });
-                returns(&mut rig, &family.answer(&shown, SYN_ACK), request)?;
+                returns(&mut rig, &family.answer(&as_seen, SYN_ACK), request)?;
             }
         }
     }
@@ -174,9 +174,9 @@ fn client_keeps_address_and_port_if_replies_cross_the_nlb() -> Result<()> {
     rig.apply()?;
     for family in families() {
         let outcome = rig.run(&family.syn())?;
-        let kept = family.translated(&family.syn(), family.syn().sport).with(|p| p.src = family.client);
-        assert_eq!(outcome.frame, kept.bytes());
-        returns(&mut rig, &family.answer(&kept, SYN_ACK), &family.syn())?;
+        let unchanged = family.translated(&family.syn(), family.syn().sport).with(|p| p.src = family.client);
+        assert_eq!(outcome.frame, unchanged.bytes());
+        returns(&mut rig, &family.answer(&unchanged, SYN_ACK), &family.syn())?;
 
         // On the backend's own link, the reply would go to the client directly.
         let near = if family.vip.is_ipv4() { "10.0.0.99" } else { "fd00::99" }.parse()?;
@@ -299,7 +299,7 @@ fn rows_24_and_30_syn_flood_does_not_evict_an_established_connection() -> Result
             let outcome = rig.run(&family.syn().with(|p| p.sport = sport))?;
             assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into());
         }
-        assert_eq!(forwards(&mut rig, &family, &data)?, port, "the connection kept its port");
+        assert_eq!(forwards(&mut rig, &family, &data)?, port, "the connection unchanged its port");
         returns(&mut rig, &answer, &held)?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nlb::datapath::maps::bpf::FibGeneration;
 use nlb::model::ForwardMode;
 use nlb_testkit::cpu;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::packet::{ACK, Packet, SYN, Transport};
 use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};
@@ -49,7 +49,7 @@ fn next_hop_is_cached_until_the_fib_generation_changes() -> Result<()> {
         let started = Instant::now();
         let mut cached = false;
         while !cached {
-            ensure!(started.elapsed() < PATIENCE, "every packet to {} was looked up", family.client);
+            ensure!(started.elapsed() < MAX_WAIT, "every packet to {} was looked up", family.client);
             neighbour(&rig, &family, true)?;
             ensure!(exit(&mut rig, &answer)? == "send reply");
             neighbour(&rig, &family, false)?;

@@ -40,11 +40,11 @@ fn row_22_punted_packets_are_sent_as_the_program_decides() -> Result<()> {
             });
             for (from, way) in [(front, "on"), (back, "back out of the interface that it came in by")] {
                 rig.inject(*live, &request.bytes(), from)?;
-                ensure!(hears(&there, &sent.bytes())?, "{} is not sent {way}, live: {live}", family.vip);
+                ensure!(receives(&there, &sent.bytes())?, "{} is not sent {way}, live: {live}", family.vip);
             }
             let stray = request.with(|p| p.dst = family.stranger).bytes();
             rig.inject(*live, &stray, back)?;
-            ensure!(hears(&here, &stray)?, "{} is not taken in, live: {live}", family.stranger);
+            ensure!(receives(&here, &stray)?, "{} is not taken in, live: {live}", family.stranger);
         }
     }
     Ok(())
@@ -63,11 +63,11 @@ fn listen(interface: &str) -> Result<OwnedFd> {
 }
 
 /// Whether this frame is among those that come next. The kernel says a few things of its own.
-fn hears(socket: &OwnedFd, frame: &[u8]) -> Result<bool> {
-    let mut heard = [0; 2048];
+fn receives(socket: &OwnedFd, frame: &[u8]) -> Result<bool> {
+    let mut received = [0; 2048];
     for _ in 0..100 {
-        match recv(socket.as_raw_fd(), &mut heard, MsgFlags::empty()) {
-            Ok(len) if heard[..len] == *frame => return Ok(true),
+        match recv(socket.as_raw_fd(), &mut received, MsgFlags::empty()) {
+            Ok(len) if received[..len] == *frame => return Ok(true),
             Ok(_) => {}
             Err(nix::errno::Errno::EAGAIN) => return Ok(false),
             Err(error) => return Err(error.into()),

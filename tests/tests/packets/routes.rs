@@ -46,12 +46,12 @@ fn thousands_of_routes_match_a_linear_search() -> Result<()> {
         // A later flow with the same addresses and ports must not find the record of one of these.
         rig.forget_flows();
         for (flow, module) in &steered {
-            obeys(flow, *module, &[&before, &rules])?;
+            check_selected(flow, *module, &[&before, &rules])?;
         }
         for _ in 0..1000 {
             let flow = flow(&mut random);
             let module = steer(rig.balancer()?, &flow)?;
-            obeys(&flow, module, &[&rules])?;
+            check_selected(&flow, module, &[&rules])?;
         }
         before = rules;
     }
@@ -135,7 +135,7 @@ fn steer(program: &Xdp, flow: &Flow) -> Result<Option<u8>> {
 }
 
 /// Whether one of these sets of rules sends the flow there.
-fn obeys(flow: &Flow, module: Option<u8>, generations: &[&Vec<Rule>]) -> Result<()> {
+fn check_selected(flow: &Flow, module: Option<u8>, generations: &[&Vec<Rule>]) -> Result<()> {
     let allowed: Vec<BTreeSet<u8>> = generations.iter().map(|rules| flow.served_by(rules)).collect();
     let right = allowed.iter().any(|modules| match module {
         None => modules.is_empty(),

@@ -11,7 +11,7 @@ use nlb::model::ForwardMode;
 use nlb::model::vips::Vips;
 
 use crate::decap::trusting;
-use crate::dsr::{handed_on, of_one_family, outer, samples};
+use crate::dsr::{forwarded, of_one_family, outer, samples};
 use crate::fragments::{first, later};
 use crate::icmp::error_about_an_answer;
 use crate::packet::{Outer, Packet};
@@ -43,7 +43,7 @@ fn source_of(rig: &mut Rig, backend: &Family, packet: &Packet, request: &Packet)
         Ipv6Addr::from(<[u8; 16]>::try_from(&outcome.frame[at + 8..at + 24])?).into()
     };
     let outer = outer(ForwardMode::DsrIpip, backend, request).map(|outer| Outer { src, ..outer });
-    assert_eq!(outcome.frame, handed_on(packet).with(|p| p.outer = outer).bytes(), "{packet:?}");
+    assert_eq!(outcome.frame, forwarded(packet).with(|p| p.outer = outer).bytes(), "{packet:?}");
     Ok(src)
 }
 
@@ -114,7 +114,7 @@ fn prefix_applies_to_its_family_and_mode_only() -> Result<()> {
         let mut of_other_family = rig(ForwardMode::DsrIpip, &[other], backend)?;
         assert_eq!(source_of(&mut of_other_family, backend, &request, &request)?, backend.source);
         let mut gue = rig(ForwardMode::Gue, &prefixes(), backend)?;
-        let expected = handed_on(&request).with(|p| p.outer = outer(ForwardMode::Gue, backend, &request));
+        let expected = forwarded(&request).with(|p| p.outer = outer(ForwardMode::Gue, backend, &request));
         assert_eq!(gue.run(&request)?.frame, expected.bytes());
     }
     Ok(())
@@ -131,7 +131,7 @@ fn decap_accepts_outer_sources_of_a_peer_prefix_only() -> Result<()> {
                 let request = client.syn().with(|p| p.sport = sport);
                 let sent = rig.run(&request)?.frame;
                 let taken = test_run(trusts_prefixes.decapsulator()?, &sent)?;
-                assert_eq!(taken, (XDP_PASS, handed_on(&request).bytes()));
+                assert_eq!(taken, (XDP_PASS, forwarded(&request).bytes()));
                 let left_alone = test_run(trusts_addresses.decapsulator()?, &sent)?;
                 assert_eq!(left_alone, (XDP_PASS, sent));
             }

@@ -10,7 +10,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use nlb::model::ForwardMode;
 use nlb_testkit::netns::{Namespace, output};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::dsr::rig_of_one_family;
 use crate::packet::{Packet, Transport, UdpChecksum};
@@ -90,7 +90,7 @@ impl ModuleHost {
         }
         let open = |family: crate::rig::Family| -> Result<UdpSocket> {
             let socket = UdpSocket::bind(SocketAddr::new(family.vip, 53))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(MAX_WAIT))?;
             Ok(socket)
         };
         let [v4, v6] = families();

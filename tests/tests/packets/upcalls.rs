@@ -23,7 +23,7 @@ fn keep_pending(rig: &mut Rig, question: &Question) -> Result<()> {
     rig.answer_upcall(question, pending(question.asked_at + HOUR))
 }
 
-fn asking() -> Result<Rig> {
+fn learning() -> Result<Rig> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     rig.desired.learn_routes = true;
     rig.apply()?;
@@ -39,7 +39,7 @@ fn datagram(family: &Family) -> Packet {
 }
 
 #[track_caller]
-fn assert_waits(outcome: &Outcome) {
+fn assert_pending(outcome: &Outcome) {
     assert_eq!((outcome.action, &outcome.counted), (XDP_DROP, &[("drop asking".to_owned(), 1)].into()));
 }
 
@@ -50,22 +50,22 @@ fn assert_closed(outcome: &Outcome) {
 
 #[test]
 fn first_packet_raises_an_upcall_and_others_are_dropped() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     for family in families() {
         for (packet, l4) in [(syn(&family), L4::Tcp), (datagram(&family), L4::Udp)] {
-            assert_waits(&rig.run(&packet)?);
+            assert_pending(&rig.run(&packet)?);
             let questions = rig.questions();
             assert_eq!(questions.len(), 1, "{questions:?}");
             keep_pending(&mut rig, &questions[0])?;
             for client_port in [40_001, 40_000] {
-                assert_waits(&rig.run(&packet.with(|p| p.sport = client_port))?);
+                assert_pending(&rig.run(&packet.with(|p| p.sport = client_port))?);
                 assert_eq!(rig.questions(), []);
             }
             assert_eq!(questions[0].destination, L4Destination { vip: family.vip, port: PORT, l4 });
             assert_eq!(questions[0].client, SocketAddr::new(family.client, 40_000));
         }
-        assert_waits(&rig.run(&syn(&family).with(|p| p.dst = family.vip2))?);
-        assert_waits(&rig.run(&syn(&family).with(|p| p.dport = PORT + 1))?);
+        assert_pending(&rig.run(&syn(&family).with(|p| p.dst = family.vip2))?);
+        assert_pending(&rig.run(&syn(&family).with(|p| p.dport = PORT + 1))?);
         let destination: Vec<_> = rig.questions().iter().map(|question| question.destination).collect();
         let elsewhere = L4Destination { vip: family.vip2, port: PORT, l4: L4::Tcp };
         assert_eq!(destination, [elsewhere, L4Destination { vip: family.vip, port: PORT + 1, l4: L4::Tcp }]);
@@ -75,7 +75,7 @@ fn first_packet_raises_an_upcall_and_others_are_dropped() -> Result<()> {
 
 #[test]
 fn packets_on_all_cpus_raise_one_upcall() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     let family = families()[0];
     for round in 0..200 {
         let port = PORT + round;
@@ -96,14 +96,14 @@ fn packets_on_all_cpus_raise_one_upcall() -> Result<()> {
 
 #[test]
 fn only_packets_that_open_a_flow_raise_upcalls() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     for family in families() {
         for flags in [ACK, RST, SYN | ACK] {
             let packet = syn(&family).with(|p| p.l4 = Transport::Tcp { flags, seq: 7 });
             assert_closed(&rig.run(&packet)?);
             assert_eq!(rig.questions(), []);
         }
-        assert_waits(&rig.run(&syn(&family))?);
+        assert_pending(&rig.run(&syn(&family))?);
         let established = syn(&family).with(|p| p.l4 = Transport::Tcp { flags: ACK, seq: 7 });
         assert_closed(&rig.run(&established)?);
         assert_eq!(rig.questions().len(), 1);
@@ -113,7 +113,7 @@ fn only_packets_that_open_a_flow_raise_upcalls() -> Result<()> {
 
 #[test]
 fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     for family in families() {
         for packet in [syn(&family), datagram(&family)] {
             rig.run(&packet)?;
@@ -123,11 +123,11 @@ fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
             assert_closed(&rig.run(&packet)?);
             assert_eq!(rig.questions(), []);
             rig.answer_upcall(question, negative(question.asked_at))?;
-            assert_waits(&rig.run(&packet)?);
+            assert_pending(&rig.run(&packet)?);
             let questions = rig.questions();
             assert_eq!(questions.len(), 1, "one question after the answer has ended");
             keep_pending(&mut rig, &questions[0])?;
-            assert_waits(&rig.run(&packet)?);
+            assert_pending(&rig.run(&packet)?);
             assert_eq!(rig.questions(), []);
         }
     }
@@ -135,7 +135,7 @@ fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
     rig.desired.drop_closed_ports = true;
     rig.apply()?;
     let packet = syn(&families()[0]).with(|p| p.dport = PORT + 1);
-    assert_waits(&rig.run(&packet)?);
+    assert_pending(&rig.run(&packet)?);
     let question = &rig.questions()[0];
     rig.answer_upcall(question, negative(question.asked_at + HOUR))?;
     assert_eq!(rig.run(&packet)?.counted, [("drop closed_port".to_owned(), 1)].into());
@@ -144,7 +144,7 @@ fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
 
 #[test]
 fn destination_is_closed_after_an_upcall_without_an_answer() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     let packet = syn(&families()[0]);
     rig.run(&packet)?;
     let question = &rig.questions()[0];
@@ -154,14 +154,14 @@ fn destination_is_closed_after_an_upcall_without_an_answer() -> Result<()> {
     assert_closed(&rig.run(&packet)?);
     assert_eq!(rig.questions(), []);
     rig.answer_upcall(question, asked_before(PENDING_TTL + NEGATIVE_TTL))?;
-    assert_waits(&rig.run(&packet)?);
+    assert_pending(&rig.run(&packet)?);
     assert_eq!(rig.questions().len(), 1);
     Ok(())
 }
 
 #[test]
 fn upcall_without_room_in_the_ring_buffer_is_counted() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     let family = families()[0];
     let at = |port: u16| family.syn().with(|p| p.dport = port);
     let mut refused = Vec::new();
@@ -175,7 +175,7 @@ fn upcall_without_room_in_the_ring_buffer_is_counted() -> Result<()> {
             );
             refused.push(port);
         } else {
-            assert_waits(&outcome);
+            assert_pending(&outcome);
             assert!(refused.is_empty(), "room in a full ring buffer");
         }
         if refused.len() == 10 {
@@ -184,9 +184,9 @@ fn upcall_without_room_in_the_ring_buffer_is_counted() -> Result<()> {
     }
     let first_refused = *refused.first().expect("the ring buffer ends somewhere");
     // The last question and not the first, which is an old one by now where all is emulated.
-    assert_waits(&rig.run(&at(first_refused - 1))?);
+    assert_pending(&rig.run(&at(first_refused - 1))?);
     assert_eq!(rig.questions().len(), usize::from(first_refused - 10_000));
-    assert_waits(&rig.run(&at(first_refused))?);
+    assert_pending(&rig.run(&at(first_refused))?);
     assert_eq!(rig.questions().len(), 1, "there is room again, and nothing stands in its way");
     Ok(())
 }
@@ -204,7 +204,7 @@ fn no_upcall_is_raised_without_learn_routes() -> Result<()> {
 
 #[test]
 fn services_raise_no_upcall_and_vips_without_routes_do() -> Result<()> {
-    let mut rig = asking()?;
+    let mut rig = learning()?;
     for family in families() {
         assert_eq!(rig.run(&family.syn())?.counted, [("send forward".to_owned(), 1)].into());
         assert_eq!(rig.run(&family.udp())?.counted, [("send forward".to_owned(), 1)].into());
@@ -213,7 +213,7 @@ fn services_raise_no_upcall_and_vips_without_routes_do() -> Result<()> {
     rig.desired.modules.clear();
     rig.apply()?;
     for family in families() {
-        assert_waits(&rig.run(&family.syn())?);
+        assert_pending(&rig.run(&family.syn())?);
         assert_eq!(rig.questions().len(), 1);
     }
     Ok(())

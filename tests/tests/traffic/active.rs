@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{GetModuleInfoRequest, GetNlbStatusRequest, GetRoutingTableRequest};
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::grpc;
 use tokio::net::UdpSocket;
 
-use crate::clients::{Connection, ask_udp, on};
+use crate::clients::{Connection, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
 /// Flows of each kind in each family.
@@ -18,7 +18,7 @@ const EACH: usize = 10;
 
 /// What the NLB says of its one module's flows, if it says the same in all places. Questions asked one after
 /// the other may see a change in between.
-async fn told(fleet: &Fleet) -> Result<Option<usize>> {
+async fn reported(fleet: &Fleet) -> Result<Option<usize>> {
     let server = format!("http://{}", grpc(&fleet.lab));
     let ask = || async {
         let mut nlb = NlbServiceClient::connect(server).await?;
@@ -43,22 +43,22 @@ struct InUse {
 }
 
 impl InUse {
-    async fn ask(&mut self) -> Result<()> {
+    async fn request(&mut self) -> Result<()> {
         for socket in &self.datagrams {
-            ask_udp(socket).await?;
+            request_udp(socket).await?;
         }
         for connection in &mut self.connections {
-            connection.ask().await?;
+            connection.request().await?;
         }
         Ok(())
     }
 
     /// Uses the flows until this many are told.
     async fn wait_for(&mut self, fleet: &Fleet, flows: usize, what: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         loop {
-            self.ask().await?;
-            let found = told(fleet).await?;
+            self.request().await?;
+            let found = reported(fleet).await?;
             if found == Some(flows) {
                 return Ok(());
             }
@@ -95,8 +95,8 @@ fn idle_flows_are_not_reported_as_connections() -> Result<()> {
             while begun.elapsed() < IDLE_UDP + Duration::from_secs(1) {
                 let round = Instant::now();
                 tokio::time::sleep(Duration::from_millis(400)).await;
-                flows.ask().await?;
-                let found = told(&fleet).await?;
+                flows.request().await?;
+                let found = reported(&fleet).await?;
                 // What is told may be a second old. A test that was kept from asking since the last round
                 // cannot judge it.
                 let in_use = round.elapsed() < IDLE_UDP / 2;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::{PATIENCE, Process};
+use nlb_testkit::process::{MAX_WAIT, Process};
 
 use crate::fleet::{Fleet, Mode, register};
 
@@ -14,7 +14,7 @@ const DOWNLOAD_BYTES: usize = 100 << 20;
 
 pub fn wait_for_port(fleet: &Fleet, server: &mut Process, port: u16) -> Result<()> {
     let module = &fleet.lab.modules[0];
-    server.wait_until("it listens", PATIENCE, || {
+    server.wait_until("it listens", MAX_WAIT, || {
         output(module.netns.command("ss").args(["-tlnH"]))
             .is_ok_and(|ports| ports.contains(&format!(":{port} ")))
     })

@@ -1,11 +1,11 @@
-//! Modules that say what they can handle: new flows follow them, and open connections stay.
+//! Modules that report what they can handle: new flows follow them, and open connections stay.
 
 use std::fs;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
@@ -19,7 +19,7 @@ async fn moved_to(name: &str) -> Result<()> {
         if spread(&fresh).keys().eq([name]) {
             return Ok(());
         }
-        ensure!(flipped.elapsed() < PATIENCE, "after {PATIENCE:?} new flows go to {:?}", spread(&fresh));
+        ensure!(flipped.elapsed() < MAX_WAIT, "after {MAX_WAIT:?} new flows go to {:?}", spread(&fresh));
     }
 }
 
@@ -27,10 +27,10 @@ async fn moved_to(name: &str) -> Result<()> {
 fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     let files = ["m0", "m1"].map(|name| lab.files().join(format!("{name}.priority")));
-    let say = |module: usize, priority: &str| fs::write(&files[module], priority);
+    let set_priority = |module: usize, priority: &str| fs::write(&files[module], priority);
     // As before they are asked, so that it makes no difference who is asked first.
-    say(0, "0")?;
-    say(1, "0")?;
+    set_priority(0, "0")?;
+    set_priority(1, "0")?;
     let mut fleet = Fleet::start(lab, Mode::Nat, &[], &[])?;
     for (n, file) in files.iter().enumerate() {
         let file = file.to_string_lossy();
@@ -40,26 +40,26 @@ fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
     on(&fleet.lab.clients[0], || async {
         let mut held = hold(20).await?;
         ensure!(spread(&held).len() == 2, "equals share: {:?}", spread(&held));
-        say(0, "2")?;
+        set_priority(0, "2")?;
         moved_to("m0").await?;
         assert_answered(&mut held).await?;
-        say(1, "3")?;
+        set_priority(1, "3")?;
         moved_to("m1").await?;
         held.extend(hold(10).await?);
-        say(1, "no")?;
+        set_priority(1, "no")?;
         moved_to("m0").await?;
         assert_answered(&mut held).await?;
         // Nobody can: new connections are refused, open ones go on.
         fs::remove_file(&files[0])?;
         let flipped = Instant::now();
         while Connection::open(vips()[0]).await.is_ok() {
-            ensure!(flipped.elapsed() < PATIENCE, "new flows are still taken");
+            ensure!(flipped.elapsed() < MAX_WAIT, "new flows are still taken");
         }
         assert_answered(&mut held).await?;
-        say(0, "0")?;
+        set_priority(0, "0")?;
         let flipped = Instant::now();
         while Connection::open(vips()[0]).await.is_err() {
-            ensure!(flipped.elapsed() < PATIENCE, "new flows are not taken again");
+            ensure!(flipped.elapsed() < MAX_WAIT, "new flows are not taken again");
         }
         assert_answered(&mut held).await
     })

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 /// How long a client waits for one answer. Packets of a service without backends are dropped, so a connection
 /// that is refused so takes as long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Flows in the air at a time.
 const AT_A_TIME: usize = 50;
@@ -69,9 +69,9 @@ async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
     match l4 {
         L4::Tcp => {
             let mut connection = Connection::open_from(Some(from), to).await?;
-            let name = connection.ask().await?;
+            let name = connection.request().await?;
             for _ in 0..2 {
-                let again = connection.ask().await?;
+                let again = connection.request().await?;
                 ensure!(again == name, "answered by {name} and by {again}");
             }
             Ok(name)
@@ -79,9 +79,9 @@ async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
         L4::Udp => {
             let socket = UdpSocket::bind(from).await?;
             socket.connect(to).await?;
-            let name = ask_udp(&socket).await?;
+            let name = request_udp(&socket).await?;
             for _ in 0..2 {
-                let again = ask_udp(&socket).await?;
+                let again = request_udp(&socket).await?;
                 ensure!(again == name, "answered by {name} and by {again}");
             }
             Ok(name)
@@ -90,10 +90,10 @@ async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
 }
 
 /// One datagram there and back; no second try.
-pub async fn ask_udp(socket: &UdpSocket) -> Result<String> {
+pub async fn request_udp(socket: &UdpSocket) -> Result<String> {
     socket.send(b"who?").await?;
     let mut answer = [0; 256];
-    let len = tokio::time::timeout(PATIENCE, socket.recv(&mut answer)).await.context("no answer")??;
+    let len = tokio::time::timeout(MAX_WAIT, socket.recv(&mut answer)).await.context("no answer")??;
     signer(std::str::from_utf8(&answer[..len])?, "who?")
 }
 
@@ -113,12 +113,12 @@ impl Connection {
         if let Some(from) = from {
             socket.bind(from)?;
         }
-        let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await.context("no connection")??;
+        let stream = tokio::time::timeout(MAX_WAIT, socket.connect(to)).await.context("no connection")??;
         Ok(Connection { stream: BufReader::new(stream) })
     }
 
     /// Sends a line and returns who answered.
-    pub async fn ask(&mut self) -> Result<String> {
+    pub async fn request(&mut self) -> Result<String> {
         self.echo("who?").await
     }
 
@@ -131,14 +131,14 @@ impl Connection {
     pub async fn send(&mut self, line: &str) -> Result<()> {
         let line = format!("{line}\n");
         let sent = self.stream.write_all(line.as_bytes());
-        Ok(tokio::time::timeout(PATIENCE, sent).await.context("it cannot be sent")??)
+        Ok(tokio::time::timeout(MAX_WAIT, sent).await.context("it cannot be sent")??)
     }
 
     /// Waits for a line that was sent, and returns who answered.
     pub async fn answer(&mut self, line: &str) -> Result<String> {
         let mut answer = String::new();
         let read = self.stream.read_line(&mut answer);
-        if tokio::time::timeout(PATIENCE, read).await.context("no answer")?? == 0 {
+        if tokio::time::timeout(MAX_WAIT, read).await.context("no answer")?? == 0 {
             bail!("the connection was closed");
         }
         signer(answer.trim_end(), line)

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::{Namespace, output};
-use nlb_testkit::process::{PATIENCE, Process};
+use nlb_testkit::process::{MAX_WAIT, Process};
 use nlb_testkit::programs::{grpc, terminate};
 
 use crate::clients::{Connection, L4, flows, on};
@@ -109,7 +109,7 @@ impl Engine {
         let daemon = lab.start("dockerd", &mut command)?;
         let mut engine = Engine { daemon, socket, files };
         let socket = engine.socket.clone();
-        engine.daemon.wait_until("the engine answers", PATIENCE, || {
+        engine.daemon.wait_until("the engine answers", MAX_WAIT, || {
             output(docker(&socket).arg("info")).is_ok_and(|said| said.contains("Server Version"))
         })?;
         Ok(engine)
@@ -139,7 +139,7 @@ impl Engine {
         run.args(["--vip", &format!("{VIP4},{VIP6}"), "--grpc", &grpc(lab).to_string()]);
         let mut nlb = lab.start("nlb", &mut run)?;
         let log = nlb.log().to_owned();
-        nlb.wait_until("it serves", PATIENCE, || {
+        nlb.wait_until("it serves", MAX_WAIT, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("serving on eth0"))
         })?;
         Ok(nlb)
@@ -189,7 +189,7 @@ impl Engine {
         for container in containers.lines() {
             self.docker(&["rm", "--force", container])?;
         }
-        terminate(&mut self.daemon, PATIENCE)?;
+        terminate(&mut self.daemon, MAX_WAIT)?;
         std::fs::remove_dir_all(&self.files).with_context(|| format!("removing {}", self.files.display()))
     }
 }

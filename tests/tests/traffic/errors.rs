@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use nlb_testkit::lab::{Lab, VIP4, VIP6};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::bulk::wait_for_port;
 use crate::fleet::{Fleet, Mode};
@@ -55,7 +55,7 @@ fn fragmented_ipv6_datagram_adapts_to_the_path_mtu() -> Result<()> {
         std::io::Result::Ok(socket)
     })??;
     let since = Instant::now();
-    while since.elapsed() < PATIENCE {
+    while since.elapsed() < MAX_WAIT {
         // The first does not fit behind the outer header; what the client hears of that, it hears by the
         // next.
         let _ = client.send(&[7; 3000]);
@@ -77,7 +77,7 @@ fn a_backends_port_unreachable_reaches_the_client() -> Result<()> {
             socket.connect(SocketAddr::new(vip, 53))?;
             std::io::Result::Ok(socket)
         })??;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(MAX_WAIT))?;
         socket.send(b"is anybody there?")?;
         let heard = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
         ensure!(heard == Err(ErrorKind::ConnectionRefused), "{vip}: {heard:?}");

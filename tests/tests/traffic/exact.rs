@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nlb_proto::MetricDataPoint;
 use nlb_testkit::lab::{Host, Lab};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::ECHO_PORT;
 use tokio::net::UdpSocket;
 
@@ -51,7 +51,7 @@ async fn talk(fleet: &Fleet, mode: Mode) -> Result<Traffic> {
         for n in 0..CONNECTIONS {
             let from = SocketAddr::new(own, FIRST_PORT + n);
             let mut connection = Connection::open_from(Some(from), vip).await?;
-            let answered = connection.ask().await;
+            let answered = connection.request().await;
             let mut flow = Flow { vip, module: "broken".to_owned(), is_open: false };
             if let Ok(module) = answered {
                 flow.module = module;
@@ -98,7 +98,7 @@ async fn lose_packets(
     }
     let started = Instant::now();
     while capture.retransmitted()? < before + first.len() as u64 {
-        ensure!(started.elapsed() < PATIENCE, "not every connection has sent again");
+        ensure!(started.elapsed() < MAX_WAIT, "not every connection has sent again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     fleet.lab.modules.iter().try_for_each(|module| routes("del", module))?;
@@ -106,7 +106,7 @@ async fn lose_packets(
         connection.answer("who?").await?;
     }
     for connection in rest {
-        connection.ask().await?;
+        connection.request().await?;
     }
     Ok(())
 }
@@ -185,7 +185,7 @@ fn compare(mode: Mode) -> Result<()> {
     ensure!(traffic.flows.values().any(|flow| flow.module == "broken"), "nothing was reset");
     ensure!(client_capture.retransmitted()? > 0, "nothing was sent again");
 
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_WAIT;
     loop {
         let metrics = fleet.metrics()?;
         client_capture.read()?;

@@ -11,7 +11,7 @@ use nlb_proto::{
     GetModuleInfoRequest, HealthStatus, ModuleInstance, ModuleType, Protocol, RegisterModuleRequest, Route,
 };
 use nlb_testkit::lab::{Lab, VIP4, VIP6};
-use nlb_testkit::process::{PATIENCE, Process};
+use nlb_testkit::process::{MAX_WAIT, Process};
 use nlb_testkit::programs::{self, built, grpc};
 use serde_json::Value;
 use tonic::transport::Channel;
@@ -140,7 +140,7 @@ impl Fleet {
     /// Makes the lab's module host `n` take packets that come this way.
     pub fn prepare(&mut self, n: usize, mode: Mode) -> Result<()> {
         if mode != Mode::Nat {
-            self.hold_vips(n)?;
+            self.add_vips(n)?;
         }
         if matches!(mode, Mode::DsrIpip | Mode::Gue) {
             self.decapsulate(n)?;
@@ -148,8 +148,8 @@ impl Fleet {
         Ok(())
     }
 
-    fn hold_vips(&self, n: usize) -> Result<()> {
-        vips().iter().try_for_each(|vip| self.lab.modules[n].hold_quietly(vip.ip()))
+    fn add_vips(&self, n: usize) -> Result<()> {
+        vips().iter().try_for_each(|vip| self.lab.modules[n].add_vip_without_arp(vip.ip()))
     }
 
     fn decapsulate(&mut self, n: usize) -> Result<()> {
@@ -158,7 +158,7 @@ impl Fleet {
         command.args(["decap", "--iface", "eth0", "--peer", "10.77.0.0/16,fd77::/16"]);
         let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
         let log = tunnel.log().to_owned();
-        tunnel.wait_until("it decapsulates", PATIENCE, || {
+        tunnel.wait_until("it decapsulates", MAX_WAIT, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("decapsulating"))
         })?;
         self._tunnels.push(tunnel);
@@ -181,7 +181,7 @@ impl Fleet {
     pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
         // The first answer comes when the programs are loaded, which emulated machines take minutes for.
         let mut modules = self.modules()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         while !(done(&modules) && self.is_applied()?) {
             if Instant::now() > deadline {
                 bail!("waited in vain until {what}: {modules:?}\nnlb:\n{}", self.nlb.output());
@@ -204,7 +204,7 @@ impl Fleet {
         let server = format!("http://{}", grpc(&self.lab));
         on(&self.lab.nlb, || async move {
             let mut nlb = NlbServiceClient::connect(server).await?;
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + MAX_WAIT;
             for name in modules {
                 let request = GetModuleInfoRequest { instance_id: (*name).to_owned() };
                 loop {
@@ -232,7 +232,7 @@ impl Fleet {
 
     /// Asks the daemon something on the command line.
     pub fn nlb(&self, args: &[&str]) -> Result<String> {
-        programs::ask(&self.lab, args)
+        programs::cli(&self.lab, args)
     }
 }
 

@@ -10,7 +10,7 @@ use nlb_proto::{
     UpdateRoutesRequest,
 };
 use nlb_testkit::lab::{Lab, VIP4};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::{ECHO_PORT, grpc};
 
 use crate::clients::{Connection, L4, flows, on};
@@ -28,7 +28,7 @@ impl Fleet {
             let is_extra =
                 |entry: &&RoutingEntry| entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
             let since = Instant::now();
-            while since.elapsed() < PATIENCE {
+            while since.elapsed() < MAX_WAIT {
                 let request = GetRoutingTableRequest::default();
                 let table = nlb.get_routing_table(request).await?.into_inner().entries;
                 if table.iter().find(is_extra).is_some_and(&like_this) {
@@ -104,7 +104,7 @@ fn module_reports_status_reloads_and_shuts_down() -> Result<()> {
     let shutdown = ShutdownRequest { instance_id: "m0".into(), graceful: true, timeout_seconds: 60 };
     let answer = fleet.front(|mut front| async move { Ok(front.shutdown(shutdown).await?.into_inner()) })?;
     ensure!(answer.success, "{}", answer.message);
-    let ended = fleet.modules.remove(0).wait(PATIENCE)?;
+    let ended = fleet.modules.remove(0).wait(MAX_WAIT)?;
     ensure!(ended.success(), "{ended}");
     fleet.wait_for(1)?;
     ensure!(flows(&fleet.lab.clients[0], L4::Tcp, (VIP4, 80).into(), second, 50)?.keys().eq(["m1"]));

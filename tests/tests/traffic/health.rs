@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nlb_proto::GetModuleInfoRequest;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_testkit::lab::{Host, Lab};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::grpc;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
@@ -58,7 +58,7 @@ impl Page {
         listener.set_nonblocking(true)?;
         let status = Arc::new(AtomicU16::new(status));
         let (answers, ends) = (Arc::<AtomicU32>::default(), Arc::<AtomicBool>::default());
-        let (says, counts, ended) = (status.clone(), answers.clone(), ends.clone());
+        let (current, counts, ended) = (status.clone(), answers.clone(), ends.clone());
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 let Ok((mut stream, _)) = listener.accept() else {
@@ -66,7 +66,7 @@ impl Page {
                     continue;
                 };
                 let answer =
-                    format!("HTTP/1.1 {} X\r\nContent-Length: 0\r\n\r\n", says.load(Ordering::SeqCst));
+                    format!("HTTP/1.1 {} X\r\nContent-Length: 0\r\n\r\n", current.load(Ordering::SeqCst));
                 let served = stream
                     .set_nonblocking(false)
                     .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
@@ -78,7 +78,7 @@ impl Page {
         Ok(Page { status, answers, ends, thread: Some(thread) })
     }
 
-    fn says(&self, status: u16) {
+    fn set_status(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
         self.answers.store(0, Ordering::SeqCst);
     }
@@ -109,27 +109,27 @@ fn http_check_moves_new_flows_and_keeps_open_connections() -> Result<()> {
     on(&fleet.lab.clients[0], || async {
         let first = hold(20).await?;
         ensure!(spread(&first).keys().eq(["m0"]), "unproven, and yet: {:?}", spread(&first));
-        page.says(200);
+        page.set_status(200);
         fleet.wait_for(2)?;
         let mut held = hold(20).await?;
         ensure!(spread(&held).len() == 2, "{:?}", spread(&held));
 
-        page.says(503);
+        page.set_status(503);
         fleet.wait_for_health("m1", "UNHEALTHY")?;
         ensure!(page.answers() >= 3, "it was given up after {} failures", page.answers());
         let signal = fleet.health_signal("check", "m1")?;
         ensure!(signal.contains("HTTP status 503"), "{signal}");
         for (name, connection) in &mut held {
-            ensure!(connection.ask().await? == *name, "a failed check moved a held connection");
+            ensure!(connection.request().await? == *name, "a failed check moved a held connection");
         }
         let fresh = hold(20).await?;
         ensure!(spread(&fresh).keys().eq(["m0"]), "unhealthy, and yet: {:?}", spread(&fresh));
 
-        page.says(200);
+        page.set_status(200);
         fleet.wait_for(2)?;
         ensure!(page.answers() >= 2, "it came back after {} successes", page.answers());
         for (name, connection) in &mut held {
-            ensure!(connection.ask().await? == *name, "a recovery moved a held connection");
+            ensure!(connection.request().await? == *name, "a recovery moved a held connection");
         }
         Ok(())
     })?;
@@ -205,7 +205,7 @@ fn module_that_resets_connections_is_ejected_and_tried_again() -> Result<()> {
         let second = eject(&fleet).await?;
         ensure!(second == 2 * first, "ejected for {first} s, then for {second} s");
         for (name, connection) in &mut fresh {
-            ensure!(connection.ask().await? == *name, "a connection with {name} was disturbed");
+            ensure!(connection.request().await? == *name, "a connection with {name} was disturbed");
         }
         // Without new flows there is no evidence that the module has recovered.
         fleet.wait_for(2)?;
@@ -217,7 +217,7 @@ fn module_that_resets_connections_is_ejected_and_tried_again() -> Result<()> {
 
 /// Connects until m1 is ejected, and returns for how many seconds.
 async fn eject(fleet: &Fleet) -> Result<u64> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_WAIT;
     let mut broken = 0;
     loop {
         let signal = fleet.health_signal("resets", "m1")?;
@@ -230,7 +230,7 @@ async fn eject(fleet: &Fleet) -> Result<u64> {
         ensure!(Instant::now() < deadline, "{signal} after {broken} resets");
         for n in 0..20 {
             let mut connection = Connection::open(vips()[n % 2]).await?;
-            broken += u32::from(connection.ask().await.is_err());
+            broken += u32::from(connection.request().await.is_err());
         }
     }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{DefaultRoute, Host, Lab};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::{self, built};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use crate::bulk::{download_beside, offload};
-use crate::clients::{Connection, L4, ask_udp, flows, on};
+use crate::clients::{Connection, L4, flows, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
 #[test]
@@ -72,7 +72,7 @@ fn bridge(lab: &Lab) -> Result<()> {
     lab.cable("near0", "far0")?;
     nlb.ip(&["link", "set", "near0", "master", "eth0"])?;
     nlb.ip(&["link", "set", "eth0", "up"])?;
-    lab.address()
+    lab.add_addresses()
 }
 
 #[test]
@@ -108,11 +108,11 @@ fn outlive(fleet: &Fleet, happens: impl FnOnce() -> Result<()> + Send) -> Result
         let mut held = Vec::new();
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;
-            held.push((connection.ask().await?, connection));
+            held.push((connection.request().await?, connection));
         }
         happens()?;
         for (module, connection) in &mut held {
-            let again = connection.ask().await.with_context(|| format!("the connection to {module}"))?;
+            let again = connection.request().await.with_context(|| format!("the connection to {module}"))?;
             ensure!(again == *module, "answered by {module}, then by {again}");
         }
         Ok(())
@@ -157,7 +157,7 @@ fn modules_and_clients_behind_a_macvlan_device_are_reached_through_the_stack() -
         &["--mode", "dsr-l2", "--listen", "[::]:80"],
     )?;
     let log = module.log().to_owned();
-    module.wait_until("it is told why", PATIENCE, || {
+    module.wait_until("it is told why", MAX_WAIT, || {
         std::fs::read_to_string(&log).is_ok_and(|said| said.contains("behind over0, a macvlan device"))
     })
 }
@@ -173,7 +173,7 @@ fn recreated_interface_is_served_again() -> Result<()> {
                 // The daemon's gRPC server has no address while eth0 is gone, so only its log is read.
                 let started = Instant::now();
                 while !fleet.nlb.output().contains(&format!("{interface} is gone")) {
-                    ensure!(started.elapsed() < PATIENCE, "the log does not report the removal");
+                    ensure!(started.elapsed() < MAX_WAIT, "the log does not report the removal");
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 fleet.lab.plug(interface, &mac)?;
@@ -227,10 +227,10 @@ fn modules_are_reached_from_a_changed_interface_address() -> Result<()> {
 async fn answered_by_all(vip: SocketAddr, modules: &[&str]) -> Result<()> {
     let (started, mut answered) = (Instant::now(), BTreeSet::new());
     while !modules.iter().all(|module| answered.contains(*module)) {
-        ensure!(started.elapsed() < PATIENCE, "of {modules:?}, only {answered:?} answer {vip}");
+        ensure!(started.elapsed() < MAX_WAIT, "of {modules:?}, only {answered:?} answer {vip}");
         let socket = UdpSocket::bind(if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
         socket.connect(vip).await?;
-        if let Ok(module) = timeout(Duration::from_millis(200), ask_udp(&socket)).await {
+        if let Ok(module) = timeout(Duration::from_millis(200), request_udp(&socket)).await {
             answered.insert(module?);
         }
     }

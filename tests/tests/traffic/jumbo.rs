@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::built;
 use tokio::net::UdpSocket;
 
@@ -18,15 +18,15 @@ const SEVERAL: [u32; 2] = [9000, 65_535];
 
 const MODES: [Mode; 3] = [Mode::Nat, Mode::DsrL2, Mode::DsrIpip];
 
-fn stretched(mtu: u32) -> Result<Lab> {
+fn lab_with_mtu(mtu: u32) -> Result<Lab> {
     let lab = Lab::one_arm(1, 1)?;
-    lab.stretch(mtu)?;
+    lab.set_mtu(mtu)?;
     Ok(lab)
 }
 
 /// Long lines both ways, a download, and datagrams as long as the links take.
 fn serves(mtu: u32, mode: Mode, xdp: &str, expected: &str) -> Result<()> {
-    let fleet = Fleet::start_with(stretched(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
+    let fleet = Fleet::start_with(lab_with_mtu(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
     let status = fleet.nlb(&["status"])?;
     let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
     ensure!(came_to.ends_with(expected), "{status}");
@@ -57,7 +57,7 @@ async fn datagram(to: std::net::SocketAddr, length: usize) -> Result<()> {
     let question = vec![b'q'; length];
     socket.send_to(&question, to).await?;
     let mut answer = vec![0; 1 << 16];
-    let received = tokio::time::timeout(PATIENCE, socket.recv(&mut answer)).await;
+    let received = tokio::time::timeout(MAX_WAIT, socket.recv(&mut answer)).await;
     let length = received.context("no answer")??;
     ensure!(answer[..length].ends_with(&question), "it says {} bytes", length);
     Ok(())
@@ -84,7 +84,7 @@ fn row_27_longer_jumbo_frames_are_served_in_generic_mode() -> Result<()> {
 #[test]
 fn row_27_native_mode_refuses_longer_jumbo_frames() -> Result<()> {
     for mtu in SEVERAL {
-        let lab = stretched(mtu)?;
+        let lab = lab_with_mtu(mtu)?;
         let mut serve = lab.nlb.netns.command(built("nlb")?);
         serve.args(["serve", "--iface", "eth0", "--xdp-mode", "native", "--state-dir"]);
         let refused = serve.arg(lab.files().join("state")).output()?;
@@ -96,8 +96,9 @@ fn row_27_native_mode_refuses_longer_jumbo_frames() -> Result<()> {
         }
     }
     // And the other way round: while it is served in native mode, the kernel refuses longer frames.
-    let fleet = Fleet::start_with(stretched(ONE_BUFFER)?, Mode::Nat, &[100], &[], &["--xdp-mode", "native"])?;
-    let refused = fleet.lab.stretch(SEVERAL[0]).err().context("longer frames than the driver can take")?;
+    let fleet =
+        Fleet::start_with(lab_with_mtu(ONE_BUFFER)?, Mode::Nat, &[100], &[], &["--xdp-mode", "native"])?;
+    let refused = fleet.lab.set_mtu(SEVERAL[0]).err().context("longer frames than the driver can take")?;
     ensure!(refused.to_string().contains("mtu"), "{refused}");
     Ok(())
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_testkit::lab::{Host, Lab};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::terminate;
 use tokio::net::UdpSocket;
 
-use crate::clients::{Connection, L4, ask_udp, assert_shares, flows, on};
+use crate::clients::{Connection, L4, assert_shares, flows, on, request_udp};
 use crate::fleet::{Fleet, LEASE, Mode, vips};
 
 /// Opens connections to both VIPs until each module has some.
@@ -18,7 +18,7 @@ pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
     let mut held = Vec::new();
     for n in 0..count {
         let mut connection = Connection::open(vips()[n % 2]).await?;
-        held.push((connection.ask().await?, connection));
+        held.push((connection.request().await?, connection));
     }
     Ok(held)
 }
@@ -26,7 +26,7 @@ pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
 /// Asks once more on held connections: each is answered by the module that it began with.
 pub async fn assert_answered(held: impl IntoIterator<Item = &mut (String, Connection)>) -> Result<()> {
     for (name, connection) in held {
-        let answered = connection.ask().await?;
+        let answered = connection.request().await?;
         ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
     }
     Ok(())
@@ -74,14 +74,14 @@ fn connections_of_a_draining_module_stay_until_they_close() -> Result<()> {
         let draining = |modules: &BTreeMap<String, serde_json::Value>| modules["m0"]["health"] == "STOPPING";
         fleet.wait_until("m0 drains", draining)?;
         for (name, connection) in &mut held {
-            ensure!(connection.ask().await? == *name);
+            ensure!(connection.request().await? == *name);
         }
         let fresh = hold(20).await?;
         ensure!(spread(&fresh).keys().eq(["m1"]), "a draining module got new flows: {:?}", spread(&fresh));
         Ok(())
     })?;
     // The clients have closed their connections: it may go.
-    let status = leaving.wait(PATIENCE)?;
+    let status = leaving.wait(MAX_WAIT)?;
     ensure!(status.success(), "{status}: {}", leaving.output());
     fleet.wait_for(1)?;
     ensure!(!fleet.modules()?.contains_key("m0"), "it has unregistered");
@@ -96,13 +96,13 @@ fn open_flows_keep_their_backend_after_a_weight_change() -> Result<()> {
         let mut held = hold(20).await?;
         let socket = UdpSocket::bind("0.0.0.0:0").await?;
         socket.connect(vips()[0]).await?;
-        let udp = ask_udp(&socket).await?;
+        let udp = request_udp(&socket).await?;
         fleet.nlb(&["weight", "m0", "5"])?;
         fleet.nlb(&["weight", "m1", "95"])?;
         for (name, connection) in &mut held {
-            ensure!(connection.ask().await? == *name, "a weight moved a held connection");
+            ensure!(connection.request().await? == *name, "a weight moved a held connection");
         }
-        ensure!(ask_udp(&socket).await? == udp, "a weight moved a held UDP flow");
+        ensure!(request_udp(&socket).await? == udp, "a weight moved a held UDP flow");
         Ok(())
     })?;
     for vip in vips() {
@@ -127,7 +127,7 @@ fn connections_survive_a_stopped_daemon() -> Result<()> {
         let mut opened = 0;
         while start.elapsed() < STILL || opened < 100 {
             for (name, connection) in &mut held {
-                ensure!(connection.ask().await? == *name);
+                ensure!(connection.request().await? == *name);
             }
             opened += hold(10).await?.len();
         }
@@ -152,7 +152,7 @@ fn modules_started_while_the_daemon_is_stopped_stay_registered() -> Result<()> {
     }
     for module in &mut fleet.modules {
         let log = module.log().to_owned();
-        module.wait_until("it gives its first call up", PATIENCE, || {
+        module.wait_until("it gives its first call up", MAX_WAIT, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains(GIVEN_UP))
         })?;
     }
@@ -175,7 +175,7 @@ fn a_module_registers_again_after_the_daemon_was_restarted() -> Result<()> {
     let Fleet { modules, nlb, lab, .. } =
         Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &["--heartbeat", "1"])?;
     let mut nlb = nlb;
-    terminate(&mut nlb, PATIENCE)?;
+    terminate(&mut nlb, MAX_WAIT)?;
     let again = nlb_testkit::programs::serve(&lab, "eth0", &LEASE)?;
     let fleet = Fleet::from_parts(lab, again, modules);
     fleet.wait_for(2)?;

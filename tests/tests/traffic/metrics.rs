@@ -10,7 +10,7 @@ use nlb_proto::{
     RebalanceLoadResponse,
 };
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::grpc;
 use tonic::transport::Channel;
 
@@ -19,17 +19,17 @@ use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{hold, spread};
 
 impl Fleet {
-    fn ask<T: Send, F: Future<Output = Result<T>>>(
+    fn call<T: Send, F: Future<Output = Result<T>>>(
         &self,
-        question: impl FnOnce(NlbServiceClient<Channel>) -> F + Send,
+        request: impl FnOnce(NlbServiceClient<Channel>) -> F + Send,
     ) -> Result<T> {
         let server = format!("http://{}", grpc(&self.lab));
-        on(&self.lab.nlb, || async move { question(NlbServiceClient::connect(server).await?).await })
+        on(&self.lab.nlb, || async move { request(NlbServiceClient::connect(server).await?).await })
     }
 
     /// The NLB's own, by name.
     pub fn metrics(&self) -> Result<Vec<MetricDataPoint>> {
-        self.ask(|mut nlb| async move {
+        self.call(|mut nlb| async move {
             Ok(nlb.get_nlb_metrics(GetNlbMetricsRequest::default()).await?.into_inner().metrics)
         })
     }
@@ -37,7 +37,7 @@ impl Fleet {
     fn rebalance(&self, strategy: &str) -> Result<RebalanceLoadResponse> {
         let request =
             RebalanceLoadRequest { force: true, strategy: strategy.to_owned(), ..Default::default() };
-        self.ask(|mut nlb| async move {
+        self.call(|mut nlb| async move {
             let answer = nlb.rebalance_load(request).await?.into_inner();
             ensure!(answer.success, "{}", answer.message);
             Ok(answer)
@@ -79,7 +79,7 @@ fn metrics_equal_the_traffic_that_was_sent() -> Result<()> {
         ("reply_bytes_total", bytes(7)),
         ("resets_total", 0),
     ];
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_WAIT;
     let metrics = loop {
         let metrics = fleet.metrics()?;
         let counted = |scope: &str| {
@@ -132,7 +132,7 @@ fn rebalancing_moves_new_flows_and_not_held_ones() -> Result<()> {
         ensure!(moved >= 95, "{:?} after {answer:?}", spread(&fresh));
         for (name, connection) in &mut held {
             let answered: &mut Connection = connection;
-            ensure!(answered.ask().await? == *name, "rebalancing moved a held connection");
+            ensure!(answered.request().await? == *name, "rebalancing moved a held connection");
         }
         Ok(())
     })?;
@@ -143,9 +143,9 @@ fn rebalancing_moves_new_flows_and_not_held_ones() -> Result<()> {
 
 /// Waits until the instance's flows are counted, and answers the balance score.
 fn wait_for_flows(fleet: &Fleet, instance_id: &str, count: i32) -> Result<f64> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_WAIT;
     loop {
-        let load = fleet.ask(|mut nlb| async move {
+        let load = fleet.call(|mut nlb| async move {
             Ok(nlb.get_load_distribution(GetLoadDistributionRequest::default()).await?.into_inner())
         })?;
         let info = load.distribution.get(instance_id).context("not registered")?;

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{DefaultRoute, Lab};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use tokio::net::UdpSocket;
 
-use crate::clients::{L4, ask_udp, flows, on};
+use crate::clients::{L4, flows, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
 async fn one_datagram(to: SocketAddr) -> Result<String> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(to).await?;
-    ask_udp(&socket).await
+    request_udp(&socket).await
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn no_request_is_lost_while_modules_join() -> Result<()> {
                 // Requests are answered before each module joins.
                 let (before, started) = (requests.load(Ordering::Relaxed), Instant::now());
                 while requests.load(Ordering::Relaxed) < before + 10 && !asking.is_finished() {
-                    ensure!(started.elapsed() < PATIENCE, "{requests:?} requests were answered");
+                    ensure!(started.elapsed() < MAX_WAIT, "{requests:?} requests were answered");
                     sleep(Duration::from_millis(10));
                 }
                 fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &args)?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nlb_testkit::netns::Namespace;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
 
 /// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
@@ -99,7 +99,7 @@ fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
         match tap {
             // A program that another test has started since may have the last owner's descriptor for as long
             // as it takes to start.
-            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < PATIENCE => {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < MAX_WAIT => {
                 sleep(Duration::from_millis(10))
             }
             tap => {

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{Protocol, RateLimit, Route, SetRateLimitRequest, UpdateRoutingRequest};
 use nlb_testkit::lab::{Lab, VIP4};
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::{ECHO_PORT, grpc, serve};
 use tokio::net::TcpStream;
 
@@ -75,7 +75,7 @@ fn assert_limited(fleet: &Fleet, first: u16) -> Result<()> {
     let before = dropped_by_limits(fleet)?;
     on(client, || async {
         let connecting = tokio::spawn(TcpStream::connect(operators_service()));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         while dropped_by_limits(fleet)? == before {
             ensure!(Instant::now() < deadline, "no packet was dropped by the limit");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -114,7 +114,7 @@ fn operator_settings_apply_after_the_daemon_is_killed() -> Result<()> {
     assert_limited(&fleet, 30_000)?;
 
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(PATIENCE)?;
+    fleet.nlb.wait(MAX_WAIT)?;
     fleet.nlb = serve(&fleet.lab, "eth0", &LEASE)?;
     fleet.wait_until("all modules are back, and m3 drains", |modules| {
         let healthy = modules.values().filter(|module| module["health"] == "HEALTHY").count();
@@ -126,7 +126,7 @@ fn operator_settings_apply_after_the_daemon_is_killed() -> Result<()> {
     // What was undone stays so, too.
     fleet.nlb(&["drain", "m3", "--undo"])?;
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(PATIENCE)?;
+    fleet.nlb.wait(MAX_WAIT)?;
     fleet.nlb = serve(&fleet.lab, "eth0", &LEASE)?;
     fleet.wait_for(4)
 }
@@ -138,7 +138,7 @@ fn daemon_refuses_a_damaged_state_file_and_names_the_option() -> Result<()> {
     let file = fleet.lab.files().join("state/state.json");
     let whole = std::fs::read(&file)?;
     fleet.nlb.signal(Signal::SIGKILL)?;
-    fleet.nlb.wait(PATIENCE)?;
+    fleet.nlb.wait(MAX_WAIT)?;
     std::fs::write(&file, &whole[..whole.len() / 2])?;
     let refused = serve(&fleet.lab, "eth0", &LEASE).expect_err("the file is damaged").to_string();
     for part in ["state.json", "damaged", "--ignore-state"] {

@@ -9,7 +9,7 @@ use nlb_proto::{
     RollbackRequest, RollbackResponse, SetTrafficWeightRequest,
 };
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
@@ -92,7 +92,7 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
         let mut held = hold(10).await?;
         ensure!(held.iter().all(|(name, _)| name == "m0"), "v2 has no new flows yet");
         fleet.promote(PromoteVersionRequest { promotion_rate: 40, ..Default::default() })?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         let mut steps = Vec::new();
         while !fleet.detail("promotion")?.ends_with("all new flows") {
             ensure!(Instant::now() < deadline, "not complete: {}", fleet.detail("promotion")?);
@@ -119,13 +119,13 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
     on(&fleet.lab.clients[0], || async {
         let mut held = hold(10).await?;
         fleet.promote(PromoteVersionRequest { promotion_rate: 50, ..Default::default() })?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         let mut broken = 0;
         while fleet.weights()? != (100, 0) {
             ensure!(Instant::now() < deadline, "not rolled back: {}", fleet.detail("promotion")?);
             for vip in vips() {
                 let mut connection = Connection::open(vip).await?;
-                broken += u32::from(connection.ask().await.is_err());
+                broken += u32::from(connection.request().await.is_err());
             }
         }
         ensure!(broken > 0, "the broken module got no flow");
@@ -137,7 +137,7 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
             if resets == broken {
                 break;
             }
-            ensure!(resets < broken && since.elapsed() < PATIENCE, "{resets} resets seen of {broken}");
+            ensure!(resets < broken && since.elapsed() < MAX_WAIT, "{resets} resets seen of {broken}");
             // The counters are read, and then sampled, once a second.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

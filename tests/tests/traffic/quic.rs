@@ -34,7 +34,7 @@ const FIRST_PORT: u16 = 21_000;
 const SECOND: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 77, 0, 88), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x88));
 /// An answer takes no longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Connection ids in plain text: a first octet of configuration 1, the server's id, and what makes it unique.
 struct NamedIds {
@@ -185,7 +185,7 @@ struct Client {
 async fn open(socket: UdpSocket, trusted: ClientConfig, vip: IpAddr) -> Result<Client> {
     let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
     let connecting = endpoint.connect_with(trusted, SocketAddr::new(vip, PORT), NAME)?;
-    let connection = timeout(PATIENCE, connecting).await.context("no handshake in time")??;
+    let connection = timeout(MAX_WAIT, connecting).await.context("no handshake in time")??;
     let server = ask(&connection).await?;
     Ok(Client { endpoint, connection, server })
 }
@@ -197,7 +197,7 @@ async fn ask(connection: &Connection) -> Result<String> {
         question.finish()?;
         Ok(String::from_utf8(answer.read_to_end(64).await?)?)
     };
-    timeout(PATIENCE, exchange).await.context("no answer in time")?
+    timeout(MAX_WAIT, exchange).await.context("no answer in time")?
 }
 
 /// Everybody moves twice, first to another port and then to another address too, and goes on with the server

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Lab, VIP4};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::{grpc, terminate};
 
 use crate::fleet::Fleet;
@@ -63,6 +63,6 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
     curl.args(["-sS", "--max-time", "120", &format!("telnet://{VIP4}:80")]);
     let said = output(curl.stdin(std::process::Stdio::null()))?;
     ensure!(said == "hello from Python\n", "{said:?}");
-    terminate(&mut module, PATIENCE)?;
+    terminate(&mut module, MAX_WAIT)?;
     fleet.wait_until("it has left", |modules| modules.is_empty())
 }

@@ -32,7 +32,7 @@ fn module_with_default_route_to_the_nlb_sees_client_addresses() -> Result<()> {
     let client = &fleet.lab.clients[0];
     on(client, || async {
         let mut held = Connection::open(vips()[0]).await?;
-        held.ask().await?;
+        held.request().await?;
         // The connection shows in its module's socket table.
         let seen: String = fleet.lab.modules.iter().map(sockets).collect::<Result<_>>()?;
         let served = seen.lines().filter(|line| line.contains(":8080")).collect::<Vec<_>>().join("\n");

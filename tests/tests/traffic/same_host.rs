@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab};
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use crate::clients::{Connection, L4, ask_udp, assert_shares, flows, on};
+use crate::clients::{Connection, L4, assert_shares, flows, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
 const BOTH: &[(&str, u32)] = &[("m0", 1), ("m1", 1)];
@@ -48,13 +48,13 @@ fn clients_on_the_host_reach_modules_in_containers() -> Result<()> {
     on(&fleet.lab.nlb, || async {
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;
-            let name = connection.ask().await?;
-            ensure!(connection.ask().await? == name, "answered by two modules");
+            let name = connection.request().await?;
+            ensure!(connection.request().await? == name, "answered by two modules");
             let any: IpAddr = if vip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
             let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
             socket.connect(vip).await?;
             ensure!(socket.local_addr()?.ip() == vip.ip());
-            ask_udp(&socket).await?;
+            request_udp(&socket).await?;
         }
         Ok(())
     })
@@ -101,7 +101,7 @@ fn container_with_reply_path_nlb_sees_client_addresses() -> Result<()> {
     let client = &fleet.lab.clients[0];
     on(client, || async {
         let mut held = Connection::open(vips()[0]).await?;
-        held.ask().await?;
+        held.request().await?;
         let seen = fleet.lab.modules.iter().map(|host| output(host.netns.command("ss").args(["-tnH"])));
         let seen = seen.collect::<Result<String>>()?;
         ensure!(seen.contains(&format!(":{}]:", client.v4)), "no module sees {}:\n{seen}", client.v4);
@@ -126,7 +126,7 @@ fn port_unreachable_of_a_container_reaches_its_client() -> Result<()> {
                 let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
                 socket.connect(SocketAddr::new(vip.ip(), 53)).await?;
                 socket.send(b"is anybody there?").await?;
-                let told = timeout(PATIENCE, socket.recv(&mut [0; 64])).await;
+                let told = timeout(MAX_WAIT, socket.recv(&mut [0; 64])).await;
                 let told = told.with_context(|| format!("{vip}: silence"))?.err().map(|error| error.kind());
                 ensure!(told == Some(ErrorKind::ConnectionRefused), "{vip}: {told:?}");
             }
@@ -160,7 +160,7 @@ fn direct_server_return_on_the_same_host_is_refused_with_the_reason() -> Result<
     for (host, mode) in [(&lab.modules[0], "dsr-ipip"), (&lab.nlb, "dsr-ipip"), (&lab.modules[0], "gue")] {
         let mut module = programs::echo(&lab, host, "m0", &["--mode", mode])?;
         let log = module.log().to_owned();
-        module.wait_until("it is told why", PATIENCE, || {
+        module.wait_until("it is told why", MAX_WAIT, || {
             std::fs::read_to_string(&log).is_ok_and(|said| said.contains("is on the NLB's own host"))
         })?;
     }

@@ -8,7 +8,7 @@ use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{GetModuleInfoRequest, TriggerScalingRequest};
 use nlb_testkit::lab::Lab;
 use nlb_testkit::netns::output;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use nlb_testkit::programs::grpc;
 
 use crate::clients::{Connection, on};
@@ -66,7 +66,7 @@ async fn first_answer_of(name: &str, within: Duration) -> Result<Connection> {
     loop {
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;
-            if connection.ask().await? == name {
+            if connection.request().await? == name {
                 return Ok(connection);
             }
         }
@@ -83,7 +83,7 @@ fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
         fleet.wait_until("m0-1 is registered", |modules| {
             modules.get("m0-1").is_some_and(|module| module["health"] == "HEALTHY")
         })?;
-        let new = first_answer_of("m0-1", PATIENCE).await?;
+        let new = first_answer_of("m0-1", MAX_WAIT).await?;
         ensure!((fleet.orders()?, fleet.calls()) == (1, 1), "{:?}", fleet.scaling()?);
 
         // Load that would want a third instance, while the cooldown lasts.
@@ -119,7 +119,7 @@ fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
         drop(last);
         fleet.wait_until("only m0 is left", |modules| modules.keys().eq(["m0"]))?;
         ensure!((fleet.orders()?, fleet.calls()) == (3, 3), "{:?}", fleet.scaling()?);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         while fleet.processes()? > 1 {
             ensure!(Instant::now() < deadline, "{} processes are left", fleet.processes()?);
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -147,7 +147,7 @@ fn an_operator_scales_and_the_instances_end_with_their_scaler() -> Result<()> {
     ensure!(fleet.has_module("m0-2")?);
     let mut scaler = fleet.modules.remove(0);
     scaler.signal(nix::sys::signal::Signal::SIGTERM)?;
-    scaler.wait(PATIENCE)?;
+    scaler.wait(MAX_WAIT)?;
     fleet.wait_until("nobody is left", |modules| modules.is_empty())?;
     Ok(())
 }

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::{Host, Lab, VIP4, VIP6};
 use nlb_testkit::netns::{Namespace, output};
-use nlb_testkit::process::{PATIENCE, Process};
+use nlb_testkit::process::{MAX_WAIT, Process};
 use nlb_testkit::programs::{self, ECHO_PORT, built};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::clients::on;
 use crate::fleet::{Mode, PORT, register, vips};
 use crate::peer::backend::{BULK, Backend};
-use crate::peer::client::{Connection, asks, downloads, exchange, socket};
+use crate::peer::client::{Connection, downloads, exchange, socket, two_requests};
 
 /// Waits until the kernel's report about the NLB's bond contains these lines.
 fn wait_for_bond(lab: &Lab, lines: &str) -> Result<()> {
@@ -26,7 +26,7 @@ fn wait_for_bond(lab: &Lab, lines: &str) -> Result<()> {
         if report.contains(lines) {
             return Ok(());
         }
-        ensure!(started.elapsed() < PATIENCE, "not in the bond's report: {lines}\n{report}");
+        ensure!(started.elapsed() < MAX_WAIT, "not in the bond's report: {lines}\n{report}");
         sleep(Duration::from_millis(50));
     }
 }
@@ -52,7 +52,7 @@ fn bond(lab: &Lab) -> Result<()> {
         nlb.ip(&["link", "set", near, "master", "eth0"])?;
     }
     nlb.ip(&["link", "set", "eth0", "up"])?;
-    lab.address()
+    lab.add_addresses()
 }
 
 const NAMES: [&str; 3] = ["m0", "m1", "m2"];
@@ -88,7 +88,8 @@ impl Site {
                 let own: IpAddr = if vip.is_ipv4() { client.v4.into() } else { client.v6.into() };
                 for port in first..first + count {
                     let from = SocketAddr::new(own, port);
-                    let said = asks(from, vip).await.with_context(|| format!("TCP from {from} to {vip}"))?;
+                    let said =
+                        two_requests(from, vip).await.with_context(|| format!("TCP from {from} to {vip}"))?;
                     let (name, again) = said.split_once(", ").context("one answer")?;
                     ensure!(name == again, "answered by {said}");
                     answered.insert(name.to_owned());
@@ -107,7 +108,7 @@ impl Site {
     }
 
     fn state(&self) -> String {
-        let counters = programs::ask(&self.lab, &["status", "--packets"]).unwrap_or_default();
+        let counters = programs::cli(&self.lab, &["status", "--packets"]).unwrap_or_default();
         format!("{counters}\n{}", self.nlb.output())
     }
 }
@@ -134,12 +135,12 @@ fn bond_continues_without_one_of_its_ports() -> Result<()> {
             for vip in vips() {
                 let own: IpAddr = if vip.is_ipv4() { client.v4.into() } else { client.v6.into() };
                 let mut connection = Connection::open(SocketAddr::new(own, first - 1), vip).await?;
-                held.push((connection.say("who").await?, connection));
+                held.push((connection.request("who").await?, connection));
             }
             switch.ip(&["link", "set", lost, "down"])?;
             wait_for_bond(&site.lab, &format!("Currently Active Slave: {port}\n"))?;
             for (module, connection) in &mut held {
-                ensure!(connection.say("who").await? == *module, "another module answers");
+                ensure!(connection.request("who").await? == *module, "another module answers");
             }
             Ok(())
         })

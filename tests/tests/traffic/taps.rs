@@ -190,7 +190,7 @@ fn xdp_serves_a_tap_without_vnet_hdr() -> Result<()> {
             let _nic = Nic::plug((lab.switch(), "far0"), (nlb, "eth0"), Offloads::None)?;
             nlb.ip(&["link", "set", "eth0", "address", &mac])?;
             lab.connect("far0")?;
-            lab.address()?;
+            lab.add_addresses()?;
             // What hosts leave to their cards, the far tap has the kernel do: it said that it cannot.
             for host in lab.clients.iter().chain(&lab.modules) {
                 offload(host, "eth0", &["tx", "on", "tso", "on", "gso", "on"])?;

@@ -8,43 +8,43 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_testkit::lab::Lab;
-use nlb_testkit::process::PATIENCE;
+use nlb_testkit::process::MAX_WAIT;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use crate::clients::{Connection, ask_udp, on};
+use crate::clients::{Connection, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
 /// Two modules that handle whatever they are asked about with the priority in their file.
-struct Choosy {
+struct Site {
     fleet: Fleet,
 }
 
-impl Choosy {
-    fn start(serve: &[&str]) -> Result<Choosy> {
+impl Site {
+    fn start(serve: &[&str]) -> Result<Site> {
         let fleet = Fleet::start_with(Lab::one_arm(1, 2)?, Mode::Nat, &[], &[], serve)?;
-        let mut choosy = Choosy { fleet };
-        choosy.say(0, "5")?;
-        choosy.say(1, "7")?;
+        let mut site = Site { fleet };
+        site.set_priority(0, "5")?;
+        site.set_priority(1, "7")?;
         for n in 0..2 {
-            let (file, fleet) = (choosy.file(n), &mut choosy.fleet);
+            let (file, fleet) = (site.file(n), &mut site.fleet);
             let args = ["--priority", &file, "--metadata", "listen_port=8080"];
             fleet.add(&format!("m{n}"), n, Mode::Nat, 100, &args)?;
         }
-        choosy.fleet.wait_for(2)?;
-        Ok(choosy)
+        site.fleet.wait_for(2)?;
+        Ok(site)
     }
 
     fn file(&self, module: usize) -> String {
         self.fleet.lab.files().join(format!("m{module}.priority")).to_string_lossy().into_owned()
     }
 
-    fn say(&self, module: usize, priority: &str) -> Result<()> {
+    fn set_priority(&self, module: usize, priority: &str) -> Result<()> {
         Ok(fs::write(self.file(module), priority)?)
     }
 
     /// How often each module was asked on behalf of a client that wants to go there.
-    fn asked(&self, destination: &str) -> Vec<usize> {
+    fn upcalls(&self, destination: &str) -> Vec<usize> {
         let line = format!("no route leads: learned:{destination}");
         let times = |output: String| output.lines().filter(|said| said.trim_end().ends_with(&line)).count();
         self.fleet.modules.iter().map(|module| times(module.output())).collect()
@@ -66,8 +66,8 @@ fn at(vip: SocketAddr, port: u16) -> SocketAddr {
 /// Opens connections until one is answered by this module.
 async fn moved_to(name: &str, to: SocketAddr) -> Result<()> {
     let since = Instant::now();
-    while Connection::open(to).await?.ask().await? != name {
-        ensure!(since.elapsed() < PATIENCE, "after {PATIENCE:?} new flows do not go to {name}");
+    while Connection::open(to).await?.request().await? != name {
+        ensure!(since.elapsed() < MAX_WAIT, "after {MAX_WAIT:?} new flows do not go to {name}");
     }
     Ok(())
 }
@@ -82,47 +82,47 @@ async fn refused(to: SocketAddr) -> Result<()> {
         {
             return Ok(());
         }
-        ensure!(since.elapsed() < PATIENCE, "after {PATIENCE:?} {to} is not refused: {error:?}");
+        ensure!(since.elapsed() < MAX_WAIT, "after {MAX_WAIT:?} {to} is not refused: {error:?}");
     }
 }
 
 #[test]
 fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
-    let choosy = Choosy::start(&["--learn-routes"])?;
-    on(&choosy.fleet.lab.clients[0], || async {
+    let site = Site::start(&["--learn-routes"])?;
+    on(&site.fleet.lab.clients[0], || async {
         for vip in vips() {
             let to = at(vip, 81);
             let mut tries = JoinSet::new();
             for _ in 0..20 {
-                tries.spawn(async move { Connection::open(to).await?.ask().await });
+                tries.spawn(async move { Connection::open(to).await?.request().await });
             }
             while let Some(answered) = tries.join_next().await {
                 ensure!(answered?? == "m1", "the highest priority wins");
             }
             let mut held = Connection::open(to).await?;
-            ensure!(held.ask().await? == "m1");
-            ensure!(choosy.asked(&format!("{to}/tcp")) == [1, 1], "{:?}", choosy.asked(&format!("{to}/tcp")));
+            ensure!(held.request().await? == "m1");
+            ensure!(site.upcalls(&format!("{to}/tcp")) == [1, 1], "{:?}", site.upcalls(&format!("{to}/tcp")));
 
-            choosy.say(0, "9")?;
+            site.set_priority(0, "9")?;
             moved_to("m0", to).await?;
-            ensure!(held.ask().await? == "m1", "open connections stay");
-            choosy.say(0, "5")?;
+            ensure!(held.request().await? == "m1", "open connections stay");
+            site.set_priority(0, "5")?;
         }
-        ensure!(choosy.learned()? >= 2, "{}", choosy.fleet.nlb(&["routes"])?);
+        ensure!(site.learned()? >= 2, "{}", site.fleet.nlb(&["routes"])?);
         // A connection to another port, to be refused: nobody can handle it.
-        fs::remove_file(choosy.file(0))?;
-        fs::remove_file(choosy.file(1))?;
+        fs::remove_file(site.file(0))?;
+        fs::remove_file(site.file(1))?;
         for vip in vips() {
             let to = at(vip, 82);
             refused(to).await?;
             refused(to).await?;
-            ensure!(choosy.asked(&format!("{to}/tcp")) == [1, 1], "{:?}", choosy.asked(&format!("{to}/tcp")));
+            ensure!(site.upcalls(&format!("{to}/tcp")) == [1, 1], "{:?}", site.upcalls(&format!("{to}/tcp")));
             // What was learned goes when nobody can handle it any more, and the port is as it was.
             refused(at(vip, 81)).await?;
         }
         let since = Instant::now();
-        while choosy.learned()? > 0 {
-            ensure!(since.elapsed() < PATIENCE, "{}", choosy.fleet.nlb(&["routes"])?);
+        while site.learned()? > 0 {
+            ensure!(since.elapsed() < MAX_WAIT, "{}", site.fleet.nlb(&["routes"])?);
         }
         Ok(())
     })
@@ -130,8 +130,8 @@ fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
 
 #[test]
 fn datagrams_reach_the_learned_route() -> Result<()> {
-    let choosy = Choosy::start(&["--learn-routes"])?;
-    on(&choosy.fleet.lab.clients[0], || async {
+    let site = Site::start(&["--learn-routes"])?;
+    on(&site.fleet.lab.clients[0], || async {
         for vip in vips() {
             let to = at(vip, 5353);
             let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
@@ -142,12 +142,12 @@ fn datagrams_reach_the_learned_route() -> Result<()> {
                 let mut answer = [0; 64];
                 let answer = tokio::time::timeout(Duration::from_millis(200), socket.recv(&mut answer));
                 if answer.await.is_ok() {
-                    break ask_udp(&socket).await?;
+                    break request_udp(&socket).await?;
                 }
-                ensure!(since.elapsed() < PATIENCE, "no answer from {to}");
+                ensure!(since.elapsed() < MAX_WAIT, "no answer from {to}");
             };
             ensure!(answered == "m1", "{answered}");
-            ensure!(choosy.asked(&format!("{to}/udp")) == [1, 1]);
+            ensure!(site.upcalls(&format!("{to}/udp")) == [1, 1]);
         }
         Ok(())
     })
@@ -155,19 +155,19 @@ fn datagrams_reach_the_learned_route() -> Result<()> {
 
 #[test]
 fn closed_ports_are_refused_while_the_daemon_is_stopped() -> Result<()> {
-    let choosy = Choosy::start(&["--learn-routes"])?;
-    on(&choosy.fleet.lab.clients[0], || async {
-        choosy.fleet.nlb.signal(Signal::SIGSTOP)?;
+    let site = Site::start(&["--learn-routes"])?;
+    on(&site.fleet.lab.clients[0], || async {
+        site.fleet.nlb.signal(Signal::SIGSTOP)?;
         for vip in vips() {
             // Once the question has been open for long enough.
             refused(at(vip, 81)).await?;
-            Connection::open(vip).await?.ask().await?;
+            Connection::open(vip).await?.request().await?;
         }
-        choosy.fleet.nlb.signal(Signal::SIGCONT)?;
+        site.fleet.nlb.signal(Signal::SIGCONT)?;
         for vip in vips() {
             let since = Instant::now();
             while Connection::open(at(vip, 81)).await.is_err() {
-                ensure!(since.elapsed() < PATIENCE, "the question was not answered afterwards");
+                ensure!(since.elapsed() < MAX_WAIT, "the question was not answered afterwards");
             }
         }
         Ok(())
@@ -176,17 +176,17 @@ fn closed_ports_are_refused_while_the_daemon_is_stopped() -> Result<()> {
 
 #[test]
 fn modules_get_no_upcalls_without_learn_routes() -> Result<()> {
-    let choosy = Choosy::start(&[])?;
-    on(&choosy.fleet.lab.clients[0], || async {
+    let site = Site::start(&[])?;
+    on(&site.fleet.lab.clients[0], || async {
         for vip in vips() {
             let to = at(vip, 81);
             let error =
                 Connection::open(to).await.err().context("a connection to a port without a service")?;
             let error = error.downcast_ref::<io::Error>().map(io::Error::kind);
             ensure!(error == Some(io::ErrorKind::ConnectionRefused), "{error:?}");
-            ensure!(choosy.asked(&format!("{to}/tcp")) == [0, 0]);
+            ensure!(site.upcalls(&format!("{to}/tcp")) == [0, 0]);
         }
-        ensure!(choosy.learned()? == 0);
+        ensure!(site.learned()? == 0);
         Ok(())
     })
 }

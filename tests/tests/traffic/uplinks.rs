@@ -62,7 +62,7 @@ impl Far {
         let before = (self.arrived(interface)?, self.arrived(other)?);
         for n in 0..REQUESTS {
             connection
-                .ask()
+                .request()
                 .await
                 .with_context(|| format!("request {n} of those answered by {interface}"))?;
         }

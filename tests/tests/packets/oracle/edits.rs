@@ -14,11 +14,11 @@ use nlb::model::L4;
 use super::headers::{Ip, Segment, Tcp};
 use crate::packet::Mac;
 
-/// What a sender is told by ICMP.
+/// The ICMP errors that a sender gets.
 #[derive(Clone, Copy, Debug)]
-pub enum Told {
+pub enum IcmpError {
     PortUnreachable,
-    /// Longer than so many bytes.
+    /// With the MTU.
     TooBig(u16),
 }
 
@@ -247,14 +247,14 @@ pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
 
 /// Whether `out` tells the sender of `frame` this (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 and
 /// 3.2).
-pub fn tells(frame: &[u8], ip: &Ip, told: Told, out: &[u8]) -> bool {
+pub fn is_icmp_error(frame: &[u8], ip: &Ip, error: IcmpError, out: &[u8]) -> bool {
     let Ok(answer) = super::headers::ip(out) else { return false };
     let icmp = &out[answer.next..answer.end];
-    let (protocol, kind, rest) = match (told, ip.v6) {
-        (Told::PortUnreachable, false) => (1, [3, 3], 0),
-        (Told::PortUnreachable, true) => (58, [1, 4], 0),
-        (Told::TooBig(mtu), false) => (1, [3, 4], mtu),
-        (Told::TooBig(mtu), true) => (58, [2, 0], mtu),
+    let (protocol, kind, rest) = match (error, ip.v6) {
+        (IcmpError::PortUnreachable, false) => (1, [3, 3], 0),
+        (IcmpError::PortUnreachable, true) => (58, [1, 4], 0),
+        (IcmpError::TooBig(mtu), false) => (1, [3, 4], mtu),
+        (IcmpError::TooBig(mtu), true) => (58, [2, 0], mtu),
     };
     let rest = u32::from(rest).to_be_bytes();
     if icmp.len() < 8 + 8 || answer.protocol != protocol || icmp[..2] != kind || icmp[4..8] != rest {

@@ -14,10 +14,10 @@ use crate::rig::{BACKEND_MAC, CLIENT_MAC, OUR_BACK_MAC, OUR_MAC, families};
 pub fn fleet(random: &mut Random) -> Vec<Change> {
     let mut fleet = Vec::new();
     for number in 1..=random.below(4) as u8 + 1 {
-        fleet.push(Change::Way(number, true));
+        fleet.push(Change::NextHop(number, true));
         fleet.push(any_module(random, number));
         if random.once_in(2) {
-            fleet.push(Change::Named(number, Some(quic::any_config(random))));
+            fleet.push(Change::ServerId(number, Some(quic::any_config(random))));
         }
     }
     fleet
@@ -35,10 +35,10 @@ pub fn change(random: &mut Random) -> Change {
         1 => any_module(random, number),
         2 | 3 => Change::Health(number, random.pick(&HEALTHS).1),
         4 => Change::Weight(number, random.pick(&[0, 1, 100])),
-        5 => Change::Way(number, random.once_in(2)),
+        5 => Change::NextHop(number, random.once_in(2)),
         6 => Change::Reject(random.once_in(2)),
-        7 if random.once_in(3) => Change::Named(number, None),
-        7 => Change::Named(number, Some(quic::any_config(random))),
+        7 if random.once_in(3) => Change::ServerId(number, None),
+        7 => Change::ServerId(number, Some(quic::any_config(random))),
         _ => Change::DropClosed(random.once_in(2)),
     }
 }
@@ -121,8 +121,8 @@ fn answer(random: &mut Random, model: &Model) -> Packet {
     let (l4, payload) = (transport(random, key.udp), vec![0xa5; random.below(40)]);
     family_of(key.client).syn().with(|p| {
         (p.dst_mac, p.src_mac) = (OUR_BACK_MAC, BACKEND_MAC);
-        (p.src, p.dst, p.l4, p.payload) = (flow.backend.addr, flow.shown.0, l4, payload);
-        (p.sport, p.dport) = (data_port(&flow.backend, key.port), flow.shown.1);
+        (p.src, p.dst, p.l4, p.payload) = (flow.backend.addr, flow.nat_source.0, l4, payload);
+        (p.sport, p.dport) = (data_port(&flow.backend, key.port), flow.nat_source.1);
     })
 }
 

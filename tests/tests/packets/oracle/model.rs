@@ -13,7 +13,7 @@ use nlb::compile::{FlowTuple, MapImage};
 use nlb::model::next_hop::Hops;
 use nlb::model::{Backend, Desired, Destination, ForwardMode, Health, L4, Module, Snat};
 
-use super::edits::{self, Frame, Told};
+use super::edits::{self, Frame, IcmpError};
 use super::fragments::{Followed, Fragments};
 use super::headers::{self, Exits, Fragment, Ip, Segment, Tcp};
 use super::quic;
@@ -34,7 +34,7 @@ pub enum Expected {
     Untouched(Exits),
     Sent(&'static str, Frame),
     /// An ICMP error to its sender or, at times, nothing, since their rate is limited.
-    Told(Ip, Told),
+    IcmpError(Ip, IcmpError),
 }
 
 /// How much a backend's counters have to grow.
@@ -61,9 +61,9 @@ pub struct FlowKey {
 pub struct Flow {
     pub backend: Backend,
     /// What the backend sees: an address, ours or the client's, and a port.
-    pub shown: (IpAddr, u16),
+    pub nat_source: (IpAddr, u16),
     /// It is ours.
-    hidden: bool,
+    snat: bool,
     client_fin: bool,
     backend_fin: bool,
     reset: bool,
@@ -176,7 +176,7 @@ impl Model {
             }
         };
         if !world.hops.contains_key(&backend.addr) {
-            return Ok(Err(waits(frame)));
+            return Ok(Err(punted(frame)));
         }
         if frame[6..12] == OUR_BACK_MAC {
             return Ok(Err(&["drop loop"]));
@@ -195,7 +195,7 @@ impl Model {
         growth.packets += 1;
         growth.bytes += (ip.end - ip.l3) as u64;
         let (src, dst) = match backend.mode {
-            ForwardMode::Nat => (flow.shown.0, backend.addr),
+            ForwardMode::Nat => (flow.nat_source.0, backend.addr),
             ForwardMode::DsrL2 | ForwardMode::DsrIpip | ForwardMode::Gue => (ip.src, ip.dst),
         };
         let followed = Followed { backend, src, dst, tuple: Some(tuple) };
@@ -205,10 +205,10 @@ impl Model {
 
     /// A flow that is not on record yet.
     fn open(&self, key: &FlowKey, backend: &Backend, out: &[u8], segment: &Segment) -> Result<Flow, String> {
-        let flow = |shown, hidden| Flow {
+        let flow = |nat_source, snat| Flow {
             backend: backend.clone(),
-            shown,
-            hidden,
+            nat_source,
+            snat,
             client_fin: false,
             backend_fin: false,
             reset: false,
@@ -219,36 +219,36 @@ impl Model {
         let on_link = IpNet::new(backend.addr, if backend.addr.is_ipv4() { 24 } else { 64 })
             .expect("a length of the family's")
             .contains(&key.client);
-        let hidden = match backend.snat {
+        let snat = match backend.snat {
             Snat::Always => true,
             Snat::OnLink => on_link,
             Snat::Never => false,
         } || key.client == backend.addr;
-        let addr = if hidden { family_of(backend.addr).source } else { key.client };
+        let addr = if snat { family_of(backend.addr).source } else { key.client };
         let port_at = segment.at..segment.at + 2;
         let port = out.get(port_at).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
         // The flow's own former port may or may not be given again: whether that life of it is over is not
         // said.
-        let shown_by_others = |port: u16| {
+        let used_by_others = |port: u16| {
             self.flows.iter().any(|(other, flow)| {
                 other != key
                     && other.udp == key.udp
-                    && flow.shown == (addr, port)
+                    && flow.nat_source == (addr, port)
                     && flow.backend.addr == backend.addr
                     && data_port(&flow.backend, other.port) == data_port(backend, key.port)
             })
         };
-        let may_keep = !hidden && !shown_by_others(key.client_port);
+        let may_keep = !snat && !used_by_others(key.client_port);
         let reopened = self.flows.contains_key(key);
         let right = if may_keep && !reopened {
             port == key.client_port
         } else {
-            may_keep && port == key.client_port || (1024..=32_767).contains(&port) && !shown_by_others(port)
+            may_keep && port == key.client_port || (1024..=32_767).contains(&port) && !used_by_others(port)
         };
         if !right {
             return Err(format!("{addr} port {port} towards {} is not one to give this flow", backend.addr));
         }
-        Ok(flow((addr, port), hidden))
+        Ok(flow((addr, port), snat))
     }
 
     fn backend_packet(&mut self, world: &World, frame: &[u8], ip: &Ip) -> Decision {
@@ -263,8 +263,8 @@ impl Model {
                 flow.backend.mode == ForwardMode::Nat
                     && key.udp == (segment.l4 == L4::Udp)
                     && (flow.backend.addr, data_port(&flow.backend, key.port)) == (ip.src, segment.sport)
-                    && flow.shown == (ip.dst, segment.dport)
-                    && flow.hidden == to_us
+                    && flow.nat_source == (ip.dst, segment.dport)
+                    && flow.snat == to_us
             })
             .ok_or(NO_FLOW)?;
         if ip.ttl <= 1 {
@@ -312,7 +312,7 @@ impl Model {
         };
         let backend = &followed.backend;
         if !world.hops.contains_key(&backend.addr) {
-            return Err(waits(frame));
+            return Err(punted(frame));
         }
         if frame[6..12] == OUR_BACK_MAC {
             return Err(&["drop loop"]);
@@ -380,7 +380,7 @@ fn forwarded(
     let backend = &flow.backend;
     sent_on(world, frame, ip, backend, tuple, || {
         let to = (backend.addr, data_port(backend, tuple.port));
-        edits::translated(frame, ip, segment, flow.shown, to)
+        edits::translated(frame, ip, segment, flow.nat_source, to)
     })
 }
 
@@ -430,7 +430,7 @@ fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
     } else if let Some(stopped) = too_long(frame, ip, CLIENT_MTU) {
         Some(stopped)
     } else if !known {
-        Some(Err(waits(frame)))
+        Some(Err(punted(frame)))
     } else if frame[6..12] == OUR_MAC {
         Some(Err(&["drop loop"]))
     } else {
@@ -455,7 +455,7 @@ fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
     }
     Some(match ip.may_be_fragmented || !may_be_answered(frame, ip) {
         true => Err(&["drop too_big"]),
-        false => Ok(Expected::Told(ip.clone(), Told::TooBig(mtu))),
+        false => Ok(Expected::IcmpError(ip.clone(), IcmpError::TooBig(mtu))),
     })
 }
 
@@ -464,7 +464,7 @@ fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decis
     const DROPPED: Exits = &["drop no_backend"];
     match &segment.tcp {
         _ if !desired.reject || !may_be_answered(frame, ip) => Err(DROPPED),
-        None => Ok(Expected::Told(ip.clone(), Told::PortUnreachable)),
+        None => Ok(Expected::IcmpError(ip.clone(), IcmpError::PortUnreachable)),
         Some(tcp) if tcp.rst => Err(DROPPED),
         Some(tcp) => Ok(Expected::Sent("send reject", edits::reset(frame, ip, segment, tcp))),
     }
@@ -492,7 +492,7 @@ pub fn is_neighbour(addr: IpAddr) -> bool {
 const CLIENT_MTU: u16 = 1500;
 
 /// The longest frame that can wait for a next hop.
-fn waits(frame: &[u8]) -> Exits {
+fn punted(frame: &[u8]) -> Exits {
     if frame.len() > 2048 { &["drop park_full"] } else { &["park next_hop"] }
 }
 

@@ -8,13 +8,13 @@ use super::step::parse;
 const SEQUENCES: &[(&str, &str)] = &[
     (
         "the first fragment of a UDP datagram has the length of the whole, and is not broken",
-        "way 4 on
+        "next-hop 4 on
          module 4 nat-on-link
          frame 0200000000010200000000c108004500001d4242200040114c620a000002c000020a9c420035002900004f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4feeee # UDP 10.0.0.2 port 40002 to 192.0.2.10 port 53, fragment",
     ),
     (
         "our own packet that comes back puts no flow on record",
-        "way 2 on
+        "next-hop 2 on
          module 2 nat
          frame 0200000000010200000000020800450000294242400040060c48c633ffffc000020a9c420050f0bce63e000000005002fa001e0d000038 # TCP flags 0x02 198.51.255.255 port 40002 to 192.0.2.10 port 80",
     ),

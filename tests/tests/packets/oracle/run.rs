@@ -10,7 +10,7 @@ use nlb::model::Backend;
 use nlb_common::hash;
 use nlb_common::net::Be16;
 
-use super::edits::Told;
+use super::edits::IcmpError;
 use super::model::{Expected, Growth, IPIP_SOURCES, Model, World};
 use super::step::{Change, Step};
 use super::{edits, tc_ingress};
@@ -32,7 +32,7 @@ pub struct Oracle {
     moved: u64,
     hook: Hook,
     /// The rest of the sequence is not judged.
-    lost_track: bool,
+    unknown_state: bool,
 }
 
 /// Where the program meets packets.
@@ -64,7 +64,7 @@ impl Oracle {
             met: BTreeMap::new(),
             moved: 0,
             hook,
-            lost_track: false,
+            unknown_state: false,
         })
     }
 
@@ -78,7 +78,7 @@ impl Oracle {
 
     /// Begins a sequence: no flows, and these changes made to an empty fleet.
     pub fn start(&mut self, fleet: &[Step]) -> Result<()> {
-        self.lost_track = false;
+        self.unknown_state = false;
         self.rig.forget_flows();
         self.rig.forget_fragments()?;
         self.moved += self.model.moved;
@@ -113,7 +113,7 @@ impl Oracle {
                 self.tables_changed()?;
                 Ok(None)
             }
-            Step::Frame(..) if self.lost_track => Ok(None),
+            Step::Frame(..) if self.unknown_state => Ok(None),
             Step::Frame(frame, _) if self.hook == Hook::TcIngress && !tc_ingress::takes(frame) => Ok(None),
             Step::Frame(frame, _) => self.frame(frame),
         }
@@ -149,7 +149,7 @@ impl Oracle {
     }
 
     /// Fails if sequences were so tame that some exit was never taken.
-    pub fn met_everything(&self) -> Result<()> {
+    pub fn check_all_exits(&self) -> Result<()> {
         self.met(&[
             "pass not_ip",
             "pass group",
@@ -192,7 +192,7 @@ impl Oracle {
         let world = world(&self.rig);
         let expected = match self.model.packet(&world, frame, &outcome.frame) {
             Ok(expected) => expected,
-            Err(complaint) => return Ok(Some(format!("{complaint}; it did\n{}", told(&outcome)))),
+            Err(complaint) => return Ok(Some(format!("{complaint}; it did\n{}", describe(&outcome)))),
         };
         let after = counts(&self.rig)?;
         let grown: BTreeMap<Backend, Growth> = after
@@ -205,10 +205,10 @@ impl Oracle {
             *self.met.entry(exit.clone()).or_default() += 1;
         }
         self.model.grown.retain(|_, growth| *growth != Growth::default());
-        let kept: Vec<&[u8]> =
+        let expected_punts: Vec<&[u8]> =
             if outcome.counted.contains_key("park next_hop") { vec![frame] } else { Vec::new() };
         if self.hook == Hook::TcIngress && tc_ingress::leaves_the_way_to_the_stack(&expected, &outcome) {
-            self.lost_track = true;
+            self.unknown_state = true;
             return Ok(None);
         }
         let right = match self.hook {
@@ -216,7 +216,7 @@ impl Oracle {
             Hook::TcIngress => tc_ingress::comes_out(&expected, frame, &outcome),
         };
         if !right {
-            return Ok(Some(format!("the model says\n{expected:?}\nit did\n{}", told(&outcome))));
+            return Ok(Some(format!("the model says\n{expected:?}\nit did\n{}", describe(&outcome))));
         }
         if grown != self.model.grown {
             let wanted = &self.model.grown;
@@ -224,11 +224,11 @@ impl Oracle {
                 "backends' counters should grow by\n{wanted:?}\nthey grew by\n{grown:?}"
             )));
         }
-        if punted != kept {
+        if punted != expected_punts {
             return Ok(Some(format!(
                 "{} frames wait for a next hop, instead of {}",
                 punted.len(),
-                kept.len()
+                expected_punts.len()
             )));
         }
         Ok(None)
@@ -293,19 +293,19 @@ fn comes_out(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
             let action = if *name == "send reject" { XDP_TX } else { XDP_REDIRECT };
             exit == name && outcome.action == action && bytes.is(&outcome.frame)
         }
-        Expected::Told(ip, told) => {
-            let (answered, silent) = match told {
-                Told::PortUnreachable => ("send reject", "drop no_backend"),
-                Told::TooBig(_) => ("send too_big", "drop too_big"),
+        Expected::IcmpError(ip, error) => {
+            let (answered, silent) = match error {
+                IcmpError::PortUnreachable => ("send reject", "drop no_backend"),
+                IcmpError::TooBig(_) => ("send too_big", "drop too_big"),
             };
             exit == silent && outcome.action == XDP_DROP && untouched
                 || exit == answered
                     && outcome.action == XDP_TX
-                    && edits::tells(frame, ip, *told, &outcome.frame)
+                    && edits::is_icmp_error(frame, ip, *error, &outcome.frame)
         }
     }
 }
 
-fn told(outcome: &Outcome) -> String {
+fn describe(outcome: &Outcome) -> String {
     format!("{:?}, action {}\n{}", outcome.counted, outcome.action, edits::hex(&outcome.frame))
 }

@@ -26,9 +26,9 @@ pub enum Change {
     Health(u8, Health),
     Weight(u8, u32),
     /// Connection ids of this configuration name it, or none do.
-    Named(u8, Option<u8>),
+    ServerId(u8, Option<u8>),
     /// Whether the way to it is known.
-    Way(u8, bool),
+    NextHop(u8, bool),
     Reject(bool),
     DropClosed(bool),
 }
@@ -63,10 +63,10 @@ impl Change {
             }
             Change::Health(number, health) => change_module(rig, *number, |module| module.health = *health),
             Change::Weight(number, weight) => change_module(rig, *number, |module| module.weight = *weight),
-            Change::Named(number, config) => change_module(rig, *number, |module| {
+            Change::ServerId(number, config) => change_module(rig, *number, |module| {
                 module.quic = config.and_then(|config| quic::server(*number, config));
             }),
-            Change::Way(number, known) => {
+            Change::NextHop(number, known) => {
                 let data = rig::module(ForwardMode::Nat, number + 1).data;
                 let addresses = [data.v4.map(Into::into), data.v6.map(Into::into)];
                 for (addr, family) in addresses.into_iter().flatten().zip(families()) {
@@ -125,9 +125,9 @@ impl fmt::Display for Step {
                 write!(f, "health {number} {}", health.0)
             }
             Step::Change(Change::Weight(number, weight)) => write!(f, "weight {number} {weight}"),
-            Step::Change(Change::Named(number, Some(config))) => write!(f, "named {number} {config}"),
-            Step::Change(Change::Named(number, None)) => write!(f, "named {number} off"),
-            Step::Change(Change::Way(number, known)) => write!(f, "way {number} {}", on(known)),
+            Step::Change(Change::ServerId(number, Some(config))) => write!(f, "server-id {number} {config}"),
+            Step::Change(Change::ServerId(number, None)) => write!(f, "server-id {number} off"),
+            Step::Change(Change::NextHop(number, known)) => write!(f, "next-hop {number} {}", on(known)),
             Step::Change(Change::Reject(value)) => write!(f, "reject {}", on(value)),
             Step::Change(Change::DropClosed(value)) => write!(f, "drop-closed {}", on(value)),
         }
@@ -160,9 +160,9 @@ fn step(line: &str) -> Result<Step> {
             Change::Health(number.parse()?, found.1)
         }
         ["weight", number, weight] => Change::Weight(number.parse()?, weight.parse()?),
-        ["named", number, "off"] => Change::Named(number.parse()?, None),
-        ["named", number, config] => Change::Named(number.parse()?, Some(config.parse()?)),
-        ["way", number, known] => Change::Way(number.parse()?, on(known)?),
+        ["server-id", number, "off"] => Change::ServerId(number.parse()?, None),
+        ["server-id", number, config] => Change::ServerId(number.parse()?, Some(config.parse()?)),
+        ["next-hop", number, known] => Change::NextHop(number.parse()?, on(known)?),
         ["reject", word] => Change::Reject(on(word)?),
         ["drop-closed", word] => Change::DropClosed(on(word)?),
         _ => bail!("no such step"),

@@ -40,7 +40,7 @@ pub fn comes_out(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
         Expected::Untouched(exits) if passed => exits.iter().any(|exit| BROKEN.contains(exit)),
         Expected::Untouched(exits) if exits.contains(&"park next_hop") => dropped("drop park_full"),
         Expected::Untouched(exits) => exits.iter().any(|exit| dropped(exit)),
-        Expected::Sent("send reject", _) | Expected::Told(..) => dropped("drop no_backend"),
+        Expected::Sent("send reject", _) | Expected::IcmpError(..) => dropped("drop no_backend"),
         Expected::Sent(..) if dropped("drop headroom") => true,
         Expected::Sent(exit, bytes) => {
             outcome.action == TC_ACT_REDIRECT && exits == [(*exit, 1)] && bytes.is(&outcome.frame)

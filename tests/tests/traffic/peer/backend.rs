@@ -19,7 +19,7 @@ pub const BULK: usize = 1 << 20;
 pub struct Visit {
     pub backend: &'static str,
     pub peer: SocketAddr,
-    pub told: String,
+    pub events: String,
 }
 
 /// Serves TCP and UDP until it is dropped.
@@ -54,43 +54,43 @@ async fn connections(listener: tokio::net::TcpListener, name: &'static str, visi
     while let Ok((stream, peer)) = listener.accept().await {
         let visits = visits.clone();
         tokio::spawn(async move {
-            let mut told = String::new();
-            if let Err(error) = converse(stream, name, &mut told).await {
-                told += &format!("; {}", reason(&error));
+            let mut events = String::new();
+            if let Err(error) = converse(stream, name, &mut events).await {
+                events += &format!("; {}", reason(&error));
             }
             // Nobody listens any more when a test has ended early.
-            let _ = visits.send(Visit { backend: name, peer, told });
+            let _ = visits.send(Visit { backend: name, peer, events });
         });
     }
 }
 
 /// Does what each line asks for, to the end of the connection.
-async fn converse(stream: TcpStream, name: &str, told: &mut String) -> io::Result<()> {
+async fn converse(stream: TcpStream, name: &str, events: &mut String) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
-        if !told.is_empty() {
-            *told += ", ";
+        if !events.is_empty() {
+            *events += ", ";
         }
-        *told += line.trim_end();
+        *events += line.trim_end();
         match line.trim_end() {
             "count" => {
                 let sent = count(&mut stream).await?;
-                *told += &format!(" ({sent})");
+                *events += &format!(" ({sent})");
                 stream.write_all(format!("{name} got {sent}\n").as_bytes()).await?;
                 return Ok(());
             }
             "send" => {
                 stream.write_all(&pattern(BULK)).await?;
                 stream.shutdown().await?;
-                *told += &format!(" (and got {} after it had closed)", count(&mut stream).await?);
+                *events += &format!(" (and got {} after it had closed)", count(&mut stream).await?);
             }
             "reset" => return stream.into_inner().set_zero_linger(),
             _ => stream.write_all(format!("{name}\n").as_bytes()).await?,
         }
         line.clear();
     }
-    *told += "; end";
+    *events += "; end";
     Ok(())
 }
 
@@ -101,7 +101,7 @@ async fn datagrams(socket: tokio::net::UdpSocket, name: &'static str, visits: Un
         let Ok((len, peer)) = socket.recv_from(&mut question).await else { continue };
         let sent = described(&question[..len]);
         if socket.send_to(format!("{name} got {sent}").as_bytes(), peer).await.is_ok() {
-            let _ = visits.send(Visit { backend: name, peer, told: sent });
+            let _ = visits.send(Visit { backend: name, peer, events: sent });
         }
     }
 }

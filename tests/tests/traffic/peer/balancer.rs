@@ -17,7 +17,7 @@ use crate::clients::on;
 use crate::fleet::{self, Mode, PORT, vips};
 
 /// A port of the VIPs that leads to where no backend listens.
-pub const DEAF_PORT: u16 = 81;
+pub const UNSERVED_PORT: u16 = 81;
 
 /// The daemon's default.
 const GUE_PORT: &str = "6080";
@@ -75,7 +75,7 @@ impl Site {
         match &self.balancer {
             Balancer::Ipvs => self.each_destination("-a", n, &["-w", "100"]),
             Balancer::Nlb { registrations, .. } => {
-                let ports = [PORT, DEAF_PORT].map(|port| (port, self.behind(port)));
+                let ports = [PORT, UNSERVED_PORT].map(|port| (port, self.behind(port)));
                 // IPVS shows clients' addresses to its backends, whose default route leads back to it.
                 let shown: &[_] = if self.mode == Mode::Nat { &[("reply_path", "nlb")] } else { &[] };
                 let id = fleet::register(&self.lab, n, BACKENDS[n], self.mode, &ports, shown)?;
@@ -89,7 +89,7 @@ impl Site {
         let weight = weight.to_string();
         match &self.balancer {
             Balancer::Ipvs => self.each_destination("-e", n, &["-w", &weight]),
-            Balancer::Nlb { .. } => programs::ask(&self.lab, &["weight", BACKENDS[n], &weight]).map(drop),
+            Balancer::Nlb { .. } => programs::cli(&self.lab, &["weight", BACKENDS[n], &weight]).map(drop),
         }
     }
 
@@ -133,7 +133,7 @@ impl Site {
 
     fn each_service(&self, act: impl Fn((&str, SocketAddr)) -> Result<()>) -> Result<()> {
         for vip in vips() {
-            for port in [PORT, DEAF_PORT] {
+            for port in [PORT, UNSERVED_PORT] {
                 for protocol in ["-t", "-u"] {
                     act((protocol, SocketAddr::new(vip.ip(), port)))?;
                 }
@@ -174,7 +174,7 @@ fn lab(mode: Mode) -> Result<Lab> {
     }
     if mode != Mode::Nat {
         for module in &lab.modules {
-            vips().iter().try_for_each(|vip| module.hold_quietly(vip.ip()))?;
+            vips().iter().try_for_each(|vip| module.add_vip_without_arp(vip.ip()))?;
         }
     }
     Ok(lab)

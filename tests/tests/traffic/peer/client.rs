@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::backend::{BULK, count, pattern, reason};
 
 /// Longer than an emulated machine takes for anything; only silence takes that long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const MAX_WAIT: Duration = Duration::from_secs(20);
 
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -21,18 +21,18 @@ impl Connection {
     pub async fn open(from: SocketAddr, to: SocketAddr) -> io::Result<Connection> {
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.bind(from)?;
-        Ok(Connection { stream: BufReader::new(patiently(socket.connect(to)).await?) })
+        Ok(Connection { stream: BufReader::new(with_timeout(socket.connect(to)).await?) })
     }
 
     /// Says a line, and returns what is said in answer.
-    pub async fn say(&mut self, line: &str) -> io::Result<String> {
+    pub async fn request(&mut self, line: &str) -> io::Result<String> {
         self.stream.write_all(format!("{line}\n").as_bytes()).await?;
-        self.listen().await
+        self.read_line().await
     }
 
-    async fn listen(&mut self) -> io::Result<String> {
+    async fn read_line(&mut self) -> io::Result<String> {
         let mut answer = String::new();
-        match patiently(self.stream.read_line(&mut answer)).await? {
+        match with_timeout(self.stream.read_line(&mut answer)).await? {
             0 => Ok("the end".to_owned()),
             _ => Ok(answer.trim_end().to_owned()),
         }
@@ -45,36 +45,36 @@ impl Connection {
 }
 
 /// Two questions on a connection.
-pub async fn asks(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
+pub async fn two_requests(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
-    Ok(format!("{}, {}", connection.say("who").await?, connection.say("who").await?))
+    Ok(format!("{}, {}", connection.request("who").await?, connection.request("who").await?))
 }
 
 /// Says so much, ends its half of the connection, and is answered.
 pub async fn uploads(from: SocketAddr, to: SocketAddr, len: usize) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
     let data = [b"count\n", &pattern(len)[..]].concat();
-    patiently(connection.stream.write_all(&data)).await?;
+    with_timeout(connection.stream.write_all(&data)).await?;
     connection.stream.shutdown().await?;
-    connection.listen().await
+    connection.read_line().await
 }
 
 /// Hears the backend's half of the connection to its end, and goes on talking.
 pub async fn downloads(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
     connection.stream.write_all(b"send\n").await?;
-    let came = patiently(count(&mut connection.stream)).await?;
-    patiently(connection.stream.write_all(&pattern(BULK / 4))).await?;
+    let came = with_timeout(count(&mut connection.stream)).await?;
+    with_timeout(connection.stream.write_all(&pattern(BULK / 4))).await?;
     Ok(came)
 }
 
 pub async fn is_reset(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
-    Connection::open(from, to).await?.say("reset").await
+    Connection::open(from, to).await?.request("reset").await
 }
 
 pub async fn resets(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
-    let name = connection.say("who").await?;
+    let name = connection.request("who").await?;
     connection.reset()?;
     Ok(name)
 }
@@ -89,18 +89,18 @@ pub async fn socket(from: SocketAddr, to: SocketAddr) -> io::Result<UdpSocket> {
 pub async fn exchange(socket: &UdpSocket, len: usize) -> io::Result<String> {
     socket.send(&pattern(len)).await?;
     let mut answer = [0; 256];
-    let len = patiently(socket.recv(&mut answer)).await?;
+    let len = with_timeout(socket.recv(&mut answer)).await?;
     Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
 }
 
-pub fn told(outcome: io::Result<String>) -> String {
+pub fn describe(outcome: io::Result<String>) -> String {
     match outcome {
         Err(error) if error.kind() == ErrorKind::TimedOut => "silence".to_owned(),
         Err(error) => reason(&error),
-        Ok(told) => told,
+        Ok(line) => line,
     }
 }
 
-async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+async fn with_timeout<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(MAX_WAIT, work).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }

@@ -11,9 +11,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::backend::{BULK, Backend, Visit};
-use super::balancer::{BACKENDS, DEAF_PORT, Site};
+use super::balancer::{BACKENDS, Site, UNSERVED_PORT};
 use super::client::{
-    Connection, PATIENCE, asks, downloads, exchange, is_reset, resets, socket, told, uploads,
+    Connection, MAX_WAIT, describe, downloads, exchange, is_reset, resets, socket, two_requests, uploads,
 };
 use crate::clients::on;
 use crate::fleet::vips;
@@ -72,32 +72,33 @@ impl Script<'_> {
             let from = self.next_port(vip);
             let outcome = exchange(&socket(from, vip).await?, len).await;
             match outcome {
-                Ok(_) => self.visit(from, what, outcome).await?,
-                Err(_) => self.note(vip, what, told(outcome)),
+                Ok(_) => self.record_visit(from, what, outcome).await?,
+                Err(_) => self.record(vip, what, describe(outcome)),
             }
         }
 
         let from = self.next_port(vip);
-        self.visit(from, "two questions", asks(from, vip).await).await?;
+        self.record_visit(from, "two questions", two_requests(from, vip).await).await?;
         let from = self.next_port(vip);
-        self.visit(from, "an upload that is small", uploads(from, vip, SHORT).await).await?;
+        self.record_visit(from, "an upload that is small", uploads(from, vip, SHORT).await).await?;
         let from = self.next_port(vip);
-        self.visit(from, "an upload that is large", uploads(from, vip, BULK).await).await?;
+        self.record_visit(from, "an upload that is large", uploads(from, vip, BULK).await).await?;
         let from = self.next_port(vip);
-        self.visit(from, "a large download, and an upload after its end", downloads(from, vip).await).await?;
+        self.record_visit(from, "a large download, and an upload after its end", downloads(from, vip).await)
+            .await?;
         let from = self.next_port(vip);
-        self.visit(from, "a connection that the backend resets", is_reset(from, vip).await).await?;
+        self.record_visit(from, "a connection that the backend resets", is_reset(from, vip).await).await?;
         let from = self.next_port(vip);
-        self.visit(from, "a connection that the client resets", resets(from, vip).await).await?;
+        self.record_visit(from, "a connection that the client resets", resets(from, vip).await).await?;
 
         for (what, port) in [
-            ("to a port that no backend listens on", DEAF_PORT),
+            ("to a port that no backend listens on", UNSERVED_PORT),
             ("to a port without a service", CLOSED_PORT),
         ] {
             let (to, from) = (SocketAddr::new(vip.ip(), port), self.next_port(vip));
-            self.note(vip, &format!("a connection {what}"), told(asks(from, to).await));
+            self.record(vip, &format!("a connection {what}"), describe(two_requests(from, to).await));
             let datagram = exchange(&socket(from, to).await?, SHORT).await;
-            self.note(vip, &format!("a datagram {what}"), told(datagram));
+            self.record(vip, &format!("a datagram {what}"), describe(datagram));
         }
         Ok(())
     }
@@ -109,57 +110,66 @@ impl Script<'_> {
             let socket = socket(self.next_port(vip), vip).await?;
             held.push(Held { vip, connection: Some(connection), socket });
         }
-        self.see("one backend", &mut held).await?;
+        self.record_flows("one backend", &mut held).await?;
         site.add(1)?;
-        self.see("another is added", &mut held).await?;
+        self.record_flows("another is added", &mut held).await?;
         site.weigh(0, 0)?;
-        self.see("the first gets weight 0", &mut held).await?;
+        self.record_flows("the first gets weight 0", &mut held).await?;
         site.remove(0)?;
-        self.see("the first is removed", &mut held).await?;
+        self.record_flows("the first is removed", &mut held).await?;
         site.weigh(1, 0)?;
-        self.see("the other gets weight 0", &mut held).await?;
+        self.record_flows("the other gets weight 0", &mut held).await?;
         site.remove(1)?;
-        self.see("the other is removed", &mut held).await
+        self.record_flows("the other is removed", &mut held).await
     }
 
     /// Writes down how held flows go on, and who takes new ones.
-    async fn see(&mut self, when: &str, held: &mut [Held]) -> Result<()> {
+    async fn record_flows(&mut self, when: &str, held: &mut [Held]) -> Result<()> {
         for Held { vip, connection, socket: held_socket } in held {
             if let Some(open) = connection {
-                let answer = open.say("who").await;
+                let answer = open.request("who").await;
                 if answer.is_err() {
                     *connection = None;
                 }
-                self.note(*vip, &format!("{when}: a held connection"), told(answer));
+                self.record(*vip, &format!("{when}: a held connection"), describe(answer));
             }
-            self.note(*vip, &format!("{when}: a held UDP flow"), told(exchange(held_socket, SHORT).await));
+            self.record(
+                *vip,
+                &format!("{when}: a held UDP flow"),
+                describe(exchange(held_socket, SHORT).await),
+            );
 
             let (mut tcp, mut udp) = (BTreeSet::new(), BTreeSet::new());
             for _ in 0..FRESH {
                 let from = self.next_port(*vip);
-                tcp.insert(told(asks(from, *vip).await));
-                udp.insert(told(exchange(&socket(from, *vip).await?, SHORT).await));
+                tcp.insert(describe(two_requests(from, *vip).await));
+                udp.insert(describe(exchange(&socket(from, *vip).await?, SHORT).await));
             }
             for (what, outcomes) in [("new connections", tcp), ("new UDP flows", udp)] {
                 let outcomes: Vec<_> = outcomes.into_iter().collect();
-                self.note(*vip, &format!("{when}: {what}"), outcomes.join(" / "));
+                self.record(*vip, &format!("{when}: {what}"), outcomes.join(" / "));
             }
         }
         Ok(())
     }
 
     /// Writes down what the client tells, and what the backend that it came to saw of it.
-    async fn visit(&mut self, client: SocketAddr, what: &str, outcome: io::Result<String>) -> Result<()> {
-        let line = told(outcome);
-        let visit = timeout(PATIENCE, self.visits.recv()).await.ok().flatten();
-        let Visit { backend, peer, told } =
+    async fn record_visit(
+        &mut self,
+        client: SocketAddr,
+        what: &str,
+        outcome: io::Result<String>,
+    ) -> Result<()> {
+        let line = describe(outcome);
+        let visit = timeout(MAX_WAIT, self.visits.recv()).await.ok().flatten();
+        let Visit { backend, peer, events } =
             visit.with_context(|| format!("{what}: {line}, and no backend saw the end of it"))?;
         let peer = if peer == client { "the client".to_owned() } else { peer.to_string() };
-        self.note(client, what, format!("{line}; {backend} saw of {peer}: {told}"));
+        self.record(client, what, format!("{line}; {backend} saw of {peer}: {events}"));
         Ok(())
     }
 
-    fn note(&mut self, address: SocketAddr, what: &str, line: String) {
+    fn record(&mut self, address: SocketAddr, what: &str, line: String) {
         let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         self.transcript.push((format!("{family}, {what}"), line));
     }
