@@ -1,8 +1,8 @@
 //! What the privileged tests, the benchmarks and the demo share: networks of namespaces with real programs.
 //!
 //! [`lab`] builds a network, [`netns`] is one of its hosts, [`process`] a program on a host, and [`programs`]
-//! starts the programs of this workspace. With the feature `rig`, `rig` runs the XDP program on single frames,
-//! which `packet` builds.
+//! starts the programs of this workspace. With the feature `rig`, `rig` runs the XDP program on single
+//! frames, which `packet` builds.
 
 pub mod cpu;
 pub mod lab;

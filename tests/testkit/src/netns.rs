@@ -1,7 +1,8 @@
 //! A network namespace as a host with its own interfaces, addresses and routes. It is removed when dropped.
 //!
-//! The kernel is configured with an administrator's commands, so that a failing lab can be rebuilt in a shell.
-//! Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted bpffs from them.
+//! The kernel is configured with an administrator's commands, so that a failing lab can be rebuilt in a
+//! shell. Programs enter with nsenter rather than `ip netns exec`, which would hide the mounted bpffs from
+//! them.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -124,9 +125,9 @@ impl Namespace {
         Ok(())
     }
 
-    /// Makes frames look as on a physical link. Local stacks leave checksums and segmentation to the device. A
-    /// veth does neither before XDP sees the frame, so the stack does both in software, and inserts VLAN tags.
-    /// GRO enables the receiver for packets that XDP redirects to a veth; without it they are lost.
+    /// Makes frames look as on a physical link. Local stacks leave checksums and segmentation to the device.
+    /// A veth does neither before XDP sees the frame, so the stack does both in software, and inserts VLAN
+    /// tags. GRO enables the receiver for packets that XDP redirects to a veth; without it they are lost.
     fn disable_offloads(&self, interface: &str) -> Result<()> {
         let mut ethtool = self.command("ethtool");
         ethtool
@@ -170,7 +171,8 @@ pub fn owner(name: &str, family: &str) -> Option<u32> {
     name.strip_prefix(family)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
-/// Ends all processes in the namespace, then deletes it. Only tests know its name, so all processes are theirs.
+/// Ends all processes in the namespace, then deletes it. Only tests know its name, so all processes are
+/// theirs.
 fn remove(name: &str) -> Result<()> {
     for pid in ip(&["netns", "pids", name])?.split_whitespace() {
         let pid: i32 = pid.parse().with_context(|| format!("`ip netns pids` printed {pid}"))?;

@@ -22,8 +22,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command with its output going to a file. The thread that starts a command of a namespace has to
-    /// outlive it: the kernel kills the command when the thread ends.
+    /// Starts a command with its output going to a file. The thread that starts a command of a namespace has
+    /// to outlive it: the kernel kills the command when the thread ends.
     pub fn start(command: &mut Command, log: PathBuf) -> Result<Process> {
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let child = command

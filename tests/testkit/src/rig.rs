@@ -1,7 +1,7 @@
 //! The real program in the real kernel, run on single packets by BPF_PROG_TEST_RUN.
 //!
-//! A rig has a namespace with one interface towards the clients, whose routes and neighbours the program looks
-//! up for replies. Backends get into the maps by the daemon's own compiler and map store.
+//! A rig has a namespace with one interface towards the clients, whose routes and neighbours the program
+//! looks up for replies. Backends get into the maps by the daemon's own compiler and map store.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -163,8 +163,8 @@ fn evicted_opening_flows_are_not_active() -> Result<()> {
                 }
             };
             assert_eq!(flows(&mut rig, 0)?, (4, 0, 4), "{l4}: all are too young to go");
-            // Flows that are still opening may be displaced after two ticks, and the program looks for room in a
-            // full bucket once a tick.
+            // Flows that are still opening may be displaced after two ticks, and the program looks for room
+            // in a full bucket once a tick.
             rig.age_flows(2);
             rig.wait_ticks(1)?;
             (4..7).try_for_each(|n| opens(&mut rig, n).map(drop))?;

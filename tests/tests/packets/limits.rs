@@ -198,8 +198,8 @@ impl Sent {
 
 /// All CPUs send packets under one limit without a pause. Together they pass as many as the limit allows in
 /// the elapsed time. The elapsed time is that of the program's clock, which stands still while a virtual
-/// machine has no CPU. The burst covers four seconds in which this process does not run; what the limit
-/// loses in a longer pause is not expected. Emulated machines reach the rate.
+/// machine has no CPU. The burst covers four seconds in which this process does not run; what the limit loses
+/// in a longer pause is not expected. Emulated machines reach the rate.
 #[test]
 fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
     const RATE: u64 = 50;

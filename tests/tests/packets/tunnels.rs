@@ -1,5 +1,6 @@
-//! The kernel's own tunnels receive what the balancer sends: ipip, sit and ip6tnl the packets of dsr-ipip, and
-//! with fou ("foo over UDP") those of gue. The kernels of distributions have these tunnels, others may not.
+//! The kernel's own tunnels receive what the balancer sends: ipip, sit and ip6tnl the packets of dsr-ipip,
+//! and with fou ("foo over UDP") those of gue. The kernels of distributions have these tunnels, others may
+//! not.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
