@@ -1,5 +1,4 @@
-//! Flows that are counted as active, and those that are not any more: by the daemon's own count of the real
-//! table.
+//! Which flows of the real flow table the daemon's collector counts as active.
 
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ fn flows(rig: &mut Rig, later: u16) -> Result<(u64, u64, u64)> {
     Ok((new_flows, closed_flows, active_flows))
 }
 
-/// Sends a packet on; the answer is the port that the backend sees.
+/// Checks that a packet is forwarded, and returns the port that the backend sees.
 fn forwards(rig: &mut Rig, packet: &Packet) -> Result<u16> {
     let outcome = rig.run(packet)?;
     assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
@@ -67,7 +66,7 @@ fn connection_is_active_from_its_first_to_its_last_packet() -> Result<()> {
         let connection = Connection::open(&mut rig, family, 40_000)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 0, 1));
         connection.client_sends(&mut rig, FIN | ACK)?;
-        assert_eq!(flows(&mut rig, 0)?, (1, 0, 1), "the module may still have something to say");
+        assert_eq!(flows(&mut rig, 0)?, (1, 0, 1), "the module's half is still open");
         connection.module_sends(&mut rig, FIN | ACK)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
         connection.client_sends(&mut rig, ACK)?;
@@ -83,7 +82,7 @@ fn connection_is_active_from_its_first_to_its_last_packet() -> Result<()> {
         forged.client_sends(&mut rig, RST)?;
         assert_eq!(flows(&mut rig, 0)?, (3, 3, 0));
         forged.client_sends(&mut rig, ACK)?;
-        assert_eq!(flows(&mut rig, 0)?.2, 1, "it was not the end");
+        assert_eq!(flows(&mut rig, 0)?.2, 1, "an ACK after the reset makes the flow active");
     }
     Ok(())
 }
@@ -126,7 +125,7 @@ fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
         for (what, limit, story) in stories {
             let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
             story(&mut rig, family)?;
-            // The clock may tick while this looks.
+            // The clock may tick in between.
             assert_eq!(flows(&mut rig, limit - 1)?, (1, 0, 1), "{what}");
             let tcp = rig.traffic(0)?.total().active_tcp_flows;
             assert_eq!(tcp, u64::from(!what.contains("datagram")), "{what}");
@@ -134,7 +133,7 @@ fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
             assert_eq!(
                 flows(&mut rig, 0)?,
                 (1, 1, 0),
-                "{what}: the clock has come round, and nothing else happened"
+                "{what}: an earlier time does not make the flow active"
             );
         }
     }
@@ -150,7 +149,7 @@ fn evicted_opening_flows_are_not_active() -> Result<()> {
         for l4 in [L4::Tcp, L4::Udp] {
             let first = if l4 == L4::Tcp { family.syn() } else { family.udp() };
             let opens = |rig: &mut Rig, n: u16| forwards(rig, &first.with(|p| p.sport = 20_000 + n));
-            // Again, if this was kept from running until the first had grown old enough.
+            // Repeats this if it took so long that the first flow may be evicted.
             let mut rig = loop {
                 let mut rig = Rig::sized(ForwardMode::DsrL2, &small)?;
                 let begun = rig.jiffies()?;
@@ -162,9 +161,9 @@ fn evicted_opening_flows_are_not_active() -> Result<()> {
                     break rig;
                 }
             };
-            assert_eq!(flows(&mut rig, 0)?, (4, 0, 4), "{l4}: all are too young to go");
-            // Flows that are still opening may be displaced after two ticks, and the program looks for room
-            // in a full bucket once a tick.
+            assert_eq!(flows(&mut rig, 0)?, (4, 0, 4), "{l4}: all are too young to be evicted");
+            // Flows that are still opening may be evicted after two ticks, and the program looks for room in
+            // a full bucket once a tick.
             rig.age_flows(2);
             rig.wait_ticks(1)?;
             (4..7).try_for_each(|n| opens(&mut rig, n).map(drop))?;
@@ -190,7 +189,7 @@ fn established_flows_evicted_by_nat_are_not_active() -> Result<()> {
         for (n, sport) in (1024..u16::MAX).filter(meets).take(9).enumerate() {
             Connection::open(&mut rig, family, sport)?;
             let new = n as u64 + 1;
-            // All of them meet in one bucket of four.
+            // All of them are in one bucket of four.
             assert_eq!(flows(&mut rig, 0)?, (new, new.saturating_sub(4), new.min(4)));
         }
     }
@@ -200,7 +199,7 @@ fn established_flows_evicted_by_nat_are_not_active() -> Result<()> {
 #[test]
 fn backend_with_a_reused_id_starts_counting_at_zero() -> Result<()> {
     let mut small = load_config();
-    // The rig's module is four backends: two routes in two families.
+    // The rig's module has four backends: two routes in two families.
     small.limits.backends = 4;
     for family in families() {
         let mut rig = Rig::sized(ForwardMode::DsrL2, &small)?;

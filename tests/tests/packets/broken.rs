@@ -1,11 +1,11 @@
-//! Headers that are cut short or contradict themselves: dropped, and counted by reason.
+//! Truncated and contradictory headers are dropped, and counted by reason.
 
 use anyhow::Result;
 use nlb::model::ForwardMode;
 
 use crate::rig::{Family, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families};
 
-/// Where the IP header starts.
+/// The offset of the IP header.
 const L3: usize = 14;
 
 fn drops(rig: &mut Rig, what: &str, frame: &[u8], reason: &str) -> Result<()> {
@@ -126,10 +126,10 @@ fn row_6_extension_headers_are_walked_and_the_walk_is_bounded() -> Result<()> {
     drops(&mut rig, "nine headers", &endless.bytes(), "ipv6_extensions")?;
     let overlong = family.syn().with(|p| p.extensions = vec![(60, vec![200, 1, 4, 0, 0, 0, 0])]);
     drops(&mut rig, "a header longer than the packet", &overlong.bytes(), "ip_header")?;
-    // Mobility, HIP, Shim6, experiments: headers that may have anything behind them.
+    // Mobility, HIP, Shim6 and experimental headers: what follows them is unknown.
     for unknown in [135, 139, 140, 253, 254] {
         let packet = family.syn().with(|p| p.extensions = vec![pad(60), pad(unknown)]);
-        drops(&mut rig, "an extension header that is not known", &packet.bytes(), "ipv6_extensions")?;
+        drops(&mut rig, "an unknown extension header", &packet.bytes(), "ipv6_extensions")?;
         let outcome = rig.run(&packet.with(|p| p.dst = family.stranger))?;
         assert_eq!(outcome.counted, [("pass not_ours".to_owned(), 1)].into(), "{unknown} to others");
     }

@@ -1,4 +1,4 @@
-//! `nlb decap`: the receiving end of dsr-ipip and gue.
+//! `nlb decap`, which decapsulates packets of dsr-ipip and gue.
 
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
@@ -29,7 +29,7 @@ pub fn trusting(gue_port: u16, peers: &[IpNet]) -> Result<Datapath> {
     Ok(datapath)
 }
 
-fn wrapped(packet: &Packet, outer: Outer) -> Packet {
+fn encapsulated(packet: &Packet, outer: Outer) -> Packet {
     packet.with(|p| p.outer = Some(outer))
 }
 
@@ -47,7 +47,7 @@ fn every_pair_of_families_is_decapsulated() -> Result<()> {
             ] {
                 for outer in tunnels(&outer) {
                     let (action, frame) =
-                        test_run(datapath.decapsulator()?, &wrapped(&packet, outer).bytes())?;
+                        test_run(datapath.decapsulator()?, &encapsulated(&packet, outer).bytes())?;
                     assert_eq!((action, frame), (XDP_PASS, packet.bytes()));
                 }
             }
@@ -60,10 +60,10 @@ fn every_pair_of_families_is_decapsulated() -> Result<()> {
 fn row_28_tunnel_packets_of_other_sources_pass_unchanged() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
-        left_alone(&mut datapath, &family.syn().bytes())?;
+        passes_unchanged(&mut datapath, &family.syn().bytes())?;
         for outer in tunnels(&family) {
             let outer = Outer { src: family.stranger, ..outer };
-            left_alone(&mut datapath, &wrapped(&family.syn(), outer).bytes())?;
+            passes_unchanged(&mut datapath, &encapsulated(&family.syn(), outer).bytes())?;
         }
     }
     Ok(())
@@ -76,9 +76,9 @@ fn malformed_inner_packet_is_dropped() -> Result<()> {
         for outer in tunnels(&family) {
             let ip_end = if family.vip.is_ipv4() { 34 } else { 54 };
             let inner_at = ip_end + if outer.udp.is_some() { 8 } else { 0 };
-            let good = wrapped(&family.syn(), outer).bytes();
+            let good = encapsulated(&family.syn(), outer).bytes();
             let mut wrong_version = good.clone();
-            // In IP, another than the outer header says; in UDP, one that there is not.
+            // In IP, a version other than the outer header's; in UDP, an unknown one.
             wrong_version[inner_at] ^= if outer.udp.is_some() { 0x10 } else { 0x20 };
             let mut too_long = good.clone();
             let length_at = inner_at + if family.vip.is_ipv4() { 3 } else { 5 };
@@ -106,40 +106,40 @@ fn wrong_outer_udp_checksum_is_ignored() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
         let packet = family.ack();
-        let mut frame = wrapped(&packet, in_udp(&family, UdpChecksum::Computed)).bytes();
+        let mut frame = encapsulated(&packet, in_udp(&family, UdpChecksum::Computed)).bytes();
         frame[if family.vip.is_ipv4() { 34 } else { 54 } + 6] ^= 0x55;
         assert_eq!(test_run(datapath.decapsulator()?, &frame)?, (XDP_PASS, packet.bytes()));
     }
     Ok(())
 }
 
-/// Whatever else comes in UDP, also from a peer and to GUE's port.
+/// Datagrams that are not GUE variant 1, also from a peer and to GUE's port.
 #[test]
 fn other_datagrams_pass_unchanged() -> Result<()> {
     let mut datapath = decapsulator()?;
     for family in families() {
-        let good = wrapped(&family.syn(), in_udp(&family, UdpChecksum::Zero)).bytes();
+        let good = encapsulated(&family.syn(), in_udp(&family, UdpChecksum::Zero)).bytes();
         let udp_at = if family.vip.is_ipv4() { 34 } else { 54 };
         let changed = |at: usize, bytes: &[u8]| {
             let mut frame = good.clone();
             frame[at..at + bytes.len()].copy_from_slice(bytes);
             frame
         };
-        left_alone(&mut datapath, &changed(udp_at + 2, &53_u16.to_be_bytes()))?;
-        // Variant 0, with a header of four bytes in front of an IPv4 packet; and variants that there are not.
+        passes_unchanged(&mut datapath, &changed(udp_at + 2, &53_u16.to_be_bytes()))?;
+        // Variant 0, with a header of four bytes before an IPv4 packet, and unknown variants.
         for first in [0x00, 0x80, 0xc0] {
-            left_alone(&mut datapath, &changed(udp_at + 8, &[first, 4, 0, 0]))?;
+            passes_unchanged(&mut datapath, &changed(udp_at + 8, &[first, 4, 0, 0]))?;
         }
         if family.vip.is_ipv4() {
             for fragment in [[0x20, 0], [0, 3]] {
-                left_alone(&mut datapath, &changed(20, &fragment))?;
+                passes_unchanged(&mut datapath, &changed(20, &fragment))?;
             }
         }
         let mut empty = good[..udp_at + 8].to_vec();
         let length_at = if family.vip.is_ipv4() { 16 } else { 18 };
         empty[length_at..length_at + 2].copy_from_slice(&if family.vip.is_ipv4() { [0, 28] } else { [0, 8] });
         empty[udp_at + 4..udp_at + 6].copy_from_slice(&[0, 8]);
-        left_alone(&mut datapath, &empty)?;
+        passes_unchanged(&mut datapath, &empty)?;
     }
     Ok(())
 }
@@ -149,15 +149,15 @@ fn gue_port_is_configurable() -> Result<()> {
     let mut datapath = decapsulator_at(7777)?;
     for family in families() {
         let outer = in_udp(&family, UdpChecksum::Zero);
-        left_alone(&mut datapath, &wrapped(&family.syn(), outer).bytes())?;
+        passes_unchanged(&mut datapath, &encapsulated(&family.syn(), outer).bytes())?;
         let udp = outer.udp.map(|udp| OuterUdp { dport: 7777, ..udp });
-        let frame = wrapped(&family.syn(), Outer { udp, ..outer }).bytes();
+        let frame = encapsulated(&family.syn(), Outer { udp, ..outer }).bytes();
         assert_eq!(test_run(datapath.decapsulator()?, &frame)?, (XDP_PASS, family.syn().bytes()));
     }
     Ok(())
 }
 
-/// The ways in which a packet is wrapped towards that family's backend.
+/// The outer headers towards that family's backend.
 fn tunnels(family: &Family) -> [Outer; 3] {
     [Outer::of(family, 7), in_udp(family, UdpChecksum::Zero), in_udp(family, UdpChecksum::Computed)]
 }
@@ -167,7 +167,7 @@ fn in_udp(family: &Family, checksum: UdpChecksum) -> Outer {
 }
 
 #[track_caller]
-fn left_alone(datapath: &mut Datapath, frame: &[u8]) -> Result<()> {
+fn passes_unchanged(datapath: &mut Datapath, frame: &[u8]) -> Result<()> {
     assert_eq!(test_run(datapath.decapsulator()?, frame)?, (XDP_PASS, frame.to_vec()));
     Ok(())
 }

@@ -71,12 +71,12 @@ fn dsr_ipip_wraps_across_families() -> Result<()> {
     Ok(())
 }
 
-/// Its module has an address of that family alone.
+/// A rig whose module has an address of that family only.
 pub fn rig_of_one_family(mode: ForwardMode, family: &Family) -> Result<Rig> {
     of_one_family(Rig::new(mode)?, mode, family)
 }
 
-/// A rig made so.
+/// Gives the rig's module an address of that family only.
 pub fn of_one_family(mut rig: Rig, mode: ForwardMode, family: &Family) -> Result<Rig> {
     let mut only = module(mode, 2);
     if family.vip.is_ipv4() {
@@ -99,13 +99,12 @@ pub fn outer(mode: ForwardMode, backend: &Family, request: &Packet) -> Option<Ou
     }
 }
 
-/// The flow label that a flow's outer IPv6 headers carry: it is part of no protocol how, only that it varies
-/// by flow.
+/// The flow label of a flow's outer IPv6 headers. No protocol defines the value, only that it varies by flow.
 fn flow_label(p: &Packet) -> u32 {
     flow_hash(p) & 0xf_ffff
 }
 
-/// Likewise the source port of its outer UDP headers.
+/// The source port of a flow's outer UDP headers, likewise.
 pub fn outer_port(p: &Packet) -> u16 {
     49_152 + (flow_hash(p) >> 18) as u16
 }

@@ -1,4 +1,4 @@
-//! Flows: who stays where, and what happens when that backend is gone.
+//! Flows: which backend they keep, and what happens when it is removed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,8 +13,7 @@ use nlb_common::net::Addr;
 use crate::packet::{ACK, FIN, Packet, RST, Transport};
 use crate::rig::{Family, Rig, XDP_DROP, XDP_REDIRECT, families, load_config, module};
 
-/// A rig with modules m1 to m4, told apart by the MAC that packets are sent to: DSR leaves everything else
-/// alone.
+/// A rig with modules m1 to m4, which differ by the destination MAC of forwarded packets.
 pub fn four(load_config: &nlb::datapath::loader::LoadConfig) -> Result<Rig> {
     four_in(ForwardMode::DsrL2, load_config)
 }
@@ -81,7 +80,7 @@ fn row_13_retransmits_and_open_connections_keep_their_backend() -> Result<()> {
         let mut rig = four(&load_config())?;
         let syn = family.syn();
         let module = goes_to(&mut rig, &syn)?;
-        // The table now says otherwise for most flows, but not for this one.
+        // New flows go to other modules now, and this one stays.
         rig.module(&format!("m{module}")).weight = 0;
         rig.apply()?;
         assert_eq!(goes_to(&mut rig, &syn)?, module, "a retransmitted SYN");
@@ -107,7 +106,7 @@ fn row_13_syn_after_a_reset_opens_a_new_connection() -> Result<()> {
             if what == "reset" {
                 assert_ne!(again, module, "{what}");
             } else {
-                // With DSR the backend's FIN is never seen: a SYN right behind may be a retransmission.
+                // With DSR the backend's FIN is never seen, so the next SYN may be a retransmission.
                 assert_eq!(again, module, "{what}");
             }
         }
@@ -124,8 +123,8 @@ fn row_15_forged_reset_does_not_move_an_open_connection() -> Result<()> {
         rig.module(&format!("m{module}")).weight = 0;
         rig.apply()?;
         goes_to(&mut rig, &segment(&family.ack(), RST))?;
-        assert_eq!(goes_to(&mut rig, &family.ack())?, module, "data after the reset: it was not the end");
-        assert_eq!(goes_to(&mut rig, &family.syn())?, module, "so a SYN is a retransmission again");
+        assert_eq!(goes_to(&mut rig, &family.ack())?, module, "data after the reset");
+        assert_eq!(goes_to(&mut rig, &family.syn())?, module, "a SYN is a retransmission again");
     }
     Ok(())
 }
@@ -153,7 +152,7 @@ fn row_32_udp_flows_leave_a_draining_module_and_tcp_connections_stay() -> Result
 #[test]
 fn flows_of_a_removed_backend_are_stale_after_its_id_is_reused() -> Result<()> {
     let mut small = load_config();
-    // Few enough numbers for one to come round again soon.
+    // With few ids, one is reused soon.
     small.limits.backends = 20;
     for family in families() {
         let mut rig = four(&small)?;
@@ -166,14 +165,13 @@ fn flows_of_a_removed_backend_are_stale_after_its_id_is_reused() -> Result<()> {
             IpAddr::V6(_) => gone.data.v6.map(|addr| Addr::v6(addr.octets())),
         };
         rig.apply()?;
-        // Others at its address come and go, and take no new flows, until the flow's number belongs to one of
-        // them.
+        // Modules of weight 0 at its address are added and removed until one of them has the flow's id.
         let other = Arc::new(Module { weight: 0, ..Module::clone(&gone) });
         let mut rounds = 0;
         while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr)
         {
             rounds += 1;
-            assert!(rounds < 40, "the numbers never came round");
+            assert!(rounds < 40, "no id was reused");
             rig.desired.modules.insert(format!("x{rounds}"), other.clone());
             rig.desired.modules.remove(&format!("x{}", rounds - 1));
             rig.apply()?;
@@ -182,8 +180,8 @@ fn flows_of_a_removed_backend_are_stale_after_its_id_is_reused() -> Result<()> {
             FlowTuple { client: family.client, client_port: 40_000, vip: family.vip, port: 80, l4: L4::Tcp };
         let chosen = rig.image().choose(&flow).expect("a backend").addr;
         let module = goes_to(&mut rig, &family.ack())?;
-        assert_ne!(module, module_number, "gone from the tables, gone from the flow");
-        assert_eq!(Some(module + 1), last_byte(chosen), "a stale flow is steered afresh");
+        assert_ne!(module, module_number, "the removed module");
+        assert_eq!(Some(module + 1), last_byte(chosen), "a stale flow is balanced anew");
     }
     Ok(())
 }
@@ -205,7 +203,7 @@ fn row_2_packets_to_a_service_without_backends_are_dropped() -> Result<()> {
             assert_eq!(outcome.action, XDP_DROP);
             assert_eq!(outcome.counted, [("drop no_backend".to_owned(), 1)].into());
         }
-        // Unhealthy to the last: better to try than to refuse.
+        // With every module unhealthy, the pool fails open.
         set_health(&mut rig, 1, Health::Unhealthy)?;
         assert_eq!(rig.run(&family.syn())?.action, XDP_REDIRECT);
         rig.desired.fail_open = false;
@@ -235,7 +233,7 @@ fn row_22_packet_without_a_known_next_hop_is_punted_unchanged() -> Result<()> {
             assert_eq!(rig.punted(), [of_length(len).bytes()], "{len} bytes");
         }
         let long = rig.run(&of_length(PUNTED_BYTES + 1))?;
-        assert_eq!(long.counted, [("drop park_full".to_owned(), 1)].into(), "too long to wait");
+        assert_eq!(long.counted, [("drop park_full".to_owned(), 1)].into(), "too long to be punted");
         assert!(rig.punted().is_empty());
         rig.know(family.backend, family.source);
         rig.apply()?;
@@ -264,10 +262,10 @@ fn row_24_full_bucket_forwards_by_hash_and_keeps_established_flows() -> Result<(
         }
         for n in 0..4 {
             let chosen = goes_to(&mut rig, &middle(n))?;
-            // Taken out of the tables, the module keeps the flows that are on record, and only those.
+            // With weight 0 the module keeps the recorded flows, and no others.
             rig.module(&format!("m{chosen}")).weight = 0;
             rig.apply()?;
-            assert_eq!(goes_to(&mut rig, &middle(n))?, chosen, "flow {n} was pushed out");
+            assert_eq!(goes_to(&mut rig, &middle(n))?, chosen, "flow {n} was evicted");
             rig.module(&format!("m{chosen}")).weight = 100;
             rig.apply()?;
         }
@@ -301,7 +299,7 @@ fn sources_are_matched_by_priority_and_prefix() -> Result<()> {
     assert_eq!(goes_to(&mut rig, &from("198.51.100.7"))?, 1, "the higher priority beats the longer prefix");
     assert_eq!(goes_to(&mut rig, &from("198.51.1.1"))?, 1);
     assert_eq!(goes_to(&mut rig, &from("203.0.113.200"))?, 3);
-    assert_eq!(goes_to(&mut rig, &from("192.88.99.1"))?, 4, "the rest goes where any source may");
+    assert_eq!(goes_to(&mut rig, &from("192.88.99.1"))?, 4, "other sources");
     restrict(&mut rig, "m1", "198.51.0.0/16", 0);
     rig.apply()?;
     let fresh = from("198.51.100.7").with(|p| p.sport += 1);
@@ -320,7 +318,8 @@ fn row_33_services_differ_by_protocol_port_and_vip() -> Result<()> {
             change(&mut route);
             route
         };
-        // One port: TCP to m1, UDP to m2. Many ports of the VIP: to m3. The same port of another VIP: to m4.
+        // TCP of one port goes to m1, UDP to m2, other ports of the VIP to m3, the same port of another VIP
+        // to m4.
         rig.module("m1").routes =
             Routes::unit("a".to_owned(), with(&|r| r.destination = Destination::Address(family.vip)).into());
         rig.module("m2").routes = Routes::unit("b".to_owned(), Route { port: Some(80), ..udp }.into());

@@ -1,4 +1,4 @@
-//! Fragments (row 7): the first is steered and remembered, the others follow it.
+//! Fragments (row 7): the first is balanced and recorded, later ones go to the same backend.
 
 use anyhow::Result;
 use nlb::model::{ForwardMode, Health, LimitTarget, LimitUnit, RateLimit, Snat, Texts};
@@ -118,7 +118,7 @@ fn row_7_dsr_sends_later_fragments_to_the_same_backend() -> Result<()> {
                 };
                 sent(&opened, "forward", &wrapped(&first(request, id)));
                 sent(&rig.run(&later(request, id))?, "forward", &wrapped(&later(request, id)));
-                // Nothing was used up: a duplicate goes there too.
+                // A duplicate is sent to the same backend.
                 sent(&rig.run(&later(request, id))?, "forward", &wrapped(&later(request, id)));
             }
         }
@@ -144,7 +144,7 @@ fn row_7_fragments_of_other_packets_are_dropped() -> Result<()> {
     Ok(())
 }
 
-/// The datagram's first fragment has gone to a module that drains now: the rest would be of no use elsewhere.
+/// The first fragment has gone to a module that drains now. Later ones are of use there only.
 #[test]
 fn row_7_later_fragments_reach_a_draining_backend_and_not_a_removed_one() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::DsrL2)?;
@@ -189,7 +189,7 @@ fn row_7_fragments_are_counted_and_rate_limited() -> Result<()> {
     Ok(())
 }
 
-/// Datagrams of no checksum, and one behind another extension header.
+/// Datagrams without a checksum, with another extension header, and with VLAN tags.
 #[test]
 fn row_7_fragments_with_tags_extensions_or_without_a_checksum() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;

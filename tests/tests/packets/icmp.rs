@@ -1,4 +1,4 @@
-//! ICMP errors: about packets to backends and from them (rows 10 and 11), and those of our own (row 9).
+//! ICMP errors about packets to and from backends (rows 10 and 11), and those that the NLB sends (row 9).
 
 use anyhow::Result;
 use nlb::model::{ForwardMode, Snat};
@@ -30,7 +30,7 @@ fn error(from: &Packet, about: &Packet, (kind, code): (u8, u8), quote: Quote) ->
     from.icmp([kind, code], quoted)
 }
 
-/// What a host got, as the sender of it would say: as it would have come from there.
+/// The answer to a request as the client received it, with the VIP as its source.
 fn sent_by_vip(family: &Family, request: &Packet) -> Packet {
     request.with(|p| {
         (p.src, p.dst) = (family.vip, family.client);
@@ -39,7 +39,7 @@ fn sent_by_vip(family: &Family, request: &Packet) -> Packet {
     })
 }
 
-/// From a router between us and the client, to the VIP.
+/// A packet from a router between the NLB and the client to the VIP.
 fn from_router(family: &Family) -> Packet {
     family.syn().with(|p| (p.src, p.dst, p.ttl) = (family.stranger, family.vip, 63))
 }
@@ -111,7 +111,7 @@ fn row_10_dsr_forwards_errors_about_answers_unchanged() -> Result<()> {
     for mode in [ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue] {
         let mut rig = Rig::new(mode)?;
         for family in &families() {
-            // Also for a flow that we have no record of: by hash, as its packets would go.
+            // A flow that is not recorded goes by its hash, like its packets.
             for on_record in [false, true] {
                 for request in requests(family) {
                     if on_record {
@@ -190,7 +190,7 @@ fn other_icmp_packets_pass_to_the_kernel() -> Result<()> {
         let redirect =
             error(&router, &about, if family.vip.is_ipv4() { (5, 1) } else { (137, 0) }, Quote::All);
         passed(&rig.run(&redirect)?, &redirect, "protocol");
-        // Whoever did not send the packet is not told of it.
+        // The error goes only to the sender of the quoted packet.
         let elsewhere = error(&router, &about.with(|p| p.src = family.vip2), kinds[0], Quote::All);
         passed(&rig.run(&elsewhere)?, &elsewhere, "protocol");
         let cut = error(&router, &about, kinds[0], Quote::EightBytes)
@@ -223,7 +223,7 @@ fn row_9_packet_too_big_to_encapsulate_is_answered_with_the_mtu() -> Result<()> 
     Ok(())
 }
 
-/// Behind outer headers with so many bytes beside the IP header.
+/// With outer headers of so many bytes after the IP header.
 fn too_big_to_wrap(rig: &mut Rig, udp: u16) -> Result<()> {
     for family in families() {
         let v4 = family.vip.is_ipv4();
@@ -240,7 +240,7 @@ fn too_big_to_wrap(rig: &mut Rig, udp: u16) -> Result<()> {
             let packet = packet.with(|p| p.payload.push(1));
             let outcome = rig.run(&packet)?;
             assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send too_big".to_owned(), 1)].into()));
-            // Of IPv6, 40 bytes more.
+            // An IPv6 error quotes 40 bytes more.
             let more = if v4 { options } else { 40 };
             let quoted = &packet.bytes()[14..14 + header + more + 8];
             let rest = u32::from(mtu).to_be_bytes();
@@ -268,8 +268,8 @@ fn too_big_to_wrap(rig: &mut Rig, udp: u16) -> Result<()> {
     Ok(())
 }
 
-/// The frame is this packet, whose ICMP checksum is yet to be computed; the IP header has id, flow label and
-/// flags of its own.
+/// Checks that the frame is this packet but for the ICMP checksum, which has to be correct, and the IP
+/// header's id, flow label and flags.
 pub fn is_error(frame: &[u8], expected: &Packet) {
     let icmp = if expected.src.is_ipv4() { 34 } else { 54 };
     let bytes = expected.bytes();

@@ -1,4 +1,4 @@
-//! Long packets: what the next link does not take.
+//! Packets that are longer than the next link's MTU.
 
 use anyhow::Result;
 use nlb::model::ForwardMode;
@@ -10,7 +10,7 @@ use crate::rig::{
     families, source_port,
 };
 
-/// Beyond what Ethernet takes by default.
+/// Longer than Ethernet's default MTU.
 const LONG: usize = 2000;
 
 #[test]
@@ -25,7 +25,7 @@ fn row_9_a_request_too_long_for_the_backends_link_is_answered() -> Result<()> {
             let packet = fits.with(|p| p.payload.push(1));
             is_error(&outcome.frame, &too_big_error(&packet, BACK_MTU, (CLIENT_MAC, OUR_MAC)));
         }
-        // Who allows fragmentation is not told.
+        // A sender that allows fragmentation gets no error.
         let mut frame = segment_of(&families()[0], BACK_MTU + 4).bytes();
         frame[20] = 0;
         let outcome = rig.run_bytes(&frame)?;
@@ -35,7 +35,7 @@ fn row_9_a_request_too_long_for_the_backends_link_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// The kernel knows how long packets to the client may be.
+/// The kernel's FIB has the MTU towards the client.
 #[test]
 fn row_9_an_answer_too_long_for_the_clients_link_is_answered() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -54,13 +54,13 @@ fn long_answer(family: &Family, port: u16) -> Packet {
     family.answer(&request, Transport::Tcp { flags: ACK, seq: 7000 }).with(|p| p.payload = vec![0x5a; LONG])
 }
 
-/// A segment that makes an IP packet of so many bytes.
+/// A segment in an IP packet of so many bytes.
 fn segment_of(family: &Family, len: u16) -> Packet {
     let headers = if family.vip.is_ipv4() { 40 } else { 60 };
     family.ack().with(|p| p.payload = vec![1; len as usize - headers])
 }
 
-/// What its sender, and its receiver until then, are told of it: no more than so many bytes.
+/// The ICMP error about a packet with this MTU, between the MAC addresses of its sender and of the NLB.
 fn too_big_error(packet: &Packet, mtu: u16, (sender, receiver): ([u8; 6], [u8; 6])) -> Packet {
     let v4 = packet.src.is_ipv4();
     let quoted = packet.bytes()[14..14 + if v4 { 28 } else { 88 }].to_vec();

@@ -1,4 +1,4 @@
-//! Rate limits (row 31): what is over one is dropped and counted against it, what is under is untouched.
+//! Rate limits (row 31): packets over a limit are dropped and counted, others are not affected.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ fn counts(rig: &Rig, id: &str) -> Result<(u64, u64)> {
     Ok((passed, refused))
 }
 
-/// How many of these packets get through.
+/// The number of these packets that pass.
 fn through(rig: &mut Rig, packets: impl IntoIterator<Item = Packet>) -> Result<usize> {
     let mut passed = 0;
     for packet in packets {
@@ -51,7 +51,7 @@ fn through(rig: &mut Rig, packets: impl IntoIterator<Item = Packet>) -> Result<u
     Ok(passed)
 }
 
-/// SYNs of as many flows.
+/// The SYNs of so many flows.
 fn syns(packet: &Packet, count: u16) -> impl Iterator<Item = Packet> {
     (0..count).map(|i| packet.with(|p| p.sport = 20_000 + i))
 }
@@ -149,11 +149,11 @@ fn row_31_nested_prefixes_limit_together() -> Result<()> {
     limit(&mut rig, "inner", few(net(24), LimitUnit::NewFlows, 4))?;
     assert_eq!(through(&mut rig, syns(&family.syn(), 10))?, 4);
     let neighbour = family.syn().with(|p| p.src = "198.51.101.7".parse().unwrap());
-    assert_eq!(through(&mut rig, syns(&neighbour, 10))?, 2, "what the inner prefix left of the outer one's");
+    assert_eq!(through(&mut rig, syns(&neighbour, 10))?, 2, "what remains of the outer limit");
     Ok(())
 }
 
-/// A port with a limit of its own, though its route is for every port.
+/// A limit of one port, with a route for every port.
 #[test]
 fn row_31_limit_of_one_port_applies_to_a_route_for_every_port() -> Result<()> {
     let [family, _] = families();
@@ -165,7 +165,7 @@ fn row_31_limit_of_one_port_applies_to_a_route_for_every_port() -> Result<()> {
     Ok(())
 }
 
-/// A limit that changes starts anew, and keeps its counts.
+/// A changed limit starts with a whole burst, and keeps its counts.
 #[test]
 fn row_31_a_limit_can_be_raised() -> Result<()> {
     let [family, _] = families();
@@ -231,7 +231,7 @@ fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
         assert_eq!(through(&mut rig, [family.syn()])?, 1);
         limit(&mut rig, "rate", limit_of)?;
         let flows = AtomicU32::new(0);
-        // A flow that got through is on record, so the next packet is another flow's.
+        // A flow that passed is recorded, so the next packet has to be another flow's.
         let next = || match what {
             "new flows an hour" => {
                 let [_, host, port @ ..] = flows.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -278,7 +278,7 @@ fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
         let unused = sent.iter().map(|sent| sent.unused).min().unwrap_or_default();
         let most = RATE as f64 * rig.between(first, last).as_secs_f64();
         let least = most - RATE as f64 * unused.as_secs_f64();
-        assert!(passed.len() > 1, "this machine has one CPU: nothing to share");
+        assert!(passed.len() > 1, "this test needs two CPUs");
         assert!(passed.iter().all(|passed| *passed > 0), "{what}: {passed:?}");
         let total = passed.iter().sum::<u64>() + rest;
         assert!(burst >= BURST, "{what}: {burst} at once");
@@ -289,7 +289,7 @@ fn row_31_all_cpus_together_pass_the_configured_rate() -> Result<()> {
     Ok(())
 }
 
-/// As many limits as there is room for by default, all in force at once.
+/// Many limits that apply at once.
 #[test]
 fn row_31_ten_thousand_limits_apply_at_once() -> Result<()> {
     let [family, _] = families();

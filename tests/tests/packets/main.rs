@@ -1,5 +1,5 @@
-//! What the data path does with a packet: bytes in, verdict, bytes out, counters. The rows are numbered as in
-//! docs/datapath.md.
+//! The data path on single packets: bytes in, verdict, bytes out, counters. Test names have the row numbers
+//! of docs/datapath.md.
 
 mod active;
 mod broken;

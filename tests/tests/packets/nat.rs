@@ -1,5 +1,5 @@
-//! NAT, both ways. Expected packets are built from nothing, so every one of them checks the incremental
-//! checksums (row 20).
+//! NAT, both ways. The checksums of expected packets are computed in full, so every test checks the
+//! incremental checksums (row 20).
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::rig::{
     load_config, source_port,
 };
 
-/// Expects `packet` to be sent to the backend from a port of ours; the answer is that port.
+/// Checks that `packet` is sent to the backend from a translated port, and returns that port.
 fn forwards(rig: &mut Rig, family: &Family, packet: &Packet) -> Result<u16> {
     let outcome = rig.run(packet)?;
     assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
@@ -23,7 +23,7 @@ fn forwards(rig: &mut Rig, family: &Family, packet: &Packet) -> Result<u16> {
     Ok(port)
 }
 
-/// The source port that a translated packet was given: found by trying, since options and tags move it about.
+/// The source port of a translated packet, whose offset depends on options and tags.
 fn port_of(outcome: &Outcome, packet: &Packet) -> u16 {
     let headers = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
     let extensions: usize = packet.extensions.iter().map(|(_, body)| body.len() + 1).sum();
@@ -31,7 +31,7 @@ fn port_of(outcome: &Outcome, packet: &Packet) -> u16 {
     u16::from_be_bytes([outcome.frame[l4], outcome.frame[l4 + 1]])
 }
 
-/// Expects `answer`, from the backend, to be sent to the client as if the VIP had answered `request`.
+/// Checks that the backend's `answer` is sent to the client as if the VIP had answered `request`.
 fn returns(rig: &mut Rig, answer: &Packet, request: &Packet) -> Result<()> {
     let outcome = rig.run(answer)?;
     assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
@@ -46,7 +46,7 @@ fn returns(rig: &mut Rig, answer: &Packet, request: &Packet) -> Result<()> {
     Ok(())
 }
 
-/// What a packet is called, and how it comes about.
+/// The name of a packet, and the change that makes it.
 type Variant = (&'static str, fn(&mut Packet));
 
 const SYN_ACK: Transport = Transport::Tcp { flags: SYN | ACK, seq: 9000 };
@@ -117,7 +117,7 @@ fn rows_4_5_8_and_25_padding_options_tags_and_data_in_the_syn() -> Result<()> {
     Ok(())
 }
 
-/// The backend answers a reset that does not fit by an ACK (RFC 5961), and the connection lives on.
+/// The backend answers a reset that does not fit by an ACK (RFC 5961), and the connection stays open.
 #[test]
 fn row_15_reset_challenge_keeps_the_connection_open() -> Result<()> {
     for (family, challenged) in families().into_iter().flat_map(|family| [(family, false), (family, true)]) {
@@ -153,7 +153,7 @@ fn row_16_flows_of_one_client_port_to_two_vips_stay_apart() -> Result<()> {
                 assert_eq!(outcome.counted, [("send forward".to_owned(), 1)].into());
                 ports.push(source_port(&outcome.frame));
             }
-            assert_ne!(ports[0], ports[1], "{snat:?}: the backend must be able to tell them apart");
+            assert_ne!(ports[0], ports[1], "{snat:?}: two flows with one source port");
             for (request, port) in [&first, &second].into_iter().zip(ports) {
                 let as_seen = family.translated(request, port).with(|p| {
                     if snat == Snat::Never {
@@ -178,7 +178,7 @@ fn client_keeps_address_and_port_if_replies_cross_the_nlb() -> Result<()> {
         assert_eq!(outcome.frame, unchanged.bytes());
         returns(&mut rig, &family.answer(&unchanged, SYN_ACK), &family.syn())?;
 
-        // On the backend's own link, the reply would go to the client directly.
+        // The backend would reply directly to a client on its own link.
         let near = if family.vip.is_ipv4() { "10.0.0.99" } else { "fd00::99" }.parse()?;
         let packet = family.syn().with(|p| p.src = near);
         forwards(&mut rig, &family, &packet)?;
@@ -206,8 +206,7 @@ fn row_19_udp_checksums() -> Result<()> {
     let [v4, v6] = families();
     let unsummed = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
     forwards(&mut rig, &v4, &unsummed)?;
-    // Payloads for which the sum after translation comes to zero, which is sent as all ones: every value of a
-    // free word is tried, so one of them must be it.
+    // A sum of zero is sent as all ones. Every value of a free word is tried, so one gives that sum.
     for family in [v4, v6] {
         let base = family.udp();
         let port = forwards(&mut rig, &family, &base)?;
@@ -265,8 +264,7 @@ fn replies_without_a_flow_pass() -> Result<()> {
 #[test]
 fn packet_leaves_by_the_interface_of_its_next_hop() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
-    // The loopback interface, which test packets seem to come from, is what the backend is on: back by the
-    // way it came.
+    // The backend is on the loopback interface, which test packets seem to come in by.
     let family = families()[0];
     let hop = rig.hops.get_mut(&family.backend).expect("known");
     assert_eq!(hop.hop.ifindex, BACK_IFINDEX);
@@ -305,7 +303,7 @@ fn rows_24_and_30_syn_flood_does_not_evict_an_established_connection() -> Result
     Ok(())
 }
 
-/// More Maglev tables than lie in one map, each swapped for another so often that places are used again.
+/// More Maglev tables than one map has room for, replaced so often that slots are reused.
 #[test]
 fn services_keep_their_pools_after_many_changes() -> Result<()> {
     const PORTS: u16 = 40;
@@ -334,7 +332,7 @@ fn services_keep_their_pools_after_many_changes() -> Result<()> {
     Ok(())
 }
 
-/// Four ports towards one backend are four flows, as long as these live.
+/// Four SNAT ports towards one backend allow four flows at a time.
 #[test]
 fn row_17_flow_without_a_free_snat_port_is_dropped_and_counted() -> Result<()> {
     let mut load_config = load_config();
@@ -352,8 +350,12 @@ fn row_17_flow_without_a_free_snat_port_is_dropped_and_counted() -> Result<()> {
         assert_eq!(ports, (2000..=2003).collect());
         let refused = rig.run(&syn(4))?;
         assert_eq!((refused.action, refused.counted), (XDP_DROP, [("drop snat_ports".to_owned(), 1)].into()));
-        assert_eq!(rig.run(&syn(0))?.action, XDP_REDIRECT, "flows that have a port go on");
-        assert_eq!(rig.run(&family.udp())?.action, XDP_REDIRECT, "the backend's other port has all four");
+        assert_eq!(rig.run(&syn(0))?.action, XDP_REDIRECT, "flows with a port continue");
+        assert_eq!(
+            rig.run(&family.udp())?.action,
+            XDP_REDIRECT,
+            "all four ports are free towards the backend's other port"
+        );
 
         // A flow that is idle for longer than its idle time gives its port up.
         rig.age_flows(idle.opening + 1);

@@ -1,4 +1,4 @@
-//! The cache of next hops: how long the program uses what each CPU has looked up in the kernel's FIB.
+//! The next-hop cache: how long the program uses the result of a look-up in the kernel's FIB.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use nlb_testkit::process::MAX_WAIT;
 use crate::packet::{ACK, Packet, SYN, Transport};
 use crate::rig::{Family, Rig, XDP_REDIRECT, XDP_TX, families, source_port};
 
-/// A rig on one CPU, hence with one cache, and the counter that tells its program of changes.
+/// A rig on one CPU, so with one cache, and its FIB generation.
 fn rig() -> Result<(Rig, FibGeneration)> {
     cpu::stay_on(*cpu::available()?.first().context("no CPU to run on")?)?;
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -27,7 +27,7 @@ fn answer(rig: &mut Rig, family: &Family) -> Result<Packet> {
     Ok(family.answer(&request, Transport::Tcp { flags: SYN | ACK, seq: 9000 }))
 }
 
-/// What is counted of a packet that goes to the client, or waits until somebody knows where that is.
+/// The counted exit of a packet to the client.
 fn exit(rig: &mut Rig, packet: &Packet) -> Result<String> {
     let outcome = rig.run(packet)?;
     outcome.counted.into_keys().next().context("every packet has an exit")
@@ -57,7 +57,7 @@ fn next_hop_is_cached_until_the_fib_generation_changes() -> Result<()> {
             changed.count();
             ensure!(
                 exit(&mut rig, &answer)? == "park next_hop",
-                "to {}, of which a change was told",
+                "to {}, after a new FIB generation",
                 family.client
             );
         }
@@ -86,7 +86,7 @@ fn a_packet_too_long_for_a_cached_next_hop_is_too_big() -> Result<()> {
         let answer = answer(&mut rig, &family)?;
         let headers = if family.vip.is_ipv4() { 40 } else { 60 };
         for (len, expected) in [(1400, "send reply"), (1401, "send too_big")] {
-            // The kernel says so, and so does what the shorter packet left in the cache.
+            // The first packet is looked up in the FIB, and its result is cached for the second.
             ensure!(exit(&mut rig, &answer)? == "send reply");
             let outcome = rig.run(&answer.with(|p| p.payload = vec![0x2a; len - headers]))?;
             assert_eq!(outcome.counted, [(expected.to_owned(), 1)].into(), "{len} bytes from {}", family.vip);

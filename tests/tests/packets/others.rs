@@ -1,4 +1,4 @@
-//! Packets that are not for us.
+//! Packets that are for no service.
 
 use anyhow::Result;
 use nlb::model::ForwardMode;
@@ -6,7 +6,7 @@ use nlb::model::ForwardMode;
 use crate::packet::Transport;
 use crate::rig::{Rig, XDP_PASS, families};
 
-/// Runs a frame and expects it passed, byte for byte, with this exit counted.
+/// Checks that a frame passes unchanged, and that this exit is counted.
 fn passes(rig: &mut Rig, what: &str, frame: &[u8], exit: &str) -> Result<()> {
     let outcome = rig.run_bytes(frame)?;
     assert_eq!(outcome.action, XDP_PASS, "{what}");
@@ -67,7 +67,7 @@ fn row_34_unknown_protocols_to_a_vip_pass() -> Result<()> {
     Ok(())
 }
 
-/// The stack takes such a tag off. Others are kept, also inside one of another VLAN.
+/// The stack removes the tag of such a VLAN. Other tags stay, also inside that of another VLAN.
 #[test]
 fn row_8_packets_of_a_vlan_device_of_the_host_pass_to_the_stack() -> Result<()> {
     for mode in [ForwardMode::Nat, ForwardMode::DsrL2] {

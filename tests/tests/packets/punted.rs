@@ -1,5 +1,5 @@
-//! Punted packets go through the balancer again, and are really sent: by the kernel's live frames where it
-//! has them, and by the daemon on every kernel.
+//! Punted packets pass through the balancer again and are really sent: by the kernel's live frames if it has
+//! them, and by the daemon on every kernel.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -44,13 +44,13 @@ fn row_22_punted_packets_are_sent_as_the_program_decides() -> Result<()> {
             }
             let stray = request.with(|p| p.dst = family.stranger).bytes();
             rig.inject(*live, &stray, back)?;
-            ensure!(receives(&here, &stray)?, "{} is not taken in, live: {live}", family.stranger);
+            ensure!(receives(&here, &stray)?, "{} is not received, live: {live}", family.stranger);
         }
     }
     Ok(())
 }
 
-/// Hears all that an interface sends and takes in.
+/// A socket that receives all frames that an interface sends and receives.
 fn listen(interface: &str) -> Result<OwnedFd> {
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     let link = getifaddrs()?
@@ -62,7 +62,7 @@ fn listen(interface: &str) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether this frame is among those that come next. The kernel says a few things of its own.
+/// Whether this frame is among the next. The kernel sends a few frames of its own.
 fn receives(socket: &OwnedFd, frame: &[u8]) -> Result<bool> {
     let mut received = [0; 2048];
     for _ in 0..100 {

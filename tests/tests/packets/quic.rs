@@ -1,4 +1,4 @@
-//! QUIC (row 35): packets whose connection ids name their server, wherever they come from.
+//! QUIC (row 35): packets whose connection ids name their server, whatever the client's address.
 
 use std::net::IpAddr;
 
@@ -15,18 +15,17 @@ use crate::rig::{
 /// The configuration of the modules' ids.
 const CONFIG: u8 = 2;
 
-/// How the ids of module `n` name it.
+/// The server id of module `n`.
 fn server(n: u8) -> Server {
     Server::new(CONFIG, &[0xa5, n]).expect("a server id")
 }
 
-/// A connection id that a server of this configuration could have made: whatever is left to it varies with
-/// `own`.
+/// A connection id of a server with this configuration. The rest of it varies with `own`.
 fn connection_id(config: u8, server: &[u8], own: u8) -> Vec<u8> {
     [&[config << 5 | own & 0x1f][..], server, &[own, own ^ 0xff, 0x33, own.wrapping_mul(7)]].concat()
 }
 
-/// What is encrypted.
+/// The encrypted part of a packet.
 const REST: [u8; 20] = [0x6b; 20];
 
 /// A packet of an open connection.
@@ -44,7 +43,7 @@ fn carrying(family: &Family, payload: Vec<u8>) -> Packet {
     family.udp().with(|p| p.payload = payload)
 }
 
-/// Four modules by direct server return, whose ids name them.
+/// Four modules with direct server return and server ids.
 fn four_servers() -> Result<Rig> {
     let mut rig = four(&load_config())?;
     for n in 1..=4 {
@@ -137,15 +136,15 @@ fn row_35_packets_without_a_known_server_id_go_by_hash() -> Result<()> {
     let named = id(CONFIG, [0xa5, 1]);
     let too_short = [&[0xe3, 0, 0, 0, 1, 6][..], &named[..6], &[4, 1, 2, 3, 4], &REST].concat();
     let payloads = [
-        ("a server that is not there", short(&id(CONFIG, [0xa5, 9]))),
-        ("likewise, behind a long header", long(&id(CONFIG, [0xa5, 9]), 1)),
+        ("an unknown server", short(&id(CONFIG, [0xa5, 9]))),
+        ("likewise, with a long header", long(&id(CONFIG, [0xa5, 9]), 1)),
         ("another configuration", short(&id(CONFIG + 1, [0xa5, 1]))),
-        ("the configuration that names nobody", short(&id(7, [0xa5, 1]))),
-        ("likewise, behind a long header", long(&id(7, [0xa5, 1]), 1)),
+        ("the configuration without server ids", short(&id(7, [0xa5, 1]))),
+        ("likewise, with a long header", long(&id(7, [0xa5, 1]), 1)),
         ("an id that is too short for a nonce", too_short),
         ("no connection id", long(&[], 1)),
-        ("an id that is cut off", short(&named)[..9].to_vec()),
-        ("an id that is cut off, behind a long header", long(&named, 1)[..14].to_vec()),
+        ("a truncated id", short(&named)[..9].to_vec()),
+        ("a truncated id, with a long header", long(&named, 1)[..14].to_vec()),
         ("a byte", vec![0x41]),
         ("nothing", Vec::new()),
     ];
@@ -160,13 +159,13 @@ fn row_35_packets_without_a_known_server_id_go_by_hash() -> Result<()> {
                 assert_eq!(module, by_hash(&rig, &packet), "{what}");
                 others += u32::from(module != 1);
             }
-            assert!(others > 10, "{what}: the hash has to speak for others than m1");
+            assert!(others > 10, "{what}: the hash chose m1 for nearly all");
         }
     }
     Ok(())
 }
 
-/// The bytes behind a datagram are not part of it, be they as they may.
+/// The bytes after a datagram are not part of it.
 #[test]
 fn row_35_connection_id_in_the_padding_is_ignored() -> Result<()> {
     let mut rig = four_servers()?;
@@ -209,7 +208,7 @@ fn row_35_connection_id_replaces_the_recorded_flow() -> Result<()> {
         let other = first % 4 + 1;
         let named = carrying(&family, short(&connection_id(CONFIG, &[0xa5, other], 1)));
         assert_eq!(goes_to(&mut rig, &named)?, other);
-        assert_eq!(goes_to(&mut rig, &initial)?, other, "the record has moved");
+        assert_eq!(goes_to(&mut rig, &initial)?, other, "the flow table has the new module");
         assert_eq!(goes_to(&mut rig, &named)?, other);
     }
     Ok(())
@@ -233,7 +232,7 @@ fn row_35_packets_of_one_connection_id_open_one_flow() -> Result<()> {
     Ok(())
 }
 
-/// New connections leave at once; those that are open name their server, and are not to be torn.
+/// New connections go to other servers. Open ones name their server and stay.
 #[test]
 fn row_35_a_draining_server_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     let mut rig = four_servers()?;
@@ -289,7 +288,7 @@ fn row_35_server_id_of_a_removed_module_is_free_for_another() -> Result<()> {
         rig.apply()?;
         assert_eq!(goes_to(&mut rig, &named)?, 4);
         let before = carrying(&family, short(&connection_id(CONFIG, &[0xa5, 4], 1))).with(|p| p.sport += 1);
-        assert_eq!(goes_to(&mut rig, &before)?, by_hash(&rig, &before), "its former id is nobody's");
+        assert_eq!(goes_to(&mut rig, &before)?, by_hash(&rig, &before), "its former id names no module");
         rig.module("m4").quic = Some(server(4));
         rig.desired.modules.insert("m3".to_owned(), gone);
         rig.apply()?;
@@ -297,7 +296,7 @@ fn row_35_server_id_of_a_removed_module_is_free_for_another() -> Result<()> {
     Ok(())
 }
 
-/// An id opens no way to clients that the service is not for.
+/// A connection id does not give other sources access to a service.
 #[test]
 fn row_35_connection_id_does_not_admit_sources_without_a_route() -> Result<()> {
     let mut rig = four_servers()?;
@@ -342,8 +341,8 @@ fn row_35_connection_ids_in_fragments_are_ignored() -> Result<()> {
     Ok(())
 }
 
-/// A client that goes on from another port of another address: its server sees it come from another port of
-/// ours, and answers.
+/// The server of a client that changes its port sees another translated port, and its answers reach the
+/// client.
 #[test]
 fn row_35_a_client_that_moves_is_answered_through_nat() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -383,7 +382,7 @@ fn row_35_a_client_that_moves_is_answered_through_nat() -> Result<()> {
                 ports.push((n, sport, port));
             }
         }
-        assert_ne!(ports[0].2, ports[1].2, "two flows of a client are two to its server");
+        assert_ne!(ports[0].2, ports[1].2, "two flows of a client have two ports");
     }
     Ok(())
 }
@@ -402,8 +401,7 @@ fn with_host(address: IpAddr, host: u8) -> IpAddr {
     }
 }
 
-/// Before it leaves a trace, as any other packet (row 22); and what cannot be sent on is not, whatever it
-/// names.
+/// Such a packet is punted before a flow is recorded (row 22), and dropped if its TTL has expired.
 #[test]
 fn row_35_packet_to_an_unreachable_server_is_punted() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;

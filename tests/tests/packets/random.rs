@@ -1,7 +1,7 @@
-//! Choices that follow from a seed.
+//! Pseudorandom choices from a seed.
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): small, and the
-/// same for ever, which a seed that was once printed needs.
+/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). It is small
+/// and does not change, so that a printed seed stays valid.
 pub struct Random(u64);
 
 impl Random {

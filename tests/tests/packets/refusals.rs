@@ -1,4 +1,4 @@
-//! Clients that cannot be served, where the operator wants them told.
+//! Answers to clients that cannot be served, if the operator enables them.
 
 use anyhow::Result;
 use nlb::model::{ForwardMode, Health};
@@ -6,7 +6,7 @@ use nlb::model::{ForwardMode, Health};
 use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, internet_checksum, octets};
 use crate::rig::{CLIENT_MAC, Family, OUR_MAC, Rig, XDP_DROP, XDP_PASS, XDP_TX, families, test_run};
 
-/// A rig whose only module takes nothing, and says so.
+/// A rig that rejects all flows, because its only module drains.
 fn refusing() -> Result<Rig> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     rig.desired.reject = true;
@@ -36,7 +36,7 @@ fn as_reset(frame: &[u8], v6: bool, ack: u32) -> Vec<u8> {
     let l4 = if v6 { 54 } else { 34 };
     let mut frame = frame.to_vec();
     if !v6 {
-        // No identification, no flags: nothing will cut it up.
+        // No identification and no flags.
         frame[18..22].fill(0);
         frame[24..26].fill(0);
         let sum = internet_checksum(&frame[14..34]);
@@ -59,8 +59,8 @@ fn row_2_tcp_is_answered_by_a_reset() -> Result<()> {
     let mut rig = refusing()?;
     for family in families() {
         let v6 = family.vip.is_ipv6();
-        // Without an ACK, the reset acknowledges all that came; with one, it takes its sequence number from
-        // there.
+        // The reset acknowledges a segment without an ACK; of one with an ACK, it has the acknowledged
+        // number.
         for (flags, payload, seq, ack, answer) in [
             (SYN, 0, 0, 5001, RST | ACK),
             (SYN, 10, 0, 5011, RST | ACK),
@@ -92,7 +92,7 @@ fn row_2_udp_is_answered_by_port_unreachable() -> Result<()> {
             let packet = family.udp().with(|p| p.payload = vec![9; payload]);
             let outcome = rig.run(&packet)?;
             assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send reject".to_owned(), 1)].into()));
-            // Of IPv6, 40 bytes more, in whole words.
+            // An IPv6 error quotes 40 bytes more, in whole words.
             let (ip, quoted) = if v6 { (40, 48 + (payload & !3).min(40)) } else { (20, 28) };
             let frame = outcome.frame;
             assert_eq!(frame.len(), 14 + ip + 8 + quoted);
@@ -100,7 +100,7 @@ fn row_2_udp_is_answered_by_port_unreachable() -> Result<()> {
             let icmp = 14 + ip;
             assert_eq!(&frame[icmp..icmp + 2], if v6 { &[1, 4] } else { &[3, 3] }, "port unreachable");
             assert_eq!(frame[icmp + 8..], packet.bytes()[14..14 + quoted], "what could not be delivered");
-            // A sum over everything, the checksum included, is zero.
+            // The sum over all bytes including the checksum is zero.
             let mut summed = Vec::new();
             if v6 {
                 assert_eq!(

@@ -1,5 +1,4 @@
-//! Which routes a packet meets, of thousands that overlap: as reading them one by one says, also while they
-//! change.
+//! The selection among thousands of overlapping routes equals a linear search, also while routes change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -60,10 +59,10 @@ fn thousands_of_routes_match_a_linear_search() -> Result<()> {
     Ok(())
 }
 
-/// The kernel's table of source prefixes gives way to a larger one while packets search it.
+/// A larger table replaces that of source prefixes while packets search it.
 #[test]
 fn growing_prefix_table_finds_every_prefix() -> Result<()> {
-    // Of two entries each, since no two share what leads to them; one slab has room for 90,000.
+    // Each takes two entries, since no two share a marker. One slab has room for 90,000.
     const HOSTS: u32 = 60_000;
     let host = |n: u32| IpAddr::from((0x0a00_0001 + (n << 8)).to_be_bytes());
     let (around, outside) = (IpAddr::from([10, 255, 0, 2]), IpAddr::from([11, 0, 0, 1]));
@@ -105,7 +104,7 @@ fn growing_prefix_table_finds_every_prefix() -> Result<()> {
     Ok(())
 }
 
-/// A route of a module, with what decides about packets.
+/// The parts of a module's route that select packets.
 struct Rule {
     module: u8,
     udp: bool,
@@ -124,7 +123,7 @@ struct Flow {
     udp: bool,
 }
 
-/// The module that the program sends a new flow to.
+/// The module that the program selects for a new flow.
 fn steer(program: &Xdp, flow: &Flow) -> Result<Option<u8>> {
     let (action, frame) = test_run(program, &flow.packet().bytes())?;
     match action {
@@ -134,26 +133,26 @@ fn steer(program: &Xdp, flow: &Flow) -> Result<Option<u8>> {
     }
 }
 
-/// Whether one of these sets of rules sends the flow there.
+/// Checks that one of these sets of rules selects this module for the flow.
 fn check_selected(flow: &Flow, module: Option<u8>, generations: &[&Vec<Rule>]) -> Result<()> {
     let allowed: Vec<BTreeSet<u8>> = generations.iter().map(|rules| flow.served_by(rules)).collect();
     let right = allowed.iter().any(|modules| match module {
         None => modules.is_empty(),
         Some(module) => modules.contains(&module),
     });
-    ensure!(right, "{flow} went to {module:?}; its routes say {allowed:?}");
+    ensure!(right, "{flow} went to {module:?} instead of one of {allowed:?}");
     Ok(())
 }
 
 impl Flow {
-    /// One by one: the modules of the best rules among those that match.
+    /// The modules of the best matching rules, by a linear search.
     fn served_by(&self, rules: &[Rule]) -> BTreeSet<u8> {
         let matching = || rules.iter().filter_map(|rule| Some((self.rank(rule)?, rule.module)));
         let best = matching().map(|(rank, _)| rank).max();
         matching().filter(|(rank, _)| Some(*rank) == best).map(|(_, module)| module).collect()
     }
 
-    /// How well a rule matches, as docs/contract.md has it: by priority, source, destination, and port.
+    /// The rank of a matching rule (docs/contract.md): by priority, source, destination, and port.
     fn rank(&self, rule: &Rule) -> Option<(i32, u8, u8, bool)> {
         let source = match rule.source {
             None => 0,
@@ -216,16 +215,16 @@ fn rule(random: &mut Random, module: u8) -> Rule {
     }
 }
 
-/// A prefix around, or beside, some client.
+/// A prefix that contains some client or is near it.
 fn source(random: &mut Random) -> IpNet {
     let client = client(random);
     let bits = if client.is_ipv4() { [0, 8, 15, 16, 24, 31, 32] } else { [0, 32, 47, 48, 64, 127, 128] };
-    // Longer ones more often, or the short ones would cover all.
+    // Long prefixes are more frequent, because short ones contain most clients.
     let bits = bits[random.below(7).max(random.below(7))];
     IpNet::new(client, bits).expect("a length of that family").trunc()
 }
 
-/// Clients are close to each other, so that prefixes cover several of them, and each other.
+/// Clients have near addresses, so that prefixes contain several of them and overlap.
 fn client(random: &mut Random) -> IpAddr {
     let mut near = |beyond: usize| random.below(beyond) as u8;
     let [a, b, c] = [near(2), near(4), near(8)];
@@ -248,7 +247,7 @@ fn flow(random: &mut Random) -> Flow {
     }
 }
 
-/// Every module has a MAC address of its own, which tells where a packet went.
+/// A rig whose modules have different MAC addresses, which show the selected module.
 fn rig() -> Result<Rig> {
     let load_config = rig::load_config();
     let limits =

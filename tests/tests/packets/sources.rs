@@ -1,4 +1,4 @@
-//! Outer sources of dsr-ipip that vary by flow (row 23).
+//! Outer sources of dsr-ipip, which vary by flow (row 23).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +17,7 @@ use crate::icmp::error_about_an_answer;
 use crate::packet::{Outer, Packet};
 use crate::rig::{Family, GUE_PORT, Rig, XDP_PASS, XDP_REDIRECT, families, load_config, test_run};
 
-/// In the order of families.
+/// The prefixes of outer sources, in the order of families.
 const PREFIXES: [&str; 2] = ["10.200.0.0/16", "fd00:200::/64"];
 
 fn prefixes() -> [IpNet; 2] {
@@ -32,7 +32,7 @@ fn rig(mode: ForwardMode, prefixes: &[IpNet], backend: &Family) -> Result<Rig> {
     of_one_family(Rig::sized(mode, &sized(prefixes)?)?, mode, backend)
 }
 
-/// The outer source of a packet's frame, which is as it has to be otherwise, checksums included.
+/// The outer source of a forwarded packet. Checks all other bytes.
 fn source_of(rig: &mut Rig, backend: &Family, packet: &Packet, request: &Packet) -> Result<IpAddr> {
     let outcome = rig.run(packet)?;
     assert_eq!(outcome.action, XDP_REDIRECT, "{:?}", outcome.counted);
@@ -47,7 +47,7 @@ fn source_of(rig: &mut Rig, backend: &Family, packet: &Packet, request: &Packet)
     Ok(src)
 }
 
-/// All that one flow consists of.
+/// The kinds of packets of one flow.
 fn packets(client: &Family, request: &Packet) -> Vec<Packet> {
     let mut packets = vec![request.clone(), error_about_an_answer(client, request)];
     let id = request.sport as u8;
@@ -73,7 +73,7 @@ fn row_23_outer_source_varies_by_flow_and_is_constant_within_a_flow() -> Result<
                     sources.extend(of_flow);
                 }
                 assert!(sources.iter().all(|source| prefix.contains(source)), "{prefix}: {sources:?}");
-                // Of 256 flows that draw among 65,536 addresses, less than one is expected to meet another.
+                // Of 256 flows with 65,536 possible addresses, less than one is expected to share one.
                 assert!(sources.len() > 250, "only {} sources", sources.len());
             }
             for packet in samples(&client) {
@@ -105,7 +105,7 @@ fn the_smallest_prefix_has_two_sources() -> Result<()> {
     Ok(())
 }
 
-/// The other family's, and other modes', stay our own.
+/// The outer sources of the other family and of other modes are the NLB's address.
 #[test]
 fn prefix_applies_to_its_family_and_mode_only() -> Result<()> {
     for (n, backend) in families().iter().enumerate() {

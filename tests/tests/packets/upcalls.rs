@@ -1,4 +1,4 @@
-//! Destinations that no route covers, where modules are to be asked about them.
+//! Upcalls about destinations that no route covers.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -86,7 +86,7 @@ fn packets_on_all_cpus_raise_one_upcall() -> Result<()> {
         assert!(actions.iter().all(|actions| actions.iter().eq([&XDP_DROP])), "{actions:?}");
         let questions = rig.questions();
         assert_eq!(questions.len(), 1, "{questions:?}");
-        // And again when the answer has ended: then there is an entry already.
+        // After the negative state has ended, the entry exists already.
         rig.answer_upcall(&questions[0], negative(questions[0].asked_at))?;
         rig.on_each_cpu(|program| (0..5).try_for_each(|_| test_run(program, &frame).map(drop)))?;
         assert_eq!(rig.questions().len(), 1);
@@ -131,7 +131,7 @@ fn negative_destination_is_closed_until_its_ttl_ends() -> Result<()> {
             assert_eq!(rig.questions(), []);
         }
     }
-    // Closed as the operator has it.
+    // Closed ports are dropped if that is configured.
     rig.desired.drop_closed_ports = true;
     rig.apply()?;
     let packet = syn(&families()[0]).with(|p| p.dport = PORT + 1);
@@ -148,7 +148,7 @@ fn destination_is_closed_after_an_upcall_without_an_answer() -> Result<()> {
     let packet = syn(&families()[0]);
     rig.run(&packet)?;
     let question = &rig.questions()[0];
-    // The question as if it had been asked so long before.
+    // The state of a question that was raised so long before.
     let asked_before = |nanoseconds: u64| pending(question.asked_at - nanoseconds);
     rig.answer_upcall(question, asked_before(PENDING_TTL))?;
     assert_closed(&rig.run(&packet)?);
@@ -176,18 +176,18 @@ fn upcall_without_room_in_the_ring_buffer_is_counted() -> Result<()> {
             refused.push(port);
         } else {
             assert_pending(&outcome);
-            assert!(refused.is_empty(), "room in a full ring buffer");
+            assert!(refused.is_empty(), "an upcall after the ring buffer was full");
         }
         if refused.len() == 10 {
             break;
         }
     }
-    let first_refused = *refused.first().expect("the ring buffer ends somewhere");
-    // The last question and not the first, which is an old one by now where all is emulated.
+    let first_refused = *refused.first().expect("the ring buffer is bounded");
+    // The last question is still pending. The first may have expired on an emulated machine.
     assert_pending(&rig.run(&at(first_refused - 1))?);
     assert_eq!(rig.questions().len(), usize::from(first_refused - 10_000));
     assert_pending(&rig.run(&at(first_refused))?);
-    assert_eq!(rig.questions().len(), 1, "there is room again, and nothing stands in its way");
+    assert_eq!(rig.questions().len(), 1, "an upcall after the ring buffer was emptied");
     Ok(())
 }
 
