@@ -1,8 +1,7 @@
-//! The frames that the model expects: headers changed, and every checksum computed in full.
+//! The frames that the model expects, with every checksum computed in full.
 //!
-//! A balancer neither mends nor hides a checksum that was wrong before: the fault has to arrive at the
-//! receiver as it was. In ones' complement arithmetic that is one difference, which is carried over from the
-//! old sum to the new.
+//! A wrong checksum has to stay wrong by as much, so that the receiver detects the error. In ones' complement
+//! arithmetic, the difference to the right sum is carried over from the old checksum to the new one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +21,7 @@ pub enum IcmpError {
     TooBig(u16),
 }
 
-/// A frame to compare with. A broken checksum may come to zero in two ways, which mean the same.
+/// An expected frame. A wrong checksum that comes to zero has two equal forms.
 pub struct Frame {
     pub bytes: Vec<u8>,
     pub either_zero: Vec<usize>,
@@ -34,7 +33,7 @@ impl fmt::Debug for Frame {
     }
 }
 
-/// Bytes as they are printed and pasted.
+/// Bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -64,7 +63,7 @@ impl Frame {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Sets the checksum at `at` to what carries the old one over.
+    /// Replaces the checksum at `at` by the new one, with the old one's difference.
     fn carry(&mut self, at: usize, old_full: u16, new_full: u16) {
         let stored = u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
         if stored == old_full {
@@ -78,18 +77,18 @@ impl Frame {
     }
 }
 
-/// One taken off the TTL.
-pub fn aged(frame: &[u8], ip: &Ip) -> Frame {
-    let mut aged = Frame::of(frame);
-    aged.bytes[ip.l3 + if ip.v6 { 7 } else { 8 }] = ip.ttl - 1;
+/// The frame with the TTL decremented.
+pub fn decremented(frame: &[u8], ip: &Ip) -> Frame {
+    let mut changed = Frame::of(frame);
+    changed.bytes[ip.l3 + if ip.v6 { 7 } else { 8 }] = ip.ttl - 1;
     if !ip.v6 {
-        let (old, new) = (header_sum(frame, ip), header_sum(&aged.bytes, ip));
-        aged.carry(ip.l3 + 10, old, new);
+        let (old, new) = (header_sum(frame, ip), header_sum(&changed.bytes, ip));
+        changed.carry(ip.l3 + 10, old, new);
     }
-    aged
+    changed
 }
 
-/// With other addresses and one taken off the TTL, what follows the header left as it is.
+/// The frame with other addresses and the TTL decremented. The bytes after the IP header are unchanged.
 pub fn readdressed(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr) -> Frame {
     let mut new = Frame::of(frame);
     new.bytes[ip.l3 + if ip.v6 { 7 } else { 8 }] = ip.ttl - 1;
@@ -103,7 +102,7 @@ pub fn readdressed(frame: &[u8], ip: &Ip, src: IpAddr, dst: IpAddr) -> Frame {
     new
 }
 
-/// From these addresses and ports to those, and one taken off the TTL.
+/// The frame with this source and destination and the TTL decremented.
 pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
     let mut new = readdressed(frame, ip, src.0, dst.0);
     new.put(segment.at, &src.1.to_be_bytes());
@@ -115,7 +114,7 @@ pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), 
         let sum = segment_sum(&new.bytes, segment, src.0, dst.0);
         new.carry(at, old, sum);
         if segment.l4 == L4::Udp {
-            // Zero would say that there is no checksum.
+            // Zero would mean that there is no checksum.
             new.either_zero.retain(|zero| *zero != at);
             if new.bytes[at..at + 2] == [0, 0] {
                 new.put(at, &[0xff; 2]);
@@ -125,18 +124,18 @@ pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), 
     new
 }
 
-/// What goes around a packet.
+/// The outer headers of a packet.
 pub struct Outer {
     pub src: IpAddr,
     pub dst: IpAddr,
-    /// Of a UDP header, if there is one.
+    /// The ports of the outer UDP header, if there is one.
     pub ports: Option<(u16, u16)>,
 }
 
-/// With outer headers, and one taken off the inner TTL.
+/// The frame with outer headers and the inner TTL decremented.
 pub fn wrapped(frame: &[u8], ip: &Ip, outer: &Outer, flow_label: u32) -> Frame {
-    let mut aged = aged(frame, ip);
-    let udp = outer.ports.map(|ports| outer_udp(&aged.bytes, ip, outer, ports));
+    let mut changed = decremented(frame, ip);
+    let udp = outer.ports.map(|ports| outer_udp(&changed.bytes, ip, outer, ports));
     let udp = udp.map_or(Vec::new(), |header| header.to_bytes().to_vec());
     let inner_len = (ip.end - ip.l3 + udp.len()) as u16;
     let protocol = IpNumber(if outer.ports.is_some() {
@@ -171,19 +170,18 @@ pub fn wrapped(frame: &[u8], ip: &Ip, outer: &Outer, flow_label: u32) -> Frame {
         (src, dst) => panic!("{src} and {dst} are of two families"),
     };
     header.extend(udp);
-    aged.put(ip.l3 - 2, &kind);
-    let inner = aged.bytes.split_off(ip.l3);
-    aged.bytes.extend(&header);
-    aged.bytes.extend(inner);
-    for at in &mut aged.either_zero {
+    changed.put(ip.l3 - 2, &kind);
+    let inner = changed.bytes.split_off(ip.l3);
+    changed.bytes.extend(&header);
+    changed.bytes.extend(inner);
+    for at in &mut changed.either_zero {
         *at += header.len();
     }
-    aged
+    changed
 }
 
-/// The UDP header of GUE. Over IPv6 it has a checksum wherever the inner checksums cover all of the inner
-/// packet, and it is then the one of the packet with these as they should be: a fault in them shows outside,
-/// too.
+/// The UDP header of GUE. Over IPv6 it has a checksum if the inner checksums cover all of the inner packet.
+/// It is computed with correct inner checksums, so that an error in them makes it wrong.
 fn outer_udp(frame: &[u8], ip: &Ip, outer: &Outer, (source_port, destination_port): (u16, u16)) -> UdpHeader {
     let mut inner = frame.to_vec();
     let length = (ip.end - ip.l3 + 8) as u16;
@@ -205,7 +203,7 @@ fn outer_udp(frame: &[u8], ip: &Ip, outer: &Outer, (source_port, destination_por
     udp
 }
 
-/// The reset that RFC 9293 section 3.10.7.1 wants for a segment to nobody.
+/// The reset for a segment without a connection (RFC 9293 section 3.10.7.1).
 pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
     let mut answer = TcpHeader::new(segment.dport, segment.sport, 0, 0);
     answer.rst = true;
@@ -245,8 +243,8 @@ pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
     Frame::of(&bytes)
 }
 
-/// Whether `out` tells the sender of `frame` this (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 and
-/// 3.2).
+/// Whether `out` is this ICMP error to the sender of `frame` (RFC 792, RFC 1191 section 4, RFC 4443 sections
+/// 3.1 and 3.2).
 pub fn is_icmp_error(frame: &[u8], ip: &Ip, error: IcmpError, out: &[u8]) -> bool {
     let Ok(answer) = super::headers::ip(out) else { return false };
     let icmp = &out[answer.next..answer.end];
@@ -274,7 +272,7 @@ pub fn is_icmp_error(frame: &[u8], ip: &Ip, error: IcmpError, out: &[u8]) -> boo
     } else {
         Sum16BitWords::new()
     };
-    // The header that could not be delivered, options included, and 8 bytes more.
+    // The quoted packet: its header with options, and at least 8 bytes more.
     let quoted = &icmp[8..];
     let whole = quoted.len() >= ip.next - ip.l3 + 8 && frame[ip.l3..ip.end].starts_with(quoted);
     whole

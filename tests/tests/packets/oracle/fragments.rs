@@ -1,4 +1,4 @@
-//! Fragments in the model: where each packet's first fragment went, by its ports; the others follow it (row
+//! Fragments in the model: where each packet's first fragment was sent. Later ones are sent there, too (row
 //! 7).
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use nlb::model::Backend;
 
 use super::headers::{Fragment, Ip};
 
-/// What the fragments of one packet have in common; the protocol only of IPv4.
+/// The identity of a packet that its fragments share; the protocol is part of it in IPv4 only.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PacketId {
     src: IpAddr,
@@ -18,11 +18,11 @@ struct PacketId {
     id: u32,
 }
 
-/// Which way a packet's first fragment went.
+/// Where a packet's first fragment was sent.
 #[derive(Clone, Debug)]
 pub struct Followed {
     pub backend: Backend,
-    /// The addresses that it got.
+    /// The addresses that it was sent with.
     pub src: IpAddr,
     pub dst: IpAddr,
     /// The client's flow, if it came from the client.
@@ -40,7 +40,7 @@ impl PacketId {
 pub struct Fragments(BTreeMap<PacketId, Followed>);
 
 impl Fragments {
-    /// Keeps those whose backend may still be used.
+    /// Removes those whose backend may not be used.
     pub fn retain(&mut self, usable: impl Fn(&Backend) -> bool) {
         self.0.retain(|_, followed| usable(&followed.backend));
     }

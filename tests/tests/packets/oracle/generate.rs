@@ -1,5 +1,5 @@
-//! Sequences of packets and changes, from a seed. Addresses and ports come from small sets, so that packets
-//! meet flows that are there, and each other.
+//! Sequences of packets and changes from a seed. Addresses and ports are from small sets, so that many
+//! packets belong to recorded flows and have the same addresses.
 
 use std::net::IpAddr;
 
@@ -43,7 +43,7 @@ pub fn change(random: &mut Random) -> Change {
     }
 }
 
-/// A packet of a client, or an answer to one that the model knows of; some are spoilt.
+/// A packet of a client, or an answer in a flow of the model. Some are made malformed.
 pub fn frame(random: &mut Random, model: &Model) -> Step {
     let mut packet = match model.flows.len() {
         0 => request(random),
@@ -55,7 +55,7 @@ pub fn frame(random: &mut Random, model: &Model) -> Step {
     let mut words = words(&packet);
     let mut bytes = packet.bytes();
     if random.once_in(6) {
-        spoil(random, &packet, &mut bytes, &mut words);
+        malform(random, &packet, &mut bytes, &mut words);
     }
     Step::Frame(bytes, words)
 }
@@ -115,7 +115,7 @@ fn repeat(random: &mut Random, model: &Model, flows: usize) -> Packet {
     })
 }
 
-/// What a backend says to a flow: also of one that does not answer through us.
+/// A backend's answer in a flow, also of a backend with direct server return.
 fn answer(random: &mut Random, model: &Model) -> Packet {
     let (key, flow) = model.flows.iter().nth(random.below(model.flows.len())).expect("below their number");
     let (l4, payload) = (transport(random, key.udp), vec![0xa5; random.below(40)]);
@@ -139,7 +139,7 @@ fn transport(random: &mut Random, udp: bool) -> Transport {
     }
 }
 
-/// What is rare, but right.
+/// Adds rare but valid fields.
 fn vary(random: &mut Random, packet: &mut Packet) {
     if random.once_in(6) {
         packet.tags = random.pick(&[
@@ -191,11 +191,11 @@ fn vary(random: &mut Random, packet: &mut Packet) {
     }
 }
 
-/// What is wrong: cut off, overwritten, or with a bit that fell over.
-fn spoil(random: &mut Random, packet: &Packet, bytes: &mut Vec<u8>, words: &mut String) {
+/// Makes a frame malformed: truncates it, overwrites bytes, or flips a bit.
+fn malform(random: &mut Random, packet: &Packet, bytes: &mut Vec<u8>, words: &mut String) {
     let l3 = 14 + 4 * packet.tags.len();
     match random.below(4) {
-        // Fewer bytes than an Ethernet header the kernel does not run a program on.
+        // The kernel runs no program on frames shorter than an Ethernet header.
         0 => {
             bytes.truncate(14 + random.below(bytes.len() - 13));
             *words += &format!(", cut to {}", bytes.len());
@@ -205,7 +205,7 @@ fn spoil(random: &mut Random, packet: &Packet, bytes: &mut Vec<u8>, words: &mut 
             bytes[at] ^= 1 << random.below(8);
             *words += &format!(", bit flipped in byte {at}");
         }
-        // Where the lengths, offsets and checksums of most packets are.
+        // The lengths, offsets and checksums of most packets are in this range.
         2 => {
             let at = (l3 + random.below(64)).min(bytes.len() - 1);
             bytes[at] = random.pick(&[0, 1, 0x0f, 0x40, 0x45, 0x4f, 0x60, 0xff]);

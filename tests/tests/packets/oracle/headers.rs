@@ -1,5 +1,4 @@
-//! What a frame says, read with a packet library: the model's own eyes, which share nothing with the
-//! program's parser.
+//! The headers of a frame, parsed with a packet library. The model shares no code with the program's parser.
 
 use std::net::IpAddr;
 
@@ -9,23 +8,23 @@ use etherparse::{
 };
 use nlb::model::L4;
 
-/// Exits that are right for a frame. More than one where the cases leave open which of two faults is named.
+/// The exits that are allowed for a frame: more than one if docs/datapath.md does not order its faults.
 pub type Exits = &'static [&'static str];
 
-/// The IP header of a frame, and where it lies.
+/// The IP header of a frame, and its offset.
 #[derive(Clone, Debug)]
 pub struct Ip {
     pub l3: usize,
-    /// Behind the fixed header and IPv4's options.
+    /// The offset after the fixed header and IPv4's options.
     pub next: usize,
-    /// Behind the IP packet; padding may follow.
+    /// The offset after the IP packet; padding may follow.
     pub end: usize,
     pub v6: bool,
     pub protocol: u8,
     pub ttl: u8,
     /// Type of service, or traffic class.
     pub tos: u8,
-    /// In 8-byte units, and whether more follow.
+    /// The offset in 8-byte units, and whether more fragments follow.
     pub fragment: (u16, bool),
     /// IPv4 without "do not fragment".
     pub may_be_fragmented: bool,
@@ -138,8 +137,8 @@ fn ipv6(frame: &[u8], l3: usize) -> Result<Ip, Exits> {
     })
 }
 
-/// The fragment that a packet is. Should IPv6 have several fragment headers, which it must not, then the
-/// first says which, and any of them that more follow.
+/// The fragment in a packet. Of several fragment headers, which IPv6 forbids, the first has the offset, and
+/// any may have the flag of more fragments.
 pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
     if !ip.v6 {
         let header = Ipv4HeaderSlice::from_slice(&frame[ip.l3..]).ok()?;
@@ -149,8 +148,7 @@ pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
     }
     let (mut protocol, mut at, mut found) = (ip.protocol, ip.next, None::<Fragment>);
     for _ in 0..MOST_EXTENSIONS {
-        // It ends where the frame does: of a packet that is cut short, padding may be taken for a header's
-        // end.
+        // The bound is that of the frame: in a truncated packet, padding may look like the end of a header.
         let rest = frame.get(at..)?;
         if protocol == 44 {
             let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
@@ -175,7 +173,7 @@ pub fn fragment(frame: &[u8], ip: &Ip) -> Option<Fragment> {
 }
 
 const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
-/// The walk's bound (row 6).
+/// The most extension headers that are parsed (row 6).
 const MOST_EXTENSIONS: usize = 8;
 
 pub fn segment(frame: &[u8], ip: &Ip) -> Result<Segment, Exits> {
@@ -193,7 +191,7 @@ pub fn segment(frame: &[u8], ip: &Ip) -> Result<Segment, Exits> {
     }
 }
 
-/// The protocol behind the extension headers, where it starts, and the fragment that it is.
+/// The protocol after the extension headers, its offset, and the fragment.
 fn extensions(frame: &[u8], ip: &Ip) -> Result<(u8, usize, (u16, bool)), Exits> {
     const BROKEN: Exits = &["drop ip_header", "drop truncated"];
     let (mut protocol, mut at, mut fragment) = (ip.protocol, ip.next, (0, false));
@@ -204,7 +202,7 @@ fn extensions(frame: &[u8], ip: &Ip) -> Result<(u8, usize, (u16, bool)), Exits> 
         let rest = &frame[at..ip.end];
         let (next, len) = match protocol {
             44 => {
-                // A fragment header that is cut short may be seen as either fault.
+                // A truncated fragment header may be counted as either fault.
                 let header = Ipv6FragmentHeaderSlice::from_slice(rest)
                     .map_err(|_| &["drop ip_header", "drop truncated", "drop fragment"][..])?;
                 fragment = (header.fragment_offset().value(), header.more_fragments());
@@ -260,7 +258,7 @@ fn tcp(bytes: &[u8], at: usize) -> Result<Segment, Exits> {
 fn udp(bytes: &[u8], at: usize, first_of_several: bool) -> Result<Segment, Exits> {
     let header = UdpHeaderSlice::from_slice(bytes).map_err(|_| &["drop truncated"][..])?;
     let len = header.length() as usize;
-    // The first fragment carries the length of the whole datagram.
+    // The first fragment has the length of the whole datagram.
     if len < 8 || len > bytes.len() && !first_of_several {
         return Err(&["drop l4_header"]);
     }

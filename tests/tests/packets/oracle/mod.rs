@@ -1,8 +1,7 @@
-//! The data path against an independent model of it: sequences of packets and changes of the tables,
-//! generated from a seed, go through the program and through the model, and verdict, bytes and counters have
-//! to be the same.
+//! The data path against an independent model: sequences of packets and changes of the tables, generated from
+//! a seed, go through the program and through the model. Verdict, bytes and counters have to be the same.
 //!
-//! docs/testing.md says how to read a difference.
+//! docs/testing.md explains a reported difference.
 
 mod edits;
 mod fragments;
@@ -26,7 +25,7 @@ use step::Step;
 
 use crate::random::Random;
 
-/// Sequences with the same fleet at their start: changing it costs more than many packets.
+/// The number of sequences with one fleet. To change the fleet takes longer than many packets.
 const SEQUENCES_A_FLEET: u32 = 25;
 
 #[test]
@@ -42,7 +41,7 @@ fn generated_sequences_match_the_model() -> Result<()> {
     go_on_until(&mut oracle, Oracle::check_all_exits)
 }
 
-/// The program at the TC ingress hook is the same, with fewer helpers.
+/// The program at TC ingress is the same, with fewer helpers.
 #[test]
 fn generated_sequences_at_tc_ingress_match_the_model() -> Result<()> {
     let random = SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
@@ -65,8 +64,7 @@ fn generated_sequences_at_tc_ingress_match_the_model() -> Result<()> {
     })
 }
 
-/// More sequences, until the rarest exits were taken, too. The seed is fixed, so that luck does not decide
-/// whether they are.
+/// Runs more sequences until the rarest exits were taken. The seed is fixed, so the result does not vary.
 fn go_on_until(oracle: &mut Oracle, met: impl Fn(&Oracle) -> Result<()>) -> Result<()> {
     const FLEETS: std::ops::Range<u64> = 100..150;
     for fleet in FLEETS {
@@ -82,8 +80,7 @@ fn go_on_until(oracle: &mut Oracle, met: impl Fn(&Oracle) -> Result<()>) -> Resu
 #[ignore = "runs for as long as it is told: cargo xtask fuzz packets"]
 fn generated_sequences_for_a_given_time() -> Result<()> {
     let number = |name: &str| -> Result<u64> {
-        let value =
-            env::var(name).with_context(|| format!("{name} says how to run; see cargo xtask fuzz"))?;
+        let value = env::var(name).with_context(|| format!("{name} is not set; see cargo xtask fuzz"))?;
         value.parse().with_context(|| format!("{name}={value} is not a number"))
     };
     let (seconds, seed) = (number("NLB_FUZZ_SECONDS")?, number("NLB_FUZZ_SEED")?);
@@ -96,14 +93,14 @@ fn generated_sequences_for_a_given_time() -> Result<()> {
         fleets += 1;
     }
     eprintln!(
-        "{} sequences of {} packets in all came out as the model says",
+        "{} sequences of {} packets in all match the model",
         fleets * u64::from(SEQUENCES_A_FLEET),
         oracle.packets()
     );
     Ok(())
 }
 
-/// The sequences of one fleet. Where one comes out otherwise, the shortest like it is the error.
+/// Runs the sequences of one fleet. The error contains the shortest sequence that differs from the model.
 fn batch(oracle: &mut Oracle, seed: u64, number: u64) -> Result<()> {
     let mut random = Random::new(Random::new(seed).word() ^ number.wrapping_mul(0x9e37_79b9));
     let fleet: Vec<Step> = fleet(&mut random).into_iter().map(Step::Change).collect();
@@ -122,8 +119,7 @@ fn batch(oracle: &mut Oracle, seed: u64, number: u64) -> Result<()> {
                 let (steps, difference) = oracle.shortest(steps, difference)?;
                 let lines: Vec<_> = steps.iter().map(Step::to_string).collect();
                 bail!(
-                    "seed {seed}: the last packet of this sequence came out otherwise than the model \
-                     says\n{}\n\n{difference}",
+                    "seed {seed}: the last packet of this sequence differs from the model\n{}\n\n{difference}",
                     lines.join("\n")
                 );
             }

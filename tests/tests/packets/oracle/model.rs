@@ -1,9 +1,8 @@
-//! The balancer as a plain program: what docs/datapath.md says of a packet, with flows in an ordered map and
-//! nothing fast about it.
+//! The model of the balancer: a plain program by docs/datapath.md, with flows in an ordered map.
 //!
-//! Two things are taken as given: where a new flow goes (`MapImage::choose`), and the flow hash in flow
-//! labels, outer ports and outer sources. A SNAT port may be any of the range that no other flow shows to the
-//! same backend, so it is read off the packet that was sent.
+//! The model does not compute two facts: the backend of a new flow (`MapImage::choose`), and the flow hash in
+//! flow labels, outer ports and outer sources. A SNAT port may be any that no other flow to the same backend
+//! uses, so the model reads it from the packet that was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,7 +18,7 @@ use super::headers::{self, Exits, Fragment, Ip, Segment, Tcp};
 use super::quic;
 use crate::rig::{BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, GUE_PORT, OUR_BACK_MAC, OUR_MAC, families};
 
-/// What the model is told and does not decide itself.
+/// The input of the model.
 pub struct World<'a> {
     pub desired: &'a Desired,
     pub hops: &'a Hops,
@@ -27,17 +26,17 @@ pub struct World<'a> {
     pub flow_hash: fn(&FlowTuple) -> u32,
 }
 
-/// What has to come of a packet.
+/// The expected result of a packet.
 #[derive(Debug)]
 pub enum Expected {
-    /// Untouched, by one of these exits.
+    /// Unchanged, with one of these exits.
     Untouched(Exits),
     Sent(&'static str, Frame),
-    /// An ICMP error to its sender or, at times, nothing, since their rate is limited.
+    /// An ICMP error to its sender, or a drop by the rate limit of ICMP errors.
     IcmpError(Ip, IcmpError),
 }
 
-/// How much a backend's counters have to grow.
+/// The growth of a backend's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Growth {
     pub new_flows: u64,
@@ -60,9 +59,9 @@ pub struct FlowKey {
 #[derive(Clone, Debug)]
 pub struct Flow {
     pub backend: Backend,
-    /// What the backend sees: an address, ours or the client's, and a port.
+    /// The source address and port that the backend sees.
     pub nat_source: (IpAddr, u16),
-    /// It is ours.
+    /// Whether that address is the NLB's.
     snat: bool,
     client_fin: bool,
     backend_fin: bool,
@@ -72,18 +71,18 @@ pub struct Flow {
 #[derive(Default)]
 pub struct Model {
     pub flows: BTreeMap<FlowKey, Flow>,
-    /// NAT backends whose next hop was known once.
+    /// NAT backends whose next hop has been known.
     reached: BTreeSet<IpAddr>,
     pub grown: BTreeMap<Backend, Growth>,
     pub fragments: Fragments,
-    /// Flows whose connection id sent them elsewhere than their hash.
+    /// Flows with another backend by connection id than by hash.
     pub moved: u64,
 }
 
 pub type Decision = Result<Expected, Exits>;
 
 impl Model {
-    /// The tables have changed. Flows of backends that are gone go with them.
+    /// Updates the model after a change of the tables. Flows of removed backends are removed.
     pub fn tables_changed(&mut self, world: &World) {
         self.flows.retain(|_, flow| offered(world.desired, &flow.backend));
         self.fragments.retain(|backend| offered(world.desired, backend));
@@ -92,7 +91,7 @@ impl Model {
         self.reached.retain(|addr| nat.contains(addr));
     }
 
-    /// What has to come of a frame. `out` is what did come of it, for the port in it.
+    /// The expected result of a frame. `out` is the frame that was sent, from which the SNAT port is read.
     pub fn packet(&mut self, world: &World, frame: &[u8], out: &[u8]) -> Result<Expected, String> {
         self.grown.clear();
         let ip = match headers::ip(frame) {
@@ -116,7 +115,7 @@ impl Model {
         Ok(decision.unwrap_or_else(Expected::Untouched))
     }
 
-    /// Whether replies come to this address.
+    /// Whether this is an address of the NLB for replies.
     fn is_ours(&self, addr: IpAddr) -> bool {
         families().iter().any(|f| f.source == addr && self.reached.iter().any(|b| same_family(*b, addr)))
     }
@@ -203,7 +202,7 @@ impl Model {
         Ok(forwarded(world, frame, ip, &segment, &tuple, &flow))
     }
 
-    /// A flow that is not on record yet.
+    /// Records a new flow.
     fn open(&self, key: &FlowKey, backend: &Backend, out: &[u8], segment: &Segment) -> Result<Flow, String> {
         let flow = |nat_source, snat| Flow {
             backend: backend.clone(),
@@ -227,8 +226,7 @@ impl Model {
         let addr = if snat { family_of(backend.addr).source } else { key.client };
         let port_at = segment.at..segment.at + 2;
         let port = out.get(port_at).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
-        // The flow's own former port may or may not be given again: whether that life of it is over is not
-        // said.
+        // A flow that is opened again may get its former port or another one.
         let used_by_others = |port: u16| {
             self.flows.iter().any(|(other, flow)| {
                 other != key
@@ -246,7 +244,7 @@ impl Model {
             may_keep && port == key.client_port || (1024..=32_767).contains(&port) && !used_by_others(port)
         };
         if !right {
-            return Err(format!("{addr} port {port} towards {} is not one to give this flow", backend.addr));
+            return Err(format!("{addr} port {port} towards {} is not allowed for this flow", backend.addr));
         }
         Ok(flow((addr, port), snat))
     }
@@ -254,7 +252,7 @@ impl Model {
     fn backend_packet(&mut self, world: &World, frame: &[u8], ip: &Ip) -> Decision {
         const NO_FLOW: Exits = &["pass no_flow"];
         let segment = headers::segment(frame, ip).map_err(|_| NO_FLOW)?;
-        // Whoever uses one of our addresses as a client is not told from us.
+        // A client with one of the NLB's addresses is taken for the NLB.
         let to_us = self.is_ours(ip.dst);
         let (key, flow) = self
             .flows
@@ -286,7 +284,7 @@ impl Model {
         Ok(Expected::Sent("send reply", reply.macs(CLIENT_MAC, OUR_MAC)))
     }
 
-    /// What becomes of a later fragment; `unknown` if its first was not seen.
+    /// The result of a later fragment; `unknown` if its first was not recorded.
     fn follow(
         &mut self,
         world: &World,
@@ -343,8 +341,7 @@ impl Flow {
     }
 }
 
-/// The backend that a packet names by its connection id: of the module whose server id it has, as which it
-/// serves this VIP.
+/// The backend for this VIP of the module that the packet's connection id names.
 fn named(world: &World, frame: &[u8], vip: IpAddr, segment: &Segment) -> Option<Backend> {
     let payload = frame.get(segment.at + 8..segment.at + segment.len).filter(|_| segment.l4 == L4::Udp)?;
     let mut modules = world.desired.modules.iter();
@@ -384,7 +381,7 @@ fn forwarded(
     })
 }
 
-/// A packet on its way to its backend; `translated` is what it is with NAT.
+/// A packet that is sent to its backend; `translated` makes the frame of NAT.
 fn sent_on(
     world: &World,
     frame: &[u8],
@@ -395,10 +392,10 @@ fn sent_on(
 ) -> Decision {
     let sent = match backend.mode {
         ForwardMode::Nat => translated(),
-        ForwardMode::DsrL2 => edits::aged(frame, ip),
+        ForwardMode::DsrL2 => edits::decremented(frame, ip),
         ForwardMode::DsrIpip | ForwardMode::Gue => {
             let hash = (world.flow_hash)(tuple);
-            // The dynamic ports (RFC 6335), of which there are 2^14, by the upper bits of the hash.
+            // The upper bits of the hash select one of the 2^14 dynamic ports (RFC 6335).
             let in_udp = backend.mode == ForwardMode::Gue;
             let ports = in_udp.then_some((49_152 + (hash >> 18) as u16, GUE_PORT));
             let src = if in_udp { family_of(backend.addr).source } else { outer_source(backend.addr, hash) };
@@ -409,10 +406,10 @@ fn sent_on(
     Ok(Expected::Sent("send forward", sent.macs(BACKEND_MAC, OUR_BACK_MAC)))
 }
 
-/// Prefixes that outer sources of dsr-ipip are taken from.
+/// The prefixes of outer sources of dsr-ipip.
 pub const IPIP_SOURCES: [&str; 2] = ["10.200.0.0/16", "fd00:200::/112"];
 
-/// Their last 16 bits are the hash's.
+/// The outer source, whose last 16 bits are the hash's.
 fn outer_source(backend: IpAddr, hash: u32) -> IpAddr {
     let [high, low] = (hash as u16).to_be_bytes();
     match backend {
@@ -421,8 +418,8 @@ fn outer_source(backend: IpAddr, hash: u32) -> IpAddr {
     }
 }
 
-/// What keeps a packet from going on to a client, if anything does: the kernel's routes and neighbours, in
-/// that order.
+/// The reason why a packet is not sent to a client, if there is one: first the kernel's routes, then its
+/// neighbours.
 fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
     let known = client == family_of(client).client;
     if !known && !is_neighbour(client) {
@@ -438,7 +435,7 @@ fn towards_client(frame: &[u8], ip: &Ip, client: IpAddr) -> Option<Decision> {
     }
 }
 
-/// Bytes that a packet grows by towards a backend.
+/// The bytes of the outer headers towards a backend.
 fn grown(backend: &Backend) -> u16 {
     let outer_ip = if backend.addr.is_ipv4() { 20 } else { 40 };
     match backend.mode {
@@ -448,7 +445,7 @@ fn grown(backend: &Backend) -> u16 {
     }
 }
 
-/// What becomes of a packet that the next link does not take (row 9).
+/// The result of a packet that exceeds the MTU (row 9).
 fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
     if ip.end - ip.l3 <= mtu as usize {
         return None;
@@ -459,7 +456,7 @@ fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
     })
 }
 
-/// A packet to a service that has nobody for it (row 2).
+/// The result of a packet to a service without a backend (row 2).
 fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decision {
     const DROPPED: Exits = &["drop no_backend"];
     match &segment.tcp {
@@ -470,7 +467,7 @@ fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decis
     }
 }
 
-/// Whether a packet came from a single host, and may be answered.
+/// Whether the source of a packet is a single host, which may be answered.
 fn may_be_answered(frame: &[u8], ip: &Ip) -> bool {
     let single = match ip.src {
         IpAddr::V4(v4) => !matches!(v4.octets()[0], 0 | 127 | 224..),
@@ -479,8 +476,8 @@ fn may_be_answered(frame: &[u8], ip: &Ip) -> bool {
     single && frame[6] & 1 == 0
 }
 
-/// Whether an address is one to look for on the rig's link. IPv4's lowest is (since Linux 5.14), and so is
-/// IPv6's where the interface does not forward.
+/// Whether an address may be a neighbour on the rig's link. The lowest address may: in IPv4 since Linux 5.14,
+/// in IPv6 if the interface does not forward.
 pub fn is_neighbour(addr: IpAddr) -> bool {
     let link = if addr.is_ipv4() { "198.51.100.1/24" } else { "2001:db8:c::1/64" };
     let link: IpNet = link.parse().expect("a prefix");
@@ -488,15 +485,15 @@ pub fn is_neighbour(addr: IpAddr) -> bool {
     link.contains(&addr) && addr != link.addr() && !broadcast
 }
 
-/// Of the rig's link.
+/// The MTU of the rig's link.
 const CLIENT_MTU: u16 = 1500;
 
-/// The longest frame that can wait for a next hop.
+/// The exit of a frame whose next hop is not known. A long frame is not punted.
 fn punted(frame: &[u8]) -> Exits {
     if frame.len() > 2048 { &["drop park_full"] } else { &["park next_hop"] }
 }
 
-/// The sources that the routes of a service are for; none if there is no service.
+/// The source prefixes of a service's routes; empty if there is no service.
 fn services(desired: &Desired, vip: IpAddr, port: u16, l4: L4) -> Vec<Option<IpNet>> {
     let routes = desired.modules.values().flat_map(|module| module.routes.values());
     let fits = routes.filter(|route| {
@@ -521,7 +518,7 @@ fn offered(desired: &Desired, backend: &Backend) -> bool {
     })
 }
 
-/// The backend's port for what was addressed to `port`.
+/// The backend's port for packets to `port`.
 pub fn data_port(backend: &Backend, port: u16) -> u16 {
     if backend.port == 0 { port } else { backend.port }
 }
@@ -530,7 +527,7 @@ fn nat_modules(desired: &Desired) -> impl Iterator<Item = &Module> {
     desired.modules.values().map(|module| &**module).filter(|module| module.mode == ForwardMode::Nat)
 }
 
-/// Whether this is a backend that may answer clients by their own addresses.
+/// Whether this is a NAT backend that may see clients' addresses.
 fn is_transparent(desired: &Desired, addr: IpAddr) -> bool {
     nat_modules(desired).any(|module| module.snat != Snat::Always && addresses(module).any(|a| a == addr))
 }

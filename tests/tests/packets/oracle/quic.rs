@@ -1,13 +1,13 @@
-//! QUIC's connection ids, read for the model (row 35), and made for its packets.
+//! QUIC connection ids (row 35): the model's parser, and ids for generated packets.
 
 use nlb::model::{Module, Server};
 
 use crate::random::Random;
 
-/// Server ids of the modules' two configurations: some modules are named in the one, some in the other.
+/// The two configurations, each with the length of its server ids. Modules have one or the other.
 const CONFIGS: [(u8, u8); 2] = [(0, 1), (3, 3)];
 
-/// How connection ids name a module of this number in one of the configurations.
+/// The server id of a module in one of the configurations.
 pub fn server(number: u8, config: u8) -> Option<Server> {
     let (_, len) = CONFIGS.iter().find(|(of, _)| *of == config)?;
     Server::new(config, &octets(number, *len))
@@ -32,21 +32,21 @@ pub fn names(payload: &[u8], module: &Module) -> bool {
     })
 }
 
-/// The destination's connection id, of which a short header does not say where it ends.
+/// The destination connection id. A short header does not contain its length.
 fn connection_id(payload: &[u8]) -> Option<&[u8]> {
-    // What has fewer bytes from the id on than the longest id that names a server is not looked at.
+    // Packets with fewer bytes after the id's start than the longest server id has are ignored.
     const LEAST: usize = 9;
     let is_long = *payload.first()? >= 0x80;
     let rest = payload.get(if is_long { 6 } else { 1 }..).filter(|rest| rest.len() >= LEAST)?;
     match is_long {
         true if payload[5] == 0 => None,
-        // One that says that it is longer than the packet is as long as that.
+        // An id whose length exceeds the packet ends with the packet.
         true => Some(&rest[..rest.len().min(payload[5].into())]),
         false => Some(rest),
     }
 }
 
-/// The payload of a QUIC packet, mostly of one that names a module.
+/// The payload of a QUIC packet, mostly with the server id of a module.
 pub fn payload(random: &mut Random) -> Vec<u8> {
     let (config, len) = random.pick(&CONFIGS);
     let number = random.below(5) as u8 + 1;
@@ -57,8 +57,8 @@ pub fn payload(random: &mut Random) -> Vec<u8> {
     let mut payload = match random.once_in(2) {
         true => [&[0x40][..], &id, &[0x6b; 20]].concat(),
         false => {
-            let said = if random.once_in(8) { random.below(21) as u8 } else { id.len() as u8 };
-            [&[0xc0, 0, 0, 0, 1, said][..], &id, &[0; 21]].concat()
+            let length = if random.once_in(8) { random.below(21) as u8 } else { id.len() as u8 };
+            [&[0xc0, 0, 0, 0, 1, length][..], &id, &[0; 21]].concat()
         }
     };
     if random.once_in(8) {

@@ -1,4 +1,4 @@
-//! Runs steps through the program and the model, compares, and finds the shortest sequence that still
+//! Runs steps through the program and the model, compares the results, and finds the shortest sequence that
 //! differs.
 
 use std::collections::BTreeMap;
@@ -23,19 +23,19 @@ const XDP_TX: u32 = 3;
 pub struct Oracle {
     rig: Rig,
     model: Model,
-    /// What the tables were last brought to, as the changes that led there.
+    /// The changes that led to the present tables.
     changes: Vec<Change>,
     counts: BTreeMap<Backend, Growth>,
-    /// Exits and how often they were met.
+    /// The number of packets for each exit.
     met: BTreeMap<String, u64>,
-    /// Flows that went elsewhere than their hash says.
+    /// Flows with another backend than their hash selects.
     moved: u64,
     hook: Hook,
-    /// The rest of the sequence is not judged.
+    /// The rest of the sequence is not compared.
     unknown_state: bool,
 }
 
-/// Where the program meets packets.
+/// The hook of the program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     Xdp,
@@ -43,7 +43,7 @@ pub enum Hook {
     TcIngress,
 }
 
-/// How a packet came out otherwise than it should.
+/// How the result of a packet differs from the model's.
 pub type Difference = String;
 
 impl Oracle {
@@ -103,7 +103,7 @@ impl Oracle {
         self.tables_changed()
     }
 
-    /// Takes one step; the answer is what came out otherwise.
+    /// Runs one step, and returns a difference if there is one.
     pub fn step(&mut self, step: &Step) -> Result<Option<Difference>> {
         match step {
             Step::Change(change) => {
@@ -130,7 +130,7 @@ impl Oracle {
         Ok(None)
     }
 
-    /// Leaves out what is not needed for a difference: halves first, then ever shorter runs of steps.
+    /// Removes steps that a difference does not need: first halves, then ever shorter runs.
     pub fn shortest(&mut self, steps: Vec<Step>, difference: Difference) -> Result<(Vec<Step>, Difference)> {
         let (mut shortest, mut found) = (steps, difference);
         let mut run = shortest.len() / 2;
@@ -148,7 +148,7 @@ impl Oracle {
         Ok((shortest, found))
     }
 
-    /// Fails if sequences were so tame that some exit was never taken.
+    /// Fails if some exit was never taken.
     pub fn check_all_exits(&self) -> Result<()> {
         self.met(&[
             "pass not_ip",
@@ -179,7 +179,7 @@ impl Oracle {
 
     pub fn met(&self, wanted: &[&str]) -> Result<()> {
         let missed: Vec<_> = wanted.iter().filter(|exit| !self.met.contains_key(**exit)).collect();
-        anyhow::ensure!(missed.is_empty(), "no packet came to {missed:?}; met were {:?}", self.met);
+        anyhow::ensure!(missed.is_empty(), "no packet took the exits {missed:?}, only {:?}", self.met);
         Ok(())
     }
 
@@ -192,7 +192,9 @@ impl Oracle {
         let world = world(&self.rig);
         let expected = match self.model.packet(&world, frame, &outcome.frame) {
             Ok(expected) => expected,
-            Err(complaint) => return Ok(Some(format!("{complaint}; it did\n{}", describe(&outcome)))),
+            Err(difference) => {
+                return Ok(Some(format!("{difference}; the program's result\n{}", describe(&outcome))));
+            }
         };
         let after = counts(&self.rig)?;
         let grown: BTreeMap<Backend, Growth> = after
@@ -207,16 +209,19 @@ impl Oracle {
         self.model.grown.retain(|_, growth| *growth != Growth::default());
         let expected_punts: Vec<&[u8]> =
             if outcome.counted.contains_key("park next_hop") { vec![frame] } else { Vec::new() };
-        if self.hook == Hook::TcIngress && tc_ingress::leaves_the_way_to_the_stack(&expected, &outcome) {
+        if self.hook == Hook::TcIngress && tc_ingress::stack_finds_next_hop(&expected, &outcome) {
             self.unknown_state = true;
             return Ok(None);
         }
         let right = match self.hook {
-            Hook::Xdp => comes_out(&expected, frame, &outcome),
-            Hook::TcIngress => tc_ingress::comes_out(&expected, frame, &outcome),
+            Hook::Xdp => is_expected(&expected, frame, &outcome),
+            Hook::TcIngress => tc_ingress::is_expected(&expected, frame, &outcome),
         };
         if !right {
-            return Ok(Some(format!("the model says\n{expected:?}\nit did\n{}", describe(&outcome))));
+            return Ok(Some(format!(
+                "the model's result\n{expected:?}\nthe program's result\n{}",
+                describe(&outcome)
+            )));
         }
         if grown != self.model.grown {
             let wanted = &self.model.grown;
@@ -245,7 +250,7 @@ fn world(rig: &Rig) -> World<'_> {
     World { desired: &rig.desired, hops: &rig.hops, image: rig.image(), flow_hash }
 }
 
-/// It is part of no protocol how labels, outer ports and sources come about, only that they vary by flow.
+/// The hash of labels, outer ports and outer sources. No protocol defines it, only that they vary by flow.
 fn flow_hash(flow: &FlowTuple) -> u32 {
     let (sport, dport) = (Be16::new(flow.client_port), Be16::new(flow.port));
     hash::flow(flow.client.into(), flow.vip.into(), sport, dport, flow.l4 as u8) as u32
@@ -280,7 +285,7 @@ impl Growth {
     }
 }
 
-fn comes_out(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
+fn is_expected(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
     let exits: Vec<(&String, &u64)> = outcome.counted.iter().collect();
     let [(exit, 1)] = exits[..] else { return false };
     let untouched = outcome.frame == frame;

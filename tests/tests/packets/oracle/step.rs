@@ -1,5 +1,5 @@
-//! Steps of a sequence: a change of the tables, or a frame. Each is a line of text, so that a sequence that
-//! went wrong can be pasted into `regressions`.
+//! Steps of a sequence: a change of the tables, or a frame. Each is a line of text, which can be pasted into
+//! `regressions`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::rig::{self, Rig, families};
 #[derive(Clone, Debug)]
 pub enum Step {
     Change(Change),
-    /// A frame and what it is in words.
+    /// A frame and its description.
     Frame(Vec<u8>, String),
 }
 
@@ -25,9 +25,9 @@ pub enum Change {
     Remove(u8),
     Health(u8, Health),
     Weight(u8, u32),
-    /// Connection ids of this configuration name it, or none do.
+    /// The configuration of its server id, or none.
     ServerId(u8, Option<u8>),
-    /// Whether the way to it is known.
+    /// Whether its next hop is known.
     NextHop(u8, bool),
     Reject(bool),
     DropClosed(bool),
@@ -51,7 +51,7 @@ pub const HEALTHS: [(&str, Health); 5] = [
 ];
 
 impl Change {
-    /// Makes the change to what is desired; the tables follow with `Rig::apply`.
+    /// Changes the desired state. `Rig::apply` changes the tables.
     pub fn make(&self, rig: &mut Rig) {
         let name = |number: &u8| format!("m{number}");
         match self {
@@ -83,15 +83,15 @@ impl Change {
     }
 }
 
-/// A change to a module that is not there (any more) is none.
+/// Changes a module if it is registered.
 fn change_module(rig: &mut Rig, number: u8, change: impl FnOnce(&mut Module)) {
     if let Some(module) = rig.desired.modules.get_mut(&format!("m{number}")) {
         change(Arc::make_mut(module));
     }
 }
 
-/// Beside the rig's routes: a second port that leads to the first one's, a port for some sources only, and,
-/// of every second module, every TCP port of the second VIPs.
+/// A module with more routes than the rig's: a second port with the same destination, a port for some sources
+/// only and, of every second module, every TCP port of the second VIPs.
 fn module(number: u8, mode: ForwardMode, snat: Snat) -> Module {
     let mut module = rig::module(mode, number + 1);
     module.snat = snat;
@@ -134,7 +134,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// The steps of a text as it was printed.
+/// Parses printed steps.
 pub fn parse(text: &str) -> Result<Vec<Step>> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.map(|line| step(line).with_context(|| format!("in the line `{line}`"))).collect()
