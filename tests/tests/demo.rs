@@ -1,4 +1,4 @@
-//! The demo as a newcomer runs it, and as an impatient one ends it.
+//! The demo: a whole run, an interrupted one, and one that is killed.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -17,13 +17,13 @@ const UP: Duration = Duration::from_secs(60);
 #[test]
 fn ends_by_itself_without_a_failed_request() -> Result<()> {
     let output = demo("5s")?.output()?;
-    let said = said(&output);
-    ensure!(output.status.success(), "{said}");
-    ensure!(said.contains(" requests answered, 0 failed"), "{said}");
+    let printed = printed(&output);
+    ensure!(output.status.success(), "{printed}");
+    ensure!(printed.contains(" requests answered, 0 failed"), "{printed}");
     for module in
         ["echo-1 v1 weight 100 healthy", "echo-2 v1 weight 100 healthy", "echo-3 v2 weight 50 healthy"]
     {
-        ensure!(said.contains(module), "{module} is not shown:\n{said}");
+        ensure!(printed.contains(module), "{module} is not shown:\n{printed}");
     }
     Ok(())
 }
@@ -35,8 +35,8 @@ fn ends_cleanly_when_interrupted() -> Result<()> {
     wait_for_traffic(&mut demo)?;
     kill(Pid::from_raw(pid as i32), Signal::SIGINT)?;
     let output = demo.wait_with_output()?;
-    ensure!(output.status.success(), "{}", said(&output));
-    ensure!(left_of(pid)?.is_empty() && !files(pid).exists(), "left behind: {:?}", left_of(pid)?);
+    ensure!(output.status.success(), "{}", printed(&output));
+    ensure!(leftovers(pid)?.is_empty() && !files(pid).exists(), "left behind: {:?}", leftovers(pid)?);
     Ok(())
 }
 
@@ -53,14 +53,18 @@ fn next_demo_removes_leftovers_of_a_killed_one() -> Result<()> {
         ensure!(started.elapsed() < UP, "processes of the lab outlive it: {pids:?}");
         sleep(Duration::from_millis(20));
     }
-    ensure!(!left_of(killed.id())?.is_empty(), "nobody was there to take the namespaces away");
+    ensure!(!leftovers(killed.id())?.is_empty(), "the killed demo left no namespaces");
     let next = demo("2s")?.output()?;
-    ensure!(next.status.success(), "{}", said(&next));
-    ensure!(left_of(killed.id())?.is_empty() && !files(killed.id()).exists(), "{:?}", left_of(killed.id())?);
+    ensure!(next.status.success(), "{}", printed(&next));
+    ensure!(
+        leftovers(killed.id())?.is_empty() && !files(killed.id()).exists(),
+        "{:?}",
+        leftovers(killed.id())?
+    );
     Ok(())
 }
 
-/// On a port of its own, since several run at a time.
+/// A demo on a gRPC port of its own, since several run at a time.
 fn demo(duration: &str) -> Result<Command> {
     let mut command = Command::new(built("nlb-demo")?);
     // A slow machine may take longer to answer than a person would wait.
@@ -68,15 +72,15 @@ fn demo(duration: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Until it says that requests are answered. What it prints later is kept for the caller.
+/// Waits until the demo reports answered requests. The caller can read what it prints later.
 fn wait_for_traffic(demo: &mut Child) -> Result<()> {
-    let mut said = BufReader::with_capacity(1, demo.stdout.take().context("stdout is piped")?);
+    let mut lines = BufReader::with_capacity(1, demo.stdout.take().context("stdout is piped")?);
     let mut line = String::new();
     loop {
         line.clear();
-        ensure!(said.read_line(&mut line)? > 0, "the demo ended before a request was answered");
+        ensure!(lines.read_line(&mut line)? > 0, "the demo ended before a request was answered");
         if line.contains(" requests answered, ") && !line.contains("  0 requests answered, ") {
-            demo.stdout = Some(said.into_inner());
+            demo.stdout = Some(lines.into_inner());
             return Ok(());
         }
     }
@@ -85,15 +89,15 @@ fn wait_for_traffic(demo: &mut Child) -> Result<()> {
 /// The processes in the namespaces of a demo.
 fn inside(pid: u32) -> Result<Vec<String>> {
     let mut pids = Vec::new();
-    for namespace in left_of(pid)? {
-        // One that is just being made or removed has none.
+    for namespace in leftovers(pid)? {
+        // A namespace that is being created or removed has none.
         let list = output(Command::new("ip").args(["netns", "pids", &namespace])).unwrap_or_default();
         pids.extend(list.split_whitespace().map(String::from));
     }
     Ok(pids)
 }
 
-fn left_of(pid: u32) -> Result<Vec<String>> {
+fn leftovers(pid: u32) -> Result<Vec<String>> {
     let list = output(Command::new("ip").args(["netns", "list"]))?;
     let names = list.lines().filter_map(|line| line.split_whitespace().next());
     Ok(names.filter(|name| name.starts_with(&format!("nlb-{pid}-"))).map(String::from).collect())
@@ -103,6 +107,6 @@ fn files(pid: u32) -> std::path::PathBuf {
     Path::new("/run/nlb-lab").join(format!("nlb-{pid}-0"))
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }

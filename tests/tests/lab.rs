@@ -1,4 +1,4 @@
-//! The lab itself: if its links do not carry packets, no other test means anything.
+//! The lab itself, whose links all other tests need.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -81,7 +81,7 @@ fn module_with_a_vip_does_not_answer_arp_for_it() -> Result<()> {
 fn dropped_lab_leaves_no_namespaces_files_or_processes() -> Result<()> {
     let lab = Lab::one_arm(1, 0)?;
     let mut sleeper = lab.start("sleeper", lab.clients[0].netns.command("sleep").arg("1000"))?;
-    // Before it is in its namespace there is nothing to end it by.
+    // The lab ends the processes that have entered its namespaces.
     let comm = format!("/proc/{}/comm", sleeper.pid());
     sleeper.wait_until("it sleeps", MAX_WAIT, || {
         std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n")

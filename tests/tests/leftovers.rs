@@ -1,5 +1,5 @@
-//! What a killed process leaves behind. In a test program of its own, since every lab that is built meanwhile
-//! would remove it too, and cargo runs test programs one after another.
+//! What a killed process leaves behind. This is a test program of its own, since any other lab would remove
+//! it, too. Cargo runs test programs one after another.
 
 use std::path::Path;
 use std::process::{Command, id};

@@ -1,8 +1,8 @@
-//! Whether the kernel takes our programs, and what checking them costs it: every program of the object, under
-//! every combination of the settings that are fixed when it is loaded.
+//! Whether the kernel loads our programs, and the verifier's cost: every program of the object, with every
+//! combination of the settings that are fixed at load time.
 //!
-//! A test binary of its own, because it takes file descriptors away from the whole process for a moment (see
-//! [`verifier_log`]).
+//! This is a test program of its own, because it lowers the process's limit of file descriptors for a moment
+//! (see [`verifier_log`]).
 
 use std::fmt;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use nlb::datapath::loader::{self, Clock, LoadConfig};
 use nlb::model::settings::TableSizes;
 use nlb::model::vips::Vips;
 
-/// Instructions that the verifier may go through: three quarters of the kernel's own limit, so that a program
-/// which grows is noticed while there is room.
+/// The most instructions that the verifier may process: three quarters of the kernel's limit, so that there
+/// is room when this test fails.
 const MOST_PROCESSED: u64 = 750_000;
 
 #[test]
@@ -40,9 +40,9 @@ fn kernel_loads_every_program_with_every_setting() -> Result<()> {
     Ok(())
 }
 
-/// What is decided when programs are loaded: whether they may send with XDP_TX, and numbers that the verifier
-/// then knows, here at their least and as they are in large installations, without and with prefixes of outer
-/// sources.
+/// Combinations of the settings that are fixed at load time: whether XDP_TX may be used, and numbers that the
+/// verifier knows as constants, at their least and as in large installations, without and with prefixes of
+/// outer sources.
 fn combinations() -> Vec<(String, LoadConfig)> {
     let seconds = Duration::from_secs;
     let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
@@ -52,7 +52,7 @@ fn combinations() -> Vec<(String, LoadConfig)> {
         closing: seconds(closing),
         udp: seconds(udp),
     };
-    // Sizes of maps, which the verifier does not look at.
+    // The verifier does not depend on the sizes of maps.
     let limits = TableSizes {
         backends: 100,
         services: 100,
@@ -82,16 +82,16 @@ fn combinations() -> Vec<(String, LoadConfig)> {
 const HEAD: &str =
     "program            settings          instructions  processed  peak states  time/ms  JIT/bytes  stack";
 
-/// What the kernel says of a program that it has taken.
+/// The kernel's figures about a loaded program.
 struct Cost {
-    /// As the kernel runs it.
+    /// The instructions that the kernel runs.
     instructions: u32,
     jitted: u32,
     /// Steps of the verifier, over all paths.
     processed: u64,
     peak_states: u64,
     microseconds: u64,
-    /// Of the program and its functions, each for itself.
+    /// The bytes of the program and of each function.
     stack: String,
 }
 
@@ -101,7 +101,7 @@ impl Cost {
         load(program)?;
         let info = program.info()?;
         Ok(Cost {
-            instructions: info.size_translated().context("the kernel does not say how long it is")? / 8,
+            instructions: info.size_translated().context("no length of the program")? / 8,
             jitted: info.size_jitted(),
             processed: number_after(&log, "processed ")?,
             peak_states: number_after(&log, "peak_states ")?,
@@ -130,8 +130,8 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// What the verifier says of a program that it takes. aya keeps the log only of programs that do not load, so
-/// the kernel gets to verify this one and then has no file descriptor to hand it over by.
+/// The verifier's log of a valid program. aya keeps the log only of programs that fail to load, so the kernel
+/// verifies this one and then fails for lack of a file descriptor.
 fn verifier_log(load: impl FnOnce() -> Result<(), ProgramError>) -> Result<String> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;

@@ -1,4 +1,4 @@
-//! Idle flows are told as such, with idle times that a test can wait for.
+//! Idle flows are not reported as active, with idle times that a test can wait for.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,10 @@ use tokio::net::UdpSocket;
 use crate::clients::{Connection, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
-/// Flows of each kind in each family.
+/// The number of flows of each kind in each family.
 const EACH: usize = 10;
 
-/// What the NLB says of its one module's flows, if it says the same in all places. Questions asked one after
-/// the other may see a change in between.
+/// The active flows of the NLB's one module, if all reports agree. They may change between two requests.
 async fn reported(fleet: &Fleet) -> Result<Option<usize>> {
     let server = format!("http://{}", grpc(&fleet.lab));
     let ask = || async {
@@ -35,7 +34,7 @@ async fn reported(fleet: &Fleet) -> Result<Option<usize>> {
     Ok(if agreed { usize::try_from(by_instance).ok() } else { None })
 }
 
-/// Flows of the test that it keeps from being idle.
+/// Flows that the test uses, so that they are not idle.
 #[derive(Default)]
 struct InUse {
     datagrams: Vec<UdpSocket>,
@@ -53,7 +52,7 @@ impl InUse {
         Ok(())
     }
 
-    /// Uses the flows until this many are told.
+    /// Uses the flows until this many are reported.
     async fn wait_for(&mut self, fleet: &Fleet, flows: usize, what: &str) -> Result<()> {
         let deadline = Instant::now() + MAX_WAIT;
         loop {
@@ -62,7 +61,7 @@ impl InUse {
             if found == Some(flows) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{what}: {found:?} flows are told, not {flows}");
+            ensure!(Instant::now() < deadline, "{what}: {found:?} flows are reported, not {flows}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -89,7 +88,7 @@ fn idle_flows_are_not_reported_as_connections() -> Result<()> {
                 }
             }
             flows.wait_for(&fleet, 4 * EACH, "all have begun").await?;
-            // Together longer than a datagram's idle time.
+            // The rounds take longer than a datagram's idle time.
             let begun = Instant::now();
             let mut was_in_use = true;
             while begun.elapsed() < IDLE_UDP + Duration::from_secs(1) {
@@ -97,12 +96,12 @@ fn idle_flows_are_not_reported_as_connections() -> Result<()> {
                 tokio::time::sleep(Duration::from_millis(400)).await;
                 flows.request().await?;
                 let found = reported(&fleet).await?;
-                // What is told may be a second old. A test that was kept from asking since the last round
-                // cannot judge it.
+                // A report may be a second old. It is not checked if the flows were idle since the last
+                // round.
                 let in_use = round.elapsed() < IDLE_UDP / 2;
                 ensure!(
                     found.is_none_or(|found| found == 4 * EACH) || !(in_use && was_in_use),
-                    "{found:?} of those in use are told"
+                    "{found:?} of the flows in use are reported"
                 );
                 was_in_use = in_use;
             }

@@ -1,4 +1,4 @@
-//! Programs that people use, and a lot of data.
+//! Large transfers with common programs.
 
 use std::fs;
 use std::process::Command;
@@ -31,9 +31,8 @@ fn a_hundred_megabytes_from_nginx_arrive_whole() -> Result<()> {
     Ok(())
 }
 
-/// What virtual interfaces can be told about segments and checksums, by ethtool's names. A veth can do all of
-/// it, and whoever sends may have left segmentation and checksums to it: TCP then hands over 64 KiB at a
-/// time.
+/// Offloads of virtual interfaces, by ethtool's names. A veth has all of them, so that TCP may leave
+/// segmentation and checksums to it and hands over 64 KiB at a time.
 const OFFLOADS: [&[&str]; 6] = [
     &["tx", "on", "rx", "on", "tso", "on", "gso", "on", "gro", "on"],
     &["gro", "off"],
@@ -48,7 +47,7 @@ fn downloads_from_a_container_arrive_whole_with_any_offloads() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::same_host(1, 2)?, Mode::Nat, DOWNLOADS, 8080)?;
     let _nginx = serve_downloads(&fleet, 8080, 20 << 20)?;
     let Lab { clients, nlb, modules, .. } = &fleet.lab;
-    // One after the other, each on top of those before.
+    // Each setting adds to those before.
     for features in OFFLOADS {
         for (host, interface) in
             [(&modules[0], "eth0"), (nlb, "veth0"), (nlb, "veth1"), (&modules[1], "eth0")]
@@ -82,12 +81,12 @@ pub fn offload(host: &Host, interface: &str, features: &[&str]) -> Result<()> {
 
 pub const DOWNLOADS: u16 = 8000;
 
-/// nginx on the first module's host, with a file of so many bytes.
+/// Starts nginx on the first module's host, with a file of so many bytes.
 pub fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Process> {
     let files = fleet.lab.files();
     let root = files.join("root");
     fs::create_dir_all(&root)?;
-    // Not compressible and not constant: a byte that is lost or doubled changes the sum.
+    // The data are neither compressible nor constant, so that a lost byte changes the sum.
     let data: Vec<u8> =
         (0..bytes as u64 / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
     fs::write(root.join("blob"), &data)?;
@@ -109,8 +108,8 @@ pub fn serve_downloads(fleet: &Fleet, listen: u16, bytes: usize) -> Result<Proce
     Ok(nginx)
 }
 
-/// Has nginx beside the first module, on a host that is prepared for this mode, serve 20 MiB, which the first
-/// client fetches.
+/// Starts nginx beside the first module, on a host that is prepared for this mode. The first client downloads
+/// 20 MiB.
 pub fn download_beside(fleet: &Fleet, mode: Mode) -> Result<()> {
     let listen = if mode == Mode::Nat { 8081 } else { DOWNLOADS };
     register(&fleet.lab, 0, "nginx", mode, &[(DOWNLOADS, listen)], &[])?;
@@ -118,7 +117,7 @@ pub fn download_beside(fleet: &Fleet, mode: Mode) -> Result<()> {
     download(fleet, &fleet.lab.clients[0])
 }
 
-/// Fetches that file from both VIPs, and compares sums.
+/// Downloads the file from both VIPs, and compares sums.
 pub fn download(fleet: &Fleet, client: &Host) -> Result<()> {
     let files = fleet.lab.files();
     for host in [VIP4.to_string(), format!("[{VIP6}]")] {
@@ -126,10 +125,7 @@ pub fn download(fleet: &Fleet, client: &Host) -> Result<()> {
         let url = format!("http://{host}:{DOWNLOADS}/blob");
         let mut curl = client.netns.command("curl");
         output(curl.args(["-sS", "--fail", "--max-time", "600", "-g", "-o"]).arg(&fetched).arg(&url))?;
-        ensure!(
-            sha256(&fetched)? == sha256(&files.join("root/blob"))?,
-            "{url}: what arrived is not what was sent"
-        );
+        ensure!(sha256(&fetched)? == sha256(&files.join("root/blob"))?, "{url}: the downloaded file differs");
     }
     Ok(())
 }
@@ -178,7 +174,7 @@ fn transfer(client: &Host) -> Result<()> {
         for (way, at_least) in WAYS {
             let mut iperf3 = client.netns.command("iperf3");
             iperf3.args(["--client", &vip, "--port", &IPERF3.to_string(), "--json"]).args(way);
-            // A server that has just served may not have noticed its client's leave.
+            // The server may still be busy with the end of the last transfer.
             let report = loop {
                 let report: serde_json::Value = serde_json::from_str(&output(&mut iperf3)?)?;
                 if report["error"].as_str().is_none_or(|error| !error.contains("server is busy")) {

@@ -1,4 +1,4 @@
-//! Modules that report what they can handle: new flows follow them, and open connections stay.
+//! Answers to CanHandle: new flows follow them, and open connections stay.
 
 use std::fs;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{assert_answered, hold, spread};
 
-/// Opens connections until all of a round are answered by this module; those that were not are closed again.
+/// Opens connections until this module answers all of a round. The others are closed.
 async fn moved_to(name: &str) -> Result<()> {
     let flipped = Instant::now();
     loop {
@@ -28,7 +28,7 @@ fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     let files = ["m0", "m1"].map(|name| lab.files().join(format!("{name}.priority")));
     let set_priority = |module: usize, priority: &str| fs::write(&files[module], priority);
-    // As before they are asked, so that it makes no difference who is asked first.
+    // The order of the first CanHandle calls makes no difference.
     set_priority(0, "0")?;
     set_priority(1, "0")?;
     let mut fleet = Fleet::start(lab, Mode::Nat, &[], &[])?;
@@ -39,7 +39,7 @@ fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
     fleet.wait_for(2)?;
     on(&fleet.lab.clients[0], || async {
         let mut held = hold(20).await?;
-        ensure!(spread(&held).len() == 2, "equals share: {:?}", spread(&held));
+        ensure!(spread(&held).len() == 2, "not both modules have connections: {:?}", spread(&held));
         set_priority(0, "2")?;
         moved_to("m0").await?;
         assert_answered(&mut held).await?;
@@ -49,7 +49,7 @@ fn priority_change_moves_new_flows_and_keeps_open_ones() -> Result<()> {
         set_priority(1, "no")?;
         moved_to("m0").await?;
         assert_answered(&mut held).await?;
-        // Nobody can: new connections are refused, open ones go on.
+        // No module can handle the route: new connections are refused, open ones continue.
         fs::remove_file(&files[0])?;
         let flipped = Instant::now();
         while Connection::open(vips()[0]).await.is_ok() {

@@ -1,5 +1,4 @@
-//! Captures what a host sends: every TCP segment that leaves its link, with retransmissions, by an AF_PACKET
-//! socket.
+//! Captures every TCP segment that a host sends, with retransmissions, by an AF_PACKET socket.
 
 use std::fs;
 use std::net::IpAddr;
@@ -13,7 +12,7 @@ use nix::sys::socket::{
 };
 use nlb_testkit::lab::Host;
 
-/// Everything that a test sends waits here until it is read.
+/// Room for all frames of a test until they are read.
 const BUFFER: usize = 256 << 20;
 const OUTGOING: u8 = 4;
 const LONGEST_FRAME: usize = 2048;
@@ -22,17 +21,17 @@ const LONGEST_FRAME: usize = 2048;
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub src: (IpAddr, u16),
-    /// Of the IP packet.
+    /// The length of the IP packet.
     pub bytes: u64,
     pub reset: bool,
 }
 
-/// Captures at a host's `eth0` from its start on.
+/// A capture at a host's `eth0`.
 pub struct Capture<'a> {
     host: &'a Host,
     socket: OwnedFd,
     frames: u64,
-    /// What the link had sent before.
+    /// The frames that the link had sent before.
     before: u64,
     pub segments: Vec<Segment>,
 }
@@ -44,12 +43,12 @@ impl<'a> Capture<'a> {
             socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
         })??;
         setsockopt(&captured, sockopt::RcvBufForce, &BUFFER).context("making room for frames")?;
-        // What is sent in between makes `read` fail.
+        // A frame that is sent in between makes `read` fail.
         let before = sent_by_link(host)?;
         Ok(Capture { host, socket: captured, frames: 0, before, segments: Vec::new() })
     }
 
-    /// Takes in what was sent since the last time. Fails if a frame was missed.
+    /// Reads the frames that were sent since the last call. Fails if one was missed.
     pub fn read(&mut self) -> Result<()> {
         let eth0 = self.host.netns.run(|| nix::net::if_::if_nametoindex("eth0"))??;
         let sent = sent_by_link(self.host)?;
@@ -72,7 +71,7 @@ impl<'a> Capture<'a> {
         Ok(())
     }
 
-    /// How many segments the host's TCP sent again.
+    /// The number of segments that the host's TCP retransmitted.
     pub fn retransmitted(&self) -> Result<u64> {
         let table = self.host.netns.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
         let mut tcp = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
@@ -83,7 +82,7 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// Frames, as the link counts them itself.
+/// The link's own count of sent frames.
 fn sent_by_link(host: &Host) -> Result<u64> {
     let links: serde_json::Value =
         serde_json::from_str(&host.netns.ip(&["-s", "-j", "link", "show", "eth0"])?)?;

@@ -1,4 +1,4 @@
-//! Clients with real sockets: one connection or one UDP socket is one flow.
+//! Clients with real sockets. A flow is one connection or one UDP socket.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,11 +13,11 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How long a client waits for one answer. Packets of a service without backends are dropped, so a connection
-/// that is refused so takes as long.
+/// How long a client waits for one answer. A connection to a service without backends, which drops packets,
+/// takes as long to fail.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Flows in the air at a time.
+/// The most flows at a time.
 const AT_A_TIME: usize = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +26,13 @@ pub enum L4 {
     Udp,
 }
 
-/// Runs something asynchronous as a process of the host would.
+/// Runs a future in the host's namespace.
 pub fn on<T: Send, F: Future<Output = Result<T>>>(host: &Host, work: impl FnOnce() -> F + Send) -> Result<T> {
     host.netns.run(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work()))?
 }
 
-/// Opens a flow from each of `count` ports from `first` on, and counts who answered. Fixed ports make the
-/// outcome the same every time. An error if any flow failed or was answered by two modules.
+/// Opens a flow from each of `count` ports from `first` on, and counts the answers of each module. Fixed
+/// ports make the result reproducible. Fails if a flow fails or two modules answer it.
 pub fn flows(host: &Host, l4: L4, to: SocketAddr, first: u16, count: u16) -> Result<BTreeMap<String, u32>> {
     let from = if to.is_ipv4() { IpAddr::from(host.v4) } else { host.v6.into() };
     on(host, || async move {
@@ -58,13 +58,13 @@ pub fn flows(host: &Host, l4: L4, to: SocketAddr, first: u16, count: u16) -> Res
         match first {
             None => Ok(answered),
             Some(first) => {
-                Err(first.context(format!("{number} of {count} flows failed; {answered:?} others did not")))
+                Err(first.context(format!("{number} of {count} flows failed; {answered:?} did not")))
             }
         }
     })
 }
 
-/// One flow with three requests; the answer is who answered them all.
+/// Opens a flow with three requests, and returns the module that answered them.
 async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
     match l4 {
         L4::Tcp => {
@@ -89,7 +89,7 @@ async fn flow(l4: L4, from: SocketAddr, to: SocketAddr) -> Result<String> {
     }
 }
 
-/// One datagram there and back; no second try.
+/// Sends one datagram without a retry, and returns the module that answered.
 pub async fn request_udp(socket: &UdpSocket) -> Result<String> {
     socket.send(b"who?").await?;
     let mut answer = [0; 256];
@@ -107,7 +107,7 @@ impl Connection {
         Self::open_from(None, to).await
     }
 
-    /// From this address, if one is named.
+    /// Opens a connection from this address, if there is one.
     pub async fn open_from(from: Option<SocketAddr>, to: SocketAddr) -> Result<Self> {
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Some(from) = from {
@@ -117,12 +117,12 @@ impl Connection {
         Ok(Connection { stream: BufReader::new(stream) })
     }
 
-    /// Sends a line and returns who answered.
+    /// Sends a line, and returns the module that answered.
     pub async fn request(&mut self) -> Result<String> {
         self.echo("who?").await
     }
 
-    /// Has a line come back, and returns who sent it.
+    /// Sends this line, waits until it comes back, and returns the module that answered.
     pub async fn echo(&mut self, line: &str) -> Result<String> {
         self.send(line).await?;
         self.answer(line).await
@@ -134,7 +134,7 @@ impl Connection {
         Ok(tokio::time::timeout(MAX_WAIT, sent).await.context("it cannot be sent")??)
     }
 
-    /// Waits for a line that was sent, and returns who answered.
+    /// Waits for the answer to a line, and returns the module that sent it.
     pub async fn answer(&mut self, line: &str) -> Result<String> {
         let mut answer = String::new();
         let read = self.stream.read_line(&mut answer);
@@ -171,5 +171,5 @@ pub fn assert_shares(counts: &BTreeMap<String, u32>, weights: &[(&str, u32)]) {
         );
     }
     let known: u32 = weights.iter().filter_map(|(name, _)| counts.get(*name)).sum();
-    assert_eq!(known, total, "somebody else answered: {counts:?}");
+    assert_eq!(known, total, "another module answered: {counts:?}");
 }

@@ -1,8 +1,7 @@
-//! The usual deployment, with a real container engine: the NLB in the host's network, modules on a bridge.
+//! The usual deployment with a real container engine: the NLB in the host's network, modules on a bridge.
 //!
-//! The engine runs in the namespace of a lab's host, so that its bridges and filters are there and nowhere
-//! else, and keeps its files beside the tests'. Its images are made of what `cargo xtask image` puts into
-//! target/image.
+//! The engine runs in the namespace of a lab's host, which has its bridges and filters, and keeps its files
+//! beside the tests'. `cargo xtask image` puts the files of its images into target/image.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -17,13 +16,13 @@ use nlb_testkit::programs::{grpc, terminate};
 use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, vips};
 
-/// What an engine of Debian's needs; later ones know CAP_BPF and CAP_PERFMON in place of the second.
+/// The capabilities with Debian's engine. Later engines have CAP_BPF and CAP_PERFMON in place of the second.
 const CAPABILITIES: [&str; 2] = ["NET_ADMIN", "SYS_ADMIN"];
 
 #[test]
 fn modules_in_containers_serve_all_clients() -> Result<()> {
     let site = Site::start()?;
-    // The NLB is there first: the modules' bridge is one that it has to notice.
+    // The bridge is created after the NLB has started, which has to detect it.
     let subnets = ["--subnet", "172.30.0.0/24", "--subnet", "fd77:0:0:9::/64"];
     site.engine.docker(&[&["network", "create", "--ipv6"], &subnets[..], &[NETWORK]].concat())?;
     for n in 0..3 {
@@ -47,7 +46,7 @@ fn modules_in_containers_serve_all_clients() -> Result<()> {
     serve(&site.fleet.lab.clients[0], 24_000)
 }
 
-/// In this order they end: an engine cannot without its host.
+/// The engine ends before its host, by the order of the fields.
 struct Site {
     engine: Engine,
     fleet: Fleet,
@@ -68,7 +67,7 @@ impl Site {
 
 const NETWORK: &str = "modules";
 
-/// Every flow is answered, and all modules take part.
+/// Checks that every flow is answered, and that all modules have some.
 fn serve(client: &Host, first: u16) -> Result<()> {
     for vip in vips() {
         for l4 in [L4::Tcp, L4::Udp] {
@@ -99,7 +98,7 @@ impl Engine {
     fn start(lab: &Lab) -> Result<Engine> {
         let files = Path::new(env!("CARGO_TARGET_TMPDIR")).join(lab.name());
         let socket = format!("unix://{}", lab.files().join("docker.sock").display());
-        // What it mounts goes when it does.
+        // The engine's mounts end with it.
         let mut command = lab.nlb.netns.command("unshare");
         command.args(["--mount", "dockerd"]);
         command.args(["--host", &socket, "--storage-driver", "vfs", "--experimental", "--ip6tables"]);
@@ -153,7 +152,7 @@ impl Engine {
         self.run_echo(name, number, &format!("http://{}", grpc(lab)), &arguments)
     }
 
-    /// A container beside the modules', as a host of the lab: something runs in it, but registers nowhere.
+    /// A container beside the modules', as a host of the lab. Its echo module does not register.
     fn run_client(&self, lab: &Lab) -> Result<Host> {
         const NUMBER: u8 = 90;
         self.run_echo("client", NUMBER, "http://127.0.0.1:1", &[])?;
@@ -202,7 +201,7 @@ impl Drop for Engine {
     }
 }
 
-/// Debian's client, whatever else bears its name.
+/// Debian's client of the engine.
 fn docker(socket: &str) -> Command {
     let mut command = Command::new("/usr/bin/docker");
     command.args(["--host", socket]);

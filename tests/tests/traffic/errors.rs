@@ -1,4 +1,4 @@
-//! What hosts tell each other by ICMP, and who has to hear it.
+//! ICMP errors between clients and modules.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,8 +12,8 @@ use nlb_testkit::process::MAX_WAIT;
 use crate::bulk::wait_for_port;
 use crate::fleet::{Fleet, Mode};
 
-/// The client's segments fill its link, so behind an outer header they are too long for the next: it has to
-/// be told, or its upload stands still.
+/// The client's segments fill its link, so with an outer header they exceed the next MTU. Without an ICMP
+/// error the upload would stall.
 #[test]
 fn path_mtu_discovery_works_through_the_outer_header() -> Result<()> {
     for (mode, longest) in [(Mode::DsrIpip, [1480, 1460]), (Mode::Gue, [1472, 1452])] {
@@ -22,7 +22,7 @@ fn path_mtu_discovery_works_through_the_outer_header() -> Result<()> {
     Ok(())
 }
 
-/// To a VIP of each family; the client learns that packets may be so long.
+/// Uploads to a VIP of each family, and checks the path MTU that the client has learned.
 fn uploads(mode: Mode, [longest4, longest6]: [u32; 2]) -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, mode, 5201, 5201)?;
     let mut command = fleet.lab.modules[0].netns.command("iperf3");
@@ -33,17 +33,16 @@ fn uploads(mode: Mode, [longest4, longest6]: [u32; 2]) -> Result<()> {
         let mut client = fleet.lab.clients[0].netns.command("iperf3");
         client.args(["--client", &vip, "--port", "5201", "--bytes", "4M", "--json"]);
         let report: serde_json::Value = serde_json::from_str(&output(&mut client)?)?;
-        // The server may still have some in its buffers when the client says that it is done; a black hole
-        // lets nothing through.
+        // The server may still have data in its buffers when the client is done.
         let received = report["end"]["sum_received"]["bytes"].as_f64();
         ensure!(received.is_some_and(|bytes| bytes > 1e5), "{vip}: {report}");
         let route = fleet.lab.clients[0].netns.ip(&[family, "route", "get", &vip])?;
-        ensure!(route.contains(&format!("mtu {longest}")), "what the client has learned: {route}");
+        ensure!(route.contains(&format!("mtu {longest}")), "the client's path MTU: {route}");
     }
     Ok(())
 }
 
-/// What such an error quotes has to reach as far as the ports, behind a fragment's own header.
+/// The quoted packet has a fragment header before the ports.
 #[test]
 fn fragmented_ipv6_datagram_adapts_to_the_path_mtu() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::DsrIpip, 53, 53)?;
@@ -56,8 +55,7 @@ fn fragmented_ipv6_datagram_adapts_to_the_path_mtu() -> Result<()> {
     })??;
     let since = Instant::now();
     while since.elapsed() < MAX_WAIT {
-        // The first does not fit behind the outer header; what the client hears of that, it hears by the
-        // next.
+        // The first datagram is too long with the outer header. The next reports the error to the client.
         let _ = client.send(&[7; 3000]);
         if server.recv(&mut [0; 4000]).is_ok_and(|len| len == 3000) {
             return Ok(());
@@ -66,7 +64,7 @@ fn fragmented_ipv6_datagram_adapts_to_the_path_mtu() -> Result<()> {
     bail!("no datagram has come through")
 }
 
-/// As on a direct connection, a client hears at once that nobody listens where its datagrams end.
+/// As on a direct connection, the client gets the error of a port without a listener.
 #[test]
 fn a_backends_port_unreachable_reaches_the_client() -> Result<()> {
     let fleet = Fleet::with_foreign_module(Lab::one_arm(1, 1)?, Mode::Nat, 53, 5353)?;
@@ -79,8 +77,8 @@ fn a_backends_port_unreachable_reaches_the_client() -> Result<()> {
         })??;
         socket.set_read_timeout(Some(MAX_WAIT))?;
         socket.send(b"is anybody there?")?;
-        let heard = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
-        ensure!(heard == Err(ErrorKind::ConnectionRefused), "{vip}: {heard:?}");
+        let result = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
+        ensure!(result == Err(ErrorKind::ConnectionRefused), "{vip}: {result:?}");
     }
     Ok(())
 }

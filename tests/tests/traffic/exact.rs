@@ -1,5 +1,5 @@
-//! TCP by the NLB's own account, compared with what left the links of clients and modules: segment by
-//! segment, with connections that close, are reset by either side, stay open, and lose packets.
+//! The NLB's metrics of TCP, compared with the segments that clients and modules sent. Connections close, are
+//! reset by either side, stay open, and lose packets.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,16 +18,16 @@ use crate::fleet::{Fleet, Mode, vips};
 use crate::metrics::sum;
 
 const FIRST_PORT: u16 = 20_000;
-/// Connections to each VIP.
+/// The number of connections to each VIP.
 const CONNECTIONS: u16 = 40;
-/// Many segments in either direction.
+/// The length of a line of many segments.
 const LONG_LINE: usize = 100_000;
 const DOOMED: u16 = 7;
 
-/// By the names that metrics end with.
+/// The expected values by the ends of metrics' names.
 type Expected = BTreeMap<&'static str, u64>;
 
-/// What is known of a connection besides what was sent.
+/// A connection, without its segments.
 #[derive(Clone, Debug)]
 struct Flow {
     vip: SocketAddr,
@@ -42,7 +42,7 @@ struct Traffic {
     held: Vec<Connection>,
 }
 
-/// Connections of every fate, one after the other.
+/// Opens connections that close, are reset, or stay open.
 async fn talk(fleet: &Fleet, mode: Mode) -> Result<Traffic> {
     let client = &fleet.lab.clients[0];
     let mut traffic = Traffic::default();
@@ -111,7 +111,7 @@ async fn lose_packets(
     Ok(())
 }
 
-/// What the NLB should say of those flows.
+/// The expected metrics of those flows.
 fn expected<'a>(
     flows: impl Iterator<Item = (&'a (IpAddr, u16), &'a Flow)>,
     sent: &[Segment],
@@ -145,10 +145,12 @@ fn differences(
 ) -> Vec<String> {
     let of = |name: &&str| sum(metrics, &format!("nlb_{scope}_{name}"), labels);
     let wrong = wanted.iter().filter(|(name, value)| of(name) != **value);
-    wrong.map(|(name, value)| format!("{scope} {labels:?} {name}: {} told, {value} sent", of(name))).collect()
+    wrong
+        .map(|(name, value)| format!("{scope} {labels:?} {name}: {} counted, {value} sent", of(name)))
+        .collect()
 }
 
-/// Datagrams that the NLB has to drop, and some for a port without a service.
+/// Sends datagrams that the NLB has to drop, and some to a port without a service.
 async fn send_doomed() -> Result<()> {
     let [vip, _] = vips();
     let socket = UdpSocket::bind("0.0.0.0:0").await?;
@@ -201,7 +203,7 @@ fn compare(mode: Mode) -> Result<()> {
     }
 }
 
-/// Where the NLB's account differs from what was sent.
+/// The differences between the NLB's metrics and the captured segments.
 fn judge(
     metrics: &[MetricDataPoint],
     traffic: &Traffic,
@@ -209,8 +211,8 @@ fn judge(
     answers: &[Capture],
     mode: Mode,
 ) -> Vec<String> {
-    // Replies pass the NLB with NAT only. There, which connection they are of is told by the port that we
-    // gave it, which the client does not know; so by family and module.
+    // Replies cross the NLB with NAT only. They have translated ports, so they are matched by family and
+    // module.
     let replies = |module: Option<&str>, vip: Option<SocketAddr>| -> Vec<Segment> {
         let of_module = ["m0", "m1", "broken"].into_iter().zip(answers);
         let of_module = of_module.filter(|(name, _)| module.is_none_or(|wanted| wanted == *name));
@@ -253,9 +255,9 @@ fn judge(
         ("drop", "ttl_exceeded", DOOMED.into()),
         ("pass", "closed_port", u64::from(DOOMED) + 1),
     ] {
-        let told = sum(metrics, "nlb_packets_total", &[("verdict", verdict), ("reason", reason)]);
-        if told != packets {
-            wrong.push(format!("{verdict} {reason}: {told} told, {packets} sent"));
+        let counted = sum(metrics, "nlb_packets_total", &[("verdict", verdict), ("reason", reason)]);
+        if counted != packets {
+            wrong.push(format!("{verdict} {reason}: {counted} counted, {packets} sent"));
         }
     }
     wrong

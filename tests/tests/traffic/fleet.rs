@@ -1,4 +1,4 @@
-//! A daemon and echo modules at work in a lab.
+//! A daemon and echo modules in a lab.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,8 +18,8 @@ use tonic::transport::Channel;
 
 use crate::clients::on;
 
-/// Leases of 10 s: long enough for a module that a busy machine keeps from its heartbeats, and short enough
-/// for tests of dead modules to wait for their end. Until its first heartbeat a module's lease is 100 s.
+/// Leases of 10 s. A busy machine does not let them expire, and tests can wait for their end. Until its first
+/// heartbeat, a module's lease is 100 s.
 pub const LEASE: [&str; 4] = ["--heartbeat-interval", "1s", "--missed-heartbeats", "10"];
 
 /// The VIPs' port for echo modules.
@@ -50,7 +50,7 @@ impl Mode {
 }
 
 pub struct Fleet {
-    // Processes end before their namespaces go.
+    // Processes end before their namespaces are removed.
     pub modules: Vec<Process>,
     _tunnels: Vec<Process>,
     pub nlb: Process,
@@ -58,18 +58,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The daemon on the lab's interfaces, and an echo module "m0", "m1" ... on each of its module hosts,
-    /// with these weights. Every module takes traffic when this returns.
+    /// Starts the daemon on the lab's interfaces, and echo modules "m0", "m1" ... with these weights on its
+    /// module hosts. Every module gets traffic when this returns.
     pub fn start(lab: Lab, mode: Mode, weights: &[u32], args: &[&str]) -> Result<Fleet> {
         Self::start_with(lab, mode, weights, args, &[])
     }
 
-    /// NAT by an XDP program in the kernel's stack instead of the driver.
+    /// Starts a fleet with NAT and generic XDP.
     pub fn start_generic(lab: Lab, weights: &[u32]) -> Result<Fleet> {
         Self::start_with(lab, Mode::Nat, weights, &[], &["--xdp-mode", "generic"])
     }
 
-    /// With arguments for the daemon, too.
+    /// Starts a fleet with arguments for the modules and the daemon.
     pub fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
         let interfaces =
             if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
@@ -91,16 +91,15 @@ impl Fleet {
         self.wait_for(weights.len())
     }
 
-    /// A daemon with one module on the lab's first module host, registered by a bare gRPC call, for the VIPs'
-    /// `port`. What listens at `listen_port` there, which DSR wants to be the same, is up to the test.
+    /// Starts a daemon with one module on the lab's first module host, registered by a bare gRPC call for the
+    /// VIPs' `port`. The test starts the listener at `listen_port`, which is the same port with DSR.
     pub fn with_foreign_module(lab: Lab, mode: Mode, port: u16, listen_port: u16) -> Result<Fleet> {
         let mut fleet = Fleet::for_foreign_modules(lab)?;
         fleet.add_foreign("foreign", 0, mode, (port, listen_port), &[])?;
         Ok(fleet)
     }
 
-    /// A daemon that has no modules yet, and does not miss their heartbeats: nobody sends them for what is no
-    /// module of ours, so the lease has to outlast the test.
+    /// Starts a daemon with leases that outlast the test, since foreign modules send no heartbeats.
     pub fn for_foreign_modules(lab: Lab) -> Result<Fleet> {
         let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
         Ok(Fleet::from_parts(lab, nlb, Vec::new()))
@@ -137,7 +136,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Makes the lab's module host `n` take packets that come this way.
+    /// Prepares the lab's module host `n` for packets of this mode.
     pub fn prepare(&mut self, n: usize, mode: Mode) -> Result<()> {
         if mode != Mode::Nat {
             self.add_vips(n)?;
@@ -165,26 +164,26 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until this many modules are healthy, and the data path knows.
+    /// Waits until this many modules are healthy, and the data path has them.
     pub fn wait_for(&self, healthy: usize) -> Result<()> {
         self.wait_until(&format!("{healthy} modules are healthy"), |modules| {
             modules.values().filter(|module| module["health"] == "HEALTHY").count() == healthy
         })
     }
 
-    /// Whether the maps hold all that the registry wants.
+    /// Whether the desired state is applied.
     fn is_applied(&self) -> Result<bool> {
         let status: Value = serde_json::from_str(&self.nlb(&["status", "--output", "json"])?)?;
         Ok(status["details"]["desired_revision"] == status["details"]["applied_revision"])
     }
 
     pub fn wait_until(&self, what: &str, done: impl Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
-        // The first answer comes when the programs are loaded, which emulated machines take minutes for.
+        // The first answer comes after the programs are loaded, which takes minutes on emulated machines.
         let mut modules = self.modules()?;
         let deadline = Instant::now() + MAX_WAIT;
         while !(done(&modules) && self.is_applied()?) {
             if Instant::now() > deadline {
-                bail!("waited in vain until {what}: {modules:?}\nnlb:\n{}", self.nlb.output());
+                bail!("after {MAX_WAIT:?} still not: {what}: {modules:?}\nnlb:\n{}", self.nlb.output());
             }
             std::thread::sleep(Duration::from_millis(50));
             modules = self.modules()?;
@@ -221,7 +220,7 @@ impl Fleet {
         })
     }
 
-    /// Calls the front of the fleet, from the NLB's own host.
+    /// Calls the NLB's ModuleService from its own host.
     pub fn front<T: Send, F>(&self, call: impl FnOnce(ModuleServiceClient<Channel>) -> F + Send) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -230,14 +229,14 @@ impl Fleet {
         on(&self.lab.nlb, || async move { call(ModuleServiceClient::connect(server).await?).await })
     }
 
-    /// Asks the daemon something on the command line.
+    /// Runs the command `nlb` against the daemon.
     pub fn nlb(&self, args: &[&str]) -> Result<String> {
         programs::cli(&self.lab, args)
     }
 }
 
-/// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and where packets to
-/// them go. The answer is the registration's id.
+/// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and of the module.
+/// Returns the registration's id.
 pub fn register(
     lab: &Lab,
     n: usize,

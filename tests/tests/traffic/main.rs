@@ -1,4 +1,4 @@
-//! Real clients, the real daemon and real modules, in namespaces of their own: what users see.
+//! Real clients, the real daemon and real modules, in namespaces of their own.
 
 mod active;
 mod bulk;
