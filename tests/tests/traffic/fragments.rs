@@ -1,5 +1,5 @@
-//! Datagrams that are longer than the link: their fragments have to meet again at one module, and at the
-//! client.
+//! Datagrams that exceed the MTU: one module has to get all their fragments, and the client those of the
+//! answer.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -10,7 +10,7 @@ use nlb_testkit::lab::Lab;
 
 use crate::fleet::{Fleet, Mode, vips};
 
-/// Three fragments each.
+/// The length of a datagram of three fragments.
 const LONG: usize = 4000;
 
 fn long_datagrams(mode: Mode) -> Result<()> {
@@ -18,10 +18,10 @@ fn long_datagrams(mode: Mode) -> Result<()> {
     let client = &fleet.lab.clients[0];
     for vip in vips() {
         let mut answered = BTreeSet::new();
-        // As many as with one module alone would be an accident.
+        // With 20 ports, both modules answer.
         for n in 0..20_u8 {
             let answer = client.netns.run(|| ask(vip, n))??;
-            let (name, rest) = answer.split_once(' ').context("an echo module says who it is")?;
+            let (name, rest) = answer.split_once(' ').context("an answer begins with the module's name")?;
             ensure!(
                 rest.len() == LONG && rest.bytes().all(|byte| byte == b'a' + n),
                 "{mode:?} {vip}: {answer}"

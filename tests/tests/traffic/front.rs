@@ -1,4 +1,4 @@
-//! The front of the fleet with real modules: what it says of them and does to them is what they do.
+//! The NLB's ModuleService with real modules: it reports their state, changes their routes and ends them.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::clients::{Connection, L4, flows, on};
 use crate::fleet::{Fleet, Mode};
 
 impl Fleet {
-    /// The routing table once the entry of the route "extra" is like this.
+    /// Waits until the entry of the route "extra" matches, and returns the routing table.
     fn table_when(
         &self,
         like_this: impl Fn(&RoutingEntry) -> bool + Send + Sync,
@@ -36,7 +36,7 @@ impl Fleet {
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            bail!("the routing table does not come to it")
+            bail!("no such entry in the routing table")
         })
     }
 }
@@ -64,7 +64,7 @@ fn routes_added_through_the_front_carry_traffic() -> Result<()> {
     let table = fleet.table_when(|extra| extra.last_used.is_some())?;
     for entry in &table {
         let is_extra = entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
-        ensure!(entry.last_used.is_some() == is_extra, "nothing else was used: {entry:?}");
+        ensure!(entry.last_used.is_some() == is_extra, "only the new route was used: {entry:?}");
     }
     let asked = CanHandleRequest { route: Some(route), ..Default::default() };
     let able = fleet.front(|mut front| async move { Ok(front.can_handle(asked).await?.into_inner()) })?;

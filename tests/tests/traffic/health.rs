@@ -1,4 +1,4 @@
-//! Modules that are checked, that hang, and that reset their connections.
+//! Health checks, modules that hang, and modules that reset their connections.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +19,7 @@ use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{hold, spread};
 
-/// Leases that outlast the test: whatever is noticed, is noticed by somebody else.
+/// Leases that outlast the test, so that only health checks detect a failure.
 const LONG_LEASE: [&str; 2] = ["--missed-heartbeats", "120"];
 
 impl Fleet {
@@ -41,7 +41,7 @@ impl Fleet {
     }
 }
 
-/// A page on a module's host that answers with the status that the test wants.
+/// An HTTP server on a module's host that answers with a status that the test sets.
 struct Page {
     status: Arc<AtomicU16>,
     /// Answers with that status so far.
@@ -92,7 +92,7 @@ impl Drop for Page {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It has panicked otherwise, which the test has noticed by its silence.
+            // An error means that the thread has panicked, and the test has failed for lack of answers.
             let _ = thread.join();
         }
     }
@@ -108,7 +108,11 @@ fn http_check_moves_new_flows_and_keeps_open_connections() -> Result<()> {
     fleet.wait_for_health("m1", "STARTING")?;
     on(&fleet.lab.clients[0], || async {
         let first = hold(20).await?;
-        ensure!(spread(&first).keys().eq(["m0"]), "unproven, and yet: {:?}", spread(&first));
+        ensure!(
+            spread(&first).keys().eq(["m0"]),
+            "a module without a passed check has flows: {:?}",
+            spread(&first)
+        );
         page.set_status(200);
         fleet.wait_for(2)?;
         let mut held = hold(20).await?;
@@ -116,18 +120,18 @@ fn http_check_moves_new_flows_and_keeps_open_connections() -> Result<()> {
 
         page.set_status(503);
         fleet.wait_for_health("m1", "UNHEALTHY")?;
-        ensure!(page.answers() >= 3, "it was given up after {} failures", page.answers());
+        ensure!(page.answers() >= 3, "it is unhealthy after {} failures", page.answers());
         let signal = fleet.health_signal("check", "m1")?;
         ensure!(signal.contains("HTTP status 503"), "{signal}");
         for (name, connection) in &mut held {
             ensure!(connection.request().await? == *name, "a failed check moved a held connection");
         }
         let fresh = hold(20).await?;
-        ensure!(spread(&fresh).keys().eq(["m0"]), "unhealthy, and yet: {:?}", spread(&fresh));
+        ensure!(spread(&fresh).keys().eq(["m0"]), "an unhealthy module has new flows: {:?}", spread(&fresh));
 
         page.set_status(200);
         fleet.wait_for(2)?;
-        ensure!(page.answers() >= 2, "it came back after {} successes", page.answers());
+        ensure!(page.answers() >= 2, "it is healthy after {} successes", page.answers());
         for (name, connection) in &mut held {
             ensure!(connection.request().await? == *name, "a recovery moved a held connection");
         }

@@ -1,4 +1,4 @@
-//! Interfaces that XDP cannot serve, and those that come and go while it serves them.
+//! Interfaces that XDP cannot serve, and interfaces that are removed and created while it serves them.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -45,13 +45,13 @@ fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() -> Result<
         let mut serve = nlb.command(built("nlb")?);
         serve.args(["serve", "--iface", &format!("eth0,{interface}"), "--state-dir"]);
         let refused = output(serve.arg(lab.files().join("state"))).err();
-        let said = refused.with_context(|| format!("{interface} was not refused"))?.to_string();
-        ensure!(said.contains(advice), "{interface}: {said}");
+        let message = refused.with_context(|| format!("{interface} was not refused"))?.to_string();
+        ensure!(message.contains(advice), "{interface}: {message}");
     }
     Ok(())
 }
 
-/// As if it were the way to containers only.
+/// The bridge is served like one to containers only.
 #[test]
 fn bridge_to_other_hosts_serves_nat_without_being_named() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
@@ -64,7 +64,7 @@ fn bridge_to_other_hosts_serves_nat_without_being_named() -> Result<()> {
     download_beside(&fleet, Mode::Nat)
 }
 
-/// Puts a bridge in place of the NLB's `eth0`, with a cable to the segment as its port.
+/// Replaces the NLB's `eth0` by a bridge, with a cable to the segment as its port.
 fn bridge(lab: &Lab) -> Result<()> {
     let mac = lab.unplug("eth0")?;
     let nlb = &lab.nlb.netns;
@@ -82,8 +82,8 @@ fn bridge_to_other_hosts_is_served_in_generic_mode() -> Result<()> {
         bridge(&lab)?;
         let fleet = Fleet::start(lab, mode, &[100, 100], &[])?;
         let status = fleet.nlb(&["status"])?;
-        let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
-        ensure!(came_to.ends_with("generic"), "{status}");
+        let mode_line = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
+        ensure!(mode_line.ends_with("generic"), "{status}");
         wait_for_log(&fleet, "`ethtool -K <port> gro off`", 1)?;
         offload(&fleet.lab.nlb, "near0", &["gro", "off"])?;
         serves(&fleet.lab.clients[0], 20_000).with_context(|| format!("{mode:?}"))?;
@@ -92,7 +92,7 @@ fn bridge_to_other_hosts_is_served_in_generic_mode() -> Result<()> {
     Ok(())
 }
 
-/// New connections and datagrams, from ports of their own.
+/// Checks that new connections and datagrams from these ports are answered.
 pub fn serves(client: &Host, first: u16) -> Result<()> {
     for vip in vips() {
         for l4 in [L4::Tcp, L4::Udp] {
@@ -102,15 +102,15 @@ pub fn serves(client: &Host, first: u16) -> Result<()> {
     Ok(())
 }
 
-/// Keeps connections open while something happens to the network, and asks again afterwards.
-fn outlive(fleet: &Fleet, happens: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+/// Checks that open connections continue after a change of the network.
+fn connections_outlive(fleet: &Fleet, change: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     on(&fleet.lab.clients[0], || async {
         let mut held = Vec::new();
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;
             held.push((connection.request().await?, connection));
         }
-        happens()?;
+        change()?;
         for (module, connection) in &mut held {
             let again = connection.request().await.with_context(|| format!("the connection to {module}"))?;
             ensure!(again == *module, "answered by {module}, then by {again}");
@@ -120,9 +120,7 @@ fn outlive(fleet: &Fleet, happens: impl FnOnce() -> Result<()> + Send) -> Result
 }
 
 pub fn wait_for_log(fleet: &Fleet, what: &str, times: usize) -> Result<()> {
-    fleet.wait_until(&format!("the daemon says: {what}"), |_| {
-        fleet.nlb.output().matches(what).count() >= times
-    })
+    fleet.wait_until(&format!("the log has: {what}"), |_| fleet.nlb.output().matches(what).count() >= times)
 }
 
 #[test]
@@ -157,8 +155,8 @@ fn modules_and_clients_behind_a_macvlan_device_are_reached_through_the_stack() -
         &["--mode", "dsr-l2", "--listen", "[::]:80"],
     )?;
     let log = module.log().to_owned();
-    module.wait_until("it is told why", MAX_WAIT, || {
-        std::fs::read_to_string(&log).is_ok_and(|said| said.contains("behind over0, a macvlan device"))
+    module.wait_until("the reason is logged", MAX_WAIT, || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("behind over0, a macvlan device"))
     })
 }
 
@@ -168,7 +166,7 @@ fn recreated_interface_is_served_again() -> Result<()> {
         let lab = Lab::two_arm(1, 2, DefaultRoute::Gateway)?;
         let fleet = Fleet::start_with(lab, Mode::Nat, &[100, 100], &[], &["--xdp-mode", mode])?;
         for (first, interface) in [20_000, 21_000].into_iter().zip(interfaces) {
-            outlive(&fleet, || {
+            connections_outlive(&fleet, || {
                 let mac = fleet.lab.unplug(interface)?;
                 // The daemon's gRPC server has no address while eth0 is gone, so only its log is read.
                 let started = Instant::now();
@@ -191,9 +189,9 @@ fn recreated_interface_is_served_again() -> Result<()> {
 fn a_link_that_goes_down_and_up_serves_as_before() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
     let nlb = &fleet.lab.nlb.netns;
-    // Else the kernel forgets its IPv6 addresses whenever a link goes down.
+    // Without this, the kernel removes the IPv6 addresses of a link that goes down.
     nlb.sysctl("net/ipv6/conf/eth0/keep_addr_on_down", 1)?;
-    outlive(&fleet, || {
+    connections_outlive(&fleet, || {
         nlb.ip(&["link", "set", "eth0", "down"])?;
         // The connections have to survive a link that is down for longer than an instant.
         std::thread::sleep(Duration::from_millis(300));

@@ -1,5 +1,4 @@
-//! Links whose frames are longer than Ethernet's (row 27): served where the driver gives each in one buffer,
-//! and in the kernel's stack where it does not.
+//! Jumbo frames (row 27): served by native XDP if the driver puts each into one buffer, else by generic XDP.
 
 use anyhow::{Context, Result, ensure};
 use nlb_testkit::lab::Lab;
@@ -11,9 +10,9 @@ use crate::bulk::download_beside;
 use crate::clients::{Connection, on};
 use crate::fleet::{Fleet, Mode, vips};
 
-/// What veths give in one buffer, where pages have 4 KiB.
+/// The longest MTU for which veths use one buffer, with pages of 4 KiB.
 const ONE_BUFFER: u32 = 3498;
-/// What they do not: most networks' jumbo frames, and the longest that there are.
+/// Longer MTUs: that of most networks' jumbo frames, and the longest.
 const SEVERAL: [u32; 2] = [9000, 65_535];
 
 const MODES: [Mode; 3] = [Mode::Nat, Mode::DsrL2, Mode::DsrIpip];
@@ -24,12 +23,12 @@ fn lab_with_mtu(mtu: u32) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Long lines both ways, a download, and datagrams as long as the links take.
+/// Checks the XDP mode, long lines both ways, a download, and datagrams up to the MTU.
 fn serves(mtu: u32, mode: Mode, xdp: &str, expected: &str) -> Result<()> {
     let fleet = Fleet::start_with(lab_with_mtu(mtu)?, mode, &[100], &[], &["--xdp-mode", xdp])?;
     let status = fleet.nlb(&["status"])?;
-    let came_to = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
-    ensure!(came_to.ends_with(expected), "{status}");
+    let mode_line = status.lines().find(|line| line.starts_with("xdp.eth0")).unwrap_or_default();
+    ensure!(mode_line.ends_with(expected), "{status}");
     download_beside(&fleet, mode)?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
@@ -59,7 +58,7 @@ async fn datagram(to: std::net::SocketAddr, length: usize) -> Result<()> {
     let mut answer = vec![0; 1 << 16];
     let received = tokio::time::timeout(MAX_WAIT, socket.recv(&mut answer)).await;
     let length = received.context("no answer")??;
-    ensure!(answer[..length].ends_with(&question), "it says {} bytes", length);
+    ensure!(answer[..length].ends_with(&question), "an answer of {} bytes", length);
     Ok(())
 }
 
@@ -88,17 +87,17 @@ fn row_27_native_mode_refuses_longer_jumbo_frames() -> Result<()> {
         let mut serve = lab.nlb.netns.command(built("nlb")?);
         serve.args(["serve", "--iface", "eth0", "--xdp-mode", "native", "--state-dir"]);
         let refused = serve.arg(lab.files().join("state")).output()?;
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        ensure!(!refused.status.success(), "it serves");
+        let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(!refused.status.success(), "the daemon has started");
         for part in ["cannot attach to eth0", "do not fit in one of the driver's buffers", "set a lower MTU"]
         {
-            ensure!(said.contains(part), "{said}");
+            ensure!(message.contains(part), "{message}");
         }
     }
-    // And the other way round: while it is served in native mode, the kernel refuses longer frames.
+    // While XDP runs in native mode, the kernel refuses a longer MTU.
     let fleet =
         Fleet::start_with(lab_with_mtu(ONE_BUFFER)?, Mode::Nat, &[100], &[], &["--xdp-mode", "native"])?;
-    let refused = fleet.lab.set_mtu(SEVERAL[0]).err().context("longer frames than the driver can take")?;
+    let refused = fleet.lab.set_mtu(SEVERAL[0]).err().context("a longer MTU than the driver supports")?;
     ensure!(refused.to_string().contains("mtu"), "{refused}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Modules that die, leave and change their weights; a daemon that stands still.
+//! Modules that are killed, drain and change their weights, and a daemon that is stopped.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 use crate::clients::{Connection, L4, assert_shares, flows, on, request_udp};
 use crate::fleet::{Fleet, LEASE, Mode, vips};
 
-/// Opens connections to both VIPs until each module has some.
+/// Opens so many connections to both VIPs, each with the module that answers.
 pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
     let mut held = Vec::new();
     for n in 0..count {
@@ -23,16 +23,16 @@ pub async fn hold(count: usize) -> Result<Vec<(String, Connection)>> {
     Ok(held)
 }
 
-/// Asks once more on held connections: each is answered by the module that it began with.
+/// Checks that each held connection is answered by the same module as before.
 pub async fn assert_answered(held: impl IntoIterator<Item = &mut (String, Connection)>) -> Result<()> {
     for (name, connection) in held {
         let answered = connection.request().await?;
-        ensure!(answered == *name, "the connection with {name} was taken over by {answered}");
+        ensure!(answered == *name, "the connection with {name} was answered by {answered}");
     }
     Ok(())
 }
 
-/// How many held connections each module has.
+/// The number of held connections of each module.
 pub fn spread(held: &[(String, Connection)]) -> BTreeMap<String, usize> {
     let mut spread = BTreeMap::new();
     for (name, _) in held {
@@ -47,7 +47,11 @@ fn killed_module_gets_no_new_flows_and_other_connections_stay() -> Result<()> {
     let client = &fleet.lab.clients[0];
     on(client, || async {
         let mut held = hold(30).await?;
-        ensure!(spread(&held).len() == 3, "30 connections should meet all modules: {:?}", spread(&held));
+        ensure!(
+            spread(&held).len() == 3,
+            "30 connections are not spread over all modules: {:?}",
+            spread(&held)
+        );
         // Until its first heartbeat, a module has a longer lease.
         fleet.wait_for_heartbeats(&["m1"])?;
         fleet.modules[1].signal(Signal::SIGKILL)?;
@@ -80,11 +84,11 @@ fn connections_of_a_draining_module_stay_until_they_close() -> Result<()> {
         ensure!(spread(&fresh).keys().eq(["m1"]), "a draining module got new flows: {:?}", spread(&fresh));
         Ok(())
     })?;
-    // The clients have closed their connections: it may go.
+    // The clients have closed their connections, so the module ends.
     let status = leaving.wait(MAX_WAIT)?;
     ensure!(status.success(), "{status}: {}", leaving.output());
     fleet.wait_for(1)?;
-    ensure!(!fleet.modules()?.contains_key("m0"), "it has unregistered");
+    ensure!(!fleet.modules()?.contains_key("m0"), "m0 is still registered");
     Ok(())
 }
 
@@ -117,7 +121,7 @@ fn open_flows_keep_their_backend_after_a_weight_change() -> Result<()> {
 
 #[test]
 fn connections_survive_a_stopped_daemon() -> Result<()> {
-    const STILL: Duration = Duration::from_secs(10);
+    const STOPPED: Duration = Duration::from_secs(10);
     let fleet = Fleet::start(Lab::one_arm(1, 3)?, Mode::Nat, &[100, 100, 100], &[])?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
@@ -125,7 +129,7 @@ fn connections_survive_a_stopped_daemon() -> Result<()> {
         fleet.nlb.signal(Signal::SIGSTOP)?;
         let start = Instant::now();
         let mut opened = 0;
-        while start.elapsed() < STILL || opened < 100 {
+        while start.elapsed() < STOPPED || opened < 100 {
             for (name, connection) in &mut held {
                 ensure!(connection.request().await? == *name);
             }
@@ -137,11 +141,11 @@ fn connections_survive_a_stopped_daemon() -> Result<()> {
     fleet.wait_for(3)
 }
 
-/// Their first calls to register are given up, and read together with their cancellations.
+/// The daemon reads the modules' first calls, which have timed out, together with their cancellations.
 #[test]
 fn modules_started_while_the_daemon_is_stopped_stay_registered() -> Result<()> {
     const MODULES: usize = 3;
-    const GIVEN_UP: &str = "not registered; trying again";
+    const TIMED_OUT: &str = "not registered; trying again";
     const VOID: &str = "registering again";
     let lab = Lab::one_arm(1, MODULES)?;
     let nlb = nlb_testkit::programs::serve(&lab, "eth0", &LEASE)?;
@@ -152,8 +156,8 @@ fn modules_started_while_the_daemon_is_stopped_stay_registered() -> Result<()> {
     }
     for module in &mut fleet.modules {
         let log = module.log().to_owned();
-        module.wait_until("it gives its first call up", MAX_WAIT, || {
-            std::fs::read_to_string(&log).is_ok_and(|said| said.contains(GIVEN_UP))
+        module.wait_until("its first call has timed out", MAX_WAIT, || {
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains(TIMED_OUT))
         })?;
     }
     fleet.nlb.signal(Signal::SIGCONT)?;
@@ -163,9 +167,9 @@ fn modules_started_while_the_daemon_is_stopped_stay_registered() -> Result<()> {
     fleet.wait_for(MODULES)?;
     for module in &mut fleet.modules {
         let ended = module.ended()?;
-        let said = module.output();
-        ensure!(ended.is_none(), "{ended:?}: {said}");
-        ensure!(!said.contains(VOID), "its registration was void:\n{said}");
+        let log = module.output();
+        ensure!(ended.is_none(), "{ended:?}: {log}");
+        ensure!(!log.contains(VOID), "its registration was void:\n{log}");
     }
     answers(&fleet.lab.clients[0])
 }

@@ -1,4 +1,4 @@
-//! What the NLB says that it forwarded is what was sent; and rebalancing moves new flows, not held ones.
+//! The NLB's metrics equal the traffic that was sent, and rebalancing moves new flows only.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ impl Fleet {
         on(&self.lab.nlb, || async move { request(NlbServiceClient::connect(server).await?).await })
     }
 
-    /// The NLB's own, by name.
+    /// The NLB's metrics.
     pub fn metrics(&self) -> Result<Vec<MetricDataPoint>> {
         self.call(|mut nlb| async move {
             Ok(nlb.get_nlb_metrics(GetNlbMetricsRequest::default()).await?.into_inner().metrics)
@@ -65,8 +65,7 @@ fn metrics_equal_the_traffic_that_was_sent() -> Result<()> {
             *answered.entry(name).or_default() += u64::from(count);
         }
     }
-    // Each flow is three times "who?" (4 bytes) one way and "mN who?" (7 bytes) the other, half of them in
-    // IPv4.
+    // Each flow has three requests "who?" (4 bytes) and answers "mN who?" (7 bytes). Half of them are IPv4.
     let all = u64::from(2 * FLOWS);
     let bytes = |payload: u64| 3 * u64::from(FLOWS) * ((20 + 8 + payload) + (40 + 8 + payload));
     let expected = [
@@ -115,13 +114,13 @@ fn rebalancing_moves_new_flows_and_not_held_ones() -> Result<()> {
     let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
     let client = &fleet.lab.clients[0];
     on(client, || async {
-        // All on m0, and then m1 may take flows again.
+        // m0 gets all flows, then m1 may get some again.
         fleet.nlb(&["weight", "m1", "0"])?;
         let mut held = hold(40).await?;
         ensure!(spread(&held).keys().eq(["m0"]), "{:?}", spread(&held));
         fleet.nlb(&["weight", "m1", "100"])?;
         let score = wait_for_flows(&fleet, "m0", 40)?;
-        ensure!(score == 0.0, "one has all: {score}");
+        ensure!(score == 0.0, "the balance score of one module with all flows: {score}");
 
         let answer = fleet.rebalance("least_connections")?;
         ensure!(answer.previous_distribution == [("m0".into(), 50), ("m1".into(), 50)].into(), "{answer:?}");
@@ -141,7 +140,7 @@ fn rebalancing_moves_new_flows_and_not_held_ones() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the instance's flows are counted, and answers the balance score.
+/// Waits until the instance's flows are counted, and returns the balance score.
 fn wait_for_flows(fleet: &Fleet, instance_id: &str, count: i32) -> Result<f64> {
     let deadline = Instant::now() + MAX_WAIT;
     loop {
@@ -152,7 +151,7 @@ fn wait_for_flows(fleet: &Fleet, instance_id: &str, count: i32) -> Result<f64> {
         if info.active_connections == count {
             return Ok(load.balance_score);
         }
-        ensure!(Instant::now() < deadline, "waited in vain for {count} flows: {info:?}");
+        ensure!(Instant::now() < deadline, "no {count} flows: {info:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

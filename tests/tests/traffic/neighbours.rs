@@ -1,4 +1,4 @@
-//! Neighbours that are not known, and modules that come while traffic flows: nobody's packet is lost.
+//! No packet is lost to an unknown neighbour, or while modules register.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,7 +26,7 @@ fn row_22_the_first_packet_to_an_unknown_neighbour_is_not_lost() -> Result<()> {
     let nlb = &fleet.lab.nlb.netns;
     on(&fleet.lab.clients[0], || async {
         for round in 0..10 {
-            // Forgets modules and clients alike. A datagram has no second try.
+            // Removes the entries of modules and clients. A lost datagram is not sent again.
             nlb.ip(&["neigh", "flush", "all"])?;
             for vip in vips() {
                 one_datagram(vip).await.with_context(|| {
@@ -41,13 +41,13 @@ fn row_22_the_first_packet_to_an_unknown_neighbour_is_not_lost() -> Result<()> {
         Ok(())
     })?;
     let packets = fleet.nlb(&["status", "--packets", "--output", "json"])?;
-    ensure!(packets.contains("park"), "no packet had to wait, so nothing was tested: {packets}");
+    ensure!(packets.contains("park"), "no packet was punted: {packets}");
     Ok(())
 }
 
 #[test]
 fn no_request_is_lost_while_modules_join() -> Result<()> {
-    // Replies are found by their source address here, the harder way.
+    // Replies are recognised by their source address here.
     let lab = Lab::two_arm(1, 3, DefaultRoute::Nlb)?;
     let args = ["--metadata", "reply_path=nlb"];
     let mut fleet = Fleet::start(lab, Mode::Nat, &[100], &args)?;

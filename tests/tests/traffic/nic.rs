@@ -1,9 +1,8 @@
-//! The network card of a virtual machine, without the machine: two taps. Frames are carried from one to the
-//! other with their `vnet_hdr`, the header that virtio puts before each frame.
+//! The network card of a virtual machine, made of two taps. Frames go from one to the other with their
+//! `vnet_hdr`, the header that virtio puts before each frame.
 //!
-//! To the kernel on either side this is what qemu or vhost does with the queues of a card: it takes from a
-//! tap frames whose checksums and segments are still to be made, if it said that it can, and writes such
-//! frames to the other one.
+//! qemu and vhost do the same with the queues of a card: they read from a tap frames with unfinished
+//! checksums and segments, if that is enabled, and write them to the other one.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -16,30 +15,29 @@ use nlb_testkit::netns::Namespace;
 use nlb_testkit::process::MAX_WAIT;
 use tun_rs::{DeviceBuilder, InterruptEvent, Layer, SyncDevice};
 
-/// `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
+/// The length of `struct virtio_net_hdr`: flags, the kind of segments, and eight bytes more.
 const VNET_HDR: usize = 10;
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 const NEEDS_CHECKSUM: u8 = 1;
 const LONGEST_FRAME: usize = (1 << 16) + 18;
 
-/// What the machine behind the card can do.
+/// The offloads of the machine's card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
-    /// It leaves checksums and segmentation to the host, and takes frames without: virtio, as it is by
-    /// default.
+    /// The host does checksums and segmentation, and the machine accepts frames without: virtio's default.
     All,
     /// None, and frames have no `vnet_hdr`: the taps of OpenVPN and similar programs.
     None,
 }
 
-/// Unplugged when dropped: its taps are then gone, but for those that were there before.
+/// The card, which is unplugged when dropped. Its taps are removed, unless they existed before.
 pub struct Nic {
     carriers: Vec<JoinHandle<()>>,
     unplug: Arc<InterruptEvent>,
     sent: Arc<Sent>,
 }
 
-/// Frames from the machine, by what was left to the host.
+/// The numbers of frames from the machine, by their offloads.
 #[derive(Debug, Default)]
 struct Sent {
     frames: AtomicU64,
@@ -48,7 +46,7 @@ struct Sent {
 }
 
 impl Nic {
-    /// A tap of the host's is the other side of one that is the machine's card. Both are up.
+    /// Connects a tap of the host with one that is the machine's card, and sets both up.
     pub fn plug(host: (&Namespace, &str), machine: (&Namespace, &str), offloads: Offloads) -> Result<Nic> {
         let [outside, inside] = [host, machine].map(|(netns, name)| -> Result<_> {
             let tap = netns.run(|| tap(name, offloads))?.with_context(|| format!("making tap {name}"))?;
@@ -68,7 +66,8 @@ impl Nic {
         Ok(Nic { carriers: carriers.into(), unplug, sent })
     }
 
-    /// Frames that the machine sent, those whose checksum it left to the host, and those of several segments.
+    /// The numbers of frames that the machine sent, of those with an unfinished checksum, and of those with
+    /// several segments.
     pub fn sent(&self) -> [u64; 3] {
         let Sent { frames, unfinished, unsegmented } = &*self.sent;
         [frames, unfinished, unsegmented].map(|count| count.load(Ordering::Relaxed))
@@ -81,7 +80,7 @@ impl Drop for Nic {
             return eprintln!("a tap is left behind: {error}");
         }
         for carrier in self.carriers.drain(..) {
-            // It has said why, if it panicked.
+            // The panic of a carrier has been printed.
             let _ = carrier.join();
         }
     }
@@ -97,8 +96,7 @@ fn tap(name: &str, offloads: Offloads) -> io::Result<SyncDevice> {
             .inherit_enable_state()
             .build_sync();
         match tap {
-            // A program that another test has started since may have the last owner's descriptor for as long
-            // as it takes to start.
+            // A program that another test starts may have the last owner's descriptor until it runs.
             Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < MAX_WAIT => {
                 sleep(Duration::from_millis(10))
             }
@@ -118,7 +116,7 @@ fn carry(from: &SyncDevice, to: &SyncDevice, vnet_hdr: usize, count: &Sent, unpl
         count.frames.fetch_add(1, Ordering::Relaxed);
         count.unfinished.fetch_add((field(0) & NEEDS_CHECKSUM).into(), Ordering::Relaxed);
         count.unsegmented.fetch_add((field(1) != 0).into(), Ordering::Relaxed);
-        // A tap that does not take a frame loses it, as a card does.
+        // A tap may drop a frame, as a card does.
         let _ = to.send(&frame[..length]);
     }
 }

@@ -1,4 +1,4 @@
-//! A daemon that is killed and started again: what operators had set holds for the traffic after it.
+//! A daemon that is killed and started again applies the persisted settings of operators.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use crate::clients::{L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, LEASE, Mode, vips};
 use crate::metrics::sum;
 
-/// No module has a route for it.
+/// A port of the operator's route. No module has a route for it.
 const OPERATORS_PORT: u16 = 8443;
 
-/// Of new flows, for the operator's port alone.
+/// The burst of new flows for the operator's port.
 const BURST: i64 = 10;
 
 fn operators_service() -> SocketAddr {
@@ -66,7 +66,7 @@ fn set_everything(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// The operator's route serves, until its limit is used up.
+/// Checks that the operator's route serves as many flows as its rate limit allows.
 fn assert_limited(fleet: &Fleet, first: u16) -> Result<()> {
     let client = &fleet.lab.clients[0];
     let counts = flows(client, L4::Tcp, operators_service(), first, BURST.try_into()?)?;
@@ -123,7 +123,7 @@ fn operator_settings_apply_after_the_daemon_is_killed() -> Result<()> {
     assert_split(&fleet, 40_000)?;
     assert_limited(&fleet, 50_000)?;
 
-    // What was undone stays so, too.
+    // An undone setting is not restored.
     fleet.nlb(&["drain", "m3", "--undo"])?;
     fleet.nlb.signal(Signal::SIGKILL)?;
     fleet.nlb.wait(MAX_WAIT)?;
@@ -149,6 +149,6 @@ fn daemon_refuses_a_damaged_state_file_and_names_the_option() -> Result<()> {
     fleet.nlb = serve(&fleet.lab, "eth0", &[&LEASE[..], &["--ignore-state"]].concat())?;
     fleet.wait_for(1)?;
     let aside = fleet.lab.files().join("state/state.json.ignored-1");
-    ensure!(std::fs::read(aside)? == whole[..whole.len() / 2], "what was ignored is lost");
+    ensure!(std::fs::read(aside)? == whole[..whole.len() / 2], "the ignored file was not kept");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Blue and green: how new flows move from one version to the next, and back.
+//! Blue-green deployment: how new flows move from one version to the next, and back.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::clients::{Connection, L4, assert_shares, flows, on};
 use crate::fleet::{Fleet, Mode, vips};
 use crate::life::{assert_answered, hold};
 
-/// m0 of version v1 has all new flows, m1 of version v2 none yet.
+/// A fleet in which m0 of version v1 gets all new flows, and m1 of version v2 none.
 fn blue_and_green(step: &str, green: &[&str]) -> Result<Fleet> {
     let serve = ["--promotion-step", step];
     let blue = ["--version", "v1", "--heartbeat", "1"];
@@ -66,7 +66,7 @@ impl Fleet {
         answer.stats.context("stats")
     }
 
-    /// The NLB's own details, such as what became of a promotion.
+    /// One of the NLB's details, such as the state of a promotion.
     fn detail(&self, key: &str) -> Result<String> {
         let request = GetStatusRequest::default();
         let answer =
@@ -103,7 +103,7 @@ fn a_version_is_promoted_by_rate_and_no_connection_is_lost() -> Result<()> {
             }
             assert_answered(&mut held).await?;
         }
-        // A step that ends before somebody looks is not seen.
+        // A short step may end before it is seen.
         let known = [(60, 40), (20, 80), (0, 100)];
         let mut rest = known.iter();
         ensure!(steps.iter().all(|step| rest.any(|next| next == step)), "{steps:?} of {known:?}");
@@ -138,7 +138,7 @@ fn a_version_that_breaks_connections_is_rolled_back() -> Result<()> {
                 break;
             }
             ensure!(resets < broken && since.elapsed() < MAX_WAIT, "{resets} resets seen of {broken}");
-            // The counters are read, and then sampled, once a second.
+            // The counters are read and sampled once a second.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         let fresh = hold(40).await?;

@@ -1,8 +1,6 @@
-//! Real QUIC: clients that change their address in the middle of a connection, and servers whose connection
-//! ids name them as QUIC-LB has it.
+//! Real QUIC: clients that change their address during a connection, and servers with QUIC-LB connection ids.
 //!
-//! Sockets stay in the namespace that they were opened in, so servers and clients run side by side on the
-//! test's own threads.
+//! Sockets stay in the namespace that they were opened in, so servers and clients run on the test's threads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -24,19 +22,19 @@ use crate::fleet::{Fleet, Mode, vips};
 
 const SERVERS: usize = 3;
 const PORT: u16 = 443;
-/// What the servers' certificate is for.
+/// The name in the servers' certificate.
 const NAME: &str = "quic.test";
-/// Of every VIP.
+/// The number of connections to each VIP.
 const CONNECTIONS: u16 = 12;
-/// Fixed ports make the outcome the same every time.
+/// Fixed ports make the result reproducible.
 const FIRST_PORT: u16 = 21_000;
-/// The address that clients move to.
+/// The addresses that clients move to.
 const SECOND: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 77, 0, 88), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x88));
-/// An answer takes no longer.
+/// How long a client waits for an answer.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Connection ids in plain text: a first octet of configuration 1, the server's id, and what makes it unique.
+/// Unencrypted connection ids: a first octet of configuration 1, the server id, and a nonce.
 struct NamedIds {
     server: [u8; 2],
     nonce: u64,
@@ -58,7 +56,7 @@ impl ConnectionIdGenerator for NamedIds {
     }
 }
 
-/// The daemon, and QUIC servers that say who they are.
+/// The daemon, and QUIC servers that answer with their names.
 struct Quic {
     runtime: Runtime,
     trusted: ClientConfig,
@@ -66,8 +64,9 @@ struct Quic {
 }
 
 impl Quic {
-    /// Whether the NLB is told how connection ids name servers; their ids do in any case.
-    fn start(lab: Lab, mode: Mode, told: bool) -> Result<Quic> {
+    /// Starts the daemon and the servers. `registered` sets whether modules register their server ids, which
+    /// their connection ids have in any case.
+    fn start(lab: Lab, mode: Mode, registered: bool) -> Result<Quic> {
         let identity = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
         let certificate: CertificateDer = identity.cert.der().clone();
         let mut roots = RootCertStore::empty();
@@ -87,7 +86,7 @@ impl Quic {
             runtime.spawn(serve(endpoint, name(n)));
             let hex = format!("c0{n:02x}");
             let metadata = [("quic_server_id", hex.as_str()), ("quic_config_id", "1")];
-            fleet.add_foreign(&name(n), n, mode, (PORT, PORT), if told { &metadata } else { &[] })?;
+            fleet.add_foreign(&name(n), n, mode, (PORT, PORT), if registered { &metadata } else { &[] })?;
         }
         fleet.wait_for(SERVERS)?;
         let client = &fleet.lab.clients[0];
@@ -96,7 +95,7 @@ impl Quic {
         Ok(Quic { runtime, trusted, fleet })
     }
 
-    /// Connections to a VIP, each from a socket of its own.
+    /// Opens connections to a VIP, each from a socket of its own.
     fn connect(&self, vip: IpAddr, first_port: u16) -> Result<Vec<Client>> {
         let here = &self.fleet.lab.clients[0];
         let own = if vip.is_ipv4() { here.v4.into() } else { here.v6.into() };
@@ -108,8 +107,8 @@ impl Quic {
             .collect()
     }
 
-    /// Has every client move to another port and, if it is said, another address, and go on. The answer says
-    /// of each who has answered, or why nobody.
+    /// Moves every client to another port and, if `far`, to another address. Returns the server that answers
+    /// each client, or an error.
     fn move_on(&self, clients: &[Client], far: bool, first_port: u16) -> Result<Vec<Result<String>>> {
         let here = &self.fleet.lab.clients[0];
         for (client, port) in clients.iter().zip(first_port..) {
@@ -129,7 +128,7 @@ impl Quic {
         }))
     }
 
-    /// All at the same time; the outcomes in their order.
+    /// Runs all futures at the same time, and returns their results in order.
     fn each<T: Send + 'static>(
         &self,
         work: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
@@ -169,7 +168,7 @@ async fn serve(endpoint: Endpoint, name: String) {
                 answer.write_all(name.as_bytes()).await?;
                 answer.finish()?;
             }
-            #[expect(unreachable_code, reason = "says of which type errors are")]
+            #[expect(unreachable_code, reason = "sets the type of errors")]
             anyhow::Ok(())
         });
     }
@@ -178,7 +177,7 @@ async fn serve(endpoint: Endpoint, name: String) {
 struct Client {
     endpoint: Endpoint,
     connection: Connection,
-    /// Who answered first.
+    /// The server that answered first.
     server: String,
 }
 
@@ -200,8 +199,7 @@ async fn ask(connection: &Connection) -> Result<String> {
     timeout(MAX_WAIT, exchange).await.context("no answer in time")?
 }
 
-/// Everybody moves twice, first to another port and then to another address too, and goes on with the server
-/// that it has.
+/// Checks that clients keep their server when they move to another port, and then to another address.
 fn clients_move_and_stay(lab: Lab, mode: Mode) -> Result<()> {
     let quic = Quic::start(lab, mode, true)?;
     for vip in vips().map(|vip| vip.ip()) {
@@ -233,7 +231,7 @@ fn clients_move_and_keep_their_connections_to_containers_of_the_host() -> Result
     clients_move_and_stay(Lab::same_host(1, SERVERS)?, Mode::Nat)
 }
 
-/// What the tests above would see if connection ids led nowhere.
+/// The tests above would fail without server ids.
 #[test]
 fn connections_of_moving_clients_are_lost_without_server_ids() -> Result<()> {
     let quic = Quic::start(Lab::one_arm(1, SERVERS)?, Mode::Nat, false)?;

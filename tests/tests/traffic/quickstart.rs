@@ -1,4 +1,4 @@
-//! The module in Python of proto/QUICKSTART.md, as it stands there, at work.
+//! The Python module of proto/QUICKSTART.md, run unchanged but for addresses.
 
 use std::fs;
 use std::path::Path;
@@ -20,12 +20,12 @@ fn program(language: &str) -> Result<&'static str> {
     let mut blocks = GUIDE.split(&opening).skip(1);
     let (program, _) =
         blocks.next().and_then(|rest| rest.split_once("\n```\n")).context("no such program")?;
-    ensure!(blocks.next().is_none(), "which of the programs is meant?");
+    ensure!(blocks.next().is_none(), "more than one program");
     Ok(program)
 }
 
-/// In the guide's network the addresses are others.
-fn moved(program: &str, addresses: &[(&str, String)]) -> Result<String> {
+/// Replaces the guide's addresses by the lab's.
+fn with_addresses(program: &str, addresses: &[(&str, String)]) -> Result<String> {
     addresses.iter().try_fold(program.to_owned(), |program, (guides, ours)| {
         ensure!(program.contains(guides), "the program does not name {guides}");
         Ok(program.replace(guides, ours))
@@ -39,7 +39,7 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
     let fleet = Fleet::from_parts(lab, nlb, Vec::new());
     let lab = &fleet.lab;
     let host = &lab.modules[0];
-    let program = moved(
+    let program = with_addresses(
         program("python")?,
         &[
             ("10.77.2.1:50051", grpc(lab).to_string()),
@@ -53,7 +53,7 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
     let generate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/generate.sh");
     output(Command::new(generate).arg("python").arg(&generated))?;
     let mut python = host.netns.command("/usr/bin/python3");
-    // A proxy of the environment is not for this network.
+    // A proxy of the environment does not reach this network.
     python.arg(&file).env("PYTHONPATH", &generated).env("no_grpc_proxy", "*");
     let mut module = lab.start("greeter", &mut python)?;
     fleet.wait_until("its health check passes", |modules| {
@@ -61,8 +61,8 @@ fn the_module_in_python_serves_and_drains() -> Result<()> {
     })?;
     let mut curl = lab.clients[0].netns.command("curl");
     curl.args(["-sS", "--max-time", "120", &format!("telnet://{VIP4}:80")]);
-    let said = output(curl.stdin(std::process::Stdio::null()))?;
-    ensure!(said == "hello from Python\n", "{said:?}");
+    let greeting = output(curl.stdin(std::process::Stdio::null()))?;
+    ensure!(greeting == "hello from Python\n", "{greeting:?}");
     terminate(&mut module, MAX_WAIT)?;
     fleet.wait_until("it has left", |modules| modules.is_empty())
 }

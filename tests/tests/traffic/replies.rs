@@ -1,4 +1,4 @@
-//! The way back: through us if the module's routes lead here, and through us all the same if they do not.
+//! Replies cross the NLB, whether or not the module's default route leads to it.
 
 use std::net::SocketAddr;
 
@@ -37,7 +37,7 @@ fn module_with_default_route_to_the_nlb_sees_client_addresses() -> Result<()> {
         let seen: String = fleet.lab.modules.iter().map(sockets).collect::<Result<_>>()?;
         let served = seen.lines().filter(|line| line.contains(":8080")).collect::<Vec<_>>().join("\n");
         ensure!(served.contains(&format!(":{}]:", client.v4)), "no module sees {}:\n{seen}", client.v4);
-        ensure!(served.lines().count() == 1, "somebody else is connected, too:\n{served}");
+        ensure!(served.lines().count() == 1, "another client is connected:\n{served}");
         Ok(())
     })
 }
@@ -73,8 +73,7 @@ fn other_traffic_passes_beside_balanced_traffic() -> Result<()> {
     std::thread::scope(|scope| -> Result<()> {
         let balanced = scope.spawn(|| serves_all(&fleet));
         let mut ports = (10_000..).step_by(20);
-        // The daemon's own gRPC, the modules reached directly, and pings, of the NLB's host, a module and a
-        // VIP.
+        // The daemon's gRPC, direct flows to a module, and pings of the NLB's host, a module and a VIP.
         while !balanced.is_finished() {
             fleet.nlb(&["status"])?;
             let direct = SocketAddr::new(fleet.lab.modules[0].v4.into(), 8080);

@@ -1,4 +1,4 @@
-//! Modules and clients on the NLB's own host: in containers behind a bridge, and as processes.
+//! Modules and clients on the NLB's own host: in containers on a bridge, and as processes.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ fn fleet(clients: usize, modules: usize, served: usize) -> Result<Fleet> {
     Fleet::start(Lab::same_host(clients, modules)?, Mode::Nat, &vec![100; served], &[])
 }
 
-/// TCP and UDP over IPv4 and IPv6, from so many ports.
+/// Checks the shares of TCP and UDP flows over IPv4 and IPv6 from so many ports.
 fn serves(client: &Host, shares: &[(&str, u32)], count: u16) -> Result<()> {
     serves_from(client, shares, 20_000, count)
 }
@@ -44,7 +44,7 @@ fn clients_on_the_link_reach_modules_in_containers() -> Result<()> {
 fn clients_on_the_host_reach_modules_in_containers() -> Result<()> {
     let fleet = fleet(0, 2, 2)?;
     serves(&fleet.lab.nlb, BOTH, 200)?;
-    // Who names no address gets the VIP itself as its source.
+    // A socket without an address gets the VIP as its source.
     on(&fleet.lab.nlb, || async {
         for vip in vips() {
             let mut connection = Connection::open(vip).await?;
@@ -126,9 +126,10 @@ fn port_unreachable_of_a_container_reaches_its_client() -> Result<()> {
                 let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
                 socket.connect(SocketAddr::new(vip.ip(), 53)).await?;
                 socket.send(b"is anybody there?").await?;
-                let told = timeout(MAX_WAIT, socket.recv(&mut [0; 64])).await;
-                let told = told.with_context(|| format!("{vip}: silence"))?.err().map(|error| error.kind());
-                ensure!(told == Some(ErrorKind::ConnectionRefused), "{vip}: {told:?}");
+                let result = timeout(MAX_WAIT, socket.recv(&mut [0; 64])).await;
+                let result =
+                    result.with_context(|| format!("{vip}: no error"))?.err().map(|error| error.kind());
+                ensure!(result == Some(ErrorKind::ConnectionRefused), "{vip}: {result:?}");
             }
             Ok(())
         })?;
@@ -149,7 +150,7 @@ fn module_is_reached_in_its_new_container() -> Result<()> {
             module["health"] == "HEALTHY" && module["address"].as_str().is_some_and(|a| a.contains(&moved))
         })
     })?;
-    // Ports whose connections the client has closed are its own for a minute yet.
+    // The client's ports are in TIME_WAIT for a minute.
     serves_from(&fleet.lab.clients[0], &[("m0", 1)], 21_000, 20)
 }
 
@@ -160,8 +161,8 @@ fn direct_server_return_on_the_same_host_is_refused_with_the_reason() -> Result<
     for (host, mode) in [(&lab.modules[0], "dsr-ipip"), (&lab.nlb, "dsr-ipip"), (&lab.modules[0], "gue")] {
         let mut module = programs::echo(&lab, host, "m0", &["--mode", mode])?;
         let log = module.log().to_owned();
-        module.wait_until("it is told why", MAX_WAIT, || {
-            std::fs::read_to_string(&log).is_ok_and(|said| said.contains("is on the NLB's own host"))
+        module.wait_until("the reason is logged", MAX_WAIT, || {
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains("is on the NLB's own host"))
         })?;
     }
     drop(nlb);

@@ -1,4 +1,4 @@
-//! Load that calls for another instance, and goes again: with a module that starts and ends real processes.
+//! Scaling by load, with a module that starts and ends real processes.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::life::{assert_answered, hold, spread};
 
 const COOLDOWN: Duration = Duration::from_secs(6);
 
-/// m0, which starts m0-1, m0-2 ... beside it: one instance for ten connections, and at most three.
+/// A fleet with m0, which starts m0-1, m0-2 ...: one instance for ten connections, and at most three.
 fn scaling_fleet(more: &[&str]) -> Result<Fleet> {
     let cooldown = format!("scaling.cooldown_seconds={}", COOLDOWN.as_secs());
     let policy = ["scaling.target_connections=10", "scaling.max_instances=3", &cooldown];
@@ -40,7 +40,7 @@ impl Fleet {
         Ok(self.scaling()?.get("scaling.orders").context("no scaling")?.parse()?)
     }
 
-    /// How often the module was really asked, by its own word.
+    /// The number of scaling calls by the module's log.
     fn calls(&self) -> usize {
         self.modules[0].output().matches("scaled").count()
     }
@@ -60,7 +60,7 @@ impl Fleet {
     }
 }
 
-/// Asks again and again until so many connections in a row were opened, or somebody new has answered.
+/// Opens connections until this module answers one.
 async fn first_answer_of(name: &str, within: Duration) -> Result<Connection> {
     let deadline = Instant::now() + within;
     loop {
@@ -86,16 +86,16 @@ fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
         let new = first_answer_of("m0-1", MAX_WAIT).await?;
         ensure!((fleet.orders()?, fleet.calls()) == (1, 1), "{:?}", fleet.scaling()?);
 
-        // Load that would want a third instance, while the cooldown lasts.
+        // The load needs a third instance, but the cooldown lasts.
         held.extend(hold(20).await?);
         ensure!(spread(&held).len() == 2, "{:?}", spread(&held));
         loop {
-            let asked = (fleet.orders()?, fleet.calls());
-            // The cooldown began after the load did, so until then it lasts for certain.
+            let calls = (fleet.orders()?, fleet.calls());
+            // The cooldown began after the load, so it lasts at least until then.
             if before_load.elapsed() > COOLDOWN {
                 break;
             }
-            ensure!(asked == (1, 1), "asked again in the cooldown");
+            ensure!(calls == (1, 1), "a scaling call in the cooldown");
             assert_answered(&mut held).await?;
         }
         fleet.wait_until("m0-2 is registered", |modules| modules.contains_key("m0-2"))?;
@@ -112,9 +112,13 @@ fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
         })?;
         for _ in 0..5 {
             assert_answered(&mut last).await?;
-            // Fewer than a second instance would be started for.
+            // A second instance would be started for more.
             let fresh = hold(6).await?;
-            ensure!(spread(&fresh).keys().eq(["m0"]), "who drains gets no new flow: {:?}", spread(&fresh));
+            ensure!(
+                spread(&fresh).keys().eq(["m0"]),
+                "a draining module has new flows: {:?}",
+                spread(&fresh)
+            );
         }
         drop(last);
         fleet.wait_until("only m0 is left", |modules| modules.keys().eq(["m0"]))?;
@@ -124,7 +128,10 @@ fn load_starts_instances_and_less_load_drains_them() -> Result<()> {
             ensure!(Instant::now() < deadline, "{} processes are left", fleet.processes()?);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        ensure!(fleet.modules[0].output().matches("instance ended").count() == 2, "both were reaped");
+        ensure!(
+            fleet.modules[0].output().matches("instance ended").count() == 2,
+            "not both instances have ended"
+        );
         Ok(())
     })
 }

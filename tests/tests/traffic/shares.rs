@@ -1,4 +1,4 @@
-//! Every flow is answered, by one module, and modules get what their weights say.
+//! One module answers each flow, and modules get flows by weight.
 
 use anyhow::Result;
 use nlb_testkit::lab::Lab;

@@ -1,4 +1,4 @@
-//! Interfaces on top of others, which not every kernel has: bonds and VLAN devices.
+//! Interfaces on top of others, bonds and VLAN devices, which not every kernel has.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +31,7 @@ fn wait_for_bond(lab: &Lab, lines: &str) -> Result<()> {
     }
 }
 
-/// What the daemon says when it is to serve an interface that it refuses.
+/// The daemon's error about an interface that it refuses.
 fn refusal(lab: &Lab, interface: &str) -> Result<String> {
     let mut serve = lab.nlb.netns.command(built("nlb")?);
     serve.args(["serve", "--iface", interface, "--state-dir"]).arg(lab.files().join("refused"));
@@ -39,7 +39,7 @@ fn refusal(lab: &Lab, interface: &str) -> Result<String> {
     Ok(refused.to_string())
 }
 
-/// Puts a bond of two cables in place of the NLB's `eth0`; the far ends are the segment's ports `far0` and
+/// Replaces the NLB's `eth0` by a bond of two cables, whose far ends are the segment's ports `far0` and
 /// `far1`.
 fn bond(lab: &Lab) -> Result<()> {
     let nlb = &lab.nlb.netns;
@@ -65,8 +65,7 @@ struct Site {
 }
 
 impl Site {
-    /// Modules are registered without the SDK, as an emulated machine may take longer to answer than modules
-    /// wait.
+    /// Registers modules without the SDK, whose calls may time out on an emulated machine.
     fn start(lab: Lab) -> Result<Site> {
         let settings = ["--heartbeat-interval", "600s", "--evict-after", "1h", "--xdp-mode", "native"];
         let nlb = programs::serve(&lab, "eth0", &settings)?;
@@ -80,7 +79,8 @@ impl Site {
         Ok(Site { _backends: backends, nlb, lab })
     }
 
-    /// Who answers a client, by TCP and by UDP from so many ports; and whether a lot of data arrives.
+    /// The backends that answer a client by TCP and UDP from so many ports. Checks that a large download
+    /// arrives whole.
     fn answer(&self, client: &Host, first: u16, count: u16) -> Result<BTreeSet<String>> {
         let answered = on(client, || async {
             let mut answered = BTreeSet::new();
@@ -88,15 +88,15 @@ impl Site {
                 let own: IpAddr = if vip.is_ipv4() { client.v4.into() } else { client.v6.into() };
                 for port in first..first + count {
                     let from = SocketAddr::new(own, port);
-                    let said =
+                    let answers =
                         two_requests(from, vip).await.with_context(|| format!("TCP from {from} to {vip}"))?;
-                    let (name, again) = said.split_once(", ").context("one answer")?;
-                    ensure!(name == again, "answered by {said}");
+                    let (name, again) = answers.split_once(", ").context("one answer")?;
+                    ensure!(name == again, "answered by {answers}");
                     answered.insert(name.to_owned());
                     let socket = socket(from, vip).await?;
-                    let said = exchange(&socket, 600).await;
-                    let said = said.with_context(|| format!("UDP from {from} to {vip}"))?;
-                    let name = said.strip_suffix(" got 600 bytes as sent").context("it is altered")?;
+                    let answer = exchange(&socket, 600).await;
+                    let answer = answer.with_context(|| format!("UDP from {from} to {vip}"))?;
+                    let name = answer.strip_suffix(" got 600 bytes as sent").context("it is altered")?;
                     answered.insert(name.to_owned());
                 }
                 let came = downloads(SocketAddr::new(own, first + count), vip).await?;
@@ -118,10 +118,10 @@ impl Site {
 fn bond_continues_without_one_of_its_ports() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     bond(&lab)?;
-    let said = refusal(&lab, "near0")?;
+    let error = refusal(&lab, "near0")?;
     ensure!(
-        said.contains("--iface near0 is a port of the bond eth0") && said.contains("name eth0"),
-        "{said}"
+        error.contains("--iface near0 is a port of the bond eth0") && error.contains("name eth0"),
+        "{error}"
     );
     let site = Site::start(lab)?;
     let (client, switch) = (&site.lab.clients[0], site.lab.switch());
@@ -162,7 +162,7 @@ fn vlan(netns: &Namespace, id: u8, host: u8) -> Result<(IpAddr, IpAddr)> {
     Ok((v4, v6))
 }
 
-/// Moves a host into a VLAN: what the fleet and its clients know of it are its addresses there.
+/// Moves a host into a VLAN, and sets its addresses there.
 fn moved(host: &mut Host, id: u8, number: u8) -> Result<()> {
     let (IpAddr::V4(v4), IpAddr::V6(v6)) = vlan(&host.netns, id, number)? else {
         unreachable!("in this order")
@@ -171,7 +171,7 @@ fn moved(host: &mut Host, id: u8, number: u8) -> Result<()> {
     Ok(())
 }
 
-/// Frames that left by an interface of the NLB's.
+/// The number of frames that the NLB sent by an interface.
 fn sent(lab: &Lab, interface: &str) -> Result<u64> {
     let shown = lab.nlb.netns.ip(&["-s", "-j", "link", "show", interface])?;
     let links: serde_json::Value = serde_json::from_str(&shown)?;
@@ -185,15 +185,15 @@ fn clients_and_modules_behind_vlan_devices_are_reached_through_the_stack() -> Re
     for id in [10, 20] {
         vlan(&lab.nlb.netns, id, 1)?;
     }
-    let said = refusal(&lab, "eth0.10")?;
-    ensure!(said.contains("--iface eth0.10 is a VLAN device") && said.contains("name eth0,"), "{said}");
+    let error = refusal(&lab, "eth0.10")?;
+    ensure!(error.contains("--iface eth0.10 is a VLAN device") && error.contains("name eth0,"), "{error}");
     moved(&mut lab.clients[0], 10, 10)?;
     for (vip, via) in [(VIP4.to_string(), "10.77.10.1"), (VIP6.to_string(), "fd77:0:0:a::1")] {
         lab.clients[0].netns.ip(&["route", "add", &vip, "via", via, "dev", "eth0.10"])?;
     }
     moved(&mut lab.modules[0], 10, 20)?;
     moved(&mut lab.modules[1], 20, 21)?;
-    // The third one stays outside.
+    // The third module stays outside the VLANs.
     let site = Site::start(lab)?;
     let [in_vlan, outside] = &site.lab.clients[..] else { unreachable!("two") };
     let before = [sent(&site.lab, "eth0.10")?, sent(&site.lab, "eth0.20")?];

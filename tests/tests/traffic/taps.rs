@@ -1,8 +1,7 @@
-//! Taps: the host's side of virtual machines' cards, and of programs that carry Ethernet elsewhere.
+//! Taps: the host's side of virtual machines' cards, and of programs that tunnel Ethernet.
 //!
-//! A virtual machine leaves checksums and segmentation to its host, and says so in the `vnet_hdr` of each
-//! frame. XDP does not see that header, so such a tap is served through the stack. XDP serves a tap whose
-//! frames have no `vnet_hdr`.
+//! A virtual machine leaves checksums and segmentation to its host. The `vnet_hdr` of each frame describes
+//! them, which XDP does not see, so such a tap is served at TC ingress. XDP serves a tap without `vnet_hdr`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -17,9 +16,14 @@ use crate::fleet::{Fleet, Mode, vips};
 use crate::interfaces::{serves, wait_for_log};
 use crate::nic::{Nic, Offloads};
 
-/// Takes a host off its segment and makes it a virtual machine of the NLB's host, behind this tap and in a
-/// network of its own.
-fn move_in(machine: &mut Host, nlb: &Host, tap: &str, network: u8, offloads: Offloads) -> Result<Nic> {
+/// Moves a host from its segment to this tap of the NLB's host, in a network of its own.
+fn make_virtual_machine(
+    machine: &mut Host,
+    nlb: &Host,
+    tap: &str,
+    network: u8,
+    offloads: Offloads,
+) -> Result<Nic> {
     machine.netns.ip(&["link", "delete", "eth0"])?;
     (machine.v4, machine.v6) = (v4(network, 10), v6(network, 10));
     let nic = start(machine, nlb, tap, network, offloads)?;
@@ -28,8 +32,8 @@ fn move_in(machine: &mut Host, nlb: &Host, tap: &str, network: u8, offloads: Off
     Ok(nic)
 }
 
-/// Has a bridge between the host and a machine, as libvirt does.
-fn put_on_a_bridge(nlb: &Host, tap: &str, network: u8) -> Result<()> {
+/// Puts a bridge between the host and a machine, as libvirt does.
+fn add_bridge(nlb: &Host, tap: &str, network: u8) -> Result<()> {
     nlb.netns.ip(&["address", "flush", "dev", tap])?;
     nlb.netns.ip(&["link", "add", "br0", "type", "bridge"])?;
     nlb.netns.ip(&["link", "set", tap, "master", "br0"])?;
@@ -46,7 +50,7 @@ fn v6(network: u8, host: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd77, 0, 0, network.into(), 0, 0, 0, host.into())
 }
 
-/// The machine has its addresses and routes for as long as it has its card.
+/// Plugs a machine's card, and adds its addresses and routes.
 fn start(machine: &Host, nlb: &Host, tap: &str, network: u8, offloads: Offloads) -> Result<Nic> {
     let nic = Nic::plug((&nlb.netns, tap), (&machine.netns, "eth0"), offloads)?;
     machine.netns.add_address("eth0", machine.v4.into(), 24)?;
@@ -56,7 +60,7 @@ fn start(machine: &Host, nlb: &Host, tap: &str, network: u8, offloads: Offloads)
     Ok(nic)
 }
 
-/// A client and a module are virtual machines, the others are on the segment.
+/// A fleet with a client and a module as virtual machines, and others on the segment.
 struct Site {
     fleet: Fleet,
     nics: [Nic; 2],
@@ -66,10 +70,10 @@ impl Site {
     fn start(offloads: Offloads, interfaces: &str, serve: &[&str]) -> Result<Site> {
         let mut lab = Lab::one_arm(2, 2)?;
         let nics = [
-            move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, offloads)?,
-            move_in(&mut lab.modules[0], &lab.nlb, "tap1", 6, offloads)?,
+            make_virtual_machine(&mut lab.clients[0], &lab.nlb, "tap0", 5, offloads)?,
+            make_virtual_machine(&mut lab.modules[0], &lab.nlb, "tap1", 6, offloads)?,
         ];
-        put_on_a_bridge(&lab.nlb, "tap1", 6)?;
+        add_bridge(&lab.nlb, "tap1", 6)?;
         let nlb = programs::serve(&lab, interfaces, &[&["--heartbeat-interval", "60s"], serve].concat())?;
         let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
         fleet.enlist(Mode::Nat, &[100, 100], &[])?;
@@ -77,7 +81,7 @@ impl Site {
         Ok(Site { fleet, nics })
     }
 
-    /// Both clients have both modules' answers, and a lot of data arrives both ways.
+    /// Checks that both modules answer both clients, and that large transfers arrive both ways.
     fn is_served(&self, first: u16) -> Result<()> {
         let _nginx = serve_downloads(&self.fleet, 8081, 20 << 20)?;
         for client in &self.fleet.lab.clients {
@@ -94,7 +98,7 @@ impl Site {
         download(&self.fleet, client)?;
         on(client, || async {
             for vip in vips() {
-                // To both modules, as Maglev has it.
+                // Ten connections reach both modules.
                 for _ in 0..10 {
                     Connection::open(vip).await?.echo(&"long".repeat(50_000)).await?;
                 }
@@ -126,8 +130,8 @@ fn named_tap_with_vnet_hdr_is_served_at_tc_ingress_and_logged() -> Result<()> {
         let status = site.fleet.nlb(&["status"])?;
         let is_none = |line: &str| line.starts_with("xdp.tap0") && line.ends_with("none");
         ensure!(status.lines().any(is_none), "{status}");
-        let said = "tap0 is served at TC ingress instead of XDP";
-        wait_for_log(&site.fleet, said, 1)?;
+        let line = "tap0 is served at TC ingress instead of XDP";
+        wait_for_log(&site.fleet, line, 1)?;
         site.is_served(20_000).with_context(|| mode.to_owned())?;
     }
     Ok(())
@@ -136,23 +140,23 @@ fn named_tap_with_vnet_hdr_is_served_at_tc_ingress_and_logged() -> Result<()> {
 #[test]
 fn native_mode_refuses_a_tap_with_vnet_hdr() -> Result<()> {
     let mut lab = Lab::one_arm(1, 0)?;
-    let _nic = move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::All)?;
+    let _nic = make_virtual_machine(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::All)?;
     let mut serve = lab.nlb.netns.command(built("nlb")?);
     serve.args(["serve", "--iface", "eth0,tap0", "--xdp-mode", "native", "--state-dir"]);
-    let refused = output(serve.arg(lab.files().join("state"))).err().context("it serves")?.to_string();
+    let refused =
+        output(serve.arg(lab.files().join("state"))).err().context("the daemon has started")?.to_string();
     for part in ["--iface tap0: its frames have a vnet_hdr", "TC ingress serves it without --iface"] {
         ensure!(refused.contains(part), "{refused}");
     }
     Ok(())
 }
 
-/// A tap may exist long before its virtual machine does. Until then, nobody knows whether its frames will
-/// have a header.
+/// A tap may exist before its virtual machine, which sets whether its frames have a header.
 #[test]
 fn xdp_serves_a_named_tap_while_its_frames_have_no_vnet_hdr() -> Result<()> {
     let mut lab = Lab::one_arm(1, 2)?;
     lab.nlb.netns.ip(&["tuntap", "add", "tap0", "mode", "tap"])?;
-    let mut nic = move_in(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::None)?;
+    let mut nic = make_virtual_machine(&mut lab.clients[0], &lab.nlb, "tap0", 5, Offloads::None)?;
     let nlb = programs::serve(&lab, "eth0,tap0", &["--heartbeat-interval", "60s", "--xdp-mode", "native"])?;
     let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
     fleet.enlist(Mode::Nat, &[100, 100], &[])?;
@@ -161,17 +165,17 @@ fn xdp_serves_a_named_tap_while_its_frames_have_no_vnet_hdr() -> Result<()> {
         Ok(shown.contains("prog/xdp"))
     };
     let client = &fleet.lab.clients[0];
-    ensure!(has_program()?, "XDP serves it");
+    ensure!(has_program()?, "XDP does not serve the tap");
     let mut attached = 1;
     serves(client, 20_000)?;
-    for (first, offloads, said, by_xdp) in [
+    for (first, offloads, line, by_xdp) in [
         (21_000, Offloads::All, "tap0 is served at TC ingress instead of XDP", false),
         (22_000, Offloads::None, "tap0 is back and served again", true),
     ] {
-        // The tap outlives the machine, which finds it again.
+        // The tap outlives the machine, which is attached to it again.
         drop(nic);
         nic = start(client, &fleet.lab.nlb, "tap0", 5, offloads)?;
-        wait_for_log(&fleet, said, 1)?;
+        wait_for_log(&fleet, line, 1)?;
         attached += 1;
         wait_for_log(&fleet, "attached nlb_tc to tap0 (tc ingress)", attached)?;
         ensure!(has_program()? == by_xdp, "{offloads:?}");
@@ -191,7 +195,7 @@ fn xdp_serves_a_tap_without_vnet_hdr() -> Result<()> {
             nlb.ip(&["link", "set", "eth0", "address", &mac])?;
             lab.connect("far0")?;
             lab.add_addresses()?;
-            // What hosts leave to their cards, the far tap has the kernel do: it said that it cannot.
+            // The far tap has no offloads, so the kernel does what the hosts leave to their cards.
             for host in lab.clients.iter().chain(&lab.modules) {
                 offload(host, "eth0", &["tx", "on", "tso", "on", "gso", "on"])?;
             }

@@ -1,4 +1,4 @@
-//! Ports that nobody registered: modules are asked about them, and the client's next try gets through.
+//! Upcalls about ports without a route: modules are asked, and the client's next packet reaches one.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::clients::{Connection, on, request_udp};
 use crate::fleet::{Fleet, Mode, vips};
 
-/// Two modules that handle whatever they are asked about with the priority in their file.
+/// A fleet of two modules that answer CanHandle with the priority in their files.
 struct Site {
     fleet: Fleet,
 }
@@ -43,10 +43,11 @@ impl Site {
         Ok(fs::write(self.file(module), priority)?)
     }
 
-    /// How often each module was asked on behalf of a client that wants to go there.
+    /// The number of CanHandle calls of each module about this destination.
     fn upcalls(&self, destination: &str) -> Vec<usize> {
         let line = format!("no route leads: learned:{destination}");
-        let times = |output: String| output.lines().filter(|said| said.trim_end().ends_with(&line)).count();
+        let times =
+            |output: String| output.lines().filter(|logged| logged.trim_end().ends_with(&line)).count();
         self.fleet.modules.iter().map(|module| times(module.output())).collect()
     }
 
@@ -63,7 +64,7 @@ fn at(vip: SocketAddr, port: u16) -> SocketAddr {
     SocketAddr::new(vip.ip(), port)
 }
 
-/// Opens connections until one is answered by this module.
+/// Opens connections until this module answers one.
 async fn moved_to(name: &str, to: SocketAddr) -> Result<()> {
     let since = Instant::now();
     while Connection::open(to).await?.request().await? != name {
@@ -72,7 +73,7 @@ async fn moved_to(name: &str, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Tries until the other side refuses the connection.
+/// Connects until the connection is refused.
 async fn refused(to: SocketAddr) -> Result<()> {
     let since = Instant::now();
     loop {
@@ -97,7 +98,7 @@ fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
                 tries.spawn(async move { Connection::open(to).await?.request().await });
             }
             while let Some(answered) = tries.join_next().await {
-                ensure!(answered?? == "m1", "the highest priority wins");
+                ensure!(answered?? == "m1", "the higher priority was not chosen");
             }
             let mut held = Connection::open(to).await?;
             ensure!(held.request().await? == "m1");
@@ -109,7 +110,7 @@ fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
             site.set_priority(0, "5")?;
         }
         ensure!(site.learned()? >= 2, "{}", site.fleet.nlb(&["routes"])?);
-        // A connection to another port, to be refused: nobody can handle it.
+        // Without a module that can handle it, a connection to another port is refused.
         fs::remove_file(site.file(0))?;
         fs::remove_file(site.file(1))?;
         for vip in vips() {
@@ -117,7 +118,7 @@ fn retransmitted_syn_reaches_the_learned_route() -> Result<()> {
             refused(to).await?;
             refused(to).await?;
             ensure!(site.upcalls(&format!("{to}/tcp")) == [1, 1], "{:?}", site.upcalls(&format!("{to}/tcp")));
-            // What was learned goes when nobody can handle it any more, and the port is as it was.
+            // A learned route ends when no module can handle it, and the port is closed again.
             refused(at(vip, 81)).await?;
         }
         let since = Instant::now();
@@ -159,7 +160,7 @@ fn closed_ports_are_refused_while_the_daemon_is_stopped() -> Result<()> {
     on(&site.fleet.lab.clients[0], || async {
         site.fleet.nlb.signal(Signal::SIGSTOP)?;
         for vip in vips() {
-            // Once the question has been open for long enough.
+            // The pending upcall expires.
             refused(at(vip, 81)).await?;
             Connection::open(vip).await?.request().await?;
         }

@@ -1,7 +1,7 @@
-//! Several uplinks: answers leave where the kernel's routes say, wherever the requests came in.
+//! Several uplinks: replies leave by the kernel's routes, whichever interface the requests came in by.
 //!
-//! The lab's gateway is a router on both segments of the NLB. Here it is also its own client, with addresses
-//! that either segment leads to.
+//! The lab's gateway is a router on both segments of the NLB. It is also the client, with addresses that both
+//! segments lead to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -22,7 +22,7 @@ struct Far {
 }
 
 impl Far {
-    /// With routes to the far network by the front, and a worse one by the back.
+    /// Starts a fleet with routes to the far network by the front, and with a higher metric by the back.
     fn new() -> Result<Far> {
         let fleet = Fleet::start(Lab::two_arm(0, 2, DefaultRoute::Gateway)?, Mode::Nat, &[100, 100], &[])?;
         let far = Far { fleet };
@@ -56,7 +56,7 @@ impl Far {
         self.fleet.lab.nlb.netns.ip(&route).map(drop)
     }
 
-    /// Asks so often, and checks where the answers arrived.
+    /// Sends requests, and checks the interface by which the answers arrive.
     async fn answers_come_by(&self, interface: &str, connection: &mut Connection) -> Result<()> {
         let other = if interface == FRONT { BACK } else { FRONT };
         let before = (self.arrived(interface)?, self.arrived(other)?);
@@ -68,12 +68,12 @@ impl Far {
         }
         let (here, there) = (self.arrived(interface)? - before.0, self.arrived(other)? - before.1);
         ensure!(here >= REQUESTS, "{here} packets arrived by {interface}, {there} by {other}");
-        // What modules and the daemon say to each other crosses the gateway too.
+        // Calls between modules and the daemon cross the gateway, too.
         ensure!(there < REQUESTS / 2, "{there} packets arrived by {other}, {here} by {interface}");
         Ok(())
     }
 
-    /// Packets that the far host got by an interface.
+    /// The number of packets that the far host received by an interface.
     fn arrived(&self, interface: &str) -> Result<u64> {
         let shown = self.host()?.netns.ip(&["-s", "-j", "link", "show", interface])?;
         let links: serde_json::Value = serde_json::from_str(&shown)?;
@@ -92,7 +92,7 @@ fn connections_continue_when_the_reply_route_moves_to_the_other_uplink() -> Resu
         for vip in vips() {
             let mut connection = Connection::open_from(Some(far_of(vip)), vip).await?;
             far.answers_come_by(FRONT, &mut connection).await?;
-            // Requests still come in by the front.
+            // Requests still arrive by the front.
             far.route(vip.ip(), &["delete"], FRONT, &["metric", "10"])?;
             far.answers_come_by(BACK, &mut connection).await?;
             far.lead(vip.ip(), FRONT, 10)?;

@@ -1,5 +1,4 @@
-//! What stands behind either balancer: a server that does what its clients ask for, and writes down what it
-//! saw of them.
+//! The server behind either balancer. It does what its clients request, and records their connections.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -12,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Enough for many full segments either way.
+/// The bytes of many full segments.
 pub const BULK: usize = 1 << 20;
 
 /// A connection that has ended, or a datagram.
@@ -37,7 +36,7 @@ impl Backend {
         let work = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let _inside = work.enter();
         for address in listen {
-            // Of this one address, so that answers have it as their source.
+            // The address is the source of answers.
             let (tcp, udp) = host.netns.run(|| -> io::Result<_> {
                 Ok((TcpListener::bind(address)?, UdpSocket::bind(address)?))
             })??;
@@ -58,13 +57,13 @@ async fn connections(listener: tokio::net::TcpListener, name: &'static str, visi
             if let Err(error) = converse(stream, name, &mut events).await {
                 events += &format!("; {}", reason(&error));
             }
-            // Nobody listens any more when a test has ended early.
+            // The receiver is gone if a test has ended early.
             let _ = visits.send(Visit { backend: name, peer, events });
         });
     }
 }
 
-/// Does what each line asks for, to the end of the connection.
+/// Serves the request of each line until the end of the connection.
 async fn converse(stream: TcpStream, name: &str, events: &mut String) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
@@ -97,7 +96,7 @@ async fn converse(stream: TcpStream, name: &str, events: &mut String) -> io::Res
 async fn datagrams(socket: tokio::net::UdpSocket, name: &'static str, visits: UnboundedSender<Visit>) {
     let mut question = [0; 1 << 16];
     loop {
-        // An error is an earlier answer's, to a client that has gone.
+        // An error is about an earlier answer to a client that has ended.
         let Ok((len, peer)) = socket.recv_from(&mut question).await else { continue };
         let sent = described(&question[..len]);
         if socket.send_to(format!("{name} got {sent}").as_bytes(), peer).await.is_ok() {
@@ -106,14 +105,14 @@ async fn datagrams(socket: tokio::net::UdpSocket, name: &'static str, visits: Un
     }
 }
 
-/// Reads to the end, and says what came.
+/// Reads to the end, and describes the data.
 pub async fn count(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
     let mut data = Vec::new();
     stream.read_to_end(&mut data).await?;
     Ok(described(&data))
 }
 
-/// Not by its kind, of which many have none.
+/// The error by its number, since many have no kind.
 pub fn reason(error: &io::Error) -> String {
     let number = error.raw_os_error();
     number.map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_lowercase())
@@ -124,7 +123,7 @@ fn described(data: &[u8]) -> String {
     format!("{} bytes {state}", data.len())
 }
 
-/// Neither constant nor of a period that segments have.
+/// Data that are neither constant nor periodic.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }

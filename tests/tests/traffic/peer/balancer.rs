@@ -1,4 +1,4 @@
-//! The two balancers, set up for the same VIPs in labs that are alike, and changed in the same ways.
+//! The two balancers, set up for the same VIPs in equal labs, and changed in the same ways.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use nlb_testkit::programs::{self, grpc};
 use crate::clients::on;
 use crate::fleet::{self, Mode, PORT, vips};
 
-/// A port of the VIPs that leads to where no backend listens.
+/// A port of the VIPs that no backend listens on.
 pub const UNSERVED_PORT: u16 = 81;
 
 /// The daemon's default.
@@ -43,7 +43,7 @@ impl Site {
     pub fn of_ipvs(mode: Mode) -> Result<Site> {
         let lab = lab(mode)?;
         output(Command::new("modprobe").arg("ip_vs"))?;
-        // Without it, packets to a backend that was removed are dropped until their connection is forgotten.
+        // Without it, packets to a removed backend are dropped until their connection expires.
         lab.nlb.netns.sysctl("net/ipv4/vs/expire_nodest_conn", 1)?;
         let site = Site { balancer: Balancer::Ipvs, mode, lab };
         site.each_service(|service| site.ipvsadm("-A", service, &["-s", "rr"]))?;
@@ -52,15 +52,15 @@ impl Site {
 
     pub fn of_nlb(mode: Mode) -> Result<Site> {
         let lab = lab(mode)?;
-        // Nobody sends heartbeats, so leases have to outlast the test. IPVS always answers what it cannot
-        // place.
+        // There are no heartbeats, so leases have to outlast the test. IPVS always rejects what it cannot
+        // forward.
         let settings = ["--heartbeat-interval", "600s", "--evict-after", "1h", "--reject"];
         let daemon = programs::serve(&lab, "eth0,eth1", &settings)?;
         let balancer = Balancer::Nlb { _daemon: daemon, registrations: Mutex::default() };
         Ok(Site { balancer, mode, lab })
     }
 
-    /// Where a backend listens, in each family.
+    /// The addresses that a backend listens on.
     pub fn listen(&self, n: usize) -> [SocketAddr; 2] {
         let host = &self.lab.modules[n];
         match self.mode {
@@ -77,8 +77,8 @@ impl Site {
             Balancer::Nlb { registrations, .. } => {
                 let ports = [PORT, UNSERVED_PORT].map(|port| (port, self.behind(port)));
                 // IPVS shows clients' addresses to its backends, whose default route leads back to it.
-                let shown: &[_] = if self.mode == Mode::Nat { &[("reply_path", "nlb")] } else { &[] };
-                let id = fleet::register(&self.lab, n, BACKENDS[n], self.mode, &ports, shown)?;
+                let metadata: &[_] = if self.mode == Mode::Nat { &[("reply_path", "nlb")] } else { &[] };
+                let id = fleet::register(&self.lab, n, BACKENDS[n], self.mode, &ports, metadata)?;
                 registrations.lock().expect("nobody panics").insert(n, id);
                 Ok(())
             }
@@ -154,7 +154,7 @@ impl Site {
         SocketAddr::new(address, self.behind(service.port())).to_string()
     }
 
-    /// The backends' port behind one of the VIPs'.
+    /// The backends' port for a port of the VIPs.
     fn behind(&self, port: u16) -> u16 {
         if self.mode == Mode::Nat { port + 8000 } else { port }
     }
@@ -163,7 +163,7 @@ impl Site {
 fn lab(mode: Mode) -> Result<Lab> {
     let replies = if mode == Mode::Nat { DefaultRoute::Nlb } else { DefaultRoute::Gateway };
     let lab = Lab::two_arm(1, BACKENDS.len(), replies)?;
-    // Else the kernel tells a client once a second that it cannot be served.
+    // By default, the kernel sends a client one ICMP error a second.
     for host in lab.modules.iter().chain([&lab.nlb]) {
         host.netns.sysctl("net/ipv4/icmp_ratelimit", 0)?;
         host.netns.sysctl("net/ipv6/icmp/ratelimit", 0)?;
@@ -180,7 +180,7 @@ fn lab(mode: Mode) -> Result<Lab> {
     Ok(lab)
 }
 
-/// By the kernel's own means.
+/// Decapsulates with the kernel's own tunnels.
 fn decapsulate(host: &Namespace, mode: Mode) -> Result<()> {
     for tunnel in ["tunl0", "ip6tnl0"] {
         host.ip(&["link", "set", tunnel, "up"])?;

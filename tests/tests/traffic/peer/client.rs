@@ -1,4 +1,4 @@
-//! The client: one flow at a time, from ports that the script chooses, and what came of it in words.
+//! The client: one flow at a time, from ports that the script chooses, and a description of its result.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::backend::{BULK, count, pattern, reason};
 
-/// Longer than an emulated machine takes for anything; only silence takes that long.
+/// How long the client waits for an answer. An emulated machine answers sooner.
 pub const MAX_WAIT: Duration = Duration::from_secs(20);
 
 pub struct Connection {
@@ -24,7 +24,7 @@ impl Connection {
         Ok(Connection { stream: BufReader::new(with_timeout(socket.connect(to)).await?) })
     }
 
-    /// Says a line, and returns what is said in answer.
+    /// Sends a line, and returns the answer.
     pub async fn request(&mut self, line: &str) -> io::Result<String> {
         self.stream.write_all(format!("{line}\n").as_bytes()).await?;
         self.read_line().await
@@ -44,13 +44,13 @@ impl Connection {
     }
 }
 
-/// Two questions on a connection.
+/// Opens a connection with two requests.
 pub async fn two_requests(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
     Ok(format!("{}, {}", connection.request("who").await?, connection.request("who").await?))
 }
 
-/// Says so much, ends its half of the connection, and is answered.
+/// Sends so many bytes, ends its half of the connection, and returns the answer.
 pub async fn uploads(from: SocketAddr, to: SocketAddr, len: usize) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
     let data = [b"count\n", &pattern(len)[..]].concat();
@@ -59,7 +59,7 @@ pub async fn uploads(from: SocketAddr, to: SocketAddr, len: usize) -> io::Result
     connection.read_line().await
 }
 
-/// Hears the backend's half of the connection to its end, and goes on talking.
+/// Reads the backend's half of the connection to its end, and goes on sending.
 pub async fn downloads(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
     let mut connection = Connection::open(from, to).await?;
     connection.stream.write_all(b"send\n").await?;
@@ -85,7 +85,7 @@ pub async fn socket(from: SocketAddr, to: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A datagram, and the answer.
+/// Sends a datagram, and returns the answer.
 pub async fn exchange(socket: &UdpSocket, len: usize) -> io::Result<String> {
     socket.send(&pattern(len)).await?;
     let mut answer = [0; 256];

@@ -1,7 +1,7 @@
-//! The kernel's own balancer, IPVS, as a peer: the same traffic goes through it and through us, and clients
-//! and backends have to see the same of it.
+//! The kernel's own balancer, IPVS, as a peer. The same traffic goes through IPVS and through the NLB, and
+//! clients and backends have to see the same results.
 //!
-//! Where they do not, [`DIFFERENCES`] says so, and docs/testing.md why.
+//! [`DIFFERENCES`] lists the exceptions, which docs/testing.md explains.
 
 pub mod backend;
 mod balancer;
@@ -14,10 +14,10 @@ use aya::util::KernelVersion;
 use crate::fleet::Mode;
 use balancer::Site;
 
-/// What comes out otherwise.
+/// An expected difference.
 struct Difference {
     modes: &'static [Mode],
-    /// On kernels before this one, or on all.
+    /// The kernel that ends the difference, if there is one.
     before: Option<KernelVersion>,
     step: &'static str,
     ipvs: &'static str,
@@ -25,7 +25,7 @@ struct Difference {
 }
 
 impl Difference {
-    /// IPv4 datagrams that do not fit the client's link.
+    /// The difference of IPv4 datagrams that exceed the client's MTU.
     const fn in_fragments(step: &'static str) -> Difference {
         Difference { modes: ENCAPSULATED, before: None, step, ipvs: ARRIVES, nlb: SILENCE }
     }
@@ -76,7 +76,7 @@ fn compare(mode: Mode) -> Result<()> {
     let ours = script::play(&Site::of_nlb(mode)?)?;
     ensure!(theirs.len() == ours.len(), "{} steps, and {} steps", theirs.len(), ours.len());
     let (mut same, mut different) = (0, Vec::new());
-    println!("\n{} with IPVS and with us:", mode.name());
+    println!("\n{} with IPVS and with the NLB:", mode.name());
     for ((step, theirs), (_, ours)) in theirs.iter().zip(&ours) {
         if theirs == ours {
             println!("  same       {step}: {ours}");
@@ -93,6 +93,6 @@ fn compare(mode: Mode) -> Result<()> {
         .filter(|known| known.modes.contains(&mode) && known.before.is_none_or(|other| kernel < other))
         .map(|known| (known.step, known.ipvs, known.nlb))
         .collect();
-    ensure!(different == expected, "what should be different, and no more: {expected:#?}");
+    ensure!(different == expected, "not the expected differences: {expected:#?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The traffic, the same for both balancers, and what the client and the backends tell of it.
+//! The traffic, which is the same for both balancers, and the records of the client and the backends.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,17 +18,17 @@ use super::client::{
 use crate::clients::on;
 use crate::fleet::vips;
 
-/// Flows that are opened to see where new ones go.
+/// The number of new flows after each change.
 const FRESH: usize = 12;
 
 /// A port of the VIPs without a service.
 const CLOSED_PORT: u16 = 82;
 
 const SHORT: usize = 10;
-/// More than fits into a packet, so that it is sent in fragments.
+/// The length of a datagram that is sent in fragments.
 const LONG: usize = 3000;
 
-/// What came of each step.
+/// The result of each step.
 pub type Transcript = Vec<(String, String)>;
 
 pub fn play(site: &Site) -> Result<Transcript> {
@@ -57,7 +57,7 @@ struct Script<'a> {
     transcript: Transcript,
 }
 
-/// Flows to a VIP that last while backends come and go.
+/// Flows to a VIP that stay open while backends change.
 struct Held {
     vip: SocketAddr,
     connection: Option<Connection>,
@@ -66,7 +66,7 @@ struct Held {
 
 impl Script<'_> {
     async fn with_one_backend(&mut self, vip: SocketAddr) -> Result<()> {
-        // Twice: the first one may teach the client how long packets may be.
+        // The first long datagram may reduce the client's path MTU for the second.
         let long = [("a long datagram", LONG), ("a second long datagram", LONG)];
         for (what, len) in [("a datagram", SHORT)].into_iter().chain(long) {
             let from = self.next_port(vip);
@@ -123,7 +123,7 @@ impl Script<'_> {
         self.record_flows("the other is removed", &mut held).await
     }
 
-    /// Writes down how held flows go on, and who takes new ones.
+    /// Records how held flows continue, and which backends get new ones.
     async fn record_flows(&mut self, when: &str, held: &mut [Held]) -> Result<()> {
         for Held { vip, connection, socket: held_socket } in held {
             if let Some(open) = connection {
@@ -153,7 +153,7 @@ impl Script<'_> {
         Ok(())
     }
 
-    /// Writes down what the client tells, and what the backend that it came to saw of it.
+    /// Records the result at the client, and what its backend saw.
     async fn record_visit(
         &mut self,
         client: SocketAddr,
@@ -174,7 +174,7 @@ impl Script<'_> {
         self.transcript.push((format!("{family}, {what}"), line));
     }
 
-    /// A port that no earlier flow had, so that both balancers meet the same flows.
+    /// A port that no earlier flow had, so that both balancers get the same flows.
     fn next_port(&mut self, vip: SocketAddr) -> SocketAddr {
         self.last_port += 1;
         let own = if vip.is_ipv4() { IpAddr::from(self.client.v4) } else { self.client.v6.into() };
