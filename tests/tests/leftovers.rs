@@ -13,9 +13,9 @@ use nlb_testkit::process::MAX_WAIT;
 
 #[test]
 fn next_lab_removes_leftovers_of_a_killed_process() -> Result<()> {
-    let mut gone = Command::new("true").spawn()?;
-    gone.wait()?;
-    let leftover = format!("nlb-{}-0-client", gone.id());
+    let mut ended = Command::new("true").spawn()?;
+    ended.wait()?;
+    let leftover = format!("nlb-{}-0-client", ended.id());
     output(Command::new("ip").args(["netns", "add", &leftover]))?;
     let mut inside = Command::new("ip").args(["netns", "exec", &leftover, "sleep", "1000"]).spawn()?;
     let started = Instant::now();

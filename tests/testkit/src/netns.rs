@@ -148,7 +148,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes the namespaces named `<family>-<pid>-...` whose process has gone without doing so.
+/// Removes the namespaces named `<family>-<pid>-...` of processes that have ended.
 pub fn remove_leftovers(family: &str) -> Result<()> {
     // Before the first namespace there is no such directory.
     for entry in Path::new(NAMED).read_dir().into_iter().flatten() {

@@ -181,12 +181,12 @@ fn established_flows_evicted_by_nat_are_not_active() -> Result<()> {
     small.flows.max = 4096;
     for family in families() {
         let mut rig = Rig::sized(ForwardMode::Nat, &small)?;
-        let meets = |sport: &u16| {
+        let in_first_bucket = |sport: &u16| {
             let [client, vip] = [family.client, family.vip].map(Addr::from);
             let hash = hash::flow(client, vip, Be16::new(*sport), Be16::new(80), L4::Tcp as u8);
             hash as u32 & (small.flow_buckets() - 1) == 0
         };
-        for (n, sport) in (1024..u16::MAX).filter(meets).take(9).enumerate() {
+        for (n, sport) in (1024..u16::MAX).filter(in_first_bucket).take(9).enumerate() {
             Connection::open(&mut rig, family, sport)?;
             let new = n as u64 + 1;
             // All of them are in one bucket of four.

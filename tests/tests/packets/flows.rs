@@ -69,7 +69,7 @@ fn row_14_unknown_connection_is_forwarded_by_hash() -> Result<()> {
             assert_eq!(format!("m{module}"), chosen, "user space and the kernel must agree");
             seen.insert(module);
         }
-        assert_eq!(seen.len(), 4, "64 flows should meet all four modules");
+        assert_eq!(seen.len(), 4, "64 flows are not spread over all four modules");
     }
     Ok(())
 }
@@ -159,14 +159,14 @@ fn flows_of_a_removed_backend_are_stale_after_its_id_is_reused() -> Result<()> {
         let module_number = goes_to(&mut rig, &family.syn())?;
         goes_to(&mut rig, &family.ack())?;
         let name = format!("m{module_number}");
-        let gone = rig.desired.modules.remove(&name).expect("registered");
+        let removed = rig.desired.modules.remove(&name).expect("registered");
         let old_addr = match family.vip {
-            IpAddr::V4(_) => gone.data.v4.map(|addr| Addr::v4(addr.octets())),
-            IpAddr::V6(_) => gone.data.v6.map(|addr| Addr::v6(addr.octets())),
+            IpAddr::V4(_) => removed.data.v4.map(|addr| Addr::v4(addr.octets())),
+            IpAddr::V6(_) => removed.data.v6.map(|addr| Addr::v6(addr.octets())),
         };
         rig.apply()?;
         // Modules of weight 0 at its address are added and removed until one of them has the flow's id.
-        let other = Arc::new(Module { weight: 0, ..Module::clone(&gone) });
+        let other = Arc::new(Module { weight: 0, ..Module::clone(&removed) });
         let mut rounds = 0;
         while !rig.image().rows.backends.values().any(|row| row.generation > 0 && Some(row.addr) == old_addr)
         {

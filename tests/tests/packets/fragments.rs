@@ -199,10 +199,10 @@ fn row_7_fragments_with_tags_extensions_or_without_a_checksum() -> Result<()> {
     let towards = forwarded(&bare).with(|p| (p.src, p.dst) = (v4.source, v4.backend));
     sent(&rig.run(&later(&bare, 1))?, "forward", &later(&towards, 1));
 
-    let behind = v6.udp().with(|p| p.extensions.push((60, vec![0, 1, 4, 0, 0, 0, 0])));
-    assert_eq!(rig.run(&first(&behind, 1))?.action, XDP_REDIRECT);
-    let towards = forwarded(&behind).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
-    sent(&rig.run(&later(&behind, 1))?, "forward", &later(&towards, 1));
+    let extended = v6.udp().with(|p| p.extensions.push((60, vec![0, 1, 4, 0, 0, 0, 0])));
+    assert_eq!(rig.run(&first(&extended, 1))?.action, XDP_REDIRECT);
+    let towards = forwarded(&extended).with(|p| (p.src, p.dst) = (v6.source, v6.backend));
+    sent(&rig.run(&later(&extended, 1))?, "forward", &later(&towards, 1));
     let tagged = v6.udp().with(|p| p.tags = vec![(0x88a8, 42), (0x8100, 7)]);
     rig.run(&first(&tagged, 2))?;
     let towards = forwarded(&tagged).with(|p| (p.src, p.dst) = (v6.source, v6.backend));

@@ -281,7 +281,7 @@ fn row_35_server_id_of_a_removed_module_is_free_for_another() -> Result<()> {
     for family in families() {
         let named = carrying(&family, short(&connection_id(CONFIG, &[0xa5, 3], 1)));
         assert_eq!(goes_to(&mut rig, &named)?, 3);
-        let gone = rig.desired.modules.remove("m3").expect("a module of the rig");
+        let removed = rig.desired.modules.remove("m3").expect("a module of the rig");
         rig.apply()?;
         assert_eq!(goes_to(&mut rig, &named)?, by_hash(&rig, &named));
         rig.module("m4").quic = Some(server(3));
@@ -290,7 +290,7 @@ fn row_35_server_id_of_a_removed_module_is_free_for_another() -> Result<()> {
         let before = carrying(&family, short(&connection_id(CONFIG, &[0xa5, 4], 1))).with(|p| p.sport += 1);
         assert_eq!(goes_to(&mut rig, &before)?, by_hash(&rig, &before), "its former id names no module");
         rig.module("m4").quic = Some(server(4));
-        rig.desired.modules.insert("m3".to_owned(), gone);
+        rig.desired.modules.insert("m3".to_owned(), removed);
         rig.apply()?;
     }
     Ok(())

@@ -80,7 +80,7 @@ fn growing_prefix_table_finds_every_prefix() -> Result<()> {
     rig.apply()?;
 
     let mut random = Random::new(7);
-    let mut meets = |program: &Xdp, client, modules: &[Option<u8>]| {
+    let mut check = |program: &Xdp, client, modules: &[Option<u8>]| {
         let client_port = random.below(1 << 16).max(1) as u16;
         let flow = Flow { client, client_port, vip, port: 443, udp: false };
         let module = steer(program, &flow)?;
@@ -93,12 +93,12 @@ fn growing_prefix_table_finds_every_prefix() -> Result<()> {
         let mut number = 0;
         rig.apply_under(|program| {
             number = (number + 7919) % HOSTS;
-            meets(program, host(number), &[Some(1), Some(2)])?;
-            meets(program, around, &[Some(1)])?;
-            meets(program, outside, &[None])
+            check(program, host(number), &[Some(1), Some(2)])?;
+            check(program, around, &[Some(1)])?;
+            check(program, outside, &[None])
         })?;
         for n in (0..HOSTS).step_by(997) {
-            meets(rig.balancer()?, host(n), &[then])?;
+            check(rig.balancer()?, host(n), &[then])?;
         }
     }
     Ok(())

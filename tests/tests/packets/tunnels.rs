@@ -18,13 +18,13 @@ use crate::packet::{Packet, Transport, UdpChecksum};
 use crate::rig::{GUE_PORT, families};
 
 #[test]
-#[ignore = "wants a kernel that has ipip; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with ipip; `cargo xtask verify --kernel 6.12` boots one"]
 fn the_kernels_ip_tunnels_receive_every_pair_of_families() -> Result<()> {
     every_pair_arrives(ForwardMode::DsrIpip, &ModuleHost::new("ipip")?)
 }
 
 #[test]
-#[ignore = "wants a kernel that has fou; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with fou; `cargo xtask verify --kernel 6.12` boots one"]
 fn the_kernels_fou_receives_every_pair_of_families() -> Result<()> {
     let host = ModuleHost::new("fou")?;
     host.decapsulate_gue()?;
@@ -36,7 +36,7 @@ fn the_kernels_fou_receives_every_pair_of_families() -> Result<()> {
         let mut wrong = rig.run(&client.udp())?.frame;
         wrong[54 + 6] ^= 0x55;
         host.send(&wrong)?;
-        // The datagram behind the wrong one is the first that arrives.
+        // The datagram after the wrong one is the first that arrives.
         let next = client.udp().with(|p| p.payload = b"the next datagram".to_vec());
         host.send(&rig.run(&next)?.frame)?;
         host.receives(&next).context("a wrong outer checksum is not detected")?;

@@ -19,7 +19,7 @@ const EACH: usize = 10;
 /// The active flows of the NLB's one module, if all reports agree. They may change between two requests.
 async fn reported(fleet: &Fleet) -> Result<Option<usize>> {
     let server = format!("http://{}", grpc(&fleet.lab));
-    let ask = || async {
+    let request_reports = || async {
         let mut nlb = NlbServiceClient::connect(server).await?;
         let request = GetModuleInfoRequest { instance_id: "m0".to_owned() };
         let info = nlb.get_module_info(request).await?.into_inner();
@@ -29,7 +29,7 @@ async fn reported(fleet: &Fleet) -> Result<Option<usize>> {
         let by_route: i32 = routes.entries.iter().map(|entry| entry.current_connections).sum();
         Ok((by_instance, by_route, status.active_connections))
     };
-    let (by_instance, by_route, of_all) = on(&fleet.lab.nlb, ask)?;
+    let (by_instance, by_route, of_all) = on(&fleet.lab.nlb, request_reports)?;
     let agreed = by_instance == by_route && i64::from(by_route) == of_all;
     Ok(if agreed { usize::try_from(by_instance).ok() } else { None })
 }

@@ -109,7 +109,7 @@ impl Engine {
         let mut engine = Engine { daemon, socket, files };
         let socket = engine.socket.clone();
         engine.daemon.wait_until("the engine answers", MAX_WAIT, || {
-            output(docker(&socket).arg("info")).is_ok_and(|said| said.contains("Server Version"))
+            output(docker(&socket).arg("info")).is_ok_and(|output| output.contains("Server Version"))
         })?;
         Ok(engine)
     }
@@ -139,7 +139,7 @@ impl Engine {
         let mut nlb = lab.start("nlb", &mut run)?;
         let log = nlb.log().to_owned();
         nlb.wait_until("it serves", MAX_WAIT, || {
-            std::fs::read_to_string(&log).is_ok_and(|said| said.contains("serving on eth0"))
+            std::fs::read_to_string(&log).is_ok_and(|output| output.contains("serving on eth0"))
         })?;
         Ok(nlb)
     }

@@ -83,9 +83,9 @@ async fn lose_packets(
     held: &mut [Connection],
     capture: &Capture<'_>,
 ) -> Result<()> {
-    let asks = if mode == Mode::Nat { &fleet.lab.nlb } else { &fleet.lab.clients[0] };
+    let peer = if mode == Mode::Nat { &fleet.lab.nlb } else { &fleet.lab.clients[0] };
     let routes = |verb: &str, module: &Host| -> Result<()> {
-        for address in [format!("{}/32", asks.v4), format!("{}/128", asks.v6)] {
+        for address in [format!("{}/32", peer.v4), format!("{}/128", peer.v6)] {
             module.netns.ip(&["route", verb, "blackhole", &address])?;
         }
         Ok(())
@@ -160,7 +160,7 @@ async fn send_doomed() -> Result<()> {
     }
     socket.set_ttl(64)?;
     for _ in 0..DOOMED + 1 {
-        socket.send_to(b"nobody", SocketAddr::new(vip.ip(), vip.port() + 1)).await?;
+        socket.send_to(b"no service", SocketAddr::new(vip.ip(), vip.port() + 1)).await?;
     }
     Ok(())
 }

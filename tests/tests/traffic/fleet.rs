@@ -158,7 +158,7 @@ impl Fleet {
         let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
         let log = tunnel.log().to_owned();
         tunnel.wait_until("it decapsulates", MAX_WAIT, || {
-            std::fs::read_to_string(&log).is_ok_and(|said| said.contains("decapsulating"))
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains("decapsulating"))
         })?;
         self._tunnels.push(tunnel);
         Ok(())
@@ -191,7 +191,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// What `nlb modules` says, by instance id.
+    /// The rows of `nlb modules` by instance id.
     pub fn modules(&self) -> Result<BTreeMap<String, Value>> {
         let rows: Vec<Value> = serde_json::from_str(&self.nlb(&["modules", "--output", "json"])?)?;
         let named = rows.into_iter().map(|row| Some((row["instance_id"].as_str()?.to_owned(), row)));

@@ -20,7 +20,7 @@ fn long_datagrams(mode: Mode) -> Result<()> {
         let mut answered = BTreeSet::new();
         // With 20 ports, both modules answer.
         for n in 0..20_u8 {
-            let answer = client.netns.run(|| ask(vip, n))??;
+            let answer = client.netns.run(|| request(vip, n))??;
             let (name, rest) = answer.split_once(' ').context("an answer begins with the module's name")?;
             ensure!(
                 rest.len() == LONG && rest.bytes().all(|byte| byte == b'a' + n),
@@ -33,7 +33,7 @@ fn long_datagrams(mode: Mode) -> Result<()> {
     Ok(())
 }
 
-fn ask(vip: SocketAddr, n: u8) -> Result<String> {
+fn request(vip: SocketAddr, n: u8) -> Result<String> {
     let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     socket.connect(vip)?;

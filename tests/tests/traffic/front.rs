@@ -66,8 +66,8 @@ fn routes_added_through_the_front_carry_traffic() -> Result<()> {
         let is_extra = entry.route.as_ref().is_some_and(|route| route.route_id == "extra");
         ensure!(entry.last_used.is_some() == is_extra, "only the new route was used: {entry:?}");
     }
-    let asked = CanHandleRequest { route: Some(route), ..Default::default() };
-    let able = fleet.front(|mut front| async move { Ok(front.can_handle(asked).await?.into_inner()) })?;
+    let request = CanHandleRequest { route: Some(route), ..Default::default() };
+    let able = fleet.front(|mut front| async move { Ok(front.can_handle(request).await?.into_inner()) })?;
     ensure!(able.can_handle && able.reason.starts_with("m0: "), "{able:?}");
     ensure!(able.metadata["m1"].starts_with("cannot"), "{able:?}");
 

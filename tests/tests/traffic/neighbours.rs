@@ -54,7 +54,7 @@ fn no_request_is_lost_while_modules_join() -> Result<()> {
     let (done, requests) = (AtomicBool::new(false), AtomicU32::new(0));
     let client = fleet.lab.clients.remove(0);
     std::thread::scope(|scope| -> Result<()> {
-        let asking = scope.spawn(|| {
+        let client_thread = scope.spawn(|| {
             on(&client, || async {
                 while !done.load(Ordering::Relaxed) {
                     for vip in vips() {
@@ -69,7 +69,7 @@ fn no_request_is_lost_while_modules_join() -> Result<()> {
             for n in 1..3 {
                 // Requests are answered before each module joins.
                 let (before, started) = (requests.load(Ordering::Relaxed), Instant::now());
-                while requests.load(Ordering::Relaxed) < before + 10 && !asking.is_finished() {
+                while requests.load(Ordering::Relaxed) < before + 10 && !client_thread.is_finished() {
                     ensure!(started.elapsed() < MAX_WAIT, "{requests:?} requests were answered");
                     sleep(Duration::from_millis(10));
                 }
@@ -79,7 +79,7 @@ fn no_request_is_lost_while_modules_join() -> Result<()> {
             Ok(())
         })();
         done.store(true, Ordering::Relaxed);
-        asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        client_thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         joined
     })
 }

@@ -124,7 +124,7 @@ impl Quic {
         }
         self.each(clients.iter().map(|client| {
             let connection = client.connection.clone();
-            async move { ask(&connection).await }
+            async move { request(&connection).await }
         }))
     }
 
@@ -185,11 +185,11 @@ async fn open(socket: UdpSocket, trusted: ClientConfig, vip: IpAddr) -> Result<C
     let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
     let connecting = endpoint.connect_with(trusted, SocketAddr::new(vip, PORT), NAME)?;
     let connection = timeout(MAX_WAIT, connecting).await.context("no handshake in time")??;
-    let server = ask(&connection).await?;
+    let server = request(&connection).await?;
     Ok(Client { endpoint, connection, server })
 }
 
-async fn ask(connection: &Connection) -> Result<String> {
+async fn request(connection: &Connection) -> Result<String> {
     let exchange = async {
         let (mut question, mut answer) = connection.open_bi().await?;
         question.write_all(b"who?").await?;
@@ -240,7 +240,11 @@ fn connections_of_moving_clients_are_lost_without_server_ids() -> Result<()> {
         let answers = quic.move_on(&clients, false, 22_000)?;
         for (client, answer) in clients.iter().zip(&answers) {
             if let Ok(answer) = answer {
-                ensure!(*answer == client.server, "{vip}: {answer} knows a connection of {}", client.server);
+                ensure!(
+                    *answer == client.server,
+                    "{vip}: {answer} answered on a connection of {}",
+                    client.server
+                );
             }
         }
         let lost = answers.iter().filter(|answer| answer.is_err()).count();

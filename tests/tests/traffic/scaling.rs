@@ -155,6 +155,6 @@ fn an_operator_scales_and_the_instances_end_with_their_scaler() -> Result<()> {
     let mut scaler = fleet.modules.remove(0);
     scaler.signal(nix::sys::signal::Signal::SIGTERM)?;
     scaler.wait(MAX_WAIT)?;
-    fleet.wait_until("nobody is left", |modules| modules.is_empty())?;
+    fleet.wait_until("no module is left", |modules| modules.is_empty())?;
     Ok(())
 }

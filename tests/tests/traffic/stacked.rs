@@ -114,7 +114,7 @@ impl Site {
 }
 
 #[test]
-#[ignore = "wants a kernel that has bonds; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with bonds; `cargo xtask verify --kernel 6.12` boots one"]
 fn bond_continues_without_one_of_its_ports() -> Result<()> {
     let lab = Lab::one_arm(1, 2)?;
     bond(&lab)?;
@@ -179,7 +179,7 @@ fn sent(lab: &Lab, interface: &str) -> Result<u64> {
 }
 
 #[test]
-#[ignore = "wants a kernel that has VLANs; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with VLANs; `cargo xtask verify --kernel 6.12` boots one"]
 fn clients_and_modules_behind_vlan_devices_are_reached_through_the_stack() -> Result<()> {
     let mut lab = Lab::one_arm(2, 3)?;
     for id in [10, 20] {

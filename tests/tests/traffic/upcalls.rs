@@ -1,4 +1,4 @@
-//! Upcalls about ports without a route: modules are asked, and the client's next packet reaches one.
+//! Upcalls about ports without a route: modules answer CanHandle, and the client's next packet reaches one.
 
 use std::fs;
 use std::io;

@@ -77,7 +77,7 @@ fn go_on_until(oracle: &mut Oracle, met: impl Fn(&Oracle) -> Result<()>) -> Resu
 }
 
 #[test]
-#[ignore = "runs for as long as it is told: cargo xtask fuzz packets"]
+#[ignore = "runs for a given time: cargo xtask fuzz packets"]
 fn generated_sequences_for_a_given_time() -> Result<()> {
     let number = |name: &str| -> Result<u64> {
         let value = env::var(name).with_context(|| format!("{name} is not set; see cargo xtask fuzz"))?;

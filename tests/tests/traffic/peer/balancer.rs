@@ -64,9 +64,8 @@ impl Site {
     pub fn listen(&self, n: usize) -> [SocketAddr; 2] {
         let host = &self.lab.modules[n];
         match self.mode {
-            Mode::Nat => {
-                [IpAddr::from(host.v4), host.v6.into()].map(|own| SocketAddr::new(own, self.behind(PORT)))
-            }
+            Mode::Nat => [IpAddr::from(host.v4), host.v6.into()]
+                .map(|own| SocketAddr::new(own, self.backend_port(PORT))),
             _ => vips(),
         }
     }
@@ -75,11 +74,11 @@ impl Site {
         match &self.balancer {
             Balancer::Ipvs => self.each_destination("-a", n, &["-w", "100"]),
             Balancer::Nlb { registrations, .. } => {
-                let ports = [PORT, UNSERVED_PORT].map(|port| (port, self.behind(port)));
+                let ports = [PORT, UNSERVED_PORT].map(|port| (port, self.backend_port(port)));
                 // IPVS shows clients' addresses to its backends, whose default route leads back to it.
                 let metadata: &[_] = if self.mode == Mode::Nat { &[("reply_path", "nlb")] } else { &[] };
                 let id = fleet::register(&self.lab, n, BACKENDS[n], self.mode, &ports, metadata)?;
-                registrations.lock().expect("nobody panics").insert(n, id);
+                registrations.lock().expect("no thread panics").insert(n, id);
                 Ok(())
             }
         }
@@ -99,7 +98,7 @@ impl Site {
                 self.ipvsadm("-d", service, &["-r", &self.destination(n, service.1)])
             }),
             Balancer::Nlb { registrations, .. } => {
-                let known = registrations.lock().expect("nobody panics").remove(&n);
+                let known = registrations.lock().expect("no thread panics").remove(&n);
                 let request = UnregisterModuleRequest {
                     instance_id: BACKENDS[n].to_owned(),
                     registration_id: known.context("it is not there")?,
@@ -151,11 +150,11 @@ impl Site {
     fn destination(&self, n: usize, service: SocketAddr) -> String {
         let host = &self.lab.modules[n];
         let address = if service.is_ipv4() { IpAddr::from(host.v4) } else { host.v6.into() };
-        SocketAddr::new(address, self.behind(service.port())).to_string()
+        SocketAddr::new(address, self.backend_port(service.port())).to_string()
     }
 
     /// The backends' port for a port of the VIPs.
-    fn behind(&self, port: u16) -> u16 {
+    fn backend_port(&self, port: u16) -> u16 {
         if self.mode == Mode::Nat { port + 8000 } else { port }
     }
 }

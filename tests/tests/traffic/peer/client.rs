@@ -95,7 +95,7 @@ pub async fn exchange(socket: &UdpSocket, len: usize) -> io::Result<String> {
 
 pub fn describe(outcome: io::Result<String>) -> String {
     match outcome {
-        Err(error) if error.kind() == ErrorKind::TimedOut => "silence".to_owned(),
+        Err(error) if error.kind() == ErrorKind::TimedOut => "no answer".to_owned(),
         Err(error) => reason(&error),
         Ok(line) => line,
     }

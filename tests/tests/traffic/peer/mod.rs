@@ -27,7 +27,7 @@ struct Difference {
 impl Difference {
     /// The difference of IPv4 datagrams that exceed the client's MTU.
     const fn in_fragments(step: &'static str) -> Difference {
-        Difference { modes: ENCAPSULATED, before: None, step, ipvs: ARRIVES, nlb: SILENCE }
+        Difference { modes: ENCAPSULATED, before: None, step, ipvs: ARRIVES, nlb: NO_ANSWER }
     }
 }
 
@@ -38,35 +38,35 @@ const DIFFERENCES: &[Difference] = &[
         modes: &[Mode::Nat],
         before: Some(KernelVersion::new(6, 1, 0)),
         step: "IPv6, a datagram to a port that no backend listens on",
-        ipvs: SILENCE,
+        ipvs: NO_ANSWER,
         nlb: "connection refused",
     },
 ];
 
 const ENCAPSULATED: &[Mode] = &[Mode::DsrIpip, Mode::Gue];
 const ARRIVES: &str = "b0 got 3000 bytes as sent; b0 saw of the client: 3000 bytes as sent";
-const SILENCE: &str = "silence";
+const NO_ANSWER: &str = "no answer";
 
 #[test]
-#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with IPVS; `cargo xtask verify --kernel 6.12` boots one"]
 fn nat_is_like_masquerading() -> Result<()> {
     compare(Mode::Nat)
 }
 
 #[test]
-#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with IPVS; `cargo xtask verify --kernel 6.12` boots one"]
 fn dsr_l2_is_like_gatewaying() -> Result<()> {
     compare(Mode::DsrL2)
 }
 
 #[test]
-#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with IPVS; `cargo xtask verify --kernel 6.12` boots one"]
 fn dsr_ipip_is_like_tunneling() -> Result<()> {
     compare(Mode::DsrIpip)
 }
 
 #[test]
-#[ignore = "wants a kernel that has IPVS; `cargo xtask verify --kernel 6.12` boots one"]
+#[ignore = "needs a kernel with IPVS; `cargo xtask verify --kernel 6.12` boots one"]
 fn gue_is_like_tunneling_in_udp() -> Result<()> {
     compare(Mode::Gue)
 }
