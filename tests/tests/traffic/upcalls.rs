@@ -45,7 +45,7 @@ impl Site {
 
     /// The number of CanHandle calls of each module about this destination.
     fn upcalls(&self, destination: &str) -> Vec<usize> {
-        let line = format!("no route leads: learned:{destination}");
+        let line = format!("sent a packet for learned:{destination}, which no route covers");
         let times =
             |output: String| output.lines().filter(|logged| logged.trim_end().ends_with(&line)).count();
         self.fleet.modules.iter().map(|module| times(module.output())).collect()
