@@ -22,8 +22,8 @@ pub const SERVICE_WAYS: usize = 4;
 /// Copies of the address and service tables. One is current; user space fills the others in turn.
 pub const TABLE_COPIES: u32 = 8;
 
-/// Indexes of the words that select the current tables: of the first two, the index of the first bucket; of
-/// source prefixes, a [`crate::prefix::Table`].
+/// Indexes of the words that select the current tables. The words of addresses and services hold the index of
+/// the first bucket, that of source prefixes a [`crate::prefix::Table`].
 pub const CURRENT_ADDRESSES: u32 = 0;
 pub const CURRENT_SERVICES: u32 = 1;
 pub const CURRENT_PREFIXES: u32 = 2;
@@ -121,7 +121,7 @@ pub struct Service {
     pub pool: u16,
     pub flags: u16,
     pub limits: Limits,
-    /// Which connection ids of QUIC name a backend, if the flag is set.
+    /// The lengths of the server ids in QUIC connection ids, if the flag `QUIC` is set.
     pub quic: quic::Lengths,
 }
 
@@ -170,7 +170,7 @@ pub struct Backend {
     pub hop: NextHop,
     /// 0 keeps the client's destination port.
     pub port: Be16,
-    /// Tells this backend from earlier ones with the same id.
+    /// Distinguishes this backend from earlier ones with the same id.
     pub generation: u8,
     pub mode: u8,
     pub flags: u8,
@@ -194,7 +194,7 @@ impl Backend {
     pub const RESOLVED: u8 = 4;
     /// Every client's address is translated to `source` (SNAT).
     pub const SNAT_ALWAYS: u8 = 8;
-    /// The addresses of clients on the backend's link are.
+    /// The addresses of clients on the backend's link are translated to `source`.
     pub const SNAT_ON_LINK: u8 = 16;
     /// On this host: a process, or a container behind a bridge. `hop` has no MAC addresses, and packets are
     /// sent to it from TC ingress and not from XDP.
@@ -347,7 +347,7 @@ pub struct CommonLimits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     pub windows: [Window; LIMIT_WINDOWS],
-    /// The unit that it counts.
+    /// The unit that the limit counts.
     pub unit: u16,
     /// The id of the next limit in the chain.
     pub next: u16,
@@ -381,7 +381,7 @@ pub const LOOPBACK: u32 = 1;
 /// The most links that lead to this host itself or to its containers, and VLANs that end there.
 pub const LOCAL_LINKS: usize = 4096;
 
-/// The key of such a link; with a VLAN id, that of a VLAN for which this host has a device on the link.
+/// The key of a local link; with a VLAN id, the key of a VLAN for which this host has a device on that link.
 #[inline(always)]
 pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
     ifindex as u64 | (vlan as u64) << 32
@@ -409,7 +409,7 @@ pub const PUNTED_BYTES: usize = 2048;
 pub struct Upcall {
     /// [`ServiceEntry::key`] of the destination, the key of its state.
     pub key: u64,
-    /// When it was raised, in nanoseconds by the programs' clock.
+    /// When the upcall was raised, in nanoseconds by the programs' clock.
     pub asked_at: u64,
     pub vip: Addr,
     pub client: Addr,
@@ -441,7 +441,7 @@ pub struct FragmentEntry {
     pub dst: Addr,
     pub backend: u16,
     pub service: u16,
-    /// When it was sent, by the programs' clock.
+    /// The tick in which the first fragment was sent.
     pub at: u16,
     /// The backend's generation.
     pub generation: u8,
@@ -467,7 +467,8 @@ pub const UPCALL_BYTES: usize = 1 << 16;
 pub struct Settings {
     /// The number of buckets of the flow table, less 1; the number is a power of two.
     pub flow_mask: u32,
-    /// Clock ticks are jiffies shifted right by this, about half a second.
+    /// Ticks are jiffies shifted right by this: 512 ms at 250 and 1,000 Hz, 640 ms at 100 Hz, 853 ms at 300
+    /// Hz.
     pub tick_shift: u32,
     /// Idle times in ticks after which a flow may be evicted: before it is established, while it is, after
     /// FIN or RST, and for UDP.

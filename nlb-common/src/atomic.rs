@@ -2,7 +2,7 @@
 //!
 //! For the host this is `AtomicU64`, or loom's, which tries every interleaving. For BPF it is neither: the
 //! compiler's description of the target has no compare-and-exchange, which BPF has had since Linux 5.12, and
-//! its code generator has no relaxed loads. On that target an aligned 64-bit load or store is one
+//! the code generator for BPF has no relaxed loads. On that target an aligned 64-bit load or store is one
 //! instruction, so volatile accesses are what atomics would compile to, and the intrinsic of
 //! `compare_exchange` works.
 

@@ -89,16 +89,16 @@ pub fn full(bytes: &[u8]) -> Be16 {
 }
 
 /// What the pseudo header of a segment adds to a sum (RFC 9293 section 3.1, RFC 8200 section 8.1), in either
-/// direction. The mark of a v4-mapped address is one word of all ones, which adds nothing in ones'
-/// complement.
+/// direction. The two octets before the IPv4 part of a v4-mapped address are all ones, which add nothing in
+/// ones' complement.
 #[inline(always)]
 pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, len: Be16) -> Delta {
     let addresses = Delta::new().addr(Addr::UNSPECIFIED, src).addr(Addr::UNSPECIFIED, dst);
     addresses.word16(0, u16::from_ne_bytes([0, protocol])).word16(0, len.word())
 }
 
-/// A complete L4 checksum after these edits. By RFC 768 a UDP checksum of 0 means that there is none, which
-/// stays so, and a computed 0 is sent as all ones.
+/// A complete L4 checksum after these edits. A UDP checksum field of 0 means that the sender computed none
+/// (RFC 768), and stays 0 over IPv4; a computed 0 is sent as all ones.
 #[inline(always)]
 pub fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
     let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();

@@ -17,7 +17,7 @@ pub const SECONDS: u64 = 30;
 pub struct Fragment {
     /// In memory order.
     pub id: u32,
-    /// Not the first.
+    /// Whether this is not the first fragment.
     pub later: bool,
 }
 

@@ -53,7 +53,7 @@ pub unsafe trait Header: Wire {}
 
 macro_rules! header {
     ($($header:ty),+ $(,)?) => {$(
-        // SAFETY: the assertion shows it.
+        // SAFETY: the assertion below shows that the alignment is 1.
         unsafe impl Header for $header {}
         const _: () = assert!(align_of::<$header>() == 1);
     )+};

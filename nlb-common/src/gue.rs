@@ -1,5 +1,6 @@
 //! Generic UDP Encapsulation, variant 1: the inner IP packet follows the UDP header (draft-ietf-intarea-gue).
-//! Its first bits, an IP version, tell it from variant 0, which has a header of its own.
+//! The first bits of the payload, an IP version, distinguish it from variant 0, which has a header of its
+//! own.
 //!
 //! By the outer source port, which depends on the flow, networks and receivers spread flows as usual. Over
 //! IPv6 the UDP header needs a checksum over the whole inner packet, which is not summed here: the sum of a
@@ -78,7 +79,9 @@ fn inner_sum<F: Frame + ?Sized>(frame: &F, ip: &Ip, grown: usize) -> Option<Delt
         if !matches!(ip.protocol, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
             return None;
         }
-        // The pseudo header of the segment takes addresses and length out again.
+        // The sum of the segment is the complement of its pseudo header, so the addresses and the length
+        // cancel out. The first word remains, and the difference of next header and hop limit to the pseudo
+        // header.
         let first: u32 = frame.read(ip.l3 + grown)?;
         let next_header = |hops: u8| u16::from_ne_bytes([ip.protocol, hops]);
         let taken_out = u16::from_ne_bytes([0, ip.protocol]);

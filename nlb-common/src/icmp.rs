@@ -13,7 +13,7 @@ use crate::parse::{Ip, Segment, TcpFlags};
 use crate::protocol::{ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, fragment, ip as protocol};
 use crate::rewrite::{self, Tuple};
 
-/// The quoted packet: what its flow is looked up by.
+/// The fields of the quoted packet by which its flow is looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Quote {
     /// The offset of the quoted IP header in the frame.

@@ -30,7 +30,8 @@ const MAX_SHIFT: u32 = 20;
 /// A cost of at least so many steps is exact to a thousandth.
 const EXACT: u64 = 1 << 12;
 
-/// How late a CPU may charge a packet, in nanoseconds: a hypervisor may stop it after it has read the clock.
+/// How late a CPU may charge a packet, in nanoseconds: a hypervisor may stop the CPU between its reading of
+/// the clock and the charge.
 const LAG: u64 = 1_000_000_000;
 
 /// Bounds tolerances and costs, so that their sums stay far below half of 64 bits.
@@ -53,11 +54,11 @@ impl Window {
         let burst = burst.max(1);
         let fits = |shift: u32| time(burst.max(MAX_BYTES), shift) <= MAX_TIME as u128;
         let exact = |shift: u32| time(1, shift) >= EXACT as u128;
-        // No finer than needed, so that times seldom wrap around.
+        // The shift is no larger than needed, so that times seldom wrap around.
         let shift = (0..MAX_SHIFT).find(|shift| exact(*shift) || !fits(shift + 1)).unwrap_or(MAX_SHIFT);
         let cost = (time(1, shift) as u64).clamp(1, MAX_TIME / MAX_BYTES);
         let tolerance = time(burst, shift).min(MAX_TIME as u128) as u64;
-        // Twice as far as one CPU can advance it, since several may charge it at the same time.
+        // Twice as far as one CPU can advance the word, since several CPUs may charge at the same time.
         let furthest = 2 * tolerance.max(cost * largest) + (LAG << shift);
         Window { cost, tolerance, furthest, shift, _pad: 0 }
     }

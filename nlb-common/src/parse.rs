@@ -1,7 +1,8 @@
 //! The parser of packet headers, for the kernel and the host.
 //!
-//! It works in two steps, because most packets on an interface do not concern the balancer: [`ip`] reads what
-//! tells whether one does, and only for such a packet [`segment`] checks the L4 header.
+//! It works in two steps, because most packets on an interface do not concern the balancer: [`ip`] reads the
+//! IP header, whose addresses show whether a packet does, and [`segment`] checks the L4 header of such
+//! packets alone.
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -105,7 +106,8 @@ pub fn ip<F: Frame + ?Sized>(frame: &F) -> Result<Ip, Verdict> {
 }
 
 impl Ip {
-    /// Whether it is a fragment by its fixed header, which for IPv6 does not tell.
+    /// Whether the fixed header marks the packet as a fragment. False for IPv6, whose fixed header has no
+    /// such mark.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
         self.later_fragment | self.more_fragments
@@ -207,8 +209,9 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Ip, DropReason> {
     })
 }
 
-/// Whether it is an extension header of IPv6 that [`skip_extensions`] does not walk: Mobility, HIP, Shim6 and
-/// those for experiments, as IANA lists them. (ESP is an extension header too, but its payload is encrypted.)
+/// Whether the number is that of an IPv6 extension header that [`skip_extensions`] does not walk: Mobility,
+/// HIP, Shim6 and those for experiments, as IANA lists them. (ESP is an extension header too, but its payload
+/// is encrypted.)
 #[inline(always)]
 const fn is_unknown_extension(protocol: u8) -> bool {
     matches!(

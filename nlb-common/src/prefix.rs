@@ -5,9 +5,9 @@
 //! prefix is there, longer ones may be too; if not, only shorter ones can be (Waldvogel, Varghese, Turner and
 //! Plattner, "Scalable High Speed IP Routing Lookups", SIGCOMM 1997). For this to hold, a prefix leaves
 //! *markers* at those shorter lengths from which its own search goes on to longer ones. A marker holds the
-//! value of the longest prefix around it, so a search that a marker leads to longer lengths in vain need not
-//! go back. Common lengths come first, so they are found in one to three steps. Lengths beyond those in use
-//! are skipped without a look-up.
+//! value of the longest prefix that covers it, so a search that finds nothing beyond a marker need not go
+//! back. Common lengths come first, so they are found in one to three steps. Lengths beyond those in use are
+//! skipped without a look-up.
 //!
 //! User space is the only writer ([`Entry::publish`], [`Entry::clear`]); packets look up the table at any
 //! time.
@@ -132,8 +132,8 @@ pub struct Bucket {
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// A prefix and its value. The last word holds, from the lowest bit on: the value (32 bits), the scope (16),
-/// the length (8), the number of owners so far (6), whether the entry is in use, and whether there may be
-/// longer prefixes.
+/// the length (8), the number of owners so far modulo 64 (6), whether the entry is in use, and whether there
+/// may be longer prefixes.
 #[repr(C)]
 #[derive(Default)]
 pub struct Entry {
@@ -171,7 +171,7 @@ impl Value {
 
 impl Entry {
     /// The value of the entry, if it is that of `key`. The owner is compared before and after, because the
-    /// entry may change meanwhile; only 64 changes would go unnoticed.
+    /// entry may change meanwhile; only a multiple of 64 changes would go unnoticed.
     #[inline(always)]
     pub fn matches(&self, key: &Key) -> Option<Value> {
         let word = self.word.load();
@@ -252,7 +252,7 @@ impl LengthRange {
 /// No length: the search is over.
 const END: u8 = u8::MAX;
 
-/// By length: the next length if the prefix is not there, and if it is.
+/// By length that was looked up: the next length after a miss, and the next length after a hit.
 type SearchTree = [[u8; 2]; 256];
 
 static TREE_OF_V4: SearchTree = search_tree(true);

@@ -28,7 +28,8 @@ const LONG: u8 = 0x80;
 /// Where a long header holds the length of the destination's connection id: behind the first byte and the
 /// version.
 const DCID_LEN: usize = 5;
-/// The byte before the connection id, its first octet, and the longest server id.
+/// Bytes that are read: the one before the connection id, the first octet of the id, and the longest server
+/// id.
 const HEAD: usize = 2 + MAX_ID;
 /// The shortest nonce of any configuration.
 const LEAST_NONCE: u32 = 4;

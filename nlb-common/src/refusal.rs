@@ -72,7 +72,7 @@ pub const ICMP_GROWTH: [usize; 2] = [IPV4_LEN + ICMP_LEN, IPV6_LEN + ICMP_LEN];
 pub enum Error {
     /// No process listens on the port (RFC 792; RFC 4443 section 3.1).
     PortUnreachable,
-    /// The packet is longer than the MTU, which this is (RFC 1191 section 4; RFC 4443 section 3.2).
+    /// The packet is longer than this MTU (RFC 1191 section 4; RFC 4443 section 3.2).
     TooBig(u32),
 }
 
@@ -154,7 +154,7 @@ fn add<F: Frame + ?Sized>(frame: &F, sum: Delta, at: usize) -> Option<Delta> {
     Some(sum.word32(0, word as u32).word32(0, (word >> 32) as u32))
 }
 
-/// Sends the frame back to the MAC address that it came from.
+/// Addresses the frame to the MAC address that it came from.
 #[inline(always)]
 fn turn_link<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
     let us = Mac { first: frame.read(at)?, last: frame.read(at + 4)? };

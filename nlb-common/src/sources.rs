@@ -1,8 +1,8 @@
 //! Outer source addresses that vary by flow.
 //!
-//! Networks and receivers spread packets by addresses and ports. An outer IPv4 header has neither of the
-//! flow's. If a prefix is configured, the outer source address is that prefix with bits of the flow's hash
-//! behind it.
+//! Networks and receivers spread packets by addresses and ports. An outer IPv4 header has no ports, and the
+//! same addresses for all flows to a backend. If a prefix is configured, the outer source address is that
+//! prefix with bits of the flow's hash behind it.
 
 use crate::net::Addr;
 

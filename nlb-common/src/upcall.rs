@@ -15,14 +15,14 @@ pub const NEGATIVE_TTL: u64 = 30_000_000_000;
 /// The flag of a negative state, the last bit. The other bits are the time at which the state ends.
 const NEGATIVE: u64 = 1;
 
-/// What a packet to the destination does.
+/// The state of the upcall, which decides about packets to the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is dropped: modules are being asked.
+    /// Modules are being asked: a packet is dropped.
     Pending,
-    /// It meets a closed port.
+    /// No module can handle the destination: a packet is treated as one to a closed port.
     Negative,
-    /// It raises an upcall.
+    /// A packet raises an upcall.
     Expired,
 }
 
@@ -32,7 +32,7 @@ pub const fn pending(now: u64) -> u64 {
     (now + PENDING_TTL) & !NEGATIVE
 }
 
-/// The negative state until then.
+/// The negative state that ends at `until`.
 #[inline(always)]
 pub const fn negative(until: u64) -> u64 {
     until | NEGATIVE
@@ -46,7 +46,7 @@ pub const fn state(word: u64, now: u64) -> State {
     } else if now < until {
         State::Pending
     } else if now < until + NEGATIVE_TTL {
-        // User space is slow or does not run.
+        // User space has not answered in time: the destination counts as negative for a while.
         State::Negative
     } else {
         State::Expired

@@ -1,7 +1,7 @@
 //! Verdicts: each has a name and a counter.
 //!
 //! The counters of all verdicts add up to the packets seen, which a test checks. `nlb-ebpf` turns a verdict
-//! into the action of the kernel in one place.
+//! into the action of the kernel in one place for XDP, and in one for TC.
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Verdict {
     Punt,
     /// Discarded.
     Drop(DropReason),
-    /// No end yet: another program continues.
+    /// Not final: another program continues.
     TailCall(Program),
 }
 
@@ -83,8 +83,8 @@ reasons! {
         NotPeer = "not_peer",
         /// Decapsulated and passed to the kernel (`nlb decap`).
         Decapsulated = "decapsulated",
-        /// To or from a module or a client on this host: passed to the program at TC ingress, which counts it
-        /// again.
+        /// To or from a module or a client on this host: the program at TC ingress gets the packet, and
+        /// counts it again.
         Local = "local",
     }
 }
@@ -98,7 +98,7 @@ reasons! {
         Reply = "reply",
         /// Answered with a TCP RST or an ICMP unreachable, since the service has no usable backend.
         Reject = "reject",
-        /// An ICMP error, to the end of the flow that it is about.
+        /// An ICMP error, to the end of the flow that sent the quoted packet.
         IcmpError = "icmp_error",
         /// Answered with an ICMP error that names the MTU.
         TooBig = "too_big",
@@ -167,7 +167,7 @@ pub const UPCALL_LOST_COUNTER: u32 = 61;
 pub const COUNTERS: u32 = 64;
 
 impl Verdict {
-    /// Something failed that cannot fail.
+    /// A look-up failed that cannot fail: a bug.
     pub const INTERNAL: Verdict = Verdict::Drop(DropReason::Internal);
 
     /// The index of its counter.
@@ -178,7 +178,7 @@ impl Verdict {
             Verdict::Send(reason, _) => reason.counter(),
             Verdict::Punt => PUNT_COUNTER,
             Verdict::Drop(reason) => reason.counter(),
-            // Only if that program is not loaded.
+            // The tail call failed, because that program is not loaded.
             Verdict::TailCall(_) => DropReason::Internal.counter(),
         }
     }

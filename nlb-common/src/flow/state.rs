@@ -117,7 +117,8 @@ impl State {
         self.age(now) > idle.of(self.phase())
     }
 
-    /// Ticks since the last packet. A packet may come after the clock was read; its age is 0.
+    /// Ticks since the last packet. Another CPU may have recorded a packet since this one read the clock; the
+    /// age is then 0.
     #[inline(always)]
     pub(super) const fn age(self, now: u16) -> u16 {
         const AHEAD: u16 = 8;

@@ -52,8 +52,9 @@ impl Bucket {
     }
 
     /// Records a flow in the entry with the highest eviction rank: a free one; else one that has expired, is
-    /// closed or whose owner `is_stale`; else an opening one that is older than a second. An established flow
-    /// is evicted only if `must` is set (a NAT flow needs an entry), and then the one that is idle longest.
+    /// closed or `is_stale`; else a flow that is not established and has been idle for two ticks, about a
+    /// second. Only if `must` is set (a NAT flow needs an entry), other flows are evicted too: first those
+    /// that are not established, then the one that is idle longest.
     ///
     /// `None` if no entry can be evicted, or another CPU was faster.
     #[inline(always)]
@@ -130,7 +131,8 @@ impl Entry {
         if next == state || self.state.exchange(state.0, next.0) {
             return;
         }
-        // Another CPU was faster. Its time is as good as this one, but a FIN comes only once.
+        // Another CPU changed the word first. Its time is as recent as this one, but its phase may lack a bit
+        // that this packet adds, and a FIN comes only once.
         let other = State(self.state.load());
         if other.is_live() && other.owner() == state.owner() && phase & !other.phase() != 0 {
             let _ = self.state.exchange(other.0, other.at(other.phase() | phase, other.seen()).0);
