@@ -10,7 +10,7 @@ pub fn now() -> u16 {
     ticks() as u16
 }
 
-/// The same in 32 bits, which do not wrap around.
+/// Time in the same ticks in 32 bits, which wrap around after more than 60 years.
 #[inline(always)]
 pub fn ticks() -> u32 {
     // SAFETY: the helper takes no arguments.

@@ -117,7 +117,7 @@ impl Lookup {
 }
 
 /// Whether a recorded flow keeps its backend. A flow whose packet names a backend by connection id stays with
-/// that one even while it drains, because the connection is there.
+/// that backend even while it drains, because the backend has the connection.
 #[inline(always)]
 fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
     if named != 0 {

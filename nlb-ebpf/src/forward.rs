@@ -11,7 +11,7 @@ use crate::packet::{Packet, bounded};
 use crate::record::nat_tuple;
 use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
 
-/// The backend of a flow, and what its packets look like there.
+/// The backend of a flow, and what is rewritten for it.
 pub struct ForwardingDecision {
     pub backend_id: u16,
     pub backend: &'static Backend,

@@ -36,15 +36,15 @@ pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
 const FAILED: u32 = 1 << 31;
 const MORE_FRAGMENTS: u32 = 1 << 30;
 
-/// The offset of the L4 header, shifted left by 8, its protocol, and `MORE_FRAGMENTS` if they follow; or
-/// `FAILED` and the reason.
+/// The offset of the L4 header, shifted left by 8, its protocol, and `MORE_FRAGMENTS` if more fragments
+/// follow; or `FAILED` and the reason.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_skip_extensions(ctx: *mut xdp_md, protocol: u32, offset: u32, end: u32) -> u32 {
     skip(&Packet::xdp(ctx), protocol, offset, end)
 }
 
-/// The same for socket buffers.
+/// As [`nlb_skip_extensions`], for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_tc_skip_extensions(ctx: *mut __sk_buff, protocol: u32, offset: u32, end: u32) -> u32 {

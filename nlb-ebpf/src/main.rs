@@ -1,4 +1,4 @@
-//! The XDP entry points, and the one place where a verdict becomes an action. `nlb-common` and [`steer`]
+//! The XDP entry points, and the one place where a verdict becomes an XDP action. `nlb-common` and [`steer`]
 //! decide what a packet means.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
@@ -106,15 +106,15 @@ pub fn nlb_decap(ctx: XdpContext) -> u32 {
     run!(ctx, decap::decap)
 }
 
-/// Returns the kernel's tick counter. User space measures the tick rate by it: programs see jiffies, whose
-/// rate is a build option of the kernel.
+/// Returns the kernel's tick counter. User space measures the tick rate by it: the programs' clock counts
+/// jiffies, whose rate is a build option of the kernel.
 #[xdp]
 pub fn nlb_jiffies(_ctx: XdpContext) -> u32 {
     // SAFETY: the helper takes no arguments.
     (unsafe { bpf_jiffies64() }) as u32
 }
 
-/// The one place where a verdict becomes an action.
+/// The one place where a verdict becomes an XDP action. `programs/tc.rs` has the one for TC.
 #[inline(always)]
 fn finish(packet: &Packet, verdict: Verdict) -> u32 {
     if let Verdict::TailCall(program) = verdict {
@@ -143,7 +143,7 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 }
 
 /// The kernel offers some helpers (those for FIB look-ups among them) only to programs that declare a
-/// GPL-compatible licence. The source is Apache-2.0; the object is offered under both.
+/// GPL-compatible licence. The source is Apache-2.0; the object declares MIT and GPL.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -139,13 +139,13 @@ pub struct CachedNextHop {
 
 const NEXT_HOPS_OF_CPU: usize = 4096;
 
-/// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that user space was told
-/// of.
+/// Counts the changes of the kernel's routes, rules, neighbours, addresses and links that netlink reported to
+/// user space.
 #[btf_map]
 static FIB_GENERATION: Array<u64, 1, MMAPABLE> = Array::new();
 
-/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it, which drivers
-/// cannot send to; and the VLANs that end on this host, whose tags drivers cannot remove.
+/// By [`abi::local_link`], the interfaces that lead to this host itself or to containers on it, which XDP
+/// cannot send to; and the VLANs that end on this host, whose tags only the stack removes.
 #[btf_map]
 static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
 
@@ -193,8 +193,8 @@ fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
 
-/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, which is a thousand a second, the
-/// default limit of Linux.
+/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, which is about a thousand a second at
+/// 250 and 1,000 Hz, the default limit of Linux.
 #[inline(always)]
 pub fn may_send_icmp_error() -> bool {
     const PER_TICK: u64 = 500;
@@ -312,7 +312,7 @@ pub fn longest_prefix(scope: prefix::Scope, client: Addr) -> Option<u32> {
     }
 }
 
-/// The same, out of line for the reasons that `record` gives.
+/// The word of [`longest_prefix`] or `NONE`, out of line for the reasons that `record` gives.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
@@ -326,8 +326,8 @@ extern "C" fn nlb_longest_prefix(scope: u32, hi: u64, lo: u64) -> u32 {
     })
 }
 
-/// The word of a prefix in the table; 0 if it is not there. It is apart from the search, so that the verifier
-/// does not check it for each step.
+/// The word of a prefix in the table; 0 if it is not there. This is a function apart from the search, so that
+/// the verifier does not check it for each step.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
@@ -339,7 +339,7 @@ extern "C" fn nlb_find_prefix(tag: u64, hi: u64, lo: u64, table: u64) -> u64 {
     found.map_or(0, |value| tag | value.word())
 }
 
-/// The backend that a service's connection ids name by this id; 0 means none.
+/// The backend that this server id names in connection ids of its service; 0 means none.
 #[inline(always)]
 pub fn quic_server(server: &ServerKey) -> u16 {
     // SAFETY: one word, which user space writes at once.
@@ -385,7 +385,7 @@ pub fn flows(bucket: u32) -> Option<&'static Bucket> {
     FLOWS.get(bucket)
 }
 
-/// The note of a full bucket.
+/// The word in which this CPU records that the bucket was full, and in which tick.
 #[inline(always)]
 pub fn full_bucket(bucket: u32) -> Option<&'static mut u64> {
     // SAFETY: as in `count`.

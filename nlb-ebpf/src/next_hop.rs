@@ -32,7 +32,8 @@ struct FibQuery {
     mtu: u64,
 }
 
-/// The verdict on a packet that comes from the next hop to which it would go: this node has sent it before.
+/// The verdict on a packet whose source MAC address is the one that this node would send it with: this node
+/// has sent it before.
 #[inline(always)]
 pub fn check_loop(packet: &Packet, hop: &NextHop) -> Result<(), Verdict> {
     if hop.src() != Mac::NONE && rewrite::source_mac(packet) == Some(hop.src()) {
@@ -125,7 +126,7 @@ fn store(query: &FibQuery, epoch: u64) {
     }
 }
 
-/// The same for socket buffers.
+/// As [`nlb_fib_lookup`], for socket buffers; the result is one of `BPF_FIB_LKUP_RET_*`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery) -> u32 {
@@ -134,7 +135,8 @@ extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery) -> u3
     }
     // SAFETY: as in `nlb_fib_lookup`.
     let query = unsafe { &mut *query };
-    // Without a length: the stack checks it, since it may cut the buffer into segments later.
+    // No length is given: the stack compares the length with the MTU later, since it may cut the buffer into
+    // segments.
     fib_lookup(ctx.cast(), query, 0)
 }
 

@@ -79,11 +79,12 @@ impl Packet {
         (unsafe { bpf_skb_pull_data(ctx, len as u32) } == 0).then_some(())
     }
 
-    /// Whether it is too long for a link and is not segmented before it gets there.
+    /// Whether a socket buffer is too long for a link and is not cut into segments before it gets there.
     #[inline(always)]
     pub fn exceeds(&self, mtu: u16) -> bool {
         match self.context {
-            // All links of the interface have one MTU, so the driver accepts no longer frame.
+            // For XDP, `forward::check_reachable` compares the length of the IP packet, and the sender is
+            // answered.
             Context::Xdp(_) => false,
             // SAFETY: valid context.
             Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + ETH_LEN },
@@ -195,8 +196,9 @@ impl Frame for Packet {
         self.at::<T>(offset).map(|p| unsafe { &mut *p })
     }
 
-    /// The kernel knows which buffers hold a partial checksum, that of the pseudo header, which ports do not
-    /// change. In a buffer with a complete sum (CHECKSUM_COMPLETE) it follows the edits.
+    /// A socket buffer may hold a partial checksum: the sum of the pseudo header, which ports do not change.
+    /// The kernel's helpers distinguish such buffers, and keep the sum over the whole buffer
+    /// (CHECKSUM_COMPLETE) up to date.
     #[inline(always)]
     fn amend_checksum(
         &mut self,
@@ -220,9 +222,9 @@ impl Frame for Packet {
             let amended = bpf_l4_csum_replace(ctx, at, 0, addresses.folded() as u64, pseudo) == 0
                 && bpf_l4_csum_replace(ctx, at, 0, ports.folded() as u64, none_stays_none) == 0;
             if v6 {
-                // The helper assumes that the checksum of the IP header compensates for the new addresses,
-                // which IPv6 has none of, and that no hop limit changes. It fails if there is no complete
-                // sum; then nothing needs an update.
+                // `bpf_l4_csum_replace` assumes that the checksum of the IP header compensates for the new
+                // addresses, but an IPv6 header has no checksum. `bpf_csum_update` adds the new addresses and
+                // the new hop limit; it fails if there is no complete sum, and then nothing needs an update.
                 let header = addresses.word16(HOP, 0).folded();
                 bpf_csum_update(ctx, header as u32);
             }
@@ -234,7 +236,7 @@ impl Frame for Packet {
 /// One hop, in the word of an IPv6 header whose last byte is the hop limit.
 const HOP: u16 = u16::from_ne_bytes([0, 1]);
 
-/// No header ends later; the verifier wants a bound.
+/// No caller pulls more bytes; the verifier wants a bound.
 const MAX_PULL: usize = 0x7ff;
 
 /// An offset with bounds that every verifier sees. The compiler may hold a number in two parts, and before
@@ -276,15 +278,14 @@ fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
     pointer
 }
 
-/// For the host.
+/// For the host, where the crate is only checked.
 #[cfg(not(target_arch = "bpf"))]
 fn pointer<const OFFSET: usize>(context: *mut impl Sized) -> usize {
     context.addr() + OFFSET
 }
 
-/// Aligns its contents to 8 bytes. The verifier wants aligned accesses to the stack. The compiler makes
-/// accesses as wide as it likes, because unaligned ones to packets are allowed, and knows only the alignment
-/// of the type.
+/// Aligns its contents to 8 bytes. The verifier refuses unaligned accesses to the stack. The compiler may
+/// make them wherever a type has a smaller alignment, because unaligned accesses to packets are allowed.
 #[repr(C, align(8))]
 pub struct Aligned<T>(pub T);
 

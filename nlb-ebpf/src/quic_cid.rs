@@ -24,7 +24,7 @@ extern "C" fn nlb_quic_backend(ctx: *mut xdp_md, udp: u32, end: u32, lengths: u3
     find(&Packet::xdp(ctx), udp, end, lengths, service)
 }
 
-/// The same for socket buffers.
+/// As [`nlb_quic_backend`], for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_tc_quic_backend(

@@ -1,8 +1,7 @@
 //! Rate limits. Out of line for the reasons that `record` gives.
 //!
-//! A packet has to pass the limits of all services, of its service, of its route (which the backend stands
-//! for) and of its source. All limits are checked before any is charged, so that a packet that one of them
-//! refuses uses up none.
+//! A packet has to pass the limits of all services, of its service, of the route that its backend serves, and
+//! of its source. All limits are checked before any is charged, so that a refused packet is charged to none.
 
 use nlb_common::abi::{Backend, LIMIT_CHAIN, LIMIT_WINDOWS, Limit, Limits, Service};
 use nlb_common::atomic::Word;
@@ -45,9 +44,9 @@ const fn heads(a: u16, b: u16, c: u16, d: u16) -> u64 {
     a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48
 }
 
-/// 1 if every limit of the chains that start at these ids admits the packet. This and [`nlb_charge_all`] are
-/// two functions: in one, the compiler would keep the head of each chain on the stack, of which callers leave
-/// little.
+/// 1 if every limit of the chains that start at these ids admits the packet. Checking and charging
+/// ([`nlb_charge_all`]) are two functions: in one, the compiler would keep the head of each chain on the
+/// stack, and callers have used most of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_all_admit(packets: u64, flows: u64, bytes: u32) -> u32 {
@@ -76,7 +75,7 @@ fn each(packets: u64, flows: u64, call: impl Fn(u16) -> u32) -> Option<()> {
     Some(())
 }
 
-/// 1 if all limits of a chain admit the packet; else the first one that refuses it has counted it.
+/// 1 if all limits of a chain admit the packet. The first limit that refuses the packet counts it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_admits(first: u32, bytes: u32) -> u32 {

@@ -79,8 +79,8 @@ pub fn nat_tuple(backend: &Backend, ip: &Ip, segment: &Segment, hash: u64) -> Na
     NatTuple::new(backend, ip.src, segment.sport, segment.dport, segment.l4, hash)
 }
 
-/// 1 for an address of ours. A client on this host may have it, and a module on this host would reply to it
-/// without passing us.
+/// 1 for an address in the address table. A client on this host may have such an address, and a module on
+/// this host would reply to it directly.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_is_own_address(hi: u64, lo: u64) -> u32 {
@@ -113,7 +113,7 @@ pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
     way.map_or(0, |way| way as u32 + 1)
 }
 
-/// Whether the backend of a flow is gone, so that its entry is free.
+/// Whether the backend of a flow no longer exists, so that another flow may get its entry.
 #[inline(always)]
 fn is_stale(key: &Key, state: State) -> bool {
     key.is_forward() && maps::backend_of(state.backend(), state.generation()).is_none()

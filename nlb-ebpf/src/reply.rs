@@ -20,7 +20,7 @@ pub fn from_backend<const FIRST: bool>(
     local: u16,
     direction: Direction,
 ) -> Outcome {
-    // A malformed packet may be for the host itself, so the kernel's stack judges it.
+    // A malformed packet may be for the host itself, so the kernel's stack gets it.
     let segment = match segment::<FIRST>(packet, ip) {
         Ok(segment) => segment,
         Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),

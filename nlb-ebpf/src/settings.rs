@@ -41,7 +41,7 @@ pub fn snat_ports() -> (u16, u16) {
     (constant(&SETTINGS.snat_first), constant(&SETTINGS.snat_count))
 }
 
-/// GUE's UDP port. It is apart from the settings because `nlb decap` has none.
+/// GUE's UDP port. It is apart from `SETTINGS`, which `nlb decap` does not set.
 #[unsafe(no_mangle)]
 static GUE_PORT: u16 = gue::PORT;
 

@@ -24,8 +24,8 @@ pub fn steer(packet: &mut Packet) -> Outcome {
     steer_ip::<false>(packet, &ip)
 }
 
-/// `FIRST`: the program for fragments calls this for a first fragment, whose path is stored for the other
-/// fragments.
+/// Steers a packet with this IP header. `FIRST` is true for a first fragment, whose path is stored for the
+/// other fragments; the program for fragments calls this for it.
 #[inline(always)]
 pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);
@@ -45,7 +45,8 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (local, direction) = if dst.is(Address::SOURCE) {
         (dst.id, Direction::Reply)
     } else if transparent && icmp::is_icmp(ip) {
-        // A router may have sent it, as an error about a packet to a backend that sees its client's address.
+        // A router may have sent this packet, as an error about a packet to a backend that sees its client's
+        // address.
         return Ok(Verdict::TailCall(Program::Icmp));
     } else if transparent && maps::address(ip.src).0.is(Address::BACKEND) {
         (transparent_local(ip.dst), Direction::TransparentReply)
@@ -65,8 +66,8 @@ pub fn to_closed_port(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Verdict 
 }
 
 /// Whether the frame has the tag of a VLAN for which this host has a device. The stack removes such a tag,
-/// and adds the one of the link where the packet goes; other tags are kept. At TC ingress no frame has a tag
-/// of this kind.
+/// and adds the one of the link where the packet goes; other tags are kept. At TC ingress no frame has such a
+/// tag.
 #[inline(always)]
 fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     if packet.is_skb() || ip.l3 == ETH_LEN {
@@ -76,7 +77,8 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
-/// `QUIC`: the program for services that select backends by connection ids calls this.
+/// Sends a client's packet to a backend of its service. `QUIC` is true in the program for services that
+/// select backends by connection ids.
 #[inline(always)]
 pub fn to_service<const FIRST: bool, const QUIC: bool>(
     packet: &mut Packet,

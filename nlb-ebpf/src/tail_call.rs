@@ -1,4 +1,4 @@
-//! Tail calls: programs in which another one continues.
+//! Tail calls: a program continues in another one.
 //!
 //! Code that few packets need is in programs of its own. A tail call starts one with an empty stack (the
 //! kernel gives 512 bytes) and the verifier's whole budget, and adds nothing to the code that runs for every

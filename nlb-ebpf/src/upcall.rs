@@ -1,5 +1,5 @@
-//! Upcalls: the first packet to a destination without a service has user space ask the modules who can handle
-//! it.
+//! Upcalls: on the first packet to a destination without a service, user space asks modules whether they can
+//! handle it.
 //!
 //! Out of line for the reasons that `record` gives. [`nlb_common::upcall`] defines how long a state lasts.
 

@@ -1,5 +1,5 @@
-//! The program for fragments: the first fragment is steered like any packet and its path is stored; the
-//! others follow that.
+//! The program for fragments: the first fragment is steered like any packet, and its path is stored; the
+//! other fragments take the same path.
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::abi::{Address, Backend, FragmentEntry, FragmentKey};
@@ -31,7 +31,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
 #[inline(always)]
 fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
     let age = clock::now().wrapping_sub(entry.at) as u64;
-    // A tick is half a second or slightly more.
+    // A tick is at least half a second.
     if age > 2 * SECONDS {
         return Ok(unknown(ip));
     }
@@ -100,7 +100,7 @@ extern "C" fn nlb_fragment(ctx: *mut xdp_md, protocol: u32, offset: u32) -> u64 
     find(&Packet::xdp(ctx), protocol, offset)
 }
 
-/// The same for socket buffers.
+/// As [`nlb_fragment`], for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_tc_fragment(ctx: *mut __sk_buff, protocol: u32, offset: u32) -> u64 {

@@ -1,4 +1,4 @@
-//! The program for ICMP errors: an error goes to the end of the flow whose packet it quotes.
+//! The program for ICMP errors: an error goes to the end of the flow that sent the quoted packet.
 
 use nlb_common::abi::{Address, Backend};
 use nlb_common::flow::Direction;

@@ -1,5 +1,5 @@
 //! The program for services that select backends by QUIC's connection ids: it steers packets as the balancer
-//! does, but to the backend that the id names, if that exists.
+//! does, but to the backend that the id names, if there is one.
 
 use nlb_common::abi::Address;
 use nlb_common::parse;

@@ -1,4 +1,4 @@
-//! The program that refuses a packet, for services without a usable backend that are set to.
+//! The program that refuses a packet of a client, for services without a usable backend (`--reject`).
 //!
 //! The refusal goes back through the interface and to the MAC address that the packet came from.
 

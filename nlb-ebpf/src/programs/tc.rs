@@ -1,9 +1,9 @@
 //! The balancer at TC ingress, for packets from and to this host and its containers.
 //!
 //! A driver cannot send to a bridge or to loopback, and packets of a local stack have unfinished checksums
-//! and segments. At TC ingress, where the kernel's stack takes packets in, these programs see them: on
-//! loopback, on bridges, and behind XDP on the interfaces of the balancer, where XDP passes on what is local.
-//! They steer packets as XDP does. Packets that do not concern the balancer pass unchanged and uncounted.
+//! and segments. At TC ingress, where the kernel's stack takes packets in, these programs get such packets:
+//! on loopback, on bridges, and on the interfaces of the balancer, where XDP passes local packets on. They
+//! steer packets as XDP does. Packets that do not concern the balancer pass unchanged and uncounted.
 
 use core::ptr::null_mut;
 
@@ -81,8 +81,8 @@ fn is_of_vlan(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & 0xfff != 0 }
 }
 
-/// Whether the packet may concern the balancer; then its headers are linear. Loopback carries many packets
-/// that do not.
+/// Whether the packet may concern the balancer; then its headers are linear. Most packets on loopback do not
+/// concern it.
 #[inline(always)]
 fn concerns_us(packet: &mut Packet) -> bool {
     if packet.pull(LEAST).is_none() {

@@ -8,7 +8,7 @@ use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 use crate::packet::Packet;
 use crate::{maps, tail_call};
 
-/// Answers with the MTU. A sender that allows fragmentation expects no answer: its packet is dropped.
+/// Answers with the MTU. A packet whose sender allows fragmentation is dropped without an answer.
 #[inline(always)]
 pub fn answer(packet: &mut Packet) -> Outcome {
     const SILENT: Verdict = Verdict::Drop(DropReason::TooBig);
