@@ -1,5 +1,5 @@
-//! The default answers of an instance to the NLB's calls: from its own state. Calls that make no sense for
-//! one process are UNIMPLEMENTED, with the reason.
+//! The default answers of an instance to the NLB's calls, from its own state. Calls that make no sense for
+//! one process get UNIMPLEMENTED, with the reason.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -59,16 +59,16 @@ impl State {
         Ok(ShutdownResponse { success: true, message: message.to_owned(), error: None })
     }
 
-    /// By the routes that the instance registered. Without any, and for the operator's routes, a
-    /// configuration has decided that the instance serves them; no configuration decides that for a learned
-    /// route.
+    /// Answers by the routes that the instance registered. The answer is yes for the operator's routes and,
+    /// if the instance has no routes of its own, for all routes but learned ones: a configuration has
+    /// assigned them to the instance. No configuration assigns a learned route.
     pub fn can_handle(&self, request: CanHandleRequest) -> Answer<CanHandleResponse> {
         let asked = request.route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
         let own = self.routes();
         let best = own.values().filter(|route| covers(route, &asked)).max_by_key(|route| route.priority);
         let owner = request.context.get("owner").map(String::as_str);
         let (can_handle, priority, reason) = match best {
-            // The same answer of all modules, so that the NLB divides new flows as without the call.
+            // All modules give this answer, so that the NLB divides new flows as without the call.
             _ if owner == Some("operator") => (true, asked.priority, "is an operator's route".to_owned()),
             Some(route) => (true, route.priority, format!("covered by route {}", route.route_id)),
             None if own.is_empty() && owner != Some("learned") => {
@@ -104,7 +104,7 @@ impl State {
         })
     }
 
-    /// Changes the routes at the NLB first: changes that the NLB refuses are not made here either.
+    /// Changes the routes at the NLB first: a change that the NLB refuses is not made here.
     pub async fn update_routes(
         &self,
         request: UpdateRoutesRequest,
@@ -251,7 +251,7 @@ fn network(pattern: &str) -> Option<IpNet> {
     pattern.parse().ok().or_else(|| Some(IpNet::from(pattern.parse::<std::net::IpAddr>().ok()?)))
 }
 
-/// The number of entries that are in one only, or differ.
+/// The number of entries that only one map has, or that differ.
 fn differences(before: &BTreeMap<String, Route>, after: &BTreeMap<String, Route>) -> i32 {
     let written = after.iter().filter(|(id, route)| before.get(*id) != Some(route)).count();
     let removed = before.keys().filter(|id| !after.contains_key(*id)).count();

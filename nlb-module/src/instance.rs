@@ -27,7 +27,7 @@ use crate::{tcp, udp};
 /// How long open connections may take to finish when the instance stops.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// Why an instance cannot run on this host. Answers of the NLB are no such reason: a refused module logs the
+/// Why an instance cannot run on this host. A refusal by the NLB is no such error: the module logs the
 /// reason, and registers again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -171,8 +171,8 @@ impl Instance {
         self
     }
 
-    /// Makes [`Instance::run`] treat the end of standard input like SIGTERM: the process at the other end is
-    /// gone.
+    /// Makes [`Instance::run`] treat the end of standard input like SIGTERM: the process at the other end has
+    /// ended.
     pub fn ends_with_stdin(mut self) -> Instance {
         self.ends_with_stdin = true;
         self
@@ -263,8 +263,8 @@ impl Instance {
     }
 }
 
-/// The NLB sends no new flows from here on, and answers when the flows that it has recorded have ended. Only
-/// then the listeners close: packets in flight still find them open.
+/// Unregisters with a drain: the NLB sends no new flows, and answers when the flows that it has recorded have
+/// ended. The listeners close only then, so that packets in flight still reach them.
 async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, within: Duration) {
     let state = registration.state;
     info!(open = state.open_connections(), ?within, "draining");
@@ -278,8 +278,8 @@ async fn drain(registration: &Registration<'_>, listeners: &mut JoinSet<()>, wit
     }
 }
 
-/// On a thread of its own, which may be blocked in `read` when the process ends: a thread of the runtime
-/// would delay the end.
+/// Completes at the end of standard input. A separate thread reads: a thread of the runtime that is blocked
+/// in `read` would delay the end of the process.
 async fn stdin_ended() {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! The SDK of a module's author: write what answers a connection, and be a module of the fleet.
+//! The SDK for modules: the author writes the code that serves a connection, and the SDK registers the module
+//! and answers the NLB.
 //!
 //! ```no_run
 //! use nlb_module::{Connection, Instance, ModuleType, Protocol, Route};
@@ -22,9 +23,9 @@
 //! ```
 //!
 //! `run` registers the instance and its routes, renews the registration by heartbeats, registers again if the
-//! NLB has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: no new flows come, and open
-//! ones may finish. No answer of the NLB ends it: a refused registration is logged as an error, and tried
-//! again.
+//! NLB has lost it, serves `ModuleService` to the NLB, and on SIGTERM drains: the NLB sends no new flows, and
+//! open ones may finish. No answer of the NLB ends `run`: a refused registration is logged as an error, and
+//! tried again.
 //!
 //! [`Serve`] is the data path and [`Control`] the `ModuleService`, of which every call has a default.
 //! [`Scaler`] is a `Control` that starts and ends further instances at the NLB's request.

@@ -85,7 +85,7 @@ impl Nlb {
         let mut instance = state.instance();
         let earlier = self.registration_id();
         if !earlier.is_empty() {
-            // Identifies the same module if its address has changed.
+            // Proves that this is the same module even if its address has changed.
             instance.metadata.insert("registration_id".to_owned(), earlier);
         }
         instance.metadata.extend(self.attempts.next());
@@ -201,7 +201,7 @@ fn accepted(success: bool, message: String, refusal: Option<Refusal>) -> Result<
     Err(match refusal.code() {
         StatusCode::NotFound => Failure::NotFound(why),
         StatusCode::InvalidArgument | StatusCode::PermissionDenied => Failure::Refused(why),
-        // The id may become free, the limit be raised, or the NLB recover.
+        // The id may become free, an operator may raise the limit, or the NLB may recover.
         _ => Failure::Temporary(why),
     })
 }

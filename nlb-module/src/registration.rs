@@ -4,9 +4,9 @@
 //! No answer of the NLB ends the module. If the NLB does not answer, traffic continues meanwhile, so
 //! heartbeats are only repeated. If it accepts no heartbeats of this registration (NOT_FOUND after a restart,
 //! PERMISSION_DENIED if another registration has the id), the module registers again, with the former
-//! registration_id as its credential. If it refuses the module itself, its configuration may change. Delays
-//! grow with every failure and differ from module to module, so that a fleet does not register all at once
-//! when an NLB is back.
+//! registration_id as its credential. If it refuses the module itself, the module tries again, because the
+//! NLB's configuration may change. Delays grow with every failure and differ from module to module, so that a
+//! fleet does not register all at once when an NLB is back.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -39,8 +39,8 @@ impl Registration<'_> {
             let wait = match self.register().await {
                 Ok(()) => {
                     refused = BackOff::up_to(LONGEST_WAIT);
-                    // A registration that was void at once is no success: two processes may be superseding
-                    // each other.
+                    // A registration without an accepted heartbeat does not reset the delay: two processes
+                    // may be superseding each other.
                     if self.send_heartbeats().await {
                         again = BackOff::up_to(INTERVAL);
                     }
@@ -78,8 +78,8 @@ impl Registration<'_> {
         Ok(())
     }
 
-    /// Returns when the NLB does not accept heartbeats of this registration any more, or the instance drains.
-    /// Returns whether any was accepted.
+    /// Returns when the NLB no longer accepts heartbeats of this registration, or the instance drains. The
+    /// result is whether any was accepted.
     async fn send_heartbeats(&self) -> bool {
         let mut interval = self.interval.unwrap_or(INTERVAL);
         let mut retry = BackOff::up_to(INTERVAL);

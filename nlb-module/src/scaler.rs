@@ -1,10 +1,10 @@
 //! A [`Control`] that scales: at the NLB's `Scale` request it starts further instances of a program, or ends
 //! some.
 //!
-//! This is the reference of what the NLB expects from the instance that it asks: the number of instances,
+//! This is the reference for what the NLB expects of the instance that it asks: the number of instances,
 //! including its own process, is brought within the bounds of the request. An instance to be ended gets
-//! SIGTERM, so that it drains, and is reaped when it has ended, as is one that ends by itself. The scaler
-//! holds the other end of its standard input: an instance that
+//! SIGTERM, so that it drains. Instances that have ended are reaped, also those that end by themselves. The
+//! scaler holds the other end of each instance's standard input: an instance that
 //! [`ends_with_stdin`](crate::Instance::ends_with_stdin) does not outlive the scaler.
 
 use std::io;
@@ -20,7 +20,8 @@ use tracing::{info, warn};
 
 use crate::{Control, State};
 
-/// Starts and ends instances beside its own. It counts only those, so a group has one scaler.
+/// Starts and ends further instances. A scaler counts only its own process and the instances that it started,
+/// so a group must have one scaler.
 pub struct Scaler {
     program: Box<dyn Fn(u32) -> Command + Send + Sync>,
     started: Arc<Mutex<Started>>,

@@ -24,8 +24,8 @@ pub(crate) async fn listen(listener: TcpListener, serve: Arc<impl Serve>, state:
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
-                    // Mostly out of file descriptors: until one is free, trying again at once would only
-                    // spin.
+                    // Mostly the process is out of file descriptors: until one is free, an immediate retry
+                    // would fail too.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
                         sleep(Duration::from_millis(100)).await;
                     }

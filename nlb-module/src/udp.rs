@@ -119,7 +119,7 @@ async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, So
 async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr, local: Option<Local>) -> io::Result<()> {
     let from = [IoSlice::new(reply)];
     let to = SockaddrStorage::from(client);
-    // Without the interface: the route to the client selects it.
+    // The interface is left out: the route to the client selects it.
     let (v4, v6);
     let control = match local {
         Some(Local::V4(info)) => {

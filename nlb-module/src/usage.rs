@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// A shorter time would measure the clock's ticks and not the load.
+/// Over a shorter time, the resolution of the CPU clock would dominate the result.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// Measures from one call to the next: scaling needs the current load, not that since the start.
+/// Measures from one call to the next: scaling needs the current load, not the average since the start.
 #[derive(Debug)]
 pub(crate) struct Usage {
     since: Instant,
