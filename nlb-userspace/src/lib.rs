@@ -1,6 +1,6 @@
 //! The part of the MarchProxy NLB that runs in user space.
 //!
-//! Each folder is a room, and a room imports only rooms below it; from the top down:
+//! Each folder is a layer, which the lints call a room, and imports only rooms below it; from the top down:
 //!
 //! | room | what it is |
 //! |---|---|

@@ -23,8 +23,8 @@ pub struct Footprint {
     named: usize,
     /// The number of backends of the modules' own routes.
     own_backends: usize,
-    /// What routes match but for the source: each is at most one service for each of its VIPs. Likewise, with
-    /// the source, `pools`.
+    /// Ports and protocols that routes match: each is at most one service for each VIP of its routes. `pools`
+    /// adds the source: each entry is at most one pool for each VIP.
     services: Distinct<(Option<u16>, L4)>,
     pools: Distinct<(Option<u16>, L4, Option<IpNet>)>,
     /// Pools of services for every port, which all other services of the VIP have, too.
@@ -32,7 +32,7 @@ pub struct Footprint {
     /// Answers of modules about the operator's and learned routes: a module serves a learned route only by
     /// its answer.
     answers: usize,
-    /// The ports on modules that the operator's routes lead to.
+    /// The ports of modules that the operator's routes forward to.
     operator_ports: Counts<(Option<u16>, Option<u16>)>,
     named_vips: Counts<IpAddr>,
 }

@@ -268,7 +268,7 @@ impl MapImage {
             let Some(module) = candidates.backends.get(backend) else { continue };
             let leaving = match module.health {
                 Health::Stopping => true,
-                // Unless its pool fails open and uses it.
+                // An unhealthy backend drains, unless its pool fails open and uses it.
                 Health::Unhealthy => !(desired.fail_open && in_use.contains(&id)),
                 _ => false,
             };

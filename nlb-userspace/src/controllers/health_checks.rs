@@ -1,7 +1,7 @@
 //! The task that runs the health checks of modules.
 //!
 //! A module is checked at once when it registers, and then once in every interval, at an offset of its own:
-//! otherwise a fleet that registers at once would be checked at once forever.
+//! otherwise modules that register at the same time would be checked at the same time in every interval.
 
 #[cfg(test)]
 mod tests;

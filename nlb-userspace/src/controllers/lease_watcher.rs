@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::registry::Registry;
 
-/// How often leases are checked. A standstill of up to this time goes unnoticed, so it is short.
+/// How often leases are checked. A suspension of the process that is shorter than this goes unnoticed.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Waking later than this means that the process was suspended, not that the scheduler was busy.

@@ -17,7 +17,7 @@ use crate::registry::Registry;
 /// The interval in which the data path's counters are read.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes promotions a step further, or rolls them back. Runs until it is dropped.
+/// Starts the next step of promotions, or rolls them back. Runs until it is dropped.
 pub(crate) async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<Traffic>>) -> Infallible {
     loop {
         time::sleep(EVALUATION_INTERVAL).await;

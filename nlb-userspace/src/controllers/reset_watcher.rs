@@ -1,8 +1,8 @@
 //! The task of outlier detection, by the TCP resets that the data path counts.
 //!
 //! Modules are compared with those of their type that would otherwise take new flows. If more than half of
-//! these reset their flows, the service is at fault, or its way of closing connections; ejecting one after
-//! the other would only send all flows to the rest. No module is ejected then, nor stays ejected.
+//! these reset their flows, the cause is the service, or the way in which it closes connections: ejections
+//! would only send all flows to the other modules. Then no module is ejected, and all ejections end.
 
 #[cfg(test)]
 mod tests;

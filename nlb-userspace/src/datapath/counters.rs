@@ -51,7 +51,8 @@ pub struct Collector {
     readings: Readings,
     idle: IdleTimes,
     /// The state words of entries that were found expired, by index; 0 for all others. The data path's clock
-    /// wraps around after nine hours, when an expired entry that is still in the table would look young.
+    /// wraps around after nine hours (at 250 and 1,000 Hz); an expired entry that is then still in the table
+    /// would count as young.
     expired: Vec<u64>,
     backends: BTreeMap<u16, IdOwner>,
     /// The counts of each rate limit at the time it got its id, by id and generation: they belong to the id's

@@ -27,7 +27,7 @@ const CONFIRM: Duration = Duration::from_secs(10);
 /// How long the next hop of a punted packet's destination is kept.
 const ASKED_FOR: Duration = Duration::from_secs(5);
 
-/// Changes come in bursts; this is how long the daemon waits for the end of one.
+/// How long the daemon waits for the end of a burst of changes.
 const SETTLE: Duration = Duration::from_millis(2);
 
 /// Publishes the next hops of all modules' data addresses, and of those in `asked`, until `desired` is
@@ -163,8 +163,8 @@ async fn resolve_next_hops<'a>(
 }
 
 /// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may
-/// prefer one as a source, but backends know the NLB by its own address: they list it as a tunnel's peer, and
-/// their packets to a VIP count as a client's.
+/// prefer one as a source, but backends reach the NLB at its own address: they list that address as a
+/// tunnel's peer, and their packets to a VIP count as those of a client.
 fn source(
     ours: impl Iterator<Item = IpNet>,
     next: IpAddr,

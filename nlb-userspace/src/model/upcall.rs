@@ -28,12 +28,12 @@ pub struct NegativeEntry {
 pub const QUEUE: usize = 1024;
 
 impl Question {
-    /// The negative entry if no module can handle the destination, or there is no room for its route.
+    /// The negative entry for a destination that no module can handle, or for whose route there is no room.
     pub fn refused(&self) -> NegativeEntry {
         NegativeEntry { key: self.key, until: self.asked_at + upcall::NEGATIVE_TTL }
     }
 
-    /// The negative entry if there are too many upcalls at a time.
+    /// The negative entry for an upcall beyond the bounds of the queue.
     pub fn throttled(&self) -> NegativeEntry {
         NegativeEntry { key: self.key, until: self.asked_at + upcall::PENDING_TTL }
     }

@@ -27,7 +27,7 @@ impl Vips {
         Vips { taken: taken.collect(), ..self }
     }
 
-    /// All of them, as they were given.
+    /// All VIPs, as they were given.
     pub fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.addresses.iter().map(|address| IpNet::from(*address)).chain(self.prefixes.iter().copied())
     }

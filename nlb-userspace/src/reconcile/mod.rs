@@ -25,7 +25,7 @@ use plan::plan;
 pub struct Applied {
     /// The newest revision that was tried.
     pub revision: u64,
-    /// Why that revision could not be applied, if so; `image` is then the last one that was applied
+    /// Why that revision could not be applied, if it failed; `image` is then the last one that was applied
     /// completely.
     pub error: Option<String>,
     /// Failed attempts since the start.

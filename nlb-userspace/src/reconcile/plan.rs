@@ -1,11 +1,12 @@
 //! The plan: the ordered changes from the current contents of the maps to the wanted ones.
 //!
-//! Make before break, in three phases. First comes what is new and what leads new flows to it; then what
-//! stays and changes; then what leads flows away from what is gone, and its removal. In each phase, backends
-//! come before the tables that name them, tables before the services that use them, services before the VIPs
-//! that lead to them, and removals in the reverse order. The addresses that replies come from and go to are
-//! known throughout. The plan starts with rows that a failed attempt left behind, that no packet reads yet,
-//! and that new rows would make packets read.
+//! Make before break, in three phases. Additions: new rows, and the changes that send new flows to them.
+//! Updates: changes of rows that stay. Removals: the changes that send flows away from rows that are to go,
+//! and their removal. In each phase, backends come before the tables that name them, tables before the
+//! services that use them, services before the VIPs that refer to them, and removals in the reverse order.
+//! The addresses that replies come from and go to are known throughout. Two steps precede the phases: the
+//! removal of rows that a failed attempt left behind (no packet reads them yet, but new rows would make
+//! packets read them), and rate limits, which new rows refer to.
 //!
 //! So the maps work after any change of the plan: a new flow goes where it would have gone before, or where
 //! it will go after.
@@ -109,7 +110,7 @@ impl<'a> Diff<'a> {
         changes
     }
 
-    /// Adds what is new, and leads new flows to it.
+    /// Adds new rows, and sends new flows to them.
     fn additions(&self) -> Vec<Change> {
         let Diff { current, wanted, .. } = self;
         let backends = TableDiff::between(&current.backends, &wanted.backends).set;
@@ -129,15 +130,15 @@ impl<'a> Diff<'a> {
         changes
     }
 
-    /// Changes what stays. Clients move to the pools of new prefixes; pools change; clients leave prefixes
-    /// that are removed.
+    /// Changes rows that stay. First clients get the pools of new source prefixes, then pools change, then
+    /// prefixes are removed.
     fn updates(&self) -> Vec<Change> {
         let Diff { current, .. } = self;
         let sources = self.sources.set.iter().filter(|((service, _), _)| self.is_known(*service));
         let servers = self.servers.set.iter().filter(|(key, _)| self.is_known(key.service()));
         let pools = self.pools.set.iter().filter(|(id, _)| current.pools.contains_key(id));
         let services = self.services.set.iter().filter(|(id, _)| self.is_known(**id));
-        // A service that stops telling its clients apart does so after its pool has its new contents.
+        // A service that stops distinguishing clients by source does so after its pool has its new contents.
         let (last, first): (Vec<&_>, Vec<&_>) =
             services.partition(|(id, row)| is_by_source(&current.services[*id]) && !is_by_source(row));
         let removed_sources = self.sources.removed.iter().filter(|source| self.is_read(source));
@@ -152,8 +153,8 @@ impl<'a> Diff<'a> {
         changes
     }
 
-    /// Leads flows away from what is gone, and removes it. VIPs come and go, and with them their services for
-    /// every port, which get the ports whose own service is gone.
+    /// Sends flows away from rows that are to go, and removes these rows. VIPs are added and removed here,
+    /// with their services for every port: those serve the ports whose own service is removed.
     fn removals(&self) -> Vec<Change> {
         let Diff { current, wanted, .. } = self;
         let sources = self.sources.removed.iter().filter(|source| self.is_read(source));

@@ -17,7 +17,7 @@ pub enum Admission {
     Superseding,
     /// The registration of the same process goes on, with the values of this call.
     Renewed,
-    /// None: a later call of the same process came first.
+    /// The call has no effect: a later call of the same process came first.
     Outdated,
 }
 
@@ -35,7 +35,7 @@ impl State {
             return Ok((old.registration_id.clone(), old.registered_at, Admission::Outdated));
         }
         if let Some(old) = &old {
-            // The nonce is as secret as the registration_id, and proves as much.
+            // The nonce is as secret as the registration_id, and proves the same.
             if !old.is_same_process(&registration) {
                 self.check_claim(old, &registration, claim, now)?;
             }

@@ -1,8 +1,8 @@
-//! Learned routes: a packet came for a destination without a service, and modules answered that they can
-//! handle it.
+//! Learned routes: each serves a destination that had no service when a packet for it came, by the modules
+//! that answered that they can handle it.
 //!
-//! Learned routes give way to configured ones: to a route that covers the same destination, and wherever room
-//! is short.
+//! A learned route is removed for a configured route that covers its destination, and whenever a configured
+//! route needs its room.
 
 #[cfg(test)]
 mod tests;

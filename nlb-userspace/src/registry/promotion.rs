@@ -105,7 +105,8 @@ impl Registry {
         Ok(RolledBack { previous, current, revision })
     }
 
-    /// Takes a running promotion a step further or rolls it back, by the counters of its version's instances.
+    /// Starts the next step of a running promotion or rolls it back, by the counters of its version's
+    /// instances.
     pub fn follow_promotion(&self, traffic: &Traffic, now: Now) {
         let mut state = self.lock();
         let config = &state.settings.promotion.clone();

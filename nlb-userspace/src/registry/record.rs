@@ -96,7 +96,7 @@ pub(super) enum Relation {
 pub struct Record {
     pub registration: Registration,
     pub registration_id: RegistrationId,
-    /// Tells this registration from earlier and later ones of the same id.
+    /// Distinguishes this registration from earlier and later ones of the same id.
     pub epoch: u64,
     pub registered_at: SystemTime,
     pub lease: Lease,
@@ -206,7 +206,7 @@ impl Record {
         self.lease_state = LeaseState::Valid;
     }
 
-    /// Sets a requested weight.
+    /// Sets the requested weight.
     pub(super) fn weigh(&mut self, weight: u32) {
         self.registration.module.weight = weight;
         self.asked_weight = weight;

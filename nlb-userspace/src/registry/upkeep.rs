@@ -1,4 +1,4 @@
-//! What passing time does to registrations: leases expire, and host names resolve to other addresses.
+//! Changes of registrations by time: leases expire, and host names resolve to other addresses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct Named {
     pub data: DataAddresses,
 }
 
-/// What a change of a lease's state means for its registration.
+/// The event for a registration that follows from a change of its lease's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LeaseEvent {
     Restored,

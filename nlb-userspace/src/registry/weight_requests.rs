@@ -37,7 +37,7 @@ impl Registry {
                 info!(instance = instance_id, ?request, revision, "weights changed at the module's request");
                 WeightOutcome::Done
             }
-            // A request that waits would undo the outcome of the promotion once that is over.
+            // The request is not retried: after the promotion it would undo the promotion's outcome.
             Err(error @ RegistryError::Promoting { .. }) => {
                 warn!(instance = instance_id, ?request, why = %error, "the module's weight request is not applied");
                 self.note_weight_request(instance_id, epoch, request);

@@ -63,7 +63,7 @@ struct Head {
     version: u32,
 }
 
-/// Claims the directory for this process while the returned file lives. Two daemons would overwrite each
+/// Claims the directory for this process while the returned file is open. Two daemons would overwrite each
 /// other's file.
 pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
     let path = directory.join(LOCK);
@@ -78,7 +78,7 @@ pub fn claim(directory: &Path) -> anyhow::Result<Option<File>> {
             "another `nlb serve` keeps its state in {}; give this one a directory of its own with --state-dir",
             directory.display()
         ),
-        // Nothing can be written there then, and every call that sets something reports that.
+        // Nothing can be written to such a directory, and every call that sets something reports that.
         Err(TryLockError::Error(error)) => {
             warn!(
                 "operator settings cannot be written to disk: cannot lock {}: {error}; see --state-dir",

@@ -19,7 +19,7 @@ pub(super) struct LearnedRouteExpiry {
     routes: BTreeMap<String, LastSeen>,
 }
 
-/// When a module last could handle the destination, and when it last had flows.
+/// When a module could last handle the destination, and when the route last had flows.
 struct LastSeen {
     able: Instant,
     used: Instant,

@@ -1,4 +1,4 @@
-//! The kernel's jiffies, which are the programs' clock: reading them costs next to nothing.
+//! The kernel's jiffies, which are the programs' clock, because reading them is cheap.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use super::object::{JIFFIES, OBJECT, program};
 pub struct Clock {
     /// Jiffies a second: 100, 250, 300 or 1000 (the kernel's CONFIG_HZ).
     pub(super) hertz: u32,
-    /// Jiffies shifted right by this many bits are ticks of about half a second.
+    /// Jiffies shifted right by this many bits are ticks: 512 ms at 250 and 1,000 Hz, 640 ms at 100 Hz, 853
+    /// ms at 300 Hz.
     pub(super) shift: u32,
 }
 
@@ -36,7 +37,7 @@ impl Clock {
             .into_iter()
             .min_by_key(|hertz| (measured - *hertz as f64).abs() as u64)
             .unwrap_or(250);
-        // The shift of the largest power of two that fits half a second, or of the next one above.
+        // The shift of the smallest power of two of jiffies that takes at least half a second.
         Ok(Clock { hertz, shift: (hertz / 2).next_power_of_two().trailing_zeros() })
     }
 

@@ -43,7 +43,7 @@ fn remedy(kernel: Option<KernelVersion>, text: &str) -> String {
         Some(kernel) if kernel < OLDEST_KERNEL => {
             format!("\nThe NLB needs Linux {OLDEST_KERNEL} or later, and this is {kernel}.")
         }
-        // The verifier reports the latter, too, for a program that needs CAP_PERFMON.
+        // The verifier also reports "permission denied" for a program that needs CAP_PERFMON.
         _ if text.contains("not permitted") || text.contains("ermission denied") => {
             "\nThe NLB needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or CAP_SYS_ADMIN): run it as root, or as a \
              container with these capabilities."

@@ -120,7 +120,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Loads the decapsulator for dsr-ipip and, on this port, gue.
+    /// Loads the decapsulator for dsr-ipip, and for gue on this UDP port.
     pub fn load_decap(gue_port: u16) -> anyhow::Result<Self> {
         let clock = Clock::measure()?;
         let mut bpf = EbpfLoader::new()
@@ -204,7 +204,7 @@ impl Datapath {
         self.pass_to_kernel(frame, ifindex, false)
     }
 
-    /// Gives a frame to the kernel's stack as if it had arrived on the interface.
+    /// Passes a frame to the kernel's stack as if it had arrived on the interface.
     pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
         self.pass_to_kernel(frame, ifindex, true)
     }
@@ -275,7 +275,7 @@ pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> a
         .map_max_entries("VIPS", load_config.limits.addresses as u32 + 1)
         .map_max_entries("PREFIXES", prefix_slabs)
         .map_max_entries("PREFIX_LENGTHS", load_config.limits.services as u32 + 1)
-        // Twice the backends, for the same reason.
+        // Twice the backends: a plan adds the new server ids before it removes the old ones.
         .map_max_entries("QUIC_SERVERS", 2 * (load_config.limits.backends as u32 + 1))
         .map_max_entries("RATE_LIMITS", load_config.limits.rate_limits as u32 + 1)
         .map_max_entries("LIMIT_STATE", load_config.limits.rate_limits as u32 + 1)
@@ -352,7 +352,7 @@ pub fn arrival(frame: &[u8], ifindex: u32) -> Vec<u8> {
     [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat()
 }
 
-/// More than any headers that the program adds.
+/// The program adds fewer bytes of headers.
 const ROOM_FOR_HEADERS: usize = 256;
 
 /// Attaches a program, and returns the mode in use.
@@ -408,7 +408,7 @@ pub fn prepare_host() -> anyhow::Result<()> {
     for (family, setting) in SETTINGS {
         let path = format!("/proc/sys/net/{family}/conf/lo/{setting}");
         let Ok(now) = fs::read_to_string(&path) else {
-            // A kernel without this family routes none of its packets.
+            // A kernel without this address family needs no setting for it.
             continue;
         };
         if now.trim() == "1" {

@@ -275,7 +275,7 @@ impl FibGeneration {
         Ok(FibGeneration(Words::new(array(bpf, "FIB_GENERATION")?.fd().as_fd(), 1)?))
     }
 
-    /// Makes the programs repeat their FIB look-ups.
+    /// Invalidates the programs' next-hop cache, so that they repeat their FIB look-ups.
     pub fn count(&self) {
         self.0.increment(0);
     }

@@ -1,5 +1,4 @@
-//! Maps in memory, for tests: they fail on demand, and print themselves in a form that is easy to read and
-//! compare.
+//! Maps in memory, for tests: they fail on demand, and have a dump that is easy to read and compare.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

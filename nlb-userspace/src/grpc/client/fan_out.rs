@@ -1,7 +1,7 @@
-//! Fleet-wide changes and calls: the front of the fleet passes calls on to modules, and makes no change that
-//! a participant refuses.
+//! Fleet-wide changes and calls: the NLB passes calls on to modules, and makes no change that a required
+//! participant refuses.
 //!
-//! A change that the data path holds as well is made at both ends or at neither. A module without
+//! A change that concerns the data path too is made there and at the modules, or at neither. A module without
 //! ModuleService, or without this call of it, holds no state that could differ. A change that takes all flows
 //! from a module does not wait for its consent, because operators need it most when the module fails. The
 //! answer names the participants that a change has not reached.
@@ -31,7 +31,7 @@ pub struct Participant<C, U> {
 pub enum Consent {
     /// If the participant does not confirm, the change is not made.
     Required,
-    /// The change is made all the same: it takes this participant's flows away.
+    /// The change is made even if the participant refuses, because it takes this participant's flows away.
     Advisory,
 }
 

@@ -23,8 +23,8 @@ use crate::model::next_hop::Hops;
 use crate::policy::health::{Probe, Target};
 
 /// Probes modules on the route that packets to them take, from our address on that route. The kernel by
-/// itself might choose a VIP, which the module would take for its own. Only the ModuleService probe uses a
-/// connection that is kept: the other probes connect as clients do.
+/// itself might choose a VIP as the source, and a module that holds the VIP would answer itself. Only the
+/// ModuleService probe uses a connection that is kept: the other probes connect as clients do.
 #[derive(Clone)]
 pub struct Prober {
     peers: Peers,

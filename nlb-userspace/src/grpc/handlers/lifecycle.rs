@@ -1,4 +1,4 @@
-//! The status and the life cycle of instances, on the front of the fleet: GetStatus, HealthCheck, Reload,
+//! The status and the life cycle of instances, by ModuleService of the NLB: GetStatus, HealthCheck, Reload,
 //! Shutdown.
 
 use std::collections::BTreeMap;

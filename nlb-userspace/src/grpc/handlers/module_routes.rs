@@ -1,4 +1,4 @@
-//! Routes on the front of the fleet: those of one instance, or the operator's own.
+//! Routes by ModuleService of the NLB: those of one instance, or the operator's own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,8 +49,9 @@ impl Control {
         let candidates = snapshot.targets(&route).filter(|(_, record)| record.could_serve(&route));
         let candidates: Vec<Peer> = candidates.map(|(_, record)| peer(record)).collect();
         if passed_on {
-            // The NLB in front only needs to know whether it may send such traffic here. A learned route has
-            // no configuration there, so only traffic that this NLB already serves counts.
+            // The caller is an NLB with which this NLB is registered as a module; it asks whether it may send
+            // such traffic here. For a route that the caller learned, only traffic that this NLB already
+            // serves counts, because no configuration assigns the route.
             let learned = request.context.get("owner").is_some_and(|owner| owner == LEARNED);
             let served = match (route.destination, route.port) {
                 (Destination::Address(vip), Some(port)) => {
@@ -210,7 +211,7 @@ fn distinct<'a>(routes: Vec<(&'a String, &'a Arc<Route>)>) -> Vec<(&'a String, &
     distinct
 }
 
-/// The front has no credentials: any caller may act for any instance, as an operator does.
+/// ModuleService has no credentials: any caller may act for any instance, as an operator does.
 fn owner(instance_id: &Option<String>) -> Owner<'_> {
     match instance_id {
         Some(instance_id) => Owner::OnBehalf { instance_id },

@@ -1,5 +1,5 @@
-//! Calls that are passed on to a module, which has their effect and gives their answer. Calls about
-//! configuration without an instance are about the NLB's.
+//! Calls that are passed on to a module, whose answer is returned. Calls about configuration that name no
+//! instance are about the configuration of the NLB.
 
 use nlb_proto::{
     ConfigUpdate, GetConfigRequest, GetConfigResponse, GetInstancesRequest, GetInstancesResponse,

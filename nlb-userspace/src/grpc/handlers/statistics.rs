@@ -1,5 +1,5 @@
-//! Statistics on the front of the fleet: GetStats, GetMetrics and StreamMetrics, of one instance or of the
-//! NLB.
+//! Statistics by ModuleService of the NLB: GetStats, GetMetrics and StreamMetrics, of one instance or of the
+//! NLB itself.
 //!
 //! Counts of the data path come from the samples that GetNLBMetrics answers from, and a module's own counts
 //! from the module. The NLB's counters are never reset: clients compute differences.

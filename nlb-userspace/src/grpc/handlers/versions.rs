@@ -1,5 +1,5 @@
-//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback on the front of the
-//! fleet.
+//! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback of the NLB's
+//! ModuleService.
 
 use nlb_proto::{
     GetActiveVersionRequest, GetActiveVersionResponse, PromoteVersionRequest, PromoteVersionResponse,

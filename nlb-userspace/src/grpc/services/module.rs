@@ -1,4 +1,4 @@
-//! ModuleService of the NLB, the front of the fleet. The handlers do the work.
+//! ModuleService of the NLB, which answers for the whole fleet or passes calls on to modules.
 
 use nlb_proto::module_service_server::ModuleService;
 use nlb_proto::*;

@@ -68,7 +68,7 @@ pub(crate) enum Group {
     Serves,
     /// Unknown: some modules take flows, but too few to judge.
     Undecided,
-    /// More than half reset their flows: the service is at fault, or its way of closing connections.
+    /// More than half reset their flows: the cause is the service, or the way in which it closes connections.
     Resets,
 }
 

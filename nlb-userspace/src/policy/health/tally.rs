@@ -3,7 +3,7 @@
 use super::{Check, HealthSignal};
 use crate::model::Health;
 
-/// What an active check has come to so far.
+/// The state of a health check after its outcomes so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     state: CheckState,

@@ -83,8 +83,8 @@ impl Promotion {
         Promotion { stage, due: now.at + config.step, errors, awaited: false }
     }
 
-    /// Resumes a promotion of a former daemon, once the version's instances are there: the stage then lasts a
-    /// whole step, and earlier counts do not count.
+    /// Resumes a promotion of a former daemon, once instances of the version take new flows: the stage then
+    /// lasts a whole step, and what was counted earlier does not count.
     pub fn resume(stage: Stage, config: &PromotionConfig, now: Now) -> Self {
         Promotion { stage, due: now.at + config.step, errors: Errors::resumed(), awaited: true }
     }

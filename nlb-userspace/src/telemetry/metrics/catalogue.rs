@@ -252,7 +252,8 @@ pub fn reported(report: &Report) -> Row {
     ])
 }
 
-/// Measured while a module is asked for its own metrics, so it is in no sample: see `grpc::figures`.
+/// Measured while a module is asked for its own metrics, so it is in no sample: see
+/// `grpc::handlers::statistics`.
 pub static ANSWERED: Family = &[gauge(
     "nlb_instance_answered_ratio",
     &["instance_id", "outcome"],

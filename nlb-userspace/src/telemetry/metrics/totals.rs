@@ -1,8 +1,8 @@
 //! Counts summed by instance and by version.
 //!
-//! An instance's backends come and go as its routes and addresses change, and their counts go with them. A
-//! sum of current counts could decrease, and would be no counter. So what each backend counted since the last
-//! reading is added to sums that stay.
+//! An instance's backends are added and removed as its routes and addresses change, and a removed backend has
+//! no counts. A sum of the current counts could decrease, and would be no counter. So what each backend
+//! counted since the last reading is added to sums that are kept.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
