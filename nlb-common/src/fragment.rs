@@ -10,7 +10,7 @@ use crate::protocol::extension;
 use crate::protocol::fragment::V6_OFFSET;
 
 /// How long the fragments of a packet may take, in seconds, as in Linux.
-pub const SECONDS: u64 = 30;
+pub const REASSEMBLY_SECONDS: u64 = 30;
 
 /// A fragment's place in its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,7 +76,7 @@ impl Lengths {
     }
 
     /// Whether ids of the server's configuration have the length of its id.
-    pub const fn reads(self, server: &Server) -> bool {
+    pub const fn matches(self, server: &Server) -> bool {
         self.of(server.config) == server.len as u32
     }
 

@@ -53,7 +53,7 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
         .word32(0, ack)
         .word32(0, tail);
 
-    turn_link(frame, 0)?;
+    swap_macs(frame, 0)?;
     let l4 = write_ip(frame, ip, ip.l3, TCP_LEN, protocol::TCP)?;
     frame.write(l4, ports)?;
     frame.write(l4 + 4, seq)?;
@@ -139,7 +139,7 @@ pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error
         beyond += 4;
     }
     move_link_header(frame, ip.l3, grown, ip.v6)?;
-    turn_link(frame, 0)?;
+    swap_macs(frame, 0)?;
     let icmp = write_ip(frame, ip, ip.l3, icmp_len, number)?;
     frame.write(icmp, head)?;
     frame.write(icmp + 2, sum.apply(EMPTY).word())?;
@@ -156,7 +156,7 @@ fn add<F: Frame + ?Sized>(frame: &F, sum: Delta, at: usize) -> Option<Delta> {
 
 /// Addresses the frame to the MAC address that it came from.
 #[inline(always)]
-fn turn_link<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
+fn swap_macs<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
     let us = Mac { first: frame.read(at)?, last: frame.read(at + 4)? };
     let them = source_mac(frame)?;
     ethernet(frame, them, us)

@@ -178,7 +178,7 @@ pub(crate) fn wrap<F: Frame + ?Sized>(
 /// Moves the Ethernet header and its tags back by `by` bytes, over an outer header of that length. The caller
 /// cuts off the bytes in front of it.
 #[inline(always)]
-pub fn unwrap<F: Frame + ?Sized>(frame: &mut F, outer: &Ip, by: usize, inner_v6: bool) -> Option<()> {
+pub fn decapsulate<F: Frame + ?Sized>(frame: &mut F, outer: &Ip, by: usize, inner_v6: bool) -> Option<()> {
     LinkHeader::read(frame, 0, outer.l3)?.write(frame, by, inner_v6)
 }
 

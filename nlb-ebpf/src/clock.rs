@@ -17,6 +17,12 @@ pub fn ticks() -> u32 {
     (unsafe { bpf_jiffies64() } >> tick_shift()) as u32
 }
 
+/// The length of a tick in nanoseconds: 512 ms to 853 ms, depending on the kernel's tick rate.
+#[inline(always)]
+pub fn tick() -> u64 {
+    jiffy() << tick_shift()
+}
+
 /// Time in nanoseconds, in steps of a jiffy.
 #[inline(always)]
 pub fn nanoseconds() -> u64 {

@@ -16,7 +16,7 @@ use crate::{clock, quic_cid, rate_limit};
 /// The forwarding decision for a client's packet: the backend that its connection id names; else the recorded
 /// one if it still takes the flow; else a newly selected one. A flow without an entry is recorded.
 #[inline(always)]
-pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
+pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     packet: &Packet,
     ip: &Ip,
     segment: &Segment,
@@ -25,9 +25,9 @@ pub fn find_or_create<const FIRST: bool, const QUIC: bool>(
 ) -> Result<ForwardingDecision, Verdict> {
     let service = maps::service(service_id).ok_or(Verdict::INTERNAL)?;
     let mut named = 0;
-    if QUIC {
+    if BY_CONNECTION_ID {
         named = quic_cid::backend(packet, ip, segment, service_id, service);
-    } else if !FIRST && service.flags & Service::QUIC != 0 {
+    } else if !FIRST_FRAGMENT && service.flags & Service::QUIC != 0 {
         // QUIC packets are never fragmented (RFC 9000 section 14).
         return Err(Verdict::TailCall(Program::Quic));
     }
@@ -219,8 +219,8 @@ impl NewFlow {
     /// searches a full bucket once a tick.
     #[inline(always)]
     fn record_if_there_is_room(&self, phase: u8) -> bool {
-        const NOTED: u64 = 1 << 63;
-        let full = NOTED | (self.bucket as u64) << 16 | self.now as u64;
+        const IN_USE: u64 = 1 << 63;
+        let full = IN_USE | (self.bucket as u64) << 16 | self.now as u64;
         let Some(noted) = maps::full_bucket(self.bucket) else { return false };
         if *noted == full {
             return false;

@@ -50,7 +50,7 @@ pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<()
 }
 
 #[inline(always)]
-pub fn send_to_backend<const FIRST: bool>(
+pub fn send_to_backend<const FIRST_FRAGMENT: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: &Segment,
@@ -60,7 +60,7 @@ pub fn send_to_backend<const FIRST: bool>(
     let backend = decision.backend;
     maps::count_forward(decision.backend_id, ip.total_len());
     if backend.mode != Backend::NAT {
-        if FIRST {
+        if FIRST_FRAGMENT {
             fragment_cache::remember(
                 decision.backend_id,
                 backend,
@@ -79,7 +79,7 @@ pub fn send_to_backend<const FIRST: bool>(
         );
     }
     let tuple = nat_tuple(backend, ip, segment, decision.hash);
-    if FIRST {
+    if FIRST_FRAGMENT {
         let to = (tuple.addr, backend.addr);
         fragment_cache::remember(decision.backend_id, backend, service, false, to, decision.hash);
     }

@@ -193,11 +193,10 @@ fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
 
-/// Whether one more ICMP error may be sent on this CPU: 500 in a tick, which is about a thousand a second at
-/// 250 and 1,000 Hz, the default limit of Linux.
+/// Whether one more ICMP error may be sent on this CPU: a thousand a second, the default limit of Linux.
 #[inline(always)]
 pub fn may_send_icmp_error() -> bool {
-    const PER_TICK: u64 = 500;
+    const A_SECOND: u64 = 1000;
     let tick = (clock::now() as u64) << 32;
     let Some(sent) = ICMP_ERROR_RATE.get_ptr_mut(0) else { return false };
     // SAFETY: as in `count`.
@@ -206,7 +205,7 @@ pub fn may_send_icmp_error() -> bool {
         *sent = tick;
     }
     *sent += 1;
-    *sent & 0xffff_ffff <= PER_TICK
+    *sent & 0xffff_ffff <= A_SECOND * clock::tick() / 1_000_000_000
 }
 
 /// The epoch in which a FIB look-up stays valid: it ends with the tick, and with any change of the FIB.

@@ -14,14 +14,14 @@ use crate::{clock, fragment_cache, maps, next_hop};
 
 /// Forwards a backend's packet to the client, if it is the reply of a recorded flow.
 #[inline(always)]
-pub fn from_backend<const FIRST: bool>(
+pub fn from_backend<const FIRST_FRAGMENT: bool>(
     packet: &mut Packet,
     ip: &Ip,
     local: u16,
     direction: Direction,
 ) -> Outcome {
     // A malformed packet may be for the host itself, so the kernel's stack gets it.
-    let segment = match segment::<FIRST>(packet, ip) {
+    let segment = match segment::<FIRST_FRAGMENT>(packet, ip) {
         Ok(segment) => segment,
         Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),
         Err(_) => return Ok(NOT_A_REPLY),
@@ -35,7 +35,7 @@ pub fn from_backend<const FIRST: bool>(
 
     touch_entries(&found, &segment);
     maps::count_reply(state.backend(), ip.total_len(), segment.flags.has(TcpFlags::RST));
-    if FIRST && let Some(backend) = maps::backend(state.backend()) {
+    if FIRST_FRAGMENT && let Some(backend) = maps::backend(state.backend()) {
         fragment_cache::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
     }
     let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };

@@ -10,9 +10,9 @@ use crate::packet::Packet;
 
 /// The TCP or UDP header. Fragments and ICMP go to other programs by tail call.
 #[inline(always)]
-pub fn segment<const FIRST: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
+pub fn segment<const FIRST_FRAGMENT: bool>(packet: &Packet, ip: &Ip) -> Result<Segment, Verdict> {
     const FRAGMENT: Verdict = Verdict::TailCall(Program::Fragments);
-    if FIRST {
+    if FIRST_FRAGMENT {
         return ipv6_ext::segment(packet, ip);
     }
     if ip.is_fragment() {

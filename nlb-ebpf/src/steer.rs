@@ -24,19 +24,19 @@ pub fn steer(packet: &mut Packet) -> Outcome {
     steer_ip::<false>(packet, &ip)
 }
 
-/// Steers a packet with this IP header. `FIRST` is true for a first fragment, whose path is stored for the
-/// other fragments; the program for fragments calls this for it.
+/// Steers a packet with this IP header. `FIRST_FRAGMENT` is true for a first fragment, whose path is stored
+/// for the other fragments; the program for fragments calls this for it.
 #[inline(always)]
-pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
+pub fn steer_ip<const FIRST_FRAGMENT: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);
     if (dst.is(Address::ANY) || transparent) && is_of_local_vlan(packet, ip) {
         return Ok(next_hop::LOCAL);
     }
     if dst.is(Address::VIP) {
-        let segment = segment::<FIRST>(packet, ip)?;
+        let segment = segment::<FIRST_FRAGMENT>(packet, ip)?;
         let service = maps::service_id(&dst, segment.dport, segment.l4);
         if service != 0 {
-            return to_service::<FIRST, false>(packet, ip, &segment, &dst, service);
+            return to_service::<FIRST_FRAGMENT, false>(packet, ip, &segment, &dst, service);
         }
         if !dst.is(Address::SOURCE) {
             return Ok(to_closed_port(ip, &segment, &dst));
@@ -53,7 +53,7 @@ pub fn steer_ip<const FIRST: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     } else {
         return Ok(Verdict::Pass(PassReason::NotOurs));
     };
-    from_backend::<FIRST>(packet, ip, local, direction)
+    from_backend::<FIRST_FRAGMENT>(packet, ip, local, direction)
 }
 
 #[inline(always)]
@@ -77,10 +77,10 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
 }
 
-/// Sends a client's packet to a backend of its service. `QUIC` is true in the program for services that
-/// select backends by connection ids.
+/// Sends a client's packet to a backend of its service. `BY_CONNECTION_ID` is true in the program for
+/// services that select backends by connection ids.
 #[inline(always)]
-pub fn to_service<const FIRST: bool, const QUIC: bool>(
+pub fn to_service<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: &Segment,
@@ -88,8 +88,8 @@ pub fn to_service<const FIRST: bool, const QUIC: bool>(
     service: u16,
 ) -> Outcome {
     ip.check_ttl()?;
-    match find_or_create::<FIRST, QUIC>(packet, ip, segment, vip, service) {
-        Ok(decision) => send_to_backend::<FIRST>(packet, ip, segment, service, &decision),
+    match find_or_create::<FIRST_FRAGMENT, BY_CONNECTION_ID>(packet, ip, segment, vip, service) {
+        Ok(decision) => send_to_backend::<FIRST_FRAGMENT>(packet, ip, segment, service, &decision),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
             Ok(Verdict::TailCall(Program::Reject))
         }

@@ -95,7 +95,7 @@ pub trait Control: Send + Sync + 'static {
     }
 
     async fn scale(&self, _: &State, _: ScaleRequest) -> Result<ScaleResponse, Status> {
-        not_for_one_process("this module starts no processes; scale it where it is started")
+        not_for_one_process("this module is one process and starts no others; scale it where it is started")
     }
 
     async fn get_instances(

@@ -23,7 +23,7 @@ pub(crate) struct Rpc {
 
 impl Rpc {
     /// The message, if it is for this instance; an empty id is accepted.
-    fn mine<T>(&self, request: Request<T>, id: impl Fn(&T) -> &str) -> Result<T, Status> {
+    fn for_this_instance<T>(&self, request: Request<T>, id: impl Fn(&T) -> &str) -> Result<T, Status> {
         let message = request.into_inner();
         let asked = id(&message);
         if asked.is_empty() || asked == self.state.instance_id() {
@@ -41,12 +41,12 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_status(&self.state, request).await.map(Response::new)
     }
 
     async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.reload(&self.state, request).await.map(Response::new)
     }
 
@@ -54,7 +54,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<ShutdownRequest>,
     ) -> Result<Response<ShutdownResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.shutdown(&self.state, request).await.map(Response::new)
     }
 
@@ -70,7 +70,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetRoutesRequest>,
     ) -> Result<Response<GetRoutesResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_routes(&self.state, request).await.map(Response::new)
     }
 
@@ -79,7 +79,7 @@ impl ModuleService for Rpc {
         request: Request<UpdateRoutesRequest>,
     ) -> Result<Response<UpdateRoutesResponse>, Status> {
         let origin = Origin::of(&request);
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.update_routes(&self.state, request, origin).await.map(Response::new)
     }
 
@@ -88,7 +88,7 @@ impl ModuleService for Rpc {
         request: Request<DeleteRouteRequest>,
     ) -> Result<Response<DeleteRouteResponse>, Status> {
         let origin = Origin::of(&request);
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.delete_route(&self.state, request, origin).await.map(Response::new)
     }
 
@@ -96,7 +96,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetRateLimitsRequest>,
     ) -> Result<Response<GetRateLimitsResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_rate_limits(&self.state, request).await.map(Response::new)
     }
 
@@ -104,7 +104,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<SetRateLimitRequest>,
     ) -> Result<Response<SetRateLimitResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.set_rate_limit(&self.state, request).await.map(Response::new)
     }
 
@@ -112,7 +112,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<RemoveRateLimitRequest>,
     ) -> Result<Response<RemoveRateLimitResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.remove_rate_limit(&self.state, request).await.map(Response::new)
     }
 
@@ -120,12 +120,12 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetMetricsRequest>,
     ) -> Result<Response<GetMetricsResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_metrics(&self.state, request).await.map(Response::new)
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.scale(&self.state, request).await.map(Response::new)
     }
 
@@ -142,7 +142,7 @@ impl ModuleService for Rpc {
         request: Request<SetTrafficWeightRequest>,
     ) -> Result<Response<SetTrafficWeightResponse>, Status> {
         let origin = Origin::of(&request);
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.set_traffic_weight(&self.state, request, origin).await.map(Response::new)
     }
 
@@ -150,7 +150,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetActiveVersionRequest>,
     ) -> Result<Response<GetActiveVersionResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_active_version(&self.state, request).await.map(Response::new)
     }
 
@@ -159,7 +159,7 @@ impl ModuleService for Rpc {
         request: Request<RollbackRequest>,
     ) -> Result<Response<RollbackResponse>, Status> {
         let origin = Origin::of(&request);
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.rollback(&self.state, request, origin).await.map(Response::new)
     }
 
@@ -168,7 +168,7 @@ impl ModuleService for Rpc {
         request: Request<PromoteVersionRequest>,
     ) -> Result<Response<PromoteVersionResponse>, Status> {
         let origin = Origin::of(&request);
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.promote_version(&self.state, request, origin).await.map(Response::new)
     }
 
@@ -176,7 +176,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.health_check(&self.state, request).await.map(Response::new)
     }
 
@@ -184,7 +184,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetStatsRequest>,
     ) -> Result<Response<GetStatsResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_stats(&self.state, request).await.map(Response::new)
     }
 
@@ -192,7 +192,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<GetConfigRequest>,
     ) -> Result<Response<GetConfigResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.get_config(&self.state, request).await.map(Response::new)
     }
 
@@ -200,7 +200,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<UpdateConfigRequest>,
     ) -> Result<Response<UpdateConfigResponse>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         self.control.update_config(&self.state, request).await.map(Response::new)
     }
 
@@ -208,7 +208,7 @@ impl ModuleService for Rpc {
         &self,
         request: Request<StreamMetricsRequest>,
     ) -> Result<Response<Self::StreamMetricsStream>, Status> {
-        let request = self.mine(request, |request| &request.instance_id)?;
+        let request = self.for_this_instance(request, |request| &request.instance_id)?;
         let seconds = u64::try_from(request.interval_seconds)
             .map_err(|_| Status::invalid_argument("interval_seconds is negative"))?;
         let mut ticks = interval(Duration::from_secs(seconds.max(1)));

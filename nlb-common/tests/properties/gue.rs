@@ -61,7 +61,7 @@ proptest! {
         prop_assert_eq!(found.version, if inner.is_v6() { 6 } else { 4 });
         prop_assert!(gue::inner(&frame[..], &around, Be16::new(dport ^ 1)).is_none());
         let by = found.at - around.l3;
-        rewrite::unwrap(&mut frame[..], &around, by, inner.is_v6()).expect("inside the frame");
+        rewrite::decapsulate(&mut frame[..], &around, by, inner.is_v6()).expect("inside the frame");
         prop_assert_eq!(&frame[by..], &Spec { ttl: inner.ttl - 1, ..inner }.frame()[..]);
     }
 

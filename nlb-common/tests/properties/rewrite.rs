@@ -91,7 +91,7 @@ proptest! {
         let around = parse::ip(&frame[..]).expect("a sound outer header");
         prop_assert_eq!((around.src, around.dst), (Addr::from(src), Addr::from(dst)));
         let by = around.next - around.l3;
-        rewrite::unwrap(&mut frame[..], &around, by, inner.is_v6()).expect("inside the frame");
+        rewrite::decapsulate(&mut frame[..], &around, by, inner.is_v6()).expect("inside the frame");
         prop_assert_eq!(&frame[by..], &plain[..]);
     }
 

@@ -34,7 +34,8 @@ pub fn decap(packet: &mut Packet) -> Outcome {
         return Ok(Verdict::Drop(DropReason::InnerHeader));
     }
     let shift = inner.at - outer.l3;
-    rewrite::unwrap(packet, &outer, shift, inner.version == 6).ok_or(Verdict::Drop(DropReason::Internal))?;
+    rewrite::decapsulate(packet, &outer, shift, inner.version == 6)
+        .ok_or(Verdict::Drop(DropReason::Internal))?;
     packet.move_front(shift as i32).ok_or(Verdict::Drop(DropReason::Headroom))?;
     Ok(Verdict::Pass(PassReason::Decapsulated))
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use nlb_common::abi::{Address, Backend, FragmentEntry, FragmentKey};
-use nlb_common::fragment::{self, Fragment, SECONDS};
+use nlb_common::fragment::{self, Fragment, REASSEMBLY_SECONDS};
 use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
@@ -30,9 +30,9 @@ pub fn forward(packet: &mut Packet) -> Outcome {
 
 #[inline(always)]
 fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
-    let age = clock::now().wrapping_sub(entry.at) as u64;
-    // A tick is at least half a second.
-    if age > 2 * SECONDS {
+    let age = clock::now().wrapping_sub(entry.at) as u64 * clock::tick();
+    // Up to one tick of it had passed when the entry was written.
+    if age > REASSEMBLY_SECONDS * 1_000_000_000 + clock::tick() {
         return Ok(unknown(ip));
     }
     let Some(backend) = maps::backend_of(entry.backend, entry.generation) else { return Ok(unknown(ip)) };

@@ -12,7 +12,7 @@ pub fn nlb_inject(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: valid context; no pointer into the frame is kept.
     unsafe {
-        let comes_in = (*skb).cb[1] != 0;
-        bpf_clone_redirect(skb, (*skb).cb[0], if comes_in { BPF_F_INGRESS as u64 } else { 0 }) as i32
+        let ingress = (*skb).cb[1] != 0;
+        bpf_clone_redirect(skb, (*skb).cb[0], if ingress { BPF_F_INGRESS as u64 } else { 0 }) as i32
     }
 }

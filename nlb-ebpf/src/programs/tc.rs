@@ -135,18 +135,18 @@ fn is_without_mac(packet: &Packet) -> bool {
 
 /// Marks a frame that is redirected to loopback, where it reaches this program again. `tc_index` is for
 /// classifiers, and the stack does not read it.
-const DONE: u32 = 0x4e4c;
+const BALANCED_MARK: u32 = 0x4e4c;
 
 #[inline(always)]
 fn mark(skb: *mut __sk_buff) {
     // SAFETY: valid context.
-    unsafe { (*skb).tc_index = DONE };
+    unsafe { (*skb).tc_index = BALANCED_MARK };
 }
 
 #[inline(always)]
 fn is_already_balanced(skb: *mut __sk_buff) -> bool {
     // SAFETY: valid context.
-    let here = unsafe { (*skb).tc_index == DONE };
+    let here = unsafe { (*skb).tc_index == BALANCED_MARK };
     if here {
         // SAFETY: valid context.
         unsafe { (*skb).tc_index = 0 };

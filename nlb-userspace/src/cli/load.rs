@@ -13,7 +13,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub(super) struct Span {
+pub(super) struct Period {
     /// Show the means of the last hour
     #[arg(long)]
     hour: bool,
@@ -57,8 +57,8 @@ struct Rebalanced {
     after: BTreeMap<String, i32>,
 }
 
-pub(super) async fn show(channel: Channel, span: Span, output: Output) -> anyhow::Result<String> {
-    let request = GetLoadDistributionRequest { include_historical: span.hour, ..Default::default() };
+pub(super) async fn show(channel: Channel, period: Period, output: Output) -> anyhow::Result<String> {
+    let request = GetLoadDistributionRequest { include_historical: period.hour, ..Default::default() };
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let response = client.get_load_distribution(request).await.map_err(rpc_error)?.into_inner();
     let mut instances: Vec<LoadRow> = response.distribution.into_values().map(LoadRow::from).collect();
@@ -68,7 +68,10 @@ pub(super) async fn show(channel: Channel, span: Span, output: Output) -> anyhow
         Output::Json => table::json(&spread),
         Output::Text => {
             let rows = table::print(&spread.instances, output)?;
-            Ok(format!("{rows}balance score {:.2} (1: even, 0: one carries all)\n", spread.balance_score))
+            Ok(format!(
+                "{rows}balance score {:.2} (1: even, 0: one module has all flows)\n",
+                spread.balance_score
+            ))
         }
     }
 }

@@ -12,7 +12,7 @@ use super::output::Output;
 use super::table::{self, Row};
 
 #[derive(clap::Args)]
-pub(super) struct Wanted {
+pub(super) struct MetricsArgs {
     /// Names of metrics, or prefixes with a trailing *; none: all
     names: Vec<String>,
     /// Only metrics of this module, measured or reported
@@ -27,11 +27,11 @@ pub(super) struct MetricRow {
     value: f64,
 }
 
-pub(super) async fn list(channel: Channel, wanted: Wanted, output: Output) -> anyhow::Result<String> {
+pub(super) async fn list(channel: Channel, args: MetricsArgs, output: Output) -> anyhow::Result<String> {
     // With many modules the answer is larger than the default limit of clients.
     let mut client = NlbServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let metric_names = wanted.names;
-    let points = match wanted.instance {
+    let metric_names = args.names;
+    let points = match args.instance {
         Some(instance_id) => {
             let request = GetModuleMetricsRequest { instance_id, metric_names, ..Default::default() };
             let response = client.get_module_metrics(request).await.map_err(rpc_error)?.into_inner();

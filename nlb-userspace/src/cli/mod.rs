@@ -34,12 +34,12 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    view: View,
+    view: ClientOptions,
 }
 
 /// The options of commands that call a running NLB.
 #[derive(clap::Args)]
-struct View {
+struct ClientOptions {
     /// The address of the NLB
     #[arg(
         long,
@@ -61,14 +61,14 @@ enum Command {
     /// Run on a module's host: decapsulate packets of dsr-ipip and gue
     Decap(decap::Settings),
     #[command(flatten)]
-    Ask(Question),
+    Ask(RemoteCommand),
 }
 
 /// The commands that call a running NLB.
 #[derive(Subcommand)]
-enum Question {
+enum RemoteCommand {
     /// Show status
-    Status(status::Depth),
+    Status(status::StatusArgs),
     /// List the registered modules
     Modules(modules::Filters),
     /// List the routes, and the modules that serve them
@@ -92,9 +92,9 @@ enum Question {
     /// Ask a group of modules for more or fewer instances, or set how it scales
     Scale(scale::Scale),
     /// Show metrics
-    Metrics(metrics::Wanted),
+    Metrics(metrics::MetricsArgs),
     /// Show the load of each module, and how even it is
-    Load(load::Span),
+    Load(load::Period),
     /// Change weights so that load evens out; existing flows stay where they are
     Rebalance(load::Rebalance),
 }
@@ -112,7 +112,7 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
-    let question = match cli.command {
+    let command = match cli.command {
         Command::Serve(options) => {
             let (config, configuration) = Configuration::start(*options)?;
             start_log();
@@ -122,9 +122,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             start_log();
             return single_threaded()?.block_on(decap::run(settings));
         }
-        Command::Ask(question) => question,
+        Command::Ask(command) => command,
     };
-    let answer = single_threaded()?.block_on(ask(question, &cli.view))?;
+    let answer = single_threaded()?.block_on(ask(command, &cli.view))?;
     match io::stdout().write_all(answer.as_bytes()) {
         // The reader has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -132,23 +132,23 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(question: Question, view: &View) -> anyhow::Result<String> {
+async fn ask(command: RemoteCommand, view: &ClientOptions) -> anyhow::Result<String> {
     let channel = connection::open(&view.server).await?;
-    let asked = match question {
-        Question::Status(depth) => status::show(channel, depth, view.output).await,
-        Question::Modules(filters) => modules::list(channel, filters, view.output).await,
-        Question::Routes(filters) => routes::list(channel, filters, view.output).await,
-        Question::Weight(weight) => steer::weight(channel, weight, view.output).await,
-        Question::Promote(promote) => versions::promote(channel, promote, view.output).await,
-        Question::Rollback(rollback) => versions::roll_back(channel, rollback, view.output).await,
-        Question::Route(change) => route::change(channel, change, view.output).await,
-        Question::Limits(filters) => limits::list(channel, filters, view.output).await,
-        Question::Limit(change) => limits::change(channel, change, view.output).await,
-        Question::Scale(scale) => scale::scale(channel, scale, view.output).await,
-        Question::Metrics(wanted) => metrics::list(channel, wanted, view.output).await,
-        Question::Load(span) => load::show(channel, span, view.output).await,
-        Question::Rebalance(rebalance) => load::rebalance(channel, rebalance, view.output).await,
-        Question::Drain(drain) => steer::drain(channel, drain, view.output).await,
+    let asked = match command {
+        RemoteCommand::Status(args) => status::show(channel, args, view.output).await,
+        RemoteCommand::Modules(filters) => modules::list(channel, filters, view.output).await,
+        RemoteCommand::Routes(filters) => routes::list(channel, filters, view.output).await,
+        RemoteCommand::Weight(weight) => steer::weight(channel, weight, view.output).await,
+        RemoteCommand::Promote(promote) => versions::promote(channel, promote, view.output).await,
+        RemoteCommand::Rollback(rollback) => versions::roll_back(channel, rollback, view.output).await,
+        RemoteCommand::Route(change) => route::change(channel, change, view.output).await,
+        RemoteCommand::Limits(filters) => limits::list(channel, filters, view.output).await,
+        RemoteCommand::Limit(change) => limits::change(channel, change, view.output).await,
+        RemoteCommand::Scale(scale) => scale::scale(channel, scale, view.output).await,
+        RemoteCommand::Metrics(args) => metrics::list(channel, args, view.output).await,
+        RemoteCommand::Load(period) => load::show(channel, period, view.output).await,
+        RemoteCommand::Rebalance(rebalance) => load::rebalance(channel, rebalance, view.output).await,
+        RemoteCommand::Drain(drain) => steer::drain(channel, drain, view.output).await,
     };
     asked.with_context(|| format!("the NLB at {}", view.server))
 }

@@ -14,7 +14,7 @@ use super::output::Output;
 use super::table;
 
 #[derive(clap::Args)]
-pub(super) struct Depth {
+pub(super) struct StatusArgs {
     /// Show the counters of all packets, too
     #[arg(long)]
     packets: bool,
@@ -33,9 +33,9 @@ struct Status {
     details: BTreeMap<String, String>,
 }
 
-pub(super) async fn show(channel: Channel, depth: Depth, output: Output) -> anyhow::Result<String> {
+pub(super) async fn show(channel: Channel, args: StatusArgs, output: Output) -> anyhow::Result<String> {
     let mut client = NlbServiceClient::new(channel);
-    let request = CheckHealthRequest { check_modules: true, deep_check: depth.packets };
+    let request = CheckHealthRequest { check_modules: true, deep_check: args.packets };
     let health = client.check_health(request).await.map_err(rpc_error)?.into_inner();
     let status = client.get_nlb_status(GetNlbStatusRequest::default()).await.map_err(rpc_error)?.into_inner();
     let started = status.started_at.and_then(|started| SystemTime::try_from(started).ok());

@@ -36,7 +36,7 @@ pub(super) struct Drain {
 }
 
 #[derive(Serialize)]
-struct Weighed {
+struct WeightSet {
     message: String,
     /// Shares of the two main versions, if there are several.
     versions: Vec<Share>,
@@ -67,7 +67,7 @@ pub(super) async fn weight(channel: Channel, weight: Weight, output: Output) -> 
         vec![blue, Share { version: split.green_version, weight: split.green_weight }]
     });
     match output {
-        Output::Json => table::json(&Weighed { message, versions }),
+        Output::Json => table::json(&WeightSet { message, versions }),
         Output::Text => {
             let shares: Vec<String> = versions
                 .iter()

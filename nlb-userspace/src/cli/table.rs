@@ -27,12 +27,12 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<String> {
 /// The message of a change.
 pub(super) fn message(message: String, output: Output) -> anyhow::Result<String> {
     #[derive(Serialize)]
-    struct Said {
+    struct Message {
         message: String,
     }
 
     match output {
-        Output::Json => json(&Said { message }),
+        Output::Json => json(&Message { message }),
         Output::Text => Ok(message + "\n"),
     }
 }

@@ -5,7 +5,7 @@ use crate::model::Ability;
 
 /// The candidates of the highest priority among those that could get new flows. If there are none, all that
 /// can handle the route, for a pool that fails open.
-pub(super) fn ablest<'a>(
+pub(super) fn highest_priority<'a>(
     candidates: &[&'a Candidate<'a>],
     has_share: impl Fn(&Candidate) -> bool,
 ) -> Vec<&'a Candidate<'a>> {

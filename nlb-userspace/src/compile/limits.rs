@@ -29,12 +29,12 @@ pub fn longest_chain(desired: &Desired) -> usize {
         *lengths.entry((&limit.target, Kind::of(limit))).or_default() += 1;
     }
     let length = |target: &LimitTarget, kind| lengths.get(&(target, kind)).copied().unwrap_or(0);
-    let around = |net: &IpNet, kind: Kind| -> usize {
+    let enclosing = |net: &IpNet, kind: Kind| -> usize {
         let prefixes = (0..=net.prefix_len()).filter_map(|bits| IpNet::new(net.addr(), bits).ok());
         prefixes.map(|outer| length(&LimitTarget::Source(outer.trunc()), kind)).sum()
     };
     let of = |((target, kind), length): (&(&LimitTarget, Kind), &usize)| match target {
-        LimitTarget::Source(net) => around(net, *kind),
+        LimitTarget::Source(net) => enclosing(net, *kind),
         _ => *length,
     };
     lengths.iter().map(of).max().unwrap_or(0)
@@ -79,7 +79,7 @@ impl<'a> Limited<'a> {
         });
         for (target, limits) in targets {
             let mut heads = match target {
-                LimitTarget::Source(net) => limited.around(net),
+                LimitTarget::Source(net) => limited.enclosing(net),
                 _ => abi::Limits::NONE,
             };
             for (id, limit) in limits.into_iter().rev() {
@@ -96,7 +96,7 @@ impl<'a> Limited<'a> {
     }
 
     /// The chains of the longest limited prefix that contains this one.
-    fn around(&self, net: &IpNet) -> abi::Limits {
+    fn enclosing(&self, net: &IpNet) -> abi::Limits {
         let outer = (0..net.prefix_len()).rev().find_map(|bits| {
             let outer = IpNet::new(net.addr(), bits).ok()?.trunc();
             self.targets.get(&LimitTarget::Source(outer))

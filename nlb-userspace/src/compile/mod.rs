@@ -255,7 +255,7 @@ impl MapImage {
         }
         // Server ids of a configuration have one length. A row of another length is not read before that
         // length changes, which would be in the middle of a plan.
-        for (server, backend) in named.into_iter().filter(|(server, _)| row.quic.reads(server)) {
+        for (server, backend) in named.into_iter().filter(|(server, _)| row.quic.matches(server)) {
             self.rows.servers.insert(abi::ServerKey::new(id, server), backend);
         }
         self.rows.services.insert(id, row);

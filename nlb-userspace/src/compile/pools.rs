@@ -22,7 +22,7 @@ impl Pool {
         let is_split = is_split(winners, desired);
         let has_share =
             |candidate: &Candidate| !is_split || version_weight(&candidate.module.version, desired) > 0;
-        let candidates = ability::ablest(winners, has_share);
+        let candidates = ability::highest_priority(winners, has_share);
         let mut usable: Vec<&Candidate> =
             candidates.iter().copied().filter(|o| o.module.health.takes_new_flows()).collect();
         if usable.is_empty() && desired.fail_open {

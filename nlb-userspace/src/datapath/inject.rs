@@ -23,7 +23,7 @@ pub fn inject(datapath: &Datapath, frame: &[u8], from: u32, egress: Option<u32>)
 pub fn inject_copy(datapath: &Datapath, frame: &[u8], from: u32, egress: Option<u32>) -> anyhow::Result<()> {
     let (action, frame) = datapath.test_run(frame, from)?;
     match action {
-        XdpAction::Passed => datapath.take_in(&frame, from),
+        XdpAction::Passed => datapath.receive(&frame, from),
         XdpAction::SentBack => datapath.send(&frame, from),
         XdpAction::SentOn => datapath.send(&frame, outgoing_interface(&frame, &links()?, from, egress)),
         XdpAction::Dropped => Ok(()),

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::link::{self, Kind, Link};
-use super::loader::{Balancer, Served};
+use super::loader::{Balancer, XdpAttachment};
 use super::netlink::Netlink;
 use crate::config::XdpMode;
 use crate::model::reachability::Locality;
@@ -83,7 +83,7 @@ pub(crate) struct Attachments {
     mode: XdpMode,
     /// Whether the program was loaded in the form that sends to veths.
     veths: bool,
-    served: BTreeMap<String, (u32, Served)>,
+    served: BTreeMap<String, (u32, XdpAttachment)>,
 }
 
 impl Attachments {
@@ -176,7 +176,7 @@ fn attach(
     ifindex: u32,
     mode: XdpMode,
     links: &HashMap<u32, Link>,
-) -> anyhow::Result<(Served, XdpMode)> {
+) -> anyhow::Result<(XdpAttachment, XdpMode)> {
     let link = links.get(&ifindex).context("the link is gone")?;
     let (served, came_to) = balancer.attach(ifindex, &link.name, mode)?;
     // The kernel merges packets that a port receives (GRO) before generic XDP runs, unless the program is

@@ -50,12 +50,12 @@ pub(crate) enum Unsuitable {
     )]
     Loopback(String),
     #[error(
-        "--iface {name} is {what}; XDP meets its packets on {instead}: name {instead}, and what is behind {name} is \
+        "--iface {name} is {what}; XDP receives its packets on {instead}: name {instead}, and what is behind {name} is \
          served, too"
     )]
     Stacked { name: String, what: &'static str, instead: String },
     #[error(
-        "--iface {name} is {what}; XDP meets its packets on the interface below it, which is in another network \
+        "--iface {name} is {what}; XDP receives its packets on the interface below it, which is in another network \
          namespace: run the NLB there"
     )]
     Elsewhere { name: String, what: &'static str },

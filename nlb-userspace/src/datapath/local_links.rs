@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::interfaces::XdpInterfaces;
 use super::link::{Kind, Link};
-use super::loader::{Attached, TcIngress};
+use super::loader::{TcAttachment, TcIngress};
 use super::maps::bpf::{FibGeneration, LocalLinks};
 use super::netlink::Netlink;
 
@@ -33,7 +33,7 @@ pub(crate) async fn run(
         let is_handled = |ifindex: u32, link: &Link| {
             ifindex == LOOPBACK || interfaces.include(link) || interfaces.is_local(link)
         };
-        attachments.retain(|ifindex, (was_xdp, _): &mut (bool, Attached)| {
+        attachments.retain(|ifindex, (was_xdp, _): &mut (bool, TcAttachment)| {
             // A tap's frames may get or lose their vnet_hdr while the link exists.
             let stays = links
                 .get(ifindex)

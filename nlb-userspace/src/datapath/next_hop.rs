@@ -25,7 +25,7 @@ use crate::model::next_hop::{Hop, Hops};
 const CONFIRM: Duration = Duration::from_secs(10);
 
 /// How long the next hop of a punted packet's destination is kept.
-const ASKED_FOR: Duration = Duration::from_secs(5);
+const REQUEST_TTL: Duration = Duration::from_secs(5);
 
 /// How long the daemon waits for the end of a burst of changes.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -47,7 +47,7 @@ pub(crate) async fn run(
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return Ok(()) },
             Some(addr) = asked.recv() => {
-                temporary.insert(addr, Instant::now() + ASKED_FOR);
+                temporary.insert(addr, Instant::now() + REQUEST_TTL);
                 fresh = Some(addr);
             }
             Some(()) = events.recv() => tokio::time::sleep(SETTLE).await,

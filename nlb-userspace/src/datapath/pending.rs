@@ -81,7 +81,7 @@ pub(crate) async fn run(
             () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
         let (hops, applied) = (hops.borrow_and_update().clone(), applied.borrow_and_update().clone());
-        for frame in queue.release(|next_hop| can_go(next_hop, &hops, &applied)) {
+        for frame in queue.release(|next_hop| is_resolved(next_hop, &hops, &applied)) {
             let egress = hops.get(&frame.next_hop).map(|hop| hop.hop.ifindex);
             if let Err(error) = inject::inject(&datapath, &frame.bytes, frame.ifindex, egress) {
                 warn!("cannot send a punted packet to {}: {error}", frame.next_hop);
@@ -113,7 +113,7 @@ impl PendingQueue {
 
     /// Takes the packets that are due and whose next hop is known. Those that have waited too long are
     /// discarded.
-    fn release(&mut self, can_go: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
+    fn release(&mut self, is_resolved: impl Fn(IpAddr) -> bool) -> Vec<Frame> {
         let now = Instant::now();
         let due: BTreeMap<IpAddr, bool> = self
             .backoffs
@@ -124,7 +124,7 @@ impl PendingQueue {
         let mut gone = Vec::new();
         for frame in std::mem::take(&mut self.frames) {
             match due.get(&frame.next_hop) {
-                Some(true) if can_go(frame.next_hop) => gone.push(frame),
+                Some(true) if is_resolved(frame.next_hop) => gone.push(frame),
                 Some(false) => debug!("a punted packet to {} timed out", frame.next_hop),
                 _ => self.frames.push_back(frame),
             }
@@ -146,7 +146,7 @@ impl PendingQueue {
 }
 
 /// Whether the data path knows the next hop: for a backend from its row, for a client from the kernel.
-fn can_go(next_hop: IpAddr, hops: &Hops, applied: &Applied) -> bool {
+fn is_resolved(next_hop: IpAddr, hops: &Hops, applied: &Applied) -> bool {
     let addr = Addr::from(next_hop);
     let mut rows = applied.image.rows.backends.values().filter(|row| row.addr == addr).peekable();
     if rows.peek().is_some() {

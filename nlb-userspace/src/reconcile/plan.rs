@@ -195,7 +195,7 @@ impl<'a> Diff<'a> {
 
     /// Whether packets can name a server now.
     fn is_matched(&self, key: &ServerKey) -> bool {
-        self.current.services.get(&key.service()).is_some_and(|row| row.quic.reads(&key.server()))
+        self.current.services.get(&key.service()).is_some_and(|row| row.quic.matches(&key.server()))
     }
 }
 

@@ -32,7 +32,7 @@ pub enum NotLearned {
     #[error("a route covers it now")]
     Covered,
     #[error("no module can handle it")]
-    NobodyAble,
+    NoneCanHandle,
     #[error(
         "{MAX_LEARNED_ROUTES} routes are learned, which is the limit; configure routes for the services you know"
     )]
@@ -54,7 +54,7 @@ impl Registry {
         // Answers of modules that are no longer registered are ignored.
         let is_there = |instance_id: &String| current.modules.contains_key(instance_id);
         if !answers.iter().any(|(instance_id, ability)| ability.can_handle && is_there(instance_id)) {
-            return Err(NotLearned::NobodyAble);
+            return Err(NotLearned::NoneCanHandle);
         }
         let mut candidate = State::clone(&current);
         candidate.add_learned(destination, answers, now);

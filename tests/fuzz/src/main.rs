@@ -110,7 +110,7 @@ fn encapsulated(frame: &[u8], ip: &Ip) {
         let read = parse::ip(&after[..]).expect("an outer header is valid");
         assert_eq!((read.v6, read.src, read.dst, read.end), (v6, outer.src, outer.dst, ip.end + grown));
         assert!(v6 || sum::ip_header(&after, &read) == sum::CORRECT);
-        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
+        rewrite::decapsulate(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
         assert_eq!(&after[grown..], frame);
     }
 }
@@ -146,7 +146,7 @@ fn in_udp(frame: &[u8], ip: &Ip) {
             let both = (u32::from(sum::ip_header(&aged, ip)) + u32::from(inside)) % 0xffff;
             assert_eq!(u32::from(sum::segment(&after, &read, udp.offset)), both);
         }
-        rewrite::unwrap(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
+        rewrite::decapsulate(&mut after[..], &read, grown, ip.v6).expect("it can be removed");
         assert_eq!(&after[grown..], aged);
     }
 }

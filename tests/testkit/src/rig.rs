@@ -375,7 +375,12 @@ impl Rig {
         self.datapath.now()
     }
 
-    /// The time between two readings of that clock.
+    /// The length of a tick.
+    pub fn tick(&self) -> Duration {
+        self.datapath.clock().tick()
+    }
+
+    /// The time between two readings of the clock in jiffies.
     pub fn between(&self, first: u32, last: u32) -> Duration {
         self.datapath.clock().duration(last.wrapping_sub(first))
     }
@@ -439,8 +444,8 @@ impl Rig {
     }
 
     /// Sets the upcall state of a destination, as the program reads it.
-    pub fn answer_upcall(&mut self, question: &Question, standing: u64) -> Result<()> {
-        Ok(self.upcalls.standing.insert(question.key, standing, 0)?)
+    pub fn answer_upcall(&mut self, question: &Question, state: u64) -> Result<()> {
+        Ok(self.upcalls.states.insert(question.key, state, 0)?)
     }
 
     pub fn run(&mut self, packet: &Packet) -> Result<Outcome> {

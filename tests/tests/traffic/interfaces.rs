@@ -36,9 +36,9 @@ fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() -> Result<
         ("eth9", "--iface eth9: there is no such interface"),
         ("tun0", "--iface tun0: there is no such interface with MAC addresses"),
         ("lo", "--iface lo: loopback is served without being named"),
-        ("over0", "--iface over0 is a macvlan device; XDP meets its packets on eth0: name eth0"),
-        ("over1", "--iface over1 is a macvlan device; XDP meets its packets on eth0: name eth0"),
-        ("over2", "--iface over2 is a macvlan device; XDP meets its packets on br0: name br0"),
+        ("over0", "--iface over0 is a macvlan device; XDP receives its packets on eth0: name eth0"),
+        ("over1", "--iface over1 is a macvlan device; XDP receives its packets on eth0: name eth0"),
+        ("over2", "--iface over2 is a macvlan device; XDP receives its packets on br0: name br0"),
         ("over3", "in another network namespace: run the NLB there"),
         ("port0", "--iface port0 is a port of the bridge br0, which has its addresses and routes: name br0"),
     ] {

@@ -16,7 +16,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 
 /// A Scale request to one instance.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Order {
+pub struct ScaleOrder {
     pub group: GroupKey,
     pub instance_id: String,
     pub current: u32,
@@ -82,7 +82,7 @@ impl Group {
         wanted: u32,
         policy: Policy,
         now: Instant,
-    ) -> Option<Order> {
+    ) -> Option<ScaleOrder> {
         let instance_id = match named {
             Some(named) => named.to_owned(),
             None => self.choose(members)?.to_owned(),
@@ -96,7 +96,7 @@ impl Group {
         self.orders += 1;
         self.notice = Some((instance_id.clone(), wanted));
         self.last = Some(Attempt { instance_id: instance_id.clone(), current, wanted, outcome: None });
-        Some(Order { group: key.clone(), instance_id, current, wanted, policy, number: self.orders })
+        Some(ScaleOrder { group: key.clone(), instance_id, current, wanted, policy, number: self.orders })
     }
 
     /// The instance to send a request to: one that registered with a scaling policy, else the first by id.
@@ -118,7 +118,7 @@ impl Group {
         again.copied().or(first)
     }
 
-    pub(super) fn conclude(&mut self, order: &Order, outcome: Result<String, String>) {
+    pub(super) fn conclude(&mut self, order: &ScaleOrder, outcome: Result<String, String>) {
         let instance = &order.instance_id;
         match &outcome {
             Ok(answer) => info!(instance, wanted = order.wanted, answer, "Scale request accepted"),

@@ -25,7 +25,7 @@ use crate::policy::scaling::policy::Policy;
 use crate::registry::{Record, State};
 
 use group::Group;
-pub(crate) use group::Order;
+pub(crate) use group::ScaleOrder;
 
 /// The instances that count: those with a valid lease that are not stopping.
 fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
@@ -85,7 +85,7 @@ pub struct Decision {
     pub current: u32,
     pub wanted: u32,
     /// `None` if the group has the wanted size.
-    pub order: Option<Order>,
+    pub order: Option<ScaleOrder>,
 }
 
 /// The effects of a heartbeat.
@@ -93,7 +93,7 @@ pub struct Decision {
 pub struct HeartbeatOutcome {
     /// The number of instances that was requested of this instance since its last heartbeat.
     pub asked_for: Option<u32>,
-    pub order: Option<Order>,
+    pub order: Option<ScaleOrder>,
 }
 
 /// The groups with a policy or a size request. Clones share them.
@@ -127,7 +127,7 @@ impl Scaling {
     }
 
     /// Samples the groups without recent samples, and removes those without instances.
-    pub fn evaluate(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<Order> {
+    pub fn evaluate(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<ScaleOrder> {
         let mut groups = self.lock();
         groups.retain(|key, group| !group.is_due(now) || state.has_group(key));
         let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
@@ -175,7 +175,7 @@ impl Scaling {
     }
 
     /// Records the outcome of a Scale request.
-    pub fn conclude(&self, order: &Order, outcome: Result<String, String>) {
+    pub fn conclude(&self, order: &ScaleOrder, outcome: Result<String, String>) {
         if let Some(group) = self.lock().get_mut(&order.group) {
             group.conclude(order, outcome);
         }
@@ -201,7 +201,7 @@ fn sample(
     state: &State,
     traffic: &Traffic,
     now: Instant,
-) -> Option<Order> {
+) -> Option<ScaleOrder> {
     let members = members(key, state);
     let policy = policy(key, state, &members).filter(|policy| policy.automatic).cloned();
     group.sampled(now);

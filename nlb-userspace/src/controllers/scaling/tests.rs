@@ -163,12 +163,12 @@ impl Group {
         self.scaling.record_heartbeat(instance_id, &self.registry.snapshot(), &self.traffic, Instant::now())
     }
 
-    fn evaluate(&self) -> Vec<Order> {
+    fn evaluate(&self) -> Vec<ScaleOrder> {
         self.scaling.evaluate(&self.registry.snapshot(), &self.traffic, Instant::now())
     }
 
     /// Sends heartbeats of one instance until a Scale request follows.
-    fn order_after(&self, instance_id: &str, heartbeats: u32) -> Order {
+    fn order_after(&self, instance_id: &str, heartbeats: u32) -> ScaleOrder {
         for _ in 1..heartbeats {
             assert_eq!(self.heartbeat(instance_id).order, None);
         }

@@ -46,6 +46,11 @@ impl Clock {
         Duration::from_secs(jiffies.into()) / self.hertz
     }
 
+    /// The length of a tick.
+    pub fn tick(&self) -> Duration {
+        self.duration(1 << self.shift)
+    }
+
     /// A duration in ticks, at least 1 and less than half of the range of 16 bits, so that ages are
     /// unambiguous.
     pub fn ticks(&self, duration: Duration) -> u16 {

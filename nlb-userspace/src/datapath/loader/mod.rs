@@ -91,7 +91,7 @@ impl Datapath {
         let mut bpf = open(load_config, &clock, VerifierLogLevel::default())?;
         retry_verifier(program(&mut bpf, BALANCER)?, Xdp::load)?;
         retry_verifier(program(&mut bpf, JIFFIES)?, Xdp::load)?;
-        retry_verifier(classifier(&mut bpf, SEND)?, SchedClassifier::load)?;
+        retry_verifier(classifier(&mut bpf, INJECT)?, SchedClassifier::load)?;
         let mut programs = program_arrays::take(&mut bpf, "PROGRAMS")?;
         for called in verdict::Program::ALL {
             let program = program(&mut bpf, program_name(called))?;
@@ -205,18 +205,19 @@ impl Datapath {
     }
 
     /// Passes a frame to the kernel's stack as if it had arrived on the interface.
-    pub fn take_in(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
+    pub fn receive(&self, frame: &[u8], ifindex: u32) -> anyhow::Result<()> {
         self.pass_to_kernel(frame, ifindex, true)
     }
 
-    fn pass_to_kernel(&self, frame: &[u8], ifindex: u32, comes_in: bool) -> anyhow::Result<()> {
+    fn pass_to_kernel(&self, frame: &[u8], ifindex: u32, ingress: bool) -> anyhow::Result<()> {
         // `struct __sk_buff`: twelve words that the kernel sets, and the control block.
         let mut context = [0_u32; 17];
-        (context[12], context[13]) = (ifindex, comes_in as u32);
+        (context[12], context[13]) = (ifindex, ingress as u32);
         let context = context.map(u32::to_ne_bytes).concat();
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
-        let program: &SchedClassifier = self.bpf.program(SEND).ok_or_else(|| missing(SEND))?.try_into()?;
+        let program: &SchedClassifier =
+            self.bpf.program(INJECT).ok_or_else(|| missing(INJECT))?.try_into()?;
         let run = program.test_run(options).map_err(|error| anyhow!("{}", error_chain(&error)))?;
         match run.return_value as i32 {
             0 => Ok(()),
@@ -286,7 +287,7 @@ pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> a
 
 const BALANCER: &str = "nlb";
 const DECAP: &str = "nlb_decap";
-const SEND: &str = "nlb_inject";
+const INJECT: &str = "nlb_inject";
 const TC_INGRESS: &str = "nlb_tc";
 const TC_ICMP: &str = "nlb_tc_icmp";
 const TC_FRAGMENTS: &str = "nlb_tc_fragments";
@@ -296,13 +297,18 @@ const TC_QUIC: &str = "nlb_tc_quic";
 pub struct Balancer(Xdp);
 
 /// An XDP attachment, which ends when it is dropped.
-pub struct Served(#[expect(dead_code, reason = "kept for what dropping it does")] XdpLink);
+pub struct XdpAttachment(#[expect(dead_code, reason = "kept for what dropping it does")] XdpLink);
 
 impl Balancer {
     /// Attaches the balancer, and returns the mode in use.
-    pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> anyhow::Result<(Served, XdpMode)> {
+    pub fn attach(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        mode: XdpMode,
+    ) -> anyhow::Result<(XdpAttachment, XdpMode)> {
         let (id, mode) = attach(&mut self.0, ifindex, name, mode)?;
-        Ok((Served(self.0.take_link(id)?), mode))
+        Ok((XdpAttachment(self.0.take_link(id)?), mode))
     }
 }
 
@@ -310,10 +316,10 @@ impl Balancer {
 pub struct TcIngress(SchedClassifier);
 
 /// A TC ingress attachment, which ends when it is dropped.
-pub struct Attached(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
+pub struct TcAttachment(#[expect(dead_code, reason = "kept for what dropping it does")] SchedClassifierLink);
 
 impl TcIngress {
-    pub fn attach(&mut self, interface: &str) -> anyhow::Result<Attached> {
+    pub fn attach(&mut self, interface: &str) -> anyhow::Result<TcAttachment> {
         // Before tcx (Linux 6.6) a clsact queueing discipline holds the programs, and a daemon that was
         // killed may have left some.
         if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
@@ -323,7 +329,7 @@ impl TcIngress {
         }
         let attached = self.0.attach(interface, TcAttachType::Ingress);
         let id = attached.map_err(|error| explain_attach(interface, error))?;
-        Ok(Attached(self.0.take_link(id)?))
+        Ok(TcAttachment(self.0.take_link(id)?))
     }
 }
 

@@ -103,7 +103,7 @@ impl<T: Tables> Prefixes<T> {
         self.node(place).value = Some(value);
         changed.push(place);
         self.cover(place, Some((prefix.bits, value)), &mut changed);
-        if let Err(error) = changed.iter().try_for_each(|place| self.show(place)) {
+        if let Err(error) = changed.iter().try_for_each(|place| self.write_entry(place)) {
             // Only new entries need room, so removing the prefix undoes the change completely.
             self.clear(scope, prefix);
             return Err(error);
@@ -134,7 +134,7 @@ impl<T: Tables> Prefixes<T> {
             if self.nodes.get(place).is_some_and(|node| node.value.is_none() && node.searches == 0) {
                 self.nodes.remove(place);
             }
-            self.show(place).expect("only new entries need room");
+            self.write_entry(place).expect("only new entries need room");
         }
         self.publish_lengths(scope);
     }
@@ -172,7 +172,7 @@ impl<T: Tables> Prefixes<T> {
     }
 
     /// Writes the entry of a prefix from its node.
-    fn show(&mut self, place: &Place) -> Result<(), MapError> {
+    fn write_entry(&mut self, place: &Place) -> Result<(), MapError> {
         let (key, entry_value) = (key(place), self.nodes.get(place).map(Node::entry_value));
         match (self.entry(&key), entry_value) {
             (Some(entry), Some(entry_value)) => entry.update(entry_value),

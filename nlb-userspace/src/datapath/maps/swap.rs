@@ -54,7 +54,7 @@ impl Retired {
         self.retired.push(place);
     }
 
-    fn resting(&self) -> usize {
+    fn retired_count(&self) -> usize {
         self.retired.len() + self.waiting.as_ref().map_or(0, |(_, places)| places.len())
     }
 
@@ -186,7 +186,7 @@ impl SlotPool {
         // The last request for a slab may have failed.
         self.order(grace_periods);
         let place = match self.others.take(grace_periods)? {
-            None if self.ordered && self.others.resting() < SPARE_SLOTS as usize => {
+            None if self.ordered && self.others.retired_count() < SPARE_SLOTS as usize => {
                 self.grow(grace_periods)?;
                 self.others.free.pop()
             }

@@ -18,14 +18,14 @@ use crate::model::upcall::{NegativeEntry, Question};
 
 pub struct Upcalls {
     pub questions: RingBuf<MapData>,
-    pub standing: HashMap<MapData, u64, u64>,
+    pub states: HashMap<MapData, u64, u64>,
 }
 
 impl Upcalls {
     pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
         Ok(Upcalls {
             questions: take(bpf, "UPCALLS")?.try_into()?,
-            standing: take(bpf, "UPCALL_STATE")?.try_into()?,
+            states: take(bpf, "UPCALL_STATE")?.try_into()?,
         })
     }
 
@@ -36,7 +36,7 @@ impl Upcalls {
         mut answers: mpsc::Receiver<NegativeEntry>,
     ) -> anyhow::Result<()> {
         const WAITING: &str = "waiting for upcalls";
-        let mut states = self.standing;
+        let mut states = self.states;
         // SAFETY: the ring buffer owns its descriptor and keeps it open while it exists, which is inside the
         // `AsyncFd`.
         let mut ring = unsafe { AsyncFd::register(self.questions) }.context(WAITING)?;

@@ -31,7 +31,7 @@ const MAX_VERSIONS: usize = 64;
 pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infallible {
     let mut schedule = PollSchedule::new(every);
     let mut asked = FuturesUnordered::new();
-    let mut unfulfilled = Unfulfilled::default();
+    let mut unfulfilled = PendingWeights::default();
     let mut ticks = interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -51,7 +51,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infa
             schedule.take_due(&snapshot, Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
         {
             let request = GetActiveVersionRequest { instance_id: question.instance_id.clone() };
-            let answer = peers.ask_living(reachable_peer(&snapshot, &question.instance_id), request);
+            let answer = peers.call_valid(reachable_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
         }
     }
@@ -60,7 +60,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers, every: Duration) -> Infa
 /// Weights of answers that could not be applied, by instance id. Each problem is logged once, and retried if
 /// that can help.
 #[derive(Default)]
-struct Unfulfilled(BTreeMap<String, Problem>);
+struct PendingWeights(BTreeMap<String, Problem>);
 
 struct Problem {
     asked: Asked,
@@ -69,7 +69,7 @@ struct Problem {
     why: String,
 }
 
-impl Unfulfilled {
+impl PendingWeights {
     fn take(
         &mut self,
         registry: &Registry,

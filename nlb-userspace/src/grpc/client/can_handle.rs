@@ -60,7 +60,7 @@ pub async fn ask(registry: Arc<Registry>, peers: Peers) -> Infallible {
         for (question, route) in schedule.take_due(Instant::now(), MAX_IN_FLIGHT.saturating_sub(asked.len()))
         {
             let request = request(&question, &route, snapshot.is_learned(&question.route));
-            let answer = peers.ask_living(reachable_peer(&snapshot, &question.instance_id), request);
+            let answer = peers.call_valid(reachable_peer(&snapshot, &question.instance_id), request);
             asked.push(async move { (question, answer.await) });
         }
     }

@@ -42,12 +42,12 @@ pub(crate) type Unreached = Vec<(String, String)>;
 pub struct Agreement<U> {
     peers: Peers,
     undo: Vec<(Peer, U)>,
-    missed: Missed,
+    missed: NotConfirmed,
 }
 
 /// The participants that a change has not reached although it was made.
 #[derive(Debug)]
-pub struct Missed {
+pub struct NotConfirmed {
     /// These hold no state that could differ, or get the change when they register again.
     unreached: Unreached,
     /// Advisory participants that refused, or could not be reached.
@@ -56,7 +56,7 @@ pub struct Missed {
     of: usize,
 }
 
-impl Missed {
+impl NotConfirmed {
     /// The unreached participants as a sentence.
     pub fn note(&self) -> Option<String> {
         let all: Unreached = self.overridden.iter().chain(&self.unreached).cloned().collect();
@@ -74,7 +74,7 @@ impl Missed {
 impl Peers {
     /// Serialises changes of modules and data path together: otherwise two callers' changes could reach them
     /// in different orders, and leave them different. A call that another NLB passed on is serialised there.
-    pub async fn turn(&self, passed_on: bool) -> Option<OwnedMutexGuard<()>> {
+    pub async fn serialise(&self, passed_on: bool) -> Option<OwnedMutexGuard<()>> {
         match passed_on {
             true => None,
             false => Some(self.changes.clone().lock_owned().await),
@@ -116,7 +116,7 @@ impl Peers {
             };
             those.push((instance_id, outcome.to_string()));
         }
-        let missed = Missed { unreached, overridden, of };
+        let missed = NotConfirmed { unreached, overridden, of };
         let agreement = Agreement { peers: self.clone(), undo, missed };
         if failures.is_empty() {
             return Ok(agreement);
@@ -154,7 +154,7 @@ impl<U: Call> Agreement<U> {
     pub async fn commit<T>(
         self,
         change: impl FnOnce() -> Result<T, RegistryError>,
-    ) -> Result<(T, Missed), CallError> {
+    ) -> Result<(T, NotConfirmed), CallError> {
         let refusal = match change() {
             Ok(made) => return Ok((made, self.missed)),
             Err(refusal) => refusal,
@@ -209,7 +209,10 @@ pub(crate) fn reachable_peer(state: &State, instance_id: &str) -> Option<Peer> {
 }
 
 /// The instances whose lease is valid; the others, whose answers would only time out, as unreached.
-pub(crate) fn living(state: &State, instances: &[String]) -> Result<(Vec<Peer>, Unreached), RegistryError> {
+pub(crate) fn split_by_lease(
+    state: &State,
+    instances: &[String],
+) -> Result<(Vec<Peer>, Unreached), RegistryError> {
     let records = instances.iter().map(|id| state.record(id)).collect::<Result<Vec<_>, _>>()?;
     let (living, silent): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.lease_state == LeaseState::Valid);

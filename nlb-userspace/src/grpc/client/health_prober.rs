@@ -33,7 +33,7 @@ pub struct Prober {
 
 /// Both ends of a connection.
 #[derive(Clone, Copy)]
-struct Way {
+struct Endpoints {
     from: IpAddr,
     to: SocketAddr,
 }
@@ -55,7 +55,7 @@ impl Prober {
     }
 
     async fn try_at(&self, to: SocketAddr, target: &Target) -> Result<(), String> {
-        let way = Way { from: self.source_towards(to.ip(), target.timeout / 2).await?, to };
+        let way = Endpoints { from: self.source_towards(to.ip(), target.timeout / 2).await?, to };
         match &target.probe {
             Probe::Http { path, expected_status } => get(way, path, *expected_status).await,
             Probe::Grpc { service } => serves(way, service).await,
@@ -86,7 +86,7 @@ impl Prober {
     }
 }
 
-async fn connect(way: Way) -> Result<TcpStream, String> {
+async fn connect(way: Endpoints) -> Result<TcpStream, String> {
     let connecting = async {
         let socket = if way.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Otherwise each connection would hold a port of its own, whatever its destination, for a minute
@@ -99,7 +99,7 @@ async fn connect(way: Way) -> Result<TcpStream, String> {
 }
 
 /// Probes by HTTP. Redirections are answers like others; they are not followed.
-async fn get(way: Way, path: &str, expected: Option<u16>) -> Result<(), String> {
+async fn get(way: Endpoints, path: &str, expected: Option<u16>) -> Result<(), String> {
     let stream = connect(way).await?;
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| error.to_string())?;
@@ -129,7 +129,7 @@ async fn get(way: Way, path: &str, expected: Option<u16>) -> Result<(), String> 
 }
 
 /// Probes by grpc.health.v1.
-async fn serves(way: Way, service: &str) -> Result<(), String> {
+async fn serves(way: Endpoints, service: &str) -> Result<(), String> {
     let endpoint = Endpoint::from_shared(format!("http://{}", way.to)).map_err(|error| error.to_string())?;
     let channel = endpoint
         .local_address(Some(way.from))

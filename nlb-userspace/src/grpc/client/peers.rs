@@ -53,14 +53,14 @@ pub struct Peer {
 /// The connections to modules, by instance id. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Peers {
-    lines: Arc<Mutex<BTreeMap<String, Line>>>,
+    lines: Arc<Mutex<BTreeMap<String, Connection>>>,
     /// Held while modules and data path are changed together.
     pub(super) changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The connection to an instance.
 #[derive(Debug)]
-struct Line {
+struct Connection {
     address: Endpoint,
     channel: Channel,
     /// Whether a gRPC server has answered at this address.
@@ -108,7 +108,7 @@ impl Peers {
     }
 
     /// Calls an instance if its lease is valid; otherwise the outcome is `Unreachable` at once.
-    pub fn ask_living<C: Call>(
+    pub fn call_valid<C: Call>(
         &self,
         living: Option<Peer>,
         call: C,
@@ -150,7 +150,7 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(ANSWER_TIMEOUT)
             .connect_lazy();
-        let line = Line { address: peer.address.clone(), channel: channel.clone(), answered: false };
+        let line = Connection { address: peer.address.clone(), channel: channel.clone(), answered: false };
         lines.insert(peer.instance_id.clone(), line);
         Ok(channel)
     }
@@ -161,7 +161,7 @@ impl Peers {
         lines.get(&peer.instance_id).is_some_and(|line| line.answered && line.address == peer.address)
     }
 
-    fn lines(&self) -> MutexGuard<'_, BTreeMap<String, Line>> {
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<String, Connection>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

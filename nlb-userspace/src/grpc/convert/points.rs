@@ -22,7 +22,7 @@ const NAME_LENGTH: usize = 128;
 
 /// The points of a series that are requested.
 #[derive(Clone, Debug)]
-pub(crate) enum Extent {
+pub(crate) enum TimeRange {
     Latest,
     Within(RangeInclusive<SystemTime>),
     /// One point for the whole time.
@@ -32,12 +32,12 @@ pub(crate) enum Extent {
 /// The points of an answer under construction.
 pub(crate) struct Points<'a> {
     selection: &'a Selection,
-    extent: &'a Extent,
+    extent: &'a TimeRange,
     left: usize,
 }
 
 /// Runs work that takes long with many modules outside the runtime, so that other calls are not delayed.
-pub(crate) async fn on_the_side<T: Send + 'static>(
+pub(crate) async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
 ) -> Result<T, CallError> {
     tokio::task::spawn_blocking(work).await.expect("reading metrics does not panic")
@@ -47,7 +47,7 @@ pub(crate) fn extent(
     (start, end): (Option<Timestamp>, Option<Timestamp>),
     aggregate: bool,
     view: &View,
-) -> Result<Extent, FieldViolation> {
+) -> Result<TimeRange, FieldViolation> {
     let (start, end) = (validate::time("start_time", start)?, validate::time("end_time", end)?);
     if start.zip(end).is_some_and(|(start, end)| start > end) {
         return Err(FieldViolation::new("start_time", "is after end_time"));
@@ -58,9 +58,9 @@ pub(crate) fn extent(
     let start = start.unwrap_or(if given { SystemTime::UNIX_EPOCH } else { oldest });
     let time = start..=end.unwrap_or_else(|| view.latest.at.max(SystemTime::now()).max(start));
     Ok(match (given, aggregate) {
-        (_, true) => Extent::Over(time),
-        (true, false) => Extent::Within(time),
-        (false, false) => Extent::Latest,
+        (_, true) => TimeRange::Over(time),
+        (true, false) => TimeRange::Within(time),
+        (false, false) => TimeRange::Latest,
     })
 }
 
@@ -83,13 +83,13 @@ pub(crate) fn select(asked: &[String], also: &'static [Metric]) -> Result<Select
 }
 
 impl<'a> Points<'a> {
-    pub(crate) fn new(selection: &'a Selection, extent: &'a Extent) -> Self {
+    pub(crate) fn new(selection: &'a Selection, extent: &'a TimeRange) -> Self {
         Points { selection, extent, left: MAX_POINTS }
     }
 
     /// At one time there are no more points than series, and the sizes of the tables bound those.
     pub(crate) fn latest(selection: &'a Selection) -> Self {
-        Points { selection, extent: &Extent::Latest, left: usize::MAX }
+        Points { selection, extent: &TimeRange::Latest, left: usize::MAX }
     }
 
     /// The NLB's own points, of the subjects that are requested.
@@ -100,8 +100,10 @@ impl<'a> Points<'a> {
     ) -> Result<Vec<MetricDataPoint>, CallError> {
         let mut points = Vec::new();
         let subjects: Vec<&Subject> = match self.extent {
-            Extent::Latest => view.latest.rows.keys().collect(),
-            Extent::Within(time) | Extent::Over(time) => view.history.subjects(time).into_iter().collect(),
+            TimeRange::Latest => view.latest.rows.keys().collect(),
+            TimeRange::Within(time) | TimeRange::Over(time) => {
+                view.history.subjects(time).into_iter().collect()
+            }
         };
         for subject in subjects.into_iter().filter(|subject| wanted(subject)) {
             let columns: Vec<(usize, &Metric)> = subject
@@ -126,19 +128,19 @@ impl<'a> Points<'a> {
                 }
             };
             match self.extent {
-                Extent::Latest => {
+                TimeRange::Latest => {
                     self.take(columns.len())?;
                     let row = &view.latest.rows[subject];
                     points.extend(columns.iter().map(|(i, m)| point(m, row[*i] as f64, view.latest.at)));
                 }
-                Extent::Within(time) => {
+                TimeRange::Within(time) => {
                     let moments = view.history.moments(subject, time);
                     self.take(columns.len() * moments.len())?;
                     for (i, metric) in columns {
                         points.extend(moments.iter().map(|m| point(metric, m.row[i] as f64, m.at)));
                     }
                 }
-                Extent::Over(time) => {
+                TimeRange::Over(time) => {
                     let moments = view.history.moments(subject, time);
                     let Some(last) = moments.last() else { continue };
                     self.take(columns.len())?;
@@ -162,11 +164,11 @@ impl<'a> Points<'a> {
         };
         let wanted = |key: &Key| self.selection.takes(&key.name);
         let points: Vec<MetricDataPoint> = match self.extent {
-            Extent::Latest => {
+            TimeRange::Latest => {
                 let latest = ledger.latest().filter(|(key, ..)| wanted(key));
                 latest.map(|(key, at, value)| point(key, at, value)).collect()
             }
-            Extent::Within(time) => {
+            TimeRange::Within(time) => {
                 let series = ledger.within(time).filter(|(key, _)| wanted(key));
                 series
                     .flat_map(|(key, points)| {
@@ -174,7 +176,7 @@ impl<'a> Points<'a> {
                     })
                     .collect()
             }
-            Extent::Over(time) => {
+            TimeRange::Over(time) => {
                 let series = ledger.within(time).filter(|(key, _)| wanted(key));
                 let aggregate = |(key, points): (&Key, Vec<(SystemTime, f64)>)| {
                     let (at, _) = *points.last()?;
@@ -224,7 +226,7 @@ mod tests {
         let view = metrics.view();
         let selection = Selection::default();
         let all = SystemTime::UNIX_EPOCH..=SystemTime::now();
-        for extent in [Extent::Latest, Extent::Within(all.clone()), Extent::Over(all.clone())] {
+        for extent in [TimeRange::Latest, TimeRange::Within(all.clone()), TimeRange::Over(all.clone())] {
             let mut points = Points::new(&selection, &extent);
             let fits = points.own(&view, |_| true).unwrap().len();
             let mut exact = Points { left: fits, ..Points::new(&selection, &extent) };

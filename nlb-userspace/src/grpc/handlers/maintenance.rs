@@ -23,7 +23,7 @@ impl Control {
                 format!("{id} takes no new flows, and its {kept} flows have closed")
             }
             drain::Drained { left, kept, .. } => {
-                format!("{id} takes no new flows; {left} {kept} flows live on")
+                format!("{id} takes no new flows; {left} {kept} flows continue")
             }
         };
         Ok(DrainModuleResponse {

@@ -12,7 +12,7 @@ use prost_types::Timestamp;
 use super::control::Control;
 use super::metrics_stream::Subscription;
 use crate::grpc::convert::error::CallError;
-use crate::grpc::convert::points::{Points, extent, on_the_side, select};
+use crate::grpc::convert::points::{Points, extent, select, spawn_blocking};
 use crate::grpc::convert::{enums, validate};
 use crate::registry::State;
 use crate::telemetry::metrics::reported::Ledger;
@@ -28,7 +28,7 @@ impl Control {
         let ledgers = self.metrics.reported.all();
         let selection = select(&request.metric_names, &[])?;
         let state = self.registry.snapshot();
-        on_the_side(move || {
+        spawn_blocking(move || {
             let mut points = Points::new(&selection, &extent);
             let metrics = points.own(&view, |_| true)?;
             let modules = ledgers.iter().map(|(id, ledger)| {
@@ -53,7 +53,7 @@ impl Control {
         let module_type = state.record(&instance_id)?.registration.module.module_type;
         let ledger = self.metrics.reported.of(&instance_id);
         let selection = select(&request.metric_names, &[])?;
-        on_the_side(move || {
+        spawn_blocking(move || {
             let mut points = Points::new(&selection, &extent);
             let mut metrics = points.own(&view, |subject| subject.instance_id() == Some(&instance_id))?;
             if let Some(ledger) = ledger {

@@ -10,7 +10,7 @@ use nlb_proto::{
 
 use super::control::Control;
 use crate::grpc::client::can_handle::LEARNED;
-use crate::grpc::client::fan_out::{Consent, Participant, Unreached, living, message, peer};
+use crate::grpc::client::fan_out::{Consent, Participant, Unreached, message, peer, split_by_lease};
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer};
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
@@ -23,7 +23,7 @@ use crate::registry::{Commit, Owner};
 
 /// A module that can handle a route; the best one is the greatest.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Able {
+struct BestAnswer {
     priority: i32,
     /// Among equal priorities, the first by name.
     instance_id: std::cmp::Reverse<String>,
@@ -67,7 +67,7 @@ impl Control {
         }
         let outcomes = self.peers.pass_on(candidates, |_| request.clone(), ANSWER_TIMEOUT, passed_on).await;
 
-        let mut best: Option<(Able, String)> = None;
+        let mut best: Option<(BestAnswer, String)> = None;
         let mut metadata = BTreeMap::new();
         for (instance_id, outcome) in outcomes {
             let (able, text) = match outcome {
@@ -80,14 +80,14 @@ impl Control {
             };
             metadata.insert(instance_id.clone(), text.clone());
             let Some(priority) = able else { continue };
-            let able = Able { priority, instance_id: std::cmp::Reverse(instance_id) };
+            let able = BestAnswer { priority, instance_id: std::cmp::Reverse(instance_id) };
             if best.as_ref().is_none_or(|(best, _)| able > *best) {
                 best = Some((able, text));
             }
         }
         let metadata = metadata.into_iter().collect();
         Ok(match best {
-            Some((Able { priority, instance_id }, text)) => CanHandleResponse {
+            Some((BestAnswer { priority, instance_id }, text)) => CanHandleResponse {
                 can_handle: true,
                 priority,
                 reason: format!("{}: {text}", instance_id.0),
@@ -132,7 +132,7 @@ impl Control {
         let settings = self.registry.settings();
         let routes = route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
         let unenforced = route::unenforced(&routes);
-        let turn = self.peers.turn(passed_on).await;
+        let turn = self.peers.serialise(passed_on).await;
         let owner = owner(&instance_id);
         let update = |commit| {
             self.registry.update_routes(owner, routes.clone(), request.replace_all, commit, Now::read())
@@ -164,7 +164,7 @@ impl Control {
             "" => None,
             id => Some(validate::id("instance_id", id)?),
         };
-        let turn = self.peers.turn(passed_on).await;
+        let turn = self.peers.serialise(passed_on).await;
         let owner = owner(&instance_id);
         let delete = |commit| self.registry.delete_route(owner, &route_id, commit);
         delete(Commit::DryRun)?;
@@ -192,7 +192,7 @@ impl Control {
             routes: former.iter().map(|(route_id, route)| route::render(route_id, route)).collect(),
             replace_all: true,
         };
-        let (peers, unreached) = living(&snapshot, &[instance_id.to_owned()])?;
+        let (peers, unreached) = split_by_lease(&snapshot, &[instance_id.to_owned()])?;
         let participant =
             |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
         Ok((peers.into_iter().map(participant).collect(), unreached))

@@ -7,7 +7,7 @@ use nlb_proto::{ModuleType, ScaleRequest, TriggerScalingRequest, TriggerScalingR
 use tokio::time::Instant;
 
 use super::control::Control;
-use crate::controllers::scaling::{Number, Order, SizeRequest, Unscalable};
+use crate::controllers::scaling::{Number, ScaleOrder, SizeRequest, Unscalable};
 use crate::grpc::client::fan_out::{all_done, peer};
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
 use crate::grpc::convert::error::CallError;
@@ -76,13 +76,13 @@ impl Control {
     }
 
     /// Asks an instance to scale in a task of its own, so that a heartbeat does not wait for the answer.
-    pub fn scale(&self, order: Order) {
+    pub fn scale(&self, order: ScaleOrder) {
         let control = self.clone();
         tokio::spawn(async move { control.ask_to_scale(&order, false).await });
     }
 
     /// Makes the Scale call, and records its outcome with the group.
-    async fn ask_to_scale(&self, order: &Order, immediate: bool) -> Outcome<String> {
+    async fn ask_to_scale(&self, order: &ScaleOrder, immediate: bool) -> Outcome<String> {
         let outcome = match self.registry.snapshot().record(&order.instance_id) {
             Err(gone) => Outcome::Unreachable(gone.to_string()),
             Ok(record) => {
@@ -149,7 +149,7 @@ fn group(
         1 => Ok(groups.remove(0)),
         several => {
             let problem = format!(
-                "has {several} versions, which scale by themselves; name an instance_id of the one that is meant"
+                "has {several} versions, each of which is a group of its own; name an instance_id of the one that is meant"
             );
             Err(FieldViolation::new("module_type", problem).into())
         }

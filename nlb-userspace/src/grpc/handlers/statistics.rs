@@ -21,7 +21,7 @@ use crate::grpc::convert::enums;
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::heartbeat_report::render;
 use crate::grpc::convert::numbers::signed_64;
-use crate::grpc::convert::points::{Extent, Points, extent, on_the_side, select};
+use crate::grpc::convert::points::{Points, TimeRange, extent, select, spawn_blocking};
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::traffic::Counts;
 use crate::registry::Record;
@@ -33,7 +33,7 @@ pub(crate) type Samples = Subscription<StreamMetricsResponse>;
 struct Question {
     request: GetMetricsRequest,
     selection: Selection,
-    extent: Extent,
+    extent: TimeRange,
     /// How long a module may take to answer.
     max_wait: Duration,
     passed_on: bool,
@@ -187,7 +187,7 @@ impl Question {
             validate::id("instance_id", &request.instance_id)?;
         }
         let selection = select(&request.metric_names, if of_module { catalogue::ANSWERED } else { &[] })?;
-        Ok(Question { request, selection, extent: Extent::Latest, max_wait: ANSWER_TIMEOUT, passed_on })
+        Ok(Question { request, selection, extent: TimeRange::Latest, max_wait: ANSWER_TIMEOUT, passed_on })
     }
 
     /// The request to the module, unless none of its metrics are wanted. Modules match whole names, and no
@@ -227,7 +227,7 @@ impl Question {
 
 /// The NLB's own points, of all subjects or of one instance.
 async fn own_points(question: Arc<Question>, view: View) -> Result<Vec<MetricDataPoint>, CallError> {
-    on_the_side(move || {
+    spawn_blocking(move || {
         let id = &question.request.instance_id;
         let wanted = |subject: &Subject| id.is_empty() || subject.instance_id() == Some(id);
         Points::new(&question.selection, &question.extent).own(&view, wanted)

@@ -7,7 +7,7 @@ use nlb_proto::{
 };
 
 use super::control::Control;
-use crate::grpc::client::fan_out::{Consent, Participant, Unreached, living, message};
+use crate::grpc::client::fan_out::{Consent, Participant, Unreached, message, split_by_lease};
 use crate::grpc::client::peers::Peer;
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
@@ -40,7 +40,7 @@ impl Control {
             )
             .into());
         }
-        let turn = self.peers.turn(passed_on).await;
+        let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
         let (instance_ids, former) = if of_version {
             let instance_ids = snapshot.instances_of(&version).map(str::to_owned).collect();
@@ -100,7 +100,7 @@ impl Control {
     ) -> Result<PromoteVersionResponse, CallError> {
         let pace = pace(&request)?;
         let asked = validate::version("version", &request.version)?;
-        let turn = self.peers.turn(passed_on).await;
+        let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
         let (version, instance_ids) = promoted(&snapshot, &request.instance_id, asked)?;
         let promote = |commit| {
@@ -143,7 +143,7 @@ impl Control {
         passed_on: bool,
     ) -> Result<RollbackResponse, CallError> {
         let target = validate::version("target_version", &request.target_version)?;
-        let turn = self.peers.turn(passed_on).await;
+        let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
         let back = |commit| self.registry.roll_back(&target, commit);
         let instance_ids = match request.instance_id.as_str() {
@@ -205,7 +205,7 @@ fn reachable_peers(
     instances: &[String],
     passed_on: bool,
 ) -> Result<(Vec<Peer>, Unreached), RegistryError> {
-    if passed_on { Ok(Default::default()) } else { living(state, instances) }
+    if passed_on { Ok(Default::default()) } else { split_by_lease(state, instances) }
 }
 
 fn pace(request: &PromoteVersionRequest) -> Result<Pace, FieldViolation> {

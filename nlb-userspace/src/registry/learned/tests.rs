@@ -50,9 +50,9 @@ fn configured_destinations_are_not_learned() {
     assert_eq!(registry.learn(elsewhere, &able(), Now::read()), Err(NotLearned::NoVip));
     assert_eq!(ids(&registry), ["learned:192.0.2.1:80/udp", "learned:192.0.2.1:81/tcp"]);
     let unable = [("alb-1".to_owned(), Ability { can_handle: false, priority: 0 })].into();
-    assert_eq!(registry.learn(destination(82), &unable, Now::read()), Err(NotLearned::NobodyAble));
+    assert_eq!(registry.learn(destination(82), &unable, Now::read()), Err(NotLearned::NoneCanHandle));
     let gone = [("alb-2".to_owned(), Ability::default())].into();
-    assert_eq!(registry.learn(destination(82), &gone, Now::read()), Err(NotLearned::NobodyAble));
+    assert_eq!(registry.learn(destination(82), &gone, Now::read()), Err(NotLearned::NoneCanHandle));
     registry.configure(settings(), Commit::Apply).unwrap();
     assert_eq!(learn(&registry, 82), Err(NotLearned::Off));
 }
