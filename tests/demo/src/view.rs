@@ -16,7 +16,8 @@ use tonic::transport::{Channel, Endpoint};
 /// The number of seconds that shares and rates cover.
 const WINDOW: usize = 5;
 const TIMEOUT: Duration = Duration::from_millis(800);
-const START: Duration = Duration::from_secs(15);
+/// The kernel verifies the programs for some seconds, and for much longer on a busy machine.
+const START: Duration = Duration::from_secs(120);
 
 pub struct View {
     client: NlbServiceClient<Channel>,
