@@ -98,10 +98,10 @@ pub fn pseudo_header(src: Addr, dst: Addr, protocol: u8, len: Be16) -> Delta {
 }
 
 /// A complete L4 checksum after these edits. A UDP checksum field of 0 means that the sender computed none
-/// (RFC 768), and stays 0 over IPv4; a computed 0 is sent as all ones.
+/// (RFC 768; over IPv6 RFC 6935), and stays 0, as in Linux; a computed 0 is sent as all ones.
 #[inline(always)]
-pub fn amended(l4: L4, v6: bool, old: Be16, edits: Delta) -> Be16 {
-    let none = matches!(l4, L4::Udp) && !v6 && old.is_zero();
+pub fn amended(l4: L4, old: Be16, edits: Delta) -> Be16 {
+    let none = matches!(l4, L4::Udp) && old.is_zero();
     let new = edits.apply(old);
     match l4 {
         _ if none => old,

@@ -86,11 +86,11 @@ pub trait Frame {
         &mut self,
         l4: L4,
         l4_offset: usize,
-        v6: bool,
+        _v6: bool,
         addresses: Delta,
         ports: Delta,
     ) -> Option<()> {
-        amend_whole_checksum(self, l4, l4_offset, v6, addresses, ports)
+        amend_whole_checksum(self, l4, l4_offset, addresses, ports)
     }
 }
 
@@ -100,7 +100,6 @@ pub fn amend_whole_checksum<F: Frame + ?Sized>(
     frame: &mut F,
     l4: L4,
     l4_offset: usize,
-    v6: bool,
     addresses: Delta,
     ports: Delta,
 ) -> Option<()> {
@@ -108,11 +107,11 @@ pub fn amend_whole_checksum<F: Frame + ?Sized>(
     match l4 {
         L4::Tcp => {
             let tcp: &mut TcpHdr = frame.edit(l4_offset)?;
-            tcp.check = amended(l4, v6, Be16::from_bytes(tcp.check), both).bytes();
+            tcp.check = amended(l4, Be16::from_bytes(tcp.check), both).bytes();
         }
         L4::Udp => {
             let udp: &mut UdpHdr = frame.edit(l4_offset)?;
-            udp.check = amended(l4, v6, Be16::from_bytes(udp.check), both).bytes();
+            udp.check = amended(l4, Be16::from_bytes(udp.check), both).bytes();
         }
     }
     Some(())

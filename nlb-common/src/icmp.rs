@@ -120,7 +120,7 @@ pub fn translate<F: Frame + ?Sized>(
         && let Some(old) = frame.read::<u16>(at)
     {
         let old = Be16::from_word(old);
-        let new = amended(quote.l4, ip.v6, old, addresses.and(ports));
+        let new = amended(quote.l4, old, addresses.and(ports));
         frame.write(at, new.word())?;
         icmp = icmp.port(old, new);
     }

@@ -209,7 +209,7 @@ impl Frame for Packet {
         ports: Delta,
     ) -> Option<()> {
         let Context::Skb(ctx) = self.context else {
-            return amend_whole_checksum(self, l4, l4_offset, v6, addresses, ports);
+            return amend_whole_checksum(self, l4, l4_offset, addresses, ports);
         };
         let (field, none_stays_none) = match l4 {
             L4::Tcp => (16, 0),

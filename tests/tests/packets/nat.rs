@@ -204,8 +204,10 @@ fn row_18_backend_reaches_itself_by_its_vip() -> Result<()> {
 fn row_19_udp_checksums() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     let [v4, v6] = families();
-    let unsummed = v4.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
-    forwards(&mut rig, &v4, &unsummed)?;
+    for family in [v4, v6] {
+        let unsummed = family.udp().with(|p| p.l4 = Transport::Udp { checksum: UdpChecksum::Zero });
+        forwards(&mut rig, &family, &unsummed)?;
+    }
     // A sum of zero is sent as all ones. Every value of a free word is tried, so one gives that sum.
     for family in [v4, v6] {
         let base = family.udp();

@@ -108,7 +108,7 @@ pub fn translated(frame: &[u8], ip: &Ip, segment: &Segment, src: (IpAddr, u16), 
     new.put(segment.at, &src.1.to_be_bytes());
     new.put(segment.at + 2, &dst.1.to_be_bytes());
     let at = segment.at + if segment.l4 == L4::Tcp { 16 } else { 6 };
-    let none = segment.l4 == L4::Udp && !ip.v6 && frame[at..at + 2] == [0, 0];
+    let none = segment.l4 == L4::Udp && frame[at..at + 2] == [0, 0];
     if !none {
         let old = segment_sum(frame, segment, ip.src, ip.dst);
         let sum = segment_sum(&new.bytes, segment, src.0, dst.0);

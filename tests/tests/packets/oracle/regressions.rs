@@ -26,12 +26,24 @@ const SEQUENCES: &[(&str, &str)] = &[
     ),
 ];
 
+/// Sequences at the TC ingress hook.
+const AT_TC_INGRESS: &[(&str, &str)] = &[(
+    "a UDP datagram over IPv6 without a checksum stays without one",
+    "next-hop 3 on
+     module 3 nat-never
+     frame 0200000000010200000000c18100002a86dd6000123400081140fd00000000000000000000000000000220010db80000000000000000000000109c42003500080000",
+)];
+
 #[test]
 fn recorded_sequences_match_the_model() -> Result<()> {
-    let mut oracle = Oracle::new(Hook::Xdp)?;
-    for (what, text) in SEQUENCES {
-        if let Some(difference) = oracle.replay(&parse(text)?)? {
-            bail!("{what}: {difference}");
+    for (hook, sequences) in
+        [(Hook::Xdp, SEQUENCES), (Hook::Xdp, AT_TC_INGRESS), (Hook::TcIngress, AT_TC_INGRESS)]
+    {
+        let mut oracle = Oracle::new(hook)?;
+        for (what, text) in sequences {
+            if let Some(difference) = oracle.replay(&parse(text)?)? {
+                bail!("{what}: {difference}");
+            }
         }
     }
     Ok(())
