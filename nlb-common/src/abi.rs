@@ -387,6 +387,64 @@ pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
     ifindex as u64 | (vlan as u64) << 32
 }
 
+/// The interfaces that the map of own MAC addresses has room for.
+const INTERFACE_SLOTS: u32 = 64;
+
+/// The place in that map of the MAC address that all interfaces have: there is one interface, or the ports of
+/// one bond. Packets then need not look at the interface's index.
+pub const COMMON_MAC: u32 = INTERFACE_SLOTS;
+
+/// The length of the map.
+pub const INTERFACE_MACS: u32 = INTERFACE_SLOTS + 1;
+
+/// The place of an interface in the map.
+#[inline(always)]
+pub const fn interface_slot(ifindex: u32) -> u32 {
+    ifindex % INTERFACE_SLOTS
+}
+
+/// A MAC address as one word.
+#[inline(always)]
+pub const fn common_mac(mac: Mac) -> u64 {
+    mac.first as u64 | (mac.last as u64) << 32
+}
+
+/// An interface and a MAC address as one word. The index is complete with [`interface_slot`] up to 2^22, and
+/// the kernel counts it up by one for each new interface.
+#[inline(always)]
+pub const fn interface_mac(ifindex: u32, mac: Mac) -> u64 {
+    common_mac(mac) | ((ifindex / INTERFACE_SLOTS) as u64) << 48
+}
+
+/// The most MAC addresses that interfaces accept beside their own.
+pub const ACCEPTED_MACS: usize = 4096;
+
+/// A destination MAC address that an interface accepts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AcceptedMac {
+    pub ifindex: u32,
+    pub first: u32,
+    pub last: u32,
+}
+
+impl AcceptedMac {
+    #[inline(always)]
+    pub const fn new(ifindex: u32, mac: Mac) -> Self {
+        AcceptedMac { ifindex, first: mac.first, last: mac.last as u32 }
+    }
+
+    pub const fn mac(self) -> Mac {
+        Mac { first: self.first, last: self.last as u16 }
+    }
+
+    /// The entry of an interface that accepts every address.
+    #[inline(always)]
+    pub const fn any(ifindex: u32) -> Self {
+        AcceptedMac::new(ifindex, Mac::BROADCAST)
+    }
+}
+
 /// A packet whose next hop is not known, as user space receives it. The frame follows, from the Ethernet
 /// header on.
 #[repr(C)]
@@ -504,6 +562,7 @@ sizes!(
     Upcall = 56,
     FragmentKey = 40,
     FragmentEntry = 48,
+    AcceptedMac = 12,
     Settings = 28,
     crate::sources::Sources = 24,
 );
@@ -529,6 +588,7 @@ mod user {
         CommonLimits,
         Limit,
         LimitStats,
+        AcceptedMac,
         Settings,
         FragmentKey,
         FragmentEntry,

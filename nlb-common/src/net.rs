@@ -189,7 +189,7 @@ impl core::fmt::Debug for Addr {
 }
 
 /// A MAC address, as the two words of its 6 bytes in memory.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac {
     pub first: u32,
     pub last: u16,
@@ -198,6 +198,8 @@ pub struct Mac {
 impl Mac {
     /// The address of interfaces without one, such as loopback.
     pub const NONE: Mac = Mac { first: 0, last: 0 };
+
+    pub const BROADCAST: Mac = Mac { first: u32::MAX, last: u16::MAX };
 
     #[inline(always)]
     pub const fn new(b: [u8; 6]) -> Self {

@@ -83,6 +83,12 @@ pub fn ethernet<F: Frame + ?Sized>(frame: &mut F, dst: Mac, src: Mac) -> Option<
     Some(())
 }
 
+/// The destination MAC address.
+#[inline(always)]
+pub fn destination_mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {
+    Some(Mac { first: frame.read(0)?, last: frame.read(4)? })
+}
+
 /// The source MAC address.
 #[inline(always)]
 pub fn source_mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {

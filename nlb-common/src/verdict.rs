@@ -86,6 +86,9 @@ reasons! {
         /// To or from a module or a client on this host: the program at TC ingress gets the packet, and
         /// counts it again.
         Local = "local",
+        /// To a MAC address that the interface does not accept: a switch sends frames to every port while it
+        /// does not know the port of an address.
+        OtherHost = "other_host",
     }
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
-    self, ADDRESS_BUCKETS, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
+    self, ADDRESS_BUCKETS, AcceptedMac, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
     NextHop, Punted, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry,
     TABLE_COPIES, Upcall,
@@ -13,7 +13,7 @@ use nlb_common::abi::{
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, WAYS};
 use nlb_common::maglev;
-use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::net::{Addr, Be16, L4, Mac};
 use nlb_common::prefix;
 use nlb_common::verdict::COUNTERS;
 
@@ -148,6 +148,15 @@ static FIB_GENERATION: Array<u64, 1, MMAPABLE> = Array::new();
 /// cannot send to; and the VLANs that end on this host, whose tags only the stack removes.
 #[btf_map]
 static LOCAL_LINKS: HashMap<u64, u32, { abi::LOCAL_LINKS }> = HashMap::new();
+
+/// The own MAC address of each interface that XDP serves, by `abi::interface_slot`, and the one that all
+/// have, at `abi::COMMON_MAC`.
+#[btf_map]
+static INTERFACE_MACS: Array<u64, { abi::INTERFACE_MACS as usize }, MMAPABLE> = Array::new();
+
+/// Every MAC address that an interface accepts.
+#[btf_map]
+static ACCEPTED_MACS: HashMap<AcceptedMac, u32, { abi::ACCEPTED_MACS }> = HashMap::new();
 
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
@@ -432,6 +441,30 @@ pub fn is_local_link(ifindex: u32) -> bool {
 pub fn is_local_vlan(ifindex: u32, vlan: u16) -> bool {
     // SAFETY: as above.
     unsafe { LOCAL_LINKS.get(abi::local_link(ifindex, vlan)) }.is_some()
+}
+
+/// Whether an interface accepts frames to a MAC address. Most frames are to the interface's own.
+#[inline(always)]
+pub fn accepts_mac(mac: Mac, ifindex: impl FnOnce() -> u32) -> bool {
+    let is = |slot, word| INTERFACE_MACS.get(slot).is_some_and(|own| *own == word);
+    is(abi::COMMON_MAC, abi::common_mac(mac)) || {
+        let ifindex = ifindex();
+        is(abi::interface_slot(ifindex), abi::interface_mac(ifindex, mac))
+            || nlb_accepts_mac(ifindex, mac.first, mac.last as u32) != 0
+    }
+}
+
+/// The same by the map of all accepted addresses, out of line for the reasons that `record` gives.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_accepts_mac(ifindex: u32, first: u32, last: u32) -> u32 {
+    let is_listed = |key: AcceptedMac| {
+        on_stack([key.ifindex, key.first, key.last], |key: &AcceptedMac| {
+            // SAFETY: the value is not read.
+            unsafe { ACCEPTED_MACS.get(key) }.is_some()
+        })
+    };
+    (is_listed(AcceptedMac { ifindex, first, last }) || is_listed(AcceptedMac::any(ifindex))) as u32
 }
 
 #[inline(always)]

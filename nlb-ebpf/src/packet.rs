@@ -66,6 +66,17 @@ impl Packet {
         }
     }
 
+    /// Whether the frame may be to another host's MAC address. For a socket buffer the kernel has decided
+    /// that; a frame of a driver has to be looked at.
+    #[inline(always)]
+    pub fn may_be_to_other_host(&self) -> bool {
+        match self.context {
+            Context::Xdp(_) => true,
+            // SAFETY: valid context.
+            Context::Skb(ctx) => unsafe { (*ctx).pkt_type == PACKET_OTHERHOST },
+        }
+    }
+
     /// Makes the first `len` bytes (or all, if there are fewer) linear. `None` if the kernel has no memory
     /// for it.
     #[inline(always)]
@@ -235,6 +246,9 @@ impl Frame for Packet {
 
 /// One hop, in the word of an IPv6 header whose last byte is the hop limit.
 const HOP: u16 = u16::from_ne_bytes([0, 1]);
+
+/// The `pkt_type` of a frame to another host (linux/if_packet.h).
+const PACKET_OTHERHOST: u32 = 3;
 
 /// No caller pulls more bytes; the verifier wants a bound.
 const MAX_PULL: usize = 0x7ff;

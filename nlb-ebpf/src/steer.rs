@@ -7,6 +7,7 @@ use nlb_common::frame::Frame;
 use nlb_common::icmp;
 use nlb_common::parse::{self, Ip, Segment};
 use nlb_common::protocol::ETH_LEN;
+use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, Program, Verdict};
 
 use crate::flow::{self, find_or_create};
@@ -29,8 +30,13 @@ pub fn steer(packet: &mut Packet) -> Outcome {
 #[inline(always)]
 pub fn steer_ip<const FIRST_FRAGMENT: bool>(packet: &mut Packet, ip: &Ip) -> Outcome {
     let (dst, transparent) = maps::address(ip.dst);
-    if (dst.is(Address::ANY) || transparent) && is_of_local_vlan(packet, ip) {
-        return Ok(next_hop::LOCAL);
+    if dst.is(Address::ANY) || transparent {
+        if is_of_local_vlan(packet, ip) {
+            return Ok(next_hop::LOCAL);
+        }
+        if !is_accepted(packet) {
+            return Ok(Verdict::Pass(PassReason::OtherHost));
+        }
     }
     if dst.is(Address::VIP) {
         let segment = segment::<FIRST_FRAGMENT>(packet, ip)?;
@@ -75,6 +81,17 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
     }
     let Some(tag) = packet.read::<u16>(ETH_LEN) else { return false };
     maps::is_local_vlan(packet.ingress(), u16::from_be(tag) & 0xfff)
+}
+
+/// Whether the interface accepts the frame's destination MAC address (IEEE 802.3). The kernel has compared it
+/// with the link's own address before TC ingress; XDP sees every frame that the driver lets through, on a
+/// switch that floods also those to other hosts.
+#[inline(always)]
+fn is_accepted(packet: &Packet) -> bool {
+    if !packet.may_be_to_other_host() {
+        return true;
+    }
+    rewrite::destination_mac(packet).is_some_and(|mac| maps::accepts_mac(mac, || packet.ingress()))
 }
 
 /// Sends a client's packet to a backend of its service. `BY_CONNECTION_ID` is true in the program for

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Mode, Net, Options, OuterSources, Ports, Span, XdpMode};
+use super::{AcceptMac, Mode, Net, Options, OuterSources, Ports, Span, XdpMode};
 use crate::model::settings::LeaseConfig;
 use crate::model::settings::OutlierConfig;
 use crate::model::settings::PromotionConfig;
@@ -23,6 +23,8 @@ pub struct Config {
     pub ignore_state: bool,
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
+    /// Destination MAC addresses that interfaces accept beside their own.
+    pub accept_mac: Vec<AcceptMac>,
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
     pub gue_port: u16,
@@ -55,6 +57,10 @@ impl Options {
         ensure!(!interfaces.is_empty(), "no interface to balance on; name one with --iface");
         if let Some(name) = interfaces.iter().find(|name| !is_interface_name(name)) {
             bail!("--iface {name:?} is not the name of an interface; `ip link` lists them");
+        }
+        let accept_mac = self.accept_mac.unwrap_or_default();
+        if let Some(accept) = accept_mac.iter().find(|accept| !interfaces.contains(&accept.interface)) {
+            bail!("--accept-mac {accept}: --iface does not name {}", accept.interface);
         }
         let span =
             |given: Option<Span>, default: u64| given.map_or(Duration::from_secs(default), |span| span.0);
@@ -108,6 +114,7 @@ impl Options {
             ignore_state: self.ignore_state.unwrap_or(false),
             interfaces,
             xdp_mode: self.xdp_mode.unwrap_or_default(),
+            accept_mac,
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
             gue_port,
@@ -159,6 +166,7 @@ impl From<&Config> for Options {
             iface: Some(config.interfaces.clone()),
             vip: Some(registry.vips.nets().map(Net).collect()),
             xdp_mode: Some(config.xdp_mode),
+            accept_mac: Some(config.accept_mac.clone()),
             grpc: Some(config.grpc),
             forward_mode: Some(registry.forward_mode.into()),
             snat_ports: Some(Ports(config.snat_ports.clone())),

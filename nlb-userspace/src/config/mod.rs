@@ -16,4 +16,4 @@ pub use daemon::{Config, Flows};
 pub use live::{Configuration, Proposal, Rejected};
 pub use options::Options;
 pub use sources::OuterSources;
-pub use values::{Mode, Net, Ports, Span, XdpMode};
+pub use values::{AcceptMac, Mode, Net, Ports, Span, XdpMode};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, Net, Ports, Span, XdpMode};
+use super::{AcceptMac, Mode, Net, Ports, Span, XdpMode};
 
 const STATE_DIR: &str = "/var/lib/nlb";
 
@@ -45,6 +45,11 @@ pub struct Options {
     /// The XDP mode [default: auto]
     #[arg(long, env = "NLB_XDP_MODE", value_name = "MODE")]
     pub xdp_mode: Option<XdpMode>,
+
+    /// Other destination MAC addresses whose frames an interface balances, such as that of a virtual router;
+    /// `any`: every frame that the driver receives [repeat, or separate by commas]
+    #[arg(long, env = "NLB_ACCEPT_MAC", value_name = "IFACE=MAC|any", value_delimiter = ',')]
+    pub accept_mac: Option<Vec<AcceptMac>>,
 
     /// The address of the gRPC server, which requires no credentials [default: 127.0.0.1:50051]
     #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
@@ -211,6 +216,7 @@ impl Options {
             iface,
             vip,
             xdp_mode,
+            accept_mac,
             grpc,
             forward_mode,
             snat_ports,

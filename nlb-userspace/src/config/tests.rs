@@ -53,7 +53,7 @@ fn lists_are_repeated_or_separated_by_commas() {
 fn flags_come_before_the_file_and_the_file_before_defaults() {
     let file: Options = toml::from_str(
         "iface = ['eth1']\ngrpc = '10.0.0.1:1'\nsnat_ports = '2000-3000'\ngue_port = 6081\nipip_sources = ['10.7.0.0/16']\nxdp_mode = 'generic'\n\
-         heartbeat_interval = '2s'\nforward_mode = 'dsr-l2'\nvip = ['192.0.2.1']\nfail_open = false",
+         heartbeat_interval = '2s'\nforward_mode = 'dsr-l2'\naccept_mac = ['eth0=0:0:5e:0:1:33', 'eth0=any']\nvip = ['192.0.2.1']\nfail_open = false",
     )
     .unwrap();
     let config = flags("--iface eth0 --xdp-mode native --fail-open").unwrap().or(file).check().unwrap();
@@ -63,6 +63,8 @@ fn flags_come_before_the_file_and_the_file_before_defaults() {
     assert_eq!(config.grpc, "10.0.0.1:1".parse().unwrap());
     assert_eq!(config.snat_ports, 2000..=3000);
     assert_eq!(config.gue_port, 6081);
+    let accepted: Vec<String> = config.accept_mac.iter().map(ToString::to_string).collect();
+    assert_eq!(accepted, ["eth0=00:00:5e:00:01:33", "eth0=any"]);
     assert!(config.ipip_sources.nets().map(|net| net.to_string()).eq(["10.7.0.0/16"]));
     assert_eq!(config.registry.lease.interval, Duration::from_secs(2));
     assert_eq!(config.registry.forward_mode, ForwardMode::DsrL2);
@@ -97,6 +99,15 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --snat-ports 5-4", "not a range of ports"),
         ("--iface a --gue-port 0", "--gue-port"),
         ("--iface a --gue-port 65536", "--gue-port"),
+        ("--iface a --accept-mac 00:00:5e:00:01:33", "is not of the form"),
+        ("--iface a --accept-mac a=00:00:5e:00:01", "is not of the form"),
+        ("--iface a --accept-mac a=00:00:5e:00:01:33:1", "is not of the form"),
+        ("--iface a --accept-mac a=00:00:5e:00:01:+3", "is not of the form"),
+        ("--iface a --accept-mac a=all", "is not of the form"),
+        ("--iface a --accept-mac a=01:00:5e:00:01:33", "multicast"),
+        ("--iface a --accept-mac a=ff:ff:ff:ff:ff:ff", "broadcast"),
+        ("--iface a --accept-mac a=0:0:0:0:0:0", "of no host"),
+        ("--iface a --accept-mac b=any", "--iface does not name b"),
         ("--iface a --ipip-sources 10.7.0.1/16", "bits beyond its prefix"),
         ("--iface a --ipip-sources 10.7.0.1", "--ipip-sources"),
         ("--iface a --vip 10.7.3.1 --ipip-sources 10.7.0.0/16", "--ipip-sources"),

@@ -1,5 +1,6 @@
 //! Values of settings, in the form that operators write.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use ipnet::IpNet;
+use nlb_common::net::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ForwardMode;
@@ -86,6 +88,56 @@ impl FromStr for Net {
     }
 }
 
+/// A MAC address that an interface accepts as a destination; `None` stands for any.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AcceptMac {
+    pub interface: String,
+    pub mac: Option<Mac>,
+}
+
+impl FromStr for AcceptMac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("{text:?} is not of the form eth0=00:00:5e:00:01:33 or eth0=any");
+        let (interface, mac) = text.split_once('=').ok_or_else(form)?;
+        let mac = match mac {
+            "any" => None,
+            mac => Some(mac_address(mac).ok_or_else(form)?),
+        };
+        match mac {
+            Some(mac) if mac.is_group() => Err(format!(
+                "{text:?} names a multicast or broadcast address: the kernel receives those frames"
+            )),
+            Some(Mac::NONE) => Err(format!("{text:?} names the address of no host")),
+            _ => Ok(AcceptMac { interface: interface.to_owned(), mac }),
+        }
+    }
+}
+
+/// Six numbers in hexadecimal, separated by colons.
+fn mac_address(text: &str) -> Option<Mac> {
+    let mut parts = text.split(':').map(|part| {
+        let is_byte = (1..=2).contains(&part.len()) && part.chars().all(|c| c.is_ascii_hexdigit());
+        is_byte.then(|| u8::from_str_radix(part, 16).ok())?
+    });
+    let mut bytes = [0; 6];
+    for byte in &mut bytes {
+        *byte = parts.next()??;
+    }
+    parts.next().is_none().then(|| Mac::new(bytes))
+}
+
+impl fmt::Display for AcceptMac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mac {
+            Some(mac) => write!(f, "{}={mac:?}", self.interface),
+            None => write!(f, "{}=any", self.interface),
+        }
+    }
+}
+
 /// A range of ports.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -142,7 +194,13 @@ macro_rules! from_text {
         }
     )+};
 }
-from_text!(Net, Ports, Span);
+from_text!(AcceptMac, Net, Ports, Span);
+
+impl From<AcceptMac> for String {
+    fn from(accept: AcceptMac) -> String {
+        accept.to_string()
+    }
+}
 
 impl From<Net> for String {
     fn from(net: Net) -> String {

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use nlb_common::abi::LOOPBACK;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::accepted_macs::AcceptedMacs;
 use super::link::{self, Kind, Link};
 use super::loader::{Balancer, XdpAttachment};
 use super::netlink::Netlink;
@@ -80,6 +82,7 @@ const VNET_HDR: &str = "its frames have a vnet_hdr with unfinished checksums and
 pub(crate) struct Attachments {
     interfaces: XdpInterfaces,
     balancer: Balancer,
+    macs: AcceptedMacs,
     mode: XdpMode,
     /// Whether the program was loaded in the form that sends to veths.
     veths: bool,
@@ -92,10 +95,13 @@ impl Attachments {
     pub(crate) fn new(
         interfaces: XdpInterfaces,
         mut balancer: Balancer,
+        mut macs: AcceptedMacs,
         mode: XdpMode,
         links: &HashMap<u32, Link>,
+        addresses: &[(u32, IpNet)],
     ) -> anyhow::Result<(Self, BTreeMap<String, Option<XdpMode>>)> {
         let veths = interfaces.any_veth(links)?;
+        macs.update(|link| interfaces.include(link), links, addresses)?;
         let (mut served, mut modes) = (BTreeMap::new(), BTreeMap::new());
         for name in interfaces.0.iter() {
             let ifindex = link::suitable(name, links)?;
@@ -112,15 +118,19 @@ impl Attachments {
             served.insert(name.clone(), (ifindex, attached));
             modes.insert(name.clone(), Some(came_to));
         }
-        Ok((Attachments { interfaces, balancer, mode, veths, served }, modes))
+        Ok((Attachments { interfaces, balancer, macs, mode, veths, served }, modes))
     }
 
-    /// Attaches again to interfaces that return, for as long as the daemon runs.
+    /// Attaches again to interfaces that return, and keeps their accepted MAC addresses, for as long as the
+    /// daemon runs.
     pub(crate) async fn keep(mut self) -> anyhow::Result<()> {
         let (netlink, mut events) = Netlink::open()?;
         let mut logged = BTreeMap::new();
         loop {
-            self.compare(&netlink.links().await?, &mut logged);
+            let links = netlink.links().await?;
+            let addresses = netlink.addresses().await?;
+            self.macs.update(|link| self.interfaces.include(link), &links, &addresses)?;
+            self.compare(&links, &mut logged);
             if let Ok(None) = timeout(RETRY_INTERVAL, events.recv()).await {
                 return Ok(());
             }
@@ -213,7 +223,8 @@ mod tests {
     fn a_named_interface_is_local_only_if_it_has_a_vnet_hdr() {
         let interfaces = XdpInterfaces::new(&["eth0".to_owned()]);
         let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
-        let link = |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller };
+        let link =
+            |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller, up: true };
         assert!(
             interfaces.is_local(&link("br0", Kind::Bridge))
                 && interfaces.is_local(&link("veth0", Kind::Veth))

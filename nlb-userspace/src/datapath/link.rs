@@ -18,6 +18,8 @@ pub(crate) struct Link {
     pub below: Option<u32>,
     /// The bridge or bond that this link is a port of.
     pub controller: Option<u32>,
+    /// It is set up (`ip link set up`).
+    pub up: bool,
 }
 
 /// The kind of a link, as far as the balancer distinguishes them.
@@ -30,6 +32,8 @@ pub(crate) enum Kind {
     /// The VLAN's number.
     Vlan(u16),
     MacVlan,
+    /// A macvlan device whose frames a virtual machine reads and writes.
+    MacVtap,
     IpVlan,
     Tap {
         /// Its frames start with a vnet_hdr (`IFF_VNET_HDR`), as those of virtual machines do: a checksum may
@@ -88,6 +92,7 @@ impl Kind {
         match self {
             Kind::Vlan(_) => Some("a VLAN device"),
             Kind::MacVlan => Some("a macvlan device"),
+            Kind::MacVtap => Some("a macvtap device"),
             Kind::IpVlan => Some("an ipvlan device"),
             Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Tap { .. } | Kind::Other => None,
         }
@@ -99,9 +104,13 @@ impl Kind {
             Kind::Bond => Some("the bond"),
             Kind::Team => Some("the team"),
             Kind::Bridge => Some("the bridge"),
-            Kind::Veth | Kind::Vlan(_) | Kind::MacVlan | Kind::IpVlan | Kind::Tap { .. } | Kind::Other => {
-                None
-            }
+            Kind::Veth
+            | Kind::Vlan(_)
+            | Kind::MacVlan
+            | Kind::MacVtap
+            | Kind::IpVlan
+            | Kind::Tap { .. }
+            | Kind::Other => None,
         }
     }
 }
@@ -156,7 +165,7 @@ mod tests {
 
     fn link(name: &str, kind: Kind) -> Link {
         let (below, controller) = (None, None);
-        Link { name: name.to_owned(), mac: Mac::NONE, mtu: 1500, kind, below, controller }
+        Link { name: name.to_owned(), mac: Mac::NONE, mtu: 1500, kind, below, controller, up: true }
     }
 
     fn stacked(name: &str, kind: Kind, below: u32) -> Link {

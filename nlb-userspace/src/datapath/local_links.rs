@@ -109,6 +109,7 @@ mod tests {
             kind,
             below,
             controller,
+            up: true,
         };
         let links = HashMap::from([
             (2, link(Kind::Other, None, None)),

@@ -1,6 +1,7 @@
 //! The kernel's side: attaches the programs to their interfaces, and starts the tasks that write and read
 //! their maps.
 
+pub(crate) mod accepted_macs;
 pub mod counters;
 pub(crate) mod decap;
 pub(crate) mod errors;
@@ -29,10 +30,12 @@ use crate::model::next_hop::Hops;
 use crate::model::traffic::Traffic;
 use crate::model::upcall::{self, NegativeEntry, Question};
 use crate::reconcile::{self, Applied};
+use accepted_macs::AcceptedMacs;
 use counters::Collector;
 use interfaces::{Attachments, XdpInterfaces};
 use loader::{Datapath, LoadConfig};
 use maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
+use maps::macs::MacTable;
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
 
@@ -61,7 +64,8 @@ const OPEN_QUESTIONS: usize = 1024;
 /// Loads the balancer, attaches it, and starts the tasks that keep its maps in line with `desired`.
 pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> anyhow::Result<Running> {
     let interfaces = XdpInterfaces::new(&config.interfaces);
-    let links = Netlink::open()?.0.links().await?;
+    let (netlink, _) = Netlink::open()?;
+    let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
     let any_veth = interfaces.any_veth(&links)?;
     loader::prepare_host()?;
     let load_config = LoadConfig {
@@ -80,8 +84,15 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut details =
         vec![("flow_table_entries".to_owned(), (load_config.flow_buckets() as usize * WAYS).to_string())];
-    let (attachments, modes) =
-        Attachments::new(interfaces.clone(), datapath.for_interfaces()?, config.xdp_mode, &links)?;
+    let macs = AcceptedMacs::new(MacTable::take(&mut datapath.bpf)?, config.accept_mac.clone());
+    let (attachments, modes) = Attachments::new(
+        interfaces.clone(),
+        datapath.for_interfaces()?,
+        macs,
+        config.xdp_mode,
+        &links,
+        &addresses,
+    )?;
     for (interface, mode) in modes {
         let mode = mode.map_or("none".to_owned(), |mode| format!("{mode:?}").to_lowercase());
         details.push((format!("xdp.{interface}"), mode));

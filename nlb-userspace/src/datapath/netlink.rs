@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use nlb_common::net::Mac;
 use rtnetlink::packet_core::Nla as _;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -149,6 +151,7 @@ fn parse_link(message: LinkMessage) -> Option<Link> {
         kind: Kind::Other,
         below: None,
         controller: None,
+        up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in message.attributes {
         match attribute {
@@ -179,7 +182,8 @@ fn kind(details: &[LinkInfo]) -> Kind {
         Some(InfoKind::Bond) => Kind::Bond,
         Some(InfoKind::Team) => Kind::Team,
         Some(InfoKind::Vlan) => Kind::Vlan(vlan_id(details)),
-        Some(InfoKind::MacVlan | InfoKind::MacVtap) => Kind::MacVlan,
+        Some(InfoKind::MacVlan) => Kind::MacVlan,
+        Some(InfoKind::MacVtap) => Kind::MacVtap,
         Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
         // A tap or tun with a MAC address: a link without one is dropped below.
         Some(InfoKind::Tun) => Kind::Tap { vnet_hdr: has_vnet_hdr(details) },

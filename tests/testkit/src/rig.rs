@@ -4,7 +4,7 @@
 //! looks up for replies. Backends get into the maps by the daemon's own compiler and map store.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,6 +20,7 @@ use nlb::datapath::counters::Collector;
 use nlb::datapath::inject;
 use nlb::datapath::loader::{self, Datapath, LoadConfig};
 use nlb::datapath::maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
+use nlb::datapath::maps::macs::MacTable;
 use nlb::datapath::maps::upcalls::{self, Upcalls};
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::TableSizes;
@@ -31,7 +32,7 @@ use nlb::model::{
 };
 use nlb::reconcile::change::MapStore;
 use nlb::reconcile::plan::plan;
-use nlb_common::abi::{FragmentEntry, FragmentKey, LOOPBACK, NextHop, Punted, local_link};
+use nlb_common::abi::{AcceptedMac, FragmentEntry, FragmentKey, LOOPBACK, NextHop, Punted, local_link};
 use nlb_common::flow::IdleTimes;
 use nlb_common::net;
 use nlb_common::verdict::{
@@ -168,6 +169,8 @@ pub struct Rig {
     collector: Collector,
     upcalls: Upcalls,
     punted: RingBuf<MapData>,
+    macs: MacTable,
+    accepted: BTreeSet<AcceptedMac>,
     fragments: HashMap<MapData, FragmentKey, FragmentEntry>,
     image: MapImage,
     pub desired: Desired,
@@ -250,6 +253,7 @@ impl Rig {
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
         let punted = bpf::punted(&mut datapath.bpf)?;
         let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
+        let macs = MacTable::take(&mut datapath.bpf)?;
         let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
         let image = MapImage::empty(load_config.limits);
         let mut rig = Rig {
@@ -260,6 +264,10 @@ impl Rig {
             collector,
             upcalls,
             punted,
+            macs,
+            accepted: [OUR_MAC, OUR_BACK_MAC]
+                .map(|mac| AcceptedMac::new(LOOPBACK, net::Mac::new(mac)))
+                .into(),
             fragments,
             image,
             desired: Desired { fail_open: true, ..Desired::default() },
@@ -269,6 +277,7 @@ impl Rig {
             rig.desired.vips.extend([family.vip, family.vip2]);
             rig.know(family.backend, family.source);
         }
+        rig.set_macs()?;
         rig.desired.modules.insert("m1".to_owned(), module(mode, 2).into());
         rig.apply()?;
         Ok(rig)
@@ -412,6 +421,25 @@ impl Rig {
     /// Adds a VLAN device of the host on the interface that packets come in by.
     pub fn end_vlan(&mut self, id: u16) -> Result<()> {
         LocalLinks::take(&mut self.datapath.bpf)?.insert(local_link(LOOPBACK, id))
+    }
+
+    /// Has an interface accept a destination MAC address. Loopback, where frames of [`run`](Self::run) come
+    /// in, accepts [`OUR_MAC`] and [`OUR_BACK_MAC`].
+    pub fn accept(&mut self, accepted: AcceptedMac) -> Result<()> {
+        self.accepted.insert(accepted);
+        self.set_macs()
+    }
+
+    /// Has the only interface accept its own MAC address and no other.
+    pub fn accept_only(&mut self, accepted: AcceptedMac) -> Result<()> {
+        self.accepted = [accepted].into();
+        self.set_macs()
+    }
+
+    /// An interface's own address is one of those that it accepts.
+    fn set_macs(&mut self) -> Result<()> {
+        let own: Vec<_> = self.accepted.iter().map(|accepted| (accepted.ifindex, accepted.mac())).collect();
+        self.macs.set(&own, self.accepted.clone())
     }
 
     /// The counter of changes of the kernel's FIB, which ends cached next hops. It can be taken once.

@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use nlb::model::ForwardMode;
+use nlb_common::abi::{AcceptedMac, LOOPBACK};
 
-use crate::packet::Transport;
-use crate::rig::{Rig, XDP_PASS, families};
+use crate::packet::{ACK, Mac, SYN, Transport};
+use crate::rig::{BACKEND_MAC, CLIENT_MAC, OUR_BACK_MAC, OUR_MAC, Rig, XDP_PASS, families, source_port};
 
 /// Checks that a frame passes unchanged, and that this exit is counted.
 fn passes(rig: &mut Rig, what: &str, frame: &[u8], exit: &str) -> Result<()> {
@@ -100,6 +101,70 @@ fn row_8_packets_of_a_vlan_device_of_the_host_pass_to_the_stack() -> Result<()> 
             let stranger = family.syn().with(|p| (p.dst, p.tags) = (family.stranger, vec![(0x8100, 42)]));
             assert_eq!(rig.run(&stranger)?.counted, [("pass not_ours".to_owned(), 1)].into());
         }
+    }
+    Ok(())
+}
+
+/// A switch sends frames to every port while it does not know the port of an address.
+#[test]
+fn row_36_frames_to_other_hosts_pass_unchanged() -> Result<()> {
+    for mode in [ForwardMode::Nat, ForwardMode::DsrL2, ForwardMode::DsrIpip, ForwardMode::Gue] {
+        let mut rig = Rig::new(mode)?;
+        for family in families() {
+            let request = family.syn();
+            assert!(rig.run(&request)?.counted.contains_key("send forward"));
+            let to_port = |dport| family.syn().with(|p| p.dport = dport);
+            let echo = family.syn().with(|p| p.l4 = Transport::Other(if p.src.is_ipv4() { 1 } else { 58 }));
+            for packet in [request, family.ack(), family.udp(), to_port(81), echo] {
+                for mac in [BACKEND_MAC, CLIENT_MAC, [0, 0, 0x5e, 0, 1, 51], [2, 0, 0, 0, 0, 3]] {
+                    let stray = packet.with(|p| p.dst_mac = mac).bytes();
+                    passes(&mut rig, "to another host", &stray, "pass other_host")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn row_36_replies_to_other_hosts_pass_unchanged() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    for family in families() {
+        let sent = rig.run(&family.syn())?;
+        let request = family.translated(&family.syn(), source_port(&sent.frame));
+        let answer = family.answer(&request, Transport::Tcp { flags: SYN | ACK, seq: 7 });
+        let stray = answer.with(|p| p.dst_mac = BACKEND_MAC).bytes();
+        passes(&mut rig, "an answer to another host", &stray, "pass other_host")?;
+        assert!(rig.run(&answer)?.counted.contains_key("send reply"));
+    }
+    Ok(())
+}
+
+#[test]
+fn row_36_configured_addresses_are_accepted() -> Result<()> {
+    const VRRP: Mac = [0, 0, 0x5e, 0, 1, 51];
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let to = |mac| families()[0].syn().with(|p| p.dst_mac = mac);
+    let exit = |rig: &mut Rig, mac| Ok::<_, anyhow::Error>(rig.run(&to(mac))?.counted);
+    let (passed, sent) = (("pass other_host".to_owned(), 1), ("send forward".to_owned(), 1));
+    rig.accept(AcceptedMac::any(LOOPBACK + 1))?;
+    assert_eq!(exit(&mut rig, VRRP)?, [passed.clone()].into(), "another interface accepts it");
+    rig.accept(AcceptedMac::new(LOOPBACK, nlb_common::net::Mac::new(VRRP)))?;
+    assert_eq!(exit(&mut rig, VRRP)?, [sent.clone()].into());
+    assert_eq!(exit(&mut rig, BACKEND_MAC)?, [passed].into());
+    rig.accept(AcceptedMac::any(LOOPBACK))?;
+    assert_eq!(exit(&mut rig, BACKEND_MAC)?, [sent].into());
+    Ok(())
+}
+
+#[test]
+fn row_36_the_address_of_the_only_interface_is_accepted() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    rig.accept_only(AcceptedMac::new(LOOPBACK, nlb_common::net::Mac::new(OUR_MAC)))?;
+    for family in families() {
+        assert!(rig.run(&family.syn())?.counted.contains_key("send forward"));
+        let stray = family.syn().with(|p| p.dst_mac = OUR_BACK_MAC).bytes();
+        passes(&mut rig, "to another host", &stray, "pass other_host")?;
     }
     Ok(())
 }

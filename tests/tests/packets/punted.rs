@@ -11,7 +11,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nlb::model::ForwardMode;
-use nlb_common::abi::NextHop;
+use nlb_common::abi::{AcceptedMac, NextHop};
 use nlb_common::net;
 use nlb_testkit::netns::Namespace;
 
@@ -28,6 +28,8 @@ fn row_22_punted_packets_are_sent_as_the_program_decides() -> Result<()> {
     let hop = NextHop::new(net::Mac::new(BACKEND_MAC), net::Mac::new(OUR_BACK_MAC), back);
     rig.hops.values_mut().for_each(|known| known.hop = hop);
     rig.apply()?;
+    rig.accept(AcceptedMac::any(front))?;
+    rig.accept(AcceptedMac::any(back))?;
     let (here, there) = (rig.namespace().run(|| listen("back0"))??, host.run(|| listen("eth0"))??);
 
     let ways = if rig.has_live_frames() { &[false, true][..] } else { &[false] };

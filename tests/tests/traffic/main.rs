@@ -18,6 +18,7 @@ mod life;
 mod metrics;
 mod neighbours;
 mod nic;
+mod other_hosts;
 mod peer;
 mod persistence;
 mod promotion;

@@ -166,7 +166,7 @@ fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result
 }
 
 /// An array that is read and written through shared memory.
-fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
+pub(super) fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
     match take(bpf, name)? {
         Map::Array(map) => Ok(map),
         _ => Err(anyhow!("{name} is not an array")),

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod fake;
 mod grace;
 pub(crate) mod layout;
+pub mod macs;
 mod memory;
 pub(crate) mod prefixes;
 pub(crate) mod programs;

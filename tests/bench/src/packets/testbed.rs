@@ -10,6 +10,8 @@ use nlb::config::Flows as FlowSettings;
 use nlb::datapath::loader::LoadConfig;
 use nlb::model::settings::TableSizes;
 use nlb::model::{Destination, L4, LimitTarget, LimitUnit, RateLimit, Route, Texts};
+use nlb_common::abi::AcceptedMac;
+use nlb_common::net::Mac;
 use nlb_testkit::packet::{ACK, Packet, Transport};
 use nlb_testkit::rig::{self, Family, Rig, XDP_REDIRECT, XDP_TX, families, module};
 
@@ -75,6 +77,8 @@ impl Case {
             _ if self.v6 => Flows::V6,
             _ => Flows::V4,
         };
+        let mac = frame[..6].try_into().expect("six bytes");
+        rig.accept_only(AcceptedMac::new(ifindex, Mac::new(mac)))?;
         Ok(Testbed { rig, traffic: Traffic { frame, flows, number: self.flows, ifindex } })
     }
 

@@ -164,7 +164,8 @@ fn vary(random: &mut Random, packet: &mut Packet) {
         packet.src_mac = random.pick(&[OUR_BACK_MAC, OUR_MAC, CLIENT_MAC]);
     }
     if random.once_in(30) {
-        packet.dst_mac = random.pick(&[[0xff; 6], [1, 0, 0x5e, 0, 0, 1]]);
+        packet.dst_mac =
+            random.pick(&[[0xff; 6], [1, 0, 0x5e, 0, 0, 1], BACKEND_MAC, CLIENT_MAC, OUR_BACK_MAC]);
     }
     if packet.src.is_ipv4() {
         if random.once_in(8) {

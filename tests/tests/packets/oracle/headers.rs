@@ -8,6 +8,8 @@ use etherparse::{
 };
 use nlb::model::L4;
 
+use crate::packet::Mac;
+
 /// The exits that are allowed for a frame: more than one if docs/datapath.md does not order its faults.
 pub type Exits = &'static [&'static str];
 
@@ -67,6 +69,11 @@ impl Tcp {
     pub fn opens(&self) -> bool {
         self.syn && !self.ack && !self.rst
     }
+}
+
+/// The destination MAC address of a frame that [`ip`] has read.
+pub fn destination_mac(frame: &[u8]) -> Mac {
+    frame[..6].try_into().expect("six bytes")
 }
 
 pub fn ip(frame: &[u8]) -> Result<Ip, Exits> {

@@ -98,6 +98,15 @@ impl Model {
             Ok(ip) => ip,
             Err(exits) => return Ok(Expected::Untouched(exits)),
         };
+        // With a backend that replies to clients' addresses, any address may be of interest to the program.
+        let concerns = world.desired.all_vips().contains(&ip.dst) || self.is_ours(ip.dst);
+        if ![OUR_MAC, OUR_BACK_MAC].contains(&headers::destination_mac(frame)) {
+            let exits: Exits = match concerns || is_transparent(world.desired, ip.src) {
+                true => &["pass other_host"],
+                false => &["pass not_ours", "pass other_host"],
+            };
+            return Ok(Expected::Untouched(exits));
+        }
         let fragment = headers::fragment(frame, &ip);
         let decision = if world.desired.all_vips().contains(&ip.dst) {
             match fragment.filter(|fragment| fragment.later) {

@@ -157,6 +157,7 @@ impl Oracle {
             "pass protocol",
             "pass closed_port",
             "pass no_flow",
+            "pass other_host",
             "send forward",
             "send reply",
             "send reject",
