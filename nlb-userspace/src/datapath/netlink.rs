@@ -36,6 +36,16 @@ pub(crate) struct RouteTo {
     pub source: Option<IpAddr>,
 }
 
+/// An entry of the kernel's neighbour table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbour {
+    /// `None` for a neighbour that did not answer.
+    pub mac: Option<Mac>,
+    /// The host's configuration (`nud permanent`), or a link without resolution (`noarp`): the kernel uses
+    /// the entry as it is, and so does the daemon. A request to resolve it would end that state.
+    pub is_fixed: bool,
+}
+
 impl Netlink {
     /// Opens the connection. The receiver gets an event when links, addresses, routes, rules or neighbours
     /// change; one event may stand for several changes.
@@ -90,16 +100,16 @@ impl Netlink {
         Ok(nets)
     }
 
-    /// The kernel's neighbours, by link and address. `None` for a neighbour that did not answer.
-    pub(crate) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Option<Mac>>> {
-        let mut macs = HashMap::new();
+    /// The kernel's neighbours, by link and address.
+    pub(crate) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Neighbour>> {
+        let mut neighbours = HashMap::new();
         let mut answers = self.handle.neighbours().get().execute();
         while let Some(message) = answers.try_next().await.context("listing neighbours")? {
-            if let Some((addr, mac)) = parse_neighbour(&message) {
-                macs.insert((message.header.ifindex, addr), mac);
+            if let Some((addr, neighbour)) = parse_neighbour(&message) {
+                neighbours.insert((message.header.ifindex, addr), neighbour);
             }
         }
-        Ok(macs)
+        Ok(neighbours)
     }
 
     /// The route that the kernel selects, by loopback if it ends on this host; `None` if there is no route.
@@ -128,7 +138,7 @@ impl Netlink {
         }
     }
 
-    /// Asks the kernel to resolve or confirm a neighbour's MAC address.
+    /// Asks the kernel to resolve or confirm a neighbour's MAC address. The neighbour must not be fixed.
     pub(crate) async fn resolve(&self, ifindex: u32, addr: IpAddr) -> anyhow::Result<()> {
         let request = self
             .handle
@@ -220,7 +230,7 @@ fn has_vnet_hdr(details: &[LinkInfo]) -> bool {
 }
 
 /// `None` for a neighbour whose resolution is in progress.
-fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> {
+fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
     use NeighbourState as S;
     let state = message.header.state;
     if !matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp | S::Failed) {
@@ -237,9 +247,11 @@ fn parse_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<Mac>)> 
             _ => {}
         }
     }
+    let is_fixed = matches!(state, S::Permanent | S::Noarp);
     match state {
-        S::Failed => Some((addr?, None)),
-        _ => Some((addr?, Some(mac?))),
+        S::Failed => Some((addr?, Neighbour { mac: None, is_fixed })),
+        _ if is_fixed => Some((addr?, Neighbour { mac, is_fixed })),
+        _ => Some((addr?, Neighbour { mac: Some(mac?), is_fixed })),
     }
 }
 

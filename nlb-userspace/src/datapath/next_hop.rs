@@ -3,7 +3,8 @@
 //! The data path sends packets past the kernel's stack, so the kernel would forget neighbours that only the
 //! balancer uses, and would not detect that one has moved. The daemon therefore confirms the neighbours in
 //! use every few seconds, as the kernel does for those that it uses itself. A neighbour that the kernel has
-//! forgotten stays in use while it is resolved again; only one that does not answer is removed.
+//! forgotten stays in use while it is resolved again; only one that does not answer is removed. Permanent
+//! neighbours are the host's configuration: the daemon uses them as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -94,8 +95,11 @@ async fn resolve_from_vips(netlink: &Netlink, client: IpAddr, vips: &BTreeSet<Ip
             neighbours.insert((route.ifindex, route.gateway.unwrap_or(client)));
         }
     }
-    for (ifindex, neighbour) in neighbours {
-        netlink.resolve(ifindex, neighbour).await?;
+    let known = netlink.neighbours().await?;
+    for to in neighbours {
+        if !known.get(&to).is_some_and(|neighbour| neighbour.is_fixed) {
+            netlink.resolve(to.0, to.1).await?;
+        }
     }
     Ok(())
 }
@@ -144,7 +148,9 @@ async fn resolve_next_hops<'a>(
             continue;
         }
         let neighbour = neighbours.get(&(route.ifindex, next)).copied();
-        if neighbour.flatten().is_none() || confirm(*addr) {
+        let is_known = neighbour.is_some_and(|neighbour| neighbour.mac.is_some());
+        let is_fixed = neighbour.is_some_and(|neighbour| neighbour.is_fixed);
+        if !is_fixed && (!is_known || confirm(*addr)) {
             // The kernel refuses this for links without neighbours, such as tunnels, which have no MAC
             // addresses to send to either.
             if let Err(error) = netlink.resolve(route.ifindex, next).await {
@@ -152,7 +158,7 @@ async fn resolve_next_hops<'a>(
             }
         }
         let mac = match neighbour {
-            Some(known) => known,
+            Some(known) => known.mac,
             None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
         };
         let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };

@@ -1,6 +1,6 @@
 //! No packet is lost to an unknown neighbour, or while modules register.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -91,6 +91,35 @@ fn generic_xdp_serves_from_all_modules() -> Result<()> {
         for (first, l4) in [(20_000, L4::Tcp), (30_000, L4::Udp)] {
             let counts = flows(&fleet.lab.clients[0], l4, vip, first, 200)?;
             ensure!(counts.len() == 2, "{counts:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The daemon confirms neighbours every 10 s; a request would end the state of a permanent one.
+#[test]
+fn permanent_neighbours_stay_as_they_are() -> Result<()> {
+    const CONFIRMATIONS: Duration = Duration::from_secs(25);
+    let fleet = Fleet::start(Lab::one_arm(1, 2)?, Mode::Nat, &[100, 100], &[])?;
+    let (nlb, module, client) = (&fleet.lab.nlb.netns, &fleet.lab.modules[0], &fleet.lab.clients[0]);
+    let hosts = [module, client].map(|host| (host, [host.v4.into(), host.v6.into()]));
+    for (host, addresses) in hosts {
+        let mac = host.netns.mac("eth0")?;
+        for address in addresses.map(|address: IpAddr| address.to_string()) {
+            nlb.ip(&["neigh", "replace", &address, "lladdr", &mac, "dev", "eth0", "nud", "permanent"])?;
+        }
+    }
+    let start = Instant::now();
+    while start.elapsed() < CONFIRMATIONS {
+        on(client, || async {
+            for vip in vips() {
+                one_datagram(vip).await?;
+            }
+            Ok(())
+        })?;
+        for address in hosts.iter().flat_map(|(_, addresses)| addresses) {
+            let shown = nlb.ip(&["neigh", "show", &address.to_string()])?;
+            ensure!(shown.contains("PERMANENT"), "after {:?}: {shown}", start.elapsed());
         }
     }
     Ok(())
