@@ -152,7 +152,13 @@ async fn an_even_load_is_left_alone_unless_forced() {
 
 #[tokio::test]
 async fn strategies_have_the_names_that_others_give_them() {
-    for (alias, strategy) in [("round_robin", "equal"), ("weighted", "weight")] {
+    for (alias, strategy) in [
+        ("round_robin", "equal"),
+        ("round-robin", "equal"),
+        ("weighted", "weight"),
+        ("least-conn", "least_connections"),
+        ("least-connections", "least_connections"),
+    ] {
         let mut weights = Vec::new();
         for name in [alias, strategy] {
             let mut nlb = fleet(&[("a", 30), ("b", 10)]).await;

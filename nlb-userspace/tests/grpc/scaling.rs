@@ -236,6 +236,36 @@ async fn a_module_that_does_not_scale_is_reported() {
 }
 
 #[tokio::test]
+async fn actions_have_the_names_that_others_give_them() {
+    let mut nlb = Nlb::start().await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
+    nlb.add_fake("b", 2, "v1", SCALES).await;
+    for (action, wanted) in [("scale-up", 3), ("scale_up", 3), ("scale-down", 1), ("scale_down", 1)] {
+        let answer = nlb.trigger(by_instance("a", action, 0)).await;
+        assert!(answer.success, "{}", answer.message);
+        assert_eq!((answer.scaling_action.as_str(), answer.target_instances), (action, wanted));
+    }
+    assert_eq!(module.calls().iter().filter(|call| *call == "Scale").count(), 4);
+}
+
+/// `auto` has the load decide from then on, by the policy that the group has or that is given.
+#[tokio::test]
+async fn auto_turns_automatic_scaling_on() {
+    let mut nlb = Nlb::start().await;
+    let module = nlb.add_fake("a", 1, "v1", SCALES).await;
+    let config = ScalingConfig { auto_scaling_enabled: false, max_instances: 7, ..config() };
+    assert!(
+        nlb.trigger(TriggerScalingRequest { config: Some(config), ..by_instance("a", "", 0) }).await.success
+    );
+    assert_eq!(nlb.details("a").await["scaling.state"], "manual only");
+    let answer = nlb.trigger(by_instance("a", "auto", 0)).await;
+    assert!(answer.success && answer.current_instances == answer.target_instances, "{answer:?}");
+    let details = nlb.details("a").await;
+    assert_eq!((details["scaling.state"].as_str(), details["scaling.bounds"].as_str()), ("steady", "1 to 7"));
+    assert!(!module.calls().contains(&"Scale".to_owned()));
+}
+
+#[tokio::test]
 async fn malformed_triggers_are_refused_by_their_field() {
     let mut nlb = Nlb::start().await;
     let module = nlb.add_fake("a", 1, "v1", SCALES).await;
@@ -252,6 +282,7 @@ async fn malformed_triggers_are_refused_by_their_field() {
         (TriggerScalingRequest { module_type: ModuleType::Rtmp.into(), ..up() }, "module_type"),
         (by_instance("a", "explode", 0), "scaling_action"),
         (by_instance("a", "scale_up\0", 0), "scaling_action"),
+        (by_instance("a", "auto", 3), "target_instances"),
         (by_instance("a", &"x".repeat(1 << 16), 0), "scaling_action"),
         (by_instance("a", "", 0), "scaling_action"),
         (by_instance("a", "set", 0), "target_instances"),
@@ -287,7 +318,7 @@ async fn malformed_triggers_are_refused_by_their_field() {
         assert!(status.message().len() < 300, "{} bytes", status.message().len());
     }
     let unknown = nlb.modules.trigger_scaling(by_instance("a", "explode", 0)).await.unwrap_err();
-    assert!(unknown.message().contains("scale_up, scale_down, set"), "{}", unknown.message());
+    assert!(unknown.message().contains("scale_up, scale_down, set, auto"), "{}", unknown.message());
     assert!(module.calls().is_empty());
     assert!(!nlb.details("a").await.contains_key("scaling.orders"), "the group is not scaled yet");
 }

@@ -43,6 +43,11 @@ fn policy<'a>(key: &GroupKey, state: &'a State, members: &[&'a Record]) -> Optio
     state.scaling.get(key).or_else(of_members)
 }
 
+/// The policy of a group, if it has one.
+pub(crate) fn policy_of(key: &GroupKey, state: &State) -> Option<Policy> {
+    policy(key, state, &members(key, state)).cloned()
+}
+
 /// A size request: what an operator asks for a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SizeRequest {

@@ -76,10 +76,11 @@ fn strategy(name: &str) -> Result<Strategy, FieldViolation> {
     if name.is_empty() {
         return Ok(Strategy::default());
     }
-    let usual = match name {
-        "round_robin" => "equal",
-        "weighted" => "weight",
-        name => name,
+    let usual = match name.replace('-', "_").as_str() {
+        "round_robin" => "equal".to_owned(),
+        "weighted" => "weight".to_owned(),
+        "least_conn" => "least_connections".to_owned(),
+        name => name.to_owned(),
     };
     let found = Strategy::ALL.into_iter().find(|(known, _)| *known == usual);
     found.map(|(_, strategy)| strategy).ok_or_else(|| {

@@ -7,7 +7,7 @@ use nlb_proto::{ModuleType, ScaleRequest, TriggerScalingRequest, TriggerScalingR
 use tokio::time::Instant;
 
 use super::control::Control;
-use crate::controllers::scaling::{Number, ScaleOrder, SizeRequest, Unscalable};
+use crate::controllers::scaling::{Number, ScaleOrder, SizeRequest, Unscalable, policy_of};
 use crate::grpc::client::fan_out::{all_done, peer};
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
 use crate::grpc::convert::error::CallError;
@@ -15,12 +15,14 @@ use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, scaling_config};
 use crate::policy::scaling::GroupKey;
+use crate::policy::scaling::policy::Policy;
 use crate::registry::State;
 
 /// The interval at which groups without heartbeats are evaluated.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(1);
 
-const ACTIONS: [&str; 3] = ["scale_up", "scale_down", "set"];
+/// The actions; hyphens stand for underscores.
+const ACTIONS: [&str; 4] = ["scale_up", "scale_down", "set", "auto"];
 
 impl Control {
     /// Scales a group as an operator requests, by the same call that automatic scaling makes.
@@ -35,10 +37,18 @@ impl Control {
         let module_type = validate::known::<ModuleType>("module_type", request.module_type)?;
         let policy = request.config.map(scaling_config::parse).transpose();
         let policy = policy.map_err(|violation| violation.within("config"))?;
-        let number = number(&request.scaling_action, request.target_instances, policy.is_some())?;
+        let action = request.scaling_action.replace('-', "_");
+        let number = number(&action, request.target_instances, policy.is_some())?;
 
         let snapshot = self.registry.snapshot();
         let key = group(&snapshot, instance_id.as_deref(), module_type)?;
+        let policy = match action.as_str() {
+            "auto" => {
+                let policy = policy.or_else(|| policy_of(&key, &snapshot)).unwrap_or_default();
+                Some(Policy { automatic: true, ..policy })
+            }
+            _ => policy,
+        };
         let wanted = SizeRequest { number, policy, instance_id };
         let decision = self.scaling.request_size(&key, &wanted, &snapshot, Instant::now())?;
         let text = match &decision.order {
@@ -164,6 +174,12 @@ fn number(action: &str, target: i32, has_config: bool) -> Result<Number, FieldVi
         ("scale_down" | "down", given) => Ok(Number::Fewer(given)),
         ("set" | "", Some(target)) => Ok(Number::Exactly(target)),
         ("", None) if has_config => Ok(Number::Same),
+        ("auto", None) => Ok(Number::Same),
+        ("auto", Some(target)) => {
+            let problem =
+                format!("is {target}, and auto lets the load decide; give 0, or scaling_action set");
+            Err(FieldViolation::new("target_instances", problem))
+        }
         ("set", None) => Err(FieldViolation::new("target_instances", "is 0; say how many there are to be")),
         ("", None) => {
             let problem =
