@@ -7,10 +7,10 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::checksum::{Delta, pseudo_header};
 use crate::frame::Frame;
-use crate::net::{Addr, Be16, Mac};
+use crate::net::{Addr, Be16};
 use crate::parse::{Ip, Segment, TcpFlags};
 use crate::protocol::{DEFAULT_TTL, ICMP_LEN, ICMP_QUOTE_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN, ip as protocol};
-use crate::rewrite::{ethernet, move_link_header, source_mac};
+use crate::rewrite::{destination_mac, ethernet, move_link_header, source_mac};
 
 /// The checksum field of a header whose whole sum is in the delta: the complement of 0.
 const EMPTY: Be16 = Be16::new(0xffff);
@@ -53,7 +53,7 @@ pub fn reset<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, segment: &Segment) -> Op
         .word32(0, ack)
         .word32(0, tail);
 
-    swap_macs(frame, 0)?;
+    swap_macs(frame)?;
     let l4 = write_ip(frame, ip, ip.l3, TCP_LEN, protocol::TCP)?;
     frame.write(l4, ports)?;
     frame.write(l4 + 4, seq)?;
@@ -139,7 +139,7 @@ pub fn icmp_error<F: Frame + ?Sized>(frame: &mut F, ip: &Ip, grown: usize, error
         beyond += 4;
     }
     move_link_header(frame, ip.l3, grown, ip.v6)?;
-    swap_macs(frame, 0)?;
+    swap_macs(frame)?;
     let icmp = write_ip(frame, ip, ip.l3, icmp_len, number)?;
     frame.write(icmp, head)?;
     frame.write(icmp + 2, sum.apply(EMPTY).word())?;
@@ -156,9 +156,8 @@ fn add<F: Frame + ?Sized>(frame: &F, sum: Delta, at: usize) -> Option<Delta> {
 
 /// Addresses the frame to the MAC address that it came from.
 #[inline(always)]
-fn swap_macs<F: Frame + ?Sized>(frame: &mut F, at: usize) -> Option<()> {
-    let us = Mac { first: frame.read(at)?, last: frame.read(at + 4)? };
-    let them = source_mac(frame)?;
+fn swap_macs<F: Frame + ?Sized>(frame: &mut F) -> Option<()> {
+    let (us, them) = (destination_mac(frame)?, source_mac(frame)?);
     ethernet(frame, them, us)
 }
 

@@ -12,10 +12,10 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use nlb_common::abi::{Address, LOOPBACK};
-use nlb_common::frame::Frame;
 use nlb_common::net::Mac;
 use nlb_common::parse;
 use nlb_common::protocol::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN};
+use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, Program, SEEN_COUNTER, Verdict};
 
 use super::{fragments, icmp, quic};
@@ -130,7 +130,7 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
 /// Whether the stack has to resolve the neighbour's MAC address.
 #[inline(always)]
 fn is_without_mac(packet: &Packet) -> bool {
-    packet.read(0) == Some(Mac::NONE.first) && packet.read(4) == Some(Mac::NONE.last)
+    rewrite::destination_mac(packet) == Some(Mac::NONE)
 }
 
 /// Marks a frame that is redirected to loopback, where it reaches this program again. `tc_index` is for

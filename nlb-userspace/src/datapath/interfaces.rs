@@ -129,7 +129,9 @@ impl Attachments {
         loop {
             let links = netlink.links().await?;
             let addresses = netlink.addresses().await?;
-            self.macs.update(|link| self.interfaces.include(link), &links, &addresses)?;
+            if let Err(error) = self.macs.update(|link| self.interfaces.include(link), &links, &addresses) {
+                warn!("cannot set the MAC addresses that interfaces accept: {error:#}");
+            }
             self.compare(&links, &mut logged);
             if let Ok(None) = timeout(RETRY_INTERVAL, events.recv()).await {
                 return Ok(());

@@ -119,7 +119,7 @@ async fn a_breach_makes_one_call_and_one_notice_in_a_heartbeat() {
 async fn an_operator_scales_by_hand() {
     let mut nlb = Nlb::start().await;
     let module = nlb.add_fake("a", 1, "v1", SCALES).await;
-    let told_b = nlb.add_fake("b", 2, "v1", SCALES).await;
+    let other = nlb.add_fake("b", 2, "v1", SCALES).await;
     let answer = nlb.trigger(by_instance("a", "scale_up", 0)).await;
     assert!(answer.success, "{}", answer.message);
     assert_eq!((answer.current_instances, answer.target_instances), (2, 3));
@@ -139,7 +139,7 @@ async fn an_operator_scales_by_hand() {
     assert_eq!(scaled(&module).len(), 3, "the last instance is asked again");
     let same = nlb.trigger(by_type("set", 2)).await;
     assert!(same.success && same.message.contains("as there are"), "{}", same.message);
-    assert_eq!((scaled(&module).len(), scaled(&told_b).len()), (3, 0));
+    assert_eq!((scaled(&module).len(), scaled(&other).len()), (3, 0));
 }
 
 #[tokio::test]

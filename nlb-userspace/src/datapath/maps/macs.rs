@@ -34,9 +34,6 @@ impl MacTable {
     /// Sets the own address of each interface, and all addresses that interfaces accept. Addresses that stay
     /// are accepted all the time.
     pub fn set(&mut self, own: &[(u32, Mac)], all: BTreeSet<AcceptedMac>) -> anyhow::Result<()> {
-        for added in all.difference(&self.listed) {
-            self.all.insert(added, 1, 0).context("ACCEPTED_MACS")?;
-        }
         let mut words = [0; abi::INTERFACE_MACS as usize];
         for (ifindex, mac) in own {
             words[abi::interface_slot(*ifindex) as usize] = abi::interface_mac(*ifindex, *mac);
@@ -48,6 +45,9 @@ impl MacTable {
         };
         for (slot, word) in (0..).zip(words) {
             self.own.store(slot, word);
+        }
+        for added in all.difference(&self.listed) {
+            self.all.insert(added, 1, 0).context("ACCEPTED_MACS")?;
         }
         for removed in self.listed.difference(&all) {
             self.all.remove(removed).context("ACCEPTED_MACS")?;
