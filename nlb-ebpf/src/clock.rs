@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_jiffies64;
 
 use crate::settings::{jiffy, tick_shift};
 
-/// Time in ticks of about half a second, which flows are stamped with.
+/// Time in ticks ([`tick`]), which flows are stamped with.
 #[inline(always)]
 pub fn now() -> u16 {
     ticks() as u16

@@ -47,7 +47,7 @@ proptest! {
     }
 
     #[test]
-    fn ids_that_name_nobody_are_told(octets in vec(any::<u8>(), 8..20), own in 0..32_u8, is_long: bool) {
+    fn ids_that_name_no_server_are_recognised(octets in vec(any::<u8>(), 8..20), own in 0..32_u8, is_long: bool) {
         let id = [&[CONFIGS << 5 | own][..], &octets].concat();
         let frame = packet(is_long, 1, &id);
         prop_assert_eq!(server(&frame[..], 0, frame.len(), Lengths::from_word(0x0888_8888)), None);

@@ -1,4 +1,4 @@
-//! GetMetrics of the front of the fleet: the same metrics as GetNLBMetrics, and a module's own.
+//! GetMetrics of the NLB's own ModuleService: the same metrics as GetNLBMetrics, and a module's own.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The front of the fleet, with modules that accept all calls.
+//! The NLB's own ModuleService, which answers for all modules, with modules that accept all calls.
 
 use nlb_proto::*;
 use prost::Message as _;

@@ -1,4 +1,5 @@
-//! Malformed calls to the front of the fleet are refused with the name of the field, and reach no module.
+//! Malformed calls to the NLB's own ModuleService are refused with the name of the field, and reach no
+//! module.
 
 use nlb_proto::*;
 use tonic::Code;

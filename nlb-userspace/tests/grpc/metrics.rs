@@ -221,7 +221,7 @@ async fn times_select_seconds_and_aggregates_sum_them_up() {
 }
 
 #[tokio::test]
-async fn an_instance_is_told_apart() {
+async fn instances_are_distinguished() {
     let mut nlb = Nlb::start().await;
     nlb.add(registration("alb-1")).await;
     nlb.add(registration_at("alb-2", 2, "v2")).await;

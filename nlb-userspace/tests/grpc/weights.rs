@@ -1,4 +1,4 @@
-//! SetTrafficWeight on the front of the fleet, and the consent of modules.
+//! SetTrafficWeight on the NLB's own ModuleService, and the consent of modules.
 
 use nlb_proto::*;
 use prost::Message as _;
