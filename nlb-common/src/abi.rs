@@ -445,21 +445,43 @@ impl AcceptedMac {
     }
 }
 
-/// A packet whose next hop is not known, as user space receives it. The frame follows, from the Ethernet
-/// header on.
+/// A packet for user space. The frame follows, from the Ethernet header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Punted {
-    /// The address whose MAC is not known yet.
+    /// For `NEXT_HOP`, the address whose MAC is not known yet.
     pub next_hop: Addr,
     /// The interface that the packet came from.
     pub ifindex: u32,
-    /// The length of the frame. Frames longer than [`PUNTED_BYTES`] are not punted.
+    /// The length of the frame. User space gets the beginning of a frame that is only read.
     pub len: u32,
+    /// What user space does with the packet: one of the constants below.
+    pub task: u16,
+    /// For `FRAGMENT` and `TOO_BIG`, the longest IP packet that fits.
+    pub mtu: u16,
+    /// 1 if the program at TC ingress punted it, 0 if that for XDP did.
+    pub at_tc: u32,
 }
 
-/// The longest frame that is punted.
+impl Punted {
+    /// Runs the program on it again when the next hop is known.
+    pub const NEXT_HOP: u16 = 0;
+    /// Runs the program on its fragments.
+    pub const FRAGMENT: u16 = 1;
+    /// Answers it with an ICMP error that names the MTU.
+    pub const TOO_BIG: u16 = 2;
+    /// Reads it: an ICMP error about a tunnel packet that this node may have sent.
+    pub const TUNNEL_ERROR: u16 = 3;
+}
+
+/// The longest frame that waits for its next hop, and what is read of others.
 pub const PUNTED_BYTES: usize = 2048;
+
+/// The longest frame of a driver that is punted to be fragmented: a jumbo frame.
+pub const PUNTED_FRAME_BYTES: usize = 9216;
+
+/// The longest datagram of a local stack: 65,535 bytes and the Ethernet header.
+pub const PUNTED_DATAGRAM_BYTES: usize = 65_552;
 
 /// An upcall: the first packet to a destination without a service, as user space receives it.
 #[repr(C)]
@@ -503,10 +525,32 @@ pub struct FragmentEntry {
     pub at: u16,
     /// The backend's generation.
     pub generation: u8,
-    /// 1 for a packet from the backend to the client.
-    pub reply: u8,
+    /// Where the other fragments go: one of the constants below.
+    pub path: u8,
     /// The flow's hash.
     pub hash: u64,
+}
+
+impl FragmentEntry {
+    pub const NONE: FragmentEntry = FragmentEntry {
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        backend: 0,
+        service: 0,
+        at: 0,
+        generation: 0,
+        path: 0,
+        hash: 0,
+    };
+
+    /// To the backend.
+    pub const TO_BACKEND: u8 = 0;
+    /// From the backend to the client.
+    pub const TO_CLIENT: u8 = 1;
+    /// To user space, where the first one is: it was too long.
+    pub const PUNTED: u8 = 2;
+    /// To the kernel's stack, and there to the program at TC ingress.
+    pub const LOCAL: u8 = 3;
 }
 
 /// The most packets whose first fragment is stored.
@@ -558,7 +602,7 @@ sizes!(
     CommonLimits = 8,
     Limit = 104,
     LimitStats = 16,
-    Punted = 24,
+    Punted = 32,
     Upcall = 56,
     FragmentKey = 40,
     FragmentEntry = 48,

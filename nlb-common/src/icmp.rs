@@ -65,6 +65,37 @@ pub fn quote<F: Frame + ?Sized>(frame: &F, ip: &Ip) -> Option<Quote> {
     (quote.src == ip.dst && quote.offset + ICMP_QUOTE_LEN <= ip.end).then_some(quote)
 }
 
+/// Whether a packet is an ICMP error about a tunnel packet (IPIP, GUE) that its destination sent: the
+/// tunnel's end, or a router on the way there, cannot take or forward it.
+#[inline(always)]
+pub fn is_about_tunnel<F: Frame + ?Sized>(frame: &F, ip: &Ip, gue_port: Be16) -> bool {
+    quotes_tunnel(frame, ip, gue_port).unwrap_or(false)
+}
+
+#[inline(always)]
+fn quotes_tunnel<F: Frame + ?Sized>(frame: &F, ip: &Ip, gue_port: Be16) -> Option<bool> {
+    if !is_icmp(ip) || ip.is_fragment() {
+        return None;
+    }
+    let [kind, _]: [u8; 2] = frame.read(ip.next)?;
+    let l3 = ip.next + ICMP_LEN;
+    let (sender, number, offset) = if ip.v6 {
+        let h: Ipv6Hdr = frame.read(l3)?;
+        (Addr::v6(h.src_addr), h.next_hdr, l3 + IPV6_LEN)
+    } else {
+        // Outer headers have no options.
+        let h: Ipv4Hdr = frame.read(l3)?;
+        (Addr::v4(h.src_addr), h.proto, l3 + IPV4_LEN)
+    };
+    let is_error = matches!((ip.v6, kind), (false, 3 | 11 | 12) | (true, 1..=4));
+    let is_tunnel = match number {
+        protocol::IPIP | protocol::IPV6 => true,
+        protocol::UDP => frame.read::<u16>(offset + 2)? == gue_port.word(),
+        _ => false,
+    };
+    Some(is_error && is_tunnel && sender == ip.dst)
+}
+
 #[inline(always)]
 fn quoted<F: Frame + ?Sized>(
     frame: &F,

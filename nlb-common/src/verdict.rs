@@ -10,8 +10,8 @@ pub enum Verdict {
     Pass(PassReason),
     /// Sent through the interface with this index.
     Send(SendReason, u32),
-    /// Handed to user space, unchanged, until its next hop is known; then the programs run on it again.
-    Punt,
+    /// Handed to user space, which has the programs run on it again.
+    Punt(PuntReason),
     /// Discarded.
     Drop(DropReason),
     /// Not final: another program continues.
@@ -108,8 +108,16 @@ reasons! {
     }
 }
 
-/// The counter of punted packets.
-pub const PUNT_COUNTER: u32 = 31;
+reasons! {
+    /// Why a packet was handed to user space.
+    PuntReason from 28 {
+        /// The next hop is not known: the packet waits, unchanged, until it is.
+        NextHop = "next_hop",
+        /// Longer than the MTU, and its sender allows fragments (IPv4); or a fragment of such a packet, to
+        /// keep their order.
+        Fragment = "fragment",
+    }
+}
 
 reasons! {
     /// Why a packet was discarded.
@@ -179,7 +187,7 @@ impl Verdict {
         match self {
             Verdict::Pass(reason) => reason.counter(),
             Verdict::Send(reason, _) => reason.counter(),
-            Verdict::Punt => PUNT_COUNTER,
+            Verdict::Punt(reason) => reason.counter(),
             Verdict::Drop(reason) => reason.counter(),
             // The tail call failed, because that program is not loaded.
             Verdict::TailCall(_) => DropReason::Internal.counter(),
@@ -192,11 +200,14 @@ pub fn exit_name(counter: u32) -> Option<(&'static str, &'static str)> {
     let pass = PassReason::ALL.iter().map(|r| (r.counter(), ("pass", r.name())));
     let send = SendReason::ALL.iter().map(|r| (r.counter(), ("send", r.name())));
     let drop = DropReason::ALL.iter().map(|r| (r.counter(), ("drop", r.name())));
-    let park = [(PUNT_COUNTER, ("park", "next_hop"))];
+    let park = PuntReason::ALL.iter().map(|r| (r.counter(), ("park", r.name())));
     pass.chain(send).chain(drop).chain(park).find(|(index, _)| *index == counter).map(|(_, name)| name)
 }
 
 const _: () = assert!(
-    PassReason::ALL.len() <= 16 && SendReason::ALL.len() <= 15 && DropReason::ALL.len() <= 29,
+    PassReason::ALL.len() <= 16
+        && SendReason::ALL.len() <= 12
+        && PuntReason::ALL.len() <= 4
+        && DropReason::ALL.len() <= 29,
     "the ranges of the counters must not overlap"
 );

@@ -1,6 +1,6 @@
 //! Forwarding to a backend: reachability, translation, encapsulation, and sending.
 
-use nlb_common::abi::{Backend, NextHop};
+use nlb_common::abi::{Backend, FragmentEntry, NextHop};
 use nlb_common::gue;
 use nlb_common::net::Be16;
 use nlb_common::parse::{Ip, Segment};
@@ -29,22 +29,20 @@ impl ForwardingDecision {
 }
 
 /// Checks whether the packet can go to its backend, before the flow table or a counter changes. The packet is
-/// punted if the next hop is not known, and dropped or answered if it is in a loop or longer than the MTU.
+/// punted if the next hop is not known, dropped if it is in a loop, and answered or fragmented if it is
+/// longer than the MTU.
 #[inline(always)]
 pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
     if !backend.has(Backend::RESOLVED) {
-        return Err(punt::punt(packet, backend.addr));
-    }
-    if backend.has(Backend::LOCAL) && !packet.is_skb() {
-        return Err(next_hop::LOCAL);
+        return Err(punt::until_resolved(packet, backend.addr));
     }
     next_hop::check_loop(packet, &backend.hop)?;
     let grown = outer_len(backend);
-    if packet.exceeds(backend.mtu) {
-        return Err(Verdict::Drop(DropReason::TooBig));
-    }
-    if !packet.is_skb() && ip.total_len() + grown > backend.mtu as usize {
+    if packet.longest(ip) + grown > backend.mtu as usize {
         return Err(tail_call::to_too_big((backend.mtu as u32).saturating_sub(grown as u32)));
+    }
+    if backend.has(Backend::LOCAL) && !packet.is_skb() {
+        return Err(next_hop::LOCAL);
     }
     Ok(())
 }
@@ -65,7 +63,7 @@ pub fn send_to_backend<const FIRST_FRAGMENT: bool>(
                 decision.backend_id,
                 backend,
                 service,
-                false,
+                FragmentEntry::TO_BACKEND,
                 (ip.src, ip.dst),
                 decision.hash,
             );
@@ -81,7 +79,8 @@ pub fn send_to_backend<const FIRST_FRAGMENT: bool>(
     let tuple = nat_tuple(backend, ip, segment, decision.hash);
     if FIRST_FRAGMENT {
         let to = (tuple.addr, backend.addr);
-        fragment_cache::remember(decision.backend_id, backend, service, false, to, decision.hash);
+        let path = FragmentEntry::TO_BACKEND;
+        fragment_cache::remember(decision.backend_id, backend, service, path, to, decision.hash);
     }
     let sport = decision.translated_port(segment.sport);
     let to = Tuple { src: tuple.addr, dst: backend.addr, sport, dport: tuple.backend_port };

@@ -23,7 +23,7 @@ pub struct Scratch {
 
 /// Stores where the current first fragment goes, and with which addresses.
 #[inline(always)]
-pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, to: (Addr, Addr), hash: u64) {
+pub fn remember(backend_id: u16, backend: &Backend, service: u16, path: u8, to: (Addr, Addr), hash: u64) {
     let Some(scratch) = scratch() else { return };
     scratch.entry = FragmentEntry {
         src: to.0,
@@ -32,9 +32,32 @@ pub fn remember(backend_id: u16, backend: &Backend, service: u16, reply: bool, t
         service,
         at: clock::now(),
         generation: backend.generation,
-        reply: reply as u8,
+        path,
         hash,
     };
+    store(scratch);
+}
+
+/// Stores that the current first fragment is in user space, or in the kernel's stack, where the program will
+/// run on it again: the other fragments follow it there. That run stores where it really goes.
+#[inline(always)]
+pub fn remember_detour(path: u8) {
+    let Some(scratch) = scratch() else { return };
+    scratch.entry = FragmentEntry { at: clock::now(), path, ..FragmentEntry::NONE };
+    store(scratch);
+}
+
+/// Removes the entry of the current fragment.
+#[inline(always)]
+pub fn forget() {
+    let Some(scratch) = scratch() else { return };
+    // By reference: a copy would be on the stack.
+    let key = &scratch.key;
+    let _ = FRAGMENTS.remove(key);
+}
+
+#[inline(always)]
+fn store(scratch: &Scratch) {
     // By reference: a copy would be on the stack.
     let (key, entry) = (&scratch.key, &scratch.entry);
     // If the map is full the other fragments are dropped, and the sender retransmits.

@@ -77,11 +77,11 @@ pub fn nlb_quic(ctx: XdpContext) -> u32 {
     run!(ctx, quic::forward)
 }
 
-/// Tail call: a packet that is longer than its path MTU.
+/// Tail call: a packet that is longer than the MTU.
 #[xdp]
 #[inline(always)]
 pub fn nlb_too_big(ctx: XdpContext) -> u32 {
-    run!(ctx, too_big::answer)
+    run!(ctx, too_big::forward)
 }
 
 /// Tail call: a packet that is answered with a refusal.
@@ -127,7 +127,7 @@ fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
         // User space holds a copy of a punted packet.
-        Verdict::Punt | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
+        Verdict::Punt(_) | Verdict::Drop(_) | Verdict::TailCall(_) => xdp::DROP,
     }
 }
 

@@ -103,12 +103,12 @@ static LIMIT_STATE: Array<[Word; LIMIT_WINDOWS], 64> = Array::new();
 static LIMIT_STATS: PerCpuArray<LimitStats, 64> = PerCpuArray::new();
 
 #[btf_map]
-static PUNTED: RingBuf<PuntedFrame, { 1 << 20 }> = RingBuf::new();
+static PUNTED: RingBuf<PuntedFrame<{ abi::PUNTED_BYTES }>, { 1 << 21 }> = RingBuf::new();
 
 #[repr(C)]
-pub struct PuntedFrame {
+pub struct PuntedFrame<const ROOM: usize> {
     pub head: Punted,
-    pub bytes: [u8; abi::PUNTED_BYTES],
+    pub bytes: [u8; ROOM],
 }
 
 /// The state of upcalls, by [`ServiceEntry::key`] of the destination.
@@ -118,9 +118,33 @@ static UPCALL_STATE: LruHashMap<u64, Word, { abi::UPCALL_STATES }> = LruHashMap:
 #[btf_map]
 static UPCALLS: RingBuf<Upcall, { abi::UPCALL_BYTES }> = RingBuf::new();
 
-/// One word a CPU: the tick in the high half, ICMP errors sent during that tick in the low half.
+/// By [`Rate`], one word a CPU: the tick in the high half, and how often during that tick in the low half.
 #[btf_map]
-static ICMP_ERROR_RATE: PerCpuArray<u64, 1> = PerCpuArray::new();
+static RATES: PerCpuArray<u64, { Rate::COUNT }> = PerCpuArray::new();
+
+/// What is limited on each CPU, because others decide how often it is needed.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Rate {
+    /// ICMP errors that are sent: a thousand a second, the default limit of Linux.
+    IcmpErrors,
+    /// ICMP errors about tunnel packets that user space reads.
+    TunnelErrors,
+    /// Packets that user space fragments.
+    Fragments,
+}
+
+impl Rate {
+    const COUNT: usize = 3;
+
+    #[inline(always)]
+    const fn a_second(self) -> u64 {
+        match self {
+            Rate::IcmpErrors | Rate::TunnelErrors => 1000,
+            Rate::Fragments => 10_000,
+        }
+    }
+}
 
 /// Results of FIB look-ups on this CPU, by a hash of the destination.
 #[btf_map]
@@ -202,19 +226,18 @@ fn backend_stats(id: u16) -> Option<&'static mut BackendStats> {
     BACKEND_STATS.get_ptr_mut(id as u32).map(|stats| unsafe { &mut *stats })
 }
 
-/// Whether one more ICMP error may be sent on this CPU: a thousand a second, the default limit of Linux.
+/// Whether this CPU may do it once more during this tick.
 #[inline(always)]
-pub fn may_send_icmp_error() -> bool {
-    const A_SECOND: u64 = 1000;
+pub fn is_within(rate: Rate) -> bool {
     let tick = (clock::now() as u64) << 32;
-    let Some(sent) = ICMP_ERROR_RATE.get_ptr_mut(0) else { return false };
+    let Some(done) = RATES.get_ptr_mut(rate as u32) else { return false };
     // SAFETY: as in `count`.
-    let sent = unsafe { &mut *sent };
-    if *sent & !0xffff_ffff != tick {
-        *sent = tick;
+    let done = unsafe { &mut *done };
+    if *done & !0xffff_ffff != tick {
+        *done = tick;
     }
-    *sent += 1;
-    *sent & 0xffff_ffff <= A_SECOND * clock::tick() / 1_000_000_000
+    *done += 1;
+    *done & 0xffff_ffff <= rate.a_second() * clock::tick() / 1_000_000_000
 }
 
 /// The epoch in which a FIB look-up stays valid: it ends with the tick, and with any change of the FIB.
@@ -474,7 +497,7 @@ pub fn is_peer(addr: Addr) -> bool {
 }
 
 #[inline(always)]
-pub fn punted() -> &'static RingBuf<PuntedFrame, { 1 << 20 }> {
+pub fn punted() -> &'static RingBuf<PuntedFrame<{ abi::PUNTED_BYTES }>, { 1 << 21 }> {
     &PUNTED
 }
 

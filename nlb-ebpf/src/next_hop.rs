@@ -58,12 +58,13 @@ pub fn find(packet: &Packet, src: Addr, dst: Addr, len: usize) -> Result<NextHop
             answer if answer & TOO_LONG != 0 => Err(tail_call::to_too_big(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             ON_THIS_HOST => Err(LOCAL),
-            BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::punt(packet, dst)),
+            BPF_FIB_LKUP_RET_NO_NEIGH => Err(punt::until_resolved(packet, dst)),
             // The FIB gives this result for this host's own addresses too.
             BPF_FIB_LKUP_RET_NOT_FWDED if maps::is_local_link(LOOPBACK) => Err(LOCAL),
             _ => Err(NO_ROUTE),
         },
-        Context::Skb(ctx) => match nlb_tc_fib_lookup(ctx, &mut query) {
+        Context::Skb(ctx) => match nlb_tc_fib_lookup(ctx, &mut query, len) {
+            answer if answer & TOO_LONG != 0 => Err(tail_call::to_too_big(answer & !TOO_LONG)),
             BPF_FIB_LKUP_RET_SUCCESS => Ok(query.hop),
             // The stack resolves its neighbours itself, and queues packets meanwhile.
             BPF_FIB_LKUP_RET_NO_NEIGH => Ok(NextHop::without_macs(query.hop.ifindex)),
@@ -106,7 +107,7 @@ extern "C" fn nlb_fib_lookup(ctx: *mut xdp_md, query: *mut FibQuery, len: u32) -
 }
 
 /// A cached next hop is valid until user space reports a change of the FIB, and at most until the end of the
-/// tick (half a second). A FIB look-up for every packet would cost several times as much as the rest of a
+/// tick. A FIB look-up for every packet would cost several times as much as the rest of a
 /// reply.
 #[inline(always)]
 fn cached(src: Addr, dst: Addr, len: u32) -> Option<NextHop> {
@@ -126,18 +127,17 @@ fn store(query: &FibQuery, epoch: u64) {
     }
 }
 
-/// As [`nlb_fib_lookup`], for socket buffers; the result is one of `BPF_FIB_LKUP_RET_*`.
+/// As [`nlb_fib_lookup`], for socket buffers; the result is one of `BPF_FIB_LKUP_RET_*`, or `TOO_LONG` with
+/// the MTU.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery) -> u32 {
+extern "C" fn nlb_tc_fib_lookup(ctx: *mut __sk_buff, query: *mut FibQuery, len: u32) -> u32 {
     if query.is_null() {
         return BPF_FIB_LKUP_RET_NOT_FWDED;
     }
     // SAFETY: as in `nlb_fib_lookup`.
     let query = unsafe { &mut *query };
-    // No length is given: the stack compares the length with the MTU later, since it may cut the buffer into
-    // segments.
-    fib_lookup(ctx.cast(), query, 0)
+    fib_lookup(ctx.cast(), query, len)
 }
 
 /// Looks up on behalf of loopback. The kernel answers only for interfaces that forward, and with loopback as
@@ -161,9 +161,9 @@ fn fib_lookup(ctx: *mut c_void, query: &mut FibQuery, len: u32) -> u32 {
     }
     // SAFETY: valid context, and the size of `params` is right.
     let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
-    // SAFETY: a union of two 16-bit numbers; with a length given, the kernel has stored the MTU.
+    // SAFETY: a union of two 16-bit numbers; the kernel has stored the MTU.
     let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
-    if answer == BPF_FIB_LKUP_RET_FRAG_NEEDED && len != 0 {
+    if answer == BPF_FIB_LKUP_RET_FRAG_NEEDED {
         return TOO_LONG | mtu as u32;
     }
     query.mtu = mtu as u64;

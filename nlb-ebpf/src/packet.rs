@@ -15,7 +15,8 @@ use aya_ebpf::helpers::{
 use nlb_common::checksum::Delta;
 use nlb_common::frame::{Frame, Header, Wire, amend_whole_checksum};
 use nlb_common::net::L4;
-use nlb_common::protocol::ETH_LEN;
+use nlb_common::parse::Ip;
+use nlb_common::protocol::{TCP_LEN, UDP_LEN, ip as protocol};
 
 /// No L4 header starts beyond this: eight IPv6 extension headers of at most 2 KiB end within it.
 pub const MAX_OFFSET: usize = 0x7fff;
@@ -90,16 +91,23 @@ impl Packet {
         (unsafe { bpf_skb_pull_data(ctx, len as u32) } == 0).then_some(())
     }
 
-    /// Whether a socket buffer is too long for a link and is not cut into segments before it gets there.
+    /// The length of the longest IP packet that leaves for this one: the kernel cuts a socket buffer of
+    /// merged segments into segments again.
     #[inline(always)]
-    pub fn exceeds(&self, mtu: u16) -> bool {
-        match self.context {
-            // For XDP, `forward::check_reachable` compares the length of the IP packet, and the sender is
-            // answered.
-            Context::Xdp(_) => false,
-            // SAFETY: valid context.
-            Context::Skb(ctx) => unsafe { (*ctx).gso_size == 0 && self.len() > mtu as usize + ETH_LEN },
+    pub fn longest(&self, ip: &Ip) -> usize {
+        let Context::Skb(ctx) = self.context else { return ip.total_len() };
+        // SAFETY: valid context.
+        let segment = unsafe { (*ctx).gso_size } as usize;
+        if segment == 0 {
+            return ip.total_len();
         }
+        let l4 = if ip.protocol == protocol::TCP {
+            // The data offset, in words, is in the high half of the byte.
+            self.read::<u8>(ip.next + 12).map_or(TCP_LEN, |offset| (offset >> 4) as usize * 4)
+        } else {
+            UDP_LEN
+        };
+        ip.next - ip.l3 + l4 + segment
     }
 
     /// Moves the front of the frame by `delta` bytes: negative makes room, positive cuts off. `None` if there
@@ -181,8 +189,10 @@ impl Frame for Packet {
     fn len(&self) -> usize {
         match self.context {
             // A driver's frame lies in one buffer, since the programs do not declare support for several.
-            // SAFETY: valid context.
-            Context::Xdp(ctx) => unsafe { (*ctx).data_end as usize - (*ctx).data as usize },
+            Context::Xdp(_) => {
+                let (data, end) = self.bounds();
+                end - data
+            }
             // SAFETY: valid context.
             Context::Skb(ctx) => unsafe { (*ctx).len as usize },
         }

@@ -1,6 +1,6 @@
 //! Replies: the flow of a backend's packet, its translation back, and the client's next hop.
 
-use nlb_common::abi::Backend;
+use nlb_common::abi::{Backend, FragmentEntry};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
 use nlb_common::hash;
 use nlb_common::parse::{Ip, Segment, TcpFlags};
@@ -30,13 +30,14 @@ pub fn from_backend<const FIRST_FRAGMENT: bool>(
     let (flow, state) = (found.flow, found.state);
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
-    let hop = next_hop::find(packet, vip, flow.remote(), ip.total_len())?;
+    let hop = next_hop::find(packet, vip, flow.remote(), packet.longest(ip))?;
     next_hop::check_loop(packet, &hop)?;
 
     touch_entries(&found, &segment);
     maps::count_reply(state.backend(), ip.total_len(), segment.flags.has(TcpFlags::RST));
     if FIRST_FRAGMENT && let Some(backend) = maps::backend(state.backend()) {
-        fragment_cache::remember(state.backend(), backend, 0, true, (vip, flow.remote()), 0);
+        let path = FragmentEntry::TO_CLIENT;
+        fragment_cache::remember(state.backend(), backend, 0, path, (vip, flow.remote()), 0);
     }
     let to = Tuple { src: vip, dst: flow.remote(), sport: flow.local_port(), dport: flow.remote_port() };
     translate(packet, ip, &segment, &to)?;

@@ -50,9 +50,9 @@ pub fn steer_ip<const FIRST_FRAGMENT: bool>(packet: &mut Packet, ip: &Ip) -> Out
     }
     let (local, direction) = if dst.is(Address::SOURCE) {
         (dst.id, Direction::Reply)
-    } else if transparent && icmp::is_icmp(ip) {
-        // A router may have sent this packet, as an error about a packet to a backend that sees its client's
-        // address.
+    } else if icmp::is_icmp(ip) {
+        // A router may have sent this packet, as an error about a tunnel packet, or about a packet to a
+        // backend that sees its client's address.
         return Ok(Verdict::TailCall(Program::Icmp));
     } else if transparent && maps::address(ip.src).0.is(Address::BACKEND) {
         (transparent_local(ip.dst), Direction::TransparentReply)
@@ -87,7 +87,7 @@ fn is_of_local_vlan(packet: &Packet, ip: &Ip) -> bool {
 /// with the link's own address before TC ingress; XDP sees every frame that the driver lets through, on a
 /// switch that floods also those to other hosts.
 #[inline(always)]
-fn is_accepted(packet: &Packet) -> bool {
+pub fn is_accepted(packet: &Packet) -> bool {
     if !packet.may_be_to_other_host() {
         return true;
     }

@@ -8,8 +8,9 @@ use nlb_common::parse::{self, Ip};
 use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 
+use crate::maps::Rate;
 use crate::packet::{Context, Packet};
-use crate::{clock, forward, fragment_cache, maps, next_hop, rate_limit, steer};
+use crate::{clock, forward, fragment_cache, maps, next_hop, punt, rate_limit, steer};
 
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Outcome {
@@ -19,7 +20,11 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     let protocol = if ip.v6 { 0 } else { ip.protocol as u32 };
     scratch.key = FragmentKey { src: ip.src, dst: ip.dst, id: fragment.id, protocol };
     if !fragment.later {
-        return steer::steer_ip::<true>(packet, &ip);
+        let outcome = steer::steer_ip::<true>(packet, &ip);
+        if let Ok(next_hop::LOCAL) | Err(next_hop::LOCAL) = outcome {
+            fragment_cache::remember_detour(FragmentEntry::LOCAL);
+        }
+        return outcome;
     }
     let key = &scratch.key;
     match fragment_cache::find(key) {
@@ -35,9 +40,21 @@ fn follow(packet: &mut Packet, ip: &Ip, entry: &FragmentEntry) -> Outcome {
     if age > REASSEMBLY_SECONDS * 1_000_000_000 + clock::tick() {
         return Ok(unknown(ip));
     }
+    match entry.path {
+        FragmentEntry::LOCAL if !packet.is_skb() => return Ok(next_hop::LOCAL),
+        FragmentEntry::PUNTED => {
+            ip.check_ttl()?;
+            return Ok(if maps::is_within(Rate::Fragments) {
+                punt::to_be_fragmented(packet, u16::MAX)
+            } else {
+                Verdict::Drop(DropReason::TooBig)
+            });
+        }
+        _ => {}
+    }
     let Some(backend) = maps::backend_of(entry.backend, entry.generation) else { return Ok(unknown(ip)) };
     ip.check_ttl()?;
-    if entry.reply != 0 {
+    if entry.path == FragmentEntry::TO_CLIENT {
         let hop = next_hop::find(packet, entry.src, entry.dst, ip.total_len())?;
         next_hop::check_loop(packet, &hop)?;
         maps::count_reply(entry.backend, ip.total_len(), false);

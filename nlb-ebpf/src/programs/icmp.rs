@@ -8,15 +8,22 @@ use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, SendReason, Verdict};
 
 use crate::forward::ForwardingDecision;
-use crate::maps::{self, AddressInfo};
+use crate::maps::{self, AddressInfo, Rate};
 use crate::packet::Packet;
 use crate::record::{self, NatTuple};
-use crate::{flow, forward, next_hop, reply};
+use crate::{flow, forward, next_hop, punt, reply, settings, steer};
 
 #[inline(always)]
 pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = maps::address(ip.dst);
+    if icmp::is_about_tunnel(packet, &ip, settings::gue_port()) {
+        if steer::is_accepted(packet) && maps::is_within(Rate::TunnelErrors) {
+            punt::to_be_read(packet);
+        }
+        // The kernel may have tunnels of its own.
+        return Ok(Verdict::Pass(unclaimed(&ip, &dst)));
+    }
     let Some(quote) = icmp::quote(packet, &ip) else {
         return Ok(Verdict::Pass(if dst.is(Address::VIP) {
             PassReason::Protocol

@@ -7,6 +7,7 @@ use nlb_common::parse::{self, Segment};
 use nlb_common::refusal::{self, Error};
 use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
+use crate::maps::Rate;
 use crate::packet::{Packet, bounded};
 use crate::{ipv6_ext, maps};
 
@@ -25,7 +26,7 @@ pub fn answer(packet: &mut Packet) -> Outcome {
             refusal::reset(packet, &ip, &segment).ok_or(SILENT)?
         }
         // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 want ICMP errors limited in rate.
-        L4::Udp if !maps::may_send_icmp_error() => return Ok(SILENT),
+        L4::Udp if !maps::is_within(Rate::IcmpErrors) => return Ok(SILENT),
         L4::Udp => {
             let grown = refusal::ICMP_GROWTH[ip.v6 as usize];
             packet.move_front(-(grown as i32)).ok_or(SILENT)?;

@@ -12,13 +12,14 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use nlb_common::abi::{Address, LOOPBACK};
+use nlb_common::icmp::is_icmp;
 use nlb_common::net::Mac;
 use nlb_common::parse;
 use nlb_common::protocol::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN};
 use nlb_common::rewrite;
-use nlb_common::verdict::{DropReason, Program, SEEN_COUNTER, Verdict};
+use nlb_common::verdict::{DropReason, Program, SEEN_COUNTER, SendReason, Verdict};
 
-use super::{fragments, icmp, quic};
+use super::{fragments, icmp, quic, too_big};
 use crate::packet::Packet;
 use crate::{maps, steer, tail_call};
 
@@ -66,6 +67,12 @@ pub fn nlb_tc_fragments(ctx: TcContext) -> i32 {
     run!(ctx, fragments::forward)
 }
 
+/// Tail call: a packet that is longer than the MTU.
+#[classifier]
+pub fn nlb_tc_too_big(ctx: TcContext) -> i32 {
+    run!(ctx, too_big::forward)
+}
+
 /// Tail call: packets that may be QUIC.
 #[classifier]
 pub fn nlb_tc_quic(ctx: TcContext) -> i32 {
@@ -90,7 +97,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
     }
     let Ok(ip) = parse::ip(packet) else { return false };
     let (known, transparent) = maps::address(ip.dst);
-    if !known.is(Address::ANY) && !transparent {
+    if !known.is(Address::ANY) && !transparent && !is_icmp(&ip) {
         return false;
     }
     packet.pull(if parse::has_extensions(&ip) { MOST } else { ip.next + TCP_LEN }).is_some()
@@ -100,8 +107,7 @@ fn concerns_us(packet: &mut Packet) -> bool {
 fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     let verdict = match verdict {
         Verdict::Pass(_) => return TC_ACT_UNSPEC,
-        // Senders on this host get no answer.
-        Verdict::TailCall(Program::TooBig) => Verdict::Drop(DropReason::TooBig),
+        // Senders on this host get no refusal.
         Verdict::TailCall(Program::Reject) => Verdict::Drop(DropReason::NoBackend),
         Verdict::TailCall(program) => {
             tail_call::tail_call(packet, program);
@@ -112,6 +118,8 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     maps::count(SEEN_COUNTER);
     maps::count(verdict.counter());
     match verdict {
+        // User space sends the answer.
+        Verdict::Send(SendReason::TooBig, _) => TC_ACT_SHOT,
         Verdict::Send(_, LOOPBACK) => {
             mark(skb);
             // SAFETY: the helper takes plain numbers.
@@ -123,7 +131,7 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
         }
         // SAFETY: the helper takes plain numbers.
         Verdict::Send(_, ifindex) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
-        Verdict::Pass(_) | Verdict::Punt | Verdict::Drop(_) | Verdict::TailCall(_) => TC_ACT_SHOT,
+        Verdict::Pass(_) | Verdict::Punt(_) | Verdict::Drop(_) | Verdict::TailCall(_) => TC_ACT_SHOT,
     }
 }
 

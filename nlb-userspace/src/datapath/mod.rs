@@ -5,6 +5,7 @@ pub(crate) mod accepted_macs;
 pub mod counters;
 pub(crate) mod decap;
 pub(crate) mod errors;
+pub mod fragmentation;
 pub mod inject;
 pub(crate) mod interfaces;
 pub(crate) mod link;
@@ -13,8 +14,11 @@ pub(crate) mod local_links;
 pub mod maps;
 pub(crate) mod netlink;
 pub(crate) mod next_hop;
+pub(crate) mod path_mtu;
 pub(crate) mod pending;
+pub mod punted;
 pub(crate) mod route_watcher;
+pub(crate) mod tunnel_errors;
 
 use std::sync::Arc;
 
@@ -34,7 +38,7 @@ use accepted_macs::AcceptedMacs;
 use counters::Collector;
 use interfaces::{Attachments, XdpInterfaces};
 use loader::{Datapath, LoadConfig};
-use maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
+use maps::bpf::{self, BpfMaps, FibGeneration, FragmentPaths, LocalLinks, Readings};
 use maps::macs::MacTable;
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
@@ -80,7 +84,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     datapath.load_tc_ingress()?;
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
     let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
-    let punted = bpf::punted(&mut datapath.bpf)?;
+    let (punted, paths) = (bpf::punted(&mut datapath.bpf)?, FragmentPaths::take(&mut datapath.bpf)?);
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut details =
         vec![("flow_table_entries".to_owned(), (load_config.flow_buckets() as usize * WAYS).to_string())];
@@ -107,13 +111,17 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
     let mut tasks = Vec::<Task>::new();
     let mut add = |name, task| tasks.push((name, task));
-    add("next hops", next_hop::run(desired.clone(), asked, hops_sent, interfaces.clone()).boxed());
+    let (errors, tunnel_errors) = mpsc::channel(OPEN_QUESTIONS);
+    let inputs = next_hop::Inputs { desired: desired.clone(), asked, tunnel_errors };
+    add("next hops", next_hop::run(inputs, hops_sent, interfaces.clone()).boxed());
     add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());
     add("route watcher", route_watcher::run(fib_generation).boxed());
     add("interfaces", attachments.keep().boxed());
     let reconciler = reconcile::run(desired, hops.clone(), applied_sent, load_config.limits, Box::new(maps));
     add("reconciler", reconciler.map(Ok).boxed());
-    let pending = pending::run(punted, datapath.clone(), ask, hops.clone(), applied.clone());
+    let (waiting, waiting_read) = mpsc::channel(pending::CAPACITY);
+    add("punted packets", punted::run(punted, datapath.clone(), paths, waiting, errors).boxed());
+    let pending = pending::run(waiting_read, datapath.clone(), ask, hops.clone(), applied.clone());
     add("pending packets", pending.boxed());
     let (questions_sent, questions) = mpsc::channel(upcall::QUEUE);
     let (answers, answers_read) = mpsc::channel(upcall::QUEUE);

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 
@@ -34,6 +34,8 @@ pub(crate) struct RouteTo {
     /// The router; `None` if the address is on the same link.
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
+    /// The route's own MTU (`ip route ... mtu`), or what the kernel has learned of the path.
+    pub mtu: Option<u32>,
 }
 
 /// An entry of the kernel's neighbour table.
@@ -264,14 +266,20 @@ fn parse_route(message: &RouteMessage) -> Option<RouteTo> {
         RouteAddress::Inet6(a) => Some(IpAddr::from(*a)),
         _ => None,
     };
-    let (mut ifindex, mut gateway, mut source) = (None, None, None);
+    let (mut ifindex, mut gateway, mut source, mut mtu) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some(RouteTo { ifindex: ifindex?, gateway, source })
+    Some(RouteTo { ifindex: ifindex?, gateway, source, mtu })
 }

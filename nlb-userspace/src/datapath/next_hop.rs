@@ -19,6 +19,8 @@ use tracing::{debug, warn};
 
 use super::interfaces::XdpInterfaces;
 use super::netlink::Netlink;
+use super::path_mtu::PathMtus;
+use super::tunnel_errors::TunnelError;
 use crate::model::Desired;
 use crate::model::next_hop::{Hop, Hops};
 
@@ -31,15 +33,24 @@ const REQUEST_TTL: Duration = Duration::from_secs(5);
 /// How long the daemon waits for the end of a burst of changes.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// What next hops are looked up for, and what is heard about their paths.
+pub(crate) struct Inputs {
+    pub desired: watch::Receiver<Arc<Desired>>,
+    /// Next hops of punted packets.
+    pub asked: mpsc::Receiver<IpAddr>,
+    pub tunnel_errors: mpsc::Receiver<TunnelError>,
+}
+
 /// Publishes the next hops of all modules' data addresses, and of those in `asked`, until `desired` is
 /// dropped.
 pub(crate) async fn run(
-    mut desired: watch::Receiver<Arc<Desired>>,
-    mut asked: mpsc::Receiver<IpAddr>,
+    inputs: Inputs,
     hops: watch::Sender<Arc<Hops>>,
     interfaces: XdpInterfaces,
 ) -> anyhow::Result<()> {
+    let Inputs { mut desired, mut asked, mut tunnel_errors } = inputs;
     let (netlink, mut events) = Netlink::open()?;
+    let mut path_mtus = PathMtus::default();
     let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
     let mut confirm = tokio::time::interval(CONFIRM);
     loop {
@@ -51,6 +62,10 @@ pub(crate) async fn run(
                 temporary.insert(addr, Instant::now() + REQUEST_TTL);
                 fresh = Some(addr);
             }
+            Some(error) = tunnel_errors.recv() => match hops.borrow().get(&error.module) {
+                Some(hop) => path_mtus.take(&error, hop.hop),
+                None => continue,
+            },
             Some(()) = events.recv() => tokio::time::sleep(SETTLE).await,
             _ = confirm.tick() => confirm_all = true,
         }
@@ -59,6 +74,7 @@ pub(crate) async fn run(
             let desired = desired.borrow_and_update();
             (data_addresses(&desired), desired.all_vips())
         };
+        path_mtus.retain(|addr| backends.contains(addr));
         let wanted = backends.iter().chain(temporary.keys()).copied().collect();
         let old = hops.borrow().clone();
         let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
@@ -67,8 +83,9 @@ pub(crate) async fn run(
         {
             debug!("{error:#}");
         }
+        let known = Known { vips: &vips, path_mtus: &path_mtus, remembered };
         let confirm = |addr| confirm_all || fresh == Some(addr);
-        match resolve_next_hops(&netlink, &interfaces, &wanted, &vips, remembered, confirm).await {
+        match resolve_next_hops(&netlink, &interfaces, &wanted, known, confirm).await {
             Ok(found) => {
                 hops.send_if_modified(|old| {
                     let changed = **old != found;
@@ -109,16 +126,24 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     modules.flat_map(|m| [m.data.v4.map(IpAddr::from), m.data.v6.map(IpAddr::from)]).flatten().collect()
 }
 
-/// The next hops of `wanted`. Where the kernel has forgotten a neighbour, the one that is `remembered` stays.
-/// Unknown neighbours are resolved, and so are those that `confirm` selects; the results arrive as events.
+/// What is known without the kernel.
+struct Known<'a, F> {
+    vips: &'a BTreeSet<IpAddr>,
+    path_mtus: &'a PathMtus,
+    /// The next hop of before, which stays where the kernel has forgotten a neighbour.
+    remembered: F,
+}
+
+/// The next hops of `wanted`. Unknown neighbours are resolved, and so are those that `confirm` selects; the
+/// results arrive as events.
 async fn resolve_next_hops<'a>(
     netlink: &Netlink,
     interfaces: &XdpInterfaces,
     wanted: &BTreeSet<IpAddr>,
-    vips: &BTreeSet<IpAddr>,
-    remembered: impl Fn(IpAddr) -> Option<&'a Hop>,
+    known: Known<'a, impl Fn(IpAddr) -> Option<&'a Hop>>,
     confirm: impl Fn(IpAddr) -> bool,
 ) -> anyhow::Result<Hops> {
+    let Known { vips, path_mtus, remembered } = known;
     let mut hops = Hops::new();
     if wanted.is_empty() {
         return Ok(hops);
@@ -138,7 +163,7 @@ async fn resolve_next_hops<'a>(
                 ours().filter(|net| net.contains(addr)).map(|net| net.prefix_len()).max().unwrap_or(whole)
             }
         };
-        let mtu = link.mtu.min(u16::MAX as u32) as u16;
+        let mtu = link.mtu.min(route.mtu.unwrap_or(u32::MAX)).min(u16::MAX.into()) as u16;
         if route.ifindex == LOOPBACK || interfaces.is_local(link) {
             // The kernel's stack, which resolves neighbours itself, carries packets there.
             if let Some(source) = source(ours(), next, route.source, vips) {
@@ -163,6 +188,7 @@ async fn resolve_next_hops<'a>(
         };
         let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
         let hop = NextHop::new(mac, link.mac, route.ifindex);
+        let mtu = path_mtus.of(*addr, hop).map_or(mtu, |path| path.min(mtu));
         hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: false });
     }
     Ok(hops)

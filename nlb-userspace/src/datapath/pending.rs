@@ -9,11 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use aya::maps::{MapData, RingBuf};
-use nlb_common::abi::{Backend, PUNTED_BYTES};
+use nlb_common::abi::Backend;
 use nlb_common::net::Addr;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -24,7 +21,7 @@ use crate::model::next_hop::Hops;
 use crate::reconcile::Applied;
 
 /// Packets that wait at most; beyond that the oldest is discarded.
-const CAPACITY: usize = 1024;
+pub(crate) const CAPACITY: usize = 1024;
 
 /// How long a packet waits: as long as Linux probes a silent neighbour before it fails.
 const MAX_WAIT: Duration = Duration::from_secs(3);
@@ -36,10 +33,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A packet that waits.
-struct Frame {
-    next_hop: IpAddr,
-    ifindex: u32,
-    bytes: Vec<u8>,
+pub(crate) struct Frame {
+    pub next_hop: IpAddr,
+    /// The interface that it came from.
+    pub ifindex: u32,
+    pub bytes: Vec<u8>,
 }
 
 /// The state of the attempts for one address.
@@ -49,32 +47,27 @@ struct Backoff {
     pause: Duration,
 }
 
-/// Takes punted packets from the kernel, requests their next hops, and sends them on, until the reconciler
-/// ends.
+/// Takes punted packets, requests their next hops, and sends them on, until the reconciler ends.
 pub(crate) async fn run(
-    ring: RingBuf<MapData>,
+    mut punted: mpsc::Receiver<Frame>,
     datapath: Arc<Datapath>,
     ask: mpsc::Sender<IpAddr>,
     mut hops: watch::Receiver<Arc<Hops>>,
     mut applied: watch::Receiver<Arc<Applied>>,
 ) -> anyhow::Result<()> {
-    // SAFETY: the ring buffer owns its descriptor and keeps it open while it exists, which is inside the
-    // `AsyncFd`.
-    let mut ring = unsafe { AsyncFd::register(ring) }.context("reading punted packets")?;
     let mut queue = PendingQueue::default();
     loop {
         let alarm = queue.backoffs.values().map(|backoff| backoff.next).min();
         tokio::select! {
-            ready = ring.readable_mut() => {
-                let mut ready = ready.context("reading punted packets")?;
-                while let Some(record) = ready.get_inner_mut().next() {
-                    let Some(frame) = parse(&record) else { continue };
+            Some(frame) = punted.recv() => {
+                let mut next = Some(frame);
+                while let Some(frame) = next {
                     if ask.try_send(frame.next_hop).is_err() {
                         debug!("many packets wait for next hops; the request for {} is delayed", frame.next_hop);
                     }
                     queue.take(frame);
+                    next = punted.try_recv().ok();
                 }
-                ready.clear_ready();
             }
             changed = hops.changed() => if changed.is_err() { return Ok(()) },
             changed = applied.changed() => if changed.is_err() { return Ok(()) },
@@ -154,17 +147,4 @@ fn is_resolved(next_hop: IpAddr, hops: &Hops, applied: &Applied) -> bool {
     } else {
         hops.contains_key(&next_hop)
     }
-}
-
-/// A record of the ring: `abi::Punted` and the frame's bytes.
-fn parse(record: &[u8]) -> Option<Frame> {
-    let (next_hop, rest) = record.split_first_chunk::<16>()?;
-    let (ifindex, rest) = rest.split_first_chunk::<4>()?;
-    let (len, bytes) = rest.split_first_chunk::<4>()?;
-    let len = (u32::from_ne_bytes(*len) as usize).min(PUNTED_BYTES);
-    Some(Frame {
-        next_hop: Addr::v6(*next_hop).into(),
-        ifindex: u32::from_ne_bytes(*ifindex),
-        bytes: bytes.get(..len)?.to_vec(),
-    })
 }

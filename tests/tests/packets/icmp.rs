@@ -260,7 +260,7 @@ fn too_big_to_wrap(rig: &mut Rig, udp: u16) -> Result<()> {
             let outcome = rig.run_bytes(&frame)?;
             assert_eq!(
                 (outcome.action, outcome.counted),
-                (XDP_DROP, [("drop too_big".to_owned(), 1)].into()),
+                (XDP_DROP, [("park fragment".to_owned(), 1)].into()),
                 "may be fragmented"
             );
         }

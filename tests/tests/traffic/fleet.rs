@@ -71,11 +71,9 @@ impl Fleet {
 
     /// Starts a fleet with arguments for the modules and the daemon.
     pub fn start_with(lab: Lab, mode: Mode, weights: &[u32], args: &[&str], serve: &[&str]) -> Result<Fleet> {
-        let interfaces =
-            if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" };
         let own = serve.contains(&LEASE[2]);
         let lease = if own { &LEASE[..2] } else { &LEASE[..] };
-        let nlb = programs::serve(&lab, interfaces, &[lease, serve].concat())?;
+        let nlb = programs::serve(&lab, interfaces(&lab), &[lease, serve].concat())?;
         let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
         fleet.enlist(mode, weights, args)?;
         Ok(fleet)
@@ -101,7 +99,13 @@ impl Fleet {
 
     /// Starts a daemon with leases that outlast the test, since foreign modules send no heartbeats.
     pub fn for_foreign_modules(lab: Lab) -> Result<Fleet> {
-        let nlb = programs::serve(&lab, "eth0", &["--heartbeat-interval", "60s"])?;
+        Fleet::for_foreign_modules_with(lab, &[])
+    }
+
+    /// Starts such a daemon with more arguments.
+    pub fn for_foreign_modules_with(lab: Lab, serve: &[&str]) -> Result<Fleet> {
+        let nlb =
+            programs::serve(&lab, interfaces(&lab), &[&["--heartbeat-interval", "60s"], serve].concat())?;
         Ok(Fleet::from_parts(lab, nlb, Vec::new()))
     }
 
@@ -153,8 +157,14 @@ impl Fleet {
 
     fn decapsulate(&mut self, n: usize) -> Result<()> {
         let mut command = self.lab.modules[n].netns.command(built("nlb")?);
-        // The NLB's addresses on both sides of a two-arm lab.
-        command.args(["decap", "--iface", "eth0", "--peer", "10.77.0.0/16,fd77::/16"]);
+        // The NLB's addresses on both sides of a two-arm lab, and the prefixes of outer sources that vary.
+        command.args([
+            "decap",
+            "--iface",
+            "eth0",
+            "--peer",
+            "10.77.0.0/16,fd77::/16,10.200.0.0/16,fd00:200::/64",
+        ]);
         let mut tunnel = self.lab.start(&format!("decap{n}"), &mut command)?;
         let log = tunnel.log().to_owned();
         tunnel.wait_until("it decapsulates", MAX_WAIT, || {
@@ -233,6 +243,11 @@ impl Fleet {
     pub fn nlb(&self, args: &[&str]) -> Result<String> {
         programs::cli(&self.lab, args)
     }
+}
+
+/// The interfaces of the lab's NLB.
+fn interfaces(lab: &Lab) -> &'static str {
+    if lab.nlb.netns.ip(&["link", "show", "eth1"]).is_ok() { "eth0,eth1" } else { "eth0" }
 }
 
 /// Registers the lab's module host `n` by a bare gRPC call, for these ports of the VIPs and of the module.

@@ -16,6 +16,7 @@ mod interfaces;
 mod jumbo;
 mod life;
 mod metrics;
+mod mtu;
 mod neighbours;
 mod nic;
 mod other_hosts;

@@ -66,10 +66,10 @@ const LINTS: &[Lint] = &[
         except: &[
             "nlb-userspace/src/datapath/maps/",
             "nlb-userspace/src/datapath/decap.rs",
-            "nlb-userspace/src/datapath/pending.rs",
+            "nlb-userspace/src/datapath/punted.rs",
         ],
         words: &["aya::maps"],
-        why: "only datapath/maps/ touches kernel maps (and pending its ring buffer, decap its list of peers); \
+        why: "only datapath/maps/ touches kernel maps (and punted its ring buffer, decap its list of peers); \
               the rest uses the trait, which can be faked",
     },
     Lint {
@@ -86,7 +86,7 @@ const LINTS: &[Lint] = &[
             "nlb-common/src/atomic.rs",
             "nlb-common/src/frame.rs",
             "nlb-userspace/src/datapath/maps/",
-            "nlb-userspace/src/datapath/pending.rs",
+            "nlb-userspace/src/datapath/punted.rs",
             "tests/bench/baselines/src/",
         ],
         words: &["unsafe"],

@@ -109,6 +109,7 @@ impl Datapath {
         let mut programs = program_arrays::take(bpf, "TC_PROGRAMS")?;
         for (called, name) in [
             (verdict::Program::Icmp, TC_ICMP),
+            (verdict::Program::TooBig, TC_TOO_BIG),
             (verdict::Program::Fragments, TC_FRAGMENTS),
             (verdict::Program::Quic, TC_QUIC),
         ] {
@@ -290,6 +291,7 @@ const DECAP: &str = "nlb_decap";
 const INJECT: &str = "nlb_inject";
 const TC_INGRESS: &str = "nlb_tc";
 const TC_ICMP: &str = "nlb_tc_icmp";
+const TC_TOO_BIG: &str = "nlb_tc_too_big";
 const TC_FRAGMENTS: &str = "nlb_tc_fragments";
 const TC_QUIC: &str = "nlb_tc_quic";
 
@@ -430,5 +432,8 @@ pub fn prepare_host() -> anyhow::Result<()> {
     Ok(())
 }
 
-const _: () =
-    assert!(PUNTED_BYTES <= 3520, "a punted frame must fit a page with the kernel's head- and tailroom");
+/// The longest frame that the programs can be run on: a page, without the head- and tailroom that the kernel
+/// adds.
+pub const MAX_RUN: usize = 3520;
+
+const _: () = assert!(PUNTED_BYTES <= MAX_RUN);

@@ -10,7 +10,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use nlb_common::abi::{
-    self, Address, Backend, BackendStats, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats, ServerKey, Service,
+    self, Address, Backend, BackendStats, CommonLimits, FragmentEntry, FragmentKey, LIMIT_WINDOWS, Limit,
+    LimitStats, ServerKey, Service,
 };
 use nlb_common::flow::Bucket;
 use nlb_common::maglev;
@@ -284,6 +285,22 @@ impl FibGeneration {
 /// The ring buffer of punted frames.
 pub fn punted(bpf: &mut Ebpf) -> anyhow::Result<RingBuf<MapData>> {
     Ok(take(bpf, "PUNTED")?.try_into()?)
+}
+
+/// Where the fragments of packets go.
+pub struct FragmentPaths(HashMap<MapData, FragmentKey, FragmentEntry>);
+
+impl FragmentPaths {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(FragmentPaths(take(bpf, "FRAGMENTS")?.try_into()?))
+    }
+
+    /// Ends the wait for a packet's first fragment, unless the program has stored where that one goes.
+    pub fn end_detour(&mut self, key: &FragmentKey) {
+        if self.0.get(key, 0).is_ok_and(|entry| entry.path == FragmentEntry::PUNTED) {
+            let _ = self.0.remove(key);
+        }
+    }
 }
 
 /// The tunnel sources that `nlb decap` trusts.

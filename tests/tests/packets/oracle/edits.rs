@@ -244,7 +244,7 @@ pub fn reset(frame: &[u8], ip: &Ip, segment: &Segment, tcp: &Tcp) -> Frame {
 }
 
 /// Whether `out` is this ICMP error to the sender of `frame` (RFC 792, RFC 1191 section 4, RFC 4443 sections
-/// 3.1 and 3.2).
+/// 3.1 to 3.3).
 pub fn is_icmp_error(frame: &[u8], ip: &Ip, error: IcmpError, out: &[u8]) -> bool {
     let Ok(answer) = super::headers::ip(out) else { return false };
     let icmp = &out[answer.next..answer.end];

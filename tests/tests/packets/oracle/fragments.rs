@@ -35,25 +35,43 @@ impl PacketId {
     }
 }
 
-/// The packets whose first fragment was sent on.
+/// Where a packet's first fragment is.
+#[derive(Clone, Debug)]
+pub enum First {
+    Sent(Followed),
+    /// In user space, since it was too long.
+    Punted,
+}
+
+/// The packets whose first fragment was sent on or punted.
 #[derive(Default)]
-pub struct Fragments(BTreeMap<PacketId, Followed>);
+pub struct Fragments(BTreeMap<PacketId, First>);
 
 impl Fragments {
     /// Removes those whose backend may not be used.
     pub fn retain(&mut self, usable: impl Fn(&Backend) -> bool) {
-        self.0.retain(|_, followed| usable(&followed.backend));
+        self.0.retain(|_, first| match first {
+            First::Sent(followed) => usable(&followed.backend),
+            First::Punted => true,
+        });
     }
 
     /// Records a first fragment that was sent on.
     pub fn remember(&mut self, ip: &Ip, fragment: Option<Fragment>, followed: Followed) {
         if let Some(fragment) = fragment.filter(|fragment| fragment.more) {
-            self.0.insert(PacketId::of(ip, &fragment), followed);
+            self.0.insert(PacketId::of(ip, &fragment), First::Sent(followed));
+        }
+    }
+
+    /// Records a first fragment that was punted.
+    pub fn punted(&mut self, ip: &Ip, fragment: Option<Fragment>) {
+        if let Some(fragment) = fragment.filter(|fragment| fragment.more && !fragment.later) {
+            self.0.insert(PacketId::of(ip, &fragment), First::Punted);
         }
     }
 
     /// Where the first fragment of the same packet went.
-    pub fn first_of(&self, ip: &Ip, fragment: &Fragment) -> Option<Followed> {
+    pub fn first_of(&self, ip: &Ip, fragment: &Fragment) -> Option<First> {
         self.0.get(&PacketId::of(ip, fragment)).cloned()
     }
 }

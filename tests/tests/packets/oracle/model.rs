@@ -13,7 +13,7 @@ use nlb::model::next_hop::Hops;
 use nlb::model::{Backend, Desired, Destination, ForwardMode, Health, L4, Module, Snat};
 
 use super::edits::{self, Frame, IcmpError};
-use super::fragments::{Followed, Fragments};
+use super::fragments::{First, Followed, Fragments};
 use super::headers::{self, Exits, Fragment, Ip, Segment, Tcp};
 use super::quic;
 use crate::rig::{BACK_MTU, BACKEND_MAC, CLIENT_MAC, Family, GUE_PORT, OUR_BACK_MAC, OUR_MAC, families};
@@ -121,6 +121,9 @@ impl Model {
         } else {
             Err(&["pass not_ours"][..])
         };
+        if decision.as_ref().is_err_and(|exits| *exits == FRAGMENTED) {
+            self.fragments.punted(&ip, fragment);
+        }
         Ok(decision.unwrap_or_else(Expected::Untouched))
     }
 
@@ -302,10 +305,11 @@ impl Model {
         fragment: &Fragment,
         unknown: Exits,
     ) -> Decision {
-        let followed = self.fragments.first_of(ip, fragment).ok_or(unknown)?;
+        let first = self.fragments.first_of(ip, fragment).ok_or(unknown)?;
         if ip.ttl <= 1 {
             return Err(&["drop ttl_exceeded"]);
         }
+        let First::Sent(followed) = first else { return Err(FRAGMENTED) };
         let growth = self.grown.entry(followed.backend.clone()).or_default();
         let bytes = (ip.end - ip.l3) as u64;
         let Some(tuple) = followed.tuple else {
@@ -454,14 +458,20 @@ fn grown(backend: &Backend) -> u16 {
     }
 }
 
+/// The exit of a packet that user space fragments.
+pub const FRAGMENTED: Exits = &["park fragment"];
+
 /// The result of a packet that exceeds the MTU (row 9).
 fn too_long(frame: &[u8], ip: &Ip, mtu: u16) -> Option<Decision> {
     if ip.end - ip.l3 <= mtu as usize {
         return None;
     }
-    Some(match ip.may_be_fragmented || !may_be_answered(frame, ip) {
-        true => Err(&["drop too_big"]),
-        false => Ok(Expected::IcmpError(ip.clone(), IcmpError::TooBig(mtu))),
+    Some(if ip.may_be_fragmented {
+        Err(FRAGMENTED)
+    } else if !may_be_answered(frame, ip) {
+        Err(&["drop too_big"])
+    } else {
+        Ok(Expected::IcmpError(ip.clone(), IcmpError::TooBig(mtu)))
     })
 }
 

@@ -162,6 +162,7 @@ impl Oracle {
             "send reply",
             "send reject",
             "park next_hop",
+            "park fragment",
             "drop truncated",
             "drop ip_header",
             "drop l4_header",
@@ -171,7 +172,6 @@ impl Oracle {
             "drop ttl_exceeded",
             "drop loop",
             "drop no_route",
-            "drop too_big",
             "drop closed_port",
         ])?;
         anyhow::ensure!(self.moved > 20, "connection ids decided for {} flows only", self.moved);
@@ -208,8 +208,8 @@ impl Oracle {
             *self.met.entry(exit.clone()).or_default() += 1;
         }
         self.model.grown.retain(|_, growth| *growth != Growth::default());
-        let expected_punts: Vec<&[u8]> =
-            if outcome.counted.contains_key("park next_hop") { vec![frame] } else { Vec::new() };
+        let is_punted = outcome.counted.keys().any(|exit| exit.starts_with("park"));
+        let expected_punts: Vec<&[u8]> = if is_punted { vec![frame] } else { Vec::new() };
         if self.hook == Hook::TcIngress && tc_ingress::stack_finds_next_hop(&expected, &outcome) {
             self.unknown_state = true;
             return Ok(None);
@@ -232,7 +232,7 @@ impl Oracle {
         }
         if punted != expected_punts {
             return Ok(Some(format!(
-                "{} frames wait for a next hop, instead of {}",
+                "{} frames went to user space, instead of {}",
                 punted.len(),
                 expected_punts.len()
             )));
