@@ -72,6 +72,8 @@ pub const ICMP_GROWTH: [usize; 2] = [IPV4_LEN + ICMP_LEN, IPV6_LEN + ICMP_LEN];
 pub enum Error {
     /// No process listens on the port (RFC 792; RFC 4443 section 3.1).
     PortUnreachable,
+    /// The TTL or hop limit does not allow forwarding (RFC 1812 section 5.3.1; RFC 4443 section 3.3).
+    TtlExceeded,
     /// The packet is longer than this MTU (RFC 1191 section 4; RFC 4443 section 3.2).
     TooBig(u32),
 }
@@ -83,6 +85,8 @@ impl Error {
         u16::from_ne_bytes(match (self, v6) {
             (Error::PortUnreachable, false) => [3, 3],
             (Error::PortUnreachable, true) => [1, 4],
+            (Error::TtlExceeded, false) => [11, 0],
+            (Error::TtlExceeded, true) => [3, 0],
             (Error::TooBig(_), false) => [3, 4],
             (Error::TooBig(_), true) => [2, 0],
         })
@@ -92,7 +96,7 @@ impl Error {
     #[inline(always)]
     fn rest(self) -> u32 {
         match self {
-            Error::PortUnreachable => 0,
+            Error::PortUnreachable | Error::TtlExceeded => 0,
             Error::TooBig(mtu) => mtu.to_be(),
         }
     }

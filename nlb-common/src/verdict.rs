@@ -105,6 +105,8 @@ reasons! {
         IcmpError = "icmp_error",
         /// Answered with an ICMP error that names the MTU.
         TooBig = "too_big",
+        /// Answered with an ICMP time exceeded.
+        TtlExceeded = "ttl_exceeded",
     }
 }
 
@@ -134,7 +136,7 @@ reasons! {
         Fragment = "fragment",
         /// A service without a usable backend.
         NoBackend = "no_backend",
-        /// TTL or hop limit too small for forwarding.
+        /// TTL or hop limit too small for forwarding, and not answered.
         TtlExceeded = "ttl_exceeded",
         /// A packet that this node sent came back.
         Loop = "loop",
@@ -158,6 +160,8 @@ reasons! {
         RateLimit = "rate_limit",
         /// To a port without a service, while an upcall is pending.
         UpcallPending = "asking",
+        /// From a source that no other host has.
+        MartianSource = "martian_source",
         /// A map look-up failed that cannot fail: a bug.
         Internal = "internal",
     }

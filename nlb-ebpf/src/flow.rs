@@ -54,6 +54,7 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
         return Ok(lookup.decision(state, backend));
     }
 
+    check_source(packet, ip)?;
     let backend_id = choose(vip, service_id, service, ip, lookup.hash, named)?;
     let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
     check_reachable(packet, ip, backend)?;
@@ -61,6 +62,15 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     let new = NewFlow { backend, backend_id, key: lookup.key, bucket: lookup.index, hash: lookup.hash, now };
     let snat_port = new.record(ip, segment)?;
     Ok(ForwardingDecision { backend_id, backend, snat_port, hash: lookup.hash })
+}
+
+/// The verdict on a packet from a source that cannot be another host's: a group, an unspecified or a loopback
+/// address, or one of this node's own. Linux drops such packets, too ("martian source", RFC 1812 section
+/// 5.3.7). Packets at TC ingress may come from this host. A recorded flow has passed this check.
+#[inline(always)]
+fn check_source(packet: &Packet, ip: &Ip) -> Result<(), Verdict> {
+    let is_martian = !ip.src.is_one_host() || maps::address(ip.src).0.is(Address::VIP | Address::SOURCE);
+    if is_martian && !packet.is_skb() { Err(Verdict::Drop(DropReason::MartianSource)) } else { Ok(()) }
 }
 
 /// The forwarding decision for a flow, without a change to the flow table: the recorded backend; else, for

@@ -9,6 +9,7 @@ use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
 
 use crate::packet::{Packet, bounded};
 use crate::record::nat_tuple;
+use crate::tail_call::Refusal;
 use crate::{fragment_cache, maps, next_hop, punt, settings, tail_call};
 
 /// The backend of a flow, and what is rewritten for it.
@@ -45,6 +46,16 @@ pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<()
         return Err(next_hop::LOCAL);
     }
     Ok(())
+}
+
+/// The verdict on a packet whose TTL or hop limit does not allow forwarding: its sender is told, as by a
+/// router (RFC 1812 section 5.3.1).
+#[inline(always)]
+pub fn check_ttl(packet: &Packet, ip: &Ip) -> Result<(), Verdict> {
+    match ip.check_ttl() {
+        Err(_) if !packet.is_skb() => Err(tail_call::to_reject(Refusal::TtlExceeded)),
+        checked => checked,
+    }
 }
 
 #[inline(always)]

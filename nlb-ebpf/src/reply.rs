@@ -7,7 +7,7 @@ use nlb_common::parse::{Ip, Segment, TcpFlags};
 use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{Outcome, PassReason, SendReason, Verdict};
 
-use crate::forward::{send, translate};
+use crate::forward::{check_ttl, send, translate};
 use crate::packet::Packet;
 use crate::segment::segment;
 use crate::{clock, fragment_cache, maps, next_hop};
@@ -28,7 +28,7 @@ pub fn from_backend<const FIRST_FRAGMENT: bool>(
     };
     let found = find_flow(ip, &segment, local, direction)?;
     let (flow, state) = (found.flow, found.state);
-    ip.check_ttl()?;
+    check_ttl(packet, ip)?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
     let hop = next_hop::find(packet, vip, flow.remote(), packet.longest(ip))?;
     next_hop::check_loop(packet, &hop)?;

@@ -11,12 +11,13 @@ use nlb_common::rewrite;
 use nlb_common::verdict::{DropReason, Outcome, PassReason, Program, Verdict};
 
 use crate::flow::{self, find_or_create};
-use crate::forward::send_to_backend;
+use crate::forward::{check_ttl, send_to_backend};
 use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::transparent_local;
 use crate::reply::from_backend;
 use crate::segment::segment;
+use crate::tail_call::{self, Refusal};
 use crate::{next_hop, upcall};
 
 #[inline(always)]
@@ -104,11 +105,11 @@ pub fn to_service<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     vip: &AddressInfo,
     service: u16,
 ) -> Outcome {
-    ip.check_ttl()?;
+    check_ttl(packet, ip)?;
     match find_or_create::<FIRST_FRAGMENT, BY_CONNECTION_ID>(packet, ip, segment, vip, service) {
         Ok(decision) => send_to_backend::<FIRST_FRAGMENT>(packet, ip, segment, service, &decision),
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
-            Ok(Verdict::TailCall(Program::Reject))
+            Ok(tail_call::to_reject(Refusal::NoBackend))
         }
         Err(verdict) => Ok(verdict),
     }

@@ -60,6 +60,26 @@ pub fn mtu() -> Option<u32> {
     context().map(|word| word as u32)
 }
 
+/// Why a packet is refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NoBackend,
+    TtlExceeded,
+}
+
+/// The verdict on a packet that is refused: the program for refusals answers its sender.
+#[inline(always)]
+pub fn to_reject(refusal: Refusal) -> Verdict {
+    set_context(refusal as u64);
+    Verdict::TailCall(Program::Reject)
+}
+
+/// The refusal that [`to_reject`] passes.
+#[inline(always)]
+pub fn refusal() -> Refusal {
+    if context() == Some(Refusal::TtlExceeded as u64) { Refusal::TtlExceeded } else { Refusal::NoBackend }
+}
+
 /// The word for the program for GUE: from the lowest bit on, half of the flow's hash, the backend's id, and
 /// whether the packet is an ICMP error.
 const BACKEND: u32 = 32;

@@ -189,7 +189,7 @@ fn icmp_error(frame: &[u8], ip: &Ip) {
 /// A refusal by ICMP is a valid packet to the sender.
 fn refused_by_icmp(frame: &[u8], ip: &Ip) {
     let grown = refusal::ICMP_GROWTH[usize::from(ip.v6)];
-    for error in [Error::PortUnreachable, Error::TooBig(1400)] {
+    for error in [Error::PortUnreachable, Error::TtlExceeded, Error::TooBig(1400)] {
         let mut after = vec![0; grown];
         after.extend_from_slice(frame);
         let Some(len) = refusal::icmp_error(&mut after[..], ip, grown, error) else { continue };

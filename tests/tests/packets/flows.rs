@@ -214,6 +214,32 @@ fn row_2_packets_to_a_service_without_backends_are_dropped() -> Result<()> {
 }
 
 #[test]
+fn row_37_sources_that_no_other_host_has_open_no_flow() -> Result<()> {
+    for mode in [ForwardMode::Nat, ForwardMode::DsrL2] {
+        let mut rig = Rig::new(mode)?;
+        for family in families() {
+            let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+            let mut martians = vec![family.vip];
+            martians.extend(match family.vip.is_ipv4() {
+                true => ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"].map(ip),
+                false => ["::", "::1", "ff02::1", "ff0e::1"].map(ip),
+            });
+            // With direct server return no packet comes to this address.
+            martians.extend((mode == ForwardMode::Nat).then_some(family.source));
+            for packet in [family.syn(), family.ack(), family.udp()] {
+                for src in &martians {
+                    let outcome = rig.run(&packet.with(|p| p.src = *src))?;
+                    let dropped = [("drop martian_source".to_owned(), 1)].into();
+                    assert_eq!((outcome.action, outcome.counted), (XDP_DROP, dropped), "from {src}");
+                }
+                assert_eq!(rig.run(&packet)?.action, XDP_REDIRECT);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn row_22_packet_without_a_known_next_hop_is_punted_unchanged() -> Result<()> {
     for family in families() {
         let mut rig = Rig::new(ForwardMode::Nat)?;

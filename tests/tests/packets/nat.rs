@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use nlb::model::{Destination, ForwardMode, Route, Snat};
 
+use crate::icmp::is_error;
 use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
 use crate::rig::{
-    BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families,
-    load_config, source_port,
+    BACK_IFINDEX, CLIENT_MAC, Family, OUR_MAC, Outcome, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+    families, load_config, source_port,
 };
 
 /// Checks that `packet` is sent to the backend from a translated port, and returns that port.
@@ -229,13 +230,28 @@ fn row_19_udp_checksums() -> Result<()> {
 }
 
 #[test]
-fn row_21_packet_with_expired_ttl_is_dropped() -> Result<()> {
+fn row_21_packet_with_expired_ttl_is_answered() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
     for family in families() {
         for ttl in [0, 1] {
-            let outcome = rig.run(&family.syn().with(|p| p.ttl = ttl))?;
-            assert_eq!(outcome.action, XDP_DROP);
-            assert_eq!(outcome.counted, [("drop ttl_exceeded".to_owned(), 1)].into());
+            let packet = family.syn().with(|p| p.ttl = ttl);
+            let outcome = rig.run(&packet)?;
+            assert_eq!(outcome.action, XDP_TX);
+            assert_eq!(outcome.counted, [("send ttl_exceeded".to_owned(), 1)].into());
+            let v4 = packet.src.is_ipv4();
+            let quoted = packet.bytes()[14..14 + if v4 { 28 } else { 60 }].to_vec();
+            is_error(
+                &outcome.frame,
+                &packet.with(|p| {
+                    (p.dst_mac, p.src_mac) = (CLIENT_MAC, OUR_MAC);
+                    (p.src, p.dst, p.ttl) = (packet.dst, packet.src, 64);
+                    p.l4 = Transport::Other(if v4 { 1 } else { 58 });
+                    p.payload = [&[if v4 { 11 } else { 3 }, 0, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+                }),
+            );
+            let to_group = rig.run(&packet.with(|p| p.src_mac[0] |= 1))?;
+            assert_eq!(to_group.action, XDP_DROP, "an answer would go to a group");
+            assert_eq!(to_group.counted, [("drop ttl_exceeded".to_owned(), 1)].into());
         }
         forwards(&mut rig, &family, &family.syn().with(|p| p.ttl = 2))?;
     }

@@ -9,7 +9,7 @@ use nlb::model::{Destination, ForwardMode, Health, L4, Server};
 use crate::flows::{four, goes_to, set_health};
 use crate::packet::{Packet, Transport, UdpChecksum};
 use crate::rig::{
-    CLIENT_MAC, Family, OUR_MAC, Rig, XDP_DROP, XDP_PASS, XDP_REDIRECT, families, load_config, module,
+    CLIENT_MAC, Family, OUR_MAC, Rig, XDP_PASS, XDP_REDIRECT, XDP_TX, families, load_config, module,
 };
 
 /// The configuration of the modules' ids.
@@ -401,7 +401,7 @@ fn with_host(address: IpAddr, host: u8) -> IpAddr {
     }
 }
 
-/// Such a packet is punted before a flow is recorded (row 22), and dropped if its TTL has expired.
+/// Such a packet is punted before a flow is recorded (row 22), and answered if its TTL has expired.
 #[test]
 fn row_35_packet_to_an_unreachable_server_is_punted() -> Result<()> {
     let mut rig = Rig::new(ForwardMode::Nat)?;
@@ -413,10 +413,7 @@ fn row_35_packet_to_an_unreachable_server_is_punted() -> Result<()> {
         let outcome = rig.run(&named)?;
         assert_eq!(outcome.counted, [("park next_hop".to_owned(), 1)].into());
         let outcome = rig.run(&named.with(|p| p.ttl = 1))?;
-        assert_eq!(
-            (outcome.action, outcome.counted),
-            (XDP_DROP, [("drop ttl_exceeded".to_owned(), 1)].into())
-        );
+        assert_eq!((outcome.action, outcome.counted), (XDP_TX, [("send ttl_exceeded".to_owned(), 1)].into()));
     }
     Ok(())
 }

@@ -252,7 +252,7 @@ fn judge(
     for (verdict, reason, packets) in [
         ("send", "forward", sent as u64),
         ("send", "reply", replied as u64),
-        ("drop", "ttl_exceeded", DOOMED.into()),
+        ("send", "ttl_exceeded", DOOMED.into()),
         ("pass", "closed_port", u64::from(DOOMED) + 1),
     ] {
         let counted = sum(metrics, "nlb_packets_total", &[("verdict", verdict), ("reason", reason)]);

@@ -17,6 +17,7 @@ use crate::packet::Mac;
 #[derive(Clone, Copy, Debug)]
 pub enum IcmpError {
     PortUnreachable,
+    TtlExceeded,
     /// With the MTU.
     TooBig(u16),
 }
@@ -251,6 +252,8 @@ pub fn is_icmp_error(frame: &[u8], ip: &Ip, error: IcmpError, out: &[u8]) -> boo
     let (protocol, kind, rest) = match (error, ip.v6) {
         (IcmpError::PortUnreachable, false) => (1, [3, 3], 0),
         (IcmpError::PortUnreachable, true) => (58, [1, 4], 0),
+        (IcmpError::TtlExceeded, false) => (1, [11, 0], 0),
+        (IcmpError::TtlExceeded, true) => (58, [3, 0], 0),
         (IcmpError::TooBig(mtu), false) => (1, [3, 4], mtu),
         (IcmpError::TooBig(mtu), true) => (58, [2, 0], mtu),
     };

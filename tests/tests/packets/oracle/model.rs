@@ -23,6 +23,8 @@ pub struct World<'a> {
     pub desired: &'a Desired,
     pub hops: &'a Hops,
     pub image: &'a MapImage,
+    /// Whether packets may come from this host itself.
+    pub at_tc_ingress: bool,
     pub flow_hash: fn(&FlowTuple) -> u32,
 }
 
@@ -132,6 +134,12 @@ impl Model {
         families().iter().any(|f| f.source == addr && self.reached.iter().any(|b| same_family(*b, addr)))
     }
 
+    /// Whether no other host has this address.
+    fn is_martian(&self, world: &World, src: IpAddr) -> bool {
+        let own = world.desired.all_vips().contains(&src) || self.is_ours(src);
+        !world.at_tc_ingress && (own || !is_one_host(src))
+    }
+
     fn client_packet(
         &mut self,
         world: &World,
@@ -150,7 +158,7 @@ impl Model {
             return Ok(Err(closed));
         }
         if ip.ttl <= 1 {
-            return Ok(Err(&["drop ttl_exceeded"]));
+            return Ok(expired(frame, ip));
         }
         let tuple = FlowTuple {
             client: ip.src,
@@ -175,6 +183,7 @@ impl Model {
         let known = self.flows.get(&key).filter(keeps).cloned();
         let (backend, is_new) = match &known {
             Some(flow) => (flow.backend.clone(), false),
+            None if self.is_martian(world, ip.src) => return Ok(Err(&["drop martian_source"])),
             None => {
                 if !sources.iter().any(|s| s.is_none_or(|prefix| prefix.contains(&ip.src))) {
                     return Ok(Err(closed));
@@ -278,7 +287,7 @@ impl Model {
             })
             .ok_or(NO_FLOW)?;
         if ip.ttl <= 1 {
-            return Err(&["drop ttl_exceeded"]);
+            return expired(frame, ip);
         }
         if let Some(stopped) = towards_client(frame, ip, key.client) {
             return stopped;
@@ -458,6 +467,15 @@ fn grown(backend: &Backend) -> u16 {
     }
 }
 
+/// The result of a packet whose TTL does not allow forwarding (row 21). Later fragments and ICMP errors are
+/// not answered.
+fn expired(frame: &[u8], ip: &Ip) -> Decision {
+    match may_be_answered(frame, ip) {
+        true => Ok(Expected::IcmpError(ip.clone(), IcmpError::TtlExceeded)),
+        false => Err(&["drop ttl_exceeded"]),
+    }
+}
+
 /// The exit of a packet that user space fragments.
 pub const FRAGMENTED: Exits = &["park fragment"];
 
@@ -488,11 +506,14 @@ fn refused(desired: &Desired, frame: &[u8], ip: &Ip, segment: &Segment) -> Decis
 
 /// Whether the source of a packet is a single host, which may be answered.
 fn may_be_answered(frame: &[u8], ip: &Ip) -> bool {
-    let single = match ip.src {
+    is_one_host(ip.src) && frame[6] & 1 == 0
+}
+
+fn is_one_host(addr: IpAddr) -> bool {
+    match addr {
         IpAddr::V4(v4) => !matches!(v4.octets()[0], 0 | 127 | 224..),
         IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_loopback() && !v6.is_unspecified(),
-    };
-    single && frame[6] & 1 == 0
+    }
 }
 
 /// Whether an address may be a neighbour on the rig's link. The lowest address may: in IPv4 since Linux 5.14,

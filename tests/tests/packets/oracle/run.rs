@@ -170,6 +170,7 @@ impl Oracle {
             "drop fragment",
             "drop no_backend",
             "drop ttl_exceeded",
+            "send ttl_exceeded",
             "drop loop",
             "drop no_route",
             "drop closed_port",
@@ -190,7 +191,7 @@ impl Oracle {
             Hook::TcIngress => self.rig.run_at_tc_ingress(frame)?,
         };
         let punted = self.rig.punted();
-        let world = world(&self.rig);
+        let world = world(&self.rig, self.hook);
         let expected = match self.model.packet(&world, frame, &outcome.frame) {
             Ok(expected) => expected,
             Err(difference) => {
@@ -241,14 +242,15 @@ impl Oracle {
     }
 
     fn tables_changed(&mut self) -> Result<()> {
-        self.model.tables_changed(&world(&self.rig));
+        self.model.tables_changed(&world(&self.rig, self.hook));
         self.counts = counts(&self.rig)?;
         Ok(())
     }
 }
 
-fn world(rig: &Rig) -> World<'_> {
-    World { desired: &rig.desired, hops: &rig.hops, image: rig.image(), flow_hash }
+fn world(rig: &Rig, hook: Hook) -> World<'_> {
+    let at_tc_ingress = hook == Hook::TcIngress;
+    World { desired: &rig.desired, hops: &rig.hops, image: rig.image(), at_tc_ingress, flow_hash }
 }
 
 /// The hash of labels, outer ports and outer sources. No protocol defines it, only that they vary by flow.
@@ -302,6 +304,7 @@ fn is_expected(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool {
         Expected::IcmpError(ip, error) => {
             let (answered, silent) = match error {
                 IcmpError::PortUnreachable => ("send reject", "drop no_backend"),
+                IcmpError::TtlExceeded => ("send ttl_exceeded", "drop ttl_exceeded"),
                 IcmpError::TooBig(_) => ("send too_big", "drop too_big"),
             };
             exit == silent && outcome.action == XDP_DROP && untouched

@@ -3,6 +3,7 @@
 //! docs/datapath.md lists them: no packet is answered, punted or encapsulated, and passed packets are not
 //! counted.
 
+use super::edits::IcmpError;
 use super::model::Expected;
 use crate::rig::Outcome;
 
@@ -39,6 +40,7 @@ pub fn is_expected(expected: &Expected, frame: &[u8], outcome: &Outcome) -> bool
         Expected::Untouched(exits) if passed => exits.iter().any(|exit| BROKEN.contains(exit)),
         Expected::Untouched(exits) if exits.contains(&"park next_hop") => dropped("drop park_full"),
         Expected::Untouched(exits) => exits.iter().any(|exit| dropped(exit)),
+        Expected::IcmpError(_, IcmpError::TtlExceeded) => dropped("drop ttl_exceeded"),
         Expected::Sent("send reject", _) | Expected::IcmpError(..) => dropped("drop no_backend"),
         Expected::Sent(..) if dropped("drop headroom") => true,
         Expected::Sent(exit, bytes) => {
