@@ -5,6 +5,7 @@ pub(crate) mod can_handle;
 pub(crate) mod drain;
 pub mod health_checks;
 pub mod lease_watcher;
+pub mod network_watcher;
 pub(crate) mod promotion_watcher;
 pub mod reset_watcher;
 pub mod resolve;

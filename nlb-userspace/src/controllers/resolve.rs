@@ -12,11 +12,11 @@ use tokio::net::TcpStream;
 use tokio::time::{self, timeout};
 use tracing::{info, warn};
 
-use crate::model::DataAddresses;
 use crate::model::endpoint::Endpoint;
 use crate::model::endpoint::Host;
-use crate::model::reachability::Locality;
+use crate::model::reachability::{Locality, Reach, Unreachable};
 use crate::model::vips::unusable;
+use crate::model::{DataAddresses, ForwardMode};
 use crate::registry::Registry;
 
 #[derive(Debug, thiserror::Error)]
@@ -31,13 +31,21 @@ pub enum Unresolved {
 }
 
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
-type Where = Pin<Box<dyn Future<Output = Option<Locality>> + Send>>;
+type Where = Pin<Box<dyn Future<Output = Reach> + Send>>;
 
-/// Resolves host names, and finds out which addresses are on this host or in its containers.
+/// Resolves host names, and finds out how packets get to addresses.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<dyn Fn(String) -> Answer + Send + Sync>,
-    locality: Arc<dyn Fn(IpAddr) -> Where + Send + Sync>,
+    reach: Arc<dyn Fn(IpAddr) -> Where + Send + Sync>,
+}
+
+/// Why a module cannot be served at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unservable {
+    /// Direct server return does not work there.
+    NotDirectly(IpAddr, Locality),
+    Unreachable(IpAddr, Unreachable),
 }
 
 impl Resolver {
@@ -56,26 +64,34 @@ impl Resolver {
     {
         Resolver {
             lookup: Arc::new(move |name| Box::pin(lookup(name))),
-            locality: Arc::new(|_| Box::pin(async { None })),
+            reach: Arc::new(|_| Box::pin(async { Reach::Link })),
         }
     }
 
-    /// The same resolver with a test for local addresses; without one, no address counts as local.
-    pub fn with_locality<F>(self, locality: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
+    /// The same resolver with a test of addresses; without one, XDP reaches every address.
+    pub fn with_reach<F>(self, reach: impl Fn(IpAddr) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Option<Locality>> + Send + 'static,
+        F: Future<Output = Reach> + Send + 'static,
     {
-        Resolver { locality: Arc::new(move |address| Box::pin(locality(address))), ..self }
+        Resolver { reach: Arc::new(move |address| Box::pin(reach(address))), ..self }
     }
 
-    /// The first of these addresses that is local, and where it is.
-    pub async fn first_local(&self, data: DataAddresses) -> Option<(IpAddr, Locality)> {
+    /// Why a module cannot be served at its addresses in this mode. An address without a route is no obstacle
+    /// where another has one: a name may have addresses of a family that the network does not have.
+    pub async fn obstacle(&self, data: DataAddresses, mode: ForwardMode) -> Option<Unservable> {
+        let (mut without_route, mut routed) = (None, false);
         for address in data.v4.map(IpAddr::V4).into_iter().chain(data.v6.map(IpAddr::V6)) {
-            if let Some(locality) = (self.locality)(address).await {
-                return Some((address, locality));
+            match (self.reach)(address).await {
+                Reach::Unreachable(Unreachable::NoRoute) => without_route = without_route.or(Some(address)),
+                Reach::Unreachable(why) => return Some(Unservable::Unreachable(address, why)),
+                Reach::Local(locality) if mode != ForwardMode::Nat => {
+                    return Some(Unservable::NotDirectly(address, locality));
+                }
+                Reach::Local(_) | Reach::Link => routed = true,
             }
         }
-        None
+        let address = without_route.filter(|_| !routed)?;
+        Some(Unservable::Unreachable(address, Unreachable::NoRoute))
     }
 
     /// The data addresses for these hosts. If a name has several addresses of one family, the one in use is
@@ -228,14 +244,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn finds_local_addresses() {
-        let resolver = resolver(&[])
-            .with_locality(|address| async move { address.is_ipv6().then_some(Locality::OwnHost) });
+    async fn finds_addresses_where_a_module_cannot_be_served() {
         let v4 = DataAddresses { v4: Some("10.0.0.1".parse().unwrap()), v6: None };
         let both = DataAddresses { v6: Some("2001:db8::1".parse().unwrap()), ..v4 };
-        assert_eq!(resolver.first_local(v4).await, None);
-        let found = Some(("2001:db8::1".parse().unwrap(), Locality::OwnHost));
-        assert_eq!(resolver.first_local(both).await, found);
+        let v6: IpAddr = "2001:db8::1".parse().unwrap();
+        let with_v6 = |reach: Reach| {
+            resolver(&[]).with_reach(move |address| {
+                let reach = if address.is_ipv6() { reach.clone() } else { Reach::Link };
+                async move { reach }
+            })
+        };
+        let local = with_v6(Reach::Local(Locality::OwnHost));
+        assert_eq!(local.obstacle(v4, ForwardMode::Gue).await, None);
+        let found = Some(Unservable::NotDirectly(v6, Locality::OwnHost));
+        assert_eq!(local.obstacle(both, ForwardMode::Gue).await, found);
+        assert_eq!(local.obstacle(both, ForwardMode::Nat).await, None);
+
+        let tunnel = Unreachable::WithoutMac { link: "tun0".into() };
+        let behind = with_v6(Reach::Unreachable(tunnel.clone()));
+        let found = Some(Unservable::Unreachable(v6, tunnel));
+        assert_eq!(behind.obstacle(both, ForwardMode::Nat).await, found);
+
+        let without = with_v6(Reach::Unreachable(Unreachable::NoRoute));
+        assert_eq!(without.obstacle(both, ForwardMode::Nat).await, None, "the other family has a route");
+        let only_v6 = DataAddresses { v4: None, ..both };
+        let found = Some(Unservable::Unreachable(v6, Unreachable::NoRoute));
+        assert_eq!(without.obstacle(only_v6, ForwardMode::Nat).await, found);
     }
 
     #[tokio::test]

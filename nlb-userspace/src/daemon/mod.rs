@@ -18,12 +18,12 @@ use tracing::{info, warn};
 use crate::config::{Config, Configuration};
 use crate::controllers::resolve::{self, Resolver};
 use crate::controllers::{active_version, route_learning};
-use crate::controllers::{health_checks, lease_watcher, promotion_watcher, reset_watcher};
+use crate::controllers::{health_checks, lease_watcher, network_watcher, promotion_watcher, reset_watcher};
 use crate::datapath::interfaces::XdpInterfaces;
 use crate::datapath::netlink::Netlink;
 use crate::grpc::{self, Control, Peers, Prober};
 use crate::model::clock::Now;
-use crate::model::reachability::Locality;
+use crate::model::reachability::Reach;
 use crate::registry::Registry;
 use crate::telemetry::alarms;
 use crate::telemetry::metrics::{Recorder, Sources};
@@ -49,8 +49,16 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         );
     }
     let running = datapath::start(&config, registry.desired()).await?;
-    let datapath::Running { applied, traffic, hops, questions, answers, mut details, tasks: of_datapath } =
-        running;
+    let datapath::Running {
+        applied,
+        traffic,
+        hops,
+        unreachable,
+        questions,
+        answers,
+        mut details,
+        tasks: of_datapath,
+    } = running;
     let mut tasks = Tasks::default();
     for (name, task) in of_datapath {
         tasks.spawn(name, task);
@@ -69,7 +77,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     };
     let (recorder, metrics) = Recorder::new(sources, config.metrics_history_bytes);
     tasks.spawn_endless("metrics", recorder.run());
-    let resolver = Resolver::system().with_locality(locality_of_addresses(&config)?);
+    let resolver = Resolver::system().with_reach(reach_of_addresses(&config)?);
     let (leases, names) = (
         lease_watcher::watch(registry.clone()),
         resolve::follow(registry.clone(), resolver.clone(), RESOLVE_INTERVAL),
@@ -81,6 +89,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
     let resets = reset_watcher::watch(registry.clone(), traffic.clone());
     tasks.spawn_endless("health checks", checks);
     tasks.spawn_endless("resets", resets);
+    tasks.spawn_endless("network", network_watcher::watch(registry.clone(), unreachable));
     let alarms = alarms::watch(traffic.clone());
     tasks.spawn_endless("alarms", alarms);
     tasks.spawn_endless("leases", leases);
@@ -148,18 +157,18 @@ fn restored(config: &Config) -> anyhow::Result<Registry> {
     Ok(registry)
 }
 
-/// Whether an address is local, and why; unknown if the kernel does not answer.
-fn locality_of_addresses(
+/// How packets get to an address. If the kernel does not answer, it counts as reached by a link.
+fn reach_of_addresses(
     config: &Config,
-) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Option<Locality>> + use<>> {
+) -> anyhow::Result<impl Fn(IpAddr) -> BoxFuture<'static, Reach> + use<>> {
     let interfaces = XdpInterfaces::new(&config.interfaces);
     let netlink = Arc::new(Netlink::open()?.0);
     Ok(move |address| {
         let (interfaces, netlink) = (interfaces.clone(), netlink.clone());
         async move {
-            interfaces.locality(&netlink, address).await.unwrap_or_else(|error| {
-                warn!("cannot determine whether {address} is on this host: {error:#}");
-                None
+            interfaces.reach(&netlink, address).await.unwrap_or_else(|error| {
+                warn!("cannot determine how packets get to {address}: {error:#}");
+                Reach::Link
             })
         }
         .boxed()

@@ -21,7 +21,7 @@ use super::link::{self, Kind, Link};
 use super::loader::{Balancer, XdpAttachment};
 use super::netlink::Netlink;
 use crate::config::XdpMode;
-use crate::model::reachability::Locality;
+use crate::model::reachability::{Locality, Reach, Unreachable};
 
 /// Attaching may fail while a driver still initialises, and no event reports the end of that.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -55,22 +55,22 @@ impl XdpInterfaces {
         Ok(any)
     }
 
-    /// Whether packets reach an address through the kernel's stack, and why.
-    pub(crate) async fn locality(
-        &self,
-        netlink: &Netlink,
-        address: IpAddr,
-    ) -> anyhow::Result<Option<Locality>> {
-        let Some(route) = netlink.route(address).await? else { return Ok(None) };
+    /// How packets get to an address.
+    pub(crate) async fn reach(&self, netlink: &Netlink, address: IpAddr) -> anyhow::Result<Reach> {
+        const NO_ROUTE: Reach = Reach::Unreachable(Unreachable::NoRoute);
+        let Some(route) = netlink.route(address).await? else { return Ok(NO_ROUTE) };
         if route.ifindex == LOOPBACK {
-            return Ok(Some(Locality::OwnHost));
+            return Ok(Reach::Local(Locality::OwnHost));
         }
         let links = netlink.links().await?;
-        let link = links.get(&route.ifindex).filter(|link| self.is_local(link));
-        Ok(link.map(|link| match link.kind.stacked() {
-            Some(what) => Locality::Behind { name: link.name.clone(), what },
-            None => Locality::OwnHost,
-        }))
+        let Some(link) = links.get(&route.ifindex) else { return Ok(NO_ROUTE) };
+        let name = link.name.clone();
+        Ok(match link.kind.stacked() {
+            _ if link.kind == Kind::NoMac => Reach::Unreachable(Unreachable::WithoutMac { link: name }),
+            _ if !self.is_local(link) => Reach::Link,
+            Some(what) => Reach::Local(Locality::Behind { name, what }),
+            None => Reach::Local(Locality::OwnHost),
+        })
     }
 }
 
@@ -118,6 +118,26 @@ impl Attachments {
             served.insert(name.clone(), (ifindex, attached));
             modes.insert(name.clone(), Some(came_to));
         }
+        let in_generic_mode = modes.iter().find(|(_, came_to)| **came_to == Some(XdpMode::Generic));
+        if let Some((generic, _)) = in_generic_mode
+            && modes.values().any(|came_to| *came_to == Some(XdpMode::Native))
+        {
+            warn!(
+                "{generic} has no native XDP, so generic mode is used on all interfaces: what native XDP redirects to such an \
+                 interface is lost"
+            );
+            // The kernel refuses a second attachment.
+            let again: Vec<(String, u32)> =
+                std::mem::take(&mut served).into_iter().map(|(name, (ifindex, _))| (name, ifindex)).collect();
+            for (name, ifindex) in again {
+                let (attached, came_to) = attach(&mut balancer, ifindex, XdpMode::Generic, links)?;
+                modes.insert(name.clone(), Some(came_to));
+                served.insert(name, (ifindex, attached));
+            }
+        }
+        // An interface that returns is served in the mode of the others.
+        let is_generic = modes.values().any(|came_to| *came_to == Some(XdpMode::Generic));
+        let mode = if is_generic { XdpMode::Generic } else { mode };
         Ok((Attachments { interfaces, balancer, macs, mode, veths, served }, modes))
     }
 

@@ -40,6 +40,8 @@ pub(crate) enum Kind {
         /// be unfinished, and a frame may be many segments. XDP does not get that header.
         vnet_hdr: bool,
     },
+    /// A link without MAC addresses: a tunnel, or a TUN device. Only the kernel's stack can send there.
+    NoMac,
     /// A card or any other link.
     Other,
 }
@@ -94,7 +96,13 @@ impl Kind {
             Kind::MacVlan => Some("a macvlan device"),
             Kind::MacVtap => Some("a macvtap device"),
             Kind::IpVlan => Some("an ipvlan device"),
-            Kind::Veth | Kind::Bridge | Kind::Bond | Kind::Team | Kind::Tap { .. } | Kind::Other => None,
+            Kind::Veth
+            | Kind::Bridge
+            | Kind::Bond
+            | Kind::Team
+            | Kind::Tap { .. }
+            | Kind::NoMac
+            | Kind::Other => None,
         }
     }
 
@@ -110,6 +118,7 @@ impl Kind {
             | Kind::MacVtap
             | Kind::IpVlan
             | Kind::Tap { .. }
+            | Kind::NoMac
             | Kind::Other => None,
         }
     }
@@ -117,7 +126,7 @@ impl Kind {
 
 /// The index of the interface with this name, if XDP can serve it.
 pub(crate) fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Unsuitable> {
-    let found = links.iter().find(|(_, link)| link.name == name);
+    let found = links.iter().find(|(_, link)| link.name == name && link.kind != Kind::NoMac);
     let (ifindex, link) = found.ok_or_else(|| Unsuitable::Missing(name.to_owned()))?;
     if *ifindex == nlb_common::abi::LOOPBACK {
         return Err(Unsuitable::Loopback(name.to_owned()));

@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::model::Desired;
 use crate::model::next_hop::Hops;
+use crate::model::reachability::UnreachableAddresses;
 use crate::model::traffic::Traffic;
 use crate::model::upcall::{self, NegativeEntry, Question};
 use crate::reconcile::{self, Applied};
@@ -52,6 +53,8 @@ pub struct Running {
     pub traffic: watch::Receiver<Arc<Traffic>>,
     /// The next hops of modules.
     pub hops: watch::Receiver<Arc<Hops>>,
+    /// Modules' data addresses that no packet gets to.
+    pub unreachable: watch::Receiver<Arc<UnreachableAddresses>>,
     /// Upcalls about destinations without a service.
     pub questions: mpsc::Receiver<Question>,
     /// Negative entries for those destinations.
@@ -106,6 +109,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let datapath = Arc::new(datapath);
 
     let (hops_sent, hops) = watch::channel(Arc::new(Hops::new()));
+    let (unreachable_sent, unreachable) = watch::channel(Arc::new(UnreachableAddresses::new()));
     let (applied_sent, applied) = watch::channel(Arc::new(Applied::default()));
     let (traffic_sent, traffic) = watch::channel(Arc::new(Traffic::default()));
     let (ask, asked) = mpsc::channel(OPEN_QUESTIONS);
@@ -113,7 +117,8 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let mut add = |name, task| tasks.push((name, task));
     let (errors, tunnel_errors) = mpsc::channel(OPEN_QUESTIONS);
     let inputs = next_hop::Inputs { desired: desired.clone(), asked, tunnel_errors };
-    add("next hops", next_hop::run(inputs, hops_sent, interfaces.clone()).boxed());
+    let outputs = next_hop::Outputs { hops: hops_sent, unreachable: unreachable_sent };
+    add("next hops", next_hop::run(inputs, outputs, interfaces.clone()).boxed());
     add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());
     add("route watcher", route_watcher::run(fib_generation).boxed());
     add("interfaces", attachments.keep().boxed());
@@ -129,5 +134,5 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
     let counters = counters::run(collector, datapath, applied.clone(), traffic_sent);
     add("counters", counters.map(Ok).boxed());
-    Ok(Running { applied, traffic, hops, questions, answers, details, tasks })
+    Ok(Running { applied, traffic, hops, unreachable, questions, answers, details, tasks })
 }

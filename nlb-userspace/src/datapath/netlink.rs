@@ -75,13 +75,13 @@ impl Netlink {
         Ok((Netlink { handle }, events))
     }
 
-    /// Links by index, except those without MAC addresses.
+    /// Links by index.
     pub(crate) async fn links(&self) -> anyhow::Result<HashMap<u32, Link>> {
         let mut links = HashMap::new();
         let mut answers = self.handle.link().get().execute();
         while let Some(message) = answers.try_next().await.context("listing links")? {
             let ifindex = message.header.index;
-            links.extend(parse_link(message).map(|link| (ifindex, link)));
+            links.insert(ifindex, parse_link(message));
         }
         Ok(links)
     }
@@ -153,8 +153,7 @@ impl Netlink {
     }
 }
 
-/// `None` for a link without a MAC address.
-fn parse_link(message: LinkMessage) -> Option<Link> {
+fn parse_link(message: LinkMessage) -> Link {
     let (mut mac, mut elsewhere) = (None, false);
     let mut link = Link {
         name: String::new(),
@@ -180,7 +179,11 @@ fn parse_link(message: LinkMessage) -> Option<Link> {
         }
     }
     link.below = link.below.filter(|_| !elsewhere);
-    Some(Link { mac: mac?, ..link })
+    match mac {
+        Some(mac) => Link { mac, ..link },
+        // The addresses of tunnels are shorter or longer.
+        None => Link { kind: Kind::NoMac, ..link },
+    }
 }
 
 fn kind(details: &[LinkInfo]) -> Kind {
@@ -197,7 +200,7 @@ fn kind(details: &[LinkInfo]) -> Kind {
         Some(InfoKind::MacVlan) => Kind::MacVlan,
         Some(InfoKind::MacVtap) => Kind::MacVtap,
         Some(InfoKind::IpVlan | InfoKind::IpVtap) => Kind::IpVlan,
-        // A tap or tun with a MAC address: a link without one is dropped below.
+        // A TUN device has no MAC address.
         Some(InfoKind::Tun) => Kind::Tap { vnet_hdr: has_vnet_hdr(details) },
         _ => Kind::Other,
     }

@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::interfaces::XdpInterfaces;
+use super::link::Kind;
 use super::netlink::Netlink;
 use super::path_mtu::PathMtus;
 use super::tunnel_errors::TunnelError;
 use crate::model::Desired;
 use crate::model::next_hop::{Hop, Hops};
+use crate::model::reachability::{Unreachable, UnreachableAddresses};
 
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(10);
@@ -41,13 +43,17 @@ pub(crate) struct Inputs {
     pub tunnel_errors: mpsc::Receiver<TunnelError>,
 }
 
+/// What is found out about the addresses.
+pub(crate) struct Outputs {
+    pub hops: watch::Sender<Arc<Hops>>,
+    /// Of modules' data addresses only.
+    pub unreachable: watch::Sender<Arc<UnreachableAddresses>>,
+}
+
 /// Publishes the next hops of all modules' data addresses, and of those in `asked`, until `desired` is
 /// dropped.
-pub(crate) async fn run(
-    inputs: Inputs,
-    hops: watch::Sender<Arc<Hops>>,
-    interfaces: XdpInterfaces,
-) -> anyhow::Result<()> {
+pub(crate) async fn run(inputs: Inputs, outputs: Outputs, interfaces: XdpInterfaces) -> anyhow::Result<()> {
+    let Outputs { hops, unreachable } = outputs;
     let Inputs { mut desired, mut asked, mut tunnel_errors } = inputs;
     let (netlink, mut events) = Netlink::open()?;
     let mut path_mtus = PathMtus::default();
@@ -76,29 +82,37 @@ pub(crate) async fn run(
         };
         path_mtus.retain(|addr| backends.contains(addr));
         let wanted = backends.iter().chain(temporary.keys()).copied().collect();
-        let old = hops.borrow().clone();
+        let (old, failed) = (hops.borrow().clone(), unreachable.borrow().clone());
         let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
         if let Some(client) = fresh.filter(|addr| old.contains_key(addr))
             && let Err(error) = resolve_from_vips(&netlink, client, &vips).await
         {
             debug!("{error:#}");
         }
-        let known = Known { vips: &vips, path_mtus: &path_mtus, remembered };
+        let known = Known { vips: &vips, path_mtus: &path_mtus, failed: &failed, remembered };
         let confirm = |addr| confirm_all || fresh == Some(addr);
         match resolve_next_hops(&netlink, &interfaces, &wanted, known, confirm).await {
-            Ok(found) => {
-                hops.send_if_modified(|old| {
-                    let changed = **old != found;
-                    if changed {
-                        debug!("next hops: {found:?}");
-                        *old = Arc::new(found);
-                    }
-                    changed
-                });
+            Ok((found, mut without)) => {
+                without.retain(|addr, _| backends.contains(addr));
+                if replace(&hops, found) {
+                    debug!("next hops: {:?}", hops.borrow());
+                }
+                replace(&unreachable, without);
             }
             Err(error) => warn!("next hops could not be read from the kernel: {error:#}"),
         }
     }
+}
+
+/// Publishes a value if it is another than before; returns whether it is.
+fn replace<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) -> bool {
+    to.send_if_modified(|old| {
+        let changed = **old != value;
+        if changed {
+            *old = Arc::new(value);
+        }
+        changed
+    })
 }
 
 /// Resolves the neighbours on the routes from each VIP to a client. A packet that is punted although the next
@@ -130,30 +144,39 @@ fn data_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
 struct Known<'a, F> {
     vips: &'a BTreeSet<IpAddr>,
     path_mtus: &'a PathMtus,
+    /// The addresses that were unreachable before.
+    failed: &'a UnreachableAddresses,
     /// The next hop of before, which stays where the kernel has forgotten a neighbour.
     remembered: F,
 }
 
-/// The next hops of `wanted`. Unknown neighbours are resolved, and so are those that `confirm` selects; the
-/// results arrive as events.
+/// The next hops of `wanted`, and why some have none. Unknown neighbours are resolved, and so are those that
+/// `confirm` selects; the results arrive as events.
 async fn resolve_next_hops<'a>(
     netlink: &Netlink,
     interfaces: &XdpInterfaces,
     wanted: &BTreeSet<IpAddr>,
     known: Known<'a, impl Fn(IpAddr) -> Option<&'a Hop>>,
     confirm: impl Fn(IpAddr) -> bool,
-) -> anyhow::Result<Hops> {
-    let Known { vips, path_mtus, remembered } = known;
-    let mut hops = Hops::new();
+) -> anyhow::Result<(Hops, UnreachableAddresses)> {
+    let Known { vips, path_mtus, failed, remembered } = known;
+    let (mut hops, mut unreachable) = (Hops::new(), UnreachableAddresses::new());
     if wanted.is_empty() {
-        return Ok(hops);
+        return Ok((hops, unreachable));
     }
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
     let neighbours = netlink.neighbours().await?;
     for addr in wanted {
-        let Some(route) = netlink.route(*addr).await? else { continue };
-        let Some(link) = links.get(&route.ifindex) else { continue };
+        let route = netlink.route(*addr).await?;
+        let Some((route, link)) = route.and_then(|route| Some((route, links.get(&route.ifindex)?))) else {
+            unreachable.insert(*addr, Unreachable::NoRoute);
+            continue;
+        };
+        if link.kind == Kind::NoMac {
+            unreachable.insert(*addr, Unreachable::WithoutMac { link: link.name.clone() });
+            continue;
+        }
         let next = route.gateway.unwrap_or(*addr);
         let ours = || addresses.iter().filter(|(ifindex, _)| *ifindex == route.ifindex).map(|(_, net)| *net);
         let whole = if addr.is_ipv4() { 32 } else { 128 };
@@ -183,7 +206,19 @@ async fn resolve_next_hops<'a>(
             }
         }
         let mac = match neighbour {
-            Some(known) => known.mac,
+            Some(known) => {
+                if known.mac.is_none() {
+                    let (neighbour, link) = (next, link.name.clone());
+                    unreachable.insert(*addr, Unreachable::Silent { neighbour, link });
+                }
+                known.mac
+            }
+            // The kernel asks a neighbour that did not answer once more.
+            None if matches!(failed.get(addr), Some(Unreachable::Silent { neighbour, .. }) if *neighbour == next) =>
+            {
+                unreachable.extend(failed.get(addr).map(|why| (*addr, why.clone())));
+                None
+            }
             None => remembered(*addr).filter(|hop| hop.hop.ifindex == route.ifindex).map(|hop| hop.hop.dst()),
         };
         let (Some(mac), Some(source)) = (mac, source(ours(), next, route.source, vips)) else { continue };
@@ -191,7 +226,7 @@ async fn resolve_next_hops<'a>(
         let mtu = path_mtus.of(*addr, hop).map_or(mtu, |path| path.min(mtu));
         hops.insert(*addr, Hop { hop, source, mtu, link_prefix, local: false });
     }
-    Ok(hops)
+    Ok((hops, unreachable))
 }
 
 /// Our address towards a next hop: the kernel's choice, unless that is a VIP. A host that holds its VIPs may

@@ -24,6 +24,7 @@ impl Registry {
         let HealthSignal { health, why } = signal.clone();
         let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) else { return };
         match source {
+            Source::Network => record.network = signal,
             Source::Check => record.check = Some(signal),
             Source::Resets => record.resets = signal,
             // These signals follow from heartbeats, the lease and the drain.
@@ -73,14 +74,19 @@ impl State {
         let mut tcp = self.routes_for(record).filter(|route| route.protocol.l4() == L4::Tcp);
         let port = port.or_else(|| tcp.find_map(|route| route.data_port(module)));
         let port = port.unwrap_or(record.registration.address.port);
+        self.data_addresses(record).into_iter().map(|address| SocketAddr::new(address, port)).collect()
+    }
+
+    /// The addresses that traffic for a module goes to, in each address family of its VIPs.
+    pub fn data_addresses(&self, record: &Record) -> Vec<IpAddr> {
+        let module = &record.registration.module;
         let v6 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv6));
         let v4 = self.routes_for(record).any(|route| self.is_for(route, IpAddr::is_ipv4));
         let all = module.data.v4.map(IpAddr::from).into_iter().chain(module.data.v6.map(IpAddr::from));
         let (met, others): (Vec<IpAddr>, Vec<IpAddr>) =
             all.partition(|address| if address.is_ipv6() { v6 } else { v4 });
         // Direct server return carries packets of either family to an address of either.
-        let addresses = if met.is_empty() { others } else { met };
-        addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+        if met.is_empty() { others } else { met }
     }
 
     /// The routes that a module serves.

@@ -103,6 +103,8 @@ pub struct Record {
     /// The lease state that was last acted upon.
     pub lease_state: LeaseState,
     pub drain: Option<Drain>,
+    /// The signal of the network: whether packets get to its data addresses.
+    pub network: HealthSignal,
     /// The signal of its health check, if it has one.
     pub check: Option<HealthSignal>,
     /// The signal of outlier detection, from resets of its flows.
@@ -140,6 +142,7 @@ impl Record {
     pub fn new(registration: Registration, epoch: u64, now: Now) -> Self {
         let routes_since = registration.module.routes.keys().map(|id| (id.clone(), now.wall)).collect();
         Record {
+            network: HealthSignal::healthy(),
             check: registration.check.is_some().then(HealthSignal::unchecked),
             resets: HealthSignal::healthy(),
             asked_weight: registration.module.weight,
@@ -236,6 +239,7 @@ impl Record {
         HealthSignals {
             module: self.registration.module.health,
             lease: if self.lease_state == LeaseState::Valid { Health::Healthy } else { Health::Unhealthy },
+            network: self.network.health,
             check: self.check.as_ref().map(|signal| signal.health),
             resets: self.resets.health,
             operator: if self.drain.is_some() { Health::Stopping } else { Health::Healthy },
@@ -245,6 +249,7 @@ impl Record {
     /// The signal of a source that gives reasons.
     pub fn signal(&self, source: Source) -> Option<&HealthSignal> {
         match source {
+            Source::Network => Some(&self.network),
             Source::Check => self.check.as_ref(),
             Source::Resets => Some(&self.resets),
             Source::Module | Source::Lease | Source::Operator => None,

@@ -56,7 +56,7 @@ async fn registered_values_are_shown() {
     assert_eq!(info.details["data_address"], "10.0.0.2,fd00::1");
     assert_eq!(info.details["snat"], "on-link");
     assert_eq!(info.details["capability.tls"], "1.3");
-    for source in ["module", "lease", "resets", "operator"] {
+    for source in ["module", "lease", "network", "resets", "operator"] {
         assert_eq!(info.details[&format!("health.{source}")], "HEALTHY");
     }
     assert!(!info.details.contains_key("health.check"), "the module has no check");

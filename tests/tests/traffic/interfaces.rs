@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::bulk::{download_beside, offload};
 use crate::clients::{Connection, L4, flows, on, request_udp};
-use crate::fleet::{Fleet, Mode, vips};
+use crate::fleet::{Fleet, LEASE, Mode, vips};
 
 #[test]
 fn interfaces_that_xdp_cannot_serve_are_refused_with_an_alternative() -> Result<()> {
@@ -73,6 +73,32 @@ fn bridge(lab: &Lab) -> Result<()> {
     nlb.ip(&["link", "set", "near0", "master", "eth0"])?;
     nlb.ip(&["link", "set", "eth0", "up"])?;
     lab.add_addresses()
+}
+
+/// What native XDP redirects to a bridge is lost, and the uplink could run in native mode.
+#[test]
+fn native_and_generic_mode_are_not_mixed() -> Result<()> {
+    let lab = Lab::two_arm(1, 1, DefaultRoute::Nlb)?;
+    let nlb = &lab.nlb.netns;
+    nlb.ip(&["link", "add", "br1", "type", "bridge"])?;
+    nlb.ip(&["address", "flush", "dev", "eth1"])?;
+    nlb.ip(&["link", "set", "eth1", "master", "br1"])?;
+    nlb.ip(&["link", "set", "br1", "up"])?;
+    nlb.add_address("br1", [10, 77, 1, 1].into(), 24)?;
+    nlb.add_address("br1", [0xfd77, 0, 0, 1, 0, 0, 0, 1].into(), 64)?;
+    let nlb = programs::serve(&lab, "eth0,br1", &LEASE)?;
+    let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
+    fleet.enlist(Mode::Nat, &[100], &[])?;
+    let status = fleet.nlb(&["status"])?;
+    for interface in ["xdp.eth0", "xdp.br1"] {
+        let mode = status.lines().find(|line| line.starts_with(interface)).unwrap_or_default();
+        ensure!(mode.ends_with("generic"), "{status}");
+    }
+    for vip in vips() {
+        ensure!(flows(&fleet.lab.clients[0], L4::Tcp, vip, 20_000, 20)?["m0"] == 20);
+    }
+    ensure!(fleet.nlb.output().contains("generic mode is used on all interfaces"), "{}", fleet.nlb.output());
+    Ok(())
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod persistence;
 mod promotion;
 mod quic;
 mod quickstart;
+mod reach;
 mod replies;
 mod same_host;
 mod scaling;

@@ -3,6 +3,7 @@
 //! Malformed messages and missing or invalid credentials give a status. A well-formed change that is refused
 //! gives `success = false` and an Error, if the response has a field for one.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use nlb_proto::{Error, StatusCode};
@@ -11,6 +12,7 @@ use tonic::{Code, Response, Status};
 use super::validate::FieldViolation;
 use crate::controllers::resolve::Unresolved;
 use crate::controllers::scaling::Unscalable;
+use crate::model::reachability::Unreachable;
 use crate::registry::RegistryError;
 
 #[derive(Debug)]
@@ -18,6 +20,11 @@ pub enum CallError {
     Malformed(Vec<FieldViolation>),
     Refused(RegistryError),
     Unresolved(Unresolved),
+    /// No packet gets to a module.
+    Unreachable {
+        address: IpAddr,
+        why: Unreachable,
+    },
     /// The change is accepted, but the maps do not hold it.
     NotApplied {
         revision: u64,
@@ -108,6 +115,9 @@ impl CallError {
             CallError::Malformed(_) => Code::InvalidArgument,
             CallError::Unresolved(Unresolved::Unusable { .. }) => Code::InvalidArgument,
             CallError::Unresolved(Unresolved::Lookup { .. }) | CallError::Late { .. } => Code::Unavailable,
+            CallError::Unreachable { why: Unreachable::WithoutMac { .. }, .. } => Code::InvalidArgument,
+            // The network may come later.
+            CallError::Unreachable { .. } => Code::Unavailable,
             CallError::NotApplied { .. } | CallError::NotStored(_) | CallError::NotKept(_) => Code::Internal,
             CallError::Outdated { .. } => Code::AlreadyExists,
             CallError::Modules { .. } => Code::Aborted,
@@ -150,6 +160,7 @@ impl std::fmt::Display for CallError {
             }
             CallError::Refused(refusal) => refusal.fmt(f),
             CallError::Unresolved(why) => why.fmt(f),
+            CallError::Unreachable { address, why } => write!(f, "no packet gets to {address}: {why}"),
             CallError::TooMuch(why) => f.write_str(why),
             CallError::Unscalable(why) => why.fmt(f),
             CallError::NotApplied { revision, reason } => {

@@ -11,14 +11,15 @@ use tokio::time::Instant;
 
 use super::control::Control;
 use crate::controllers::drain;
+use crate::controllers::resolve::Unservable;
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::route::{self, Author};
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, health_check, heartbeat_report, instance, pagination, split};
+use crate::model::DataAddresses;
 use crate::model::clock::Now;
 use crate::model::traffic::{Counts, Traffic};
-use crate::model::{DataAddresses, ForwardMode};
 use crate::policy::lease::LeaseState;
 use crate::registry::{Admission, Claim, Record, Registered, Registration, RegistryError};
 
@@ -75,13 +76,14 @@ impl Control {
         let snapshot = self.registry.snapshot();
         let in_use = snapshot.record(&registration.instance_id).map(|old| old.registration.module.data);
         let data = self.resolver.resolve(&registration.data_hosts, in_use.unwrap_or_default()).await?;
-        if registration.module.mode != ForwardMode::Nat
-            && let Some((address, locality)) = self.resolver.first_local(data).await
-        {
-            let problem = format!("{address} is {locality}; use nat");
-            return Err(FieldViolation::new("instance.metadata.forward_mode", problem).into());
+        match self.resolver.obstacle(data, registration.module.mode).await {
+            None => Ok(data),
+            Some(Unservable::NotDirectly(address, locality)) => {
+                let problem = format!("{address} is {locality}; use nat");
+                Err(FieldViolation::new("instance.metadata.forward_mode", problem).into())
+            }
+            Some(Unservable::Unreachable(address, why)) => Err(CallError::Unreachable { address, why }),
         }
-        Ok(data)
     }
 
     /// The module's routes that get no traffic, and why.

@@ -24,6 +24,8 @@ pub enum Source {
     Lease,
     /// The health check that the module registered with.
     Check,
+    /// Whether packets get to the module's data addresses, by the kernel's routes and neighbours.
+    Network,
     /// Outlier detection: TCP resets of the module's backends, as the data path counts them.
     Resets,
     /// A drain: an operator's, or that of a module which unregisters.
@@ -43,6 +45,7 @@ pub struct HealthSignal {
 pub struct HealthSignals {
     pub module: Health,
     pub lease: Health,
+    pub network: Health,
     /// `None` without a health check.
     pub check: Option<Health>,
     pub resets: Health,
@@ -51,10 +54,11 @@ pub struct HealthSignals {
 
 impl HealthSignals {
     pub fn by_source(self) -> impl Iterator<Item = (Source, Health)> {
-        let HealthSignals { module, lease, check, resets, operator } = self;
+        let HealthSignals { module, lease, network, check, resets, operator } = self;
         [
             (Source::Operator, Some(operator)),
             (Source::Lease, Some(lease)),
+            (Source::Network, Some(network)),
             (Source::Check, check),
             (Source::Resets, Some(resets)),
             (Source::Module, Some(module)),
@@ -104,6 +108,7 @@ impl Source {
         match self {
             Source::Module => "module",
             Source::Lease => "lease",
+            Source::Network => "network",
             Source::Check => "check",
             Source::Resets => "resets",
             Source::Operator => "operator",
@@ -127,6 +132,7 @@ mod tests {
     const ALL_HEALTHY: HealthSignals = HealthSignals {
         module: Healthy,
         lease: Healthy,
+        network: Healthy,
         check: Some(Healthy),
         resets: Healthy,
         operator: Healthy,
@@ -139,6 +145,7 @@ mod tests {
             for signals in [
                 HealthSignals { module: health, ..ALL_HEALTHY },
                 HealthSignals { lease: health, ..ALL_HEALTHY },
+                HealthSignals { network: health, ..ALL_HEALTHY },
                 HealthSignals { check: Some(health), ..ALL_HEALTHY },
                 HealthSignals { resets: health, ..ALL_HEALTHY },
                 HealthSignals { operator: health, ..ALL_HEALTHY },
@@ -148,15 +155,16 @@ mod tests {
         }
     }
 
-    /// All combinations: 5 to the power of 4, times 6.
+    /// All combinations: 5 to the power of 4, times 6, and 2 for the network.
     #[test]
     fn the_worst_signal_counts_but_an_unchecked_module_is_never_unhealthy() {
         let checks = ALL.map(Some).into_iter().chain([None]);
-        for check in checks {
+        for (check, network) in checks.flat_map(|check| [(check, Healthy), (check, Unhealthy)]) {
             for (module, lease) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
                 for (resets, operator) in ALL.iter().flat_map(|a| ALL.map(|b| (*a, b))) {
-                    let signals = HealthSignals { module, lease, check, resets, operator };
-                    let worst = [Some(module), Some(lease), check, Some(resets), Some(operator)];
+                    let signals = HealthSignals { module, lease, network, check, resets, operator };
+                    let worst =
+                        [Some(module), Some(lease), Some(network), check, Some(resets), Some(operator)];
                     let worst = worst.into_iter().flatten().max().unwrap();
                     let unchecked = check == Some(Starting) && worst == Unhealthy;
                     let counts = if unchecked { Starting } else { worst };

@@ -185,6 +185,7 @@ pub static MODULES: Family =
 pub static HEALTH: Family = &[
     by_source("module"),
     by_source("lease"),
+    by_source("network"),
     by_source("check"),
     by_source("resets"),
     by_source("operator"),
@@ -202,13 +203,14 @@ const fn by_source(source: &'static str) -> Metric {
 
 /// A missing health check counts as healthy.
 pub fn health(signals: HealthSignals) -> Row {
-    let HealthSignals { module, lease, check, resets, operator } = signals;
+    let HealthSignals { module, lease, network, check, resets, operator } = signals;
     let share = |health| match health {
         Health::Healthy => 2,
         Health::Degraded => 1,
         Health::Starting | Health::Unhealthy | Health::Stopping => 0,
     };
-    Row::from_slice(&[module, lease, check.unwrap_or(Health::Healthy), resets, operator].map(share))
+    let check = check.unwrap_or(Health::Healthy);
+    Row::from_slice(&[module, lease, network, check, resets, operator].map(share))
 }
 
 /// Figures of heartbeats, in the order of [`reported`].
