@@ -108,7 +108,17 @@ impl Options {
         let ipip_sources = OuterSources::new(&nets(self.ipip_sources).collect::<Vec<_>>(), &vips)?;
         let vips = vips.without(ipip_sources.nets());
         let metrics_history_bytes = self.metrics_history_bytes.unwrap_or(64 << 20);
-        ensure!(metrics_history_bytes >= 1 << 20, "--metrics-history-bytes must be at least {}", 1 << 20);
+        ensure!(
+            (1 << 20..=1 << 36).contains(&metrics_history_bytes),
+            "--metrics-history-bytes must be {} to {}",
+            1 << 20,
+            1_u64 << 36
+        );
+        // What a few gigabytes of memory hold.
+        let (max_modules, max_routes) = (self.max_modules.unwrap_or(1024), self.max_routes.unwrap_or(8192));
+        ensure!((1..=1 << 16).contains(&max_modules), "--max-modules must be 1 to {}", 1 << 16);
+        ensure!((1..=1 << 20).contains(&max_routes), "--max-routes must be 1 to {}", 1 << 20);
+        ensure!(limits.source_prefixes <= 1 << 24, "--max-source-prefixes must be at most {}", 1 << 24);
         Ok(Config {
             state_dir,
             ignore_state: self.ignore_state.unwrap_or(false),
@@ -137,8 +147,8 @@ impl Options {
                 lease,
                 promotion,
                 resets,
-                max_modules: self.max_modules.unwrap_or(1024),
-                max_routes: self.max_routes.unwrap_or(8192),
+                max_modules,
+                max_routes,
                 limits,
                 accept_empty_ids: self.accept_empty_ids.unwrap_or(false),
                 forward_mode: self.forward_mode.unwrap_or(Mode::Nat).into(),

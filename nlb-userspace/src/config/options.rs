@@ -129,11 +129,11 @@ pub struct Options {
     #[arg(long, env = "NLB_ACCEPT_EMPTY_IDS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub accept_empty_ids: Option<bool>,
 
-    /// Modules that may be registered at a time [default: 1024]
+    /// Modules that may be registered at a time, up to 65,536 [default: 1024]
     #[arg(long, env = "NLB_MAX_MODULES", value_name = "NUMBER")]
     pub max_modules: Option<usize>,
 
-    /// Routes of all modules and operators together [default: 8192]
+    /// Routes of all modules and operators together, up to 1,048,576 [default: 8192]
     #[arg(long, env = "NLB_MAX_ROUTES", value_name = "NUMBER")]
     pub max_routes: Option<usize>,
 

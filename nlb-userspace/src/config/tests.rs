@@ -123,6 +123,12 @@ fn nonsense_is_refused_with_the_flag_and_the_reason() {
         ("--iface a --max-pools 0", "--max-pools"),
         ("--iface a --max-flows 1", "--max-flows"),
         ("--iface a --metrics-history-bytes 1000", "--metrics-history-bytes"),
+        ("--iface a --metrics-history-bytes 1000000000000", "--metrics-history-bytes"),
+        ("--iface a --max-routes 0", "--max-routes"),
+        ("--iface a --max-routes 1000000000000", "--max-routes"),
+        ("--iface a --max-modules 0", "--max-modules"),
+        ("--iface a --max-modules 65537", "--max-modules"),
+        ("--iface a --max-source-prefixes 4000000000", "--max-source-prefixes"),
         ("--iface a --xdp-mode fast", "--xdp-mode"),
         ("--iface a --config /nowhere/nlb.toml", "/nowhere/nlb.toml"),
     ] {

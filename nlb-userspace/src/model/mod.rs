@@ -241,6 +241,10 @@ pub enum Targets {
 pub struct InstanceIds(Box<[String]>);
 
 impl InstanceIds {
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     pub fn contains(&self, instance_id: &str) -> bool {
         self.0.binary_search_by(|id| id.as_str().cmp(instance_id)).is_ok()
     }

@@ -249,3 +249,19 @@ async fn the_pace_of_promotions_changes_at_once() {
     let promotion = nlb.registry.settings().promotion;
     assert_eq!((promotion.step.as_secs(), promotion.max_error_percent), (2, 9));
 }
+
+#[tokio::test]
+async fn the_forward_mode_is_for_modules_that_register_later() {
+    let state_dir = StateDir::new();
+    let mut nlb = start(&state_dir).await;
+    nlb.add(registration("alb-1")).await;
+    let answer = nlb.modules.update_nlb_config(update(json!({ "forward_mode": "dsr-l2" }))).await.unwrap();
+    let message = answer.into_inner().message;
+    let note = "forward_mode is for modules that register from now on without one; registered modules that keep another: 1";
+    assert_eq!(message, format!("in force; {note}"));
+    let again = nlb.modules.update_nlb_config(update(json!({ "forward_mode": "dsr-l2" }))).await.unwrap();
+    assert_eq!(again.into_inner().message, "in force");
+    let refused = nlb.modules.update_nlb_config(update(json!({ "max_routes": 1_000_000_000_000_u64 }))).await;
+    let refused = refused.unwrap().into_inner();
+    assert!(!refused.success && refused.message.contains("--max-routes must be 1 to 1048576"), "{refused:?}");
+}

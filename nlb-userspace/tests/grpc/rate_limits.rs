@@ -72,14 +72,21 @@ async fn a_target_of_another_kind_is_the_modules() {
 }
 
 #[tokio::test]
-async fn limits_of_the_data_path_are_not_passed_on() {
+async fn an_instance_id_means_that_instance_whatever_the_target() {
     let mut nlb = Nlb::start().await;
     let module = nlb.add_fake("alb-1", 1, "v1", Fake::CONFIRMS).await;
-    let answer =
-        nlb.front.set_rate_limit(set("alb-1", limit("web", "route:web"))).await.unwrap().into_inner();
-    assert!(answer.success, "{answer:?}");
-    assert_eq!(ids(&mut nlb, "").await, ["web"]);
-    assert!(!module.calls().contains(&"SetRateLimit".to_owned()));
+    let own = nlb.front.set_rate_limit(set("", limit("all", "*"))).await.unwrap().into_inner();
+    assert!(own.success && !module.calls().contains(&"SetRateLimit".to_owned()), "{own:?}");
+    for target in ["*", "route:web", "ip:10.0.0.0/8", "service:192.0.2.1:80/tcp"] {
+        let answer = nlb.front.set_rate_limit(set("alb-1", limit("all", target))).await.unwrap().into_inner();
+        assert!(answer.success, "{answer:?}");
+        let passed_on: SetRateLimitRequest = module.last("SetRateLimit").expect("the module was called");
+        assert_eq!(passed_on.limit.unwrap().target, target);
+    }
+    let request = RemoveRateLimitRequest { instance_id: "alb-1".into(), limit_id: "all".into() };
+    assert!(nlb.front.remove_rate_limit(request).await.unwrap().into_inner().success);
+    assert!(module.last::<RemoveRateLimitRequest>("RemoveRateLimit").is_some());
+    assert_eq!(ids(&mut nlb, "").await, ["all"], "the NLB's own limit of that id stays");
     let unknown = nlb.front.set_rate_limit(set("ghost", limit("web", "*"))).await.unwrap().into_inner();
     assert_eq!(unknown.error.expect("refused").code(), StatusCode::NotFound);
 }

@@ -54,6 +54,26 @@ async fn a_module_changes_its_own_routes() {
 }
 
 #[tokio::test]
+async fn an_operators_route_without_a_module_says_so() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    for (route, what) in [
+        (
+            targeted("a", "target_instances", "NOBODY"),
+            "applied; without traffic until that changes: a: NOBODY is not registered",
+        ),
+        (targeted("b", "target_instances", "alb-1,ghost"), "b: ghost is not registered"),
+        (targeted("c", "target_module_type", "RTMP"), "c: no instance of its type is registered"),
+    ] {
+        let answer = nlb.modules.update_routing(update(vec![route])).await.unwrap().into_inner();
+        assert!(answer.success && answer.message.contains(what), "{}", answer.message);
+    }
+    let served = update(vec![targeted("d", "target_instances", "alb-1")]);
+    let answer = nlb.modules.update_routing(served).await.unwrap().into_inner();
+    assert_eq!(answer.message, "applied");
+}
+
+#[tokio::test]
 async fn the_operators_routes_choose_their_modules() {
     let mut nlb = Nlb::start().await;
     for (name, host, module_type) in [("alb-1", 1, ModuleType::Alb), ("db-1", 2, ModuleType::Dblb)] {

@@ -49,7 +49,18 @@ impl Control {
             let problem = format!("{waiting} would wait for a restart; set restart_required to accept that");
             return Ok(proto::UpdateNlbConfigResponse { requires_restart, ..rejected(problem) });
         }
-        let message = outcome_text(&proposal, request.validate_only);
+        let mut message = outcome_text(&proposal, request.validate_only);
+        if settings.forward_mode != self.registry.settings().forward_mode {
+            let state = self.registry.snapshot();
+            let others = state
+                .modules
+                .values()
+                .filter(|record| record.registration.module.mode != settings.forward_mode);
+            message += &format!(
+                "; forward_mode is for modules that register from now on without one; registered modules that keep another: {}",
+                others.count()
+            );
+        }
         if !request.validate_only {
             versions.adopt(proposal).map_err(|error| CallError::NotKept(format!("{error:#}")))?;
             let revision = self.registry.configure(settings, Commit::Apply)?;

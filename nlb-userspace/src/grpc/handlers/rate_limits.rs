@@ -1,7 +1,7 @@
 //! Rate limits between protobuf and the model, and the calls that set, list and remove them.
 //!
-//! The data path enforces limits on source prefixes, routes, services and all traffic. Limits on any other
-//! target are passed on to a module, which has to enforce them.
+//! The data path enforces limits on source prefixes, routes, services and all traffic. A call that names an
+//! instance is passed on to that module, which has to enforce its limits itself.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ impl Control {
     ) -> Result<proto::SetRateLimitResponse, CallError> {
         let instance_id = self.optional_instance(&request.instance_id)?;
         let limit = request.limit.clone().ok_or_else(|| FieldViolation::new("limit", "is missing"))?;
-        if let Some(instance_id) = instance_id.filter(|_| !is_ours(&limit.target)) {
+        if let Some(instance_id) = instance_id {
             validate::id("limit_id", &limit.limit_id).map_err(|violation| violation.within("limit"))?;
             return self.relay(&instance_id, request, passed_on).await;
         }
@@ -40,7 +40,7 @@ impl Control {
         Ok(proto::SetRateLimitResponse { success: true, message, error: None })
     }
 
-    /// Removes one of the NLB's own limits; otherwise one of the instance's.
+    /// Removes one of the NLB's own limits, or one of the instance's.
     pub async fn remove_rate_limit(
         self,
         request: proto::RemoveRateLimitRequest,
@@ -48,8 +48,7 @@ impl Control {
     ) -> Result<proto::RemoveRateLimitResponse, CallError> {
         let id = validate::id("limit_id", &request.limit_id)?;
         let instance_id = self.optional_instance(&request.instance_id)?;
-        let ours = self.registry.snapshot().rate_limits.contains_key(&id);
-        if let Some(instance_id) = instance_id.filter(|_| !ours) {
+        if let Some(instance_id) = instance_id {
             return self.relay(&instance_id, request, passed_on).await;
         }
         let revision = self.registry.remove_rate_limit(&id)?;
@@ -169,11 +168,6 @@ fn unit(metadata: &Texts) -> Result<LimitUnit, FieldViolation> {
             Err(FieldViolation::new("metadata.unit", problem))
         }
     }
-}
-
-/// Whether a target is one of the data path, valid or not.
-fn is_ours(target: &str) -> bool {
-    target == "*" || ["ip:", "route:", "service:"].iter().any(|kind| target.starts_with(kind))
 }
 
 const TARGETS: &str = "name the instance that limits it, or give * (everything), ip:CIDR, route:ID or \

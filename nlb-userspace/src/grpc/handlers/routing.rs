@@ -20,12 +20,31 @@ use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{any, enums};
 use crate::model::clock::Now;
 use crate::model::destination::L4Destination;
-use crate::model::{Backend, Destination, ForwardMode, Routes, Texts};
+use crate::model::{Backend, Destination, ForwardMode, Routes, Targets, Texts};
 use crate::registry::{Commit, Owner, State};
 
 /// A message may have a violation in each of its routes, and the answer has to fit in the message size of
 /// clients.
 const MAX_REPORTED_VIOLATIONS: usize = 1000;
+
+/// The operator's routes that no registered instance serves, and why, as a sentence.
+fn unserved(routes: &Routes, state: &State) -> Option<String> {
+    let mut whys = Vec::new();
+    for (id, route) in routes {
+        if let Targets::Instances(named) = &route.targets {
+            let unknown: Vec<&str> =
+                named.iter().filter(|named| !state.modules.contains_key(*named)).collect();
+            if !unknown.is_empty() {
+                whys.push(format!("{id}: {} is not registered", unknown.join(", ")));
+                continue;
+            }
+        }
+        if state.targets(route).next().is_none() {
+            whys.push(format!("{id}: no instance of its type is registered"));
+        }
+    }
+    (!whys.is_empty()).then(|| format!("without traffic until that changes: {}", whys.join("; ")))
+}
 
 impl Control {
     pub async fn update_routing(
@@ -60,6 +79,7 @@ impl Control {
             Err(violations) => return Err(violations.into()),
         };
         let unenforced = route::unenforced(&routes);
+        let unserved = if by_module { None } else { unserved(&routes, &self.registry.snapshot()) };
         let commit = if request.validate_only { Commit::DryRun } else { Commit::Apply };
         let in_force = routes.len();
         let (_, revision) =
@@ -71,7 +91,7 @@ impl Control {
                 "applied"
             }
         };
-        let texts = [Some(done.to_owned()), unenforced].into_iter().flatten();
+        let texts = [Some(done.to_owned()), unserved, unenforced].into_iter().flatten();
         Ok(UpdateRoutingResponse {
             success: true,
             message: texts.collect::<Vec<_>>().join("; "),
