@@ -276,25 +276,33 @@ pub enum Protocol {
     Rtmps,
     Hls,
     Dash,
+    Srt,
+    WebRtc,
+    Whip,
+    Whep,
 }
 
 impl Protocol {
     /// The L4 protocol that carries it.
     pub fn l4(self) -> L4 {
         match self {
-            Protocol::Udp | Protocol::Http3 => L4::Udp,
+            Protocol::Udp | Protocol::Http3 | Protocol::Srt | Protocol::WebRtc => L4::Udp,
             _ => L4::Tcp,
         }
     }
 
-    /// The port that a destination port of 0 stands for; `None` means every port.
+    /// The port that a destination port of 0 stands for, if there is one. For plain TCP and UDP it is every
+    /// port.
     pub fn well_known_port(self) -> Option<u16> {
         match self {
-            Protocol::Tcp | Protocol::Udp => None,
+            Protocol::Tcp | Protocol::Udp | Protocol::Srt | Protocol::WebRtc => None,
             Protocol::Http | Protocol::Http2 | Protocol::WebSocket | Protocol::Hls | Protocol::Dash => {
                 Some(80)
             }
-            Protocol::Https | Protocol::Http3 | Protocol::Rtmps => Some(443),
+            // WHIP and WHEP run over HTTPS (RFC 9725).
+            Protocol::Https | Protocol::Http3 | Protocol::Rtmps | Protocol::Whip | Protocol::Whep => {
+                Some(443)
+            }
             Protocol::Grpc => Some(50051),
             Protocol::Mysql => Some(3306),
             Protocol::Postgres => Some(5432),
@@ -304,6 +312,11 @@ impl Protocol {
         }
     }
 
+    /// Whether a destination port of 0 may stand for every port.
+    pub fn may_have_every_port(self) -> bool {
+        matches!(self, Protocol::Tcp | Protocol::Udp)
+    }
+
     /// The type of module that serves it, if the protocol implies one.
     pub fn implied_type(self) -> Option<ModuleType> {
         match self {
@@ -311,7 +324,14 @@ impl Protocol {
             Protocol::Mysql | Protocol::Postgres | Protocol::Mongodb | Protocol::Redis => {
                 Some(ModuleType::Dblb)
             }
-            Protocol::Rtmp | Protocol::Rtmps | Protocol::Hls | Protocol::Dash => Some(ModuleType::Rtmp),
+            Protocol::Rtmp
+            | Protocol::Rtmps
+            | Protocol::Hls
+            | Protocol::Dash
+            | Protocol::Srt
+            | Protocol::WebRtc
+            | Protocol::Whip
+            | Protocol::Whep => Some(ModuleType::Rtmp),
             _ => Some(ModuleType::Alb),
         }
     }

@@ -328,6 +328,18 @@ async fn one_call_for_the_whole_fleet_names_those_that_failed() {
     for (n, (word, ..)) in BROKEN.into_iter().enumerate() {
         assert!(health.checks[&format!("module.m{n}")].contains(word), "{health:?}");
     }
+    let request = CheckHealthRequest { deep_check: true, check_modules: true };
+    let all = nlb.modules.check_health(request).await.unwrap().into_inner();
+    assert_eq!((all.status(), &all.checks["modules"]), (health.status(), &health.checks["modules"]));
+    for (n, (word, ..)) in BROKEN.into_iter().enumerate() {
+        let id = format!("m{n}");
+        assert!(all.checks[&format!("module.{id}")].contains(word), "{all:?}");
+        let healthy = all.module_health[&id] == i32::from(HealthStatus::Healthy);
+        assert_eq!(healthy, word.contains("unimplemented"), "{id} {word}: {all:?}");
+    }
+    let shallow = CheckHealthRequest { deep_check: false, check_modules: true };
+    let shallow = nlb.modules.check_health(shallow).await.unwrap().into_inner();
+    assert_eq!(shallow.checks["modules"], "7 of 7 are healthy", "nobody is asked");
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ const GOOD: &[Good] = &[
 ];
 
 impl Nlb {
-    async fn info(&mut self, instance_id: &str) -> GetModuleInfoResponse {
+    pub async fn info(&mut self, instance_id: &str) -> GetModuleInfoResponse {
         let ask = GetModuleInfoRequest { instance_id: instance_id.into() };
         self.modules.get_module_info(ask).await.unwrap().into_inner()
     }

@@ -422,3 +422,29 @@ async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
     let status = nlb.modules.register_module(request).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{}", status.message());
 }
+
+/// A module with a later contract: its other routes work.
+#[tokio::test]
+async fn values_of_a_later_contract_refuse_no_registration() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    request.initial_routes.push(Route { protocol: 99, ..route("later") });
+    request.initial_routes.push(Route {
+        protocol: Protocol::Srt.into(),
+        destination_port: 9000,
+        ..route("srt")
+    });
+    request.instance.as_mut().unwrap().health_status = 99;
+    request.health_config = None;
+    let answer = nlb.modules.register_module(request).await.unwrap().into_inner();
+    assert!(answer.success, "{answer:?}");
+    let refused = "refused, with a protocol that this NLB does not know: later (protocol 99)";
+    assert!(answer.message.contains(refused), "{}", answer.message);
+    let info = nlb.info("alb-1").await;
+    let routes: Vec<&str> = info.routes.iter().map(|route| route.route_id.as_str()).collect();
+    assert_eq!(routes, ["srt", "web"]);
+    assert_eq!(info.instance.unwrap().health_status(), HealthStatus::Healthy);
+    let (instance_id, registration_id) = ("alb-1".to_owned(), answer.registration_id);
+    let beat = HeartbeatRequest { instance_id, registration_id, status: 99, ..Default::default() };
+    assert!(nlb.modules.heartbeat(beat).await.unwrap().into_inner().acknowledged, "the lease is renewed");
+}

@@ -45,6 +45,10 @@ same_names!(
         Rtmps = Rtmps,
         Hls = Hls,
         Dash = Dash,
+        Srt = Srt,
+        WebRtc = Webrtc,
+        Whip = Whip,
+        Whep = Whep,
     ]
 );
 

@@ -40,7 +40,7 @@ pub(crate) fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> 
         );
         return Err(FieldViolation::new("timeout_seconds", problem));
     }
-    let protocol = validate::known::<Protocol>("health_check_protocol", config.health_check_protocol)?;
+    let protocol = validate::known_or_unspecified::<Protocol>(config.health_check_protocol);
     let metadata = validate::text_map("metadata", config.metadata)?;
     let kind = kind(protocol, !config.health_check_path.is_empty(), &metadata)?;
     for (key, belongs_to, problem) in KEYS {
@@ -98,10 +98,10 @@ fn kind(protocol: Protocol, has_path: bool, metadata: &Texts) -> Result<Kind, Fi
         Protocol::Unspecified if has_path => return Ok(Kind::Http),
         Protocol::Http | Protocol::Hls | Protocol::Dash => return Ok(Kind::Http),
         Protocol::Grpc => return Ok(Kind::Grpc),
-        Protocol::Udp | Protocol::Http3 => {
+        Protocol::Udp | Protocol::Http3 | Protocol::Srt | Protocol::Webrtc => {
             "runs over UDP, where silence is no sign of failure; check a TCP port, or use metadata check=module"
         }
-        Protocol::Https => {
+        Protocol::Https | Protocol::Whip | Protocol::Whep => {
             "needs TLS, which this build does not support; use PROTOCOL_TCP, or PROTOCOL_HTTP on a port without TLS"
         }
         Protocol::Unspecified

@@ -26,7 +26,7 @@ pub(crate) fn parse(
         })?;
     let address: Endpoint =
         instance.address.parse().map_err(|problem: String| FieldViolation::new("address", problem))?;
-    let health = enums::health_from_wire(validate::known("health_status", instance.health_status)?);
+    let health = enums::health_from_wire(validate::known_or_unspecified(instance.health_status));
     validate::unsigned_32("current_connections", instance.current_connections)?;
     let weight = match validate::weight("traffic_weight", instance.traffic_weight)? {
         0 => DEFAULT_WEIGHT,

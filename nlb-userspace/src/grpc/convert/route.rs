@@ -22,17 +22,31 @@ const OPERATORS_KEYS: [&str; 2] = ["target_instances", "target_module_type"];
 const INSTANCES_KEYS: [&str; 6] =
     ["forward_mode", "snat", "reply_path", "data_address", "quic_server_id", "quic_config_id"];
 
+/// The routes of one message.
+#[derive(Debug)]
+pub(crate) struct ParsedRoutes {
+    pub routes: Routes,
+    /// Routes with a protocol of a later contract, as a sentence: they alone are refused.
+    pub refused: Option<String>,
+}
+
 /// The routes of one message by id, or all violations in them.
 pub(crate) fn parse_all(
     field: &str,
     routes: Vec<proto::Route>,
     author: Author,
     vips: &Vips,
-) -> Result<Routes, Vec<FieldViolation>> {
+) -> Result<ParsedRoutes, Vec<FieldViolation>> {
     let mut parsed = Routes::new();
-    let mut violations = Vec::new();
+    let (mut violations, mut refused) = (Vec::new(), Vec::new());
     for (index, route) in routes.into_iter().enumerate() {
         let place = format!("{field}[{index}]");
+        if proto::Protocol::try_from(route.protocol).is_err()
+            && validate::id("route_id", &route.route_id).is_ok()
+        {
+            refused.push(format!("{} (protocol {})", route.route_id, route.protocol));
+            continue;
+        }
         match parse(route, author, vips) {
             Ok((id, _)) if parsed.contains_key(&id) => {
                 violations
@@ -42,7 +56,12 @@ pub(crate) fn parse_all(
             Err(violation) => violations.push(violation.within(place)),
         }
     }
-    if violations.is_empty() { Ok(parsed) } else { Err(violations) }
+    if !violations.is_empty() {
+        return Err(violations);
+    }
+    let refused = (!refused.is_empty())
+        .then(|| format!("refused, with a protocol that this NLB does not know: {}", refused.join(", ")));
+    Ok(ParsedRoutes { routes: parsed, refused })
 }
 
 pub(crate) fn parse(
@@ -60,6 +79,13 @@ pub(crate) fn parse(
         return Err(FieldViolation::new("source_port", "must be 0: clients' ports are not matched on"));
     }
     let port = validate::port("destination_port", route.destination_port)?.or(protocol.well_known_port());
+    if port.is_none() && !protocol.may_have_every_port() {
+        let problem = format!(
+            "is 0, and {} has no well-known port; give one",
+            enums::protocol_to_wire(protocol).as_str_name()
+        );
+        return Err(FieldViolation::new("destination_port", problem));
+    }
     let metadata = validate::text_map("metadata", route.metadata)?;
     let route = Route {
         protocol,

@@ -158,6 +158,12 @@ pub(crate) fn time(field: &str, timestamp: Option<Timestamp>) -> Result<Option<S
     time.map(Some).map_err(|_| FieldViolation::new(field, "is not a time that this system can hold"))
 }
 
+/// An enum's value in a message that says what is, and not what to do. A number that this build does not
+/// know, of a later contract, counts as unspecified, as proto3 has it for open enums.
+pub(crate) fn known_or_unspecified<E: TryFrom<i32> + Default>(number: i32) -> E {
+    E::try_from(number).unwrap_or_default()
+}
+
 /// An enum's value; an error for numbers that this build does not know.
 pub(crate) fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, FieldViolation> {
     E::try_from(number)

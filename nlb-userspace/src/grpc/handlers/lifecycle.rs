@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use nlb_proto::{
-    CheckHealthRequest, GetNlbStatusRequest, GetStatusRequest, GetStatusResponse, HealthCheckRequest,
-    HealthCheckResponse, HealthStatus, ModuleInstance, ModuleType, ReloadRequest, ReloadResponse,
+    CheckHealthRequest, CheckHealthResponse, GetNlbStatusRequest, GetStatusRequest, GetStatusResponse,
+    HealthCheckRequest, HealthCheckResponse, ModuleInstance, ModuleType, ReloadRequest, ReloadResponse,
     ShutdownRequest, ShutdownResponse,
 };
 use tokio::time::Instant;
 
 use super::control::Control;
 use super::registration::{details, drain_timeout};
+use super::status::{found, merged, short, word};
 use crate::controllers::drain;
 use crate::grpc::client::fan_out::{all_done, peer};
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
@@ -20,7 +21,6 @@ use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, instance};
-use crate::model::Health;
 
 const RELOAD_SECONDS: u64 = 30;
 const LONGEST_RELOAD_SECONDS: i32 = 3600;
@@ -79,7 +79,7 @@ impl Control {
         GetStatusResponse {
             instance: Some(own),
             status: status.status,
-            message: self.check_health(CheckHealthRequest::default()).message,
+            message: self.own_health(CheckHealthRequest::default(), &Default::default()).message,
             last_updated: Some(SystemTime::now().into()),
             details: status.details,
         }
@@ -93,20 +93,9 @@ impl Control {
     ) -> Result<HealthCheckResponse, CallError> {
         let deep = request.deep_check;
         if request.instance_id.is_empty() {
-            let own = self.check_health(CheckHealthRequest { deep_check: deep, check_modules: deep });
-            let mut checks = own.checks;
-            if deep {
-                let peers = self.registry.snapshot().modules.values().map(|record| peer(record)).collect();
-                let asked = |peer: &crate::grpc::client::peers::Peer| HealthCheckRequest {
-                    instance_id: peer.instance_id.clone(),
-                    deep_check: true,
-                };
-                let outcomes = self.peers.pass_on(peers, asked, ANSWER_TIMEOUT, passed_on).await;
-                checks.extend(
-                    outcomes.into_iter().map(|(id, outcome)| (format!("module.{id}"), word(&outcome))),
-                );
-            }
-            let (status, message, checked_at) = (own.status, own.message, own.checked_at);
+            let request = CheckHealthRequest { deep_check: deep, check_modules: deep };
+            let CheckHealthResponse { status, message, checks, checked_at, .. } =
+                self.check_health(request, passed_on).await;
             return Ok(HealthCheckResponse { status, message, checks, checked_at });
         }
         let id = validate::id("instance_id", &request.instance_id)?;
@@ -126,18 +115,15 @@ impl Control {
         if deep {
             let outcome = self.peers.pass_on_to(peer(record), request, passed_on).await;
             checks.insert("module".to_owned(), word(&outcome));
+            status = found(ours, &outcome);
             match outcome {
                 Outcome::Done(answer) => {
-                    status = merged(ours, answer.status());
                     message = answer.message;
                     let its = answer.checks.into_iter().map(|(key, value)| (format!("module.{key}"), value));
                     checks.extend(its);
                 }
                 Outcome::Unimplemented => {}
-                outcome => {
-                    status = HealthStatus::Unhealthy;
-                    message = outcome.to_string();
-                }
+                outcome => message = outcome.to_string(),
             }
         }
         Ok(HealthCheckResponse {
@@ -249,25 +235,4 @@ impl Control {
         };
         Ok(ShutdownResponse { success: true, message, error: None })
     }
-}
-
-/// The module's own status counts only where the NLB considers it healthy.
-fn merged(ours: Health, theirs: HealthStatus) -> HealthStatus {
-    match (ours, theirs) {
-        (Health::Healthy, theirs) if theirs != HealthStatus::Unspecified => theirs,
-        (ours, _) => enums::health_to_wire(ours),
-    }
-}
-
-fn word(outcome: &Outcome<HealthCheckResponse>) -> String {
-    match outcome {
-        Outcome::Done(answer) if answer.message.is_empty() => short(answer.status()),
-        Outcome::Done(answer) => format!("{}: {}", short(answer.status()), answer.message),
-        outcome => outcome.to_string(),
-    }
-}
-
-fn short(status: HealthStatus) -> String {
-    let name = status.as_str_name();
-    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name).to_owned()
 }

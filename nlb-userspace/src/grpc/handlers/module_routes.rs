@@ -15,7 +15,7 @@ use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer};
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::pagination;
-use crate::grpc::convert::route::{self, Author};
+use crate::grpc::convert::route::{self, Author, ParsedRoutes};
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::model::clock::Now;
 use crate::model::{Destination, Route};
@@ -130,7 +130,8 @@ impl Control {
             id => (Some(validate::id("instance_id", id)?), Author::Module),
         };
         let settings = self.registry.settings();
-        let routes = route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
+        let ParsedRoutes { routes, refused } =
+            route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
         let unenforced = route::unenforced(&routes);
         let turn = self.peers.serialise(passed_on).await;
         let owner = owner(&instance_id);
@@ -148,7 +149,7 @@ impl Control {
         self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
-            message: message("applied", [unenforced, missed.note()]),
+            message: message("applied", [refused, unenforced, missed.note()]),
             routes_updated: signed_32(routes.len()),
             error: None,
         })

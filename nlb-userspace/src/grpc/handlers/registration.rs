@@ -40,8 +40,9 @@ impl Control {
         if claim == Claim::None && !proof.is_empty() {
             claim = Claim::RegistrationId(proof);
         }
-        registration.module.routes =
+        let parsed =
             route::parse_all("initial_routes", request.initial_routes, Author::Module, &settings.vips)?;
+        registration.module.routes = parsed.routes;
         registration.capabilities = validate::text_map("capabilities", request.capabilities)?;
         let check = request.health_config.map(health_check::parse).transpose();
         registration.check = check.map_err(|violation| violation.within("health_config"))?;
@@ -66,8 +67,8 @@ impl Control {
                 ));
             }
         };
-        let text =
-            [Some(text.to_owned()), unenforced, checked, self.unserved(&instance_id)].into_iter().flatten();
+        let text = [Some(text.to_owned()), parsed.refused, unenforced, checked, self.unserved(&instance_id)];
+        let text = text.into_iter().flatten();
         Ok(accepted(&registered, text.collect::<Vec<_>>().join("; ")))
     }
 
@@ -170,7 +171,7 @@ impl Control {
 
     pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, CallError> {
         let id = validate::id("instance_id", &request.instance_id)?;
-        let status = validate::known::<HealthStatus>("status", request.status)?;
+        let status = validate::known_or_unspecified::<HealthStatus>(request.status);
         let report = request.current_stats.map(|stats| heartbeat_report::parse(&id, stats)).transpose();
         let report = report.map_err(|violation| violation.within("current_stats"))?;
         validate::time("timestamp", request.timestamp)?;

@@ -15,7 +15,7 @@ use crate::grpc::client::fan_out::peer;
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
-use crate::grpc::convert::route::{self, Author};
+use crate::grpc::convert::route::{self, Author, ParsedRoutes};
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{any, enums};
 use crate::model::clock::Now;
@@ -64,8 +64,9 @@ impl Control {
         };
         let settings = self.registry.settings();
         let vips = &settings.vips;
-        let routes = match route::parse_all("routes", request.routes, author, vips) {
-            Ok(routes) => routes,
+        let ParsedRoutes { routes, refused } = match route::parse_all("routes", request.routes, author, vips)
+        {
+            Ok(parsed) => parsed,
             Err(violations) if request.validate_only => {
                 let validation_errors =
                     violations.iter().take(MAX_REPORTED_VIOLATIONS).map(FieldViolation::to_string).collect();
@@ -91,7 +92,7 @@ impl Control {
                 "applied"
             }
         };
-        let texts = [Some(done.to_owned()), unserved, unenforced].into_iter().flatten();
+        let texts = [Some(done.to_owned()), refused, unserved, unenforced].into_iter().flatten();
         Ok(UpdateRoutingResponse {
             success: true,
             message: texts.collect::<Vec<_>>().join("; "),

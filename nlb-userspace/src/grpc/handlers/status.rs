@@ -4,16 +4,37 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use nlb_proto::{
-    CheckHealthRequest, CheckHealthResponse, GetNlbStatusRequest, GetNlbStatusResponse, HealthStatus,
+    CheckHealthRequest, CheckHealthResponse, GetNlbStatusRequest, GetNlbStatusResponse, HealthCheckRequest,
+    HealthCheckResponse, HealthStatus,
 };
 
 use super::control::Control;
+use crate::grpc::client::fan_out::peer;
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer};
 use crate::grpc::convert::enums;
 use crate::grpc::convert::numbers::{signed_32, signed_64};
 use crate::model::Health;
 
+/// What modules answered about their health, by instance id.
+type Answers = BTreeMap<String, Outcome<HealthCheckResponse>>;
+
 impl Control {
-    pub fn check_health(&self, request: CheckHealthRequest) -> CheckHealthResponse {
+    /// The NLB's health and its modules'. A deep check that includes modules asks each of them.
+    pub async fn check_health(&self, request: CheckHealthRequest, passed_on: bool) -> CheckHealthResponse {
+        let asks = request.deep_check && request.check_modules && !passed_on;
+        let answers = if asks { self.ask_modules().await } else { Answers::new() };
+        self.own_health(request, &answers)
+    }
+
+    async fn ask_modules(&self) -> Answers {
+        let peers = self.registry.snapshot().modules.values().map(|record| peer(record)).collect();
+        let question =
+            |peer: &Peer| HealthCheckRequest { instance_id: peer.instance_id.clone(), deep_check: true };
+        self.peers.pass_on(peers, question, ANSWER_TIMEOUT, false).await.into_iter().collect()
+    }
+
+    /// The NLB's health, and its modules' if asked for: as the NLB sees them, and as they answered.
+    pub(super) fn own_health(&self, request: CheckHealthRequest, answers: &Answers) -> CheckHealthResponse {
         let (mut status, mut message) = self.condition();
         let mut checks = self.data_path();
         if request.deep_check {
@@ -28,16 +49,26 @@ impl Control {
         let mut module_health = BTreeMap::new();
         if request.check_modules {
             let snapshot = self.registry.snapshot();
-            let health = snapshot.modules.iter().map(|(id, record)| (id.clone(), record.health()));
-            let health: BTreeMap<String, Health> = health.collect();
-            let well = health.values().filter(|health| **health == Health::Healthy).count();
-            let serving = health.values().filter(|health| health.takes_new_flows()).count();
+            let seen = snapshot.modules.iter().map(|(id, record)| {
+                let answer = answers.get(id);
+                (
+                    id.clone(),
+                    answer.map_or(enums::health_to_wire(record.health()), |answer| {
+                        found(record.health(), answer)
+                    }),
+                )
+            });
+            let health: BTreeMap<String, HealthStatus> = seen.collect();
+            let count = |wanted: &[HealthStatus]| health.values().filter(|one| wanted.contains(one)).count();
+            let well = count(&[HealthStatus::Healthy]);
+            let serving = count(&[HealthStatus::Healthy, HealthStatus::Degraded]);
             checks.insert("modules".to_owned(), format!("{well} of {} are healthy", health.len()));
+            checks.extend(answers.iter().map(|(id, answer)| (format!("module.{id}"), word(answer))));
             if status == HealthStatus::Healthy && well < health.len() {
                 status = if serving == 0 { HealthStatus::Unhealthy } else { HealthStatus::Degraded };
                 message = format!("{} of {} modules are not healthy", health.len() - well, health.len());
             }
-            module_health = health.into_iter().map(|(id, h)| (id, enums::health_to_wire(h).into())).collect();
+            module_health = health.into_iter().map(|(id, health)| (id, health.into())).collect();
         }
         CheckHealthResponse {
             status: status.into(),
@@ -107,4 +138,36 @@ impl Control {
         seen.extend(promotion.map(|text| ("promotion".to_owned(), text)));
         seen
     }
+}
+
+/// A module's health as the NLB sees it, and as the module answered. A module without an answer is unhealthy,
+/// unless it does not have the call.
+pub(super) fn found(ours: Health, answer: &Outcome<HealthCheckResponse>) -> HealthStatus {
+    match answer {
+        Outcome::Done(answer) => merged(ours, answer.status()),
+        Outcome::Unimplemented => enums::health_to_wire(ours),
+        _ => HealthStatus::Unhealthy,
+    }
+}
+
+/// The module's own status counts only where the NLB considers it healthy.
+pub(super) fn merged(ours: Health, theirs: HealthStatus) -> HealthStatus {
+    match (ours, theirs) {
+        (Health::Healthy, theirs) if theirs != HealthStatus::Unspecified => theirs,
+        (ours, _) => enums::health_to_wire(ours),
+    }
+}
+
+/// An answer in words.
+pub(super) fn word(answer: &Outcome<HealthCheckResponse>) -> String {
+    match answer {
+        Outcome::Done(answer) if answer.message.is_empty() => short(answer.status()),
+        Outcome::Done(answer) => format!("{}: {}", short(answer.status()), answer.message),
+        outcome => outcome.to_string(),
+    }
+}
+
+pub(super) fn short(status: HealthStatus) -> String {
+    let name = status.as_str_name();
+    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name).to_owned()
 }

@@ -5,6 +5,7 @@ use nlb_proto::*;
 use tonic::{Request, Response, Status};
 
 use super::to_the_end;
+use crate::grpc::client::peers::is_passed_on;
 use crate::grpc::convert::credentials;
 use crate::grpc::convert::error::answer;
 use crate::grpc::handlers::control::Control;
@@ -67,7 +68,8 @@ impl NlbService for Control {
     }
 
     async fn check_health(&self, request: Request<CheckHealthRequest>) -> Answer<CheckHealthResponse> {
-        Ok(Response::new(Control::check_health(self, request.into_inner())))
+        let passed_on = is_passed_on(&request);
+        Ok(Response::new(Control::check_health(self, request.into_inner(), passed_on).await))
     }
 
     async fn get_nlb_status(&self, request: Request<GetNlbStatusRequest>) -> Answer<GetNlbStatusResponse> {

@@ -209,9 +209,6 @@ const ROWS: &[(&[&str], Row)] = &[
     (
         &[
             "ModuleInstance.module_type",
-            "ModuleInstance.health_status",
-            "HealthCheckConfig.health_check_protocol",
-            "HeartbeatRequest.status",
             "ListModulesRequest.module_type_filter",
             "ListModulesRequest.status_filter",
             "GetRoutingTableRequest.protocol_filter",
@@ -223,6 +220,22 @@ const ROWS: &[(&[&str], Row)] = &[
             "TriggerScalingRequest.module_type",
         ],
         STRICT,
+    ),
+    (
+        &[
+            "ModuleInstance.health_status",
+            "HealthCheckConfig.health_check_protocol",
+            "HeartbeatRequest.status",
+        ],
+        &[(&[UnknownValue, Negative], Accepted("a value of a later contract counts as unspecified"))],
+    ),
+    (
+        &[
+            "RegisterModuleRequest.initial_routes.protocol",
+            "UpdateRoutingRequest.routes.protocol",
+            "UpdateRoutesRequest.routes.protocol",
+        ],
+        &[(&[UnknownValue, Negative], Accepted("such a route is refused by itself, and the others stand"))],
     ),
     (
         &["CanHandleRequest.route.route_id", "RouteRequestRequest.route.route_id"],
