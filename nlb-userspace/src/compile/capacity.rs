@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::candidates::Candidates;
-use super::classifier;
+use super::classifier::{self, FallbackOrder};
 use super::counted::Counted;
 use super::pools::Pool;
 use crate::model::settings::TableSizes;
@@ -38,7 +38,7 @@ pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
         .map(Arc::as_ref)
         .zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX)))
         .collect();
-    let pool = |winners: &Vec<_>| Pool::new(winners, desired, |backend| numbers[backend]);
+    let pool = |order: &FallbackOrder| Pool::new(order, desired, |backend| numbers[backend]);
     let pools: BTreeSet<Pool> =
         services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
     let servers = services.iter().map(|service| service.named.len()).sum();

@@ -5,8 +5,9 @@
 //! come: each VIP's ports become services, and each service gets, for every source prefix that some route
 //! names, the pool of instances that wins for clients whose longest matching prefix it is. Such clients match
 //! exactly the routes whose prefix covers it, so a lookup of the longest prefix alone is exact, whatever the
-//! priorities are.
+//! priorities are. Routes of lower priority are the pool's fallback.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,10 +44,14 @@ impl Candidate<'_> {
     }
 }
 
+/// The candidates of a pool: the winners of each priority, the highest first. Those of a lower one serve
+/// while nobody of a higher one takes new flows.
+pub(crate) type FallbackOrder<'a> = Vec<Vec<&'a Candidate<'a>>>;
+
 /// A service and its pools, by source prefix.
 pub(crate) struct Service<'a> {
     pub key: ServiceKey,
-    pub pools: BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>>,
+    pub pools: BTreeMap<Option<IpNet>, FallbackOrder<'a>>,
     /// Candidates that QUIC connection ids may name, also those without new flows, which may have older
     /// connections.
     pub named: BTreeMap<Server, &'a Candidate<'a>>,
@@ -103,7 +108,7 @@ pub(crate) fn services<'a>(
 /// prefix and of the prefixes that contain it.
 fn pools<'a>(
     candidates: impl Iterator<Item = &'a Candidate<'a>>,
-) -> BTreeMap<Option<IpNet>, Vec<&'a Candidate<'a>>> {
+) -> BTreeMap<Option<IpNet>, FallbackOrder<'a>> {
     let mut by_source: BTreeMap<Option<IpNet>, Vec<&Candidate>> = BTreeMap::new();
     for candidate in candidates {
         by_source.entry(whole(candidate.route.source)).or_default().push(candidate);
@@ -116,7 +121,16 @@ fn pools<'a>(
         });
         around.chain([None]).filter_map(|source| by_source.get(&source)).flatten().copied().collect()
     };
-    by_source.keys().map(|prefix| (*prefix, winners(&covering(prefix)))).collect()
+    by_source.keys().map(|prefix| (*prefix, fallback_order(&covering(prefix)))).collect()
+}
+
+fn fallback_order<'a>(covering: &[&'a Candidate<'a>]) -> FallbackOrder<'a> {
+    let mut by_priority: BTreeMap<_, Vec<&Candidate>> = BTreeMap::new();
+    for candidate in covering {
+        let priority = (candidate.owner != Owner::Learned, candidate.route.priority);
+        by_priority.entry(Reverse(priority)).or_default().push(candidate);
+    }
+    by_priority.into_values().map(|of_one| winners(&of_one)).collect()
 }
 
 /// The best match among the candidates of each server id.

@@ -28,6 +28,7 @@ use crate::model::prefix::Addr128;
 use crate::model::settings::TableSizes;
 use crate::model::{Backend, Desired, Health, L4};
 use candidates::Candidates;
+use classifier::FallbackOrder;
 use counted::Counted;
 use ids::Ids;
 use limits::Limited;
@@ -94,8 +95,8 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .iter()
         .map(|service| {
             let id = |backend: &Backend| backend_ids.get(backend).unwrap_or(0);
-            let pool = |winners: &Vec<_>| Pool::new(winners, desired, id);
-            service.pools.iter().map(|(source, winners)| (*source, pool(winners))).collect()
+            let pool = |order: &FallbackOrder| Pool::new(order, desired, id);
+            service.pools.iter().map(|(source, order)| (*source, pool(order))).collect()
         })
         .collect();
     let pool_ids = before

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nlb_common::maglev::SLOTS;
 
 use super::ability;
-use super::classifier::Candidate;
+use super::classifier::{Candidate, FallbackOrder};
 use super::maglev::{self, Member};
 use crate::model::{Backend, DEFAULT_WEIGHT, Desired, Health, Module};
 
@@ -18,23 +18,28 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(winners: &[&Candidate], desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
-        let is_split = is_split(winners, desired);
-        let has_share =
-            |candidate: &Candidate| !is_split || version_weight(&candidate.module.version, desired) > 0;
-        let candidates = ability::highest_priority(winners, has_share);
-        let mut usable: Vec<&Candidate> =
-            candidates.iter().copied().filter(|o| o.module.health.takes_new_flows()).collect();
-        if usable.is_empty() && desired.fail_open {
-            usable = candidates.iter().copied().filter(|o| o.module.health == Health::Unhealthy).collect();
+    /// The pool of the first candidates in the order that take new flows. If there are none, the pool fails
+    /// open to the last ones that are unhealthy.
+    pub(super) fn new(order: &FallbackOrder, desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
+        let healthy = order.iter().map(|winners| shares(winners, desired, Health::takes_new_flows));
+        let mut chosen = Shares::new();
+        for shares in healthy {
+            let serves = shares.iter().any(|(_, slots)| *slots > 0);
+            // Instances of weight 0 are members, too, and serve nobody.
+            if serves || chosen.is_empty() {
+                chosen = shares;
+            }
+            if serves {
+                break;
+            }
         }
-        let slots = match is_split {
-            true => split(&usable, desired),
-            false => maglev::divide(SLOTS, &weights(&usable)),
-        };
-        let members = usable
-            .iter()
-            .zip(slots)
+        if chosen.is_empty() && desired.fail_open {
+            let unhealthy = |winners| shares(winners, desired, |health| health == Health::Unhealthy);
+            let failed_open = order.iter().rev().map(unhealthy).find(|shares| !shares.is_empty());
+            chosen = failed_open.unwrap_or_default();
+        }
+        let members = chosen
+            .into_iter()
             .map(|(candidate, slots)| (id(&candidate.backend), slots, candidate.backend.clone()))
             .collect();
         Pool { members }
@@ -63,6 +68,27 @@ impl Pool {
     pub(super) fn members_in_use(&self) -> impl Iterator<Item = u16> + '_ {
         self.members.iter().filter(|(_, slots, _)| *slots > 0).map(|(id, _, _)| *id)
     }
+}
+
+/// Candidates and their numbers of slots.
+type Shares<'a> = Vec<(&'a Candidate<'a>, u32)>;
+
+/// The shares of those winners whose health is taken.
+fn shares<'a>(
+    winners: &'a Vec<&'a Candidate<'a>>,
+    desired: &Desired,
+    takes: impl Fn(Health) -> bool,
+) -> Shares<'a> {
+    let is_split = is_split(winners, desired);
+    let has_share =
+        |candidate: &Candidate| !is_split || version_weight(&candidate.module.version, desired) > 0;
+    let mut usable = ability::highest_priority(winners, has_share);
+    usable.retain(|candidate| takes(candidate.module.health));
+    let slots = match is_split {
+        true => split(&usable, desired),
+        false => maglev::divide(SLOTS, &weights(&usable)),
+    };
+    usable.into_iter().zip(slots).collect()
 }
 
 /// Twice an instance's weight for new flows, so that half of it is a whole number.
