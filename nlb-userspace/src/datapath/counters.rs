@@ -14,10 +14,10 @@ use tracing::warn;
 use super::loader::Datapath;
 use super::maps::bpf::Readings;
 use crate::compile::MapImage;
-use crate::model::L4;
 use crate::model::traffic::Counts;
 use crate::model::traffic::LimitCounts;
 use crate::model::traffic::Traffic;
+use crate::model::{Backend, L4};
 use crate::reconcile::Applied;
 
 /// Reports about flows have to be true within a second.
@@ -55,13 +55,26 @@ pub struct Collector {
     /// would count as young.
     expired: Vec<u64>,
     backends: BTreeMap<u16, IdOwner>,
+    departed: Vec<Departed>,
     /// The counts of each rate limit at the time it got its id, by id and generation: they belong to the id's
     /// former owners.
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
 }
 
+/// A removed backend with its last counts, which include what it counted since the last reading.
+struct Departed {
+    backend: Arc<Backend>,
+    counts: Counts,
+    /// How many more times they are published.
+    remaining: u8,
+}
+
+/// Long enough for whoever reads the counts once a second.
+const PUBLISHED_AFTER_REMOVAL: u8 = 5;
+
 /// The backend that has an id, or had it last.
 struct IdOwner {
+    backend: Arc<Backend>,
     generation: u8,
     /// The counts when the backend got the id: counters are never reset.
     offset: BackendStats,
@@ -73,7 +86,14 @@ struct IdOwner {
 impl Collector {
     pub fn new(readings: Readings, idle: IdleTimes) -> Self {
         let expired = vec![0; readings.flows.all().len() * WAYS];
-        Collector { readings, idle, expired, backends: BTreeMap::new(), limit_offsets: BTreeMap::new() }
+        Collector {
+            readings,
+            idle,
+            expired,
+            backends: BTreeMap::new(),
+            departed: Vec::new(),
+            limit_offsets: BTreeMap::new(),
+        }
     }
 
     pub fn readings(&self) -> &Readings {
@@ -97,7 +117,9 @@ impl Collector {
         let counted = counted.collect::<anyhow::Result<Vec<_>>>()?;
         for (id, owner) in self.backends.iter_mut().filter(|(id, _)| image.backend_ids.key(**id).is_none()) {
             if owner.left_at.is_none() {
-                owner.left_at = Some(self.readings.backend(*id)?);
+                let last = self.readings.backend(*id)?;
+                owner.left_at = Some(last);
+                self.departed.push(owner.depart(last));
             }
         }
         // Flows are counted after the counters are read: a flow that begins in between must not look as if it
@@ -108,10 +130,15 @@ impl Collector {
             .into_iter()
             .map(|(id, backend, counted)| {
                 let active = flows.by_backend.get(&id).copied().unwrap_or_default();
-                let counts = self.counts(id, image.backend_ids.generation(id), counted, active);
+                let counts = self.counts(id, backend, image.backend_ids.generation(id), counted, active);
                 (backend.clone(), counts)
             })
             .collect();
+        for departed in &mut self.departed {
+            departed.remaining -= 1;
+            traffic.backends.entry(departed.backend.clone()).or_insert(departed.counts);
+        }
+        self.departed.retain(|departed| departed.remaining > 0);
         for (id, name) in image.limit_ids.iter() {
             let counts = self.limit_counts(id, image.limit_ids.generation(id))?;
             traffic.limits.insert(name.clone(), counts);
@@ -121,11 +148,22 @@ impl Collector {
     }
 
     /// What a backend counted since it got its id.
-    fn counts(&mut self, id: u16, generation: u8, now: BackendStats, active: (u64, u64)) -> Counts {
-        let newcomer = |offset| IdOwner { generation, offset, left_at: None, closed_flows: 0 };
+    fn counts(
+        &mut self,
+        id: u16,
+        backend: &Arc<Backend>,
+        generation: u8,
+        now: BackendStats,
+        active: (u64, u64),
+    ) -> Counts {
+        let newcomer =
+            |offset| IdOwner { backend: backend.clone(), generation, offset, left_at: None, closed_flows: 0 };
         let first = if generation == 0 { BackendStats::default() } else { now };
         let owner = self.backends.entry(id).or_insert_with(|| newcomer(first));
         if owner.generation != generation {
+            if owner.left_at.is_none() {
+                self.departed.push(owner.depart(now));
+            }
             *owner = newcomer(owner.left_at.unwrap_or(now));
         }
         let own = now - owner.offset;
@@ -183,6 +221,25 @@ impl Collector {
             }
         }
         flows
+    }
+}
+
+impl IdOwner {
+    /// The backend with its counts at its end, when all of its flows have ended for it.
+    fn depart(&self, last: BackendStats) -> Departed {
+        let own = last - self.offset;
+        let counts = Counts {
+            new_flows: own.new_flows,
+            closed_flows: own.new_flows,
+            active_flows: 0,
+            active_tcp_flows: 0,
+            packets: own.packets,
+            bytes: own.bytes,
+            reply_packets: own.reply_packets,
+            reply_bytes: own.reply_bytes,
+            resets: own.resets,
+        };
+        Departed { backend: self.backend.clone(), counts, remaining: PUBLISHED_AFTER_REMOVAL }
     }
 }
 

@@ -3,6 +3,7 @@
 use nlb_proto::*;
 use prost::Message as _;
 use tokio_stream::StreamExt as _;
+use tonic::Status;
 
 use super::fake_module::Fake;
 use super::fleet::{registration_at, route, without_control};
@@ -342,5 +343,23 @@ async fn unknown_ids_are_not_found() {
         rollback(RollbackRequest { instance_id: ghost(), ..Default::default() });
         rollback(RollbackRequest { target_version: "v9".into(), ..Default::default() });
         rollback(RollbackRequest::default());
+    }
+}
+
+/// A module that has no such route has nothing left to do, and does not keep the NLB from removing it.
+#[tokio::test]
+async fn a_route_that_the_module_does_not_have_is_removed() {
+    let status = Fake::Answers(|_| Err(Status::not_found("no such route")));
+    let answer = Fake::Answers(|_| {
+        let error = Error { code: StatusCode::NotFound.into(), ..Default::default() };
+        Ok(DeleteRouteResponse { error: Some(error), ..Default::default() }.encode_to_vec())
+    });
+    for fake in [status, answer] {
+        let mut nlb = Nlb::start().await;
+        nlb.add_fake("a", 1, "v1", fake).await;
+        let delete = DeleteRouteRequest { instance_id: "a".into(), route_id: "web".into() };
+        let answer = nlb.front.delete_route(delete).await.unwrap().into_inner();
+        assert!(answer.success, "{answer:?}");
+        assert!(nlb.info("a").await.routes.is_empty());
     }
 }

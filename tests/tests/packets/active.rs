@@ -209,10 +209,32 @@ fn backend_with_a_reused_id_starts_counting_at_zero() -> Result<()> {
             assert_eq!(flows(&mut rig, 0)?, (2, 0, 2), "round {round}");
             let module = rig.desired.modules.remove("m1").expect("the rig's module");
             rig.apply()?;
-            assert_eq!(flows(&mut rig, 0)?, (0, 0, 0));
+            assert_eq!(flows(&mut rig, 0)?, (2, 2, 0), "what it counted last");
             rig.desired.modules.insert("m1".to_owned(), module);
             rig.apply()?;
         }
     }
+    Ok(())
+}
+
+/// What a backend has counted since the last reading is not lost when it goes.
+#[test]
+fn last_counts_of_a_removed_backend_are_published() -> Result<()> {
+    let mut rig = Rig::new(ForwardMode::Nat)?;
+    let [family, _] = families();
+    forwards(&mut rig, &family.syn())?;
+    let new_flows = |rig: &mut Rig| Ok::<_, anyhow::Error>(rig.traffic(0)?.instance("m1").new_flows);
+    assert_eq!(new_flows(&mut rig)?, 1);
+    for sport in 41_000..41_040 {
+        forwards(&mut rig, &family.syn().with(|p| p.sport = sport))?;
+    }
+    rig.desired.modules.remove("m1");
+    rig.apply()?;
+    for _ in 0..5 {
+        let traffic = rig.traffic(0)?;
+        let counts = traffic.instance("m1");
+        assert_eq!((counts.new_flows, counts.closed_flows, counts.active_flows), (41, 41, 0));
+    }
+    assert_eq!(new_flows(&mut rig)?, 0, "whoever reads them once a second has seen them");
     Ok(())
 }

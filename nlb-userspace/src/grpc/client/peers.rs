@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{self, Channel};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use tracing::debug;
 
 use crate::model::Desired;
@@ -100,6 +100,9 @@ impl Peers {
                 Some(reason) => Outcome::Refused(reason),
             },
             Ok(Ok(Err(undecodable))) => Outcome::Undecodable(undecodable.to_string()),
+            Ok(Err(status)) if C::REMOVES && status.code() == Code::NotFound => {
+                Outcome::Done(C::Answer::default())
+            }
             Ok(Err(status)) => Outcome::of(&status),
             Err(_) => Outcome::Slow(max_wait),
         };

@@ -74,7 +74,11 @@ impl Errors {
 
     /// The rate that exceeds this many percent, if a sample is large enough.
     pub(super) fn beyond(&self, percent: u32) -> Option<RollbackReason> {
-        let (requests, flows) = (self.requests.sum, self.flows.sum);
+        let flows = self.flows.sum;
+        // A request may fail in a later report than the one that counts it, and a new process may have had
+        // more requests than the one before.
+        let Rate { bad, all } = self.requests.sum;
+        let requests = Rate { bad: bad.min(all), all };
         if requests.is_beyond(percent) {
             return Some(RollbackReason::Requests(requests));
         }
@@ -95,10 +99,10 @@ impl Counters {
 impl Tally {
     fn add(&mut self, instance_id: &str, now: Rate) {
         let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
-        // A counter that decreased belongs to a new process, which started at 0.
-        let grown = |now: u64, last: u64| if now < last { now } else { now - last };
-        self.sum.bad += grown(now.bad, last.bad);
-        self.sum.all += grown(now.all, last.all);
+        // A counter that decreased belongs to a new process, where both started at 0.
+        let last = if now.bad < last.bad || now.all < last.all { Rate::default() } else { last };
+        self.sum.bad += now.bad - last.bad;
+        self.sum.all += now.all - last.all;
     }
 }
 
@@ -185,5 +189,23 @@ mod tests {
         errors.add([("a".to_owned(), seen), ("b".to_owned(), seen)].into());
         assert_eq!(errors.beyond(10), None);
         assert_eq!(errors.beyond(9), Some(RollbackReason::Resets(Rate { bad: 4, all: 40 })));
+    }
+
+    #[test]
+    fn no_more_requests_fail_than_there_are() {
+        // (requests, failed) of an instance's reports, and the sum.
+        for (reports, sum) in [
+            (&[(18, 0), (100, 100)][..], (100, 100)),
+            (&[(30, 25), (50, 80)], (50, 50)),
+            (&[(100, 4), (90, 50)], (190, 54)),
+            (&[(100, 90), (120, 30)], (220, 120)),
+        ] {
+            let mut errors = Errors::default();
+            reports.iter().for_each(|(all, bad)| errors.add(counted(*all, *bad)));
+            let Some(RollbackReason::Requests(Rate { bad, all })) = errors.beyond(0) else {
+                panic!("{reports:?}")
+            };
+            assert_eq!((all, bad), sum, "{reports:?}");
+        }
     }
 }

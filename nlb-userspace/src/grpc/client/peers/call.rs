@@ -5,6 +5,8 @@ use nlb_proto::*;
 pub trait Call: prost::Message + Clone + 'static {
     type Answer: prost::Message + Default + 'static;
     const PATH: &'static str;
+    /// The call removes something: a module that does not have it has nothing left to do.
+    const REMOVES: bool = false;
 
     /// The reason why the call was not done, according to the answer.
     fn refusal(answer: &Self::Answer) -> Option<String>;
@@ -42,7 +44,6 @@ changes! {
     "Reload": ReloadRequest -> ReloadResponse;
     "Shutdown": ShutdownRequest -> ShutdownResponse;
     "UpdateRoutes": UpdateRoutesRequest -> UpdateRoutesResponse;
-    "DeleteRoute": DeleteRouteRequest -> DeleteRouteResponse;
     "SetRateLimit": SetRateLimitRequest -> SetRateLimitResponse;
     "RemoveRateLimit": RemoveRateLimitRequest -> RemoveRateLimitResponse;
     "Scale": ScaleRequest -> ScaleResponse;
@@ -60,6 +61,18 @@ questions! {
     "HealthCheck": HealthCheckRequest -> HealthCheckResponse;
     "GetStats": GetStatsRequest -> GetStatsResponse;
     "GetConfig": GetConfigRequest -> GetConfigResponse;
+}
+
+impl Call for DeleteRouteRequest {
+    type Answer = DeleteRouteResponse;
+    const PATH: &'static str = "/marchproxy.ModuleService/DeleteRoute";
+    const REMOVES: bool = true;
+
+    fn refusal(answer: &DeleteRouteResponse) -> Option<String> {
+        let error = answer.error.as_ref();
+        let is_gone = error.is_some_and(|error| error.code() == StatusCode::NotFound);
+        (!answer.success && !is_gone).then(|| reason(&answer.message, error))
+    }
 }
 
 // A configuration that was not accepted has its own list of violations, which the caller gets.
