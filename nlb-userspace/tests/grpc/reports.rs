@@ -99,13 +99,6 @@ const CASES: &[Case] = &[
         |r| first(r).timestamp = Some(Timestamp { seconds: i64::MAX, nanos: 0 }),
         "metrics.metrics[0].timestamp",
     ),
-    (
-        |r| {
-            let point = |n: usize| MetricDataPoint { name: format!("series_{n}"), ..Default::default() };
-            metrics(r).metrics = (0..900).map(point).collect();
-        },
-        "metrics.metrics",
-    ),
 ];
 
 #[tokio::test]
@@ -120,4 +113,30 @@ async fn every_malformed_report_is_refused_by_its_field() {
     }
     let kept = nlb.modules.get_nlb_metrics(ask(&[])).await.unwrap().into_inner().module_metrics;
     assert!(kept.is_empty(), "nothing was stored");
+}
+
+#[tokio::test]
+async fn what_fits_of_a_report_is_taken() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    let point = |n: usize| MetricDataPoint { name: format!("series_{n}"), ..Default::default() };
+    let taken = report(&mut nlb, |r| metrics(r).metrics = (0..1000).map(point).collect()).await.unwrap();
+    assert_eq!((taken.acknowledged, taken.message.as_str()), (true, "1000 points taken"));
+    let labelled = |n: usize| MetricDataPoint {
+        name: format!("labelled_{n}"),
+        labels: (0..4).map(|label| (format!("label_{label}"), "x".repeat(40))).collect(),
+        ..Default::default()
+    };
+    let taken = report(&mut nlb, |r| metrics(r).metrics = (0..1000).map(labelled).collect()).await.unwrap();
+    assert!(taken.acknowledged, "{taken:?}");
+    for part in ["points taken; ", " left out: ", "; 1000 series that were not reported any more gave way"] {
+        assert!(taken.message.contains(part), "{}", taken.message);
+    }
+    let huge = |n: usize| MetricDataPoint {
+        name: format!("huge_{n}"),
+        labels: (0..64).map(|label| (format!("label_{label}"), "x".repeat(4096))).collect(),
+        ..Default::default()
+    };
+    let none = report(&mut nlb, |r| metrics(r).metrics = vec![huge(0)]).await.unwrap();
+    assert!(!none.acknowledged && none.message.starts_with("0 points taken; 1 left out"), "{none:?}");
 }

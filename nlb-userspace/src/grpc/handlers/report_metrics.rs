@@ -8,7 +8,7 @@ use super::control::Control;
 use crate::grpc::convert::enums;
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::validate::{self, FieldViolation};
-use crate::telemetry::metrics::reported::{BUDGET, Point};
+use crate::telemetry::metrics::reported::{BUDGET, Point, Taken};
 
 const MAX_POINTS: usize = 1000;
 const NAME_LENGTH: usize = 128;
@@ -34,21 +34,30 @@ impl Control {
             )
             .into());
         }
-        let sent = points.len();
-        let kept = self.metrics.reported.add(&instance_id, points, now).map_err(|much| {
-            let problem = format!(
-                "the instance would have so many series that {} bytes are needed and {BUDGET} are allowed; report \
-                 fewer, or with fewer labels",
-                much.bytes
-            );
-            FieldViolation::new("metrics.metrics", problem)
-        })?;
-        let message = match sent - kept {
-            0 => format!("{kept} points taken"),
-            old => format!("{kept} points taken; {old} are older than an hour"),
-        };
-        Ok(ReportMetricsResponse { acknowledged: true, message, processed_at: Some(now.into()) })
+        let taken = self.metrics.reported.add(&instance_id, points, now);
+        Ok(ReportMetricsResponse {
+            acknowledged: taken.too_many == 0 || taken.points > 0,
+            message: outcome(taken),
+            processed_at: Some(now.into()),
+        })
     }
+}
+
+fn outcome(taken: Taken) -> String {
+    let Taken { points, old, too_many, replaced } = taken;
+    let mut text = format!("{points} points taken");
+    if old > 0 {
+        text += &format!("; {old} are older than an hour");
+    }
+    if too_many > 0 {
+        text += &format!(
+            "; {too_many} left out: the series of an instance may take {BUDGET} bytes; report fewer, or with fewer labels"
+        );
+    }
+    if replaced > 0 {
+        text += &format!("; {replaced} series that were not reported any more gave way");
+    }
+    text
 }
 
 /// The module's type and its points, according to the report.

@@ -258,7 +258,7 @@ mod tests {
             value: 1.0,
             at: SystemTime::now(),
         };
-        metrics.reported.add("alb-1", vec![point], SystemTime::now()).unwrap();
+        metrics.reported.add("alb-1", vec![point], SystemTime::now());
         recorder.record(Now::read());
         assert!(metrics.reported.of("alb-1").is_some());
         registry.unregister("alb-1", &id).unwrap();

@@ -9,8 +9,9 @@ use std::time::SystemTime;
 use super::history::HOUR;
 use crate::model::Texts;
 
-/// The size of one instance's series. Beyond it, the oldest points are dropped first.
-pub(crate) const BUDGET: usize = 64 << 10;
+/// The size of one instance's series: room for a thousand with short names and without labels. Beyond it, the
+/// oldest points are dropped first, then the series that were not reported for the longest time.
+pub(crate) const BUDGET: usize = 256 << 10;
 
 /// The size of a series besides its name, labels and points, and of a label besides its text: rounded up.
 const SERIES: usize = 160;
@@ -25,10 +26,16 @@ pub struct Point {
     pub at: SystemTime,
 }
 
-/// The newest point of every series does not fit an instance's budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooMuch {
-    pub bytes: usize,
+/// What became of the points of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub points: usize,
+    /// Points that are older than an hour.
+    pub old: usize,
+    /// Points of series that do not fit the budget.
+    pub too_many: usize,
+    /// Earlier series that gave way.
+    pub replaced: usize,
 }
 
 #[derive(Debug, Default)]
@@ -50,15 +57,15 @@ pub struct Key {
 }
 
 impl Reported {
-    /// Returns how many of the points are stored: those of the last hour. A point replaces an earlier one of
-    /// the same series and moment.
-    pub fn add(&self, instance_id: &str, points: Vec<Point>, now: SystemTime) -> Result<usize, TooMuch> {
+    /// Stores the points of the last hour that fit. A point replaces an earlier one of the same series and
+    /// moment.
+    pub fn add(&self, instance_id: &str, points: Vec<Point>, now: SystemTime) -> Taken {
         let mut by_instance = self.lock();
         let empty = || Arc::new(Ledger { series: BTreeMap::new(), collected_at: now });
         let mut ledger = by_instance.get(instance_id).cloned().unwrap_or_else(empty);
-        let kept = Arc::make_mut(&mut ledger).add(points, now)?;
+        let taken = Arc::make_mut(&mut ledger).add(points, now);
         by_instance.insert(instance_id.to_owned(), ledger);
-        Ok(kept)
+        taken
     }
 
     pub fn of(&self, instance_id: &str) -> Option<Arc<Ledger>> {
@@ -80,13 +87,23 @@ impl Reported {
 }
 
 impl Ledger {
-    fn add(&mut self, points: Vec<Point>, now: SystemTime) -> Result<usize, TooMuch> {
+    fn add(&mut self, points: Vec<Point>, now: SystemTime) -> Taken {
         let oldest = now - HOUR;
-        let before = points.len();
+        let sent = points.len();
         let points: Vec<Point> = points.into_iter().filter(|point| point.at >= oldest).collect();
-        let kept = points.len();
+        let mut taken = Taken { points: points.len(), old: sent - points.len(), ..Taken::default() };
+        // The series of this report with their numbers of points. Those that are new come last.
+        let (mut known, mut new) = (Vec::new(), Vec::new());
+        let mut reported: BTreeMap<Key, usize> = BTreeMap::new();
         for Point { name, labels, value, at } in points {
-            let series = self.series.entry(Key { name, labels }).or_default();
+            let key = Key { name, labels };
+            let times = reported.entry(key.clone()).or_default();
+            *times += 1;
+            if *times == 1 {
+                let list = if self.series.contains_key(&key) { &mut known } else { &mut new };
+                list.push(key.clone());
+            }
+            let series = self.series.entry(key).or_default();
             let place = series.partition_point(|(earlier, _)| *earlier < at);
             match series.get_mut(place) {
                 Some((same, held)) if *same == at => *held = value,
@@ -99,34 +116,55 @@ impl Ledger {
             }
         }
         self.series.retain(|_, series| !series.is_empty());
-        self.shorten()?;
-        if before > 0 {
+        let mut bytes = self.shorten();
+        while bytes > BUDGET
+            && let Some(key) = self.longest_unreported(&reported)
+        {
+            bytes -= self.remove(&key);
+            taken.replaced += 1;
+        }
+        for key in known.iter().chain(&new).rev() {
+            if bytes <= BUDGET {
+                break;
+            }
+            bytes -= self.remove(key);
+            taken.too_many += reported[key];
+        }
+        taken.points -= taken.too_many;
+        if sent > 0 {
             self.collected_at = now;
         }
-        Ok(kept)
+        taken
     }
 
-    /// Drops the oldest points, except each series' newest, until the rest fits.
-    fn shorten(&mut self) -> Result<(), TooMuch> {
+    /// Drops the oldest points, except each series' newest, until the rest fits. Returns the size.
+    fn shorten(&mut self) -> usize {
         let mut bytes = self.bytes();
         while bytes > BUDGET {
             let longer = self.series.values_mut().filter(|series| series.len() > 1);
-            let Some(series) = longer.min_by_key(|series| series.front().map(|(at, _)| *at)) else {
-                return Err(TooMuch { bytes });
-            };
+            let Some(series) = longer.min_by_key(|series| series.front().map(|(at, _)| *at)) else { break };
             series.pop_front();
             bytes -= POINT;
         }
         for series in self.series.values_mut() {
             series.shrink_to_fit();
         }
-        Ok(())
+        bytes
+    }
+
+    /// The series that was not reported for the longest time, and is not in this report.
+    fn longest_unreported(&self, reported: &BTreeMap<Key, usize>) -> Option<Key> {
+        let others = self.series.iter().filter(|(key, _)| !reported.contains_key(*key));
+        others.min_by_key(|(_, points)| points.back().map(|(at, _)| *at)).map(|(key, _)| key.clone())
+    }
+
+    /// Removes a series, and returns its size.
+    fn remove(&mut self, key: &Key) -> usize {
+        self.series.remove(key).map_or(0, |points| size(key, &points))
     }
 
     fn bytes(&self) -> usize {
-        let labels = |key: &Key| -> usize { key.labels.iter().map(|(k, v)| LABEL + k.len() + v.len()).sum() };
-        let series = self.series.iter();
-        series.map(|(key, points)| SERIES + key.name.len() + labels(key) + points.len() * POINT).sum()
+        self.series.iter().map(|(key, points)| size(key, points)).sum()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -151,6 +189,12 @@ impl Ledger {
             .map(move |(key, points)| (key, within(points)))
             .filter(|(_, points)| !points.is_empty())
     }
+}
+
+/// The size of a series.
+fn size(key: &Key, points: &VecDeque<(SystemTime, f64)>) -> usize {
+    let labels: usize = key.labels.iter().map(|(k, v)| LABEL + k.len() + v.len()).sum();
+    SERIES + key.name.len() + labels + points.len() * POINT
 }
 
 /// The aggregate of some points of a series, like [`super::history::aggregate`]. Modules report no kinds: a
@@ -187,8 +231,8 @@ mod tests {
     fn points_are_stored_in_order_and_replaced_by_later_ones() {
         let reported = Reported::default();
         let points = vec![point("x", 2.0, 2), point("x", 1.0, 1), point("x", 3.0, 3)];
-        assert_eq!(reported.add("a", points, at(3)), Ok(3));
-        assert_eq!(reported.add("a", vec![point("x", 2.5, 2)], at(4)), Ok(1));
+        assert_eq!(reported.add("a", points, at(3)), Taken { points: 3, ..Taken::default() });
+        reported.add("a", vec![point("x", 2.5, 2)], at(4));
         assert_eq!(values(&reported), [1.0, 2.5, 3.0]);
         let ledger = reported.of("a").unwrap();
         assert_eq!(ledger.latest().map(|(_, at, value)| (at, value)).collect::<Vec<_>>(), [(at(3), 3.0)]);
@@ -197,8 +241,9 @@ mod tests {
     #[test]
     fn points_older_than_an_hour_are_dropped() {
         let reported = Reported::default();
-        reported.add("a", vec![point("x", 1.0, 0), point("y", 1.0, 0)], at(0)).unwrap();
-        assert_eq!(reported.add("a", vec![point("x", 2.0, 3601), point("x", 0.5, 0)], at(3601)), Ok(1));
+        reported.add("a", vec![point("x", 1.0, 0), point("y", 1.0, 0)], at(0));
+        let taken = reported.add("a", vec![point("x", 2.0, 3601), point("x", 0.5, 0)], at(3601));
+        assert_eq!(taken, Taken { points: 1, old: 1, ..Taken::default() });
         assert_eq!(values(&reported), [2.0], "the series that ended is dropped too");
     }
 
@@ -206,23 +251,53 @@ mod tests {
     fn the_budget_is_kept_by_dropping_the_oldest() {
         let reported = Reported::default();
         for second in 0..3600 {
-            let points = vec![point("x", second as f64, second), point("y", second as f64, second)];
-            reported.add("a", points, at(second)).unwrap();
+            let points = (0..5).map(|n| point(&format!("x{n}"), second as f64, second)).collect();
+            reported.add("a", points, at(second));
             assert!(reported.of("a").unwrap().bytes() <= BUDGET);
         }
         let kept = values(&reported);
         assert!(kept.len() > BUDGET / POINT * 9 / 10, "{} points", kept.len());
         assert_eq!(kept.last(), Some(&3599.0));
-        assert!(kept[0] > 2000.0, "{}", kept[0]);
+        assert!(kept[0] > 1000.0, "{}", kept[0]);
+    }
+
+    fn many(name: &str, count: usize, second: u64) -> Vec<Point> {
+        (0..count).map(|n| point(&format!("{name}_{n}"), 1.0, second)).collect()
+    }
+
+    fn names_of(reported: &Reported, name: &str) -> usize {
+        reported.of("a").unwrap().names().filter(|found| found.starts_with(name)).count()
     }
 
     #[test]
-    fn too_many_series_are_refused_and_change_nothing() {
+    fn a_thousand_series_fit() {
         let reported = Reported::default();
-        reported.add("a", vec![point("x", 1.0, 0)], at(0)).unwrap();
-        let many = (0..1000).map(|n| point(&format!("series_{n}"), 1.0, 0)).collect();
-        assert!(reported.add("a", many, at(0)).is_err());
-        assert_eq!(values(&reported), [1.0]);
+        assert_eq!(reported.add("a", many("s", 1000, 0), at(0)), Taken { points: 1000, ..Taken::default() });
+        assert_eq!(reported.add("a", many("s", 1000, 1), at(1)), Taken { points: 1000, ..Taken::default() });
+    }
+
+    #[test]
+    fn series_that_are_not_reported_any_more_give_way() {
+        let reported = Reported::default();
+        reported.add("a", many("old", 700, 0), at(0));
+        reported.add("a", many("older", 100, 0), at(0));
+        let taken = reported.add("a", many("new", 700, 1), at(1));
+        assert_eq!((taken.points, taken.too_many), (700, 0));
+        assert!(taken.replaced > 0 && names_of(&reported, "new") == 700);
+        assert_eq!(names_of(&reported, "old"), 800 - taken.replaced);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_counted() {
+        let reported = Reported::default();
+        reported.add("a", many("known", 10, 0), at(0));
+        let report = many("s", 2000, 1).into_iter().chain(many("known", 10, 1)).collect();
+        let taken = reported.add("a", report, at(1));
+        assert_eq!(taken.points + taken.too_many, 2010);
+        assert!(taken.too_many > 500 && taken.replaced == 0, "{taken:?}");
+        assert_eq!(names_of(&reported, "known"), 10, "series that were there stay");
+        assert_eq!(names_of(&reported, "s_"), taken.points - 10, "the first ones of the report");
+        assert!(reported.of("a").unwrap().bytes() <= BUDGET);
     }
 
     #[test]
