@@ -37,13 +37,14 @@ pub fn check_reachable(packet: &Packet, ip: &Ip, backend: &Backend) -> Result<()
     if !backend.has(Backend::RESOLVED) {
         return Err(punt::until_resolved(packet, backend.addr));
     }
+    // Before the length is looked at: in generic mode this may be a buffer of merged segments.
+    if backend.has(Backend::LOCAL) && !packet.is_skb() {
+        return Err(next_hop::LOCAL);
+    }
     next_hop::check_loop(packet, &backend.hop)?;
     let grown = outer_len(backend);
     if packet.longest(ip) + grown > backend.mtu as usize {
         return Err(tail_call::to_too_big((backend.mtu as u32).saturating_sub(grown as u32)));
-    }
-    if backend.has(Backend::LOCAL) && !packet.is_skb() {
-        return Err(next_hop::LOCAL);
     }
     Ok(())
 }

@@ -128,6 +128,8 @@ static RATES: PerCpuArray<u64, { Rate::COUNT }> = PerCpuArray::new();
 pub enum Rate {
     /// ICMP errors that are sent: a thousand a second, the default limit of Linux.
     IcmpErrors,
+    /// ICMP errors that name the MTU. Senders that get none hang, so others must not use up their rate.
+    TooBig,
     /// ICMP errors about tunnel packets that user space reads.
     TunnelErrors,
     /// Packets that user space fragments.
@@ -135,12 +137,12 @@ pub enum Rate {
 }
 
 impl Rate {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 
     #[inline(always)]
     const fn a_second(self) -> u64 {
         match self {
-            Rate::IcmpErrors | Rate::TunnelErrors => 1000,
+            Rate::IcmpErrors | Rate::TooBig | Rate::TunnelErrors => 1000,
             Rate::Fragments => 10_000,
         }
     }

@@ -91,13 +91,27 @@ impl Packet {
         (unsafe { bpf_skb_pull_data(ctx, len as u32) } == 0).then_some(())
     }
 
+    /// Whether the kernel cuts this socket buffer into segments again before it leaves.
+    #[inline(always)]
+    pub fn is_merged(&self) -> bool {
+        self.segment_len() != 0
+    }
+
+    /// The length of each segment of a buffer of merged segments; 0 for a single packet.
+    #[inline(always)]
+    fn segment_len(&self) -> usize {
+        match self.context {
+            Context::Xdp(_) => 0,
+            // SAFETY: valid context.
+            Context::Skb(ctx) => unsafe { (*ctx).gso_size as usize },
+        }
+    }
+
     /// The length of the longest IP packet that leaves for this one: the kernel cuts a socket buffer of
     /// merged segments into segments again.
     #[inline(always)]
     pub fn longest(&self, ip: &Ip) -> usize {
-        let Context::Skb(ctx) = self.context else { return ip.total_len() };
-        // SAFETY: valid context.
-        let segment = unsafe { (*ctx).gso_size } as usize;
+        let segment = self.segment_len();
         if segment == 0 {
             return ip.total_len();
         }

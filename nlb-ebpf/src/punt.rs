@@ -35,6 +35,7 @@ pub fn to_be_fragmented(packet: &Packet, mtu: u16) -> Verdict {
     let refused = match packet.context() {
         Context::Xdp(ctx) if packet.len() <= PUNTED_BYTES => nlb_punt(ctx, 0, 0, task),
         Context::Xdp(ctx) => nlb_punt_long(ctx, task),
+        Context::Skb(ctx) if packet.len() <= PUNTED_BYTES => nlb_tc_punt(ctx, task),
         Context::Skb(ctx) => nlb_tc_punt_whole(ctx, task),
     };
     match refused {

@@ -17,12 +17,12 @@ use crate::{flow, forward, next_hop, punt, reply, settings, steer};
 pub fn forward(packet: &mut Packet) -> Outcome {
     let ip = parse::ip(packet)?;
     let (dst, transparent) = maps::address(ip.dst);
-    if icmp::is_about_tunnel(packet, &ip, settings::gue_port()) {
-        if steer::is_accepted(packet) && maps::is_within(Rate::TunnelErrors) {
-            punt::to_be_read(packet);
-        }
-        // The kernel may have tunnels of its own.
-        return Ok(Verdict::Pass(unclaimed(&ip, &dst)));
+    // The packet goes on: a flow may have the port of GUE, and the kernel tunnels of its own.
+    if icmp::is_about_tunnel(packet, &ip, settings::gue_port())
+        && steer::is_accepted(packet)
+        && maps::is_within(Rate::TunnelErrors)
+    {
+        punt::to_be_read(packet);
     }
     let Some(quote) = icmp::quote(packet, &ip) else {
         return Ok(Verdict::Pass(if dst.is(Address::VIP) {

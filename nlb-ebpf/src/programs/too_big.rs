@@ -21,7 +21,7 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     if !ip.dont_fragment {
         return Ok(fragment(packet, &ip, mtu));
     }
-    if !refusal::may_be_answered(packet, &ip) || !maps::is_within(Rate::IcmpErrors) {
+    if !refusal::may_be_answered(packet, &ip) || !maps::is_within(Rate::TooBig) {
         return Ok(SILENT);
     }
     if let Context::Skb(ctx) = packet.context() {
@@ -35,10 +35,11 @@ pub fn forward(packet: &mut Packet) -> Outcome {
     Ok(Verdict::Send(SendReason::TooBig, packet.ingress()))
 }
 
-/// Has user space fragment the packet. If it is a first fragment itself, the other ones follow it.
+/// Has user space fragment the packet. If it is a first fragment itself, the other ones follow it. A buffer
+/// of merged segments is many packets, and cannot be fragmented as one.
 #[inline(always)]
 fn fragment(packet: &Packet, ip: &Ip, mtu: u32) -> Verdict {
-    if !maps::is_within(Rate::Fragments) {
+    if packet.is_merged() || !maps::is_within(Rate::Fragments) {
         return SILENT;
     }
     // Stored before user space can have the program run on the packet again.

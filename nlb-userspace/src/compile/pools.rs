@@ -21,23 +21,18 @@ impl Pool {
     /// The pool of the first candidates in the order that take new flows. If there are none, the pool fails
     /// open to the last ones that are unhealthy.
     pub(super) fn new(order: &FallbackOrder, desired: &Desired, id: impl Fn(&Backend) -> u16) -> Self {
-        let healthy = order.iter().map(|winners| shares(winners, desired, Health::takes_new_flows));
-        let mut chosen = Shares::new();
-        for shares in healthy {
-            let serves = shares.iter().any(|(_, slots)| *slots > 0);
-            // Instances of weight 0 are members, too, and serve nobody.
-            if serves || chosen.is_empty() {
-                chosen = shares;
-            }
-            if serves {
-                break;
-            }
-        }
-        if chosen.is_empty() && desired.fail_open {
-            let unhealthy = |winners| shares(winners, desired, |health| health == Health::Unhealthy);
-            let failed_open = order.iter().rev().map(unhealthy).find(|shares| !shares.is_empty());
-            chosen = failed_open.unwrap_or_default();
-        }
+        let healthy = |winners| shares(winners, desired, Health::takes_new_flows);
+        let unhealthy = |winners| shares(winners, desired, |health| health == Health::Unhealthy);
+        let serves = |shares: &Shares| shares.iter().any(|(_, slots)| *slots > 0);
+        // Where healthy instances have the weight 0, that is what the operator wants.
+        let fails_open = || {
+            let without = order.iter().rev().filter(|winners| healthy(winners).is_empty());
+            without.map(unhealthy).find(|shares| desired.fail_open && serves(shares))
+        };
+        // Instances of weight 0 are members, too, and serve nobody.
+        let idle = || order.iter().map(healthy).find(|shares| !shares.is_empty());
+        let chosen =
+            order.iter().map(healthy).find(serves).or_else(fails_open).or_else(idle).unwrap_or_default();
         let members = chosen
             .into_iter()
             .map(|(candidate, slots)| (id(&candidate.backend), slots, candidate.backend.clone()))

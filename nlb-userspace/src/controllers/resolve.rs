@@ -76,22 +76,21 @@ impl Resolver {
         Resolver { reach: Arc::new(move |address| Box::pin(reach(address))), ..self }
     }
 
-    /// Why a module cannot be served at its addresses in this mode. An address without a route is no obstacle
-    /// where another has one: a name may have addresses of a family that the network does not have.
+    /// Why a module cannot be served at its addresses in this mode. An address that no packet gets to is no
+    /// obstacle where another is reached: a name may have addresses of a family that the network does not
+    /// have.
     pub async fn obstacle(&self, data: DataAddresses, mode: ForwardMode) -> Option<Unservable> {
-        let (mut without_route, mut routed) = (None, false);
+        let (mut lost, mut reached) = (None, false);
         for address in data.v4.map(IpAddr::V4).into_iter().chain(data.v6.map(IpAddr::V6)) {
             match (self.reach)(address).await {
-                Reach::Unreachable(Unreachable::NoRoute) => without_route = without_route.or(Some(address)),
-                Reach::Unreachable(why) => return Some(Unservable::Unreachable(address, why)),
+                Reach::Unreachable(why) => lost = lost.or(Some(Unservable::Unreachable(address, why))),
                 Reach::Local(locality) if mode != ForwardMode::Nat => {
                     return Some(Unservable::NotDirectly(address, locality));
                 }
-                Reach::Local(_) | Reach::Link => routed = true,
+                Reach::Local(_) | Reach::Link => reached = true,
             }
         }
-        let address = without_route.filter(|_| !routed)?;
-        Some(Unservable::Unreachable(address, Unreachable::NoRoute))
+        lost.filter(|_| !reached)
     }
 
     /// The data addresses for these hosts. If a name has several addresses of one family, the one in use is
@@ -262,12 +261,13 @@ mod tests {
 
         let tunnel = Unreachable::WithoutMac { link: "tun0".into() };
         let behind = with_v6(Reach::Unreachable(tunnel.clone()));
+        assert_eq!(behind.obstacle(both, ForwardMode::Nat).await, None, "the other family is reached");
+        let only_v6 = DataAddresses { v4: None, ..both };
         let found = Some(Unservable::Unreachable(v6, tunnel));
-        assert_eq!(behind.obstacle(both, ForwardMode::Nat).await, found);
+        assert_eq!(behind.obstacle(only_v6, ForwardMode::Nat).await, found);
 
         let without = with_v6(Reach::Unreachable(Unreachable::NoRoute));
         assert_eq!(without.obstacle(both, ForwardMode::Nat).await, None, "the other family has a route");
-        let only_v6 = DataAddresses { v4: None, ..both };
         let found = Some(Unservable::Unreachable(v6, Unreachable::NoRoute));
         assert_eq!(without.obstacle(only_v6, ForwardMode::Nat).await, found);
     }

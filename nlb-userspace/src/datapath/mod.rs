@@ -116,7 +116,12 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let mut tasks = Vec::<Task>::new();
     let mut add = |name, task| tasks.push((name, task));
     let (errors, tunnel_errors) = mpsc::channel(OPEN_QUESTIONS);
-    let inputs = next_hop::Inputs { desired: desired.clone(), asked, tunnel_errors };
+    let inputs = next_hop::Inputs {
+        desired: desired.clone(),
+        asked,
+        tunnel_errors,
+        outer_sources: config.ipip_sources,
+    };
     let outputs = next_hop::Outputs { hops: hops_sent, unreachable: unreachable_sent };
     add("next hops", next_hop::run(inputs, outputs, interfaces.clone()).boxed());
     add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());

@@ -22,9 +22,10 @@ use super::link::Kind;
 use super::netlink::Netlink;
 use super::path_mtu::PathMtus;
 use super::tunnel_errors::TunnelError;
-use crate::model::Desired;
+use crate::config::OuterSources;
 use crate::model::next_hop::{Hop, Hops};
 use crate::model::reachability::{Unreachable, UnreachableAddresses};
+use crate::model::{Desired, ForwardMode};
 
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub(crate) struct Inputs {
     /// Next hops of punted packets.
     pub asked: mpsc::Receiver<IpAddr>,
     pub tunnel_errors: mpsc::Receiver<TunnelError>,
+    /// The outer sources of dsr-ipip, if they vary.
+    pub outer_sources: OuterSources,
 }
 
 /// What is found out about the addresses.
@@ -54,7 +57,7 @@ pub(crate) struct Outputs {
 /// dropped.
 pub(crate) async fn run(inputs: Inputs, outputs: Outputs, interfaces: XdpInterfaces) -> anyhow::Result<()> {
     let Outputs { hops, unreachable } = outputs;
-    let Inputs { mut desired, mut asked, mut tunnel_errors } = inputs;
+    let Inputs { mut desired, mut asked, mut tunnel_errors, outer_sources } = inputs;
     let (netlink, mut events) = Netlink::open()?;
     let mut path_mtus = PathMtus::default();
     let mut temporary: BTreeMap<IpAddr, Instant> = BTreeMap::new();
@@ -68,10 +71,16 @@ pub(crate) async fn run(inputs: Inputs, outputs: Outputs, interfaces: XdpInterfa
                 temporary.insert(addr, Instant::now() + REQUEST_TTL);
                 fresh = Some(addr);
             }
-            Some(error) = tunnel_errors.recv() => match hops.borrow().get(&error.module) {
-                Some(hop) => path_mtus.take(&error, hop.hop),
-                None => continue,
-            },
+            Some(error) = tunnel_errors.recv() => {
+                let known = hops.borrow().get(&error.module).copied();
+                let is_ours = |hop: &Hop| hop.source == error.source || outer_sources.nets().any(|net| net.contains(&error.source));
+                let (is_tunnel, least) = tunnel(&desired.borrow(), error.module);
+                let Some(hop) = known.filter(|hop| is_tunnel && is_ours(hop)) else { continue };
+                // Errors that change nothing cost nothing more: anybody can send them.
+                if !path_mtus.take(&error, hop.hop, least) {
+                    continue;
+                }
+            }
             Some(()) = events.recv() => tokio::time::sleep(SETTLE).await,
             _ = confirm.tick() => confirm_all = true,
         }
@@ -80,7 +89,7 @@ pub(crate) async fn run(inputs: Inputs, outputs: Outputs, interfaces: XdpInterfa
             let desired = desired.borrow_and_update();
             (data_addresses(&desired), desired.all_vips())
         };
-        path_mtus.retain(|addr| backends.contains(addr));
+        path_mtus.retain(|addr| tunnel(&desired.borrow(), *addr).0);
         let wanted = backends.iter().chain(temporary.keys()).copied().collect();
         let (old, failed) = (hops.borrow().clone(), unreachable.borrow().clone());
         let remembered = |addr: IpAddr| old.get(&addr).filter(|_| backends.contains(&addr));
@@ -102,6 +111,20 @@ pub(crate) async fn run(inputs: Inputs, outputs: Outputs, interfaces: XdpInterfa
             Err(error) => warn!("next hops could not be read from the kernel: {error:#}"),
         }
     }
+}
+
+/// Whether a module has tunnels to this address, and the smallest path MTU of them that counts: a client's
+/// IPv6 packets cannot be shorter than 1,280 bytes (RFC 8200 section 5), so with less they would all be too
+/// long.
+fn tunnel(desired: &Desired, address: IpAddr) -> (bool, u16) {
+    const WITH_IPV6_INSIDE: u16 = 1280 + 40 + 8;
+    let is_tunnel = desired.modules.values().any(|module| {
+        matches!(module.mode, ForwardMode::DsrIpip | ForwardMode::Gue)
+            && (module.data.v4.map(IpAddr::from) == Some(address)
+                || module.data.v6.map(IpAddr::from) == Some(address))
+    });
+    let v6 = desired.all_vips().iter().any(IpAddr::is_ipv6);
+    (is_tunnel, if v6 { WITH_IPV6_INSIDE } else { 0 })
 }
 
 /// Publishes a value if it is another than before; returns whether it is.

@@ -32,15 +32,18 @@ struct PathMtu {
 }
 
 impl PathMtus {
-    /// Takes an error about a packet that was sent by this next hop.
-    pub(crate) fn take(&mut self, error: &TunnelError, via: NextHop) {
-        let TunnelError { module, sender, problem } = error;
+    /// Takes an error about a packet that was sent by this next hop. Returns whether the path MTU changes:
+    /// not below `least`.
+    pub(crate) fn take(&mut self, error: &TunnelError, via: NextHop, least: u16) -> bool {
+        let TunnelError { module, sender, problem, .. } = error;
         match *problem {
             Problem::TooBig { mtu } => {
-                if self.of(*module, via).is_none_or(|known| mtu < known) {
+                let is_new = mtu >= least && self.of(*module, via).is_none_or(|known| mtu < known);
+                if is_new {
                     info!("the path to {module} takes packets of up to {mtu} bytes, says {sender}");
                     self.known.insert(*module, PathMtu { mtu, via, until: Instant::now() + TTL });
                 }
+                is_new
             }
             Problem::Undelivered(name) => {
                 let now = Instant::now();
@@ -48,6 +51,7 @@ impl PathMtus {
                     warn!("tunnel packets do not reach {module}: {name}, says {sender}");
                     self.warned.insert(*module, now);
                 }
+                false
             }
         }
     }
@@ -72,8 +76,8 @@ mod tests {
     use super::*;
 
     fn too_big(mtu: u16) -> TunnelError {
-        let (module, sender) = ("10.0.9.2".parse().unwrap(), "10.0.5.1".parse().unwrap());
-        TunnelError { module, sender, problem: Problem::TooBig { mtu } }
+        let [source, module, sender] = ["10.0.0.1", "10.0.9.2", "10.0.5.1"].map(|ip| ip.parse().unwrap());
+        TunnelError { source, module, sender, problem: Problem::TooBig { mtu } }
     }
 
     fn hop(last: u8) -> NextHop {
@@ -83,7 +87,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_path_mtu_holds_for_ten_minutes_and_for_its_path() {
         let (mut mtus, error) = (PathMtus::default(), too_big(1400));
-        mtus.take(&error, hop(1));
+        assert!(mtus.take(&error, hop(1), 552));
         assert_eq!(mtus.of(error.module, hop(1)), Some(1400));
         assert_eq!(mtus.of(error.module, hop(2)), None, "another router");
         tokio::time::advance(TTL - Duration::from_secs(1)).await;
@@ -96,9 +100,10 @@ mod tests {
     async fn the_smallest_link_of_the_path_counts() {
         let mut mtus = PathMtus::default();
         for (named, holds) in [(1400, 1400), (1300, 1300), (1400, 1300)] {
-            mtus.take(&too_big(named), hop(1));
+            assert_eq!(mtus.take(&too_big(named), hop(1), 552), named != 1400 || holds == 1400);
             assert_eq!(mtus.of(too_big(0).module, hop(1)), Some(holds));
         }
+        assert!(!mtus.take(&too_big(1299), hop(1), 1328), "less than IPv6 inside needs");
         mtus.retain(|_| false);
         assert_eq!(mtus.of(too_big(0).module, hop(1)), None, "the module is gone");
     }

@@ -15,7 +15,7 @@ use nlb_common::refusal::{self, Error};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::fragmentation;
 use super::inject;
@@ -43,15 +43,14 @@ pub(crate) async fn run(
     let mut ring = unsafe { AsyncFd::register(ring) }.context("reading punted packets")?;
     let mut detours = VecDeque::new();
     loop {
+        // First what is due: under load the ring buffer is always ready.
+        while let Some((_, key)) = detours.pop_front_if(|(ends, _)| *ends <= Instant::now()) {
+            paths.end_detour(&key);
+        }
         let alarm = detours.front().map(|(ends, _)| *ends);
         let mut ready = tokio::select! {
             ready = ring.readable_mut() => ready.context("reading punted packets")?,
-            () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
-                if let Some((_, key)) = detours.pop_front() {
-                    paths.end_detour(&key);
-                }
-                continue;
-            }
+            () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => continue,
         };
         let mut read = 0;
         while read < BATCH
@@ -141,7 +140,8 @@ fn fragment(datapath: &Datapath, packet: &Packet) {
             inject::inject(datapath, &fragment, ifindex, None)
         };
         if let Err(error) = sent {
-            warn!("cannot send a fragment of a packet that is longer than the MTU of {mtu}: {error:#}");
+            // Once a packet: a flood must not fill the log.
+            debug!("cannot send a fragment of a packet that is longer than the MTU of {mtu}: {error:#}");
             break;
         }
     }
@@ -167,6 +167,6 @@ fn answer(datapath: &Datapath, packet: Packet) {
     let sent =
         if ifindex == LOOPBACK { datapath.receive(&frame, ifindex) } else { datapath.send(&frame, ifindex) };
     if let Err(error) = sent {
-        warn!("cannot tell the sender of a packet that it is longer than the MTU of {mtu}: {error:#}");
+        debug!("cannot tell the sender of a packet that it is longer than the MTU of {mtu}: {error:#}");
     }
 }

@@ -15,6 +15,8 @@ use nlb_common::protocol::{ICMP_LEN, IPV6_LEN, ip as protocol};
 /// An ICMP error about a tunnel packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TunnelError {
+    /// The address that the packet was sent from, to which the error came.
+    pub source: IpAddr,
     /// The end of the tunnel that the packet was sent to.
     pub module: IpAddr,
     /// The node that sent the error.
@@ -48,7 +50,8 @@ pub(crate) fn parse(frame: &[u8]) -> Option<TunnelError> {
         (Addr::v4(quote.read(16)?), Be16::from_word(quote.read(2)?).get().into())
     };
     let problem = problem(frame, &ip, sent_len)?;
-    Some(TunnelError { module: module.into(), sender: ip.src.into(), problem })
+    let (source, sender) = (ip.dst.into(), ip.src.into());
+    Some(TunnelError { source, module: module.into(), sender, problem })
 }
 
 fn problem(frame: &[u8], ip: &Ip, sent_len: usize) -> Option<Problem> {
@@ -83,7 +86,8 @@ const LEAST_MTU_V6: usize = 1280;
 
 /// An MTU can be true only if it is smaller than the packet that was sent (RFC 8201 section 4).
 fn plausible(mtu: usize, least: usize, sent_len: usize) -> Option<Problem> {
-    (mtu >= least && mtu < sent_len).then_some(Problem::TooBig { mtu: mtu as u16 })
+    let mtu = Some(mtu).filter(|mtu| *mtu >= least && *mtu < sent_len)?;
+    u16::try_from(mtu).ok().map(|mtu| Problem::TooBig { mtu })
 }
 
 /// The MTU to try if a router names none, as those of before RFC 1191 do: the next common one (section 7.1).
@@ -118,8 +122,18 @@ mod tests {
     #[test]
     fn the_mtu_is_that_of_the_path_to_the_module() {
         let found = parse(&error([3, 4], 1400, 1500)).expect("a whole error");
-        let (module, sender) = ("10.0.9.2".parse().unwrap(), "10.0.5.1".parse().unwrap());
-        assert_eq!(found, TunnelError { module, sender, problem: Problem::TooBig { mtu: 1400 } });
+        let [source, module, sender] = ["10.0.0.1", "10.0.9.2", "10.0.5.1"].map(|ip| ip.parse().unwrap());
+        let problem = Problem::TooBig { mtu: 1400 };
+        assert_eq!(found, TunnelError { source, module, sender, problem });
+    }
+
+    #[test]
+    fn an_mtu_of_more_than_16_bits_is_ignored() {
+        // A quote may say that the packet had 65,575 bytes: the length is without the header.
+        for mtu in [65_536, 65_540, 65_574, u32::MAX as usize] {
+            assert_eq!(plausible(mtu, LEAST_MTU_V6, 65_575), None);
+        }
+        assert_eq!(plausible(9000, LEAST_MTU_V6, 65_575), Some(Problem::TooBig { mtu: 9000 }));
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Errors {
             } else {
                 self.requests.add(&instance_id, requests);
             }
-            self.flows.add(&instance_id, counted.flows());
+            self.flows.add_sums(&instance_id, counted.flows());
         }
     }
 
@@ -97,12 +97,22 @@ impl Counters {
 }
 
 impl Tally {
+    /// Adds a report of a process: a counter that decreased belongs to a new one, where both started at 0.
     fn add(&mut self, instance_id: &str, now: Rate) {
         let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
-        // A counter that decreased belongs to a new process, where both started at 0.
         let last = if now.bad < last.bad || now.all < last.all { Rate::default() } else { last };
         self.sum.bad += now.bad - last.bad;
         self.sum.all += now.all - last.all;
+    }
+
+    /// Adds the sums over an instance's backends: one that decreased has lost a backend, whose counts are in
+    /// the sums already.
+    fn add_sums(&mut self, instance_id: &str, now: Rate) {
+        let last = self.last.insert(instance_id.to_owned(), now).unwrap_or_default();
+        if now.bad >= last.bad && now.all >= last.all {
+            self.sum.bad += now.bad - last.bad;
+            self.sum.all += now.all - last.all;
+        }
     }
 }
 
