@@ -6,6 +6,7 @@
 
 use core::ops::{Add, Sub};
 
+use crate::frame::Wire;
 use crate::limit::Window;
 use crate::net::{Addr, Be16, L4, Mac};
 use crate::{hash, maglev, quic};
@@ -610,6 +611,12 @@ sizes!(
     Settings = 28,
     crate::sources::Sources = 24,
 );
+
+// The records of ring buffers, as user space reads them. SAFETY: `repr(C)` made of integers, with every gap
+// declared as a field, as the size assertions above bear out.
+unsafe impl Wire for Punted {}
+// SAFETY: as above.
+unsafe impl Wire for Upcall {}
 
 #[cfg(feature = "user")]
 mod user {

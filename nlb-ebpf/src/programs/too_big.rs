@@ -1,7 +1,7 @@
 //! The program for packets longer than the MTU. If their senders do path MTU discovery, which has to take an
 //! outer header into account, they are answered (RFC 1191, RFC 8201); the others are fragmented (RFC 791).
 //!
-//! It is attached nowhere, for XDP and for TC ingress.
+//! There is one for XDP and one for TC ingress.
 
 use nlb_common::abi::FragmentEntry;
 use nlb_common::parse::{self, Ip};

@@ -36,12 +36,11 @@ struct Status {
 pub(super) async fn show(channel: Channel, args: StatusArgs, output: Output) -> anyhow::Result<String> {
     let mut client = NlbServiceClient::new(channel);
     let request = CheckHealthRequest { check_modules: true, deep_check: false };
-    let health = client.check_health(request).await.map_err(rpc_error)?.into_inner();
-    let mut checks = health.checks.clone();
+    let mut health = client.check_health(request).await.map_err(rpc_error)?.into_inner();
     if args.packets {
         // Both at once would ask every module.
         let request = CheckHealthRequest { check_modules: false, deep_check: true };
-        checks.extend(client.check_health(request).await.map_err(rpc_error)?.into_inner().checks);
+        health.checks.extend(client.check_health(request).await.map_err(rpc_error)?.into_inner().checks);
     }
     let status = client.get_nlb_status(GetNlbStatusRequest::default()).await.map_err(rpc_error)?.into_inner();
     let started = status.started_at.and_then(|started| SystemTime::try_from(started).ok());
@@ -55,7 +54,7 @@ pub(super) async fn show(channel: Channel, args: StatusArgs, output: Output) -> 
         active_flows: status.active_connections,
         modules: status.registered_modules,
         modules_by_type: status.modules_by_type.into_iter().collect(),
-        details: status.details.into_iter().chain(checks).collect(),
+        details: status.details.into_iter().chain(health.checks).collect(),
     };
     match output {
         Output::Json => table::json(&status),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use nlb_common::abi::{LOOPBACK, PUNTED_DATAGRAM_BYTES, Punted};
-use nlb_common::net::Addr;
+use nlb_common::frame::Frame as _;
 use nlb_common::parse;
 use nlb_common::refusal::{self, Error};
 use tokio::io::unix::AsyncFd;
@@ -101,20 +101,8 @@ pub struct Packet {
 
 impl Packet {
     pub fn parse(record: &[u8]) -> Option<Self> {
-        let (next_hop, rest) = record.split_first_chunk::<16>()?;
-        let (ifindex, rest) = rest.split_first_chunk::<4>()?;
-        let (len, rest) = rest.split_first_chunk::<4>()?;
-        let (task, rest) = rest.split_first_chunk::<2>()?;
-        let (mtu, rest) = rest.split_first_chunk::<2>()?;
-        let (at_tc, bytes) = rest.split_first_chunk::<4>()?;
-        let head = Punted {
-            next_hop: Addr::v6(*next_hop),
-            ifindex: u32::from_ne_bytes(*ifindex),
-            len: u32::from_ne_bytes(*len),
-            task: u16::from_ne_bytes(*task),
-            mtu: u16::from_ne_bytes(*mtu),
-            at_tc: u32::from_ne_bytes(*at_tc),
-        };
+        let head: Punted = record.read(0)?;
+        let bytes = record.get(size_of::<Punted>()..)?;
         let frame = bytes.get(..(head.len as usize).min(bytes.len()))?.to_vec();
         Some(Packet { head, frame })
     }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, RingBuf};
-use nlb_common::net::{Addr, L4};
+use nlb_common::abi::Upcall;
+use nlb_common::frame::Frame as _;
+use nlb_common::net::L4;
 use nlb_common::upcall;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -70,14 +72,8 @@ fn write(states: &mut HashMap<MapData, u64, u64>, answer: NegativeEntry) {
 
 /// A record of the ring: `abi::Upcall`.
 pub fn parse(record: &[u8]) -> Option<Question> {
-    let (key, rest) = record.split_first_chunk::<8>()?;
-    let (asked_at, rest) = rest.split_first_chunk::<8>()?;
-    let (vip, rest) = rest.split_first_chunk::<16>()?;
-    let (client, rest) = rest.split_first_chunk::<16>()?;
-    let (port, rest) = rest.split_first_chunk::<2>()?;
-    let (client_port, rest) = rest.split_first_chunk::<2>()?;
-    let (protocol, _) = rest.split_first_chunk::<2>()?;
-    let l4 = match u16::from_ne_bytes(*protocol) {
+    let Upcall { key, asked_at, vip, client, port, client_port, protocol, .. } = record.read(0)?;
+    let l4 = match protocol {
         protocol if protocol == L4::Tcp as u16 => L4::Tcp,
         protocol if protocol == L4::Udp as u16 => L4::Udp,
         other => {
@@ -85,11 +81,6 @@ pub fn parse(record: &[u8]) -> Option<Question> {
             return None;
         }
     };
-    let destination = L4Destination { vip: Addr::v6(*vip).into(), port: u16::from_be_bytes(*port), l4 };
-    Some(Question {
-        destination,
-        client: SocketAddr::new(Addr::v6(*client).into(), u16::from_be_bytes(*client_port)),
-        key: u64::from_ne_bytes(*key),
-        asked_at: u64::from_ne_bytes(*asked_at),
-    })
+    let destination = L4Destination { vip: vip.into(), port: port.get(), l4 };
+    Some(Question { destination, client: SocketAddr::new(client.into(), client_port.get()), key, asked_at })
 }
