@@ -31,9 +31,11 @@ impl Seen {
     }
 
     fn longest(&self, scope: Scope, addr: Addr) -> u32 {
+        // Read lock before the table's word is read: like a program's RCU section, it keeps the slabs of the
+        // table that this search uses until the search ends.
+        let slabs = self.slabs.read().unwrap();
         let table = Table::from_word(self.table.load(SeqCst));
         let lengths = Lengths::from_word(self.lengths[scope as usize].load(SeqCst));
-        let slabs = self.slabs.read().unwrap();
         longest(scope, addr, lengths, |key| {
             find(key, table, |bucket| {
                 let (slab, place) = table.place(bucket);
