@@ -200,6 +200,8 @@ impl Backend {
     /// On this host: a process, or a container behind a bridge. `hop` has no MAC addresses, and packets are
     /// sent to it from TC ingress and not from XDP.
     pub const LOCAL: u8 = 32;
+    /// `source` is also a VIP, so SNAT must not use a port that has a service.
+    pub const SOURCE_IS_VIP: u8 = 64;
 
     pub const NAT: u8 = 0;
     pub const DSR_L2: u8 = 1;
@@ -582,10 +584,47 @@ pub struct Settings {
     /// The first source port of SNAT, and the number of ports.
     pub snat_first: u16,
     pub snat_count: u16,
+    /// The step from one port that a search tries to the next, less than their number and without a common
+    /// divisor, so that it leads through all of them.
+    pub snat_stride: u16,
+    /// The ticks for which the port of a closed connection rests.
+    pub time_wait: u16,
     /// 1 to send packets by XDP_TX through the interface they came from, 0 to redirect them there.
     pub use_tx: u32,
     /// The length of a jiffy in nanoseconds.
     pub jiffy: u32,
+    /// 1 if source addresses for SNAT are set.
+    pub snat_addresses: u32,
+}
+
+/// The most source addresses of SNAT in a family.
+pub const SNAT_SOURCES: usize = 16;
+
+/// Our source addresses for SNAT, if they are set, in place of those that the kernel's routes prefer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnatSources {
+    pub addrs: [SnatSource; SNAT_SOURCES],
+    /// How many there are; 0 means that they are not set.
+    pub count: u32,
+    pub _pad: u32,
+}
+
+/// A source address, and its id among the addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnatSource {
+    pub addr: Addr,
+    pub id: u16,
+    pub _pad: [u16; 3],
+}
+
+impl SnatSources {
+    pub const NONE: SnatSources = SnatSources {
+        addrs: [SnatSource { addr: Addr::UNSPECIFIED, id: 0, _pad: [0; 3] }; SNAT_SOURCES],
+        count: 0,
+        _pad: 0,
+    };
 }
 
 macro_rules! sizes {
@@ -608,7 +647,9 @@ sizes!(
     FragmentKey = 40,
     FragmentEntry = 48,
     AcceptedMac = 12,
-    Settings = 28,
+    Settings = 36,
+    SnatSource = 24,
+    SnatSources = 392,
     crate::sources::Sources = 24,
 );
 
@@ -641,6 +682,8 @@ mod user {
         LimitStats,
         AcceptedMac,
         Settings,
+        SnatSource,
+        SnatSources,
         FragmentKey,
         FragmentEntry,
         crate::sources::Sources,

@@ -293,6 +293,37 @@ fn tcp<F: Frame + ?Sized>(
     })
 }
 
+/// The timestamp of a TCP header (RFC 7323 section 3.2); 0 if it has none.
+#[inline(always)]
+pub fn tcp_timestamp<F: Frame + ?Sized>(frame: &F, offset: usize) -> u32 {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const TIMESTAMP: u8 = 8;
+    const TIMESTAMP_LEN: usize = 10;
+    // No header has more options: at least two bytes each, apart from padding.
+    const MOST: usize = 20;
+
+    let Some(words) = frame.read::<u8>(offset + 12) else { return 0 };
+    let len = (words >> 4) as usize * 4;
+    let mut at = TCP_LEN;
+    let mut step = 0;
+    while step < MOST {
+        step += 1;
+        if at + TIMESTAMP_LEN > len {
+            break;
+        }
+        let Some([kind, size]) = frame.read::<[u8; 2]>(offset + at) else { break };
+        at += match kind {
+            END => break,
+            NO_OPERATION => 1,
+            TIMESTAMP => return frame.read::<u32>(offset + at + 2).map_or(0, u32::from_be),
+            _ if size < 2 => break,
+            _ => size as usize,
+        };
+    }
+    0
+}
+
 #[inline(always)]
 fn udp<F: Frame + ?Sized>(
     frame: &F,

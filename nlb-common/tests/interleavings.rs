@@ -11,7 +11,7 @@ use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::prefix::{self, Value};
 
-const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000 };
+const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000, time_wait: 0 };
 
 /// The flows of a full bucket, by number; the first is idle longest, and so the one to be evicted.
 const OLD: [u16; 4] = [1, 2, 3, 4];

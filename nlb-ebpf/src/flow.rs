@@ -1,17 +1,18 @@
 //! A client's flow: look-up in the flow table, selection of a backend, and recording.
 
 use nlb_common::abi::{Address, Backend, Service};
-use nlb_common::flow::{self, Bucket, Direction, Key, State};
+use nlb_common::flow::{self, Bucket, Direction, Key, Mark, State};
 use nlb_common::net::{Addr, Be16, L4};
-use nlb_common::parse::{Ip, Segment};
+use nlb_common::parse::{Ip, Segment, TcpFlags};
 use nlb_common::verdict::{DropReason, PassReason, Program, UNRECORDED_COUNTER, Verdict};
 use nlb_common::{hash, maglev};
 
 use crate::forward::{ForwardingDecision, check_reachable};
 use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
-use crate::record::{self, NO_PORT, NatTuple, nat_tuple, nlb_find_snat_port, nlb_record_flow};
-use crate::{clock, quic_cid, rate_limit};
+use crate::record::{self, NatTuple, nat_tuple, nlb_record_flow};
+use crate::snat_port::Search;
+use crate::{clock, quic_cid, rate_limit, snat_port};
 
 /// The forwarding decision for a client's packet: the backend that its connection id names; else the recorded
 /// one if it still takes the flow; else a newly selected one. A flow without an entry is recorded.
@@ -40,15 +41,15 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
         check_reachable(packet, ip, backend)?;
         rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
-        if backend.mode == Backend::NAT && state.seen() != now {
+        // One comparison: the verifier follows each branch to the end.
+        let changed = state.seen() ^ now | (segment.flags.0 & TcpFlags::FIN) as u16;
+        if backend.mode == Backend::NAT && changed != 0 {
             let tuple = nat_tuple(backend, ip, segment, lookup.hash);
-            record_reply(
-                &tuple,
-                state.translated_port(&lookup.key),
-                maps::place(lookup.index, way),
-                phase,
-                now,
-            );
+            // No connection ends with a fragment.
+            let mark =
+                if FIRST_FRAGMENT { Mark::NONE } else { Mark::of(snat_port::tcp_clock(packet, segment)) };
+            let reply = State::reply(maps::place(lookup.index, way), mark, phase, now);
+            record_reply(&tuple, state.translated_port(&lookup.key), reply);
         }
         lookup.bucket.entries[way & 3].touch(state, phase, now);
         return Ok(lookup.decision(state, backend));
@@ -60,7 +61,7 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     check_reachable(packet, ip, backend)?;
     rate_limit::pass(service, backend, ip.src, ip.total_len(), true)?;
     let new = NewFlow { backend, backend_id, key: lookup.key, bucket: lookup.index, hash: lookup.hash, now };
-    let snat_port = new.record(ip, segment)?;
+    let snat_port = new.record(packet, ip, segment)?;
     Ok(ForwardingDecision { backend_id, backend, snat_port, hash: lookup.hash })
 }
 
@@ -201,24 +202,22 @@ struct NewFlow {
 impl NewFlow {
     /// Records the flow and returns its SNAT port.
     #[inline(always)]
-    fn record(&self, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
+    fn record(&self, packet: &Packet, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
         let phase = flow::first_phase(segment.l4, segment.flags);
         if self.backend.mode != Backend::NAT {
-            if !self.record_if_there_is_room(phase) {
+            if !self.record_if_there_is_room(phase | flow::phase::ONE_WAY) {
                 maps::count(UNRECORDED_COUNTER);
             }
             return Ok(Be16::new(0));
         }
-        let tuple = nat_tuple(self.backend, ip, segment, self.hash);
-        let found = nlb_find_snat_port(&tuple);
-        if found == NO_PORT {
-            return Err(Verdict::Drop(DropReason::SnatPorts));
-        }
-        let port = Be16::from_word(found as u16);
+        let mut search = Search::new(nat_tuple(self.backend, ip, segment, self.hash), &self.key, self.bucket);
+        let port =
+            snat_port::find(packet, segment, &mut search).ok_or(Verdict::Drop(DropReason::SnatPorts))?;
         // NAT needs an entry, so this may evict another flow.
         let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
         let translated_port = if port.is_zero() { segment.sport } else { port };
-        if record_reply(&tuple, translated_port, maps::place(self.bucket, way), phase, self.now) {
+        let reply = State::reply(maps::place(self.bucket, way), Mark::NONE, phase, self.now);
+        if record_reply(&search.tuple, translated_port, reply) {
             Ok(port)
         } else {
             Err(Verdict::Drop(DropReason::FlowTable))
@@ -257,7 +256,7 @@ impl NewFlow {
 
 /// Records the reply entry for a backend's packets to `port`. `false` if no entry can be evicted.
 #[inline(always)]
-fn record_reply(tuple: &NatTuple, port: Be16, place: u32, phase: u8, now: u16) -> bool {
+fn record_reply(tuple: &NatTuple, port: Be16, state: State) -> bool {
     let (key, bucket) = tuple.reply(port);
-    nlb_record_flow(&record::Entry { key, state: State::reply(place, phase, now), bucket, must: 1 }) != 0
+    nlb_record_flow(&record::Entry { key, state, bucket, must: 1 }) != 0
 }

@@ -19,6 +19,7 @@ mod record;
 mod reply;
 mod segment;
 mod settings;
+mod snat_port;
 mod steer;
 mod tail_call;
 mod upcall;

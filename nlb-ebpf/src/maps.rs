@@ -306,15 +306,27 @@ impl AddressInfo {
     pub fn is(&self, flags: u32) -> bool {
         self.flags & flags != 0
     }
+
+    /// The service of every port without one of its own; 0 means none.
+    #[inline(always)]
+    pub fn any_port(&self, l4: L4) -> u16 {
+        match l4 {
+            L4::Tcp => self.any_tcp,
+            L4::Udp => self.any_udp,
+        }
+    }
+}
+
+/// Whether this port of the VIP with this id has a service of its own.
+#[inline(always)]
+pub fn has_service(vip: u16, port: Be16, l4: L4) -> bool {
+    service_id(&AddressInfo { id: vip, ..Default::default() }, port, l4) != 0
 }
 
 /// The service of a VIP's port; 0 means none.
 #[inline(always)]
 pub fn service_id(vip: &AddressInfo, port: Be16, l4: L4) -> u16 {
-    let any_port = match l4 {
-        L4::Tcp => vip.any_tcp,
-        L4::Udp => vip.any_udp,
-    };
+    let any_port = vip.any_port(l4);
     let key = ServiceEntry::key(vip.id, port, l4);
     let (index, table) = (ServiceEntry::bucket(key), current(CURRENT_SERVICES));
     let Some(bucket) = SERVICE_IDS.get(table + index) else { return any_port };

@@ -3,14 +3,16 @@
 use nlb_common::abi::{Backend, FragmentEntry};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
 use nlb_common::hash;
+use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment, TcpFlags};
 use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{Outcome, PassReason, SendReason, Verdict};
 
 use crate::forward::{check_ttl, send, translate};
+use crate::maps::AddressInfo;
 use crate::packet::Packet;
 use crate::segment::segment;
-use crate::{clock, fragment_cache, maps, next_hop};
+use crate::{clock, fragment_cache, maps, next_hop, settings};
 
 /// Forwards a backend's packet to the client, if it is the reply of a recorded flow.
 #[inline(always)]
@@ -26,7 +28,7 @@ pub fn from_backend<const FIRST_FRAGMENT: bool>(
         Err(Verdict::TailCall(program)) => return Ok(Verdict::TailCall(program)),
         Err(_) => return Ok(NOT_A_REPLY),
     };
-    let found = find_flow(ip, &segment, local, direction)?;
+    let found = find_flow((ip.src, ip.dst), &segment, local, direction)?;
     let (flow, state) = (found.flow, found.state);
     check_ttl(packet, ip)?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;
@@ -44,7 +46,7 @@ pub fn from_backend<const FIRST_FRAGMENT: bool>(
     send(packet, &hop, SendReason::Reply)
 }
 
-const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
+pub const NOT_A_REPLY: Verdict = Verdict::Pass(PassReason::NoFlow);
 
 /// A flow with its forward and its reply entry.
 pub struct ReplyFlow {
@@ -55,18 +57,24 @@ pub struct ReplyFlow {
     reply_entry: &'static Entry,
 }
 
-/// The flow that a backend's packet with these addresses and ports belongs to.
+/// The flow that a backend's packet with these addresses, from its source to its destination, and ports
+/// belongs to.
 #[inline(always)]
-pub fn find_flow(ip: &Ip, segment: &Segment, local: u16, direction: Direction) -> Result<ReplyFlow, Verdict> {
-    let key = Key::new(ip.src, segment.sport, segment.dport, local, segment.l4, direction);
-    let hash = hash::flow(ip.src, ip.dst, segment.sport, segment.dport, segment.l4 as u8);
+pub fn find_flow(
+    (src, dst): (Addr, Addr),
+    segment: &Segment,
+    local: u16,
+    direction: Direction,
+) -> Result<ReplyFlow, Verdict> {
+    let key = Key::new(src, segment.sport, segment.dport, local, segment.l4, direction);
+    let hash = hash::flow(src, dst, segment.sport, segment.dport, segment.l4 as u8);
     let bucket = maps::flows(maps::flow_bucket(hash)).ok_or(Verdict::INTERNAL)?;
     let (way, reply) = bucket.find(&key).ok_or(NOT_A_REPLY)?;
 
     let entry = maps::flow_at(reply.place()).ok_or(Verdict::INTERNAL)?;
     let (flow, state) = entry.snapshot().ok_or(NOT_A_REPLY)?;
     let backend = maps::backend_of(state.backend(), state.generation()).ok_or(NOT_A_REPLY)?;
-    if !matches_reply(ip, segment, &flow, state, backend, direction) {
+    if !matches_reply((src, dst), segment, &flow, state, backend, direction) {
         return Err(NOT_A_REPLY);
     }
     Ok(ReplyFlow { flow, state, entry, reply, reply_entry: &bucket.entries[way & 3] })
@@ -75,7 +83,7 @@ pub fn find_flow(ip: &Ip, segment: &Segment, local: u16, direction: Direction) -
 /// Whether this packet is a reply of the flow that the reply entry points to.
 #[inline(always)]
 fn matches_reply(
-    ip: &Ip,
+    (src, dst): (Addr, Addr),
     segment: &Segment,
     flow: &Key,
     state: State,
@@ -84,10 +92,35 @@ fn matches_reply(
 ) -> bool {
     flow.is_forward()
         && flow.protocol() == segment.l4 as u8
-        && backend.addr == ip.src
+        && backend.addr == src
         && backend.port_for(flow.local_port()) == segment.sport
         && state.translated_port(flow) == segment.dport
-        && (matches!(direction, Direction::Reply) || flow.remote() == ip.dst)
+        && (matches!(direction, Direction::Reply) || flow.remote() == dst)
+}
+
+/// Whether a packet to a VIP is the reply of a flow whose translated source is that VIP. Only a port of the
+/// range for SNAT can have one.
+#[inline(always)]
+pub fn is_to_vip(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> bool {
+    let ports = segment.sport.word() as u32 | (segment.dport.word() as u32) << 16;
+    let local = vip.id as u32 | (segment.l4 as u32) << 16;
+    nlb_is_reply(ip.src.hi, ip.src.lo, ports, local) != 0
+}
+
+/// Out of line for the reasons that `record` gives.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_is_reply(hi: u64, lo: u64, ports: u32, local: u32) -> u32 {
+    let (src, id) = (Addr { hi, lo }, local as u16);
+    let l4 = if local >> 16 == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
+    let (sport, dport) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
+    let segment = Segment { l4, offset: 0, sport, dport, flags: TcpFlags::default(), more_fragments: false };
+    let (first, count) = settings::snat_ports();
+    if dport.get().wrapping_sub(first) >= count {
+        return 0;
+    }
+    let Some(vip) = maps::vip(id) else { return 0 };
+    find_flow((src, vip), &segment, id, Direction::Reply).is_ok() as u32
 }
 
 /// Refreshes both entries of a flow, and updates its phase by the backend's packet.

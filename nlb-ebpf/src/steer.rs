@@ -15,7 +15,7 @@ use crate::forward::{check_ttl, send_to_backend};
 use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::transparent_local;
-use crate::reply::from_backend;
+use crate::reply::{self, from_backend};
 use crate::segment::segment;
 use crate::tail_call::{self, Refusal};
 use crate::{next_hop, upcall};
@@ -42,10 +42,10 @@ pub fn steer_ip<const FIRST_FRAGMENT: bool>(packet: &mut Packet, ip: &Ip) -> Out
     if dst.is(Address::VIP) {
         let segment = segment::<FIRST_FRAGMENT>(packet, ip)?;
         let service = maps::service_id(&dst, segment.dport, segment.l4);
-        if service != 0 {
+        if service != 0 && !is_reply_to_vip(ip, &segment, &dst, service) {
             return to_service::<FIRST_FRAGMENT, false>(packet, ip, &segment, &dst, service);
         }
-        if !dst.is(Address::SOURCE) {
+        if service == 0 && !dst.is(Address::SOURCE) {
             return Ok(to_closed_port(ip, &segment, &dst));
         }
     }
@@ -61,6 +61,13 @@ pub fn steer_ip<const FIRST_FRAGMENT: bool>(packet: &mut Packet, ip: &Ip) -> Out
         return Ok(Verdict::Pass(PassReason::NotOurs));
     };
     from_backend::<FIRST_FRAGMENT>(packet, ip, local, direction)
+}
+
+/// Whether a packet to a service is in fact a backend's reply to a VIP that is also our source address. SNAT
+/// uses no port that has a service of its own, but any other port of a service for every port.
+#[inline(always)]
+fn is_reply_to_vip(ip: &Ip, segment: &Segment, vip: &AddressInfo, service: u16) -> bool {
+    vip.is(Address::SOURCE) && vip.any_port(segment.l4) == service && reply::is_to_vip(ip, segment, vip)
 }
 
 #[inline(always)]

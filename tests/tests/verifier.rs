@@ -15,6 +15,7 @@ use nix::sys::utsname::uname;
 use nlb::config::{Flows, OuterSources};
 use nlb::datapath::loader::{self, Clock, LoadConfig};
 use nlb::model::settings::TableSizes;
+use nlb::model::snat::SnatAddresses;
 use nlb::model::vips::Vips;
 
 /// The most instructions that the verifier may process: three quarters of the kernel's limit, so that there
@@ -45,12 +46,13 @@ fn kernel_loads_every_program_with_every_setting() -> Result<()> {
 /// outer sources.
 fn combinations() -> Vec<(String, LoadConfig)> {
     let seconds = Duration::from_secs;
-    let flows = |max, [opening, established, closing, udp]: [u64; 4]| Flows {
+    let flows = |max, [opening, established, closing, udp, time_wait]: [u64; 5]| Flows {
         max,
         opening: seconds(opening),
         established: seconds(established),
         closing: seconds(closing),
         udp: seconds(udp),
+        time_wait: seconds(time_wait),
     };
     // The verifier does not depend on the sizes of maps.
     let limits = TableSizes {
@@ -64,15 +66,25 @@ fn combinations() -> Vec<(String, LoadConfig)> {
     };
     let prefixes = ["10.200.0.0/16", "fd00:200::/64"].map(|prefix| prefix.parse().expect("a prefix"));
     let many = OuterSources::new(&prefixes, &Vips::default()).expect("both may be sources");
+    let sources = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|addr| addr.parse().expect("an address"));
+    let sources = SnatAddresses::new(sources.into()).expect("three hosts");
     let numbers = [
-        ("small", flows(1024, [1; 4]), 1..=1, OuterSources::default()),
-        ("large", flows(1 << 20, [60, 7200, 10, 120]), 1..=u16::MAX, many),
+        ("small", flows(1024, [1; 5]), 1..=1, OuterSources::default(), SnatAddresses::default()),
+        ("large", flows(1 << 20, [60, 7200, 10, 120, 60]), 1..=u16::MAX, many, sources),
     ];
     let mut combinations = Vec::new();
-    for (size, flows, snat_ports, ipip_sources) in numbers {
+    for (size, flows, snat_ports, ipip_sources, snat_addresses) in numbers {
         for (way, use_tx) in [("XDP_TX", true), ("redirect", false)] {
-            let snat_ports = snat_ports.clone();
-            let load_config = LoadConfig { flows, limits, snat_ports, gue_port: 6080, ipip_sources, use_tx };
+            let (snat_ports, snat_addresses) = (snat_ports.clone(), snat_addresses.clone());
+            let load_config = LoadConfig {
+                flows,
+                limits,
+                snat_ports,
+                snat_addresses,
+                gue_port: 6080,
+                ipip_sources,
+                use_tx,
+            };
             combinations.push((format!("{way}, {size}"), load_config));
         }
     }

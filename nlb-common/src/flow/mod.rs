@@ -9,9 +9,12 @@
 //! looked up. It is valid only while the forward entry matches it.
 
 mod key;
+mod mark;
+pub mod port;
 mod state;
 mod table;
 
 pub use key::{Direction, Key};
+pub use mark::{Mark, TcpClock};
 pub use state::{IdleTimes, State, first_phase, next_phase, phase};
 pub use table::{Bucket, Entry, WAYS};

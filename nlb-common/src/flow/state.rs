@@ -1,14 +1,16 @@
 //! The state of a flow: one word, which writers exchange as a whole, and its changes by packets and time.
 
 use super::key::Key;
+use super::mark::Mark;
 use crate::net::{Be16, L4};
 use crate::parse::TcpFlags;
 
-/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation, 8 of phase, 16 of
-/// time.
+/// The state word of an entry. From the low bits up: 32 bits of payload, 8 of generation or mark, 8 of phase,
+/// 16 of time.
 ///
-/// The payload of a forward entry is the backend's id and the SNAT port (0 if the client keeps its port);
-/// that of a reply entry is the number of its forward entry.
+/// The payload of a forward entry is the backend's id and the SNAT port (0 if the client keeps its port), and
+/// it has the backend's generation; that of a reply entry is the number of its forward entry, and it has a
+/// mark.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub(super) u64);
@@ -23,6 +25,8 @@ pub mod phase {
     /// A reset. Any later packet without one clears this: a forged RST must not end a flow.
     pub const RESET: u8 = 16;
     pub const UDP: u8 = 32;
+    /// The backend's packets do not pass this node (direct server return).
+    pub const ONE_WAY: u8 = 64;
 }
 
 impl State {
@@ -32,15 +36,15 @@ impl State {
     }
 
     #[inline(always)]
-    pub const fn reply(place: u32, phase: u8, now: u16) -> Self {
-        Self::new(place, 0, phase, now)
+    pub const fn reply(place: u32, mark: Mark, phase: u8, now: u16) -> Self {
+        Self::new(place, mark.byte(), phase, now)
     }
 
     #[inline(always)]
-    const fn new(payload: u32, generation: u8, phase: u8, now: u16) -> Self {
+    const fn new(payload: u32, byte: u8, phase: u8, now: u16) -> Self {
         State(
             payload as u64
-                | (generation as u64) << 32
+                | (byte as u64) << 32
                 | ((phase | self::phase::LIVE) as u64) << 40
                 | (now as u64) << 48,
         )
@@ -72,6 +76,12 @@ impl State {
         (self.0 >> 32) as u8
     }
 
+    /// The mark of a reply entry.
+    #[inline(always)]
+    pub const fn mark(self) -> Mark {
+        Mark::from_byte((self.0 >> 32) as u8)
+    }
+
     #[inline(always)]
     pub const fn phase(self) -> u8 {
         (self.0 >> 40) as u8
@@ -88,9 +98,10 @@ impl State {
         State(self.0 & 0xff_ffff_ffff | (phase as u64) << 40 | (now as u64) << 48)
     }
 
+    /// The payload. A mark may change while a packet looks at its entry.
     #[inline(always)]
-    pub(super) const fn owner(self) -> u64 {
-        self.0 & 0xff_ffff_ffff
+    pub(super) const fn owner(self) -> u32 {
+        self.0 as u32
     }
 
     /// The whole word: it differs with every change of phase, time or owner.
@@ -107,8 +118,7 @@ impl State {
     /// FIN from both sides, or a reset: the next SYN opens a new connection.
     #[inline(always)]
     pub const fn is_closed(self) -> bool {
-        const BOTH: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
-        self.phase() & phase::RESET != 0 || self.phase() & BOTH == BOTH
+        self.phase() & phase::RESET != 0 || self.phase() & FINS == FINS
     }
 
     /// Whether its idle time is over.
@@ -127,6 +137,8 @@ impl State {
     }
 }
 
+const FINS: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
+
 /// Idle times in ticks after which a flow may be evicted.
 #[derive(Clone, Copy, Debug)]
 pub struct IdleTimes {
@@ -134,14 +146,19 @@ pub struct IdleTimes {
     pub established: u16,
     pub closing: u16,
     pub udp: u16,
+    /// Ticks for which the port of a closed connection rests, while others are free.
+    pub time_wait: u16,
 }
 
 impl IdleTimes {
+    /// A connection with a FIN of one side is open in the other direction (RFC 9293 section 3.6). Where only
+    /// the client's packets are seen, its FIN has to count as the end of both.
     #[inline(always)]
     const fn of(&self, phase: u8) -> u16 {
+        let fins = if phase & phase::ONE_WAY == 0 { FINS } else { phase::CLIENT_FIN };
         if phase & phase::UDP != 0 {
             self.udp
-        } else if phase & (phase::RESET | phase::CLIENT_FIN | phase::BACKEND_FIN) != 0 {
+        } else if phase & phase::RESET != 0 || phase & fins == fins {
             self.closing
         } else if phase & phase::ESTABLISHED != 0 {
             self.established
@@ -156,8 +173,10 @@ impl IdleTimes {
 pub const fn first_phase(l4: L4, flags: TcpFlags) -> u8 {
     match l4 {
         L4::Udp => phase::UDP,
-        // Without SYN this is the middle or the end of a connection: another node had it, or this one lost
-        // its entry.
+        // The end of a connection that another node had, or whose entry was evicted: whether the other half
+        // is still open shows with the next packet.
+        L4::Tcp if flags.has(TcpFlags::FIN) => next_phase(0, flags, true) & !phase::ESTABLISHED,
+        // Without SYN this is the middle of such a connection.
         L4::Tcp => next_phase(0, flags, true),
     }
 }

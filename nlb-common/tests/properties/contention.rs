@@ -11,7 +11,7 @@ const ROUNDS: u64 = 2_000_000;
 /// More flows than the bucket has entries, so that they evict each other.
 const FLOWS: u64 = 11;
 
-const IDLE: IdleTimes = IdleTimes { opening: 0, established: 0, closing: 0, udp: 0 };
+const IDLE: IdleTimes = IdleTimes { opening: 0, established: 0, closing: 0, udp: 0, time_wait: 0 };
 
 /// Every word of the key depends on the flow, so that a mixture of two keys is the key of no flow.
 fn key(flow: u64) -> Key {

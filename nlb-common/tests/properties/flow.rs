@@ -1,14 +1,16 @@
 //! The flow table with one thread: which entry a look-up finds, which one is evicted, and the phases of a
 //! connection.
 
-use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, WAYS, first_phase, next_phase, phase};
+use nlb_common::flow::{
+    Bucket, Direction, IdleTimes, Key, Mark, State, WAYS, first_phase, next_phase, phase,
+};
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::TcpFlags;
-use phase::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED, LIVE, RESET, UDP};
+use phase::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED, LIVE, ONE_WAY, RESET, UDP};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-const IDLE: IdleTimes = IdleTimes { opening: 120, established: 7200, closing: 60, udp: 240 };
+const IDLE: IdleTimes = IdleTimes { opening: 120, established: 7200, closing: 60, udp: 240, time_wait: 120 };
 
 const FIN: u8 = TcpFlags::FIN;
 const SYN: u8 = TcpFlags::SYN;
@@ -205,12 +207,13 @@ proptest! {
     }
 
     #[test]
-    fn a_state_keeps_its_parts_apart(backend: u16, port: u16, generation: u8, place: u32, phase in 0..64_u8, now: u16) {
+    fn a_state_keeps_its_parts_apart(backend: u16, port: u16, generation: u8, place: u32, phase in 0..128_u8, now: u16) {
         let forward = State::forward(backend, Be16::new(port), generation, phase, now);
         prop_assert_eq!((forward.backend(), forward.snat_port().get(), forward.generation()), (backend, port, generation));
         prop_assert_eq!((forward.phase(), forward.seen()), (phase | LIVE, now));
-        let reply = State::reply(place, phase, now);
-        prop_assert_eq!((reply.place(), reply.phase(), reply.seen()), (place, phase | LIVE, now));
+        let reply = State::reply(place, Mark::from_byte(generation), phase, now);
+        prop_assert_eq!((reply.place(), reply.mark().byte()), (place, generation));
+        prop_assert_eq!((reply.phase(), reply.seen()), (phase | LIVE, now));
         prop_assert!(forward.is_live() && reply.is_live());
     }
 
@@ -220,7 +223,12 @@ proptest! {
         for (phase, limit) in [
             (0, IDLE.opening),
             (ESTABLISHED, IDLE.established),
-            (ESTABLISHED | CLIENT_FIN, IDLE.closing),
+            (ESTABLISHED | CLIENT_FIN, IDLE.established),
+            (ESTABLISHED | BACKEND_FIN, IDLE.established),
+            (CLIENT_FIN, IDLE.opening),
+            (ESTABLISHED | CLIENT_FIN | BACKEND_FIN, IDLE.closing),
+            (ESTABLISHED | ONE_WAY, IDLE.established),
+            (ESTABLISHED | ONE_WAY | CLIENT_FIN, IDLE.closing),
             (ESTABLISHED | RESET, IDLE.closing),
             (UDP, IDLE.udp),
             (UDP | ESTABLISHED, IDLE.udp),
@@ -260,7 +268,7 @@ fn the_first_packet_decides_where_a_flow_starts() {
         (L4::Tcp, SYN, 0),
         (L4::Tcp, SYN | ACK, 0),
         (L4::Tcp, ACK, ESTABLISHED),
-        (L4::Tcp, FIN | ACK, ESTABLISHED | CLIENT_FIN),
+        (L4::Tcp, FIN | ACK, CLIENT_FIN),
         (L4::Tcp, RST, RESET),
         (L4::Tcp, RST | ACK, RESET),
         (L4::Udp, 0, UDP),

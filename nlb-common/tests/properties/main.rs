@@ -9,6 +9,7 @@ mod gue;
 mod limit;
 mod packet;
 mod parse;
+mod port;
 mod quic;
 mod rewrite;
 mod upcall;

@@ -31,14 +31,18 @@ pub fn forward(packet: &mut Packet) -> Outcome {
             unclaimed(&ip, &dst)
         }));
     };
+    if dst.is(Address::SOURCE) {
+        match to_client(packet, &ip, &quote, dst.id, Direction::Reply) {
+            // The address may also be a VIP.
+            Err(reply::NOT_A_REPLY) => {}
+            outcome => return outcome,
+        }
+    }
     if dst.is(Address::VIP)
         && let (client, segment) = quote.reversed(&ip)
         && let Some(decision) = flow::peek(&client, &segment, &dst)
     {
         return to_backend(packet, &ip, &quote, &decision);
-    }
-    if dst.is(Address::SOURCE) {
-        return to_client(packet, &ip, &quote, dst.id, Direction::Reply);
     }
     if transparent && maps::address(quote.dst).0.is(Address::BACKEND) {
         return to_client(
@@ -102,7 +106,7 @@ fn to_backend(packet: &mut Packet, ip: &Ip, quote: &Quote, decision: &Forwarding
 #[inline(always)]
 fn to_client(packet: &mut Packet, ip: &Ip, quote: &Quote, local: u16, direction: Direction) -> Outcome {
     let (answered, segment) = quote.reversed(ip);
-    let found = reply::find_flow(&answered, &segment, local, direction)?;
+    let found = reply::find_flow((answered.src, answered.dst), &segment, local, direction)?;
     let flow = found.flow;
     ip.check_ttl()?;
     let vip = maps::vip(flow.local()).ok_or(Verdict::INTERNAL)?;

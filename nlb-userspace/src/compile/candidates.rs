@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::classifier::{Candidate, Owner};
 use super::counted::Counted;
 use crate::model::next_hop::Hops;
+use crate::model::snat::SnatAddresses;
 use crate::model::{Backend, Desired, Destination, ForwardMode, Module, Route, RouteKey};
 
 /// The candidates of a desired state.
@@ -81,14 +82,16 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Our source address towards each NAT backend, which it replies to: the current one, else the last
-    /// known.
+    /// Our source address towards each NAT backend without a set one, which it replies to: the current one,
+    /// else the last known.
     pub(super) fn nat_sources(
         &self,
         hops: &Hops,
         before: &BTreeMap<IpAddr, IpAddr>,
+        set: &SnatAddresses,
     ) -> BTreeMap<IpAddr, IpAddr> {
-        let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat);
+        let has_none = |backend: &Backend| set.for_backend(backend.addr).next().is_none();
+        let nat = self.backends.keys().filter(|b| b.mode == ForwardMode::Nat && has_none(b));
         let source = |addr| hops.get(&addr).map(|hop| hop.source).or_else(|| before.get(&addr).copied());
         nat.filter_map(|backend| Some((backend.addr, source(backend.addr)?))).collect()
     }

@@ -26,6 +26,7 @@ use nlb_common::net::{Addr, Be16};
 use crate::model::next_hop::Hops;
 use crate::model::prefix::Addr128;
 use crate::model::settings::TableSizes;
+use crate::model::snat::SnatAddresses;
 use crate::model::{Backend, Desired, Health, L4};
 use candidates::Candidates;
 use classifier::FallbackOrder;
@@ -62,6 +63,7 @@ pub struct MapImage {
     counted: Counted,
     counted_routes: u16,
     source_prefixes: u32,
+    snat_addresses: SnatAddresses,
     /// Why routes get no traffic from a module: `instance/route: reason`.
     pub unserved: Vec<String>,
 }
@@ -103,8 +105,14 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .pool_ids
         .renew(pools.iter().flat_map(BTreeMap::values).cloned())
         .map_err(too_many("pools", "--max-pools"))?;
-    let sources = candidates.nat_sources(hops, &before.sources);
-    let addresses: BTreeSet<IpAddr> = candidates.by_vip.keys().chain(sources.values()).copied().collect();
+    let sources = candidates.nat_sources(hops, &before.sources, &before.snat_addresses);
+    let addresses: BTreeSet<IpAddr> = candidates
+        .by_vip
+        .keys()
+        .chain(sources.values())
+        .copied()
+        .chain(before.snat_addresses.iter())
+        .collect();
     let address_ids =
         before.address_ids.renew(addresses).map_err(too_many("VIPs and source addresses", "--max-vips"))?;
     let limit_ids = before
@@ -128,6 +136,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         counted,
         counted_routes: before.counted_routes,
         source_prefixes: before.source_prefixes,
+        snat_addresses: before.snat_addresses.clone(),
         unserved: candidates.unserved.clone(),
     };
     image.add_pools(before);
@@ -156,8 +165,23 @@ impl MapImage {
             counted: Counted::default(),
             counted_routes: limits.counted_routes,
             source_prefixes: limits.source_prefixes,
+            snat_addresses: SnatAddresses::default(),
             unserved: Vec::new(),
         }
+    }
+
+    /// An empty image with source addresses of SNAT. They have the first ids, which the programs know as
+    /// constants.
+    pub fn with_snat_addresses(mut self, addresses: &SnatAddresses) -> Self {
+        for addr in addresses.iter() {
+            let known = self.address_ids.iter().map(|(_, known)| *known);
+            // If there is no room, compiling the first image says so.
+            if let Ok(ids) = self.address_ids.renew(known.chain([addr])) {
+                self.address_ids = ids;
+            }
+        }
+        self.snat_addresses = addresses.clone();
+        self
     }
 
     /// The backend that the data path would select for a new flow.
@@ -276,7 +300,16 @@ impl MapImage {
             let hop = hops.get(&backend.addr);
             let source_id = hop.and_then(|h| self.address_ids.get(&h.source)).unwrap_or(0);
             let limits = backend.route.as_ref().map_or(abi::Limits::NONE, |route| limited.route(&route.id));
-            let row = backend_row(backend, self.backend_ids.generation(id), leaving, hop, source_id, limits);
+            let mut row =
+                backend_row(backend, self.backend_ids.generation(id), leaving, hop, source_id, limits);
+            let mut sources = self.snat_addresses.for_backend(backend.addr).peekable();
+            let is_vip = |source: IpAddr| candidates.by_vip.contains_key(&source);
+            if match sources.peek() {
+                Some(_) => sources.any(is_vip),
+                None => hop.is_some_and(|hop| is_vip(hop.source)),
+            } {
+                row.flags |= abi::Backend::SOURCE_IS_VIP;
+            }
             self.rows.backends.insert(id, row);
         }
     }
@@ -300,6 +333,7 @@ impl MapImage {
             .keys()
             .map(|vip| (*vip, vip_flags))
             .chain(self.sources.values().map(|source| (*source, abi::Address::SOURCE)))
+            .chain(self.snat_addresses.iter().map(|source| (source, abi::Address::SOURCE)))
             .chain(
                 candidates
                     .backends
@@ -335,7 +369,7 @@ impl MapImage {
 impl Default for MapImage {
     /// An image without room, which stands for maps that do not exist.
     fn default() -> Self {
-        MapImage::empty(TableSizes {
+        let none = TableSizes {
             backends: 0,
             services: 0,
             pools: 0,
@@ -343,6 +377,7 @@ impl Default for MapImage {
             rate_limits: 0,
             source_prefixes: 0,
             counted_routes: 0,
-        })
+        };
+        MapImage::empty(none)
     }
 }

@@ -1,6 +1,6 @@
 //! The settings of the daemon, complete and consistent: what is given, and defaults for the rest.
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use nlb_common::gue;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -13,6 +13,7 @@ use crate::model::settings::OutlierConfig;
 use crate::model::settings::PromotionConfig;
 use crate::model::settings::Settings;
 use crate::model::settings::TableSizes;
+use crate::model::snat::SnatAddresses;
 use crate::model::vips::Vips;
 
 /// The daemon's settings, complete and consistent.
@@ -27,6 +28,7 @@ pub struct Config {
     pub accept_mac: Vec<AcceptMac>,
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
+    pub snat_addresses: SnatAddresses,
     pub gue_port: u16,
     /// The outer sources of dsr-ipip.
     pub ipip_sources: OuterSources,
@@ -44,9 +46,11 @@ pub struct Flows {
     /// TCP before its handshake is complete.
     pub opening: Duration,
     pub established: Duration,
-    /// TCP after FIN or RST.
+    /// TCP after both FINs or a RST.
     pub closing: Duration,
     pub udp: Duration,
+    /// The rest of a source port after its connection.
+    pub time_wait: Duration,
 }
 
 impl Options {
@@ -127,6 +131,8 @@ impl Options {
             accept_mac,
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
+            snat_addresses: SnatAddresses::new(self.snat_address.unwrap_or_default())
+                .map_err(|error| anyhow!("--snat-address: {error}"))?,
             gue_port,
             ipip_sources,
             flows: Flows {
@@ -135,6 +141,7 @@ impl Options {
                 established: span(self.idle_established, 7200),
                 closing: span(self.idle_closing, 10),
                 udp: span(self.idle_udp, 120),
+                time_wait: span(self.snat_rest, 60),
             },
             metrics_history_bytes,
             limits,
@@ -180,6 +187,7 @@ impl From<&Config> for Options {
             grpc: Some(config.grpc),
             forward_mode: Some(registry.forward_mode.into()),
             snat_ports: Some(Ports(config.snat_ports.clone())),
+            snat_address: Some(config.snat_addresses.iter().collect()),
             gue_port: Some(config.gue_port),
             ipip_sources: Some(config.ipip_sources.nets().map(Net).collect()),
             heartbeat_interval: Some(Span(registry.lease.interval)),
@@ -208,6 +216,7 @@ impl From<&Config> for Options {
             idle_opening: Some(Span(flows.opening)),
             idle_established: Some(Span(flows.established)),
             idle_closing: Some(Span(flows.closing)),
+            snat_rest: Some(Span(flows.time_wait)),
             idle_udp: Some(Span(flows.udp)),
             metrics_history_bytes: Some(config.metrics_history_bytes),
         }

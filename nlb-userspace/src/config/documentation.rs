@@ -17,13 +17,15 @@ const END: &str = "\n<!-- end of settings -->\n";
 const COMMAND: &str = "BLESS=1 cargo test --package nlb --lib settings_are_documented";
 
 /// The section of the manual about a setting.
-const MORE: [(&str, &str); 13] = [
+const MORE: [(&str, &str); 15] = [
     ("state_dir", "contract.md#what-outlives-the-daemon"),
     ("ignore_state", "contract.md#the-state-file"),
     ("iface", "interfaces.md#what-may-be-named"),
     ("accept_mac", "interfaces.md#destination-mac-addresses"),
     ("forward_mode", "contract.md#forward-mode"),
-    ("snat_ports", "contract.md#snat"),
+    ("snat_ports", "datapath.md#the-choice-of-a-port"),
+    ("snat_address", "datapath.md#source-addresses"),
+    ("snat_rest", "datapath.md#the-choice-of-a-port"),
     ("ipip_sources", "datapath.md#outer-sources-that-vary"),
     ("evict_after", "contract.md#registration-and-lease"),
     ("drain_timeout", "contract.md#leaving-and-draining"),

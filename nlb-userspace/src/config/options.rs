@@ -1,7 +1,7 @@
 //! Settings as they are given: by flag, by variable or in the file.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -62,6 +62,17 @@ pub struct Options {
     /// Source ports for translated connections [default: 1024-32767]
     #[arg(long, env = "NLB_SNAT_PORTS", value_name = "FIRST-LAST")]
     pub snat_ports: Option<Ports>,
+
+    /// Source addresses for translated connections, which modules reply to, selected by the flow's hash: at
+    /// most 16 of a family; none: the one that the kernel's route to the module prefers; repeat, or separate
+    /// by commas
+    #[arg(long, env = "NLB_SNAT_ADDRESS", value_name = "ADDRESS", value_delimiter = ',')]
+    pub snat_address: Option<Vec<IpAddr>>,
+
+    /// Time for which the source port of a closed connection rests while others are free: as long as backends
+    /// keep connections in TIME_WAIT [default: 1m]
+    #[arg(long, env = "NLB_SNAT_REST", value_name = "TIME")]
+    pub snat_rest: Option<Span>,
 
     /// UDP port of packets to modules with forward mode gue; `nlb decap` has the same flag [default: 6080]
     #[arg(long, env = "NLB_GUE_PORT", value_name = "PORT")]
@@ -186,7 +197,7 @@ pub struct Options {
     #[arg(long, env = "NLB_IDLE_ESTABLISHED", value_name = "TIME")]
     pub idle_established: Option<Span>,
 
-    /// Idle time after which a TCP flow may be removed after FIN or RST [default: 10s]
+    /// Idle time after which a TCP flow may be removed after the FINs of both sides or a RST [default: 10s]
     #[arg(long, env = "NLB_IDLE_CLOSING", value_name = "TIME")]
     pub idle_closing: Option<Span>,
 
@@ -220,6 +231,8 @@ impl Options {
             grpc,
             forward_mode,
             snat_ports,
+            snat_address,
+            snat_rest,
             gue_port,
             ipip_sources,
             heartbeat_interval,

@@ -6,6 +6,7 @@ pub mod counters;
 pub(crate) mod decap;
 pub(crate) mod errors;
 pub mod fragmentation;
+mod host_ports;
 pub mod inject;
 pub(crate) mod interfaces;
 pub(crate) mod link;
@@ -27,7 +28,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nlb_common::flow::WAYS;
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
+use crate::compile::MapImage;
 use crate::config::Config;
 use crate::model::Desired;
 use crate::model::next_hop::Hops;
@@ -74,11 +77,20 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (netlink, _) = Netlink::open()?;
     let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
     let any_veth = interfaces.any_veth(&links)?;
+    host_ports::check(&config.snat_ports)?;
+    for source in
+        config.snat_addresses.iter().filter(|addr| !addresses.iter().any(|(_, net)| net.addr() == *addr))
+    {
+        warn!(
+            "--snat-address {source} is no address of this host: backends need a route for it that leads here"
+        );
+    }
     loader::prepare_host()?;
     let load_config = LoadConfig {
         flows: config.flows,
         limits: config.limits,
         snat_ports: config.snat_ports.clone(),
+        snat_addresses: config.snat_addresses.clone(),
         gue_port: config.gue_port,
         ipip_sources: config.ipip_sources,
         use_tx: !any_veth,
@@ -127,7 +139,8 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());
     add("route watcher", route_watcher::run(fib_generation).boxed());
     add("interfaces", attachments.keep().boxed());
-    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, load_config.limits, Box::new(maps));
+    let empty = MapImage::empty(load_config.limits).with_snat_addresses(&load_config.snat_addresses);
+    let reconciler = reconcile::run(desired, hops.clone(), applied_sent, empty, Box::new(maps));
     add("reconciler", reconciler.map(Ok).boxed());
     let (waiting, waiting_read) = mpsc::channel(pending::CAPACITY);
     add("punted packets", punted::run(punted, datapath.clone(), paths, waiting, errors).boxed());

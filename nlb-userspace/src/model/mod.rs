@@ -15,6 +15,7 @@ pub mod next_hop;
 pub mod prefix;
 pub(crate) mod reachability;
 pub mod settings;
+pub mod snat;
 pub(crate) mod suited;
 pub mod traffic;
 pub mod upcall;

@@ -16,7 +16,6 @@ use tracing::{info, warn};
 use crate::compile::{MapImage, Rows, compile};
 use crate::model::Desired;
 use crate::model::next_hop::Hops;
-use crate::model::settings::TableSizes;
 use crate::reconcile::change::{MapError, MapStore};
 use plan::plan;
 
@@ -36,15 +35,15 @@ pub struct Applied {
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// Keeps the maps in the desired state until the registry is dropped.
+/// Keeps the maps in the desired state until the registry is dropped. `empty` is their state before.
 pub async fn run(
     mut desired: watch::Receiver<Arc<Desired>>,
     mut hops: watch::Receiver<Arc<Hops>>,
     applied: watch::Sender<Arc<Applied>>,
-    limits: TableSizes,
+    empty: MapImage,
     maps: Box<dyn MapStore>,
 ) {
-    let mut reconciler = Reconciler::new(limits, maps);
+    let mut reconciler = Reconciler::new(empty, maps);
     let mut retry = FIRST_RETRY;
     let mut failures = 0;
     loop {
@@ -81,8 +80,8 @@ struct Reconciler {
 }
 
 impl Reconciler {
-    fn new(limits: TableSizes, maps: Box<dyn MapStore>) -> Self {
-        let empty = Arc::new(MapImage::empty(limits));
+    fn new(empty: MapImage, maps: Box<dyn MapStore>) -> Self {
+        let empty = Arc::new(empty);
         Reconciler { maps, rows: Rows::default(), tried: empty.clone(), whole: empty }
     }
 

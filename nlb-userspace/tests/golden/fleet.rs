@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nlb::compile::MapImage;
 use nlb::controllers::resolve::Resolver;
 use nlb::datapath::maps::fake::FakeMaps;
 use nlb::grpc::Control;
@@ -49,7 +50,13 @@ impl Fleet {
         let (hops, read_hops) = watch::channel(Arc::default());
         let mut tasks = JoinSet::new();
         let store = Box::new(maps.clone());
-        tasks.spawn(reconcile::run(registry.desired(), read_hops, publish_applied, limits, store));
+        tasks.spawn(reconcile::run(
+            registry.desired(),
+            read_hops,
+            publish_applied,
+            MapImage::empty(limits),
+            store,
+        ));
         let leases = nlb::controllers::lease_watcher::watch(registry.clone());
         tasks.spawn(async move { match leases.await {} });
         let state_dir = StateDir::new();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use nlb::compile::MapImage;
 use nlb::config::Configuration;
 use nlb::controllers::resolve::Resolver;
 use nlb::controllers::{health_checks, reset_watcher, route_learning};
@@ -84,7 +85,7 @@ impl Nlb {
         let (desired, store) = (registry.desired(), Box::new(maps.clone()));
         tasks.spawn(async move {
             let _open = publish_hops;
-            reconcile::run(desired, hops, publish_applied, limits, store).await;
+            reconcile::run(desired, hops, publish_applied, MapImage::empty(limits), store).await;
         });
         let (publish_stored, stored) = watch::channel(Default::default());
         let storing = store::keep(state_dir.to_owned(), registry.persisted(), publish_stored);

@@ -41,8 +41,13 @@ impl Loop {
         let desired = watch::Sender::new(Arc::default());
         let hops = watch::Sender::new(Arc::default());
         let (publish, applied) = watch::channel(Arc::default());
-        let run =
-            reconcile::run(desired.subscribe(), hops.subscribe(), publish, LIMITS, Box::new(maps.clone()));
+        let run = reconcile::run(
+            desired.subscribe(),
+            hops.subscribe(),
+            publish,
+            MapImage::empty(LIMITS),
+            Box::new(maps.clone()),
+        );
         Loop { desired, hops, applied, maps, task: tokio::spawn(run) }
     }
 

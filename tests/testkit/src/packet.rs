@@ -5,7 +5,8 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, TcpOptions, UdpHeader,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, TcpOptionElement, TcpOptions,
+    UdpHeader,
 };
 
 pub type Mac = [u8; 6];
@@ -33,6 +34,8 @@ pub struct Packet {
     pub l4: Transport,
     pub sport: u16,
     pub dport: u16,
+    /// The value of a TCP timestamp (RFC 7323).
+    pub timestamp: Option<u32>,
     pub payload: Vec<u8>,
     /// Bytes after the IP packet.
     pub padding: Vec<u8>,
@@ -136,7 +139,8 @@ impl Packet {
                 let mut tcp = TcpHeader::new(self.sport, self.dport, seq, 64_000);
                 (tcp.fin, tcp.syn, tcp.rst) = (flags & FIN != 0, flags & SYN != 0, flags & RST != 0);
                 (tcp.psh, tcp.ack) = (flags & PSH != 0, flags & ACK != 0);
-                tcp.options = TcpOptions::default();
+                let stamped = self.timestamp.map(|value| TcpOptionElement::Timestamp(value, 0));
+                tcp.options = TcpOptions::try_from_elements(stamped.as_slice()).expect("10 of 40 bytes");
                 tcp.checksum = match (self.src, self.dst) {
                     (IpAddr::V4(src), IpAddr::V4(dst)) => {
                         tcp.calc_checksum_ipv4_raw(src.octets(), dst.octets(), &self.payload)

@@ -25,6 +25,7 @@ use nlb::datapath::maps::upcalls::{self, Upcalls};
 use nlb::datapath::punted;
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::TableSizes;
+use nlb::model::snat::SnatAddresses;
 use nlb::model::traffic::Traffic;
 use nlb::model::upcall::Question;
 use nlb::model::{
@@ -109,6 +110,7 @@ impl Family {
             sport: 40_000,
             dport: 80,
             payload: Vec::new(),
+            timestamp: None,
             padding: Vec::new(),
             outer: None,
         }
@@ -185,6 +187,7 @@ pub fn load_config() -> LoadConfig {
             established: seconds(7200),
             closing: seconds(10),
             udp: seconds(120),
+            time_wait: seconds(60),
         },
         limits: TableSizes {
             backends: 1000,
@@ -196,6 +199,7 @@ pub fn load_config() -> LoadConfig {
             counted_routes: 100,
         },
         snat_ports: 1024..=32_767,
+        snat_addresses: SnatAddresses::default(),
         gue_port: GUE_PORT,
         ipip_sources: OuterSources::default(),
         use_tx: true,
@@ -254,7 +258,7 @@ impl Rig {
         let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
         let macs = MacTable::take(&mut datapath.bpf)?;
         let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
-        let image = MapImage::empty(load_config.limits);
+        let image = MapImage::empty(load_config.limits).with_snat_addresses(&load_config.snat_addresses);
         let mut rig = Rig {
             number,
             namespace,

@@ -92,12 +92,12 @@ fn late_reset_is_not_active_and_late_fin_expires() -> Result<()> {
     for family in families() {
         let load_config = load_config();
         let mut rig = Rig::sized(ForwardMode::Nat, &load_config)?;
-        let IdleTimes { closing, .. } = rig.idle_times(&load_config);
+        let IdleTimes { opening, .. } = rig.idle_times(&load_config);
         forwards(&mut rig, &segment(&family.syn(), RST))?;
         assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
         forwards(&mut rig, &segment(&family.syn().with(|p| p.sport += 1), FIN | ACK))?;
         assert_eq!(flows(&mut rig, 0)?, (2, 1, 1));
-        assert_eq!(flows(&mut rig, closing + 2)?, (2, 2, 0));
+        assert_eq!(flows(&mut rig, opening + 2)?, (2, 2, 0));
     }
     Ok(())
 }
@@ -108,11 +108,14 @@ fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
         let load_config = load_config();
         let idle = Rig::sized(ForwardMode::Nat, &load_config)?.idle_times(&load_config);
         type Story = fn(&mut Rig, Family) -> Result<()>;
-        let stories: [(&str, u16, Story); 5] = [
+        let stories: [(&str, u16, Story); 6] = [
             ("opening", idle.opening, |rig, family| forwards(rig, &family.syn()).map(drop)),
             ("established", idle.established, |rig, family| Connection::open(rig, family, 40_000).map(drop)),
-            ("closing", idle.closing, |rig, family| {
+            ("half closed by the client", idle.established, |rig, family| {
                 Connection::open(rig, family, 40_000)?.client_sends(rig, FIN | ACK)
+            }),
+            ("half closed by the backend", idle.established, |rig, family| {
+                Connection::open(rig, family, 40_000)?.module_sends(rig, FIN | ACK)
             }),
             ("one datagram", idle.udp, |rig, family| forwards(rig, &family.udp()).map(drop)),
             ("datagrams both ways", idle.udp, |rig, family| {
@@ -135,6 +138,23 @@ fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
                 (1, 1, 0),
                 "{what}: an earlier time does not make the flow active"
             );
+        }
+    }
+    Ok(())
+}
+
+/// The NLB sees only the client's half then.
+#[test]
+fn with_direct_server_return_the_clients_fin_ends_a_flow() -> Result<()> {
+    for family in families() {
+        let load_config = load_config();
+        let mut rig = Rig::sized(ForwardMode::DsrL2, &load_config)?;
+        let IdleTimes { closing, established, .. } = rig.idle_times(&load_config);
+        for (flags, limit) in [(ACK, established), (FIN | ACK, closing)] {
+            forwards(&mut rig, &family.syn())?;
+            forwards(&mut rig, &segment(&family.syn(), flags))?;
+            assert_eq!(flows(&mut rig, limit - 1)?.2, 1);
+            assert_eq!(flows(&mut rig, limit + 1)?.2, 0);
         }
     }
     Ok(())

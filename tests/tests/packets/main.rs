@@ -20,6 +20,7 @@ mod quic;
 mod random;
 mod refusals;
 mod routes;
+mod snat_ports;
 mod sources;
 mod tunnels;
 mod upcalls;

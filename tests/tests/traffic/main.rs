@@ -22,6 +22,7 @@ mod nic;
 mod other_hosts;
 mod peer;
 mod persistence;
+mod ports;
 mod promotion;
 mod quic;
 mod quickstart;

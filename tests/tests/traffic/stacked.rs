@@ -32,7 +32,7 @@ fn wait_for_bond(lab: &Lab, lines: &str) -> Result<()> {
 }
 
 /// The daemon's error about an interface that it refuses.
-fn refusal(lab: &Lab, interface: &str) -> Result<String> {
+pub fn refusal(lab: &Lab, interface: &str) -> Result<String> {
     let mut serve = lab.nlb.netns.command(built("nlb")?);
     serve.args(["serve", "--iface", interface, "--state-dir"]).arg(lab.files().join("refused"));
     let refused = output(&mut serve).err().with_context(|| format!("{interface} was not refused"))?;

@@ -30,6 +30,7 @@ use super::maps::programs::{self as program_arrays, ProgramArrays};
 use super::maps::{prefixes, swap};
 use crate::config::{Flows, OuterSources, XdpMode};
 use crate::model::settings::TableSizes;
+use crate::model::snat::SnatAddresses;
 
 /// The first kernel with live frames: a test run really sends its frames.
 const LIVE_FRAMES: KernelVersion = KernelVersion::new(5, 18, 0);
@@ -41,6 +42,7 @@ pub struct LoadConfig {
     pub flows: Flows,
     pub limits: TableSizes,
     pub snat_ports: RangeInclusive<u16>,
+    pub snat_addresses: SnatAddresses,
     pub gue_port: u16,
     pub ipip_sources: OuterSources,
     /// Whether packets may leave by the interface that they arrived on with XDP_TX. A veth loses such packets
@@ -56,6 +58,7 @@ impl LoadConfig {
             established: clock.ticks(self.flows.established),
             closing: clock.ticks(self.flows.closing),
             udp: clock.ticks(self.flows.udp),
+            time_wait: clock.ticks(self.flows.time_wait),
         }
     }
 
@@ -259,6 +262,7 @@ impl Datapath {
 pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> anyhow::Result<Ebpf> {
     let settings = settings(load_config, clock);
     let ipip_sources = load_config.ipip_sources.rows();
+    let snat_sources = load_config.snat_addresses.rows();
     let pools = load_config.limits.pool_numbers().into();
     let prefixes = load_config.limits.source_prefixes.saturating_add(load_config.limits.rate_limits.into());
     // Twice the prefixes: the old and the new ones, while one set replaces the other.
@@ -268,6 +272,7 @@ pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> a
         .override_global("SETTINGS", &settings, true)
         .override_global("GUE_PORT", &load_config.gue_port, true)
         .override_global("IPIP_SOURCES", &ipip_sources, true)
+        .override_global("SNAT_SOURCES", &snat_sources, true)
         .map_max_entries("FLOWS", load_config.flow_buckets())
         .map_max_entries("BACKENDS", load_config.limits.backends as u32 + 1)
         .map_max_entries("BACKEND_STATS", load_config.limits.backends as u32 + 1)
@@ -393,6 +398,7 @@ fn attach(
 
 fn settings(load_config: &LoadConfig, clock: &Clock) -> Settings {
     let idle = load_config.idle_times(clock);
+    let ports = load_config.snat_ports.end() - load_config.snat_ports.start() + 1;
     Settings {
         flow_mask: load_config.flow_buckets() - 1,
         tick_shift: clock.shift,
@@ -401,10 +407,29 @@ fn settings(load_config: &LoadConfig, clock: &Clock) -> Settings {
         closing: idle.closing,
         udp: idle.udp,
         snat_first: *load_config.snat_ports.start(),
-        snat_count: load_config.snat_ports.end() - load_config.snat_ports.start() + 1,
+        snat_count: ports,
+        snat_stride: stride(ports),
+        time_wait: idle.time_wait,
         use_tx: load_config.use_tx as u32,
         jiffy: 1_000_000_000 / clock.hertz,
+        snat_addresses: load_config.snat_addresses.iter().next().is_some() as u32,
     }
+}
+
+/// The step from one SNAT port that a search tries to the next. Multiples of the golden section spread evenly
+/// (Knuth, "The Art of Computer Programming", volume 3, section 6.4), and steps without a common divisor lead
+/// through all ports.
+fn stride(ports: u16) -> u16 {
+    const GOLDEN_SECTION: f64 = 0.618_034;
+    let divides = |a: u16, b: u16| {
+        let (mut a, mut b) = (a, b);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a > 1
+    };
+    let nearest = (f64::from(ports) * GOLDEN_SECTION) as u16;
+    (nearest.max(1)..ports).find(|step| !divides(ports, *step)).unwrap_or(1)
 }
 
 /// Makes loopback forward, which the program's FIB look-ups need (`nlb-ebpf/src/next_hop.rs`), and accept

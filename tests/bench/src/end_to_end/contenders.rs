@@ -161,6 +161,8 @@ fn tune(lab: &Lab) -> Result<()> {
 /// The daemon on both interfaces. Backends see their clients' addresses, as behind DNAT, and reply through
 /// the NLB.
 fn nlb(lab: &Lab) -> Result<Process> {
+    // The NLB does not start on a host whose own connections may take its ports.
+    lab.nlb.netns.sysctl("net/ipv4/ip_local_port_range", "32768 60999")?;
     // The backends are no modules and send no heartbeats.
     let daemon = programs::serve(
         lab,

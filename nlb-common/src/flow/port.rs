@@ -1,0 +1,77 @@
+//! Whether a SNAT port that had a connection may have another one.
+//!
+//! The end that closes a connection first keeps it in TIME_WAIT, on Linux for 60 s. A backend in TIME_WAIT
+//! answers a SYN from the same address and port with an ACK, unless the SYN's timestamp or sequence number is
+//! above those of the old connection (RFC 6191 section 2); the client then resets, and tries again a second
+//! later. A port therefore rests as long, while others are free. If none is, the port goes to the SYN that
+//! the backend accepts.
+
+use super::mark::{Mark, TcpClock};
+use super::state::{IdleTimes, State, phase};
+
+/// How readily a port is given to a new flow: the larger number first.
+pub mod rank {
+    /// A flow uses it.
+    pub const TAKEN: u32 = 0;
+    /// Its flow may go on: its entry was evicted, it is opening for two ticks or more, or it is UDP that was
+    /// idle for the closing time.
+    pub const IDLE: u32 = 1 << 16;
+    /// Its connection has closed.
+    pub const CLOSED: u32 = 2 << 16;
+    /// Its connection has closed, and the backend accepts the SYN.
+    pub const ACCEPTED: u32 = 3 << 16;
+    /// It has rested, or never had a flow.
+    pub const RESTED: u32 = u32::MAX - 1;
+    /// Above all ranks.
+    pub const NEVER: u32 = u32::MAX;
+}
+
+/// The last flow from a port.
+#[derive(Clone, Copy)]
+pub struct LastFlow {
+    /// The state of its forward entry or, if that is gone, of its reply entry.
+    pub state: State,
+    pub is_gone: bool,
+    /// Whether it is the flow itself, which is opened again.
+    pub itself: bool,
+    /// The mark of its reply entry.
+    pub mark: Mark,
+}
+
+impl LastFlow {
+    /// The rank of the port for a flow that begins with `syn`. Among ports of one rank, the one that was in
+    /// use last is lowest.
+    #[inline(always)]
+    pub fn rank_of_port(&self, syn: TcpClock, now: u16, idle: impl Fn() -> IdleTimes) -> u32 {
+        const MIN_TICKS: u16 = 2;
+        let phase = self.state.phase();
+        let age = self.state.age(now);
+        if phase & phase::UDP != 0 || !self.state.is_closed() {
+            if self.state.is_expired(now, &idle()) {
+                return rank::RESTED;
+            }
+            let may_go_on = if phase & phase::UDP != 0 {
+                age > idle().closing
+            } else {
+                phase & phase::ESTABLISHED == 0 && age >= MIN_TICKS
+            };
+            return if self.is_gone || may_go_on { rank::IDLE + age as u32 } else { rank::TAKEN };
+        }
+        if self.itself {
+            return rank::RESTED;
+        }
+        // Packets on their way may still belong to the old connection.
+        if age < MIN_TICKS {
+            return rank::TAKEN;
+        }
+        if phase & phase::RESET != 0 {
+            // A forged reset is revoked by the next packet.
+            let is_over = self.is_gone || age > idle().closing;
+            return if is_over { rank::RESTED } else { rank::ACCEPTED + age as u32 };
+        }
+        if age > idle().time_wait {
+            return rank::RESTED;
+        }
+        age as u32 + if self.mark.accepts(syn) { rank::ACCEPTED } else { rank::CLOSED }
+    }
+}
