@@ -86,6 +86,12 @@ const PACKAGES: &[Package] = &[
     Package::new("protoc-gen-go", "protoc-gen-go", GO),
     Package::new("protoc-gen-go-grpc", "protoc-gen-go-grpc", GO),
     Package::new("golang-google-grpc-dev", "/usr/share/gocode/src/google.golang.org/grpc", GO),
+    // gRPC's other choice, version 1.3, cannot encode what protoc-gen-go generates, and lacks this file.
+    Package::new(
+        "golang-github-golang-protobuf-1-5-dev",
+        "/usr/share/gocode/src/github.com/golang/protobuf/proto/wire.go",
+        GO,
+    ),
     Package::new("golang-google-protobuf-dev", "/usr/share/gocode/src/google.golang.org/protobuf", GO),
     // Balancers that the NLB is measured beside.
     Package::new("haproxy", "haproxy", &[BenchEndToEnd]),
