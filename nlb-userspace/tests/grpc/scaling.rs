@@ -137,9 +137,46 @@ async fn an_operator_scales_by_hand() {
     assert_eq!(nlb.trigger(by_type("scale_down", 1)).await.target_instances, 1);
     assert_eq!(nlb.trigger(by_type("set", 5)).await.target_instances, 5);
     assert_eq!(scaled(&module).len(), 3, "the last instance is asked again");
+    let cancelled = nlb.trigger(by_type("set", 2)).await;
+    assert_eq!(
+        (cancelled.success, cancelled.message.as_str()),
+        (true, "a scales to 2 instances, in place of 5 instances requested of a before: started")
+    );
+    assert_eq!((cancelled.current_instances, cancelled.target_instances), (2, 2));
+    let request: ScaleRequest = module.last("Scale").unwrap();
+    assert_eq!(request.config.unwrap().max_instances, 2);
     let same = nlb.trigger(by_type("set", 2)).await;
     assert!(same.success && same.message.contains("as there are"), "{}", same.message);
-    assert_eq!((scaled(&module).len(), scaled(&other).len()), (3, 0));
+    assert_eq!((scaled(&module).len(), scaled(&other).len()), (4, 0));
+}
+
+#[tokio::test]
+async fn a_pending_request_is_shown_until_it_is_reached_or_cancelled() {
+    let mut nlb = Nlb::start().await;
+    nlb.add_fake("a", 1, "v1", SCALES).await;
+    let shown = async |nlb: &mut Nlb| {
+        let request = GetNlbStatusRequest::default();
+        let status = nlb.modules.get_nlb_status(request).await.unwrap().into_inner();
+        let own = nlb.front.get_status(GetStatusRequest::default()).await.unwrap().into_inner();
+        let pending = "pending_scaling";
+        assert_eq!(own.details.get(pending), status.details.get(pending));
+        let of_module = nlb.details("a").await.remove("scaling.pending");
+        (status.details.get(pending).cloned(), of_module)
+    };
+    assert!(nlb.trigger(by_instance("a", "set", 3)).await.success);
+    let text = |text: &str| Some(text.to_owned());
+    let requested = text("3 instances requested of a");
+    assert_eq!(
+        shown(&mut nlb).await,
+        (text("ALB v1: 3 instances requested of a, 1 registered"), requested.clone())
+    );
+    nlb.add_fake("b", 2, "v1", SCALES).await;
+    assert_eq!(shown(&mut nlb).await, (text("ALB v1: 3 instances requested of a, 2 registered"), requested));
+    nlb.add_fake("c", 3, "v1", SCALES).await;
+    assert_eq!(shown(&mut nlb).await, (None, None));
+    assert!(nlb.trigger(by_instance("a", "set", 5)).await.success);
+    assert!(nlb.trigger(by_instance("a", "set", 3)).await.success);
+    assert_eq!(shown(&mut nlb).await, (None, None));
 }
 
 #[tokio::test]
@@ -240,7 +277,7 @@ async fn actions_have_the_names_that_others_give_them() {
     let mut nlb = Nlb::start().await;
     let module = nlb.add_fake("a", 1, "v1", SCALES).await;
     nlb.add_fake("b", 2, "v1", SCALES).await;
-    for (action, wanted) in [("scale-up", 3), ("scale_up", 3), ("scale-down", 1), ("scale_down", 1)] {
+    for (action, wanted) in [("scale-up", 3), ("scale_up", 4), ("scale-down", 3), ("scale_down", 2)] {
         let answer = nlb.trigger(by_instance("a", action, 0)).await;
         assert!(answer.success, "{}", answer.message);
         assert_eq!((answer.scaling_action.as_str(), answer.target_instances), (action, wanted));

@@ -1,6 +1,7 @@
 //! One group: its policy, the instance that Scale requests go to, and their outcomes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use tracing::{info, warn};
 use super::autoscaler::Autoscaler;
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
-use crate::registry::Record;
+use crate::registry::{Record, State};
 
 /// A group is sampled at least this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
@@ -26,14 +27,36 @@ pub struct ScaleOrder {
     pub number: u64,
 }
 
-/// The outcome of a Scale request.
+/// The outcome of a Scale request, in words.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Attempt {
+pub enum ScaleOutcome {
+    /// The module's answer.
+    Accepted(String),
+    /// Why the request was not carried out.
+    Failed(String),
+    /// Why there is no answer: the module may carry the request out all the same.
+    Unknown(String),
+}
+
+/// A Scale request that was sent.
+#[derive(Clone, Debug, PartialEq)]
+struct Attempt {
+    instance_id: String,
+    current: u32,
+    wanted: u32,
+    /// `None` while it is in flight.
+    outcome: Option<ScaleOutcome>,
+    /// What was pending before.
+    former: Option<Pending>,
+}
+
+/// A number of instances that was requested of an instance, and that the group has not had since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
     pub instance_id: String,
-    pub current: u32,
+    /// How many there were at the request.
+    from: u32,
     pub wanted: u32,
-    /// The module's answer, or why the request failed. `None` while it is in flight.
-    pub outcome: Option<Result<String, String>>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +69,13 @@ pub(super) struct Group {
     notice: Option<(String, u32)>,
     orders: u64,
     last: Option<Attempt>,
+    pending: Option<Pending>,
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} instances requested of {}", self.wanted, self.instance_id)
+    }
 }
 
 impl Group {
@@ -73,6 +103,20 @@ impl Group {
         self.notice.take_if(|(notified, _)| notified == instance_id).map(|(_, wanted)| wanted)
     }
 
+    /// The request that is still pending in a group of this many instances. It ends when the group has the
+    /// requested number, or when the instance that was asked has left.
+    pub(super) fn pending(&mut self, current: u32, state: &State) -> Option<&Pending> {
+        self.pending.take_if(|Pending { instance_id, from, wanted }| {
+            let is_reached = if *from < *wanted { current >= *wanted } else { current <= *wanted };
+            is_reached || !state.modules.contains_key(instance_id)
+        });
+        self.pending.as_ref()
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// Creates a Scale request to one instance. `None` if there is no instance to send it to.
     pub(super) fn order(
         &mut self,
@@ -95,12 +139,15 @@ impl Group {
         self.autoscaler.cool(&policy, now);
         self.orders += 1;
         self.notice = Some((instance_id.clone(), wanted));
-        self.last = Some(Attempt { instance_id: instance_id.clone(), current, wanted, outcome: None });
+        let former =
+            self.pending.replace(Pending { instance_id: instance_id.clone(), from: current, wanted });
+        self.last =
+            Some(Attempt { instance_id: instance_id.clone(), current, wanted, outcome: None, former });
         Some(ScaleOrder { group: key.clone(), instance_id, current, wanted, policy, number: self.orders })
     }
 
     /// The instance to send a request to: one that registered with a scaling policy, else the first by id.
-    /// The last one is chosen again, because it started the others; if it failed, the next one is.
+    /// The last one is chosen again, because it started the others; if its request failed, the next one is.
     fn choose<'a>(&self, members: &[&'a Record]) -> Option<&'a str> {
         let id = |record: &&'a Record| record.registration.instance_id.as_str();
         let with_policy = members.iter().filter(|record| record.registration.scaling.is_some());
@@ -112,22 +159,29 @@ impl Group {
         let Some(last) = &self.last else { return first };
         let before = last.instance_id.as_str();
         let again = match last.outcome {
-            Some(Err(_)) => candidates.iter().find(|id| **id > before),
+            Some(ScaleOutcome::Failed(_)) => candidates.iter().find(|id| **id > before),
             _ => candidates.iter().find(|id| **id == before),
         };
         again.copied().or(first)
     }
 
-    pub(super) fn conclude(&mut self, order: &ScaleOrder, outcome: Result<String, String>) {
+    pub(super) fn conclude(&mut self, order: &ScaleOrder, outcome: ScaleOutcome) {
         let instance = &order.instance_id;
         match &outcome {
-            Ok(answer) => info!(instance, wanted = order.wanted, answer, "Scale request accepted"),
-            Err(why) => warn!(instance, wanted = order.wanted, why, "Scale request failed"),
+            ScaleOutcome::Accepted(answer) => {
+                info!(instance, wanted = order.wanted, answer, "Scale request accepted");
+            }
+            ScaleOutcome::Failed(why) | ScaleOutcome::Unknown(why) => {
+                warn!(instance, wanted = order.wanted, why, "Scale request failed");
+            }
         }
         // A later request has an outcome of its own.
         if order.number == self.orders
             && let Some(last) = &mut self.last
         {
+            if matches!(outcome, ScaleOutcome::Failed(_)) {
+                self.pending = last.former.take();
+            }
             last.outcome = Some(outcome);
         }
     }
@@ -154,11 +208,11 @@ impl Group {
         };
         details.insert("scaling.state".to_owned(), state);
         details.insert("scaling.bounds".to_owned(), format!("{} to {}", policy.min, policy.max));
-        if let Some(Attempt { instance_id, current, wanted, outcome }) = &self.last {
+        if let Some(Attempt { instance_id, current, wanted, outcome, .. }) = &self.last {
             let became = match outcome {
                 None => "no answer yet".to_owned(),
-                Some(Ok(message)) => format!("done: {message}"),
-                Some(Err(why)) => format!("not done: {why}"),
+                Some(ScaleOutcome::Accepted(message)) => format!("done: {message}"),
+                Some(ScaleOutcome::Failed(why) | ScaleOutcome::Unknown(why)) => format!("not done: {why}"),
             };
             details.insert(
                 "scaling.last".to_owned(),

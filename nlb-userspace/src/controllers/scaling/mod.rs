@@ -25,7 +25,7 @@ use crate::policy::scaling::policy::Policy;
 use crate::registry::{Record, State};
 
 use group::Group;
-pub(crate) use group::ScaleOrder;
+pub(crate) use group::{Pending, ScaleOrder, ScaleOutcome};
 
 /// The instances that count: those with a valid lease that are not stopping.
 fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
@@ -35,6 +35,10 @@ fn members<'a>(key: &GroupKey, state: &'a State) -> Vec<&'a Record> {
             && key.has(&record.registration.module)
     };
     state.modules.values().map(Arc::as_ref).filter(alive).collect()
+}
+
+fn number(members: &[&Record]) -> u32 {
+    members.len().try_into().unwrap_or(u32::MAX)
 }
 
 /// The operator's policy, else that of the first instance that has one.
@@ -60,11 +64,11 @@ pub struct SizeRequest {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
-    /// The current number.
+    /// The current number, or the one that is pending.
     Same,
-    /// One more, or up to this number.
+    /// One more than there are or than are pending, or up to this number.
     More(Option<u32>),
-    /// One fewer, or down to this number.
+    /// One fewer than there are or than are pending, or down to this number.
     Fewer(Option<u32>),
     Exactly(u32),
 }
@@ -78,9 +82,13 @@ pub enum Unscalable {
     BelowMin { wanted: u32, min: u32 },
     #[error("{wanted} instances would be above max_instances, which is {max}; raise it in config")]
     AboveMax { wanted: u32, max: u32 },
-    #[error("{wanted} instances are not more than the {current} there are; use scale_down or set")]
+    #[error(
+        "{wanted} instances are not more than the {current} that there are or were requested; use scale_down or set"
+    )]
     NotMore { wanted: u32, current: u32 },
-    #[error("{wanted} instances are not fewer than the {current} there are; use scale_up or set")]
+    #[error(
+        "{wanted} instances are not fewer than the {current} that there are or were requested; use scale_up or set"
+    )]
     NotFewer { wanted: u32, current: u32 },
 }
 
@@ -89,7 +97,9 @@ pub enum Unscalable {
 pub struct Decision {
     pub current: u32,
     pub wanted: u32,
-    /// `None` if the group has the wanted size.
+    /// What was requested before, and is pending.
+    pub pending: Option<Pending>,
+    /// `None` if the group has the wanted size, and no other is pending.
     pub order: Option<ScaleOrder>,
 }
 
@@ -135,6 +145,10 @@ impl Scaling {
     pub fn evaluate(&self, state: &State, traffic: &Traffic, now: Instant) -> Vec<ScaleOrder> {
         let mut groups = self.lock();
         groups.retain(|key, group| !group.is_due(now) || state.has_group(key));
+        for (key, group) in groups.iter_mut().filter(|(_, group)| group.has_pending()) {
+            // A number that the group has had is no longer pending, even if an instance leaves again.
+            group.pending(number(&members(key, state)), state);
+        }
         let due = groups.iter_mut().filter(|(_, group)| group.is_due(now));
         due.filter_map(|(key, group)| sample(key, group, state, traffic, now)).collect()
     }
@@ -151,7 +165,7 @@ impl Scaling {
     }
 
     /// Applies an operator's size request if the policy allows it: during a cooldown, too, and another
-    /// cooldown begins.
+    /// cooldown begins. A request that is pending is what steps start from, and is replaced.
     pub fn request_size(
         &self,
         key: &GroupKey,
@@ -161,26 +175,30 @@ impl Scaling {
     ) -> Result<Decision, Unscalable> {
         let mut groups = self.lock();
         let members = members(key, state);
-        let current = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let current = number(&members);
         let group = groups.entry(key.clone()).or_default();
         let policy =
             request.policy.clone().or_else(|| policy(key, state, &members).cloned()).unwrap_or_default();
-        let wanted = request.number.of(current)?;
+        let pending = group.pending(current, state).cloned();
+        let wanted = match request.number {
+            Number::Same => current,
+            number => number.of(pending.as_ref().map_or(current, |pending| pending.wanted))?,
+        };
         if wanted < current.min(policy.min) {
             return Err(Unscalable::BelowMin { wanted, min: policy.min });
         }
         if wanted > current.max(policy.max) {
             return Err(Unscalable::AboveMax { wanted, max: policy.max });
         }
-        if wanted == current {
-            return Ok(Decision { current, wanted, order: None });
+        if request.number == Number::Same || (wanted == current && pending.is_none()) {
+            return Ok(Decision { current, wanted, pending, order: None });
         }
         let order = group.order(key, &members, request.instance_id.as_deref(), wanted, policy, now);
-        Ok(Decision { current, wanted, order: Some(order.ok_or(Unscalable::Empty)?) })
+        Ok(Decision { current, wanted, pending, order: Some(order.ok_or(Unscalable::Empty)?) })
     }
 
     /// Records the outcome of a Scale request.
-    pub fn conclude(&self, order: &ScaleOrder, outcome: Result<String, String>) {
+    pub fn conclude(&self, order: &ScaleOrder, outcome: ScaleOutcome) {
         if let Some(group) = self.lock().get_mut(&order.group) {
             group.conclude(order, outcome);
         }
@@ -189,10 +207,24 @@ impl Scaling {
     /// The state of an instance's group, in words for operators.
     pub fn details(&self, record: &Record, state: &State, now: Instant) -> BTreeMap<String, String> {
         let key = GroupKey::of(&record.registration.module);
-        let groups = self.lock();
+        let mut groups = self.lock();
         let members = members(&key, state);
         let policy = policy(&key, state, &members);
-        groups.get(&key).map(|group| group.details(&members, policy, now)).unwrap_or_default()
+        let Some(group) = groups.get_mut(&key) else { return BTreeMap::new() };
+        let mut details = group.details(&members, policy, now);
+        let pending = group.pending(number(&members), state);
+        details.extend(pending.map(|pending| ("scaling.pending".to_owned(), pending.to_string())));
+        details
+    }
+
+    /// The groups with a pending request, and how many instances each has.
+    pub fn pending(&self, state: &State) -> Vec<(GroupKey, Pending, u32)> {
+        let mut groups = self.lock();
+        let groups = groups.iter_mut().filter(|(_, group)| group.has_pending()).filter_map(|(key, group)| {
+            let current = number(&members(key, state));
+            Some((key.clone(), group.pending(current, state)?.clone(), current))
+        });
+        groups.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupKey, Group>> {
@@ -216,6 +248,7 @@ fn sample(
 }
 
 impl Number {
+    /// `current` is how many there are, or were requested last.
     fn of(self, current: u32) -> Result<u32, Unscalable> {
         match self {
             Number::Same => Ok(current),

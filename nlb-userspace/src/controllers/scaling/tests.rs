@@ -275,7 +275,7 @@ async fn the_last_instance_is_asked_again_unless_it_failed() {
     group.heartbeat("b");
     let order = group.order_after("a", 3);
     assert_eq!(order.instance_id, "b", "the first instance with a policy");
-    group.scaling.conclude(&order, Err("unreachable".into()));
+    group.scaling.conclude(&order, ScaleOutcome::Failed("unreachable".into()));
     assert_eq!(
         group.detail("scaling.last"),
         "b was asked for 4 instances in place of 3; not done: unreachable"
@@ -283,11 +283,11 @@ async fn the_last_instance_is_asked_again_unless_it_failed() {
     time::advance(COOLDOWN).await;
     let order = group.order_after("a", 3);
     assert_eq!(order.instance_id, "c");
-    group.scaling.conclude(&order, Ok("started".into()));
+    group.scaling.conclude(&order, ScaleOutcome::Accepted("started".into()));
     time::advance(COOLDOWN).await;
     let order = group.order_after("a", 3);
     assert_eq!(order.instance_id, "c");
-    group.scaling.conclude(&order, Err("busy".into()));
+    group.scaling.conclude(&order, ScaleOutcome::Failed("busy".into()));
     time::advance(COOLDOWN).await;
     assert_eq!(group.order_after("a", 3).instance_id, "b", "after the last instance the first one");
 }
@@ -342,7 +342,11 @@ async fn size_requests_are_applied_within_the_bounds_and_begin_a_cooldown() {
     assert_eq!(wanted(Fewer(Some(2))), Err(Unscalable::NotFewer { wanted: 2, current: 2 }));
     assert_eq!(group.detail("scaling.orders"), "0", "refused requests leave no trace");
     assert_eq!(wanted(More(None)), Ok((3, true)));
-    assert_eq!(wanted(Fewer(None)), Ok((1, true)), "during the cooldown, too");
+    assert_eq!(
+        wanted(Fewer(None)),
+        Ok((2, true)),
+        "one fewer than was requested, and during the cooldown, too"
+    );
     assert_eq!(wanted(Exactly(4)), Ok((4, true)));
     assert_eq!(group.heartbeat("a").asked_for, Some(4));
     group.set_connections("a", 100);
@@ -374,4 +378,49 @@ async fn a_size_request_may_name_an_instance_and_set_bounds() {
     assert_eq!(group.detail("scaling.bounds"), "1 to 4", "not before the size request succeeds");
     group.registry.set_scaling(&group.key(), order.policy.clone()).unwrap();
     assert_eq!(group.detail("scaling.bounds"), "1 to 6");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_request_is_the_start_of_steps_and_is_replaced() {
+    let mut group = Group::new(&[("a", Some(policy()))]);
+    use Number::*;
+    let wanted = |group: &Group, number| {
+        group.request_size(number).map(|decision| (decision.wanted, decision.order.is_some()))
+    };
+    let pending = |group: &Group| group.detail("scaling.pending");
+    assert_eq!(wanted(&group, More(None)), Ok((2, true)));
+    assert_eq!(wanted(&group, More(None)), Ok((3, true)));
+    assert_eq!(pending(&group), "3 instances requested of a");
+    assert_eq!(wanted(&group, More(Some(3))), Err(Unscalable::NotMore { wanted: 3, current: 3 }));
+    assert_eq!(wanted(&group, Same), Ok((1, false)), "a config alone requests no size");
+    assert_eq!(pending(&group), "3 instances requested of a");
+    assert_eq!(wanted(&group, Fewer(Some(2))), Ok((2, true)));
+    assert_eq!(wanted(&group, Exactly(1)), Ok((1, true)), "cancelled");
+    assert_eq!(pending(&group), "");
+    assert_eq!(wanted(&group, Exactly(1)), Ok((1, false)), "nothing is left to cancel");
+
+    // A number that was reached is no longer pending.
+    assert_eq!(wanted(&group, Exactly(2)), Ok((2, true)));
+    let registered = group.registry.admit(registration("b"), Now::read()).unwrap();
+    group.ids.push(("b", registered.registration_id.reveal().to_owned()));
+    group.evaluate();
+    let epoch = group.registry.snapshot().record("b").unwrap().epoch;
+    group.registry.remove("b", epoch);
+    assert_eq!((pending(&group), wanted(&group, Exactly(1))), (String::new(), Ok((1, false))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_request_is_not_pending_and_an_unknown_one_is() {
+    let group = Group::new(&[("a", Some(policy())), ("b", None)]);
+    let order = |number| group.request_size(number).unwrap().order.unwrap();
+    let first = order(Number::Exactly(3));
+    group.scaling.conclude(&first, ScaleOutcome::Unknown("slow".into()));
+    assert_eq!(group.detail("scaling.pending"), "3 instances requested of a");
+    let second = order(Number::Exactly(2));
+    assert_eq!(second.instance_id, "a", "the instance that may have followed the first request");
+    group.scaling.conclude(&second, ScaleOutcome::Failed("busy".into()));
+    assert_eq!(group.detail("scaling.pending"), "3 instances requested of a", "the first is pending again");
+    let epoch = group.registry.snapshot().record("a").unwrap().epoch;
+    group.registry.remove("a", epoch);
+    assert_eq!(group.detail("scaling.pending"), "", "who was asked has left");
 }

@@ -7,7 +7,7 @@ use nlb_proto::{ModuleType, ScaleRequest, TriggerScalingRequest, TriggerScalingR
 use tokio::time::Instant;
 
 use super::control::Control;
-use crate::controllers::scaling::{Number, ScaleOrder, SizeRequest, Unscalable, policy_of};
+use crate::controllers::scaling::{Number, ScaleOrder, ScaleOutcome, SizeRequest, Unscalable, policy_of};
 use crate::grpc::client::fan_out::{all_done, peer};
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
 use crate::grpc::convert::error::CallError;
@@ -52,13 +52,19 @@ impl Control {
         let wanted = SizeRequest { number, policy, instance_id };
         let decision = self.scaling.request_size(&key, &wanted, &snapshot, Instant::now())?;
         let text = match &decision.order {
-            None => format!("{} instances, as there are", decision.wanted),
+            None => match &decision.pending {
+                None => format!("{} instances, as there are", decision.wanted),
+                Some(pending) => format!("{} instances; {pending} before", decision.wanted),
+            },
             Some(order) => {
                 let instance_id = order.instance_id.clone();
                 let outcome = self.ask_to_scale(order, true).await;
                 let answers = all_done(vec![(instance_id.clone(), outcome)])?;
                 let text = answers.into_iter().map(|(_, text)| text).collect::<String>();
-                let confirmed = format!("{instance_id} scales to {} instances", decision.wanted);
+                let mut confirmed = format!("{instance_id} scales to {} instances", decision.wanted);
+                if let Some(replaced) = &decision.pending {
+                    confirmed.push_str(&format!(", in place of {replaced} before"));
+                }
                 if text.is_empty() { confirmed } else { format!("{confirmed}: {text}") }
             }
         };
@@ -108,8 +114,11 @@ impl Control {
         self.scaling.conclude(
             order,
             match &outcome {
-                Outcome::Done(text) => Ok(text.clone()),
-                not_done => Err(not_done.to_string()),
+                Outcome::Done(text) => ScaleOutcome::Accepted(text.clone()),
+                // Its answers never decode: another instance may do better.
+                Outcome::Undecodable(_) => ScaleOutcome::Failed(outcome.to_string()),
+                unknown if unknown.may_be_done() => ScaleOutcome::Unknown(unknown.to_string()),
+                failed => ScaleOutcome::Failed(failed.to_string()),
             },
         );
         outcome

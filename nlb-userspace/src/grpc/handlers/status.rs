@@ -136,6 +136,12 @@ impl Control {
         let promotion = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
         let promotion = promotion.or_else(|| snapshot.last_promotion.clone());
         seen.extend(promotion.map(|text| ("promotion".to_owned(), text)));
+        let pending = self.scaling.pending(&snapshot).into_iter().map(|(group, pending, current)| {
+            let module_type = enums::module_type_name(group.module_type);
+            format!("{module_type} {}: {pending}, {current} registered", group.version)
+        });
+        let pending: Vec<String> = pending.collect();
+        seen.extend((!pending.is_empty()).then(|| ("pending_scaling".to_owned(), pending.join("; "))));
         seen
     }
 }
