@@ -1,7 +1,7 @@
 //! `nlb modules`: the registered modules.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Pagination, Query};
+use nlb_proto::{Filter, ListModulesRequest, ModuleInstance, Named as _, Pagination, Query};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -62,8 +62,8 @@ pub(super) fn equals(field: &str, value: String) -> Filter {
 impl From<ModuleInstance> for ModuleRow {
     fn from(instance: ModuleInstance) -> Self {
         ModuleRow {
-            module_type: instance.module_type().as_str_name().trim_start_matches("MODULE_TYPE_"),
-            health: instance.health_status().as_str_name().trim_start_matches("HEALTH_STATUS_"),
+            module_type: instance.module_type().short_name(),
+            health: instance.health_status().short_name(),
             weight: instance.traffic_weight,
             active_flows: instance.current_connections,
             instance_id: instance.instance_id,

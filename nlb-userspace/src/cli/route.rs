@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{DeleteRouteRequest, Protocol, Route, UpdateRoutingRequest};
+use nlb_proto::{DeleteRouteRequest, Named as _, Protocol, Route, UpdateRoutingRequest};
 use tonic::transport::Channel;
 
 use super::connection::{accepted, rpc_error};
@@ -96,9 +96,8 @@ impl From<Add> for Route {
 
 fn protocol(name: &str) -> Result<Protocol, String> {
     let known = || (1..).map_while(|number| Protocol::try_from(number).ok());
-    let short = |protocol: &Protocol| protocol.as_str_name().trim_start_matches("PROTOCOL_");
-    known().find(|protocol| short(protocol).eq_ignore_ascii_case(name)).ok_or_else(|| {
-        let names: Vec<&str> = known().map(|protocol| short(&protocol)).collect();
+    Protocol::by_name(name).filter(|found| *found != Protocol::Unspecified).ok_or_else(|| {
+        let names: Vec<&str> = known().map(Protocol::short_name).collect();
         format!("it is none of {}", names.join(", "))
     })
 }

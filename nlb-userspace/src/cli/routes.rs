@@ -1,7 +1,7 @@
 //! `nlb routes`: the routes, and the modules that serve them.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{GetRoutingTableRequest, Pagination, Query, RoutingEntry};
+use nlb_proto::{GetRoutingTableRequest, Named as _, Pagination, Query, RoutingEntry};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -62,7 +62,7 @@ impl From<RoutingEntry> for RouteRow {
     fn from(entry: RoutingEntry) -> Self {
         let route = entry.route.unwrap_or_default();
         RouteRow {
-            protocol: route.protocol().as_str_name().trim_start_matches("PROTOCOL_"),
+            protocol: route.protocol().short_name(),
             route_id: route.route_id,
             source: route.source_pattern,
             destination: route.destination_pattern,

@@ -1,7 +1,7 @@
 //! `nlb scale`: asks a group of instances to scale, or sets how it scales.
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{ModuleType, ScalingConfig, TriggerScalingRequest};
+use nlb_proto::{ModuleType, Named as _, ScalingConfig, TriggerScalingRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -126,8 +126,7 @@ impl Policy {
 }
 
 fn module_type(name: &str) -> Result<ModuleType, String> {
-    let found = ModuleType::from_str_name(&format!("MODULE_TYPE_{}", name.to_ascii_uppercase()));
-    found
+    ModuleType::by_name(name)
         .filter(|found| *found != ModuleType::Unspecified)
         .ok_or_else(|| "it is none of ALB, DBLB, AILB, RTMP and NLB".to_owned())
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use nlb_proto::nlb_service_client::NlbServiceClient;
-use nlb_proto::{CheckHealthRequest, GetNlbStatusRequest};
+use nlb_proto::{CheckHealthRequest, GetNlbStatusRequest, Named as _};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -46,7 +46,7 @@ pub(super) async fn show(channel: Channel, args: StatusArgs, output: Output) -> 
     let started = status.started_at.and_then(|started| SystemTime::try_from(started).ok());
     let uptime = started.and_then(|started| started.elapsed().ok()).unwrap_or_default();
     let status = Status {
-        health: health.status().as_str_name().trim_start_matches("HEALTH_STATUS_"),
+        health: health.status().short_name(),
         message: health.message,
         version: status.version,
         uptime_seconds: uptime.as_secs(),

@@ -52,6 +52,26 @@ async fn modules_and_routes_are_listed_for_people_and_for_programs() {
 }
 
 #[tokio::test]
+async fn enums_are_named_with_or_without_their_prefix() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration_at("alb-1", 1, "v1")).await;
+    nlb.add(registration_at("alb-2", 2, "v2")).await;
+    for (kind, found) in [("ALB", 2), ("alb", 2), ("MODULE_TYPE_ALB", 2), ("module_type_rtmp", 0)] {
+        let modules = nlb.json(&format!("modules --type {kind}")).await;
+        assert_eq!(modules.as_array().map(Vec::len), Some(found), "{kind}");
+    }
+    let healthy = nlb.json("modules --health health_status_healthy").await;
+    assert_eq!(healthy.as_array().map(Vec::len), Some(2));
+    nlb.prints(
+        "route add more --protocol protocol_tcp --destination 192.0.2.1 --port 81 --for-type Module_Type_Alb",
+    )
+    .await;
+    assert_eq!(nlb.json("routes --protocol Protocol_Tcp").await.as_array().map(Vec::len), Some(4));
+    let no_group = nlb.complains("scale --type MODULE_TYPE_RTMP --up").await;
+    assert!(no_group.contains("start one first"), "{no_group}");
+}
+
+#[tokio::test]
 async fn weights_are_set_by_instance_and_by_version() {
     let mut nlb = Nlb::start().await;
     nlb.add(without_control(registration_at("alb-1", 1, "v1"))).await;

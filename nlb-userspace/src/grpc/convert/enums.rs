@@ -1,6 +1,6 @@
 //! Enums between the wire and the model.
 
-use nlb_proto as proto;
+use nlb_proto::{self as proto, Named as _};
 
 use crate::model::{ForwardMode, Health, ModuleType, Protocol, Snat};
 
@@ -64,8 +64,7 @@ pub(crate) fn health_to_wire(health: Health) -> proto::HealthStatus {
 
 /// The name without the enum's prefix.
 pub(crate) fn health_name(health: Health) -> &'static str {
-    let name = health_to_wire(health).as_str_name();
-    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name)
+    health_to_wire(health).short_name()
 }
 
 /// `None` for the unspecified value.
@@ -82,15 +81,12 @@ pub(crate) fn health_from_wire(status: proto::HealthStatus) -> Option<Health> {
 
 /// The type by name, with or without the enum's prefix, in any case.
 pub(crate) fn module_type_by_name(name: &str) -> Option<ModuleType> {
-    let name = name.to_ascii_uppercase();
-    let full = if name.starts_with("MODULE_TYPE_") { name } else { format!("MODULE_TYPE_{name}") };
-    proto::ModuleType::from_str_name(&full).and_then(module_type_from_wire)
+    proto::ModuleType::by_name(name).and_then(module_type_from_wire)
 }
 
 /// The name without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
 pub(crate) fn module_type_name(module_type: ModuleType) -> &'static str {
-    let name = module_type_to_wire(module_type).as_str_name();
-    name.strip_prefix("MODULE_TYPE_").unwrap_or(name)
+    module_type_to_wire(module_type).short_name()
 }
 
 pub(crate) fn forward_mode_name(mode: ForwardMode) -> &'static str {

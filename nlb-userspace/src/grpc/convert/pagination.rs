@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use nlb_proto::{Filter, HealthStatus, ModuleType, Pagination, Protocol, Query};
+use nlb_proto::{Filter, HealthStatus, ModuleType, Named as _, Pagination, Protocol, Query, without_prefix};
 use prost_types::Timestamp;
 
 use super::numbers::signed_32;
@@ -139,7 +139,11 @@ impl Condition {
             (Test::Order(holds, operand), value) => holds(value.cmp(operand)),
             (Test::In(operands), value) => operands.iter().any(|operand| value.cmp(operand).is_eq()),
             (Test::Contains(part), Value::Text(text)) => text.contains(part),
-            (Test::Contains(part), Value::Name(name)) => short(name).contains(&part.to_ascii_uppercase()),
+            (Test::Contains(part), Value::Name(name)) => {
+                let prefix = prefix(name);
+                let short = name.strip_prefix(prefix).unwrap_or(name);
+                short.contains(&without_prefix(part, prefix))
+            }
             (Test::Contains(_), Value::Number(_) | Value::Time(_)) => false,
         }
     }
@@ -170,10 +174,8 @@ fn operand(sample: &Value, text: &str) -> Result<Value, FieldViolation> {
             if let Some(name) = text.parse().ok().and_then(|number| numbered(unspecified, number)) {
                 return Ok(Value::Name(name));
             }
-            let name = text.to_ascii_uppercase();
-            let prefix = unspecified.strip_suffix("UNSPECIFIED").unwrap_or_default();
-            let full = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
-            match known_name(&full) {
+            let prefix = prefix(unspecified);
+            match known_name(&format!("{prefix}{}", without_prefix(text, prefix))) {
                 Some(name) => Ok(Value::Name(name)),
                 None => Err(FieldViolation::new("value", format!("{text:?} is not a value of this enum"))),
             }
@@ -200,10 +202,10 @@ fn numbered(unspecified: &str, number: i32) -> Option<&'static str> {
     }
 }
 
-/// An enum value's name without the enum's prefix.
-fn short(name: &str) -> &str {
-    let prefixes = ["MODULE_TYPE_", "HEALTH_STATUS_", "PROTOCOL_"];
-    prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+/// The prefix of this enum value's name.
+fn prefix(name: &str) -> &'static str {
+    let prefixes = [ModuleType::PREFIX, HealthStatus::PREFIX, Protocol::PREFIX];
+    prefixes.into_iter().find(|prefix| name.starts_with(prefix)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -256,6 +258,11 @@ mod tests {
             ("module_type", "ne", "MODULE_TYPE_ALB", "b"),
             ("module_type", "in", "dblb,rtmp", "b"),
             ("module_type", "contains", "alb", "ac"),
+            ("module_type", "contains", "Module_Type_alb", "ac"),
+            ("module_type", "contains", "TYPE", ""),
+            ("module_type", "eq", "module_type_dblb", "b"),
+            ("module_type", "in", "MODULE_TYPE_DBLB,module_type_rtmp", "b"),
+            ("health_status", "ne", "Health_Status_Healthy", "abc"),
             ("module_type", "eq", "1", "ac"),
             ("module_type", "in", "1, dblb", "abc"),
             ("started_at", "ge", "2026-01-31T12:00:00Z", "bc"),

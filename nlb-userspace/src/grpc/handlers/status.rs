@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use nlb_proto::{
     CheckHealthRequest, CheckHealthResponse, GetNlbStatusRequest, GetNlbStatusResponse, HealthCheckRequest,
-    HealthCheckResponse, HealthStatus,
+    HealthCheckResponse, HealthStatus, Named as _,
 };
 
 use super::control::Control;
@@ -174,6 +174,5 @@ pub(super) fn word(answer: &Outcome<HealthCheckResponse>) -> String {
 }
 
 pub(super) fn short(status: HealthStatus) -> String {
-    let name = status.as_str_name();
-    name.strip_prefix("HEALTH_STATUS_").unwrap_or(name).to_owned()
+    status.short_name().to_owned()
 }
