@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
@@ -12,6 +13,8 @@ use crate::telemetry::metrics::{Metrics, View};
 /// Messages that may wait for a subscriber, besides those that the transport holds.
 const WAITING: usize = 4;
 
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
+
 /// The subscriber's end of a stream. Once the stream has ended, waiting messages are not sent any more.
 pub struct Subscription<T> {
     messages: mpsc::Receiver<T>,
@@ -20,7 +23,7 @@ pub struct Subscription<T> {
 
 impl<T: Send + 'static> Subscription<T> {
     /// Renders the current view, and then one every `interval` seconds. All subscribers share the recorder's
-    /// seconds. An error of `render` ends the stream.
+    /// seconds, so the first interval may differ by half a second. An error of `render` ends the stream.
     pub fn start<R: Future<Output = Result<T, Status>> + Send>(
         metrics: Metrics,
         interval: u64,
@@ -45,11 +48,13 @@ async fn follow<T, R: Future<Output = Result<T, Status>>>(
     sender: mpsc::Sender<T>,
 ) -> Option<Status> {
     let mut views = metrics.views();
+    // The newest view may be nearly a second old: its interval begins with the nearest second.
+    let mut late = u64::from(metrics.view().at.elapsed() >= HALF_A_SECOND);
     let mut due = 0;
     loop {
         let view = views.borrow_and_update().clone();
         if view.latest.second >= due {
-            due = view.latest.second + interval;
+            due = view.latest.second + interval + std::mem::take(&mut late);
             let rendered = match render(view).await {
                 Ok(rendered) => rendered,
                 Err(status) => return Some(status),
@@ -99,6 +104,7 @@ mod tests {
     use std::time::SystemTime;
 
     use tokio::sync::watch;
+    use tokio::time::Instant;
     use tokio_stream::StreamExt as _;
     use tonic::Code;
 
@@ -136,6 +142,23 @@ mod tests {
         }
         while let Some(done) = subscribers.join_next().await {
             done.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_interval_is_as_long_as_the_others() {
+        let (metrics, _recorder) = recording();
+        for (late, interval) in [(100, 1), (400, 1), (600, 1), (900, 1), (900, 3)] {
+            let mut views = metrics.views();
+            views.changed().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(late)).await;
+            let mut stream = seconds(&metrics, interval);
+            let begun = Instant::now();
+            assert!(stream.next().await.unwrap().is_ok());
+            assert!(begun.elapsed() < Duration::from_millis(10), "the first message comes at once");
+            assert!(stream.next().await.unwrap().is_ok());
+            let off = begun.elapsed().abs_diff(Duration::from_secs(interval));
+            assert!(off <= Duration::from_millis(510), "{late} ms late, every {interval} s: off by {off:?}");
         }
     }
 

@@ -40,7 +40,7 @@ impl Recorder {
         let (now, mut totals, mut history) = (Now::read(), Totals::default(), History::new(budget));
         let latest = Arc::new(sources.sample(now, 0, &mut totals, &history));
         history.push(&latest);
-        let view = View { latest, history: Arc::new(history), activity: Arc::default() };
+        let view = View { latest, at: now.at, history: Arc::new(history), activity: Arc::default() };
         let (views, read_views) = watch::channel(view);
         let reported = Arc::new(Reported::default());
         let metrics =
@@ -77,6 +77,7 @@ impl Recorder {
             Arc::make_mut(&mut view.history).push(&sample);
             Arc::make_mut(&mut view.activity).look(&traffic, now.wall);
             view.latest = sample;
+            view.at = now.at;
         });
         let registered = self.sources.registry.snapshot();
         self.reported.retain(|instance_id| registered.modules.contains_key(instance_id));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Activity, History, Reported, Sample};
 
@@ -10,6 +11,8 @@ use super::{Activity, History, Reported, Sample};
 #[derive(Clone, Debug)]
 pub struct View {
     pub latest: Arc<Sample>,
+    /// When `latest` was taken.
+    pub at: Instant,
     pub history: Arc<History>,
     pub activity: Arc<Activity>,
 }
