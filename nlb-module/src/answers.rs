@@ -1,7 +1,7 @@
 //! The default answers of an instance to the NLB's calls, from its own state. Calls that make no sense for
 //! one process get UNIMPLEMENTED, with the reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -29,22 +29,30 @@ impl State {
         })
     }
 
-    pub fn health_check(&self, _: HealthCheckRequest) -> Answer<HealthCheckResponse> {
-        Ok(HealthCheckResponse {
-            status: self.health().into(),
-            message: self.condition(),
-            checks: [("open_connections".to_owned(), self.open_connections().to_string())].into(),
-            checked_at: now(),
-        })
+    /// `deep` is the result of a deep check, and empty without one.
+    pub fn health_check(&self, deep: Result<HashMap<String, String>, String>) -> HealthCheckResponse {
+        let (status, message, mut checks) = match deep {
+            Ok(checks) => (self.health(), self.condition(), checks),
+            Err(reason) => (HealthStatus::Unhealthy, reason, HashMap::new()),
+        };
+        checks.insert("open_connections".to_owned(), self.open_connections().to_string());
+        HealthCheckResponse { status: status.into(), message, checks, checked_at: now() }
     }
 
-    /// A module without a configuration has nothing to reload, which is a success.
-    pub fn reload(&self, request: ReloadRequest) -> Answer<ReloadResponse> {
+    /// Takes the routes that the NLB has for this instance: they are its only configuration that others can
+    /// change without a call to it.
+    pub async fn reload(&self, request: ReloadRequest) -> Answer<ReloadResponse> {
         if request.timeout_seconds < 0 {
             return Err(Status::invalid_argument("timeout_seconds is negative"));
         }
-        let message = "this module has no configuration to reload".to_owned();
-        Ok(ReloadResponse { success: true, message, error: None })
+        let reloaded = self.nlb.routes(self).await.map(|routes| {
+            let routes = routes.into_iter().map(|route| (route.route_id.clone(), route)).collect();
+            let changes = differences(&self.routes(), &routes);
+            self.set_routes(routes);
+            changes
+        });
+        let (success, message, error) = outcome(&reloaded);
+        Ok(ReloadResponse { success, message, error })
     }
 
     /// Answers at once; the process ends when it has drained.
@@ -188,6 +196,10 @@ impl State {
             ("module_connections_open", stats.active_connections as f64),
             ("module_received_bytes_total", stats.bytes_received as f64),
             ("module_sent_bytes_total", stats.bytes_sent as f64),
+            ("module_latency_average_milliseconds", stats.avg_latency_ms),
+            ("module_latency_p50_milliseconds", stats.p50_latency_ms),
+            ("module_latency_p95_milliseconds", stats.p95_latency_ms),
+            ("module_latency_p99_milliseconds", stats.p99_latency_ms),
             ("module_cpu_usage_percent", stats.cpu_usage_percent),
             ("module_memory_usage_mebibytes", stats.memory_usage_mb),
         ];

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,13 +19,24 @@ pub struct Connection {
     stream: TcpStream,
     client: SocketAddr,
     state: Arc<State>,
+    turn: Turn,
     _open: Open,
+}
+
+/// Whose turn it is, for latencies.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// Accepted at this time, and nothing was sent yet.
+    Accepted(Instant),
+    /// The client began to send at this time, and has no answer yet.
+    Asked(Instant),
+    Answered,
 }
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, client: SocketAddr, state: Arc<State>) -> Connection {
         let open = Open::connection(&state);
-        Connection { stream, client, state, _open: open }
+        Connection { stream, client, state, turn: Turn::Accepted(Instant::now()), _open: open }
     }
 
     pub fn client(&self) -> SocketAddr {
@@ -52,7 +64,11 @@ impl AsyncRead for Connection {
     ) -> Poll<Result<()>> {
         let before = buffer.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-        self.state.count_received(buffer.filled().len() - before);
+        let received = buffer.filled().len() - before;
+        self.state.count_received(received);
+        if received > 0 && !matches!(self.turn, Turn::Asked(_)) {
+            self.turn = Turn::Asked(Instant::now());
+        }
         Poll::Ready(result)
     }
 }
@@ -86,9 +102,15 @@ impl AsyncWrite for Connection {
 }
 
 impl Connection {
-    fn sent(&self, result: Result<usize>) -> Poll<Result<usize>> {
+    fn sent(&mut self, result: Result<usize>) -> Poll<Result<usize>> {
         if let Ok(bytes) = result {
             self.state.count_sent(bytes);
+            if bytes > 0
+                && let Turn::Accepted(since) | Turn::Asked(since) =
+                    std::mem::replace(&mut self.turn, Turn::Answered)
+            {
+                self.state.count_latency(since.elapsed());
+            }
         }
         Poll::Ready(result)
     }

@@ -1,6 +1,8 @@
 //! The control side of a module: the calls of `ModuleService`, each with a default that its author can
 //! replace.
 
+use std::collections::HashMap;
+
 use nlb_proto::*;
 use tonic::{Request, Status, async_trait};
 
@@ -20,8 +22,10 @@ pub trait Control: Send + Sync + 'static {
         state.get_status(request)
     }
 
+    /// Reads the configuration again: at a `Reload` call, and when the answer to a heartbeat asks for it
+    /// (`should_reload`).
     async fn reload(&self, state: &State, request: ReloadRequest) -> Result<ReloadResponse, Status> {
-        state.reload(request)
+        state.reload(request).await
     }
 
     async fn shutdown(&self, state: &State, request: ShutdownRequest) -> Result<ShutdownResponse, Status> {
@@ -141,12 +145,21 @@ pub trait Control: Send + Sync + 'static {
         state.promote_version(request, origin).await
     }
 
+    /// Answers from the state and, with `deep_check`, from [`deep_check`](Control::deep_check).
     async fn health_check(
         &self,
         state: &State,
         request: HealthCheckRequest,
     ) -> Result<HealthCheckResponse, Status> {
-        state.health_check(request)
+        let deep = if request.deep_check { self.deep_check(state).await } else { Ok(HashMap::new()) };
+        Ok(state.health_check(deep))
+    }
+
+    /// Checks what the module depends on, within 2 seconds. `Ok` has what was checked, by name, and is shown
+    /// as `checks`; `Err` has the reason why the module cannot serve, which makes it UNHEALTHY. The default
+    /// checks nothing.
+    async fn deep_check(&self, _: &State) -> Result<HashMap<String, String>, String> {
+        Ok(HashMap::new())
     }
 
     async fn get_stats(&self, state: &State, request: GetStatsRequest) -> Result<GetStatsResponse, Status> {

@@ -37,6 +37,7 @@ mod answers;
 mod connection;
 mod control;
 mod instance;
+mod latency;
 mod nlb;
 mod registration;
 mod rpc;

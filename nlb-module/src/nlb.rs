@@ -8,9 +8,9 @@ use std::time::Duration;
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::nlb_service_client::NlbServiceClient;
 use nlb_proto::{
-    Error as Refusal, HeartbeatRequest, HeartbeatResponse, PromoteVersionRequest, RegisterModuleRequest,
-    RollbackRequest, RollbackResponse, Route, SetTrafficWeightRequest, StatusCode, UnregisterModuleRequest,
-    UpdateRoutingRequest,
+    Error as Refusal, GetRoutesRequest, HeartbeatRequest, HeartbeatResponse, Pagination,
+    PromoteVersionRequest, Query, RegisterModuleRequest, RollbackRequest, RollbackResponse, Route,
+    SetTrafficWeightRequest, StatusCode, UnregisterModuleRequest, UpdateRoutingRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -20,6 +20,7 @@ use crate::State;
 const CONNECT: Duration = Duration::from_secs(3);
 /// The NLB answers a change once its maps hold it, which takes up to 5 seconds.
 const ANSWER: Duration = Duration::from_secs(8);
+const LARGEST_PAGE: i32 = 1000;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Nlb {
@@ -146,6 +147,26 @@ impl Nlb {
         }
         accepted(answer.success, answer.message, answer.error)?;
         Ok(answer.routes_updated)
+    }
+
+    /// The instance's own routes, as the NLB has them.
+    pub(crate) async fn routes(&self, state: &State) -> Result<Vec<Route>, Failure> {
+        if !self.is_registered() {
+            return Err(Failure::Temporary("not registered yet".to_owned()));
+        }
+        let mut front = ModuleServiceClient::new(self.channel.clone());
+        let mut routes = Vec::new();
+        for page in 1.. {
+            let pagination = Some(Pagination { page, page_size: LARGEST_PAGE, ..Pagination::default() });
+            let query = Some(Query { pagination, ..Query::default() });
+            let request = GetRoutesRequest { instance_id: state.instance_id().to_owned(), query };
+            let answer = front.get_routes(within(ANSWER, request)).await?.into_inner();
+            routes.extend(answer.routes);
+            if page >= answer.pagination.unwrap_or_default().total_pages {
+                break;
+            }
+        }
+        Ok(routes)
     }
 
     pub(crate) async fn set_weight(&self, state: &State, weight: u32) -> Result<(), Failure> {

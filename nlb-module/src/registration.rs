@@ -125,8 +125,10 @@ impl Registration<'_> {
 
     async fn reload(&self) {
         let request = ReloadRequest { graceful: true, ..ReloadRequest::default() };
-        if let Err(status) = self.control.reload(self.state, request).await {
-            warn!(%status, "the reload that the NLB requested failed");
+        match self.control.reload(self.state, request).await {
+            Ok(answer) if answer.success => info!(answer.message, "reloaded, as the NLB requested"),
+            Ok(answer) => warn!(why = answer.message, "the reload that the NLB requested failed"),
+            Err(status) => warn!(%status, "the reload that the NLB requested failed"),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use nlb_proto::{HealthCheckConfig, HealthStatus, ModuleInstance, ModuleStats, Route};
 use tokio::sync::watch;
 
+use crate::latency::Latencies;
 use crate::nlb::Nlb;
 use crate::usage::Usage;
 
@@ -55,6 +56,7 @@ struct Figures {
     connections: u64,
     successful: u64,
     failed: u64,
+    latencies: Latencies,
 }
 
 impl State {
@@ -130,8 +132,9 @@ impl State {
         }
     }
 
-    /// The figures of what was served. A request is a connection or a datagram; only the module itself knows
-    /// latencies.
+    /// The figures of what was served. A request is a connection or a datagram. A latency is the time from
+    /// the first byte that the client sent to the first byte of the answer, for each such turn of a
+    /// connection; if the module speaks first, its first turn begins when it accepts the connection.
     pub fn stats(&self) -> ModuleStats {
         let mut figures = lock(&self.figures);
         ModuleStats {
@@ -141,6 +144,10 @@ impl State {
             failed_requests: figures.failed as i64,
             active_connections: self.open_connections() as i64,
             total_connections: figures.connections as i64,
+            avg_latency_ms: figures.latencies.mean_ms(),
+            p50_latency_ms: figures.latencies.percentile_ms(50),
+            p95_latency_ms: figures.latencies.percentile_ms(95),
+            p99_latency_ms: figures.latencies.percentile_ms(99),
             bytes_received: self.bytes_received.load(Ordering::Relaxed) as i64,
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed) as i64,
             cpu_usage_percent: figures.usage.cpu_percent(),
@@ -159,6 +166,10 @@ impl State {
     pub(crate) fn count_request(&self, succeeded: bool) {
         let mut figures = lock(&self.figures);
         *if succeeded { &mut figures.successful } else { &mut figures.failed } += 1;
+    }
+
+    pub(crate) fn count_latency(&self, latency: Duration) {
+        lock(&self.figures).latencies.record(latency);
     }
 
     pub(crate) fn count_received(&self, bytes: usize) {
@@ -207,7 +218,14 @@ impl State {
 
 impl Figures {
     fn new() -> Figures {
-        Figures { since: SystemTime::now(), usage: Usage::start(), connections: 0, successful: 0, failed: 0 }
+        Figures {
+            since: SystemTime::now(),
+            usage: Usage::start(),
+            connections: 0,
+            successful: 0,
+            failed: 0,
+            latencies: Latencies::new(),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::sys::socket::{
@@ -65,9 +66,10 @@ pub(crate) async fn listen(socket: UdpSocket, serve: Arc<impl Serve>, state: Arc
         };
         let payload = buffer[..length].to_vec();
         state.count_received(length);
+        let received = Instant::now();
         let (socket, serve, state) = (Arc::clone(&socket), Arc::clone(&serve), Arc::clone(&state));
         tokio::spawn(async move {
-            let answered = answer(&socket, &*serve, &state, &payload, client, local).await;
+            let answered = answer(&socket, &*serve, &state, &payload, client, local, received).await;
             state.count_request(answered.is_ok());
             if let Err(error) = answered {
                 warn!(%client, %error, "a datagram is not answered");
@@ -85,10 +87,12 @@ async fn answer(
     payload: &[u8],
     client: SocketAddr,
     local: Option<Local>,
+    received: Instant,
 ) -> io::Result<()> {
     if let Some(reply) = serve.datagram(payload, client).await? {
         send(socket, &reply, client, local).await?;
         state.count_sent(reply.len());
+        state.count_latency(received.elapsed());
     }
     Ok(())
 }

@@ -1,11 +1,17 @@
 //! The answers of an instance to ModuleService.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use nlb_module::proto::module_service_client::ModuleServiceClient;
 use nlb_module::proto::*;
+use nlb_module::{Control, State};
 use tokio::time::timeout;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use super::fake_nlb::FakeNlb;
-use super::mirror::{SOON, active_weight, control, passed_on, route, run};
+use super::mirror::{SOON, active_weight, control, exchange, passed_on, route, run};
 
 #[tokio::test]
 async fn answers_only_for_itself() {
@@ -96,6 +102,91 @@ async fn does_not_call_back_about_what_the_nlb_passes_on() {
     assert_eq!(routes.routes, [route("more", 81)]);
 
     assert_eq!(nlb.see(|seen| (seen.weights.len(), seen.routings.len())), (0, 0), "calls back");
+}
+
+#[tokio::test]
+async fn takes_the_routes_of_the_nlb_when_a_heartbeat_asks_for_a_reload() {
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    nlb.see(|seen| {
+        seen.routes = vec![route("more", 81), route("web", 8080)];
+        seen.reload = true;
+    });
+    let reloaded = timeout(SOON, async {
+        loop {
+            let routes =
+                module.get_routes(GetRoutesRequest::default()).await.expect("an answer").into_inner();
+            if routes.routes == [route("more", 81), route("web", 8080)] {
+                break;
+            }
+        }
+    });
+    reloaded.await.expect("the routes are taken");
+    assert!(nlb.see(|seen| seen.routings.is_empty()), "they are not sent back");
+}
+
+/// Depends on a database that is away.
+struct Dependent;
+
+#[tonic::async_trait]
+impl Control for Dependent {
+    async fn deep_check(&self, _: &State) -> Result<HashMap<String, String>, String> {
+        Err("the database does not answer".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_deep_check_asks_the_modules_author() {
+    let deep = HealthCheckRequest { deep_check: true, ..Default::default() };
+    let nlb = FakeNlb::start().await;
+    let running = run(&nlb.url(), |instance| instance.control(Dependent));
+    let mut module = control(&nlb).await;
+    let shallow = module.health_check(HealthCheckRequest::default()).await.expect("an answer").into_inner();
+    assert_eq!(shallow.status(), HealthStatus::Healthy);
+    let answer = module.health_check(deep.clone()).await.expect("an answer").into_inner();
+    assert_eq!(
+        (answer.status(), answer.message.as_str()),
+        (HealthStatus::Unhealthy, "the database does not answer")
+    );
+    drop(running);
+
+    let nlb = FakeNlb::start().await;
+    let _running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    let answer = module.health_check(deep).await.expect("an answer").into_inner();
+    assert_eq!(answer.status(), HealthStatus::Healthy, "nothing to check");
+}
+
+#[tokio::test]
+async fn latencies_are_measured_from_the_request_to_the_answer() {
+    let nlb = FakeNlb::start().await;
+    let running = run(&nlb.url(), |instance| instance);
+    let mut module = control(&nlb).await;
+    let stats = async |module: &mut ModuleServiceClient<Channel>| {
+        let answer = module.get_stats(GetStatsRequest::default()).await.expect("an answer").into_inner();
+        answer.stats.expect("figures")
+    };
+    assert_eq!(stats(&mut module).await.avg_latency_ms, 0.0);
+    let begun = Instant::now();
+    let mut stream = running.connect().await;
+    exchange(&mut stream, b"first").await;
+    // The module answers at once: the time in which the client is silent does not count.
+    let silence = Duration::from_secs(1);
+    tokio::time::sleep(silence).await;
+    exchange(&mut stream, b"second").await;
+    let served = begun.elapsed() - silence;
+    let stats = stats(&mut module).await;
+    assert!(stats.avg_latency_ms > 0.0, "{stats:?}");
+    assert!(stats.avg_latency_ms <= served.as_secs_f64() * 1000.0, "{stats:?} in {served:?}");
+    assert!(stats.p50_latency_ms > 0.0 && stats.p50_latency_ms <= stats.p95_latency_ms, "{stats:?}");
+    assert!(stats.p95_latency_ms <= stats.p99_latency_ms, "{stats:?}");
+    let reported = nlb.see(|seen| seen.heartbeats.len());
+    nlb.until("a later heartbeat", |seen| {
+        let mut later = seen.heartbeats.iter().skip(reported).filter_map(|beat| beat.current_stats.as_ref());
+        later.next_back().is_some_and(|stats| stats.p99_latency_ms > 0.0)
+    })
+    .await;
 }
 
 #[tokio::test]

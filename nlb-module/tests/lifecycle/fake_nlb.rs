@@ -41,6 +41,10 @@ pub struct Seen {
     pub fails: Option<Code>,
     /// The status that heartbeats of unknown registrations fail with; NOT_FOUND unless set.
     pub void: Option<Code>,
+    /// Whether the next heartbeat is answered with should_reload.
+    pub reload: bool,
+    /// The module's routes, as GetRoutes answers them.
+    pub routes: Vec<Route>,
     /// How long unregistering takes.
     pub drain: Duration,
 }
@@ -181,7 +185,8 @@ service! { NlbService, StreamNLBMetricsStream = StreamNlbMetricsResponse;
             if !seen.known.contains(id) {
                 return Err(Status::new(seen.void.unwrap_or(Code::NotFound), "no such registration"));
             }
-            Ok(Response::new(HeartbeatResponse { acknowledged: true, ..Default::default() }))
+            let should_reload = std::mem::take(&mut seen.reload);
+            Ok(Response::new(HeartbeatResponse { acknowledged: true, should_reload, ..Default::default() }))
         }
 
         async fn unregister_module(
@@ -216,7 +221,6 @@ service! { ModuleService, StreamMetricsStream = StreamMetricsResponse;
     reload(ReloadRequest) -> ReloadResponse;
     shutdown(ShutdownRequest) -> ShutdownResponse;
     can_handle(CanHandleRequest) -> CanHandleResponse;
-    get_routes(GetRoutesRequest) -> GetRoutesResponse;
     update_routes(UpdateRoutesRequest) -> UpdateRoutesResponse;
     delete_route(DeleteRouteRequest) -> DeleteRouteResponse;
     get_rate_limits(GetRateLimitsRequest) -> GetRateLimitsResponse;
@@ -240,6 +244,19 @@ service! { ModuleService, StreamMetricsStream = StreamMetricsResponse;
             seen.weights.push(request.into_inner());
             let (success, error) = seen.verdict();
             Ok(Response::new(SetTrafficWeightResponse { success, error, ..Default::default() }))
+        }
+
+        /// One route a page.
+        async fn get_routes(
+            &self,
+            request: Request<GetRoutesRequest>,
+        ) -> Result<Response<GetRoutesResponse>, Status> {
+            let routes = self.seen().routes.clone();
+            let page = request.into_inner().query.and_then(|query| query.pagination).map_or(1, |page| page.page);
+            let total_pages = routes.len() as i32;
+            let routes = routes.into_iter().skip(page.max(1) as usize - 1).take(1).collect();
+            let pagination = Some(Pagination { page, total_pages, ..Default::default() });
+            Ok(Response::new(GetRoutesResponse { routes, total_routes: total_pages, pagination }))
         }
 
         async fn promote_version(

@@ -117,11 +117,12 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         resolver,
         peers,
         scaling: Default::default(),
+        address: listener.local_addr()?,
         started_at,
         configuration: Arc::new(configuration),
         details,
     };
-    info!("serving on {}, gRPC at {}", config.interfaces.join(", "), listener.local_addr()?);
+    info!("serving on {}, gRPC at {}", config.interfaces.join(", "), control.address);
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut server = tokio::spawn(grpc::serve(listener, control, async move { drop(stopped.await) }));

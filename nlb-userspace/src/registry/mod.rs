@@ -18,6 +18,7 @@ mod published;
 mod rate_limits;
 mod rebalance;
 mod record;
+mod reload;
 mod report;
 mod restore;
 mod routing;

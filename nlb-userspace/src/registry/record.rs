@@ -117,6 +117,8 @@ pub struct Record {
     pub request: WeightRequest,
     /// When each route was added, by route id.
     pub routes_since: OrdMap<String, SystemTime>,
+    /// Its configuration was changed here without its knowledge, or a Reload did not reach it.
+    pub should_reload: bool,
 }
 
 /// Why a healthy module gets no new flows.
@@ -156,6 +158,7 @@ impl Record {
             drain: None,
             report: None,
             routes_since,
+            should_reload: false,
         }
     }
 
@@ -204,6 +207,7 @@ impl Record {
             self.epoch = next_epoch();
             self.resets = HealthSignal::healthy();
         }
+        self.should_reload = false;
         // As for a new registration: the process may not know the heartbeat interval.
         self.lease = Lease::new(now.at);
         self.lease_state = LeaseState::Valid;

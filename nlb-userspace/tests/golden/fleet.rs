@@ -80,6 +80,7 @@ impl Fleet {
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
             peers: Default::default(),
             scaling: Default::default(),
+            address: ([127, 0, 0, 1], 50051).into(),
             started_at: SystemTime::now(),
             configuration: Default::default(),
             details: Vec::new(),

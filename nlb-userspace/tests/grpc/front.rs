@@ -18,6 +18,7 @@ async fn the_nlb_has_a_status_and_figures_of_its_own() {
     let status = nlb.front.get_status(GetStatusRequest::default()).await.unwrap().into_inner();
     let own = status.instance.clone().unwrap();
     assert_eq!((own.module_type(), own.current_connections), (ModuleType::Nlb, 4));
+    assert_eq!((own.instance_id, own.address), ("nlb".to_owned(), nlb.address.to_string()));
     assert_eq!(status.status(), HealthStatus::Healthy);
     assert_eq!(status.details["interfaces"], "none");
 

@@ -120,6 +120,8 @@ impl Nlb {
         let (recorder, metrics) = Recorder::new(sources, 1 << 20);
         tasks.spawn(async move { match recorder.run().await {} });
         let peers = Peers::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
+        let address = listener.local_addr().unwrap();
         let control = Control {
             registry: registry.clone(),
             applied,
@@ -134,12 +136,11 @@ impl Nlb {
             }),
             peers: peers.clone(),
             scaling: Default::default(),
+            address,
             started_at: SystemTime::now(),
             configuration: Arc::new(configuration),
             details: vec![("interfaces".into(), "none".into())],
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
-        let address = listener.local_addr().unwrap();
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
         tasks.spawn(async move {

@@ -3,7 +3,7 @@
 use nlb_proto::*;
 use tonic::Code;
 
-use super::fleet::{instance, registration, registration_at, route, with_metadata};
+use super::fleet::{instance, registration, registration_at, route, with_metadata, without_control};
 use super::nlb::{Nlb, settings};
 
 #[tokio::test]
@@ -261,6 +261,41 @@ async fn heartbeats_renew_report_and_steer() {
         HealthStatus::Starting,
         "unset means unchanged"
     );
+}
+
+#[tokio::test]
+async fn a_heartbeat_asks_for_a_reload_after_a_change_that_the_module_does_not_know() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(without_control(registration("alb-1"))).await;
+    let reloads = async |nlb: &mut Nlb| {
+        let first = nlb.modules.heartbeat(beat("alb-1", &id)).await.unwrap().into_inner();
+        let second = nlb.modules.heartbeat(beat("alb-1", &id)).await.unwrap().into_inner();
+        (first.should_reload, second.should_reload)
+    };
+    let update = |registration_id: &str, port| UpdateRoutingRequest {
+        source_instance_id: "alb-1".into(),
+        registration_id: registration_id.into(),
+        routes: vec![Route { destination_port: port, ..route("more") }],
+        ..Default::default()
+    };
+    assert_eq!(reloads(&mut nlb).await, (false, false));
+    assert!(nlb.modules.update_routing(update(&id, 81)).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (false, false), "its own change");
+    assert!(nlb.modules.update_routing(update("", 81)).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (false, false), "nothing has changed");
+    let dry = UpdateRoutingRequest { validate_only: true, ..update("", 82) };
+    assert!(nlb.modules.update_routing(dry).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (false, false), "a dry run");
+    assert!(nlb.modules.update_routing(update("", 82)).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (true, false));
+
+    // The calls that would tell it do not reach it.
+    let delete = DeleteRouteRequest { instance_id: "alb-1".into(), route_id: "more".into() };
+    assert!(nlb.front.delete_route(delete).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (true, false));
+    let reload = ReloadRequest { instance_id: "alb-1".into(), ..Default::default() };
+    assert!(!nlb.front.reload(reload).await.unwrap().into_inner().success);
+    assert_eq!(reloads(&mut nlb).await, (true, false));
 }
 
 #[tokio::test]

@@ -57,6 +57,11 @@ pub struct NotConfirmed {
 }
 
 impl NotConfirmed {
+    /// The ids of the participants that do not have the change.
+    pub fn unaware(&self) -> impl Iterator<Item = &str> {
+        self.overridden.iter().chain(&self.unreached).map(|(instance_id, _)| instance_id.as_str())
+    }
+
     /// The unreached participants as a sentence.
     pub fn note(&self) -> Option<String> {
         let all: Unreached = self.overridden.iter().chain(&self.unreached).cloned().collect();

@@ -1,5 +1,6 @@
 //! The state that handlers share, and the wait until a change is in force.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +31,8 @@ pub struct Control {
     /// The modules that calls are passed on to.
     pub peers: Peers,
     pub scaling: Scaling,
+    /// Where the gRPC server listens.
+    pub address: SocketAddr,
     pub started_at: SystemTime,
     pub configuration: Arc<Configuration>,
     /// The daemon's configuration, for GetNLBStatus.

@@ -22,6 +22,9 @@ use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, instance};
 
+/// The NLB's instance_id in its own status.
+const OWN_ID: &str = "nlb";
+
 const RELOAD_SECONDS: u64 = 30;
 const LONGEST_RELOAD_SECONDS: i32 = 3600;
 
@@ -69,7 +72,9 @@ impl Control {
     fn own_status(&self) -> GetStatusResponse {
         let status = self.nlb_status(GetNlbStatusRequest::default());
         let own = ModuleInstance {
+            instance_id: OWN_ID.to_owned(),
             module_type: ModuleType::Nlb.into(),
+            address: self.address.to_string(),
             health_status: status.status,
             started_at: status.started_at,
             current_connections: signed_32(status.active_connections),
@@ -134,7 +139,8 @@ impl Control {
         })
     }
 
-    /// Reloads an instance; with an empty id every instance.
+    /// Reloads an instance; with an empty id every instance. An instance that the call does not get to is
+    /// asked by the answer to its next heartbeat.
     pub async fn reload_modules(
         self,
         request: ReloadRequest,
@@ -159,7 +165,13 @@ impl Control {
             instance_id: peer.instance_id.clone(),
             ..request.clone()
         };
-        let done = all_done(self.peers.pass_on(peers, call, max_wait, passed_on).await)?;
+        let outcomes = self.peers.pass_on(peers, call, max_wait, passed_on).await;
+        for (instance_id, outcome) in &outcomes {
+            if matches!(outcome, Outcome::Unreachable(_) | Outcome::Unimplemented) {
+                self.registry.request_reload(instance_id);
+            }
+        }
+        let done = all_done(outcomes)?;
         let message = match &done[..] {
             [] => "no module is registered: nothing was reloaded".to_owned(),
             [(id, answer)] => format!("{id}: {}", answer.message),

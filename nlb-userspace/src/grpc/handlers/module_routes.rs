@@ -145,6 +145,7 @@ impl Control {
         };
         let agreement = self.peers.agree(participants, unreached).await?;
         let ((_, revision), missed) = agreement.commit(|| update(Commit::Apply)).await?;
+        missed.unaware().for_each(|instance_id| self.registry.request_reload(instance_id));
         drop(turn);
         self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
@@ -175,6 +176,7 @@ impl Control {
         };
         let agreement = self.peers.agree(participants, unreached).await?;
         let (revision, missed) = agreement.commit(|| delete(Commit::Apply)).await?;
+        missed.unaware().for_each(|instance_id| self.registry.request_reload(instance_id));
         drop(turn);
         self.routes_settled(owner, revision).await?;
         Ok(DeleteRouteResponse { success: true, message: message("deleted", [missed.note()]), error: None })

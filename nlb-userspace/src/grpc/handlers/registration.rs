@@ -202,7 +202,7 @@ impl Control {
             acknowledged: true,
             message,
             server_time: Some(now.wall.into()),
-            should_reload: false,
+            should_reload: self.registry.take_reload(&id),
             should_scale: outcome.asked_for.is_some(),
             instructions: instructions.collect(),
         })

@@ -83,8 +83,15 @@ impl Control {
         let unserved = if by_module { None } else { unserved(&routes, &self.registry.snapshot()) };
         let commit = if request.validate_only { Commit::DryRun } else { Commit::Apply };
         let in_force = routes.len();
-        let (_, revision) =
+        let (changed, revision) =
             self.registry.update_routes(owner, routes, request.replace_all, commit, Now::read())?;
+        if let Owner::Module { instance_id, registration_id: "" } = owner
+            && commit == Commit::Apply
+            && changed > 0
+        {
+            // Anybody may have changed them.
+            self.registry.request_reload(instance_id);
+        }
         let done = match commit {
             Commit::DryRun => "valid; nothing was changed",
             Commit::Apply => {
