@@ -22,7 +22,7 @@ pub fn checked(instance_id: &str, config: HealthCheckConfig) -> RegisterModuleRe
 type Good = (fn(&mut HealthCheckConfig), &'static str, &'static [&'static str]);
 
 const GOOD: &[Good] = &[
-    (|_| {}, "TCP connect every 10s within 2s, down after 3, up after 2", &["10.0.0.1:8080"]),
+    (|_| {}, "TCP connect every 2s within 2s, down after 3, up after 2", &["10.0.0.1:8080"]),
     (
         |c| {
             (c.interval_seconds, c.timeout_seconds) = (1, 1);
@@ -34,18 +34,23 @@ const GOOD: &[Good] = &[
         &["10.0.0.1:9000"],
     ),
     (
+        |c| c.timeout_seconds = 5,
+        "TCP connect every 5s within 5s, down after 3, up after 2",
+        &["10.0.0.1:8080"],
+    ),
+    (
         |c| c.interval_seconds = 1,
         "TCP connect every 1s within 1s, down after 3, up after 2",
         &["10.0.0.1:8080"],
     ),
     (
         |c| c.set_health_check_protocol(Protocol::Redis),
-        "TCP connect every 10s within 2s, down after 3, up after 2",
+        "TCP connect every 2s within 2s, down after 3, up after 2",
         &["10.0.0.1:8080"],
     ),
     (
         |c| c.health_check_path = "/healthz?full=1".into(),
-        "HTTP GET /healthz?full=1 every 10s within 2s, down after 3, up after 2",
+        "HTTP GET /healthz?full=1 every 2s within 2s, down after 3, up after 2",
         &["10.0.0.1:8080"],
     ),
     (
@@ -53,7 +58,7 @@ const GOOD: &[Good] = &[
             c.set_health_check_protocol(Protocol::Http);
             set(c, "expected_status", "204");
         },
-        "HTTP GET / for 204 every 10s within 2s, down after 3, up after 2",
+        "HTTP GET / for 204 every 2s within 2s, down after 3, up after 2",
         &["10.0.0.1:8080"],
     ),
     (
@@ -62,7 +67,7 @@ const GOOD: &[Good] = &[
             set(c, "service", "echo");
             set(c, "owner", "somebody");
         },
-        "gRPC health of echo every 10s within 2s, down after 3, up after 2",
+        "gRPC health of echo every 2s within 2s, down after 3, up after 2",
         &["10.0.0.1:8080"],
     ),
 ];

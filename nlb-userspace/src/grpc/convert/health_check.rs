@@ -9,6 +9,9 @@ use super::validate::{self, FieldViolation};
 use crate::model::Texts;
 use crate::policy::health::{Check, Probe};
 
+/// A module that accepts no connection is found within 4 to 6 s: three failures in a row.
+const INTERVAL: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const LONGEST_SECONDS: i32 = 3600;
 const MOST_IN_A_ROW: i32 = 100;
 const PATH_LENGTH: usize = 1024;
@@ -30,8 +33,9 @@ const KEYS: [(&str, Kind, &str); 3] = [
 ];
 
 pub(crate) fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> {
-    let interval = seconds("interval_seconds", config.interval_seconds)?.unwrap_or(Duration::from_secs(10));
     let timeout = seconds("timeout_seconds", config.timeout_seconds)?;
+    let interval = seconds("interval_seconds", config.interval_seconds)?;
+    let interval = interval.unwrap_or(INTERVAL.max(timeout.unwrap_or_default()));
     if let Some(timeout) = timeout.filter(|timeout| *timeout > interval) {
         let problem = format!(
             "{} is longer than interval_seconds, which is {}; a check has to end before the next one",
@@ -72,7 +76,7 @@ pub(crate) fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> 
         probe,
         port,
         interval,
-        timeout: timeout.unwrap_or(interval.min(Duration::from_secs(2))),
+        timeout: timeout.unwrap_or(interval.min(TIMEOUT)),
         unhealthy_threshold: in_a_row("unhealthy_threshold", config.unhealthy_threshold, 3)?,
         healthy_threshold: in_a_row("healthy_threshold", config.healthy_threshold, 2)?,
     })
