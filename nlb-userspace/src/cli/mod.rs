@@ -81,6 +81,8 @@ enum RemoteCommand {
     Rollback(versions::Rollback),
     /// Stop new flows to a module, and wait until its connections have closed
     Drain(steer::Drain),
+    /// End the registration of a module that no longer serves, at once
+    Remove(steer::Remove),
     /// Add or remove a route
     #[command(subcommand)]
     Route(route::Change),
@@ -148,6 +150,7 @@ async fn ask(command: RemoteCommand, view: &ClientOptions) -> anyhow::Result<Str
         RemoteCommand::Metrics(args) => metrics::list(channel, args, view.output).await,
         RemoteCommand::Load(period) => load::show(channel, period, view.output).await,
         RemoteCommand::Rebalance(rebalance) => load::rebalance(channel, rebalance, view.output).await,
+        RemoteCommand::Remove(remove) => steer::remove(channel, remove, view.output).await,
         RemoteCommand::Drain(drain) => steer::drain(channel, drain, view.output).await,
     };
     asked.with_context(|| format!("the NLB at {}", view.server))

@@ -1,8 +1,8 @@
-//! `nlb weight` and `nlb drain`: which modules get new flows.
+//! `nlb weight`, `nlb drain` and `nlb remove`: which modules get new flows.
 
 use nlb_proto::module_service_client::ModuleServiceClient;
 use nlb_proto::operator_service_client::OperatorServiceClient;
-use nlb_proto::{DrainModuleRequest, ResumeModuleRequest, SetTrafficWeightRequest};
+use nlb_proto::{DrainModuleRequest, RemoveModuleRequest, ResumeModuleRequest, SetTrafficWeightRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -33,6 +33,15 @@ pub(super) struct Drain {
     /// End the drain: the module takes new flows again
     #[arg(long, conflicts_with = "timeout")]
     undo: bool,
+}
+
+#[derive(clap::Args)]
+pub(super) struct Remove {
+    /// The module's instance id
+    instance_id: String,
+    /// Remove it although it serves
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Serialize)]
@@ -100,4 +109,12 @@ pub(super) async fn drain(channel: Channel, drain: Drain, output: Output) -> any
         Output::Json => table::json(&drained),
         Output::Text => Ok(drained.message + "\n"),
     }
+}
+
+pub(super) async fn remove(channel: Channel, remove: Remove, output: Output) -> anyhow::Result<String> {
+    let Remove { instance_id, force } = remove;
+    let request = RemoveModuleRequest { instance_id, force };
+    let response =
+        OperatorServiceClient::new(channel).remove_module(request).await.map_err(rpc_error)?.into_inner();
+    table::message(accepted(response.success, response.message, response.error)?, output)
 }

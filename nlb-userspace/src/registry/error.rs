@@ -69,6 +69,11 @@ pub enum RegistryError {
          prefixes, and the data path checks at most {limit}; remove some"
     )]
     TooManyLimitsMet { met: usize, limit: usize },
+    #[error(
+        "{0:?} has a valid lease, and none of its health signals is UNHEALTHY; drain it first and end it, or force \
+         the removal"
+    )]
+    Serves(String),
     #[error("{0:?} is unregistering; it has to register again to take flows")]
     Leaving(String),
 }

@@ -250,6 +250,12 @@ impl Record {
         }
     }
 
+    /// Whether its lease has expired, or some source reports that it does not serve.
+    pub fn is_dead(&self) -> bool {
+        self.lease_state != LeaseState::Valid
+            || self.signals().by_source().any(|(_, health)| health == Health::Unhealthy)
+    }
+
     /// The signal of a source that gives reasons.
     pub fn signal(&self, source: Source) -> Option<&HealthSignal> {
         match source {

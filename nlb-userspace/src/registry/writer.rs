@@ -135,6 +135,20 @@ impl Registry {
         self.remove(instance_id, epoch).ok_or_else(|| RegistryError::UnknownInstance(instance_id.to_owned()))
     }
 
+    /// Removes a module at once, at an operator's request: one that does not serve or, if forced, any.
+    pub fn evict(&self, instance_id: &str, force: bool) -> Result<u64, RegistryError> {
+        let ((), revision) = self.change(Commit::Apply, |state| {
+            if !force && !state.record(instance_id)?.is_dead() {
+                return Err(RegistryError::Serves(instance_id.to_owned()));
+            }
+            state.record(instance_id)?;
+            state.forget_module(instance_id);
+            Ok(())
+        })?;
+        info!(instance = instance_id, revision, "module removed by an operator");
+        Ok(revision)
+    }
+
     /// Removes the registration of this epoch; `None` if it no longer exists.
     pub fn remove(&self, instance_id: &str, epoch: u64) -> Option<u64> {
         let mut state = self.lock();

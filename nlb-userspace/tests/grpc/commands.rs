@@ -97,6 +97,15 @@ async fn a_drain_is_waited_for_and_undone() {
 }
 
 #[tokio::test]
+async fn a_module_that_serves_is_removed_only_by_force() {
+    let mut nlb = Nlb::start().await;
+    nlb.add(registration("alb-1")).await;
+    assert!(nlb.complains("remove alb-1").await.contains("force"));
+    assert!(nlb.prints("remove alb-1 --force").await.starts_with("alb-1 is removed"));
+    assert!(nlb.complains("remove alb-1").await.contains("is not registered"));
+}
+
+#[tokio::test]
 async fn status_shows_how_it_is() {
     let mut nlb = Nlb::start().await;
     nlb.add(registration("alb-1")).await;

@@ -110,3 +110,42 @@ async fn an_operator_drains_and_resumes() {
     let answer = nlb.operator.resume_module(request).await.unwrap().into_inner();
     assert_eq!(answer.error.unwrap().code(), StatusCode::NotFound);
 }
+
+#[tokio::test]
+async fn an_operator_removes_a_dead_module_at_once() {
+    let mut nlb = Nlb::start().await;
+    let id = nlb.add(registration("alb-1")).await;
+    nlb.count_flows("alb-1", &[4]);
+    let remove = |force| RemoveModuleRequest { instance_id: "alb-1".into(), force };
+    let refused = nlb.operator.remove_module(remove(false)).await.unwrap().into_inner();
+    let error = refused.error.unwrap();
+    assert_eq!(error.code(), StatusCode::Error);
+    assert!(error.message.contains("force"), "{}", error.message);
+
+    // Its flows never close, and an operator's drain does not hide that it is dead.
+    let drain = DrainModuleRequest { instance_id: "alb-1".into(), timeout_seconds: 3600 };
+    let mut operator = nlb.operator.clone();
+    let drained = tokio::spawn(async move { operator.drain_module(drain).await });
+    until(&mut nlb, Some(HealthStatus::Stopping)).await;
+    let refused = nlb.operator.remove_module(remove(false)).await.unwrap().into_inner();
+    assert!(!refused.success, "it drains, and lives");
+    let beat = HeartbeatRequest {
+        instance_id: "alb-1".into(),
+        registration_id: id.clone(),
+        status: HealthStatus::Unhealthy.into(),
+        ..Default::default()
+    };
+    nlb.modules.heartbeat(beat.clone()).await.unwrap();
+    let removed = nlb.operator.remove_module(remove(false)).await.unwrap().into_inner();
+    assert!(removed.success, "{}", removed.message);
+    assert!(nlb.listed("alb-1").await.is_none());
+    assert!(!nlb.maps.dump().contains("10.0.0.1"), "{}", nlb.maps.dump());
+    timeout(Duration::from_secs(10), drained).await.expect("the drain ends with it").unwrap().unwrap();
+    assert_eq!(nlb.modules.heartbeat(beat).await.unwrap_err().code(), tonic::Code::NotFound);
+    let again = nlb.operator.remove_module(remove(true)).await.unwrap().into_inner();
+    assert_eq!(again.error.unwrap().code(), StatusCode::NotFound);
+
+    nlb.add(registration("alb-1")).await;
+    assert!(nlb.operator.remove_module(remove(true)).await.unwrap().into_inner().success);
+    assert!(nlb.listed("alb-1").await.is_none());
+}

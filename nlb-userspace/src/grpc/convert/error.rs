@@ -146,7 +146,7 @@ impl CallError {
                 | RegistryError::NotVip { .. }
                 | RegistryError::ServerIdTaken { .. }
                 | RegistryError::ServerIdLength { .. } => Code::InvalidArgument,
-                RegistryError::Leaving(_) => Code::FailedPrecondition,
+                RegistryError::Serves(_) | RegistryError::Leaving(_) => Code::FailedPrecondition,
             },
         }
     }

@@ -1,6 +1,9 @@
-//! Maintenance: operators drain a module, and end the drain.
+//! Maintenance: operators drain a module, end the drain, and remove a module that is dead.
 
-use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};
+use nlb_proto::{
+    DrainModuleRequest, DrainModuleResponse, RemoveModuleRequest, RemoveModuleResponse, ResumeModuleRequest,
+    ResumeModuleResponse,
+};
 use tokio::time::Instant;
 
 use super::registration::drain_timeout;
@@ -42,6 +45,20 @@ impl Control {
         Ok(ResumeModuleResponse {
             success: true,
             message: format!("{id} takes new flows again"),
+            error: None,
+        })
+    }
+
+    pub async fn remove(&self, request: RemoveModuleRequest) -> Result<RemoveModuleResponse, CallError> {
+        let id = validate::id("instance_id", &request.instance_id)?;
+        let flows = self.traffic.borrow().instance(&id).active_tcp_flows;
+        let revision = self.registry.evict(&id, request.force)?;
+        self.settled(revision).await?;
+        Ok(RemoveModuleResponse {
+            success: true,
+            message: format!(
+                "{id} is removed, and its {flows} TCP flows are cut off; if it still runs, it registers again"
+            ),
             error: None,
         })
     }

@@ -1,7 +1,10 @@
 //! OperatorService, the service that operators call.
 
 use nlb_proto::operator_service_server::OperatorService;
-use nlb_proto::{DrainModuleRequest, DrainModuleResponse, ResumeModuleRequest, ResumeModuleResponse};
+use nlb_proto::{
+    DrainModuleRequest, DrainModuleResponse, RemoveModuleRequest, RemoveModuleResponse, ResumeModuleRequest,
+    ResumeModuleResponse,
+};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::convert::error::answer;
@@ -23,5 +26,13 @@ impl OperatorService for Control {
     ) -> Result<Response<ResumeModuleResponse>, Status> {
         let outcome = self.resume(request.into_inner()).await;
         answer(outcome, refused!(ResumeModuleResponse))
+    }
+
+    async fn remove_module(
+        &self,
+        request: Request<RemoveModuleRequest>,
+    ) -> Result<Response<RemoveModuleResponse>, Status> {
+        let outcome = self.remove(request.into_inner()).await;
+        answer(outcome, refused!(RemoveModuleResponse))
     }
 }

@@ -210,6 +210,7 @@ impl Fleet {
             }
             "DrainModule" => bytes(DrainModuleRequest { instance_id, timeout_seconds: 1 }),
             "ResumeModule" => bytes(ResumeModuleRequest { instance_id }),
+            "RemoveModule" => bytes(RemoveModuleRequest { instance_id, force: true }),
             other => panic!("{other} is new: add a valid request here"),
         }
     }
