@@ -20,11 +20,40 @@ fn ends_by_itself_without_a_failed_request() -> Result<()> {
     let printed = printed(&output);
     ensure!(output.status.success(), "{printed}");
     ensure!(printed.contains(" requests answered, 0 failed"), "{printed}");
-    for module in
-        ["echo-1 v1 weight 100 healthy", "echo-2 v1 weight 100 healthy", "echo-3 v2 weight 50 healthy"]
-    {
-        ensure!(printed.contains(module), "{module} is not shown:\n{printed}");
+    let words = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+    for module in ["echo-1 v1 100 healthy", "echo-2 v1 100 healthy", "echo-3 v2 50 healthy"] {
+        ensure!(words.contains(module), "{module} is not shown:\n{printed}");
     }
+    let hints = |line: &&str| line.starts_with("  ");
+    for line in String::from_utf8_lossy(&output.stdout).lines().filter(|line| !hints(line)) {
+        ensure!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
+    }
+    Ok(())
+}
+
+#[test]
+fn says_why_a_module_has_ended() -> Result<()> {
+    let mut demo = demo("10m")?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut lines = BufReader::new(demo.stdout.take().context("stdout is piped")?).lines();
+    let killed = lines.by_ref().map_while(Result::ok).find_map(|line| {
+        line.trim()
+            .strip_prefix("kill -9 ")
+            .or(line.trim().strip_prefix("sudo kill -9 "))?
+            .parse::<i32>()
+            .ok()
+    });
+    kill(Pid::from_raw(killed.context("the demo shows how to kill a module")?), Signal::SIGKILL)?;
+    let shown: Vec<String> = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .skip_while(|line| !line.starts_with("echo-1 has ended"))
+        .take(2)
+        .collect();
+    ensure!(shown[0] == "echo-1 has ended, signal: 9 (SIGKILL)", "{shown:?}");
+    ensure!(shown[1].starts_with("  its last line: ") && shown[1].contains("registered"), "{shown:?}");
+    kill(Pid::from_raw(demo.id() as i32), Signal::SIGINT)?;
+    lines.for_each(drop);
+    demo.wait()?;
     Ok(())
 }
 
@@ -79,7 +108,7 @@ fn wait_for_traffic(demo: &mut Child) -> Result<()> {
     loop {
         line.clear();
         ensure!(lines.read_line(&mut line)? > 0, "the demo ended before a request was answered");
-        if line.contains(" requests answered, ") && !line.contains("  0 requests answered, ") {
+        if line.contains(" requests answered, ") && !line.contains(" 0 requests answered, ") {
             demo.stdout = Some(lines.into_inner());
             return Ok(());
         }

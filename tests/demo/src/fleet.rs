@@ -1,5 +1,6 @@
 //! The programs of the demo: one NLB and three modules of two versions, in a lab.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,10 +41,16 @@ impl Fleet {
         }
     }
 
-    /// Whether the module's process runs.
-    pub fn runs(&mut self, name: &str) -> bool {
-        let module = self.modules.iter_mut().find(|(module, _)| *module == name);
-        module.is_some_and(|(_, process)| matches!(process.ended(), Ok(None)))
+    /// The modules whose processes have ended, by name: how, and their last line of output.
+    pub fn ended(&mut self) -> BTreeMap<&'static str, (String, String)> {
+        let modules = self.modules.iter_mut().filter_map(|(name, process)| {
+            let how = match process.ended() {
+                Ok(status) => status?.to_string(),
+                Err(error) => format!("{error:#}"),
+            };
+            Some((*name, (how, last_line(&process.output()))))
+        });
+        modules.collect()
     }
 
     /// The output of the programs, for the message when they fail to start.
@@ -63,20 +70,52 @@ impl Fleet {
         let nlb = nlb.strip_prefix(here).unwrap_or(&nlb).display();
         // Processes of the lab belong to root.
         let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
+        // The command's own default.
+        let server = if grpc.port() == 50051 { String::new() } else { format!(" --server {grpc}") };
         let lines = [
-            (format!("{nlb} --server http://{grpc} weight {first} 10"), "change a weight".to_owned()),
-            (format!("{nlb} --server http://{grpc} modules"), "list the modules".to_owned()),
+            (format!("{nlb}{server} weight {first} 10"), "change a weight".to_owned()),
+            (format!("{nlb}{server} modules"), "list the modules".to_owned()),
             (format!("{sudo}kill -9 {}", victim.pid()), format!("kill {first}")),
+            (format!("{nlb}{server} remove {first}"), format!("remove {first}, once it is dead")),
             (format!("{sudo}kill {}", leaver.pid()), format!("drain {drained}, and end it")),
             (format!("tail {}/*.log", self.lab.files().display()), "show the logs".to_owned()),
         ];
-        println!("\nA client sends requests to {VIP4}:80 and [{VIP6}]:80 by TCP and UDP, continuously.");
+        println!("\nA client sends requests to {VIP4}:80 and [{VIP6}]:80, by TCP and UDP.");
         println!("Meanwhile, from another terminal:");
-        let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
         for (command, effect) in lines {
-            println!("  {command:<width$}  {effect}");
+            println!("  # {effect}\n  {command}");
         }
         println!();
         Ok(())
+    }
+}
+
+/// The last line of a log, without its time and colours.
+fn last_line(log: &str) -> String {
+    let Some(line) = log.lines().rev().find(|line| !line.trim().is_empty()) else { return String::new() };
+    let mut plain = String::new();
+    let mut in_sequence = false;
+    for character in line.chars() {
+        match character {
+            '\x1b' => in_sequence = true,
+            _ if in_sequence => in_sequence = !character.is_ascii_alphabetic(),
+            _ => plain.push(character),
+        }
+    }
+    let without_time = plain.split_once(' ').filter(|(time, _)| time.ends_with('Z')).map(|(_, rest)| rest);
+    without_time.unwrap_or(&plain).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_line;
+
+    #[test]
+    fn the_last_line_is_plain() {
+        let log =
+            "first\n\x1b[2m2026-11-30T14:00:00.1Z\x1b[0m \x1b[32m INFO\x1b[0m \x1b[2mnlb\x1b[0m: ready\n\n";
+        assert_eq!(last_line(log), "INFO nlb: ready");
+        assert_eq!(last_line("a panic, with words\n"), "a panic, with words");
+        assert_eq!(last_line(""), "");
     }
 }

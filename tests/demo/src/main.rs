@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval, sleep_until};
 
 use fleet::Fleet;
-use table::Table;
+use table::{Content, Table};
 use traffic::Traffic;
 use view::View;
 
@@ -102,7 +102,13 @@ async fn watch(
         tokio::select! {
             _ = seconds.tick() => {
                 view.refresh().await;
-                table.show(started.elapsed(), view, fleet, &traffic.tally());
+                table.show(&Content {
+                    elapsed: started.elapsed(),
+                    rows: &view.rows(),
+                    ended: &fleet.ended(),
+                    tally: &traffic.tally(),
+                    error: view.error.as_deref(),
+                });
                 fleet.check_nlb()?;
             }
             () = &mut over => return Ok(()),
