@@ -390,6 +390,35 @@ pub const fn local_link(ifindex: u32, vlan: u16) -> u64 {
     ifindex as u64 | (vlan as u64) << 32
 }
 
+/// Which failed redirects are counted: those from devices in the network namespace with this cookie; and
+/// where the kernel's structs have the fields that say so, as offsets in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RedirectFilter {
+    pub cookie: u64,
+    /// `net_device.ifindex`
+    pub dev_ifindex: u32,
+    /// `net_device.nd_net.net`
+    pub dev_net: u32,
+    /// `net.net_cookie`
+    pub net_cookie: u32,
+    pub _pad: u32,
+}
+
+/// The most pairs of an interface and an error that failed redirects are counted by.
+pub const LOST_REDIRECTS: usize = 1024;
+
+/// The key of packets that a redirect to an interface lost, with the kernel's error as a negative number.
+#[inline(always)]
+pub const fn lost_redirect(ifindex: u32, error: i32) -> u64 {
+    ifindex as u64 | (error.unsigned_abs() as u64) << 32
+}
+
+/// The interface and the positive error number of such a key.
+pub const fn lost_redirect_of(key: u64) -> (u32, i32) {
+    (key as u32, (key >> 32) as i32)
+}
+
 /// The interfaces that the map of own MAC addresses has room for.
 const INTERFACE_SLOTS: u32 = 64;
 
@@ -650,6 +679,8 @@ sizes!(
     Settings = 36,
     SnatSource = 24,
     SnatSources = 392,
+    RedirectFilter = 24,
+    Settings = 28,
     crate::sources::Sources = 24,
 );
 
@@ -681,6 +712,7 @@ mod user {
         Limit,
         LimitStats,
         AcceptedMac,
+        RedirectFilter,
         Settings,
         SnatSource,
         SnatSources,

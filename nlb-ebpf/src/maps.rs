@@ -2,13 +2,15 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 use nlb_common::abi::{
     self, ADDRESS_BUCKETS, AcceptedMac, Address, AddressBucket, Backend, BackendStats, CURRENT_ADDRESSES,
     CURRENT_PREFIXES, CURRENT_SERVICES, CURRENT_WORDS, CommonLimits, LIMIT_WINDOWS, Limit, LimitStats,
-    NextHop, Punted, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket, ServiceEntry,
-    TABLE_COPIES, Upcall,
+    NextHop, Punted, RedirectFilter, SERVICE_BUCKETS, SLAB_TABLES, ServerKey, Service, ServiceBucket,
+    ServiceEntry, TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
 use nlb_common::flow::{Bucket, Entry, WAYS};
@@ -184,6 +186,14 @@ static INTERFACE_MACS: Array<u64, { abi::INTERFACE_MACS as usize }, MMAPABLE> = 
 #[btf_map]
 static ACCEPTED_MACS: HashMap<AcceptedMac, u32, { abi::ACCEPTED_MACS }> = HashMap::new();
 
+/// What [`abi::RedirectFilter`] says, while failed redirects are counted.
+#[btf_map]
+static REDIRECTS_OF: Array<RedirectFilter, 1> = Array::new();
+
+/// Packets that were lost because a redirect failed, by [`abi::lost_redirect`].
+#[btf_map]
+static LOST_REDIRECTS: PerCpuHashMap<u64, u64, { abi::LOST_REDIRECTS }> = PerCpuHashMap::new();
+
 /// Tunnel sources that `nlb decap` trusts.
 #[btf_map]
 static DECAP_PEERS: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
@@ -193,6 +203,24 @@ pub fn count(counter: u32) {
     if let Some(count) = VERDICT_STATS.get_ptr_mut(counter) {
         // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
         unsafe { *count += 1 };
+    }
+}
+
+/// Which failed redirects are this daemon's.
+#[inline(always)]
+pub fn redirect_filter() -> Option<&'static RedirectFilter> {
+    REDIRECTS_OF.get(0)
+}
+
+/// Counts packets that were lost with a redirect.
+#[inline(always)]
+pub fn count_lost_redirects(key: u64, packets: u64) {
+    if let Some(count) = LOST_REDIRECTS.get_ptr_mut(key) {
+        // SAFETY: this CPU's own copy, and tracepoints in XDP's path are not interrupted by one another.
+        unsafe { *count += packets };
+    } else {
+        // A full map has room for no further interface.
+        let _ = LOST_REDIRECTS.insert(key, packets, BPF_NOEXIST as u64);
     }
 }
 

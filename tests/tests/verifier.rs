@@ -138,6 +138,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
         other => panic!("this test does not know how to load a program of type {:?}", other.prog_type()),
     }
 }

@@ -7,6 +7,7 @@ pub mod gue;
 pub mod icmp;
 mod inject;
 pub mod quic;
+mod redirects;
 pub mod reject;
 mod tc;
 pub mod too_big;

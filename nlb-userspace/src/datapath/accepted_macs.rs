@@ -97,7 +97,16 @@ mod tests {
     }
 
     fn link(kind: Kind, mac: Mac) -> Link {
-        Link { name: String::new(), mac, mtu: 1500, kind, below: None, controller: None, up: true }
+        Link {
+            name: String::new(),
+            mac,
+            mtu: 1500,
+            kind,
+            below: None,
+            controller: None,
+            up: true,
+            native_xdp: false,
+        }
     }
 
     #[test]

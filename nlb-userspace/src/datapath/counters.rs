@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nlb_common::abi::{BackendStats, LimitStats};
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use nlb_common::abi::{self, BackendStats, LimitStats};
 use nlb_common::flow::{IdleTimes, WAYS};
 use nlb_common::verdict;
 use tokio::sync::watch;
@@ -59,6 +61,8 @@ pub struct Collector {
     /// The counts of each rate limit at the time it got its id, by id and generation: they belong to the id's
     /// former owners.
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
+    /// The names of interfaces that packets were lost to. An interface may be gone when it is read again.
+    names: BTreeMap<u32, String>,
 }
 
 /// A removed backend with its last counts, which include what it counted since the last reading.
@@ -93,6 +97,7 @@ impl Collector {
             backends: BTreeMap::new(),
             departed: Vec::new(),
             limit_offsets: BTreeMap::new(),
+            names: BTreeMap::new(),
         }
     }
 
@@ -144,6 +149,7 @@ impl Collector {
             traffic.limits.insert(name.clone(), counts);
         }
         traffic.service_flows = flows.by_service;
+        traffic.lost_redirects = self.lost_redirects()?;
         Ok(traffic)
     }
 
@@ -180,6 +186,20 @@ impl Collector {
             reply_bytes: own.reply_bytes,
             resets: own.resets,
         }
+    }
+
+    fn lost_redirects(&mut self) -> anyhow::Result<BTreeMap<(String, String), u64>> {
+        let mut lost = BTreeMap::new();
+        for (key, packets) in self.readings.lost_redirects()? {
+            let (ifindex, error) = abi::lost_redirect_of(key);
+            let name = self.names.entry(ifindex).or_insert_with(|| {
+                if_indextoname(ifindex)
+                    .map_or_else(|_| ifindex.to_string(), |name| name.to_string_lossy().into_owned())
+            });
+            let error = format!("{:?}", Errno::from_raw(error));
+            *lost.entry((name.clone(), error)).or_default() += packets;
+        }
+        Ok(lost)
     }
 
     /// What a rate limit counted since it got its id.

@@ -20,6 +20,7 @@ use super::accepted_macs::AcceptedMacs;
 use super::link::{self, Kind, Link};
 use super::loader::{Balancer, XdpAttachment};
 use super::netlink::Netlink;
+use super::veth_peer;
 use crate::config::XdpMode;
 use crate::model::reachability::{Locality, Reach, Unreachable};
 
@@ -86,7 +87,14 @@ pub(crate) struct Attachments {
     mode: XdpMode,
     /// Whether the program was loaded in the form that sends to veths.
     veths: bool,
-    served: BTreeMap<String, (u32, XdpAttachment)>,
+    served: BTreeMap<String, Served>,
+}
+
+/// An interface with the balancer.
+struct Served {
+    ifindex: u32,
+    mode: XdpMode,
+    _attachment: XdpAttachment,
 }
 
 impl Attachments {
@@ -94,7 +102,7 @@ impl Attachments {
     /// ingress serves.
     pub(crate) fn new(
         interfaces: XdpInterfaces,
-        mut balancer: Balancer,
+        balancer: Balancer,
         mut macs: AcceptedMacs,
         mode: XdpMode,
         links: &HashMap<u32, Link>,
@@ -102,8 +110,10 @@ impl Attachments {
     ) -> anyhow::Result<(Self, BTreeMap<String, Option<XdpMode>>)> {
         let veths = interfaces.any_veth(links)?;
         macs.update(|link| interfaces.include(link), links, addresses)?;
-        let (mut served, mut modes) = (BTreeMap::new(), BTreeMap::new());
-        for name in interfaces.0.iter() {
+        let mut attachments =
+            Attachments { interfaces, balancer, macs, mode, veths, served: BTreeMap::new() };
+        let mut modes = BTreeMap::new();
+        for name in attachments.interfaces.clone().0.iter() {
             let ifindex = link::suitable(name, links)?;
             if has_vnet_hdr(ifindex, links) {
                 ensure!(
@@ -114,31 +124,39 @@ impl Attachments {
                 modes.insert(name.clone(), None);
                 continue;
             }
-            let (attached, came_to) = attach(&mut balancer, ifindex, mode, links)?;
-            served.insert(name.clone(), (ifindex, attached));
-            modes.insert(name.clone(), Some(came_to));
+            let served = attach(&mut attachments.balancer, ifindex, mode, links)?;
+            attachments.served.insert(name.clone(), served);
         }
-        let in_generic_mode = modes.iter().find(|(_, came_to)| **came_to == Some(XdpMode::Generic));
-        if let Some((generic, _)) = in_generic_mode
-            && modes.values().any(|came_to| *came_to == Some(XdpMode::Native))
-        {
-            warn!(
-                "{generic} has no native XDP, so generic mode is used on all interfaces: what native XDP redirects to such an \
-                 interface is lost"
-            );
-            // The kernel refuses a second attachment.
-            let again: Vec<(String, u32)> =
-                std::mem::take(&mut served).into_iter().map(|(name, (ifindex, _))| (name, ifindex)).collect();
-            for (name, ifindex) in again {
-                let (attached, came_to) = attach(&mut balancer, ifindex, XdpMode::Generic, links)?;
-                modes.insert(name.clone(), Some(came_to));
-                served.insert(name, (ifindex, attached));
-            }
+        attachments.unify_modes(links)?;
+        modes.extend(attachments.served.iter().map(|(name, served)| (name.clone(), Some(served.mode))));
+        for Served { ifindex, mode, .. } in attachments.served.values() {
+            veth_peer::check(*ifindex, *mode == XdpMode::Native, links);
         }
-        // An interface that returns is served in the mode of the others.
-        let is_generic = modes.values().any(|came_to| *came_to == Some(XdpMode::Generic));
-        let mode = if is_generic { XdpMode::Generic } else { mode };
-        Ok((Attachments { interfaces, balancer, macs, mode, veths, served }, modes))
+        Ok((attachments, modes))
+    }
+
+    /// Uses generic mode on all interfaces if one of them has no other. An interface that returns is then
+    /// served in that mode, too.
+    fn unify_modes(&mut self, links: &HashMap<u32, Link>) -> anyhow::Result<()> {
+        let generic = self.served.iter().find(|(_, served)| served.mode == XdpMode::Generic);
+        let Some((generic, _)) = generic else { return Ok(()) };
+        self.mode = XdpMode::Generic;
+        if self.served.values().all(|served| served.mode == XdpMode::Generic) {
+            return Ok(());
+        }
+        warn!(
+            "{generic} has no native XDP, so generic mode is used on all interfaces: what native XDP redirects to such an \
+             interface is lost"
+        );
+        // The kernel refuses a second attachment.
+        let before = std::mem::take(&mut self.served);
+        let again: Vec<(String, u32)> =
+            before.into_iter().map(|(name, served)| (name, served.ifindex)).collect();
+        for (name, ifindex) in again {
+            let served = attach(&mut self.balancer, ifindex, XdpMode::Generic, links)?;
+            self.served.insert(name, served);
+        }
+        Ok(())
     }
 
     /// Attaches again to interfaces that return, and keeps their accepted MAC addresses, for as long as the
@@ -163,7 +181,7 @@ impl Attachments {
     /// that were.
     fn compare(&mut self, links: &HashMap<u32, Link>, logged: &mut BTreeMap<String, String>) {
         let interfaces = &self.interfaces;
-        self.served.retain(|name, (ifindex, _)| {
+        self.served.retain(|name, Served { ifindex, .. }| {
             links.get(ifindex).is_some_and(|link| link.name == *name && interfaces.include(link))
         });
         for name in self.interfaces.0.iter() {
@@ -182,13 +200,13 @@ impl Attachments {
                     self.veths || !link::has_veth(ifindex, links),
                     "it is a veth now or has one as its port, and the program was loaded without support for veths; restart the NLB"
                 );
-                let (attached, _) = attach(&mut self.balancer, ifindex, self.mode, links)?;
-                Ok((ifindex, attached))
+                attach(&mut self.balancer, ifindex, self.mode, links)
             });
             match attached {
-                Ok(attached) => {
+                Ok(served) => {
                     logged.remove(name);
-                    self.served.insert(name.clone(), attached);
+                    veth_peer::check(served.ifindex, served.mode == XdpMode::Native, links);
+                    self.served.insert(name.clone(), served);
                     warn!("{name} is back and served again");
                 }
                 Err(error) => {
@@ -200,6 +218,10 @@ impl Attachments {
                 }
             }
         }
+        // Interfaces that this leaves without the program are served again at the next look.
+        if let Err(error) = self.unify_modes(links) {
+            warn!("cannot use generic mode on all interfaces: {error:#}");
+        }
     }
 }
 
@@ -208,9 +230,9 @@ fn attach(
     ifindex: u32,
     mode: XdpMode,
     links: &HashMap<u32, Link>,
-) -> anyhow::Result<(XdpAttachment, XdpMode)> {
+) -> anyhow::Result<Served> {
     let link = links.get(&ifindex).context("the link is gone")?;
-    let (served, came_to) = balancer.attach(ifindex, &link.name, mode)?;
+    let (attachment, came_to) = balancer.attach(ifindex, &link.name, mode)?;
     // The kernel merges packets that a port receives (GRO) before generic XDP runs, unless the program is
     // attached to the port itself. The stack could split them and finish their checksums, and XDP cannot.
     if came_to == XdpMode::Generic
@@ -228,7 +250,7 @@ fn attach(
             );
         }
     }
-    Ok((served, came_to))
+    Ok(Served { ifindex, mode: came_to, _attachment: attachment })
 }
 
 fn has_vnet_hdr(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
@@ -245,8 +267,16 @@ mod tests {
     fn a_named_interface_is_local_only_if_it_has_a_vnet_hdr() {
         let interfaces = XdpInterfaces::new(&["eth0".to_owned()]);
         let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
-        let link =
-            |name: &str, kind| Link { name: name.to_owned(), mac, mtu, kind, below, controller, up: true };
+        let link = |name: &str, kind| Link {
+            name: name.to_owned(),
+            mac,
+            mtu,
+            kind,
+            below,
+            controller,
+            up: true,
+            native_xdp: false,
+        };
         assert!(
             interfaces.is_local(&link("br0", Kind::Bridge))
                 && interfaces.is_local(&link("veth0", Kind::Veth))

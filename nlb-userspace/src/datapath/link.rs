@@ -14,12 +14,14 @@ pub(crate) struct Link {
     pub mac: Mac,
     pub mtu: u32,
     pub kind: Kind,
-    /// The link that this one is stacked on, if that is in this network namespace.
+    /// The link that this one is stacked on, or a veth's other end, if that is in this network namespace.
     pub below: Option<u32>,
     /// The bridge or bond that this link is a port of.
     pub controller: Option<u32>,
     /// It is set up (`ip link set up`).
     pub up: bool,
+    /// An XDP program is attached to its driver.
+    pub native_xdp: bool,
 }
 
 /// The kind of a link, as far as the balancer distinguishes them.
@@ -174,7 +176,16 @@ mod tests {
 
     fn link(name: &str, kind: Kind) -> Link {
         let (below, controller) = (None, None);
-        Link { name: name.to_owned(), mac: Mac::NONE, mtu: 1500, kind, below, controller, up: true }
+        Link {
+            name: name.to_owned(),
+            mac: Mac::NONE,
+            mtu: 1500,
+            kind,
+            below,
+            controller,
+            up: true,
+            native_xdp: false,
+        }
     }
 
     fn stacked(name: &str, kind: Kind, below: u32) -> Link {

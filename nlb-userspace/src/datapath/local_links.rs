@@ -110,6 +110,7 @@ mod tests {
             below,
             controller,
             up: true,
+            native_xdp: false,
         };
         let links = HashMap::from([
             (2, link(Kind::Other, None, None)),

@@ -20,6 +20,7 @@ pub(crate) mod pending;
 pub mod punted;
 pub(crate) mod route_watcher;
 pub(crate) mod tunnel_errors;
+mod veth_peer;
 
 use std::sync::Arc;
 
@@ -97,6 +98,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     };
     let mut datapath = Datapath::load(&load_config)?;
     datapath.load_tc_ingress()?;
+    datapath.count_lost_redirects();
     let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
     let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
     let (punted, paths) = (bpf::punted(&mut datapath.bpf)?, FragmentPaths::take(&mut datapath.bpf)?);

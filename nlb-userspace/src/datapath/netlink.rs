@@ -11,7 +11,7 @@ use nlb_common::net::Mac;
 use rtnetlink::packet_core::Nla as _;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -163,6 +163,7 @@ fn parse_link(message: LinkMessage) -> Link {
         below: None,
         controller: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        native_xdp: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -172,6 +173,9 @@ fn parse_link(message: LinkMessage) -> Link {
             LinkAttribute::Link(ifindex) => link.below = Some(ifindex),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::Controller(ifindex) => link.controller = Some(ifindex),
+            LinkAttribute::Xdp(programs) => {
+                link.native_xdp = programs.iter().any(|program| matches!(program, LinkXdp::DrvProgId(_)));
+            }
             LinkAttribute::LinkInfo(details) => {
                 link.kind = kind(&details);
             }

@@ -21,6 +21,9 @@ pub struct Traffic {
     pub unrecorded: u64,
     /// Packets without a service that should have raised an upcall, and did not.
     pub unasked: u64,
+    /// Packets that the data path counted as sent, and the kernel could not redirect: by interface and by the
+    /// kernel's error, such as `EOPNOTSUPP`.
+    pub lost_redirects: BTreeMap<(String, String), u64>,
 }
 
 /// Counts of one backend, or of several added up.

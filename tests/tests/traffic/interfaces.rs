@@ -101,6 +101,92 @@ fn native_and_generic_mode_are_not_mixed() -> Result<()> {
     Ok(())
 }
 
+/// An interface that returns without native XDP has generic mode only, and the others could run in native
+/// mode.
+#[test]
+fn modes_are_not_mixed_by_an_interface_that_returns() -> Result<()> {
+    let fleet = Fleet::start(Lab::two_arm(1, 2, DefaultRoute::Nlb)?, Mode::Nat, &[100, 100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    let mac = nlb.mac("eth1")?;
+    nlb.ip(&["link", "set", "eth1", "down"])?;
+    nlb.ip(&["link", "set", "eth1", "name", "port1"])?;
+    wait_for_log(&fleet, "eth1 is gone", 1)?;
+    nlb.ip(&["address", "flush", "dev", "port1"])?;
+    nlb.ip(&["link", "add", "eth1", "address", &mac, "type", "bridge"])?;
+    nlb.ip(&["link", "set", "port1", "master", "eth1", "up"])?;
+    nlb.ip(&["link", "set", "eth1", "up"])?;
+    nlb.add_address("eth1", [10, 77, 1, 1].into(), 24)?;
+    nlb.add_address("eth1", [0xfd77, 0, 0, 1, 0, 0, 0, 1].into(), 64)?;
+    offload(&fleet.lab.nlb, "port1", &["gro", "off"])?;
+    wait_for_log(&fleet, "eth1 has no native XDP, so generic mode is used on all interfaces", 1)?;
+    fleet.wait_for(2)?;
+    serves(&fleet.lab.clients[0], 20_000)
+}
+
+/// A veth takes redirected packets only while its other end has GRO or an XDP program.
+#[test]
+fn failed_redirects_are_counted_and_logged_with_the_remedy() -> Result<()> {
+    let fleet = Fleet::start(Lab::one_arm(1, 1)?, Mode::Nat, &[100], &[])?;
+    let client = &fleet.lab.clients[0];
+    serves(client, 20_000)?;
+    let other_end =
+        |gro| output(fleet.lab.switch().command("ethtool").args(["-K", "lan-nlb", "gro", gro])).map(drop);
+    ensure!(lost_redirects(&fleet)? == 0);
+    other_end("off")?;
+    on(client, || async {
+        let unanswered = timeout(Duration::from_millis(200), Connection::open(vips()[0])).await;
+        ensure!(unanswered.is_err(), "packets get through, so this test shows nothing");
+        Ok(())
+    })?;
+    wait_for_log(&fleet, "redirected to eth0 are lost (E", 1)?;
+    wait_for_log(&fleet, "`ethtool -K <its other end> gro on`", 1)?;
+    fleet.wait_until("they are counted", |_| lost_redirects(&fleet).is_ok_and(|lost| lost > 0))?;
+    other_end("on")?;
+    serves(client, 21_000)?;
+    let lost = lost_redirects(&fleet)?;
+    serves(client, 22_000)?;
+    ensure!(lost_redirects(&fleet)? == lost, "packets that arrive count as lost");
+    Ok(())
+}
+
+/// Packets that a redirect to `eth0` lost.
+fn lost_redirects(fleet: &Fleet) -> Result<u64> {
+    let rows = fleet.nlb(&["metrics", "--output", "json", "nlb_lost_redirects_total"])?;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&rows)?;
+    let of_eth0 = rows.iter().filter(|row| row["labels"]["interface"] == "eth0");
+    Ok(of_eth0.filter_map(|row| row["value"].as_f64()).sum::<f64>() as u64)
+}
+
+#[test]
+fn settings_that_a_veths_other_end_lacks_are_logged() -> Result<()> {
+    let lab = Lab::one_arm(1, 0)?;
+    let nlb = &lab.nlb.netns;
+    for (near, far) in [("near0", "far0"), ("near1", "far1")] {
+        nlb.ip(&["link", "add", near, "type", "veth", "peer", "name", far])?;
+        nlb.ip(&["link", "set", near, "up"])?;
+        nlb.ip(&["link", "set", far, "up"])?;
+    }
+    offload(&lab.nlb, "far0", &["gro", "off", "tx", "on"])?;
+    offload(&lab.nlb, "far1", &["gro", "on", "tx", "off"])?;
+    let mut nlb = programs::serve(&lab, "eth0,near0,near1", &LEASE)?;
+    let file = nlb.log().to_owned();
+    nlb.wait_until("it serves", MAX_WAIT, || {
+        std::fs::read_to_string(&file).is_ok_and(|log| log.contains("serving on"))
+    })?;
+    let log = nlb.output();
+    for expected in [
+        "packets that XDP redirects to near0 are lost: far0",
+        "`ethtool -K far0 gro on`",
+        "packets from far0, the other end of near0, have unfinished checksums",
+        "`ethtool -K far0 tx off`",
+        "eth0 is a veth, and its other end is in another network namespace",
+    ] {
+        ensure!(log.contains(expected), "{expected}: {log}");
+    }
+    ensure!(!log.contains("far1"), "{log}");
+    Ok(())
+}
+
 #[test]
 fn bridge_to_other_hosts_is_served_in_generic_mode() -> Result<()> {
     for mode in [Mode::Nat, Mode::DsrL2, Mode::DsrIpip] {

@@ -87,6 +87,7 @@ const LINTS: &[Lint] = &[
             "nlb-common/src/frame.rs",
             "nlb-userspace/src/datapath/maps/",
             "nlb-userspace/src/datapath/punted.rs",
+            "nlb-userspace/src/datapath/veth_peer.rs",
             "tests/bench/baselines/src/",
         ],
         words: &["unsafe"],

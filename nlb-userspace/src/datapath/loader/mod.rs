@@ -2,6 +2,8 @@
 
 mod clock;
 mod errors;
+mod kernel_types;
+mod lost_redirects;
 mod object;
 
 use std::fs;
@@ -122,6 +124,17 @@ impl Datapath {
         }
         self._program_arrays.push(programs);
         Ok(())
+    }
+
+    /// Has the packets counted that the kernel cannot redirect. The NLB works without that, so a failure is
+    /// logged. As above, this has to come before a caller takes maps.
+    pub(super) fn count_lost_redirects(&mut self) {
+        if let Err(error) = lost_redirects::attach(&mut self.bpf) {
+            warn!(
+                "packets that the kernel cannot redirect count as sent, and are not counted as lost \
+                 (nlb_lost_redirects_total): {error:#}"
+            );
+        }
     }
 
     /// Loads the decapsulator for dsr-ipip, and for gue on this UDP port.

@@ -8,10 +8,10 @@ use std::ops::Add;
 use anyhow::{Context, anyhow};
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use nlb_common::abi::{
     self, Address, Backend, BackendStats, CommonLimits, FragmentEntry, FragmentKey, LIMIT_WINDOWS, Limit,
-    LimitStats, ServerKey, Service,
+    LimitStats, RedirectFilter, ServerKey, Service,
 };
 use nlb_common::flow::Bucket;
 use nlb_common::maglev;
@@ -233,6 +233,7 @@ pub struct Readings {
     pub exits: PerCpuArray<MapData, u64>,
     pub backends: PerCpuArray<MapData, BackendStats>,
     pub limits: PerCpuArray<MapData, LimitStats>,
+    lost_redirects: PerCpuHashMap<MapData, u64, u64>,
     pub flows: Shared<Bucket>,
 }
 
@@ -243,6 +244,7 @@ impl Readings {
             exits: take(bpf, "VERDICT_STATS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,
             limits: take(bpf, "LIMIT_STATS")?.try_into()?,
+            lost_redirects: take(bpf, "LOST_REDIRECTS")?.try_into()?,
             flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
         })
     }
@@ -250,6 +252,12 @@ impl Readings {
     /// The counters, summed over the CPUs.
     pub fn counters(&self) -> anyhow::Result<Vec<u64>> {
         (0..COUNTERS).map(|index| Ok(self.exits.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    /// Packets that were lost with a redirect, by [`abi::lost_redirect`].
+    pub fn lost_redirects(&self) -> anyhow::Result<Vec<(u64, u64)>> {
+        let rows = self.lost_redirects.iter().map(|row| row.map(|(key, cpus)| (key, cpus.iter().sum())));
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// A backend's counts, summed over the CPUs.
@@ -301,6 +309,13 @@ impl FragmentPaths {
             let _ = self.0.remove(key);
         }
     }
+}
+
+/// Says which failed redirects are counted, before their programs are attached.
+pub(crate) fn set_redirect_filter(bpf: &mut Ebpf, filter: RedirectFilter) -> anyhow::Result<()> {
+    // Taken maps are closed when they are dropped, and the programs have yet to be loaded.
+    let map = bpf.map_mut("REDIRECTS_OF").context("the eBPF object has no map REDIRECTS_OF")?;
+    Array::try_from(map)?.set(0, filter, 0).context("REDIRECTS_OF")
 }
 
 /// The tunnel sources that `nlb decap` trusts.

@@ -172,6 +172,12 @@ pub static EXITS: Family = &[counter(
     "Packets that the XDP program saw, by verdict and reason.",
 )];
 
+pub static LOST_REDIRECTS: Family = &[counter(
+    "nlb_lost_redirects_total",
+    &["interface", "error"],
+    "Packets that count as sent, and that the kernel could not redirect to the interface, by its error.",
+)];
+
 pub static SERVICES: Family = &[gauge(
     "nlb_service_active_flows",
     &["vip", "port", "protocol"],
@@ -292,6 +298,7 @@ pub static NLB: Family = &[
 pub static FAMILIES: &[&Family] = &[
     &NLB,
     &EXITS,
+    &LOST_REDIRECTS,
     &ALL,
     &SERVICES,
     &MODULES,

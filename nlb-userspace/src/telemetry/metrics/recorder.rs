@@ -113,6 +113,10 @@ impl Sources {
         rows.extend(traffic.exits.iter().map(|((verdict, reason), packets)| {
             (Subject::Exit { verdict, reason }, Row::from_slice(&[*packets]))
         }));
+        rows.extend(traffic.lost_redirects.iter().map(|((interface, error), packets)| {
+            let subject = Subject::LostRedirects { interface: interface.clone(), error: error.clone() };
+            (subject, Row::from_slice(&[*packets]))
+        }));
         rows.extend(traffic.service_flows.iter().map(|((vip, port, l4), flows)| {
             (Subject::Service { vip: *vip, port: *port, l4: *l4 }, Row::from_slice(&[*flows]))
         }));

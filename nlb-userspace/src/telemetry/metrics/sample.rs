@@ -19,6 +19,11 @@ pub enum Subject {
         verdict: &'static str,
         reason: &'static str,
     },
+    /// Failed redirects to an interface.
+    LostRedirects {
+        interface: String,
+        error: String,
+    },
     /// Flows of all modules together.
     All,
     Service {
@@ -59,6 +64,7 @@ impl Subject {
         match self {
             Subject::Nlb => catalogue::NLB,
             Subject::Exit { .. } => catalogue::EXITS,
+            Subject::LostRedirects { .. } => catalogue::LOST_REDIRECTS,
             Subject::All => catalogue::ALL,
             Subject::Service { .. } => catalogue::SERVICES,
             Subject::Modules { .. } => catalogue::MODULES,
@@ -77,6 +83,9 @@ impl Subject {
             Subject::Nlb | Subject::All => Vec::new(),
             Subject::Exit { verdict, reason } => {
                 vec![("verdict", verdict.to_string()), ("reason", reason.to_string())]
+            }
+            Subject::LostRedirects { interface, error } => {
+                vec![("interface", interface.clone()), ("error", error.clone())]
             }
             Subject::Service { vip, port, l4 } => {
                 vec![("vip", vip.to_string()), ("port", port.to_string()), ("protocol", l4.to_string())]
@@ -117,6 +126,7 @@ impl Subject {
             | Subject::Report { instance_id } => instance_id.capacity(),
             Subject::Backend { instance_id, route_id, .. } => instance_id.capacity() + route_id.capacity(),
             Subject::RateLimit { limit_id } => limit_id.capacity(),
+            Subject::LostRedirects { interface, error } => interface.capacity() + error.capacity(),
             _ => 0,
         }
     }
@@ -154,6 +164,7 @@ mod tests {
         for subject in [
             Subject::Nlb,
             Subject::Exit { verdict: "drop", reason: "loop" },
+            Subject::LostRedirects { interface: "eth0".into(), error: "ENXIO".into() },
             Subject::All,
             Subject::Service { vip: "192.0.2.1".parse().unwrap(), port: 80, l4: L4::Tcp },
             Subject::Modules { module_type: ModuleType::Alb, health: Health::Healthy },
