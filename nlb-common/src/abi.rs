@@ -134,6 +134,9 @@ impl Service {
     pub const REJECT: u16 = 2;
     /// Connection ids of QUIC may name the backend. TCP services do not have this flag.
     pub const QUIC: u16 = 4;
+    /// Only routes for every port cover the service's port. If the VIP is an address of this host, they leave
+    /// protected ports and the host's own connections to it.
+    pub const EVERY_PORT: u16 = 8;
 }
 
 /// The key of a backend that connection ids of QUIC name.
@@ -419,6 +422,18 @@ pub const fn lost_redirect_of(key: u64) -> (u32, i32) {
     (key as u32, (key >> 32) as i32)
 }
 
+/// The most addresses of this host.
+pub const HOST_ADDRESSES: usize = 4096;
+
+/// The length of the bitmap of protected ports, in words.
+pub const PORT_WORDS: u32 = 1024;
+
+/// The word and the bit of a port in that bitmap.
+#[inline(always)]
+pub const fn port_bit(port: Be16) -> (u32, u64) {
+    (port.get() as u32 / 64, 1 << (port.get() % 64))
+}
+
 /// The interfaces that the map of own MAC addresses has room for.
 const INTERFACE_SLOTS: u32 = 64;
 
@@ -680,7 +695,6 @@ sizes!(
     SnatSource = 24,
     SnatSources = 392,
     RedirectFilter = 24,
-    Settings = 28,
     crate::sources::Sources = 24,
 );
 

@@ -89,6 +89,9 @@ reasons! {
         /// To a MAC address that the interface does not accept: a switch sends frames to every port while it
         /// does not know the port of an address.
         OtherHost = "other_host",
+        /// To an address of this host that is a VIP, and to a protected port or part of the host's own
+        /// connection, although a route for every port covers it.
+        Host = "host",
     }
 }
 

@@ -12,7 +12,7 @@ use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::{self, NatTuple, nat_tuple, nlb_record_flow};
 use crate::snat_port::Search;
-use crate::{clock, quic_cid, rate_limit, snat_port};
+use crate::{clock, host, quic_cid, rate_limit, snat_port};
 
 /// The forwarding decision for a client's packet: the backend that its connection id names; else the recorded
 /// one if it still takes the flow; else a newly selected one. A flow without an entry is recorded.
@@ -55,6 +55,9 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
         return Ok(lookup.decision(state, backend));
     }
 
+    if service.flags & Service::EVERY_PORT != 0 {
+        host::check_taken(packet, ip, segment, vip.id)?;
+    }
     check_source(packet, ip)?;
     let backend_id = choose(vip, service_id, service, ip, lookup.hash, named)?;
     let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;

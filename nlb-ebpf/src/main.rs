@@ -7,6 +7,7 @@ mod clock;
 mod flow;
 mod forward;
 mod fragment_cache;
+mod host;
 mod ipv6_ext;
 mod maps;
 mod next_hop;

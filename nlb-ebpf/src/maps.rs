@@ -186,6 +186,14 @@ static INTERFACE_MACS: Array<u64, { abi::INTERFACE_MACS as usize }, MMAPABLE> = 
 #[btf_map]
 static ACCEPTED_MACS: HashMap<AcceptedMac, u32, { abi::ACCEPTED_MACS }> = HashMap::new();
 
+/// This host's addresses.
+#[btf_map]
+static HOST_ADDRESSES: HashMap<Addr, u32, { abi::HOST_ADDRESSES }> = HashMap::new();
+
+/// The ports of its addresses that routes for every port leave to it, by [`abi::port_bit`].
+#[btf_map]
+static PROTECTED_PORTS: Array<u64, { abi::PORT_WORDS as usize }> = Array::new();
+
 /// What [`abi::RedirectFilter`] says, while failed redirects are counted.
 #[btf_map]
 static REDIRECTS_OF: Array<RedirectFilter, 1> = Array::new();
@@ -204,6 +212,18 @@ pub fn count(counter: u32) {
         // SAFETY: this CPU's own copy, and an XDP program is not interrupted by another.
         unsafe { *count += 1 };
     }
+}
+
+#[inline(always)]
+pub fn is_host_address(addr: Addr) -> bool {
+    // SAFETY: the value is not read.
+    on_stack(addr.words(), |key: &Addr| unsafe { HOST_ADDRESSES.get(key) }.is_some())
+}
+
+#[inline(always)]
+pub fn is_protected(port: Be16) -> bool {
+    let (word, bit) = abi::port_bit(port);
+    PROTECTED_PORTS.get(word).is_some_and(|word| word & bit != 0)
 }
 
 /// Which failed redirects are this daemon's.

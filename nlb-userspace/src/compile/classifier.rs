@@ -55,6 +55,8 @@ pub(crate) struct Service<'a> {
     /// Candidates that QUIC connection ids may name, also those without new flows, which may have older
     /// connections.
     pub named: BTreeMap<Server, &'a Candidate<'a>>,
+    /// No module's or operator's route names the port: routes for every port cover it, or a learned one.
+    pub every_port: bool,
 }
 
 /// The rows that the sources of these services take: one for each prefix of a service.
@@ -96,6 +98,7 @@ pub(crate) fn services<'a>(
             let candidates = own.iter().chain(for_every_port.into_iter().flatten()).copied();
             services.push(Service {
                 key: ServiceKey { vip: *vip, port: *port, l4: *l4 },
+                every_port: port.is_none() || own.iter().all(|candidate| candidate.owner == Owner::Learned),
                 named: if *l4 == L4::Udp { named(candidates.clone()) } else { BTreeMap::new() },
                 pools: pools(candidates),
             });

@@ -267,6 +267,9 @@ impl MapImage {
         if by_source {
             row.flags |= abi::Service::BY_SOURCE;
         }
+        if service.every_port {
+            row.flags |= abi::Service::EVERY_PORT;
+        }
         if desired.reject {
             row.flags |= abi::Service::REJECT;
         }

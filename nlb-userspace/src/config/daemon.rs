@@ -2,6 +2,7 @@
 
 use anyhow::{anyhow, bail, ensure};
 use nlb_common::gue;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     /// Destination MAC addresses that interfaces accept beside their own.
     pub accept_mac: Vec<AcceptMac>,
+    /// Ports that routes for every port leave to this host.
+    pub protected_ports: BTreeSet<u16>,
     pub grpc: SocketAddr,
     pub snat_ports: RangeInclusive<u16>,
     pub snat_addresses: SnatAddresses,
@@ -129,6 +132,7 @@ impl Options {
             interfaces,
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             accept_mac,
+            protected_ports: self.protected_ports.map_or([22, 68, 546].into(), BTreeSet::from_iter),
             grpc: self.grpc.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 50051))),
             snat_ports: self.snat_ports.map_or(1024..=32_767, |ports| ports.0),
             snat_addresses: SnatAddresses::new(self.snat_address.unwrap_or_default())
@@ -165,6 +169,13 @@ impl Options {
     }
 }
 
+impl Config {
+    /// The protected ports, and the daemon's own.
+    pub fn kept_ports(&self) -> BTreeSet<u16> {
+        self.protected_ports.iter().copied().chain([self.grpc.port()]).collect()
+    }
+}
+
 /// Whether the kernel accepts the name.
 fn is_interface_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
@@ -184,6 +195,7 @@ impl From<&Config> for Options {
             vip: Some(registry.vips.nets().map(Net).collect()),
             xdp_mode: Some(config.xdp_mode),
             accept_mac: Some(config.accept_mac.clone()),
+            protected_ports: Some(config.protected_ports.iter().copied().collect()),
             grpc: Some(config.grpc),
             forward_mode: Some(registry.forward_mode.into()),
             snat_ports: Some(Ports(config.snat_ports.clone())),

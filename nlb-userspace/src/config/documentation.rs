@@ -17,11 +17,12 @@ const END: &str = "\n<!-- end of settings -->\n";
 const COMMAND: &str = "BLESS=1 cargo test --package nlb --lib settings_are_documented";
 
 /// The section of the manual about a setting.
-const MORE: [(&str, &str); 15] = [
+const MORE: [(&str, &str); 16] = [
     ("state_dir", "contract.md#what-outlives-the-daemon"),
     ("ignore_state", "contract.md#the-state-file"),
     ("iface", "interfaces.md#what-may-be-named"),
     ("accept_mac", "interfaces.md#destination-mac-addresses"),
+    ("protected_ports", "datapath.md#row-38-this-hosts-own-traffic"),
     ("forward_mode", "contract.md#forward-mode"),
     ("snat_ports", "datapath.md#the-choice-of-a-port"),
     ("snat_address", "datapath.md#source-addresses"),
@@ -113,7 +114,12 @@ fn help_texts_name_the_defaults_in_force() {
     for arg in arguments() {
         let default = default(&arg);
         match (in_force.get(arg.get_id().as_str()), arg.get_id().as_str()) {
-            (Some(Value::Array(_)), _) => assert_eq!(default, None, "{arg}"),
+            // There is no default for it.
+            (Some(Value::Array(_)), "iface") => assert_eq!(default, None),
+            (Some(Value::Array(values)), _) => {
+                let values: Vec<String> = values.iter().map(Value::to_string).collect();
+                assert_eq!(default, (!values.is_empty()).then(|| values.join(",")), "{arg}");
+            }
             (Some(Value::String(text)), _) => assert_eq!(default.as_ref(), Some(text), "{arg}"),
             (Some(value), _) => assert_eq!(default, Some(value.to_string()), "{arg}"),
             (None, "state_dir") => {

@@ -51,6 +51,11 @@ pub struct Options {
     #[arg(long, env = "NLB_ACCEPT_MAC", value_name = "IFACE=MAC|any", value_delimiter = ',')]
     pub accept_mac: Option<Vec<AcceptMac>>,
 
+    /// Ports, of TCP and UDP, that routes for every port leave to this host where a VIP is an address of its
+    /// own, together with the gRPC port: ssh, and DHCP's answers [default: 22,68,546]
+    #[arg(long, env = "NLB_PROTECTED_PORTS", value_name = "PORT", value_delimiter = ',')]
+    pub protected_ports: Option<Vec<u16>>,
+
     /// The address of the gRPC server, which requires no credentials [default: 127.0.0.1:50051]
     #[arg(long, env = "NLB_GRPC", value_name = "ADDRESS:PORT")]
     pub grpc: Option<SocketAddr>,
@@ -228,6 +233,7 @@ impl Options {
             vip,
             xdp_mode,
             accept_mac,
+            protected_ports,
             grpc,
             forward_mode,
             snat_ports,

@@ -19,6 +19,7 @@ use crate::config::{Config, Configuration};
 use crate::controllers::resolve::{self, Resolver};
 use crate::controllers::{active_version, route_learning};
 use crate::controllers::{health_checks, lease_watcher, network_watcher, promotion_watcher, reset_watcher};
+use crate::datapath::host_ports;
 use crate::datapath::interfaces::XdpInterfaces;
 use crate::datapath::netlink::Netlink;
 use crate::grpc::{self, Control, Peers, Prober};
@@ -108,6 +109,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         ask_can_handle,
     );
     tasks.spawn_endless("route learning", learning);
+    let kept_ports = config.kept_ports();
     let control = Control {
         registry,
         applied,
@@ -115,6 +117,7 @@ pub async fn run(config: Config, configuration: Configuration) -> anyhow::Result
         traffic,
         metrics,
         resolver,
+        host_ports: Arc::new(move || host_ports::read(&kept_ports)),
         peers,
         scaling: Default::default(),
         address: listener.local_addr()?,

@@ -6,12 +6,13 @@ pub mod counters;
 pub(crate) mod decap;
 pub(crate) mod errors;
 pub mod fragmentation;
-mod host_ports;
+pub(crate) mod host_ports;
 pub mod inject;
 pub(crate) mod interfaces;
 pub(crate) mod link;
 pub mod loader;
 pub(crate) mod local_links;
+mod local_port_range;
 pub mod maps;
 pub(crate) mod netlink;
 pub(crate) mod next_hop;
@@ -43,7 +44,7 @@ use accepted_macs::AcceptedMacs;
 use counters::Collector;
 use interfaces::{Attachments, XdpInterfaces};
 use loader::{Datapath, LoadConfig};
-use maps::bpf::{self, BpfMaps, FibGeneration, FragmentPaths, LocalLinks, Readings};
+use maps::bpf::{self, BpfMaps, FibGeneration, FragmentPaths, HostTraffic, LocalLinks, Readings};
 use maps::macs::MacTable;
 use maps::upcalls::Upcalls;
 use netlink::Netlink;
@@ -78,7 +79,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (netlink, _) = Netlink::open()?;
     let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
     let any_veth = interfaces.any_veth(&links)?;
-    host_ports::check(&config.snat_ports)?;
+    local_port_range::check(&config.snat_ports)?;
     for source in
         config.snat_addresses.iter().filter(|addr| !addresses.iter().any(|(_, net)| net.addr() == *addr))
     {
@@ -103,6 +104,9 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
     let (punted, paths) = (bpf::punted(&mut datapath.bpf)?, FragmentPaths::take(&mut datapath.bpf)?);
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
+    let mut host = HostTraffic::take(&mut datapath.bpf)?;
+    host.protect(config.kept_ports().into_iter())?;
+    host.set_addresses(addresses.iter().map(|(_, net)| net.addr()).collect())?;
     let mut details =
         vec![("flow_table_entries".to_owned(), (load_config.flow_buckets() as usize * WAYS).to_string())];
     let macs = AcceptedMacs::new(MacTable::take(&mut datapath.bpf)?, config.accept_mac.clone());
@@ -139,6 +143,7 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let outputs = next_hop::Outputs { hops: hops_sent, unreachable: unreachable_sent };
     add("next hops", next_hop::run(inputs, outputs, interfaces.clone()).boxed());
     add("local links", local_links::run(interfaces, tc_ingress, local, fib_generation.clone()).boxed());
+    add("host addresses", host_ports::run(host).boxed());
     add("route watcher", route_watcher::run(fib_generation).boxed());
     add("interfaces", attachments.keep().boxed());
     let empty = MapImage::empty(load_config.limits).with_snat_addresses(&load_config.snat_addresses);

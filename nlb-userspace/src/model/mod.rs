@@ -11,6 +11,7 @@ pub mod can_handle;
 pub mod clock;
 pub mod destination;
 pub(crate) mod endpoint;
+pub mod host;
 pub mod next_hop;
 pub mod prefix;
 pub(crate) mod reachability;

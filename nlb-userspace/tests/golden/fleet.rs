@@ -78,6 +78,7 @@ impl Fleet {
             traffic,
             metrics: Recorder::new(sources, 1 << 20).1,
             resolver: Resolver::with(|_| async { Err(std::io::Error::other("scenarios have no names")) }),
+            host_ports: Arc::new(|| Ok(Default::default())),
             peers: Default::default(),
             scaling: Default::default(),
             address: ([127, 0, 0, 1], 50051).into(),

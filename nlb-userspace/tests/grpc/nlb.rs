@@ -12,11 +12,12 @@ use nlb::controllers::{health_checks, reset_watcher, route_learning};
 use nlb::datapath::maps::fake::FakeMaps;
 use nlb::grpc::{self, Control, Peers, Prober};
 use nlb::model::clock::Now;
+use nlb::model::host::HostPorts;
 use nlb::model::next_hop::{Hop, Hops};
 use nlb::model::settings::Settings;
 use nlb::model::traffic::{Counts, Traffic};
 use nlb::model::upcall::{NegativeEntry, QUEUE, Question};
-use nlb::model::{Backend, ForwardMode, RouteKey};
+use nlb::model::{Backend, ForwardMode, L4, RouteKey};
 use nlb::policy::health::{Probe, Target};
 use nlb::reconcile;
 use nlb::registry::Registry;
@@ -133,6 +134,13 @@ impl Nlb {
                     "alb-001" => Ok(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
                     _ => Err(std::io::Error::other("no such host")),
                 }
+            }),
+            host_ports: Arc::new(|| {
+                Ok(HostPorts {
+                    addresses: ["2001:db8::1".parse().unwrap()].into(),
+                    listening: [("[::]:9100".parse().unwrap(), L4::Tcp)].into(),
+                    protected: [22].into(),
+                })
             }),
             peers: peers.clone(),
             scaling: Default::default(),

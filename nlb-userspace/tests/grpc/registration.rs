@@ -34,6 +34,33 @@ async fn maps_that_refuse_make_no_success() {
 }
 
 #[tokio::test]
+async fn the_answer_names_the_ports_that_a_route_takes_from_this_host() {
+    let mut nlb = Nlb::start().await;
+    let mut request = registration("alb-1");
+    let every_port = |route_id: &str| Route {
+        route_id: route_id.to_owned(),
+        protocol: Protocol::Tcp.into(),
+        destination_pattern: "2001:db8::1".to_owned(),
+        ..Route::default()
+    };
+    request.instance = Some(with_metadata(instance("alb-1"), &[("data_address", "10.0.0.1, fd00::1")]));
+    request.initial_routes = vec![every_port("all")];
+    let answer = nlb.modules.register_module(request).await.unwrap().into_inner();
+    assert!(answer.success, "{answer:?}");
+    let taken = "the host keeps its own connections and the ports 22 (--protected-ports), and the route takes the \
+                 ports 9100/tcp";
+    assert!(answer.message.contains(taken), "{}", answer.message);
+
+    let routes = vec![every_port("operators")];
+    let update = UpdateRoutingRequest { routes: routes.clone(), ..Default::default() };
+    let answer = nlb.modules.update_routing(update).await.unwrap().into_inner();
+    assert!(answer.message.contains(taken), "{}", answer.message);
+    let update = UpdateRoutesRequest { routes, ..Default::default() };
+    let answer = nlb.front.update_routes(update).await.unwrap().into_inner();
+    assert!(answer.message.contains(taken), "{}", answer.message);
+}
+
+#[tokio::test]
 async fn registered_values_are_shown() {
     let mut nlb = Nlb::start().await;
     let mut request = registration("alb-1");

@@ -19,7 +19,7 @@ use nlb::config::{Flows, OuterSources};
 use nlb::datapath::counters::Collector;
 use nlb::datapath::inject;
 use nlb::datapath::loader::{self, Datapath, LoadConfig};
-use nlb::datapath::maps::bpf::{self, BpfMaps, FibGeneration, LocalLinks, Readings};
+use nlb::datapath::maps::bpf::{self, BpfMaps, FibGeneration, HostTraffic, LocalLinks, Readings};
 use nlb::datapath::maps::macs::MacTable;
 use nlb::datapath::maps::upcalls::{self, Upcalls};
 use nlb::datapath::punted;
@@ -174,6 +174,8 @@ pub struct Rig {
     accepted: BTreeSet<AcceptedMac>,
     fragments: HashMap<MapData, FragmentKey, FragmentEntry>,
     image: MapImage,
+    /// What routes for every port leave to the host.
+    pub host: HostTraffic,
     pub desired: Desired,
     pub hops: Hops,
 }
@@ -259,6 +261,7 @@ impl Rig {
         let macs = MacTable::take(&mut datapath.bpf)?;
         let collector = Collector::new(readings, load_config.idle_times(datapath.clock()));
         let image = MapImage::empty(load_config.limits).with_snat_addresses(&load_config.snat_addresses);
+        let host = HostTraffic::take(&mut datapath.bpf)?;
         let mut rig = Rig {
             number,
             namespace,
@@ -273,6 +276,7 @@ impl Rig {
                 .into(),
             fragments,
             image,
+            host,
             desired: Desired { fail_open: true, ..Desired::default() },
             hops: Hops::new(),
         };

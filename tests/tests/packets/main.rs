@@ -8,6 +8,7 @@ mod dsr;
 mod flows;
 mod fragments;
 mod gue;
+mod host;
 mod icmp;
 mod jumbo;
 mod limits;

@@ -7,6 +7,7 @@ mod capture;
 mod clients;
 mod docker;
 mod errors;
+mod every_port;
 mod exact;
 mod fleet;
 mod fragments;

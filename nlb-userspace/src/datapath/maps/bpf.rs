@@ -1,6 +1,7 @@
 //! [`MapStore`] on the kernel's maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use std::ops::Add;
@@ -15,7 +16,7 @@ use nlb_common::abi::{
 };
 use nlb_common::flow::Bucket;
 use nlb_common::maglev;
-use nlb_common::net::Addr;
+use nlb_common::net::{Addr, Be16};
 use nlb_common::prefix::{self, Lengths, Scope, Table};
 use nlb_common::verdict::COUNTERS;
 
@@ -308,6 +309,52 @@ impl FragmentPaths {
         if self.0.get(key, 0).is_ok_and(|entry| entry.path == FragmentEntry::PUNTED) {
             let _ = self.0.remove(key);
         }
+    }
+}
+
+/// What routes for every port leave to this host.
+pub struct HostTraffic {
+    addresses: HashMap<MapData, AddrRow, u32>,
+    ports: Array<MapData, u64>,
+    known: BTreeSet<IpAddr>,
+}
+
+impl HostTraffic {
+    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(HostTraffic {
+            addresses: take(bpf, "HOST_ADDRESSES")?.try_into()?,
+            ports: take(bpf, "PROTECTED_PORTS")?.try_into()?,
+            known: BTreeSet::new(),
+        })
+    }
+
+    /// Protects these ports of the host's addresses.
+    pub fn protect(&mut self, ports: impl Iterator<Item = u16>) -> anyhow::Result<()> {
+        let mut words = BTreeMap::<u32, u64>::new();
+        for (word, bit) in ports.map(|port| abi::port_bit(Be16::new(port))) {
+            *words.entry(word).or_default() |= bit;
+        }
+        words
+            .into_iter()
+            .try_for_each(|(word, bits)| self.ports.set(word, bits, 0))
+            .context("PROTECTED_PORTS")
+    }
+
+    /// Replaces the host's addresses.
+    pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> anyhow::Result<()> {
+        let row = |ip: &IpAddr| {
+            let Addr { hi, lo } = Addr::from(*ip);
+            [hi, lo]
+        };
+        for new in addresses.difference(&self.known) {
+            self.addresses.insert(row(new), 1, 0).context("HOST_ADDRESSES")?;
+        }
+        for gone in self.known.difference(&addresses) {
+            // It is in the map, unless an insertion failed before.
+            let _ = self.addresses.remove(&row(gone));
+        }
+        self.known = addresses;
+        Ok(())
     }
 }
 

@@ -96,7 +96,9 @@ fn dump(rows: &Rows) -> String {
     }
     for (id, service) in &rows.services {
         let by_source = if service.flags & abi::Service::BY_SOURCE != 0 { " by-source" } else { "" };
-        let _ = writeln!(out, "service {id} pool {}{by_source}{}", service.pool, chains(service.limits));
+        let every_port = if service.flags & abi::Service::EVERY_PORT != 0 { " every-port" } else { "" };
+        let limits = chains(service.limits);
+        let _ = writeln!(out, "service {id} pool {}{by_source}{every_port}{limits}", service.pool);
     }
     for (key, backend) in &rows.servers {
         let Server { config, len, id } = key.server();

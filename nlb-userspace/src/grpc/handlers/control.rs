@@ -1,17 +1,21 @@
 //! The state that handlers share, and the wait until a change is in force.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::config::Configuration;
 use crate::controllers::resolve::Resolver;
 use crate::controllers::scaling::Scaling;
 use crate::grpc::client::peers::Peers;
 use crate::grpc::convert::error::CallError;
+use crate::model::Routes;
+use crate::model::host::HostPorts;
 use crate::model::traffic::Traffic;
 use crate::reconcile::Applied;
 use crate::registry::{Owner, Registry};
@@ -28,6 +32,8 @@ pub struct Control {
     pub traffic: watch::Receiver<Arc<Traffic>>,
     pub metrics: Metrics,
     pub resolver: Resolver,
+    /// Reads the ports of this host.
+    pub host_ports: ReadHostPorts,
     /// The modules that calls are passed on to.
     pub peers: Peers,
     pub scaling: Scaling,
@@ -39,10 +45,27 @@ pub struct Control {
     pub details: Vec<(String, String)>,
 }
 
+/// Reads this host's addresses and listeners.
+pub(crate) type ReadHostPorts = Arc<dyn Fn() -> io::Result<HostPorts> + Send + Sync>;
+
 /// How long a caller waits for the maps to hold its change.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Control {
+    /// What these routes take from this host where a VIP is an address of its own, for the answer and the
+    /// log.
+    pub(super) fn taken_from_host(&self, routes: &Routes) -> Option<String> {
+        if routes.values().all(|route| route.port.is_some()) {
+            return None;
+        }
+        let read = (self.host_ports)();
+        let host = read.inspect_err(|error| warn!("cannot read the ports of this host: {error}")).ok()?;
+        let all_vips = self.registry.settings().vips.addresses().clone();
+        let taken = host.taken(routes.values().map(Arc::as_ref), &all_vips)?;
+        warn!("a route for every port: {taken}");
+        Some(taken)
+    }
+
     /// Waits until the maps hold this revision.
     pub(crate) async fn applied(&self, revision: u64) -> Result<(), CallError> {
         let mut applied = self.applied.clone();

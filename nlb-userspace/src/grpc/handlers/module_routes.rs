@@ -133,6 +133,7 @@ impl Control {
         let ParsedRoutes { routes, refused } =
             route::parse_all("routes", request.routes.clone(), author, &settings.vips)?;
         let unenforced = route::unenforced(&routes);
+        let taken = self.taken_from_host(&routes);
         let turn = self.peers.serialise(passed_on).await;
         let owner = owner(&instance_id);
         let update = |commit| {
@@ -150,7 +151,7 @@ impl Control {
         self.routes_settled(owner, revision).await?;
         Ok(UpdateRoutesResponse {
             success: true,
-            message: message("applied", [refused, unenforced, missed.note()]),
+            message: message("applied", [refused, unenforced, taken, missed.note()]),
             routes_updated: signed_32(routes.len()),
             error: None,
         })

@@ -50,6 +50,7 @@ impl Control {
 
         let instance_id = registration.instance_id.clone();
         let unenforced = route::unenforced(&registration.module.routes);
+        let taken = self.taken_from_host(&registration.module.routes);
         let checked =
             registration.check.as_ref().map(|check| format!("no new flows until it passes {check}"));
         let now = Now::read();
@@ -67,7 +68,8 @@ impl Control {
                 ));
             }
         };
-        let text = [Some(text.to_owned()), parsed.refused, unenforced, checked, self.unserved(&instance_id)];
+        let text =
+            [Some(text.to_owned()), parsed.refused, unenforced, checked, taken, self.unserved(&instance_id)];
         let text = text.into_iter().flatten();
         Ok(accepted(&registered, text.collect::<Vec<_>>().join("; ")))
     }

@@ -80,6 +80,7 @@ impl Control {
             Err(violations) => return Err(violations.into()),
         };
         let unenforced = route::unenforced(&routes);
+        let taken = self.taken_from_host(&routes);
         let unserved = if by_module { None } else { unserved(&routes, &self.registry.snapshot()) };
         let commit = if request.validate_only { Commit::DryRun } else { Commit::Apply };
         let in_force = routes.len();
@@ -99,7 +100,7 @@ impl Control {
                 "applied"
             }
         };
-        let texts = [Some(done.to_owned()), refused, unserved, unenforced].into_iter().flatten();
+        let texts = [Some(done.to_owned()), refused, unserved, unenforced, taken].into_iter().flatten();
         Ok(UpdateRoutingResponse {
             success: true,
             message: texts.collect::<Vec<_>>().join("; "),
