@@ -53,6 +53,12 @@ impl Lease {
         self.confirmed = true;
     }
 
+    /// Expires the lease before its time. The next heartbeat makes it valid again.
+    pub fn expire(&mut self, config: &LeaseConfig, now: Instant) {
+        self.confirmed = true;
+        self.renewed = now.checked_sub(config.expires_after()).unwrap_or(self.renewed);
+    }
+
     /// Adds a time in which no heartbeat could be received.
     pub fn extend(&mut self, by: Duration) {
         self.renewed += by;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::admission::Admission;
 use super::published::Published;
@@ -125,6 +125,21 @@ impl Registry {
             Arc::make_mut(&mut state).await_no_more(instance_id);
         }
         Ok(news.then(|| self.publish(&state)))
+    }
+
+    /// Ends new flows to the registration of this epoch until its next heartbeat, because another instance
+    /// answers at its address; `None` if it no longer exists.
+    pub fn displace(&self, instance_id: &str, epoch: u64, now: Now) -> Option<u64> {
+        let mut state = self.lock();
+        state.modules.get(instance_id).filter(|record| record.epoch == epoch)?;
+        let changed = Arc::make_mut(&mut state);
+        let config = changed.settings.lease;
+        let record = changed.record_mut(instance_id).ok()?;
+        record.lease.expire(&config, now.at);
+        record.lease_state = record.lease.state(&config, now.at);
+        let address = record.registration.address.clone();
+        warn!(instance = instance_id, %address, "another module answers at its address: it gets no new flows");
+        Some(self.publish(&state))
     }
 
     /// Removes a module at once, at its own request.

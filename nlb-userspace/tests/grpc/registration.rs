@@ -3,6 +3,7 @@
 use nlb_proto::*;
 use tonic::Code;
 
+use super::fake_module::Fake;
 use super::fleet::{instance, registration, registration_at, route, with_metadata, without_control};
 use super::nlb::{Nlb, settings};
 
@@ -148,6 +149,51 @@ async fn connection_ids_have_to_tell_modules_apart() {
     nlb.add(named("alb-1", "0a0b", "0")).await;
     nlb.add(named("alb-1", "0a0d", "0")).await;
     nlb.add(named("alb-4", "0a0b", "0")).await;
+}
+
+/// A module that answers GetStatus as this instance.
+macro_rules! answers_as {
+    ($id:literal) => {
+        Fake::Answers(|call| {
+            let instance = Some(ModuleInstance { instance_id: $id.to_owned(), ..Default::default() });
+            let status = GetStatusResponse { instance, ..Default::default() };
+            Ok(if call == "GetStatus" { prost::Message::encode_to_vec(&status) } else { vec![0x08, 0x01] })
+        })
+    };
+}
+
+/// Two restarted containers may get each other's addresses.
+#[tokio::test]
+async fn an_id_is_given_away_if_another_instance_answers_at_its_address() {
+    let mut nlb = Nlb::start().await;
+    let _other = nlb.add_fake("alb-1", 1, "v1", answers_as!("alb-2")).await;
+    let _itself = nlb.add_fake("alb-3", 3, "v1", answers_as!("alb-3")).await;
+    nlb.add(registration_at("alb-1", 4, "v1")).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().address, "10.0.0.4:50051");
+    let answer = nlb.modules.register_module(registration_at("alb-3", 5, "v1")).await.unwrap().into_inner();
+    assert_eq!(answer.error.unwrap().code(), StatusCode::AlreadyExists, "it is alive where it was");
+}
+
+#[tokio::test]
+async fn an_instance_whose_address_another_proves_gets_no_new_flows() {
+    let mut nlb = Nlb::start().await;
+    let _module = nlb.add_fake("alb-1", 1, "v1", answers_as!("alb-2")).await;
+    let lost = nlb.listed("alb-1").await.unwrap();
+    assert_eq!(lost.health_status(), HealthStatus::Healthy);
+    let at_its_address = |id: &str| {
+        let mut request = registration_at(id, 2, "v1");
+        let instance = request.instance.take().expect("a registration names an instance");
+        let mut instance = with_metadata(instance, &[("data_address", "10.0.0.2")]);
+        instance.address = lost.address.clone();
+        RegisterModuleRequest { instance: Some(instance), ..request }
+    };
+    nlb.add(at_its_address("alb-9")).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().health_status(), HealthStatus::Healthy, "without proof");
+    nlb.add(at_its_address("alb-2")).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().health_status(), HealthStatus::Unhealthy);
+    assert_eq!(nlb.listed("alb-2").await.unwrap().health_status(), HealthStatus::Healthy);
+    nlb.add(registration_at("alb-1", 3, "v1")).await;
+    assert_eq!(nlb.listed("alb-1").await.unwrap().health_status(), HealthStatus::Healthy);
 }
 
 #[tokio::test]

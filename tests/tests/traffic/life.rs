@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use nlb_testkit::lab::{Host, Lab};
 use nlb_testkit::process::MAX_WAIT;
-use nlb_testkit::programs::terminate;
+use nlb_testkit::programs::{serve as serve_lab, terminate};
 use tokio::net::UdpSocket;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on, request_udp};
@@ -190,6 +190,36 @@ fn answers(client: &Host) -> Result<()> {
     for vip in vips() {
         flows(client, L4::Tcp, vip, 20_000, 50)?;
         flows(client, L4::Udp, vip, 30_000, 50)?;
+    }
+    Ok(())
+}
+
+/// Containers that are restarted may get each other's addresses while the leases of both last.
+#[test]
+fn restarted_modules_may_have_swapped_their_addresses() -> Result<()> {
+    let serve = ["--heartbeat-interval", "60s", "--missed-heartbeats", "10", "--evict-after", "1h"];
+    let lab = Lab::one_arm(1, 2)?;
+    let nlb = serve_lab(&lab, "eth0", &serve)?;
+    let mut fleet = Fleet::from_parts(lab, nlb, Vec::new());
+    // As in containers, the port is the same before and after.
+    let control = ["--control", "0.0.0.0:50052"];
+    fleet.enlist(Mode::Nat, &[100, 100], &control)?;
+    // Killed: they do not unregister.
+    fleet.modules.clear();
+    fleet.add("m0", 1, Mode::Nat, 100, &control)?;
+    fleet.add("m1", 0, Mode::Nat, 100, &control)?;
+    let hosts = [fleet.lab.modules[1].v4, fleet.lab.modules[0].v4].map(|host| host.to_string());
+    fleet.wait_until("both serve at their new addresses", |modules| {
+        ["m0", "m1"].iter().zip(&hosts).all(|(name, host)| {
+            modules.get(*name).is_some_and(|module| {
+                module["health"] == "HEALTHY"
+                    && module["address"].as_str().is_some_and(|address| address.starts_with(host.as_str()))
+            })
+        })
+    })?;
+    for vip in vips() {
+        let answered = flows(&fleet.lab.clients[0], L4::Tcp, vip, 20_000, 40)?;
+        ensure!(answered.keys().eq(["m0", "m1"]), "{answered:?}");
     }
     Ok(())
 }

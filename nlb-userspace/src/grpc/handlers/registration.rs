@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use nlb_proto::{
-    GetModuleInfoRequest, GetModuleInfoResponse, HealthStatus, HeartbeatRequest, HeartbeatResponse,
-    ListModulesRequest, ListModulesResponse, ModuleInstance, ModuleType, RegisterModuleRequest,
-    RegisterModuleResponse, UnregisterModuleRequest, UnregisterModuleResponse,
+    GetModuleInfoRequest, GetModuleInfoResponse, GetStatusRequest, HealthStatus, HeartbeatRequest,
+    HeartbeatResponse, ListModulesRequest, ListModulesResponse, ModuleInstance, ModuleType,
+    RegisterModuleRequest, RegisterModuleResponse, UnregisterModuleRequest, UnregisterModuleResponse,
 };
 use tokio::time::Instant;
 
 use super::control::Control;
 use crate::controllers::drain;
 use crate::controllers::resolve::Unservable;
+use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer, Peers};
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::route::{self, Author};
@@ -19,6 +20,7 @@ use crate::grpc::convert::validate::{self, FieldViolation};
 use crate::grpc::convert::{enums, health_check, heartbeat_report, instance, pagination, split};
 use crate::model::DataAddresses;
 use crate::model::clock::Now;
+use crate::model::endpoint::Endpoint;
 use crate::model::traffic::{Counts, Traffic};
 use crate::policy::lease::LeaseState;
 use crate::registry::{Admission, Claim, Record, Registered, Registration, RegistryError};
@@ -54,8 +56,10 @@ impl Control {
         let checked =
             registration.check.as_ref().map(|check| format!("no new flows until it passes {check}"));
         let now = Now::read();
+        let address = registration.address.clone();
         let registered = self.register_or_probe(registration, claim, now).await?;
-        self.applied(registered.revision).await?;
+        let displaced = self.displace_others(&instance_id, &address).await;
+        self.applied(displaced.unwrap_or(registered.revision)).await?;
 
         let text = match registered.admission {
             Admission::New => "registered",
@@ -101,8 +105,8 @@ impl Control {
         (!own.is_empty()).then(|| format!("without traffic: {}", own.join(", ")))
     }
 
-    /// A new process that claims the id of a valid registration gets it if that registration's address does
-    /// not answer.
+    /// A new process that claims the id of a valid registration gets it if that instance does not answer at
+    /// its address: nobody does, or another instance that got the address.
     async fn register_or_probe(
         &self,
         newcomer: Registration,
@@ -110,11 +114,31 @@ impl Control {
         now: Now,
     ) -> Result<Registered, CallError> {
         match self.registry.register(newcomer.clone(), &claim, now) {
-            Err(RegistryError::Taken { address, epoch, .. }) if !self.resolver.answers(&address).await => {
+            Err(RegistryError::Taken { instance_id, address, epoch })
+                if !self.resolver.answers(&address).await
+                    || who_answers(&address).await.is_some_and(|id| id != instance_id) =>
+            {
                 Ok(self.registry.register(newcomer, &Claim::Silent { epoch }, now)?)
             }
             registered => Ok(registered?),
         }
+    }
+
+    /// Ends new flows to instances that are registered at the address of a newcomer, if the newcomer answers
+    /// there. They have lost the address, and get new flows again when they register another.
+    async fn displace_others(&self, newcomer: &str, address: &Endpoint) -> Option<u64> {
+        let snapshot = self.registry.snapshot();
+        let others = snapshot.modules.iter().filter(|(id, record)| {
+            *id != newcomer
+                && record.registration.address == *address
+                && record.lease_state == LeaseState::Valid
+        });
+        let others: Vec<(&String, u64)> = others.map(|(id, record)| (id, record.epoch)).collect();
+        if others.is_empty() || who_answers(address).await.as_deref() != Some(newcomer) {
+            return None;
+        }
+        let now = Now::read();
+        others.into_iter().filter_map(|(id, epoch)| self.registry.displace(id, epoch, now)).max()
     }
 
     pub async fn unregister(
@@ -275,6 +299,16 @@ fn accepted(registered: &Registered, message: String) -> RegisterModuleResponse 
         registration_id: registered.registration_id.reveal().to_owned(),
         registered_at: Some(registered.registered_at.into()),
         error: None,
+    }
+}
+
+/// The id of the instance that serves GetStatus at an address; `None` if nobody does, or gives no id. The
+/// call has a connection of its own: one that was kept may lead to a process that is gone.
+async fn who_answers(address: &Endpoint) -> Option<String> {
+    let peer = Peer { instance_id: String::new(), address: address.clone() };
+    match Peers::default().ask(&peer, GetStatusRequest::default(), ANSWER_TIMEOUT).await {
+        Outcome::Done(answer) => Some(answer.instance?.instance_id).filter(|id| !id.is_empty()),
+        _ => None,
     }
 }
 
