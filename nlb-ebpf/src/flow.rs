@@ -42,7 +42,7 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
         rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
         let phase = flow::next_phase(state.phase(), segment.flags, true);
         // One comparison: the verifier follows each branch to the end.
-        let changed = state.seen() ^ now | (segment.flags.0 & TcpFlags::FIN) as u16;
+        let changed = state.seen() ^ now | (segment.flags.0 & (TcpFlags::FIN | TcpFlags::RST)) as u16;
         if backend.mode == Backend::NAT && changed != 0 {
             let tuple = nat_tuple(backend, ip, segment, lookup.hash);
             // No connection ends with a fragment.

@@ -95,16 +95,19 @@ extern "C" fn nlb_find_rested_port(search: *const Search) -> u32 {
         return NO_PORT;
     }
     // SAFETY: not null. The verifier makes callers pass a whole `Search`.
-    let search = unsafe { &*search };
-    let mut candidates = Candidates::new(search);
-    let mut may_keep = search.tuple.snat == 0;
+    let tuple = unsafe { &(*search).tuple };
+    if tuple.snat == 0 && nlb_take_port(search, tuple.client_port.word() as u32, rank::RESTED) == rank::RESTED
+    {
+        return 0;
+    }
+    // SAFETY: as above.
+    let mut candidates = Candidates::new(unsafe { &*search });
     let mut i = 0;
     while i < FIRST_CANDIDATES {
-        let port = if may_keep { search.tuple.client_port.word() as u32 } else { candidates.next() };
-        if take(search, port, rank::RESTED) == rank::RESTED {
-            return if may_keep { 0 } else { port };
+        let port = candidates.next();
+        if nlb_take_port(search, port, rank::RESTED) == rank::RESTED {
+            return port;
         }
-        may_keep = false;
         i += 1;
     }
     NO_PORT
@@ -178,7 +181,9 @@ impl Candidates {
     }
 }
 
-/// As [`take`], in a function of its own, which the verifier does not check for each candidate.
+/// Takes a port if it has at least this rank, and returns its rank: [`rank::TAKEN`] if another CPU was
+/// faster. The flow that had it loses its entry: its client may come back, and must not share the port. The
+/// function is apart from the searches, so that the verifier does not check it for each candidate.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_take_port(search: *const Search, port: u32, least: u32) -> u32 {
@@ -186,13 +191,7 @@ extern "C" fn nlb_take_port(search: *const Search, port: u32, least: u32) -> u32
         return rank::TAKEN;
     }
     // SAFETY: as above.
-    take(unsafe { &*search }, port, least)
-}
-
-/// Takes a port if it has at least this rank, and returns its rank: [`rank::TAKEN`] if another CPU was
-/// faster. The flow that had it loses its entry: its client may come back, and must not share the port.
-#[inline(always)]
-fn take(search: &Search, port: u32, least: u32) -> u32 {
+    let search = unsafe { &*search };
     let port = Be16::from_word(port as u16);
     if search.tuple.avoids_services != 0 && maps::has_service(search.tuple.local, port, search.tuple.l4()) {
         return rank::TAKEN;
@@ -201,7 +200,9 @@ fn take(search: &Search, port: u32, least: u32) -> u32 {
     let Some((_, reply)) = maps::flows(bucket).and_then(|bucket| bucket.find(&key)) else {
         return rank::RESTED;
     };
-    let mut last = LastFlow { state: reply, is_gone: true, itself: false, mark: reply.mark() };
+    // Where its entry is gone, the bucket shows whether it was this flow's.
+    let own = reply.place() / WAYS as u32 == search.bucket;
+    let mut last = LastFlow { state: reply, is_gone: true, itself: own, mark: reply.mark() };
     let mut forward = None;
     if let Some(entry) = maps::flow_at(reply.place())
         && let Some((flow, state)) = entry.snapshot()
@@ -211,9 +212,9 @@ fn take(search: &Search, port: u32, least: u32) -> u32 {
     {
         forward = Some(entry);
         (last.state, last.is_gone) = (state, false);
-        last.itself = client(flow.remote(), flow.local()) == search.client
-            && flow.remote_port() == search.tuple.client_port
-            && reply.place() / WAYS as u32 == search.bucket;
+        last.itself = own
+            && client(flow.remote(), flow.local()) == search.client
+            && flow.remote_port() == search.tuple.client_port;
     }
     let syn = TcpClock::from_word(search.clock);
     let rank = last.rank_of_port(syn, clock::now(), settings::idle_times);

@@ -13,14 +13,16 @@ use super::state::{IdleTimes, State, phase};
 pub mod rank {
     /// A flow uses it.
     pub const TAKEN: u32 = 0;
-    /// Its flow may go on: its entry was evicted, it is opening for two ticks or more, or it is UDP that was
-    /// idle for the closing time.
+    /// Its flow was used and has long been idle: UDP for the closing time, half-closed TCP for four times as
+    /// long as a port rests.
     pub const IDLE: u32 = 1 << 16;
+    /// Its flow was hardly used: it is opening, or its entry was evicted, for two ticks or more.
+    pub const OPENING: u32 = 2 << 16;
     /// Its connection has closed.
-    pub const CLOSED: u32 = 2 << 16;
+    pub const CLOSED: u32 = 3 << 16;
     /// Its connection has closed, and the backend accepts the SYN.
-    pub const ACCEPTED: u32 = 3 << 16;
-    /// It has rested, or never had a flow.
+    pub const ACCEPTED: u32 = 4 << 16;
+    /// It has rested, or never had another flow.
     pub const RESTED: u32 = u32::MAX - 1;
     /// Above all ranks.
     pub const NEVER: u32 = u32::MAX;
@@ -32,7 +34,7 @@ pub struct LastFlow {
     /// The state of its forward entry or, if that is gone, of its reply entry.
     pub state: State,
     pub is_gone: bool,
-    /// Whether it is the flow itself, which is opened again.
+    /// Whether it is the flow itself, which is opened again or lost its entry.
     pub itself: bool,
     /// The mark of its reply entry.
     pub mark: Mark,
@@ -46,19 +48,12 @@ impl LastFlow {
         const MIN_TICKS: u16 = 2;
         let phase = self.state.phase();
         let age = self.state.age(now);
-        if phase & phase::UDP != 0 || !self.state.is_closed() {
-            if self.state.is_expired(now, &idle()) {
-                return rank::RESTED;
-            }
-            let may_go_on = if phase & phase::UDP != 0 {
-                age > idle().closing
-            } else {
-                phase & phase::ESTABLISHED == 0 && age >= MIN_TICKS
-            };
-            return if self.is_gone || may_go_on { rank::IDLE + age as u32 } else { rank::TAKEN };
-        }
-        if self.itself {
+        let is_closed = phase & phase::UDP == 0 && self.state.is_closed();
+        if self.itself && (self.is_gone || is_closed) {
             return rank::RESTED;
+        }
+        if !is_closed {
+            return self.rank_of_open(phase, age, now, idle);
         }
         // Packets on their way may still belong to the old connection.
         if age < MIN_TICKS {
@@ -73,5 +68,26 @@ impl LastFlow {
             return rank::RESTED;
         }
         age as u32 + if self.mark.accepts(syn) { rank::ACCEPTED } else { rank::CLOSED }
+    }
+
+    /// A flow that lost its entry a moment ago may have it back with its next packet.
+    #[inline(always)]
+    fn rank_of_open(&self, phase: u8, age: u16, now: u16, idle: impl Fn() -> IdleTimes) -> u32 {
+        const MIN_TICKS: u16 = 2;
+        if self.state.is_expired(now, &idle()) {
+            return rank::RESTED;
+        }
+        if self.is_gone || phase & phase::ESTABLISHED == 0 {
+            return if age >= MIN_TICKS { rank::OPENING + age as u32 } else { rank::TAKEN };
+        }
+        // RFC 5382 section 5 lets a NAT end a partially closed connection after 4 minutes.
+        let limit = if phase & phase::UDP != 0 {
+            idle().closing
+        } else if phase & (phase::CLIENT_FIN | phase::BACKEND_FIN) != 0 {
+            idle().time_wait.saturating_mul(4)
+        } else {
+            return rank::TAKEN;
+        };
+        if age > limit { rank::IDLE + age as u32 } else { rank::TAKEN }
     }
 }

@@ -18,7 +18,7 @@ pub struct State(pub(super) u64);
 /// Phase bits. `LIVE` is set in every published entry.
 pub mod phase {
     pub const LIVE: u8 = 1;
-    /// TCP: a packet of the client after its SYN. UDP: a second packet, or a reply.
+    /// TCP: a packet of the client after its SYN, with an ACK. UDP: a second packet, or a reply.
     pub const ESTABLISHED: u8 = 2;
     pub const CLIENT_FIN: u8 = 4;
     pub const BACKEND_FIN: u8 = 8;
@@ -191,12 +191,16 @@ pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
         return phase | phase::RESET;
     }
     let mut next = phase & !phase::RESET;
+    // A client that opens a connection from the same port has left the old one.
+    if from_client && flags.opens() {
+        next &= !FINS;
+    }
     if flags.has(TcpFlags::FIN) {
         next |= if from_client { phase::CLIENT_FIN } else { phase::BACKEND_FIN };
     }
     // The client's first packet after its SYN shows that the handshake completed; a SYN flood has no such
-    // packet.
-    if from_client && !flags.has(TcpFlags::SYN) {
+    // packet. Each has the ACK flag; an end drops others without an answer (RFC 9293 section 3.10.7.4).
+    if from_client && flags.0 & (TcpFlags::SYN | TcpFlags::ACK) == TcpFlags::ACK {
         next |= phase::ESTABLISHED;
     }
     next

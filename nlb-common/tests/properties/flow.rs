@@ -240,7 +240,8 @@ proptest! {
         }
     }
 
-    /// A connection is closed when both sides have sent a FIN, or when its last packet was a reset.
+    /// A connection is closed when both sides have sent a FIN since the client's SYN, or when its last packet
+    /// was a reset.
     #[test]
     fn a_connection_closes_by_both_fins_or_a_last_reset(
         packets in vec((any::<bool>(), prop::bits::u8::masked(FIN | SYN | RST | ACK)), 0..12),
@@ -251,8 +252,11 @@ proptest! {
             phase = next_phase(phase, TcpFlags(flags), from_client);
             let reset = flags & RST != 0;
             if !reset {
+                if from_client && flags & (SYN | ACK) == SYN {
+                    fins = [false, false];
+                }
                 fins[from_client as usize] |= flags & FIN != 0;
-                went_through |= from_client && flags & SYN == 0;
+                went_through |= from_client && flags & (SYN | ACK) == ACK;
             }
             let state = state(1, phase, 0);
             prop_assert_eq!(state.is_closed(), fins == [true, true] || reset);

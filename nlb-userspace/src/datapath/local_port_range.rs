@@ -4,7 +4,8 @@
 use std::fs;
 use std::ops::RangeInclusive;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
+use tracing::warn;
 
 const RANGE: &str = "net.ipv4.ip_local_port_range";
 const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
@@ -12,11 +13,14 @@ const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
 /// Fails if the kernel may choose one of these ports for a connection of the host. Linux has one range for
 /// both families.
 pub(super) fn check(snat: &RangeInclusive<u16>) -> anyhow::Result<()> {
-    let read = |name: &str| {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
+    let (range, reserved) = match (read(RANGE), read(RESERVED)) {
+        (Ok(range), Ok(reserved)) => (range, reserved),
+        (Err(error), _) | (_, Err(error)) => {
+            warn!("cannot tell whether --snat-ports are apart from {RANGE}: {error}");
+            return Ok(());
+        }
     };
-    let (range, reserved) = (read(RANGE)?, read(RESERVED)?);
     let Some(shared) = shared(snat, &range, &reserved) else { return Ok(()) };
     let text = |ports: &RangeInclusive<u16>| format!("{}-{}", ports.start(), ports.end());
     let (own, mut reserve) = (range.trim().replace(char::is_whitespace, "-"), reserved.trim().to_owned());

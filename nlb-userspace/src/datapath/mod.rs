@@ -79,10 +79,12 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let (netlink, _) = Netlink::open()?;
     let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
     let any_veth = interfaces.any_veth(&links)?;
-    local_port_range::check(&config.snat_ports)?;
-    for source in
-        config.snat_addresses.iter().filter(|addr| !addresses.iter().any(|(_, net)| net.addr() == *addr))
-    {
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        config.snat_addresses.iter().partition(|addr| addresses.iter().any(|(_, net)| net.addr() == *addr));
+    if foreign.is_empty() || !own.is_empty() {
+        local_port_range::check(&config.snat_ports)?;
+    }
+    for source in foreign {
         warn!(
             "--snat-address {source} is no address of this host: backends need a route for it that leads here"
         );

@@ -11,9 +11,15 @@ pub struct SnatAddresses(Vec<IpAddr>);
 impl SnatAddresses {
     /// The error says which address is wrong, and why.
     pub fn new(addresses: Vec<IpAddr>) -> Result<Self, String> {
+        let addresses: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
         for (place, addr) in addresses.iter().enumerate() {
-            let is_broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
-            if addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() || is_broadcast {
+            let is_special = match addr {
+                // RFC 6890: "this network", and the reserved addresses up to the broadcast address.
+                IpAddr::V4(addr) => addr.octets()[0] == 0 || addr.octets()[0] >= 240,
+                // A link-local address is one of a link only.
+                IpAddr::V6(addr) => addr.is_unspecified() || addr.is_unicast_link_local(),
+            };
+            if is_special || addr.is_multicast() || addr.is_loopback() {
                 return Err(format!("{addr} is not the address of one host"));
             }
             if addresses[..place].contains(addr) {
@@ -74,11 +80,13 @@ mod tests {
 
     #[test]
     fn addresses_that_backends_cannot_answer_to_are_refused() {
-        for wrong in ["0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.1", "ff02::1", "255.255.255.255"] {
+        for wrong in
+            ["0.0.0.1", "::", "127.0.0.1", "::1", "224.0.0.1", "ff02::1", "255.255.255.255", "fe80::1"]
+        {
             let error = addresses(&["10.0.0.1", wrong]).unwrap_err();
             assert_eq!(error, format!("{wrong} is not the address of one host"));
         }
-        assert_eq!(addresses(&["10.0.0.1", "10.0.0.1"]).unwrap_err(), "10.0.0.1 is named twice");
+        assert_eq!(addresses(&["10.0.0.1", "::ffff:10.0.0.1"]).unwrap_err(), "10.0.0.1 is named twice");
         let many: Vec<String> = (1..=17).map(|n| format!("10.0.0.{n}")).collect();
         let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(addresses(&many).unwrap_err(), "10.0.0.17 is beyond the 16 addresses of a family");

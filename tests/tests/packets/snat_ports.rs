@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, bail};
 use nlb::model::snat::SnatAddresses;
-use nlb::model::{ForwardMode, Route};
+use nlb::model::{ForwardMode, Route, Snat};
 use nlb_common::flow::IdleTimes;
 
-use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
+use crate::packet::{ACK, FIN, PSH, Packet, RST, SYN, Transport, UdpChecksum};
 use crate::rig::{Family, Rig, XDP_REDIRECT, families, load_config, source_port};
 
 /// A rig with so many ports.
@@ -224,6 +224,63 @@ fn a_connection_that_opens_again_keeps_its_port() -> Result<()> {
         let again = Connection::open(&mut rig, family, syn(&family, 0))?;
         assert_eq!(again.port, connection.port);
         again.answers(&mut rig, ACK)?;
+    }
+    Ok(())
+}
+
+/// A NAT flow needs an entry, and may evict another flow's. The reply entry of that one lies in another
+/// bucket.
+#[test]
+fn a_flow_that_lost_its_entry_has_its_port_again() -> Result<()> {
+    for (family, snat) in
+        families().into_iter().flat_map(|family| [(family, Snat::Always), (family, Snat::Never)])
+    {
+        let (mut rig, _) = rig(100)?;
+        rig.module("m1").snat = snat;
+        rig.apply()?;
+        let connection = Connection {
+            family,
+            syn: syn(&family, 0),
+            port: port_of(&mut rig, &syn(&family, 0))?.expect("a port"),
+        };
+        connection.sends(&mut rig, ACK, 1001)?;
+        let flows = rig.readings().flows.all().iter().flat_map(|bucket| &bucket.entries);
+        let forward =
+            flows.filter_map(|entry| Some((entry, entry.snapshot()?))).find(|(_, (key, _))| key.is_forward());
+        let (entry, (_, state)) = forward.expect("the flow has one");
+        assert!(entry.remove(state));
+        connection.sends(&mut rig, ACK, 1002)?;
+
+        // Other limits of a route make it another backend with the same address and port.
+        let id = |rig: &Rig| rig.image().backend_ids.iter().map(|(id, _)| id).collect::<Vec<_>>();
+        let before = id(&rig);
+        let module = rig.module("m1");
+        let route = module.routes.get("tcp").expect("a route").clone();
+        module.routes.remove("tcp");
+        module.routes.insert("renamed".to_owned(), route);
+        rig.apply()?;
+        assert_ne!(id(&rig), before);
+        connection.sends(&mut rig, ACK, 1003)?;
+        if snat == Snat::Never {
+            rig.module("m1").snat = Snat::OnLink;
+            rig.apply()?;
+            connection.sends(&mut rig, ACK, 1004)?;
+        }
+    }
+    Ok(())
+}
+
+/// No stack sends such packets after a SYN, and a flood of them must not hold ports for hours.
+#[test]
+fn packets_without_an_ack_establish_nothing() -> Result<()> {
+    for (family, flags) in
+        families().into_iter().flat_map(|family| [(family, FIN), (family, 0), (family, PSH)])
+    {
+        let (mut rig, idle) = rig(1)?;
+        assert!(port_of(&mut rig, &syn(&family, 0))?.is_some());
+        assert!(port_of(&mut rig, &tcp(&syn(&family, 0), flags, 1001))?.is_some());
+        rig.age_flows(idle.opening + 1);
+        assert!(port_of(&mut rig, &syn(&family, 1))?.is_some(), "{flags:#x}");
     }
     Ok(())
 }

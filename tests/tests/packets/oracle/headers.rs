@@ -212,7 +212,7 @@ fn extensions(frame: &[u8], ip: &Ip) -> Result<(u8, usize, (u16, bool)), Exits> 
                 // A truncated fragment header may be counted as either fault.
                 let header = Ipv6FragmentHeaderSlice::from_slice(rest)
                     .map_err(|_| &["drop ip_header", "drop truncated", "drop fragment"][..])?;
-                fragment = (header.fragment_offset().value(), header.more_fragments());
+                fragment = (header.fragment_offset().value(), fragment.1 | header.more_fragments());
                 if fragment.0 != 0 {
                     return Err(&["drop fragment"]);
                 }

@@ -75,6 +75,8 @@ pub struct Model {
     pub flows: BTreeMap<FlowKey, Flow>,
     /// NAT backends whose next hop has been known.
     reached: BTreeSet<IpAddr>,
+    /// What backends saw of flows that were removed. A port may stay with such a flow, which may go on.
+    lost: BTreeSet<(IpAddr, u16, IpAddr)>,
     pub grown: BTreeMap<Backend, Growth>,
     pub fragments: Fragments,
     /// Flows with another backend by connection id than by hash.
@@ -86,6 +88,8 @@ pub type Decision = Result<Expected, Exits>;
 impl Model {
     /// Updates the model after a change of the tables. Flows of removed backends are removed.
     pub fn tables_changed(&mut self, world: &World) {
+        let removed = self.flows.values().filter(|flow| !offered(world.desired, &flow.backend));
+        self.lost.extend(removed.map(|flow| (flow.nat_source.0, flow.nat_source.1, flow.backend.addr)));
         self.flows.retain(|_, flow| offered(world.desired, &flow.backend));
         self.fragments.retain(|backend| offered(world.desired, backend));
         let nat: BTreeSet<IpAddr> = nat_modules(world.desired).flat_map(addresses).collect();
@@ -259,7 +263,8 @@ impl Model {
         };
         let may_keep = !snat && !used_by_others(key.client_port);
         let reopened = self.flows.contains_key(key);
-        let right = if may_keep && !reopened {
+        let may_be_lost = self.lost.contains(&(addr, key.client_port, backend.addr));
+        let right = if may_keep && !reopened && !may_be_lost {
             port == key.client_port
         } else {
             may_keep && port == key.client_port || (1024..=32_767).contains(&port) && !used_by_others(port)
@@ -352,6 +357,9 @@ impl Flow {
     fn note(&mut self, tcp: Option<Tcp>, from_client: bool) {
         let Some(tcp) = tcp else { return };
         self.reset = tcp.rst;
+        if from_client && tcp.opens() && !tcp.rst {
+            (self.client_fin, self.backend_fin) = (false, false);
+        }
         if tcp.fin && !tcp.rst {
             let side = if from_client { &mut self.client_fin } else { &mut self.backend_fin };
             *side = true;
