@@ -12,20 +12,19 @@ use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
 use nlb_common::verdict::{PassReason, Verdict};
 
-use crate::maps;
 use crate::packet::{Context, Packet, on_stack};
+use crate::{arguments, maps};
 
 /// Whether a route for every port takes the packet. Otherwise it is the host's.
 #[inline(always)]
 pub fn check_taken(packet: &Packet, ip: &Ip, segment: &Segment, vip: u16) -> Result<(), Verdict> {
-    let ports = segment.sport.word() as u32 | (segment.dport.word() as u32) << 16;
-    let local = vip as u32 | (segment.l4 as u32) << 16;
+    let (ports, to) = (arguments::ports(segment), arguments::vip(vip, segment.l4));
     let is_own = match nlb_owner_of_port(vip as u32, segment.dport.word() as u32) {
         ANYBODY => 0,
         HOST => 1,
         _ => match packet.context() {
-            Context::Xdp(ctx) => nlb_has_socket(ctx, ip.src.hi, ip.src.lo, ports, local),
-            Context::Skb(ctx) => nlb_tc_has_socket(ctx, ip.src.hi, ip.src.lo, ports, local),
+            Context::Xdp(ctx) => nlb_has_socket(ctx, ip.src.hi, ip.src.lo, ports, to),
+            Context::Skb(ctx) => nlb_tc_has_socket(ctx, ip.src.hi, ip.src.lo, ports, to),
         },
     };
     if is_own != 0 { Err(Verdict::Pass(PassReason::Host)) } else { Ok(()) }
@@ -52,26 +51,25 @@ extern "C" fn nlb_owner_of_port(vip: u32, port: u32) -> u32 {
     }
 }
 
-/// 1 if this host has a socket for a packet from this address between these ports. `local` is the VIP's id
-/// and the L4 protocol.
+/// 1 if this host has a socket for a packet from this address to this VIP between these ports.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_has_socket(ctx: *mut xdp_md, hi: u64, lo: u64, ports: u32, local: u32) -> u32 {
-    has_socket(ctx.cast(), Addr { hi, lo }, ports, local) as u32
+extern "C" fn nlb_has_socket(ctx: *mut xdp_md, hi: u64, lo: u64, ports: u32, vip: u32) -> u32 {
+    has_socket(ctx.cast(), Addr { hi, lo }, ports, vip) as u32
 }
 
 /// As [`nlb_has_socket`], for socket buffers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_tc_has_socket(ctx: *mut __sk_buff, hi: u64, lo: u64, ports: u32, local: u32) -> u32 {
-    has_socket(ctx.cast(), Addr { hi, lo }, ports, local) as u32
+extern "C" fn nlb_tc_has_socket(ctx: *mut __sk_buff, hi: u64, lo: u64, ports: u32, vip: u32) -> u32 {
+    has_socket(ctx.cast(), Addr { hi, lo }, ports, vip) as u32
 }
 
 /// Whether the host has a connection, or a connected UDP socket, that such packets belong to.
 #[inline(always)]
-fn has_socket(ctx: *mut c_void, src: Addr, ports: u32, local: u32) -> bool {
-    let Some(dst) = maps::vip(local as u16) else { return false };
-    let l4 = if local >> 16 == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
+fn has_socket(ctx: *mut c_void, src: Addr, ports: u32, vip: u32) -> bool {
+    let (vip, l4) = arguments::from_vip(vip);
+    let Some(dst) = maps::vip(vip) else { return false };
     // `struct bpf_sock_tuple`: source, destination, and their ports. One call for both families keeps the
     // verifier's paths few.
     let is_v4 = src.is_v4();

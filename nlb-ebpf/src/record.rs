@@ -11,7 +11,7 @@ use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
 
-use crate::{clock, maps, settings};
+use crate::{arguments, clock, maps, settings};
 
 /// An entry that is to be written.
 #[repr(C)]
@@ -70,7 +70,7 @@ impl NatTuple {
 
     #[inline(always)]
     pub fn l4(&self) -> L4 {
-        if self.protocol == L4::Tcp as u16 { L4::Tcp } else { L4::Udp }
+        arguments::l4(self.protocol.into())
     }
 
     /// The key and the bucket of the reply entry for `port`.

@@ -3,7 +3,7 @@
 use nlb_common::abi::{Backend, FragmentEntry};
 use nlb_common::flow::{self, Direction, Entry, Key, State};
 use nlb_common::hash;
-use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::net::Addr;
 use nlb_common::parse::{Ip, Segment, TcpFlags};
 use nlb_common::rewrite::Tuple;
 use nlb_common::verdict::{Outcome, PassReason, SendReason, Verdict};
@@ -12,7 +12,7 @@ use crate::forward::{check_ttl, send, translate};
 use crate::maps::AddressInfo;
 use crate::packet::Packet;
 use crate::segment::segment;
-use crate::{clock, fragment_cache, maps, next_hop, settings};
+use crate::{arguments, clock, fragment_cache, maps, next_hop, settings};
 
 /// Forwards a backend's packet to the client, if it is the reply of a recorded flow.
 #[inline(always)]
@@ -102,25 +102,21 @@ fn matches_reply(
 /// range for SNAT can have one.
 #[inline(always)]
 pub fn is_to_vip(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> bool {
-    let ports = segment.sport.word() as u32 | (segment.dport.word() as u32) << 16;
-    let local = vip.id as u32 | (segment.l4 as u32) << 16;
-    nlb_is_reply(ip.src.hi, ip.src.lo, ports, local) != 0
+    nlb_is_reply(ip.src.hi, ip.src.lo, arguments::ports(segment), arguments::vip(vip.id, segment.l4)) != 0
 }
 
 /// Out of line for the reasons that `record` gives.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_is_reply(hi: u64, lo: u64, ports: u32, local: u32) -> u32 {
-    let (src, id) = (Addr { hi, lo }, local as u16);
-    let l4 = if local >> 16 == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
-    let (sport, dport) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
+extern "C" fn nlb_is_reply(hi: u64, lo: u64, ports: u32, vip: u32) -> u32 {
+    let ((id, l4), (sport, dport)) = (arguments::from_vip(vip), arguments::from_ports(ports));
     let segment = Segment { l4, offset: 0, sport, dport, flags: TcpFlags::default(), more_fragments: false };
     let (first, count) = settings::snat_ports();
     if dport.get().wrapping_sub(first) >= count {
         return 0;
     }
     let Some(vip) = maps::vip(id) else { return 0 };
-    find_flow((src, vip), &segment, id, Direction::Reply).is_ok() as u32
+    find_flow((Addr { hi, lo }, vip), &segment, id, Direction::Reply).is_ok() as u32
 }
 
 /// Refreshes both entries of a flow, and updates its phase by the backend's packet.

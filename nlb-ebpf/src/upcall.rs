@@ -4,12 +4,12 @@
 //! Out of line for the reasons that `record` gives. [`nlb_common::upcall`] defines how long a state lasts.
 
 use nlb_common::abi::{ServiceEntry, Upcall};
-use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::net::{Addr, L4};
 use nlb_common::parse::{Ip, Segment};
 use nlb_common::upcall::{self, State};
 use nlb_common::verdict::UPCALL_LOST_COUNTER;
 
-use crate::{clock, maps};
+use crate::{arguments, clock, maps};
 
 /// Whether an upcall about the destination is pending. A packet that could open a flow raises one if none is.
 #[inline(always)]
@@ -18,17 +18,16 @@ pub fn is_pending(ip: &Ip, vip: u16, segment: &Segment) -> bool {
         L4::Tcp => segment.flags.opens(),
         L4::Udp => true,
     };
-    let ports = (segment.sport.word() as u32) << 16 | segment.dport.word() as u32;
-    opens && nlb_upcall(vip as u32 | (segment.l4 as u32) << 16, ports, ip.src.hi, ip.src.lo) != 0
+    let (vip, ports) = (arguments::vip(vip, segment.l4), arguments::ports(segment));
+    opens && nlb_upcall(vip, ports, ip.src.hi, ip.src.lo) != 0
 }
 
 /// 1 if an upcall about the destination is pending, perhaps raised by this call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nlb_upcall(vip_and_protocol: u32, ports: u32, client_hi: u64, client_lo: u64) -> u32 {
-    let (vip, protocol) = (vip_and_protocol as u16, vip_and_protocol >> 16);
-    let l4 = if protocol == L4::Tcp as u32 { L4::Tcp } else { L4::Udp };
-    let (port, client_port) = (Be16::from_word(ports as u16), Be16::from_word((ports >> 16) as u16));
+    let (vip, l4) = arguments::from_vip(vip_and_protocol);
+    let (client_port, port) = arguments::from_ports(ports);
     let key = ServiceEntry::key(vip, port, l4);
     let now = clock::nanoseconds();
     let before = match maps::upcall_state(key) {
@@ -54,7 +53,7 @@ extern "C" fn nlb_upcall(vip_and_protocol: u32, ports: u32, client_hi: u64, clie
     match mine {
         Ok(true) => {
             let client = Addr { hi: client_hi, lo: client_lo };
-            let protocol = protocol as u16;
+            let protocol = l4 as u16;
             room.write(Upcall {
                 key,
                 asked_at: now,

@@ -7,7 +7,7 @@
 //! the backend accepts.
 
 use super::mark::{Mark, TcpClock};
-use super::state::{IdleTimes, State, phase};
+use super::state::{FINS, IdleTimes, MIN_TICKS, State, phase};
 
 /// How readily a port is given to a new flow: the larger number first.
 pub mod rank {
@@ -42,10 +42,9 @@ pub struct LastFlow {
 
 impl LastFlow {
     /// The rank of the port for a flow that begins with `syn`. Among ports of one rank, the one that was in
-    /// use last is lowest.
+    /// use last is lowest. `idle` is called where a time is needed: times that are loaded at once take stack.
     #[inline(always)]
     pub fn rank_of_port(&self, syn: TcpClock, now: u16, idle: impl Fn() -> IdleTimes) -> u32 {
-        const MIN_TICKS: u16 = 2;
         let phase = self.state.phase();
         let age = self.state.age(now);
         let is_closed = phase & phase::UDP == 0 && self.state.is_closed();
@@ -73,7 +72,6 @@ impl LastFlow {
     /// A flow that lost its entry a moment ago may have it back with its next packet.
     #[inline(always)]
     fn rank_of_open(&self, phase: u8, age: u16, now: u16, idle: impl Fn() -> IdleTimes) -> u32 {
-        const MIN_TICKS: u16 = 2;
         if self.state.is_expired(now, &idle()) {
             return rank::RESTED;
         }
@@ -83,7 +81,7 @@ impl LastFlow {
         // RFC 5382 section 5 lets a NAT end a partially closed connection after 4 minutes.
         let limit = if phase & phase::UDP != 0 {
             idle().closing
-        } else if phase & (phase::CLIENT_FIN | phase::BACKEND_FIN) != 0 {
+        } else if phase & FINS != 0 {
             idle().time_wait.saturating_mul(4)
         } else {
             return rank::TAKEN;

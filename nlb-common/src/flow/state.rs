@@ -137,7 +137,11 @@ impl State {
     }
 }
 
-const FINS: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
+pub(super) const FINS: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
+
+/// Ticks without a packet, about a second, after which no more is expected of a closed flow, nor of one that
+/// has only begun to open.
+pub(super) const MIN_TICKS: u16 = 2;
 
 /// Idle times in ticks after which a flow may be evicted.
 #[derive(Clone, Copy, Debug)]

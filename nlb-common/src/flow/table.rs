@@ -10,7 +10,7 @@
 //! another owner.
 
 use super::key::Key;
-use super::state::{IdleTimes, State, phase};
+use super::state::{IdleTimes, MIN_TICKS, State, phase};
 use crate::atomic::{Word, fence};
 
 pub const WAYS: usize = 4;
@@ -182,7 +182,6 @@ impl Entry {
         // Above the age of any established flow, with room for an age.
         const FRESH_RANK: u32 = 1 << 17;
         const OPENING_RANK: u32 = 1 << 18;
-        const MIN_TICKS: u16 = 2;
 
         let word = self.state.load();
         if word == FREE {
