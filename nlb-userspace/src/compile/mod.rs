@@ -372,7 +372,7 @@ impl MapImage {
 impl Default for MapImage {
     /// An image without room, which stands for maps that do not exist.
     fn default() -> Self {
-        let none = TableSizes {
+        MapImage::empty(TableSizes {
             backends: 0,
             services: 0,
             pools: 0,
@@ -380,7 +380,6 @@ impl Default for MapImage {
             rate_limits: 0,
             source_prefixes: 0,
             counted_routes: 0,
-        };
-        MapImage::empty(none)
+        })
     }
 }

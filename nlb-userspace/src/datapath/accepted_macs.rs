@@ -89,6 +89,7 @@ fn is_of_vrrp(mac: Mac) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::link::alone;
 
     const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 51]);
 
@@ -97,16 +98,7 @@ mod tests {
     }
 
     fn link(kind: Kind, mac: Mac) -> Link {
-        Link {
-            name: String::new(),
-            mac,
-            mtu: 1500,
-            kind,
-            below: None,
-            controller: None,
-            up: true,
-            native_xdp: false,
-        }
+        Link { mac, ..alone("", kind) }
     }
 
     #[test]

@@ -259,34 +259,22 @@ fn has_vnet_hdr(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use nlb_common::net::Mac;
-
     use super::*;
+    use crate::datapath::link::alone;
 
     #[test]
     fn a_named_interface_is_local_only_if_it_has_a_vnet_hdr() {
         let interfaces = XdpInterfaces::new(&["eth0".to_owned()]);
-        let (mac, mtu, below, controller) = (Mac::NONE, 1500, None, None);
-        let link = |name: &str, kind| Link {
-            name: name.to_owned(),
-            mac,
-            mtu,
-            kind,
-            below,
-            controller,
-            up: true,
-            native_xdp: false,
-        };
         assert!(
-            interfaces.is_local(&link("br0", Kind::Bridge))
-                && interfaces.is_local(&link("veth0", Kind::Veth))
+            interfaces.is_local(&alone("br0", Kind::Bridge))
+                && interfaces.is_local(&alone("veth0", Kind::Veth))
         );
         assert!(
-            !interfaces.is_local(&link("eth0", Kind::Bridge))
-                && !interfaces.is_local(&link("eth0", Kind::Veth))
+            !interfaces.is_local(&alone("eth0", Kind::Bridge))
+                && !interfaces.is_local(&alone("eth0", Kind::Veth))
         );
-        assert!(!interfaces.is_local(&link("eth1", Kind::Other)));
-        let taps = [false, true].map(|vnet_hdr| link("eth0", Kind::Tap { vnet_hdr }));
+        assert!(!interfaces.is_local(&alone("eth1", Kind::Other)));
+        let taps = [false, true].map(|vnet_hdr| alone("eth0", Kind::Tap { vnet_hdr }));
         assert_eq!(taps.each_ref().map(|tap| interfaces.is_local(tap)), [false, true]);
         assert_eq!(taps.each_ref().map(|tap| interfaces.include(tap)), [true, false]);
     }

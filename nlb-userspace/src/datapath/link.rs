@@ -155,9 +155,29 @@ pub(crate) fn suitable(name: &str, links: &HashMap<u32, Link>) -> Result<u32, Un
 
 /// Whether a link or one of its ports is a veth.
 pub(crate) fn has_veth(ifindex: u32, links: &HashMap<u32, Link>) -> bool {
+    veths(ifindex, links).next().is_some()
+}
+
+/// The veths among a link and its ports.
+pub(crate) fn veths(ifindex: u32, links: &HashMap<u32, Link>) -> impl Iterator<Item = &Link> {
     let itself_and_ports =
-        links.iter().filter(|(index, link)| **index == ifindex || link.controller == Some(ifindex));
-    itself_and_ports.map(|(_, link)| link.kind).any(|kind| kind == Kind::Veth)
+        links.iter().filter(move |(index, link)| **index == ifindex || link.controller == Some(ifindex));
+    itself_and_ports.map(|(_, link)| link).filter(|link| link.kind == Kind::Veth)
+}
+
+/// A link of a test, which stands alone.
+#[cfg(test)]
+pub(crate) fn alone(name: &str, kind: Kind) -> Link {
+    Link {
+        name: name.to_owned(),
+        mac: Mac::NONE,
+        mtu: 1500,
+        kind,
+        below: None,
+        controller: None,
+        up: true,
+        native_xdp: false,
+    }
 }
 
 /// The link that XDP serves instead of this one: follows stacked links down and ports up.
@@ -174,44 +194,30 @@ mod tests {
 
     const VLAN: Kind = Kind::Vlan(10);
 
-    fn link(name: &str, kind: Kind) -> Link {
-        let (below, controller) = (None, None);
-        Link {
-            name: name.to_owned(),
-            mac: Mac::NONE,
-            mtu: 1500,
-            kind,
-            below,
-            controller,
-            up: true,
-            native_xdp: false,
-        }
-    }
-
     fn stacked(name: &str, kind: Kind, below: u32) -> Link {
-        Link { below: Some(below), ..link(name, kind) }
+        Link { below: Some(below), ..alone(name, kind) }
     }
 
     fn port(name: &str, controller: u32) -> Link {
-        Link { controller: Some(controller), ..link(name, Kind::Other) }
+        Link { controller: Some(controller), ..alone(name, Kind::Other) }
     }
 
     /// The error for an interface of a host with many links.
     fn refusal(name: &str) -> Option<String> {
         let links = [
-            (1, link("lo", Kind::Other)),
-            (2, link("eth0", Kind::Other)),
+            (1, alone("lo", Kind::Other)),
+            (2, alone("eth0", Kind::Other)),
             (3, stacked("eth0.10", VLAN, 2)),
             (4, stacked("eth0.10.20", VLAN, 3)),
-            (5, link("bond0", Kind::Bond)),
+            (5, alone("bond0", Kind::Bond)),
             (6, port("eth1", 5)),
             (7, stacked("eth1.10", VLAN, 6)),
             (8, stacked("bond0.10", VLAN, 5)),
-            (9, link("br0", Kind::Bridge)),
+            (9, alone("br0", Kind::Bridge)),
             (10, port("eth2", 9)),
             (11, Link { controller: Some(9), ..stacked("bond0.20", VLAN, 5) }),
             (12, stacked("vf0", Kind::MacVlan, 99)),
-            (13, link("vrf0", Kind::Other)),
+            (13, alone("vrf0", Kind::Other)),
             (14, port("eth3", 13)),
             // The index of a veth's other end stands where a stacked link's lower link does.
             (15, stacked("veth0", Kind::Veth, 2)),
@@ -250,8 +256,8 @@ mod tests {
     fn a_bond_of_veths_has_veths() {
         let of_kinds = |kinds: [Kind; 3]| {
             let [own, port, other] = kinds;
-            let port = Link { controller: Some(2), ..link("port", port) };
-            has_veth(2, &HashMap::from([(2, link("own", own)), (3, port), (4, link("other", other))]))
+            let port = Link { controller: Some(2), ..alone("port", port) };
+            has_veth(2, &HashMap::from([(2, alone("own", own)), (3, port), (4, alone("other", other))]))
         };
         assert!(of_kinds([Kind::Veth, Kind::Other, Kind::Other]));
         assert!(of_kinds([Kind::Bond, Kind::Veth, Kind::Other]));
@@ -262,11 +268,11 @@ mod tests {
     fn interfaces_that_xdp_cannot_redirect_to_are_local() {
         let taps = [false, true].map(|vnet_hdr| Kind::Tap { vnet_hdr });
         for kind in [Kind::Bridge, Kind::Veth, VLAN, Kind::MacVlan, Kind::IpVlan].into_iter().chain(taps) {
-            assert!(link("link", kind).is_local(), "{kind:?}");
+            assert!(alone("link", kind).is_local(), "{kind:?}");
         }
-        let port = |kind| Link { controller: Some(9), ..link("port", kind) };
+        let port = |kind| Link { controller: Some(9), ..alone("port", kind) };
         let ports = [Kind::Veth].into_iter().chain(taps).map(port);
-        for interface in [link("eth0", Kind::Other), link("bond0", Kind::Bond)].into_iter().chain(ports) {
+        for interface in [alone("eth0", Kind::Other), alone("bond0", Kind::Bond)].into_iter().chain(ports) {
             assert!(!interface.is_local(), "{interface:?}");
         }
     }

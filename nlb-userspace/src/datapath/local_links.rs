@@ -96,22 +96,12 @@ fn vlans(links: &HashMap<u32, Link>) -> BTreeSet<u64> {
 
 #[cfg(test)]
 mod tests {
-    use nlb_common::net::Mac;
-
     use super::*;
+    use crate::datapath::link::alone;
 
     #[test]
     fn vlans_end_on_the_interface_below_and_on_its_ports() {
-        let link = |kind, below, controller| Link {
-            name: String::new(),
-            mac: Mac::NONE,
-            mtu: 1500,
-            kind,
-            below,
-            controller,
-            up: true,
-            native_xdp: false,
-        };
+        let link = |kind, below, controller| Link { below, controller, ..alone("", kind) };
         let links = HashMap::from([
             (2, link(Kind::Other, None, None)),
             (3, link(Kind::Vlan(10), Some(2), None)),

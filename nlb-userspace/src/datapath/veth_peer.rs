@@ -15,12 +15,11 @@ use anyhow::{Context, ensure};
 use nix::libc;
 use tracing::{info, warn};
 
-use super::link::{Kind, Link};
+use super::link::{self, Link};
 
 /// Logs what the other ends of an interface lack, or of its ports. Only native XDP redirects by a driver.
 pub(super) fn check(ifindex: u32, is_native: bool, links: &HashMap<u32, Link>) {
-    let own = links.iter().filter(|(index, link)| **index == ifindex || link.controller == Some(ifindex));
-    for (_, link) in own.filter(|(_, link)| link.kind == Kind::Veth) {
+    for link in link::veths(ifindex, links) {
         let Some(peer) = link.below.and_then(|peer| links.get(&peer)) else {
             info!(
                 "{} is a veth, and its other end is in another network namespace: it has to finish checksums{} (`ethtool -K \
@@ -92,22 +91,12 @@ impl Feature {
 
 #[cfg(test)]
 mod tests {
-    use nlb_common::net::Mac;
-
     use super::*;
+    use crate::datapath::link::{Kind, alone};
 
     #[test]
     fn each_lack_is_named_with_its_remedy() {
-        let peer = |native_xdp| Link {
-            name: "far0".to_owned(),
-            mac: Mac::NONE,
-            mtu: 1500,
-            kind: Kind::Veth,
-            below: Some(2),
-            controller: None,
-            up: true,
-            native_xdp,
-        };
+        let peer = |native_xdp| Link { below: Some(2), native_xdp, ..alone("far0", Kind::Veth) };
         let [gro_on, tx_off] = ["ethtool -K far0 gro on", "ethtool -K far0 tx off"];
         for (is_native, native_xdp, gro, tx_checksums, remedies) in [
             (true, false, false, true, &[gro_on, tx_off][..]),

@@ -1,5 +1,4 @@
-//! Modules that have yet to be told, by the answer to their next heartbeat, to read their configuration
-//! again.
+//! Requests to reload, which go to a module with the answer to its next heartbeat.
 
 use std::sync::Arc;
 

@@ -153,10 +153,10 @@ impl Registry {
     /// Removes a module at once, at an operator's request: one that does not serve or, if forced, any.
     pub fn evict(&self, instance_id: &str, force: bool) -> Result<u64, RegistryError> {
         let ((), revision) = self.change(Commit::Apply, |state| {
-            if !force && !state.record(instance_id)?.is_dead() {
+            let record = state.record(instance_id)?;
+            if !force && !record.is_dead() {
                 return Err(RegistryError::Serves(instance_id.to_owned()));
             }
-            state.record(instance_id)?;
             state.forget_module(instance_id);
             Ok(())
         })?;
