@@ -9,8 +9,9 @@ use nlb_common::flow::IdleTimes;
 use nlb_common::hash;
 use nlb_common::net::{Addr, Be16};
 
-use crate::packet::{ACK, FIN, Packet, RST, SYN, Transport, UdpChecksum};
-use crate::rig::{Family, Rig, XDP_REDIRECT, families, load_config, source_port};
+use crate::connection::{Connection, forwards, tcp};
+use crate::packet::{ACK, FIN, Packet, RST, Transport, UdpChecksum};
+use crate::rig::{Family, Rig, families, load_config};
 
 /// New, closed and active flows.
 fn flows(rig: &mut Rig, later: u16) -> Result<(u64, u64, u64)> {
@@ -20,68 +21,37 @@ fn flows(rig: &mut Rig, later: u16) -> Result<(u64, u64, u64)> {
     Ok((new_flows, closed_flows, active_flows))
 }
 
-/// Checks that a packet is forwarded, and returns the port that the backend sees.
-fn forwards(rig: &mut Rig, packet: &Packet) -> Result<u16> {
-    let outcome = rig.run(packet)?;
-    assert_eq!(outcome.action, XDP_REDIRECT, "{packet:?}: {:?}", outcome.counted);
-    Ok(source_port(&outcome.frame))
-}
-
 fn segment(packet: &Packet, flags: u8) -> Packet {
-    packet.with(|p| p.l4 = Transport::Tcp { flags, seq: 5000 })
+    tcp(packet, flags, 5000)
 }
 
-/// A TCP connection through NAT.
-struct Connection {
-    family: Family,
-    syn: Packet,
-    port: u16,
-}
-
-impl Connection {
-    fn open(rig: &mut Rig, family: Family, sport: u16) -> Result<Connection> {
-        let syn = family.syn().with(|p| p.sport = sport);
-        let port = forwards(rig, &syn)?;
-        let connection = Connection { family, syn, port };
-        connection.module_sends(rig, SYN | ACK)?;
-        connection.client_sends(rig, ACK)?;
-        Ok(connection)
-    }
-
-    fn client_sends(&self, rig: &mut Rig, flags: u8) -> Result<()> {
-        assert_eq!(forwards(rig, &segment(&self.syn, flags))?, self.port);
-        Ok(())
-    }
-
-    fn module_sends(&self, rig: &mut Rig, flags: u8) -> Result<()> {
-        let request = self.family.translated(&self.syn, self.port);
-        forwards(rig, &self.family.answer(&request, Transport::Tcp { flags, seq: 9000 })).map(drop)
-    }
+fn open(rig: &mut Rig, family: Family, sport: u16) -> Result<Connection> {
+    Connection::open(rig, family, family.syn().with(|p| p.sport = sport))
 }
 
 #[test]
 fn connection_is_active_from_its_first_to_its_last_packet() -> Result<()> {
     for family in families() {
         let mut rig = Rig::new(ForwardMode::Nat)?;
-        let connection = Connection::open(&mut rig, family, 40_000)?;
+        let connection = open(&mut rig, family, 40_000)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 0, 1));
-        connection.client_sends(&mut rig, FIN | ACK)?;
+        connection.sends(&mut rig, FIN | ACK, 5000)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 0, 1), "the module's half is still open");
-        connection.module_sends(&mut rig, FIN | ACK)?;
+        connection.answers(&mut rig, FIN | ACK)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 1, 0));
-        connection.client_sends(&mut rig, ACK)?;
+        connection.sends(&mut rig, ACK, 5000)?;
         assert_eq!(flows(&mut rig, 0)?, (1, 1, 0), "the last ACK does not bring it back");
 
-        let again = Connection::open(&mut rig, family, 40_000)?;
+        let again = open(&mut rig, family, 40_000)?;
         assert_eq!(flows(&mut rig, 0)?, (2, 1, 1), "the same ports again are another flow");
-        again.module_sends(&mut rig, RST | ACK)?;
+        again.answers(&mut rig, RST | ACK)?;
         assert_eq!(flows(&mut rig, 0)?, (2, 2, 0));
         assert_eq!(rig.traffic(0)?.total().resets, 1);
 
-        let forged = Connection::open(&mut rig, family, 40_001)?;
-        forged.client_sends(&mut rig, RST)?;
+        let forged = open(&mut rig, family, 40_001)?;
+        forged.sends(&mut rig, RST, 5000)?;
         assert_eq!(flows(&mut rig, 0)?, (3, 3, 0));
-        forged.client_sends(&mut rig, ACK)?;
+        forged.sends(&mut rig, ACK, 5000)?;
         assert_eq!(flows(&mut rig, 0)?.2, 1, "an ACK after the reset makes the flow active");
     }
     Ok(())
@@ -110,12 +80,12 @@ fn flows_are_active_until_their_idle_time_ends() -> Result<()> {
         type Story = fn(&mut Rig, Family) -> Result<()>;
         let stories: [(&str, u16, Story); 6] = [
             ("opening", idle.opening, |rig, family| forwards(rig, &family.syn()).map(drop)),
-            ("established", idle.established, |rig, family| Connection::open(rig, family, 40_000).map(drop)),
+            ("established", idle.established, |rig, family| open(rig, family, 40_000).map(drop)),
             ("half closed by the client", idle.established, |rig, family| {
-                Connection::open(rig, family, 40_000)?.client_sends(rig, FIN | ACK)
+                open(rig, family, 40_000)?.sends(rig, FIN | ACK, 5000)
             }),
             ("half closed by the backend", idle.established, |rig, family| {
-                Connection::open(rig, family, 40_000)?.module_sends(rig, FIN | ACK)
+                open(rig, family, 40_000)?.answers(rig, FIN | ACK)
             }),
             ("one datagram", idle.udp, |rig, family| forwards(rig, &family.udp()).map(drop)),
             ("datagrams both ways", idle.udp, |rig, family| {
@@ -207,7 +177,7 @@ fn established_flows_evicted_by_nat_are_not_active() -> Result<()> {
             hash as u32 & (small.flow_buckets() - 1) == 0
         };
         for (n, sport) in (1024..u16::MAX).filter(in_first_bucket).take(9).enumerate() {
-            Connection::open(&mut rig, family, sport)?;
+            open(&mut rig, family, sport)?;
             let new = n as u64 + 1;
             // All of them are in one bucket of four.
             assert_eq!(flows(&mut rig, 0)?, (new, new.saturating_sub(4), new.min(4)));

@@ -10,6 +10,7 @@ use nlb::model::snat::SnatAddresses;
 use nlb::model::{ForwardMode, Route, Snat};
 use nlb_common::flow::IdleTimes;
 
+use crate::connection::{Connection, tcp};
 use crate::packet::{ACK, FIN, PSH, Packet, RST, SYN, Transport, UdpChecksum};
 use crate::rig::{Family, Rig, XDP_REDIRECT, families, load_config, source_port};
 
@@ -51,44 +52,10 @@ fn port_later(rig: &mut Rig, packet: &Packet) -> Result<u16> {
     bail!("no port is found")
 }
 
-fn tcp(packet: &Packet, flags: u8, seq: u32) -> Packet {
-    packet.with(|p| p.l4 = Transport::Tcp { flags, seq })
-}
-
-/// A connection from this port of the client.
-struct Connection {
-    family: Family,
-    syn: Packet,
-    port: u16,
-}
-
-impl Connection {
-    fn open(rig: &mut Rig, family: Family, syn: Packet) -> Result<Connection> {
-        let port = port_of(rig, &syn)?.expect("a port");
-        let connection = Connection { family, syn, port };
-        connection.answers(rig, SYN | ACK)?;
-        connection.sends(rig, ACK, 1001)?;
-        Ok(connection)
-    }
-
-    fn sends(&self, rig: &mut Rig, flags: u8, seq: u32) -> Result<()> {
-        assert_eq!(port_of(rig, &tcp(&self.syn, flags, seq))?, Some(self.port));
-        Ok(())
-    }
-
-    /// The backend sends this, and the client gets it.
-    fn answers(&self, rig: &mut Rig, flags: u8) -> Result<()> {
-        let request = self.family.translated(&self.syn, self.port);
-        let outcome = rig.run(&self.family.answer(&request, Transport::Tcp { flags, seq: 9000 }))?;
-        assert_eq!(outcome.counted, [("send reply".to_owned(), 1)].into());
-        Ok(())
-    }
-
-    /// Closes the connection, the backend first. The client's FIN has this sequence number.
-    fn close(&self, rig: &mut Rig, seq: u32) -> Result<()> {
-        self.answers(rig, FIN | ACK)?;
-        self.sends(rig, FIN | ACK, seq)
-    }
+/// Closes a connection, the backend first. The client's FIN has this sequence number.
+fn close(connection: &Connection, rig: &mut Rig, seq: u32) -> Result<()> {
+    connection.answers(rig, FIN | ACK)?;
+    connection.sends(rig, FIN | ACK, seq)
 }
 
 fn syn(family: &Family, n: u16) -> Packet {
@@ -135,7 +102,7 @@ fn ports_of_closed_connections_rest_while_others_are_free() -> Result<()> {
         let mut used = BTreeSet::new();
         for n in 0..4 {
             let connection = Connection::open(&mut rig, family, syn(&family, n))?;
-            connection.close(&mut rig, 2000)?;
+            close(&connection, &mut rig, 2000)?;
             assert!(used.insert(connection.port), "a port was used twice");
             rig.age_flows(idle.closing + 1);
         }
@@ -155,14 +122,14 @@ fn the_port_that_closed_first_is_used_again_first() -> Result<()> {
         for n in 0..4 {
             // A SYN is never above this number, so the backend might refuse any.
             let connection = Connection::open(&mut rig, family, syn(&family, n))?;
-            connection.close(&mut rig, 1000)?;
+            close(&connection, &mut rig, 1000)?;
             ports.push(connection.port);
             rig.age_flows(2);
         }
         for (n, expected) in (10..).zip(ports) {
             let connection = Connection::open(&mut rig, family, syn(&family, n))?;
             assert_eq!(connection.port, expected);
-            connection.close(&mut rig, 1000)?;
+            close(&connection, &mut rig, 1000)?;
             rig.age_flows(2);
         }
     }
@@ -180,7 +147,7 @@ fn a_port_whose_last_sequence_number_is_lower_is_used_again_first() -> Result<()
         for n in 0..4 {
             let connection = Connection::open(&mut rig, family, syn(&family, n))?;
             let seq = if n == 2 { 0x1000_0000 } else { HIGH };
-            connection.close(&mut rig, seq)?;
+            close(&connection, &mut rig, seq)?;
             if n == 2 {
                 low = connection.port;
             }
@@ -205,7 +172,7 @@ fn a_port_whose_last_timestamp_is_lower_is_used_again_first() -> Result<()> {
         for (n, stamp) in [(0, STAMP), (1, STAMP), (2, 0x1000_0000), (3, STAMP)] {
             let connection = Connection::open(&mut rig, family, stamped(n, stamp))?;
             // Lower than the sequence number of the SYN below.
-            connection.close(&mut rig, 1000)?;
+            close(&connection, &mut rig, 1000)?;
             ports.push(connection.port);
         }
         rig.age_flows(2);
@@ -220,7 +187,7 @@ fn a_connection_that_opens_again_keeps_its_port() -> Result<()> {
     for family in families() {
         let (mut rig, _) = rig(100)?;
         let connection = Connection::open(&mut rig, family, syn(&family, 0))?;
-        connection.close(&mut rig, 0x9000_0000)?;
+        close(&connection, &mut rig, 0x9000_0000)?;
         let again = Connection::open(&mut rig, family, syn(&family, 0))?;
         assert_eq!(again.port, connection.port);
         again.answers(&mut rig, ACK)?;
@@ -356,7 +323,7 @@ fn replies_to_a_vip_with_a_route_for_every_port_reach_their_clients() -> Result<
         // The backend as a client of the VIP.
         let own = syn(2).with(|p| (p.src, p.sport, p.dport) = (family.backend, 8080, connection.port + 1));
         assert_eq!(rig.run(&own)?.counted, [("send forward".to_owned(), 1)].into());
-        connection.close(&mut rig, 5000)?;
+        close(&connection, &mut rig, 5000)?;
     }
     Ok(())
 }
