@@ -5,6 +5,7 @@ use std::env;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anstream::adapter::strip_str;
 use anyhow::{Result, bail};
 use nlb_testkit::lab::{DefaultRoute, Lab, VIP4, VIP6};
 use nlb_testkit::process::Process;
@@ -93,15 +94,7 @@ impl Fleet {
 /// The last line of a log, without its time and colours.
 fn last_line(log: &str) -> String {
     let Some(line) = log.lines().rev().find(|line| !line.trim().is_empty()) else { return String::new() };
-    let mut plain = String::new();
-    let mut in_sequence = false;
-    for character in line.chars() {
-        match character {
-            '\x1b' => in_sequence = true,
-            _ if in_sequence => in_sequence = !character.is_ascii_alphabetic(),
-            _ => plain.push(character),
-        }
-    }
+    let plain = strip_str(line).to_string();
     let without_time = plain.split_once(' ').filter(|(time, _)| time.ends_with('Z')).map(|(_, rest)| rest);
     without_time.unwrap_or(&plain).trim().to_owned()
 }
