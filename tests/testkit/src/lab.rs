@@ -14,7 +14,7 @@
 //! A segment is a bridge in a namespace of its own, apart from the host's network. Namespaces and files are
 //! named `nlb-<pid>-<n>-...`. The next lab removes those of a process that was killed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
@@ -343,6 +343,10 @@ fn host_prefix(address: IpAddr) -> u8 {
 }
 
 fn remove_leftovers() -> Result<()> {
+    fs::create_dir_all(FILES).with_context(|| format!("creating {FILES} (this needs root)"))?;
+    // Labs of several processes start at a time: one that finds a namespace half removed would fail.
+    let directory = File::open(FILES).with_context(|| format!("opening {FILES}"))?;
+    directory.lock().with_context(|| format!("locking {FILES}"))?;
     netns::remove_leftovers(FAMILY)?;
     for entry in Path::new(FILES).read_dir().into_iter().flatten() {
         let name = entry?.file_name();

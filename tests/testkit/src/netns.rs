@@ -148,19 +148,16 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes the namespaces named `<family>-<pid>-...` of processes that have ended.
+/// Removes the namespaces named `<family>-<pid>-...` of processes that have ended. One process may do so at a
+/// time.
 pub fn remove_leftovers(family: &str) -> Result<()> {
     // Before the first namespace there is no such directory.
     for entry in Path::new(NAMED).read_dir().into_iter().flatten() {
         let name = entry.context("listing namespaces")?.file_name();
         let Some(name) = name.to_str() else { continue };
         let orphaned = owner(name, family).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-        // Another run may have removed it at the same time.
-        if orphaned
-            && let Err(error) = remove(name)
-            && Path::new(NAMED).join(name).exists()
-        {
-            return Err(error);
+        if orphaned {
+            remove(name)?;
         }
     }
     Ok(())
