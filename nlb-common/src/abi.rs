@@ -186,7 +186,9 @@ pub struct Backend {
     pub mtu: u16,
     /// The limits of the route that the backend serves.
     pub limits: Limits,
-    pub _pad: [u8; 2],
+    /// The id of its instance's capacity; 0 means unlimited. It stays in the row when the backend is gone, so
+    /// that its flows can be taken off the count.
+    pub capacity: u16,
 }
 
 impl Backend {

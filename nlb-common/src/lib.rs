@@ -12,6 +12,7 @@
 
 pub mod abi;
 pub mod atomic;
+pub mod capacity;
 pub mod checksum;
 pub mod flow;
 pub mod fragment;

@@ -165,6 +165,8 @@ reasons! {
         UpcallPending = "asking",
         /// From a source that no other host has.
         MartianSource = "martian_source",
+        /// A new flow, while every instance of its pool has as many as it takes.
+        Full = "full",
         /// A map look-up failed that cannot fail: a bug.
         Internal = "internal",
     }
@@ -180,6 +182,10 @@ pub const UNRECORDED_COUNTER: u32 = 62;
 /// Upcalls that were not raised because the ring buffer was full. Their packets are counted as those of
 /// closed ports, so this counter is outside the sum.
 pub const UPCALL_LOST_COUNTER: u32 = 61;
+
+/// New flows that found every instance of the pool of highest priority full, whatever became of them. This
+/// counter is outside the sum.
+pub const FULL_COUNTER: u32 = 60;
 
 /// The length of the map of counters.
 pub const COUNTERS: u32 = 64;
@@ -215,6 +221,6 @@ const _: () = assert!(
     PassReason::ALL.len() <= 16
         && SendReason::ALL.len() <= 12
         && PuntReason::ALL.len() <= 4
-        && DropReason::ALL.len() <= 29,
+        && DropReason::ALL.len() <= 28,
     "the ranges of the counters must not overlap"
 );

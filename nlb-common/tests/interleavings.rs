@@ -7,8 +7,10 @@
 
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
-use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, phase};
+use nlb_common::capacity::Capacity;
+use nlb_common::flow::{Bucket, Direction, IdleTimes, Key, State, next_phase, phase};
 use nlb_common::net::{Addr, Be16, L4};
+use nlb_common::parse::TcpFlags;
 use nlb_common::prefix::{self, Value};
 
 const IDLE: IdleTimes = IdleTimes { opening: 0, established: 1000, closing: 0, udp: 1000, time_wait: 0 };
@@ -39,7 +41,7 @@ fn full() -> Arc<Bucket> {
 
 /// Records a flow, and evicts another if it has to.
 fn record(bucket: &Bucket, flow: u16, now: u16) -> Option<usize> {
-    bucket.insert(&key(flow), state(flow, now), now, &IDLE, true, |_, _| false)
+    bucket.insert(&key(flow), state(flow, now), now, &IDLE, true, |_, _| false).map(|(way, _)| way)
 }
 
 /// A thread that records a flow.
@@ -205,5 +207,56 @@ fn a_search_meets_what_a_prefix_stood_for_or_what_it_will() {
         let found = entry.matches(&host(1, 1)).expect("it is always there");
         assert!(found == plain(1) || found == Value { value: 2, longer: true }, "{found:?}");
         writer.join().unwrap();
+    });
+}
+
+#[test]
+fn an_instance_gets_no_flow_beyond_its_limit() {
+    loom::model(|| {
+        let capacity = Arc::new(Capacity::default());
+        capacity.set_limit(2);
+        assert!(capacity.add());
+        let others = [(), ()].map(|()| {
+            let capacity = capacity.clone();
+            thread::spawn(move || {
+                let added = capacity.add();
+                assert!(capacity.count().flows() <= 2, "beyond the limit");
+                added
+            })
+        });
+        let added = others.map(|thread| thread.join().unwrap());
+        assert!(added[0] != added[1], "one of two finds room");
+        assert_eq!(capacity.count().flows(), 2);
+    });
+}
+
+/// A packet closes the flow while the scan finds it idle, or while another flow takes its entry: one of them
+/// takes it off the count.
+#[test]
+fn a_flow_is_taken_off_its_count_once() {
+    loom::model(|| {
+        let (capacity, bucket) = (Arc::new(Capacity::default()), Arc::new(Bucket::default()));
+        capacity.set_limit(5);
+        assert!(capacity.add() && capacity.add());
+        let open = State::forward(1, Be16::new(1), 0, phase::ESTABLISHED | phase::CLIENT_FIN, NOW);
+        bucket.insert(&key(1), open.with_counted(true), NOW, &IDLE, true, |_, _| false);
+        let closes = {
+            let (capacity, bucket) = (capacity.clone(), bucket.clone());
+            thread::spawn(move || {
+                let Some((way, state)) = bucket.find(&key(1)) else { return };
+                let closed = next_phase(state.phase(), TcpFlags(TcpFlags::FIN | TcpFlags::ACK), false);
+                if bucket.entries[way].touch(state, closed, NOW + 1) {
+                    assert!(capacity.remove());
+                }
+            })
+        };
+        if let Some((way, state)) = bucket.find(&key(1)).filter(|(_, state)| state.is_counted())
+            && bucket.entries[way].replace(state, state.with_counted(false))
+        {
+            assert!(capacity.remove());
+        }
+        closes.join().unwrap();
+        let left = bucket.find(&key(1)).is_some_and(|(_, state)| state.is_counted());
+        assert_eq!(capacity.count().flows(), 1 + u32::from(left));
     });
 }

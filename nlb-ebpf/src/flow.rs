@@ -12,7 +12,7 @@ use crate::maps::{self, AddressInfo};
 use crate::packet::Packet;
 use crate::record::{self, NatTuple, nat_tuple, nlb_record_flow};
 use crate::snat_port::Search;
-use crate::{clock, host, quic_cid, rate_limit, snat_port};
+use crate::{capacity, clock, host, quic_cid, rate_limit, snat_port};
 
 /// The forwarding decision for a client's packet: the backend that its connection id names; else the recorded
 /// one if it still takes the flow; else a newly selected one. A flow without an entry is recorded.
@@ -35,35 +35,51 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     let now = clock::now();
     let lookup = Lookup::new(ip, segment, vip)?;
 
-    if let Some((way, state, backend)) = lookup.recorded()
-        && keeps(backend, state, segment, named)
-    {
-        check_reachable(packet, ip, backend)?;
-        rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
-        let phase = flow::next_phase(state.phase(), segment.flags, true);
-        // One comparison: the verifier follows each branch to the end.
-        let changed = state.seen() ^ now | (segment.flags.0 & (TcpFlags::FIN | TcpFlags::RST)) as u16;
-        if backend.mode == Backend::NAT && changed != 0 {
-            let tuple = nat_tuple(backend, ip, segment, lookup.hash);
-            // No connection ends with a fragment.
-            let mark =
-                if FIRST_FRAGMENT { Mark::NONE } else { Mark::of(snat_port::tcp_clock(packet, segment)) };
-            let reply = State::reply(maps::place(lookup.index, way), mark, phase, now);
-            record_reply(&tuple, state.translated_port(&lookup.key), reply);
+    if let Some((way, state, backend)) = lookup.recorded() {
+        if !keeps(backend, state, segment, named) {
+            // It leaves that backend, and may get the room that it had there.
+            capacity::end_flow(maps::place(lookup.index, way));
+        } else {
+            check_reachable(packet, ip, backend)?;
+            rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
+            let mut phase = flow::next_phase(state.phase(), segment.flags, true);
+            if FIRST_FRAGMENT {
+                // No connection ends with a fragment. If one does, the scan takes it off its count.
+                phase |= state.phase() & flow::phase::COUNTED;
+            }
+            // One comparison: the verifier follows each branch to the end.
+            let changed = state.seen() ^ now | (segment.flags.0 & (TcpFlags::FIN | TcpFlags::RST)) as u16;
+            if backend.mode == Backend::NAT && changed != 0 {
+                let tuple = nat_tuple(backend, ip, segment, lookup.hash);
+                let mark =
+                    if FIRST_FRAGMENT { Mark::NONE } else { Mark::of(snat_port::tcp_clock(packet, segment)) };
+                let reply = State::reply(maps::place(lookup.index, way), mark, phase, now);
+                record_reply(&tuple, state.translated_port(&lookup.key), reply);
+            }
+            let decision = lookup.decision(state, backend);
+            if lookup.bucket.entries[way & 3].touch(state, phase, now) && !FIRST_FRAGMENT {
+                capacity::remove_closed(state);
+            }
+            return Ok(decision);
         }
-        lookup.bucket.entries[way & 3].touch(state, phase, now);
-        return Ok(lookup.decision(state, backend));
     }
 
     if service.flags & Service::EVERY_PORT != 0 {
         host::check_taken(packet, ip, segment, vip.id)?;
     }
     check_source(packet, ip)?;
-    let backend_id = choose(vip, service_id, service, ip, lookup.hash, named)?;
-    let backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
-    check_reachable(packet, ip, backend)?;
-    rate_limit::pass(service, backend, ip.src, ip.total_len(), true)?;
+    let (pool, mut backend_id) = choose(vip, service_id, service, ip, lookup.hash, named)?;
+    let mut backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
+    if backend.capacity != 0 {
+        backend_id = capacity::add_flow(pool, backend_id, lookup.hash)?;
+        backend = maps::backend(backend_id).ok_or(Verdict::INTERNAL)?;
+    }
     let new = NewFlow { backend, backend_id, key: lookup.key, bucket: lookup.index, hash: lookup.hash, now };
+    if let Err(verdict) = check_reachable(packet, ip, backend)
+        .and_then(|()| rate_limit::pass(service, backend, ip.src, ip.total_len(), true))
+    {
+        return Err(new.refused(verdict));
+    }
     let snat_port = new.record(packet, ip, segment)?;
     Ok(ForwardingDecision { backend_id, backend, snat_port, hash: lookup.hash })
 }
@@ -146,8 +162,8 @@ fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool
     }
 }
 
-/// Selects the backend of a flow without an entry: the one that its connection id names, else one by hash.
-/// All nodes select alike, and so does this node after a restart.
+/// Selects the backend of a flow without an entry, and its pool: the one that its connection id names, which
+/// has no pool, else one by hash. All nodes select alike, and so does this node after a restart.
 #[inline(always)]
 fn choose(
     vip: &AddressInfo,
@@ -156,18 +172,18 @@ fn choose(
     ip: &Ip,
     hash: u64,
     named: u16,
-) -> Result<u16, Verdict> {
+) -> Result<(u16, u16), Verdict> {
     let pool = pool(service_id, service, ip.src);
     if pool == 0 {
         // The service's routes are for other sources, so the port is closed for this client.
         return Err(closed_port(vip));
     }
     if named != 0 {
-        return Ok(named);
+        return Ok((0, named));
     }
     match maps::maglev(pool, maglev::slot(hash)) {
         0 => Err(Verdict::Drop(DropReason::NoBackend)),
-        backend => Ok(backend),
+        backend => Ok((pool, backend)),
     }
 }
 
@@ -192,6 +208,9 @@ fn pool(service_id: u16, service: &Service, client: Addr) -> u16 {
     service.pool
 }
 
+/// The verdict if no entry can be evicted.
+const NO_ENTRY: Verdict = Verdict::Drop(DropReason::FlowTable);
+
 /// A flow that is to be recorded.
 struct NewFlow {
     backend: &'static Backend,
@@ -206,25 +225,35 @@ impl NewFlow {
     /// Records the flow and returns its SNAT port.
     #[inline(always)]
     fn record(&self, packet: &Packet, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
+        let counts = self.backend.capacity != 0;
         let phase = flow::first_phase(segment.l4, segment.flags);
         if self.backend.mode != Backend::NAT {
-            if !self.record_if_there_is_room(phase | flow::phase::ONE_WAY) {
+            let phase = phase | flow::phase::ONE_WAY;
+            if counts {
+                // A flow without an entry would not count.
+                self.entry(Be16::new(0), phase, true).ok_or_else(|| self.refused(NO_ENTRY))?;
+            } else if !self.record_if_there_is_room(phase) {
                 maps::count(UNRECORDED_COUNTER);
             }
             return Ok(Be16::new(0));
         }
         let mut search = Search::new(nat_tuple(self.backend, ip, segment, self.hash), &self.key, self.bucket);
-        let port =
-            snat_port::find(packet, segment, &mut search).ok_or(Verdict::Drop(DropReason::SnatPorts))?;
+        let port = snat_port::find(packet, segment, &mut search)
+            .ok_or_else(|| self.refused(Verdict::Drop(DropReason::SnatPorts)))?;
         // NAT needs an entry, so this may evict another flow.
-        let way = self.entry(port, phase, true).ok_or(Verdict::Drop(DropReason::FlowTable))?;
+        let way = self.entry(port, phase, true).ok_or_else(|| self.refused(NO_ENTRY))?;
         let translated_port = if port.is_zero() { segment.sport } else { port };
         let reply = State::reply(maps::place(self.bucket, way), Mark::NONE, phase, self.now);
-        if record_reply(&search.tuple, translated_port, reply) {
-            Ok(port)
-        } else {
-            Err(Verdict::Drop(DropReason::FlowTable))
+        if record_reply(&search.tuple, translated_port, reply) { Ok(port) } else { Err(NO_ENTRY) }
+    }
+
+    /// Takes the flow off its count: it is not recorded, for this reason.
+    #[inline(always)]
+    fn refused(&self, verdict: Verdict) -> Verdict {
+        if self.backend.capacity != 0 {
+            capacity::remove_flow(self.backend.capacity);
         }
+        verdict
     }
 
     /// Whether an entry was recorded. Entries of a full bucket age with the clock's ticks, so each CPU
@@ -247,7 +276,8 @@ impl NewFlow {
     /// The index of the flow's entry in its bucket.
     #[inline(always)]
     fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
-        let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now);
+        let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now)
+            .with_counted(self.backend.capacity != 0);
         let way =
             nlb_record_flow(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;

@@ -4,6 +4,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod arguments;
+mod capacity;
 mod clock;
 mod flow;
 mod forward;

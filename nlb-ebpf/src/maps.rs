@@ -13,6 +13,7 @@ use nlb_common::abi::{
     ServiceEntry, TABLE_COPIES, Upcall,
 };
 use nlb_common::atomic::Word;
+use nlb_common::capacity::Capacity;
 use nlb_common::flow::{Bucket, Entry, WAYS};
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16, L4, Mac};
@@ -84,6 +85,10 @@ static FLOWS: Array<Bucket, 64, MMAPABLE> = Array::new();
 static FLOWS_FULL: PerCpuArray<u64, FULL_BUCKETS_OF_CPU> = PerCpuArray::new();
 
 const FULL_BUCKETS_OF_CPU: usize = 4096;
+
+/// The flows that count against the limit of an instance, and the limit, by capacity id.
+#[btf_map]
+static CAPACITIES: Array<Capacity, 64, MMAPABLE> = Array::new();
 
 #[btf_map]
 static VERDICT_STATS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
@@ -439,7 +444,7 @@ pub fn quic_server(server: &ServerKey) -> u16 {
     unsafe { QUIC_SERVERS.get(server) }.map_or(0, |backend| *backend as u16)
 }
 
-/// The backend in a slot of a pool's Maglev table; 0 if the pool is empty.
+/// The backend in a slot of a pool's Maglev table, or what follows the slots; 0 if the pool is empty.
 #[inline(always)]
 pub fn maglev(pool: u16, slot: u32) -> u16 {
     let (line, place) = maglev::place(slot);
@@ -460,6 +465,18 @@ pub fn backend(id: u16) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn backend_of(id: u16, generation: u8) -> Option<&'static Backend> {
     backend(id).filter(|backend| backend.generation == generation)
+}
+
+/// The capacity that flows of this backend count against, also when the backend is gone; 0 means none.
+#[inline(always)]
+pub fn capacity_of_backend(id: u16, generation: u8) -> u16 {
+    let row = BACKENDS.get(id as u32).filter(|backend| backend.generation == generation);
+    row.map_or(0, |backend| backend.capacity)
+}
+
+#[inline(always)]
+pub fn capacity(id: u16) -> Option<&'static Capacity> {
+    CAPACITIES.get(id as u32)
 }
 
 #[inline(always)]

@@ -11,6 +11,7 @@ use nlb_common::hash;
 use nlb_common::net::{Addr, Be16, L4};
 use nlb_common::parse::{Ip, Segment};
 
+use crate::capacity::{capacity_of, nlb_remove_flow};
 use crate::{arguments, clock, maps, settings};
 
 /// An entry that is to be written.
@@ -104,7 +105,8 @@ pub fn transparent_local(client: Addr) -> u16 {
 }
 
 /// Writes an entry over the one with the same key or, if there is none, over the one with the highest
-/// eviction rank. Returns its index in the bucket plus 1, or 0 if no entry can be evicted.
+/// eviction rank; the flow that had it does not count any more. Returns its index in the bucket plus 1, or 0
+/// if no entry can be evicted.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
@@ -116,11 +118,16 @@ pub extern "C" fn nlb_record_flow(entry: *const Entry) -> u32 {
     let idle = settings::idle_times();
     let now = clock::now();
     let Some(bucket) = maps::flows(entry.bucket) else { return 0 };
-    let way = match bucket.find(&entry.key) {
-        Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some(way),
+    let recorded = match bucket.find(&entry.key) {
+        Some((way, old)) => bucket.entries[way & 3].replace(old, entry.state).then_some((way, old)),
         None => bucket.insert(&entry.key, entry.state, now, &idle, entry.must != 0, is_stale),
     };
-    way.map_or(0, |way| way as u32 + 1)
+    let Some((way, former)) = recorded else { return 0 };
+    let capacity = capacity_of(former);
+    if capacity != 0 {
+        nlb_remove_flow(capacity);
+    }
+    way as u32 + 1
 }
 
 /// Whether the backend of a flow no longer exists, so that another flow may get its entry.

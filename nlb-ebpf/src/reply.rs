@@ -12,7 +12,7 @@ use crate::forward::{check_ttl, send, translate};
 use crate::maps::AddressInfo;
 use crate::packet::Packet;
 use crate::segment::segment;
-use crate::{arguments, clock, fragment_cache, maps, next_hop, settings};
+use crate::{arguments, capacity, clock, fragment_cache, maps, next_hop, settings};
 
 /// Forwards a backend's packet to the client, if it is the reply of a recorded flow.
 #[inline(always)]
@@ -124,6 +124,8 @@ extern "C" fn nlb_is_reply(hi: u64, lo: u64, ports: u32, vip: u32) -> u32 {
 fn touch_entries(found: &ReplyFlow, segment: &Segment) {
     let now = clock::now();
     let phase = flow::next_phase(found.state.phase(), segment.flags, false);
-    found.entry.touch(found.state, phase, now);
-    found.reply_entry.touch(found.reply, phase, now);
+    found.reply_entry.touch(found.reply, phase & !flow::phase::COUNTED, now);
+    if found.entry.touch(found.state, phase, now) {
+        capacity::remove_closed(found.state);
+    }
 }

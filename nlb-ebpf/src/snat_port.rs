@@ -11,9 +11,10 @@ use nlb_common::hash;
 use nlb_common::net::{Addr, Be16};
 use nlb_common::parse::Segment;
 
+use crate::capacity::capacity_of;
 use crate::packet::{Context, Packet, bounded};
 use crate::record::NatTuple;
-use crate::{clock, maps, settings};
+use crate::{capacity, clock, maps, settings};
 
 /// What a port is searched for.
 #[repr(C)]
@@ -47,7 +48,24 @@ const FIRST_CANDIDATES: u32 = 16;
 const CANDIDATES: u32 = 256;
 
 /// The result of a search without one.
-const NO_PORT: u32 = u32::MAX;
+const NO_PORT: u64 = u32::MAX as u64;
+
+/// What was taken: a port or its rank in the low half; in the high half the capacity id that the flow counted
+/// against which had the port, or 0. The functions that take ports have no stack left for a further call.
+#[derive(Clone, Copy)]
+struct Taken(u64);
+
+impl Taken {
+    #[inline(always)]
+    const fn rank(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    const fn with_port(self, port: u32) -> u64 {
+        self.0 >> 32 << 32 | port as u64
+    }
+}
 
 /// A port for a flow towards its backend; 0 keeps the client's port. `None` if all candidates are taken.
 ///
@@ -60,6 +78,9 @@ pub fn find(packet: &Packet, segment: &Segment, search: &mut Search) -> Option<B
         // Flows of UDP do not use it.
         search.clock = tcp_clock(packet, segment).word();
         found = nlb_find_used_port(search);
+    }
+    if found >> 32 != 0 {
+        capacity::remove_flow((found >> 32) as u16);
     }
     (found != NO_PORT).then_some(Be16::from_word(found as u16))
 }
@@ -86,58 +107,62 @@ extern "C" fn nlb_tc_tcp_clock(ctx: *mut __sk_buff, offset: u32) -> u64 {
     TcpClock::read(&Packet::skb(ctx), bounded(offset as usize)).word()
 }
 
-/// A port that has rested, as a memory word, or 0 for the client's; [`NO_PORT`] if the first candidates have
-/// none.
+/// A port that has rested, as a memory word, or 0 for the client's, as [`Taken`]; [`NO_PORT`] if the first
+/// candidates have none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_find_rested_port(search: *const Search) -> u32 {
+extern "C" fn nlb_find_rested_port(search: *const Search) -> u64 {
     if search.is_null() {
         return NO_PORT;
     }
     // SAFETY: not null. The verifier makes callers pass a whole `Search`.
     let tuple = unsafe { &(*search).tuple };
-    if tuple.snat == 0 && nlb_take_port(search, tuple.client_port.word() as u32, rank::RESTED) == rank::RESTED
-    {
-        return 0;
+    if tuple.snat == 0 {
+        let taken = Taken(nlb_take_port(search, tuple.client_port.word() as u32, rank::RESTED));
+        if taken.rank() == rank::RESTED {
+            return taken.with_port(0);
+        }
     }
     // SAFETY: as above.
     let mut candidates = Candidates::new(unsafe { &*search });
     let mut i = 0;
     while i < FIRST_CANDIDATES {
         let port = candidates.next();
-        if nlb_take_port(search, port, rank::RESTED) == rank::RESTED {
-            return port;
+        let taken = Taken(nlb_take_port(search, port, rank::RESTED));
+        if taken.rank() == rank::RESTED {
+            return taken.with_port(port);
         }
         i += 1;
     }
     NO_PORT
 }
 
-/// The port that can best be used again, as a memory word; [`NO_PORT`] if all candidates are taken. After
-/// that, a CPU does not search for this backend again in the same tick.
+/// The port that can best be used again, as a memory word, as [`Taken`]; [`NO_PORT`] if all candidates are
+/// taken. After that, a CPU does not search for this backend again in the same tick.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_find_used_port(search: *const Search) -> u32 {
+extern "C" fn nlb_find_used_port(search: *const Search) -> u64 {
     if search.is_null() || nlb_ports_are_exhausted(search, 0) != 0 {
         return NO_PORT;
     }
     // SAFETY: as above.
     let mut candidates = Candidates::new(unsafe { &*search });
-    let (mut best, mut best_rank) = (NO_PORT, rank::TAKEN);
+    let (mut best, mut best_rank) = (0, rank::TAKEN);
     let mut i = 0;
     while i < CANDIDATES && (i < FIRST_CANDIDATES || best_rank < rank::ACCEPTED) {
         let port = candidates.next();
-        let rank = nlb_take_port(search, port, rank::NEVER);
+        let rank = Taken(nlb_take_port(search, port, rank::NEVER)).rank();
         if rank > best_rank {
             (best, best_rank) = (port, rank);
         }
         i += 1;
     }
-    if best == NO_PORT {
+    if best_rank == rank::TAKEN {
         nlb_ports_are_exhausted(search, 1);
         return NO_PORT;
     }
-    if nlb_take_port(search, best, best_rank) != rank::TAKEN { best } else { NO_PORT }
+    let taken = Taken(nlb_take_port(search, best, best_rank));
+    if taken.rank() != rank::TAKEN { taken.with_port(best) } else { NO_PORT }
 }
 
 /// Whether this CPU noted in this tick that the backend has no ports left; notes that if `found` is 1.
@@ -181,24 +206,24 @@ impl Candidates {
     }
 }
 
-/// Takes a port if it has at least this rank, and returns its rank: [`rank::TAKEN`] if another CPU was
-/// faster. The flow that had it loses its entry: its client may come back, and must not share the port. The
-/// function is apart from the searches, so that the verifier does not check it for each candidate.
+/// Takes a port if it has at least this rank, and returns its rank as [`Taken`]: [`rank::TAKEN`] if another
+/// CPU was faster. The flow that had it loses its entry: its client may come back, and must not share the
+/// port. The function is apart from the searches, so that the verifier does not check it for each candidate.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nlb_take_port(search: *const Search, port: u32, least: u32) -> u32 {
+extern "C" fn nlb_take_port(search: *const Search, port: u32, least: u32) -> u64 {
     if search.is_null() {
-        return rank::TAKEN;
+        return rank::TAKEN as u64;
     }
     // SAFETY: as above.
     let search = unsafe { &*search };
     let port = Be16::from_word(port as u16);
     if search.tuple.avoids_services != 0 && maps::has_service(search.tuple.local, port, search.tuple.l4()) {
-        return rank::TAKEN;
+        return rank::TAKEN as u64;
     }
     let (key, bucket) = search.tuple.reply(port);
     let Some((_, reply)) = maps::flows(bucket).and_then(|bucket| bucket.find(&key)) else {
-        return rank::RESTED;
+        return rank::RESTED as u64;
     };
     // Where its entry is gone, the bucket shows whether it was this flow's.
     let own = reply.place() / WAYS as u32 == search.bucket;
@@ -218,10 +243,16 @@ extern "C" fn nlb_take_port(search: *const Search, port: u32, least: u32) -> u32
     }
     let syn = TcpClock::from_word(search.clock);
     let rank = last.rank_of_port(syn, clock::now(), settings::idle_times);
-    match forward {
-        Some(entry) if !last.itself && rank >= least && !entry.remove(last.state) => rank::TAKEN,
-        _ => rank,
+    if let Some(entry) = forward
+        && !last.itself
+        && rank >= least
+    {
+        if !entry.remove(last.state) {
+            return rank::TAKEN as u64;
+        }
+        return (capacity_of(last.state) as u64) << 32 | rank as u64;
     }
+    rank as u64
 }
 
 /// Whether a flow goes to this backend's address and port, whatever the id of its backend is.

@@ -118,6 +118,7 @@ pub fn to_service<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
         Err(Verdict::Drop(DropReason::NoBackend)) if rejects(service) => {
             Ok(tail_call::to_reject(Refusal::NoBackend))
         }
+        Err(Verdict::Drop(DropReason::Full)) if rejects(service) => Ok(tail_call::to_reject(Refusal::Full)),
         Err(verdict) => Ok(verdict),
     }
 }

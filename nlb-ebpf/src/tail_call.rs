@@ -7,7 +7,7 @@
 use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use nlb_common::verdict::{PROGRAMS as COUNT, Program, SendReason, Verdict};
+use nlb_common::verdict::{DropReason, PROGRAMS as COUNT, Program, SendReason, Verdict};
 
 use crate::packet::{Context, Packet};
 
@@ -64,7 +64,20 @@ pub fn mtu() -> Option<u32> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     NoBackend,
+    Full,
     TtlExceeded,
+}
+
+impl Refusal {
+    /// How a packet is counted that is dropped instead.
+    #[inline(always)]
+    pub fn silent(self) -> DropReason {
+        match self {
+            Refusal::NoBackend => DropReason::NoBackend,
+            Refusal::Full => DropReason::Full,
+            Refusal::TtlExceeded => DropReason::TtlExceeded,
+        }
+    }
 }
 
 /// The verdict on a packet that is refused: the program for refusals answers its sender.
@@ -77,7 +90,11 @@ pub fn to_reject(refusal: Refusal) -> Verdict {
 /// The refusal that [`to_reject`] passes.
 #[inline(always)]
 pub fn refusal() -> Refusal {
-    if context() == Some(Refusal::TtlExceeded as u64) { Refusal::TtlExceeded } else { Refusal::NoBackend }
+    match context() {
+        Some(word) if word == Refusal::TtlExceeded as u64 => Refusal::TtlExceeded,
+        Some(word) if word == Refusal::Full as u64 => Refusal::Full,
+        _ => Refusal::NoBackend,
+    }
 }
 
 /// The word for the program for GUE: from the lowest bit on, half of the flow's hash, the backend's id, and

@@ -27,6 +27,9 @@ struct Args {
     /// Share of new flows among instances of the same version
     #[arg(long, default_value_t = 100)]
     weight: u32,
+    /// The most flows at a time; 0 means unlimited
+    #[arg(long, default_value_t = 0, value_name = "FLOWS")]
+    max_connections: u32,
     /// Serve TCP, UDP and HTTP here (repeatable)
     #[arg(long, default_value = "[::]:8080")]
     listen: Vec<SocketAddr>,
@@ -36,6 +39,9 @@ struct Args {
     /// What clients connect to (repeatable): an address of the NLB and a port, for TCP and UDP
     #[arg(long, value_name = "ADDRESS:PORT")]
     vip: Vec<SocketAddr>,
+    /// The priority of its routes: instances with a lower one stand by
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "NUMBER")]
+    route_priority: i32,
     /// How packets reach this module: nat, dsr-l2, dsr-ipip or gue
     #[arg(long)]
     mode: Option<String>,
@@ -93,6 +99,7 @@ async fn main() -> anyhow::Result<()> {
         .nlb(&args.nlb)
         .version(&args.version)
         .weight(args.weight)
+        .max_connections(args.max_connections)
         .control_listen(args.control)
         .drain_timeout(std::time::Duration::from_secs(args.drain));
     for address in &args.listen {
@@ -204,6 +211,7 @@ fn routes(args: &Args) -> impl Iterator<Item = Route> {
             protocol: protocol.into(),
             destination_pattern: vip.ip().to_string(),
             destination_port: vip.port().into(),
+            priority: args.route_priority,
             metadata: [("listen_port".to_owned(), port.to_string())].into(),
             ..Route::default()
         })
@@ -233,7 +241,9 @@ fn further_instances(args: &Args) -> io::Result<impl Fn(u32) -> Command + Send +
     let (name, listen) = (args.name.clone(), args.listen.clone());
     let mut shared = vec![format!("--version={}", args.version), format!("--weight={}", args.weight)];
     shared.extend([format!("--nlb={}", args.nlb), format!("--drain={}", args.drain), "--scaled".to_owned()]);
+    shared.push(format!("--max-connections={}", args.max_connections));
     shared.extend(args.vip.iter().map(|vip| format!("--vip={vip}")));
+    shared.push(format!("--route-priority={}", args.route_priority));
     shared.extend(args.mode.iter().map(|mode| format!("--mode={mode}")));
     shared.extend(args.heartbeat.iter().map(|seconds| format!("--heartbeat={seconds}")));
     // Only the scaler has the group's policy.

@@ -99,6 +99,14 @@ impl Instance {
         self
     }
 
+    /// The most flows that the NLB gives this instance at a time: connections, and UDP conversations until
+    /// they are idle. 0, the default, is unlimited. An instance that is full is not sick: its new flows go to
+    /// others.
+    pub fn max_connections(mut self, flows: u32) -> Instance {
+        self.identity.max_connections = i32::try_from(flows).unwrap_or(i32::MAX);
+        self
+    }
+
     /// Adds traffic that this instance serves.
     pub fn route(mut self, route: Route) -> Instance {
         self.routes.push(route);

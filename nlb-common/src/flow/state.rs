@@ -27,6 +27,8 @@ pub mod phase {
     pub const UDP: u8 = 32;
     /// The backend's packets do not pass this node (direct server return).
     pub const ONE_WAY: u8 = 64;
+    /// The flow counts against the capacity of its instance. Only forward entries have this.
+    pub const COUNTED: u8 = 128;
 }
 
 impl State {
@@ -37,7 +39,7 @@ impl State {
 
     #[inline(always)]
     pub const fn reply(place: u32, mark: Mark, phase: u8, now: u16) -> Self {
-        Self::new(place, mark.byte(), phase, now)
+        Self::new(place, mark.byte(), phase & !self::phase::COUNTED, now)
     }
 
     #[inline(always)]
@@ -111,6 +113,11 @@ impl State {
     }
 
     #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        State(word)
+    }
+
+    #[inline(always)]
     pub const fn is_live(self) -> bool {
         self.phase() & phase::LIVE != 0
     }
@@ -119,6 +126,26 @@ impl State {
     #[inline(always)]
     pub const fn is_closed(self) -> bool {
         self.phase() & phase::RESET != 0 || self.phase() & FINS == FINS
+    }
+
+    /// Whether it counts against the capacity of its instance.
+    #[inline(always)]
+    pub const fn is_counted(self) -> bool {
+        self.phase() & phase::COUNTED != 0
+    }
+
+    /// The same state of a flow that counts, or of one that does not.
+    #[inline(always)]
+    pub const fn with_counted(self, counted: bool) -> Self {
+        let rest = self.phase() & !phase::COUNTED;
+        self.at(if counted { rest | phase::COUNTED } else { rest }, self.seen())
+    }
+
+    /// Whether no more packets are expected: its idle time is over, or it has closed and been silent. The
+    /// next packet of a live flow clears a forged reset.
+    #[inline(always)]
+    pub const fn has_ended(self, now: u16, idle: &IdleTimes) -> bool {
+        self.is_expired(now, idle) || self.is_closed() && self.age(now) >= MIN_TICKS
     }
 
     /// Whether its idle time is over.
@@ -135,6 +162,14 @@ impl State {
         let age = now.wrapping_sub(self.seen());
         if age > u16::MAX - AHEAD { 0 } else { age }
     }
+}
+
+/// A connection that both sides have closed does not count against a capacity.
+#[inline(always)]
+pub(super) const fn without_count_if_closed(phase: u8) -> u8 {
+    // Without a branch, which the verifier would follow: the bits of the FINs, moved to that of the count.
+    let both = (phase << 5) & (phase << 4) & phase::COUNTED;
+    phase & !both
 }
 
 pub(super) const FINS: u8 = phase::CLIENT_FIN | phase::BACKEND_FIN;
@@ -192,7 +227,9 @@ pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
         return phase | phase::ESTABLISHED;
     }
     if flags.has(TcpFlags::RST) {
-        return phase | phase::RESET;
+        // The backend knows best that it has no connection; a reset to it may be forged.
+        let counted = if from_client { phase & phase::COUNTED } else { 0 };
+        return phase & !phase::COUNTED | phase::RESET | counted;
     }
     let mut next = phase & !phase::RESET;
     // A client that opens a connection from the same port has left the old one.
@@ -207,5 +244,5 @@ pub const fn next_phase(phase: u8, flags: TcpFlags, from_client: bool) -> u8 {
     if from_client && flags.0 & (TcpFlags::SYN | TcpFlags::ACK) == TcpFlags::ACK {
         next |= phase::ESTABLISHED;
     }
-    next
+    without_count_if_closed(next)
 }

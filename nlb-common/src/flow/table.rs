@@ -10,7 +10,7 @@
 //! another owner.
 
 use super::key::Key;
-use super::state::{IdleTimes, MIN_TICKS, State, phase};
+use super::state::{IdleTimes, MIN_TICKS, State, phase, without_count_if_closed};
 use crate::atomic::{Word, fence};
 
 pub const WAYS: usize = 4;
@@ -56,7 +56,8 @@ impl Bucket {
     /// second. Only if `must` is set (a NAT flow needs an entry), other flows are evicted too: first those
     /// that are not established, then the one that is idle longest.
     ///
-    /// `None` if no entry can be evicted, or another CPU was faster.
+    /// Returns the index of the entry, and the state of the flow that had it. `None` if no entry can be
+    /// evicted, or another CPU was faster.
     #[inline(always)]
     pub fn insert(
         &self,
@@ -66,7 +67,7 @@ impl Bucket {
         idle: &IdleTimes,
         must: bool,
         is_stale: impl Fn(&Key, State) -> bool,
-    ) -> Option<usize> {
+    ) -> Option<(usize, State)> {
         let mut best = 0;
         let mut best_rank = 0;
         let mut way = 0;
@@ -88,7 +89,7 @@ impl Bucket {
             2 => self.entries[2].claim(key, state),
             _ => self.entries[3].claim(key, state),
         }
-        .then_some(best)
+        .map(|evicted| (best, evicted))
     }
 }
 
@@ -124,19 +125,27 @@ impl Entry {
         (again.is_live() && again.owner() == state.owner()).then_some((key, again))
     }
 
-    /// Records that a packet was seen, if that changes the state.
+    /// Records that a packet was seen, if that changes the state. Returns whether the flow has ceased to
+    /// count against the capacity of its instance.
     #[inline(always)]
-    pub fn touch(&self, state: State, phase: u8, now: u16) {
+    pub fn touch(&self, state: State, phase: u8, now: u16) -> bool {
         let next = state.at(phase, now);
-        if next == state || self.state.exchange(state.0, next.0) {
-            return;
+        if next == state {
+            return false;
+        }
+        let removed = state.phase() & !phase & phase::COUNTED;
+        if self.state.exchange(state.0, next.0) {
+            return removed != 0;
         }
         // Another CPU changed the word first. Its time is as recent as this one, but its phase may lack a bit
-        // that this packet adds, and a FIN comes only once.
+        // that this packet adds, and a FIN comes only once. Who counts flows decides on `COUNTED`.
         let other = State(self.state.load());
-        if other.is_live() && other.owner() == state.owner() && phase & !other.phase() != 0 {
-            let _ = self.state.exchange(other.0, other.at(other.phase() | phase, other.seen()).0);
+        let added = phase & !other.phase() & !phase::COUNTED;
+        if !other.is_live() || other.owner() != state.owner() || added == 0 {
+            return false;
         }
+        let merged = other.at(without_count_if_closed((other.phase() | added) & !removed), other.seen());
+        self.state.exchange(other.0, merged.0) && other.phase() & !merged.phase() & phase::COUNTED != 0
     }
 
     /// Removes the flow. `false` if another CPU was faster: the flow had a packet, or the entry has another
@@ -152,12 +161,13 @@ impl Entry {
         self.state.exchange(state.0, next.0)
     }
 
-    /// Claims the entry for another flow. `false` if another CPU was faster.
+    /// Claims the entry for another flow, and returns the state of the former one. `None` if another CPU was
+    /// faster.
     #[inline(always)]
-    fn claim(&self, key: &Key, state: State) -> bool {
+    fn claim(&self, key: &Key, state: State) -> Option<State> {
         let old = self.state.load();
         if old == LOCKED || !self.state.exchange(old, LOCKED) {
-            return false;
+            return None;
         }
         fence();
         self.key[0].store(key.0[0]);
@@ -165,7 +175,7 @@ impl Entry {
         self.key[2].store(key.0[2]);
         fence();
         self.state.store(state.0);
-        true
+        Some(State(old))
     }
 
     /// The eviction rank of the entry; 0 means that it cannot be evicted.
@@ -192,8 +202,7 @@ impl Entry {
         }
         let state = State(word);
         let age = state.age(now);
-        // The next packet of a live flow clears a forged reset, so a closed flow must also have been silent.
-        if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
+        if state.has_ended(now, idle) {
             return DEAD_RANK;
         }
         let key = Key([0, 0, self.key[2].load()]);

@@ -61,7 +61,7 @@ fn hammer(bucket: &Bucket, thread: u64) -> u64 {
                 found += 1;
                 match random >> 61 {
                     0..=2 => {
-                        bucket.entries[way].touch(state, state.phase() | phase::ESTABLISHED, round as u16)
+                        bucket.entries[way].touch(state, state.phase() | phase::ESTABLISHED, round as u16);
                     }
                     3 => drop(bucket.entries[way].remove(state)),
                     _ => {}

@@ -30,7 +30,7 @@ fn key(id: u64) -> Key {
 }
 
 fn insert(bucket: &Bucket, key: &Key, state: State, now: u16, must: bool) -> Option<usize> {
-    bucket.insert(key, state, now, &IDLE, must, is_stale)
+    bucket.insert(key, state, now, &IDLE, must, is_stale).map(|(way, _)| way)
 }
 
 fn state(id: u64, phase: u8, seen: u16) -> State {

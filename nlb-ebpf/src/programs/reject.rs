@@ -1,12 +1,12 @@
 //! The program that refuses a packet: one whose TTL does not allow forwarding, or one of a client to a
-//! service without a usable backend (`--reject`).
+//! service without a usable backend, or without one that has room (`--reject`).
 //!
 //! The refusal goes back through the interface and to the MAC address that the packet came from.
 
 use nlb_common::net::L4;
 use nlb_common::parse::{self, Ip, Segment};
 use nlb_common::refusal::{self, Error};
-use nlb_common::verdict::{DropReason, Outcome, SendReason, Verdict};
+use nlb_common::verdict::{Outcome, SendReason, Verdict};
 
 use crate::maps::Rate;
 use crate::packet::{Packet, bounded};
@@ -16,9 +16,11 @@ use crate::{ipv6_ext, maps, tail_call};
 /// Turns the packet into its refusal. A packet that cannot or must not be answered is dropped.
 #[inline(always)]
 pub fn answer(packet: &mut Packet) -> Outcome {
-    let (silent, reason) = match tail_call::refusal() {
-        Refusal::NoBackend => (Verdict::Drop(DropReason::NoBackend), SendReason::Reject),
-        Refusal::TtlExceeded => (Verdict::Drop(DropReason::TtlExceeded), SendReason::TtlExceeded),
+    let refusal = tail_call::refusal();
+    let silent = Verdict::Drop(refusal.silent());
+    let reason = match refusal {
+        Refusal::NoBackend | Refusal::Full => SendReason::Reject,
+        Refusal::TtlExceeded => SendReason::TtlExceeded,
     };
     let ip = parse::ip(packet)?;
     if !refusal::may_be_answered(packet, &ip) {

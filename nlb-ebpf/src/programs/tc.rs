@@ -17,7 +17,7 @@ use nlb_common::net::Mac;
 use nlb_common::parse;
 use nlb_common::protocol::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN};
 use nlb_common::rewrite;
-use nlb_common::verdict::{DropReason, Program, SEEN_COUNTER, SendReason, Verdict};
+use nlb_common::verdict::{Program, SEEN_COUNTER, SendReason, Verdict};
 
 use super::{fragments, icmp, quic, too_big};
 use crate::packet::Packet;
@@ -108,7 +108,7 @@ fn finish(skb: *mut __sk_buff, packet: &Packet, verdict: Verdict) -> i32 {
     let verdict = match verdict {
         Verdict::Pass(_) => return TC_ACT_UNSPEC,
         // Senders on this host get no refusal.
-        Verdict::TailCall(Program::Reject) => Verdict::Drop(DropReason::NoBackend),
+        Verdict::TailCall(Program::Reject) => Verdict::Drop(tail_call::refusal().silent()),
         Verdict::TailCall(program) => {
             tail_call::tail_call(packet, program);
             verdict

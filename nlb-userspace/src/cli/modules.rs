@@ -30,6 +30,8 @@ pub(super) struct ModuleRow {
     health: &'static str,
     weight: i32,
     active_flows: i32,
+    /// 0 means unlimited.
+    max_connections: i32,
     address: String,
 }
 
@@ -66,6 +68,7 @@ impl From<ModuleInstance> for ModuleRow {
             health: instance.health_status().short_name(),
             weight: instance.traffic_weight,
             active_flows: instance.current_connections,
+            max_connections: instance.max_connections,
             instance_id: instance.instance_id,
             version: instance.version,
             address: instance.address,
@@ -83,7 +86,10 @@ impl Row for ModuleRow {
             self.version.clone(),
             self.health.to_owned(),
             self.weight.to_string(),
-            self.active_flows.to_string(),
+            match self.max_connections {
+                0 => self.active_flows.to_string(),
+                max => format!("{} of {max}", self.active_flows),
+            },
             self.address.clone(),
         ]
     }

@@ -39,8 +39,8 @@ pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
         .zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX)))
         .collect();
     let pool = |order: &FallbackOrder| Pool::new(order, desired, |backend| numbers[backend]);
-    let pools: BTreeSet<Pool> =
-        services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
+    let pools: Vec<Pool> = services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
+    let pools: BTreeSet<&Pool> = pools.iter().flat_map(Pool::with_fallbacks).collect();
     let servers = services.iter().map(|service| service.named.len()).sum();
     let prefixes = classifier::source_prefixes(&services);
     for ((what, flag), count, max) in [

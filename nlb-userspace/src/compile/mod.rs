@@ -35,8 +35,8 @@ use ids::Ids;
 use limits::Limited;
 use maglev::Member;
 use pools::Pool;
-pub use rows::Rows;
 use rows::ServiceKey;
+pub use rows::{Capacity, Rows};
 use rows::{backend_row, is_transparent};
 
 use capacity::SOURCE_PREFIXES;
@@ -57,6 +57,8 @@ pub struct MapImage {
     pub address_ids: Ids<IpAddr>,
     /// The ids of enabled limits.
     pub limit_ids: Ids<String>,
+    /// The ids of instances whose flows are counted against a limit.
+    capacity_ids: Ids<String>,
     /// The last known source address towards each NAT backend: replies to it are expected for as long as
     /// there are flows, even while the next hop is unknown.
     sources: BTreeMap<IpAddr, IpAddr>,
@@ -103,7 +105,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         .collect();
     let pool_ids = before
         .pool_ids
-        .renew(pools.iter().flat_map(BTreeMap::values).cloned())
+        .renew(pools.iter().flat_map(BTreeMap::values).flat_map(Pool::with_fallbacks).cloned())
         .map_err(too_many("pools", "--max-pools"))?;
     let sources = candidates.nat_sources(hops, &before.sources, &before.snat_addresses);
     let addresses: BTreeSet<IpAddr> = candidates
@@ -123,6 +125,16 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         let (what, flag) = SOURCE_PREFIXES;
         return Err(TooMany { what, max: before.source_prefixes, flag });
     }
+    // An instance keeps its id without a limit, too: its flows count there.
+    let capacities = desired
+        .modules
+        .iter()
+        .filter(|(id, module)| module.max_connections > 0 || before.capacity_ids.get(*id).is_some())
+        .map(|(id, _)| id.clone());
+    let capacity_ids = before
+        .capacity_ids
+        .renew(capacities)
+        .map_err(too_many("instances with a limit", "--max-backends"))?;
     let limited = Limited::new(desired, &limit_ids);
 
     let mut image = MapImage {
@@ -132,6 +144,7 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
         pool_ids,
         address_ids,
         limit_ids,
+        capacity_ids,
         sources,
         counted,
         counted_routes: before.counted_routes,
@@ -146,7 +159,9 @@ pub fn compile(desired: &Desired, hops: &Hops, before: &MapImage) -> Result<MapI
     if image.rows.servers.len() > usize::from(image.backend_ids.max()) {
         return Err(too_many(capacity::SERVERS, "--max-backends")(image.backend_ids.max()));
     }
+    image.add_capacities(desired);
     image.add_backends(desired, &candidates, &limited, hops);
+    image.add_former_backends(before);
     image.add_addresses(desired, &candidates, &services);
     limited.add_rows(&mut image.rows);
     Ok(image)
@@ -161,6 +176,7 @@ impl MapImage {
             pool_ids: Ids::up_to(limits.pool_numbers(), limits.pools),
             address_ids: Ids::new(limits.addresses),
             limit_ids: Ids::new(limits.rate_limits),
+            capacity_ids: Ids::new(limits.backends),
             sources: BTreeMap::new(),
             counted: Counted::default(),
             counted_routes: limits.counted_routes,
@@ -212,10 +228,13 @@ impl MapImage {
         of(Some(port)) || of(None)
     }
 
-    /// The number of Maglev slots by instance, over all pools.
+    /// The number of Maglev slots by instance, over all pools but those that are only fallbacks.
     pub fn slots(&self) -> BTreeMap<&str, u64> {
         let mut slots = BTreeMap::new();
-        for (backend, share) in self.pool_ids.iter().flat_map(|(_, pool)| pool.members()) {
+        let of_services = self.rows.services.values().map(|service| service.pool);
+        let first: BTreeSet<u16> = of_services.chain(self.rows.sources.values().copied()).collect();
+        let pools = self.pool_ids.iter().filter(|(id, _)| first.contains(id));
+        for (backend, share) in pools.flat_map(|(_, pool)| pool.members()) {
             *slots.entry(backend.instance_id.as_str()).or_default() += u64::from(share);
         }
         slots
@@ -242,7 +261,10 @@ impl MapImage {
         }
         for (shape, pools) in new {
             let layout = maglev::fill(&shape);
-            self.rows.pools.extend(pools.into_iter().map(|(id, pool)| (id, pool.table(&layout))));
+            for (id, pool) in pools {
+                let fallback = pool.fallback().and_then(|fallback| self.pool_ids.get(fallback));
+                self.rows.pools.insert(id, pool.table(&layout, fallback.unwrap_or(0)));
+            }
         }
     }
 
@@ -289,6 +311,30 @@ impl MapImage {
         self.rows.services.insert(id, row);
     }
 
+    fn add_capacities(&mut self, desired: &Desired) {
+        for (id, instance_id) in self.capacity_ids.iter() {
+            let limit = match desired.modules.get(instance_id).map_or(0, |module| module.max_connections) {
+                0 => nlb_common::capacity::UNLIMITED,
+                limit => limit,
+            };
+            let generation = self.capacity_ids.generation(id);
+            self.rows.capacities.insert(id, Capacity { limit, generation });
+        }
+    }
+
+    /// Adds what is left of removed backends of instances whose flows are counted: their flows are still to
+    /// be taken off the count.
+    fn add_former_backends(&mut self, before: &MapImage) {
+        for (id, row) in before.rows.backends.iter().filter(|(_, row)| row.capacity != 0) {
+            let instance = before.capacity_ids.key(row.capacity);
+            let is_counted = instance.is_some() && instance == self.capacity_ids.key(row.capacity);
+            if is_counted && self.backend_ids.key(*id).is_none() {
+                let (generation, capacity) = (row.generation, row.capacity);
+                self.rows.backends.insert(*id, abi::Backend { generation, capacity, ..Default::default() });
+            }
+        }
+    }
+
     fn add_backends(&mut self, desired: &Desired, candidates: &Candidates, limited: &Limited, hops: &Hops) {
         let in_use: BTreeSet<u16> =
             self.pool_ids.iter().flat_map(|(_, pool)| pool.members_in_use()).collect();
@@ -313,6 +359,7 @@ impl MapImage {
             } {
                 row.flags |= abi::Backend::SOURCE_IS_VIP;
             }
+            row.capacity = self.capacity_ids.get(&backend.instance_id).unwrap_or(0);
             self.rows.backends.insert(id, row);
         }
     }

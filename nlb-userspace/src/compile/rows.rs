@@ -34,8 +34,17 @@ pub struct Rows {
     pub service_ids: BTreeMap<u64, u16>,
     pub addresses: BTreeMap<IpAddr, abi::Address>,
     pub limits: BTreeMap<u16, abi::Limit>,
+    pub capacities: BTreeMap<u16, Capacity>,
     pub limited_sources: BTreeMap<Addr128, abi::Limits>,
     pub common_limits: abi::CommonLimits,
+}
+
+/// The limit of an instance's flows. The count is the data path's, and starts anew with each generation of
+/// the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub limit: u32,
+    pub generation: u8,
 }
 
 /// The row of a backend.
@@ -84,7 +93,7 @@ pub(super) fn backend_row(
         source_id,
         mtu: hop.map_or(0, |h| h.mtu),
         limits,
-        _pad: [0; 2],
+        capacity: 0,
     }
 }
 

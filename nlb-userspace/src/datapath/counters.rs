@@ -13,6 +13,7 @@ use nlb_common::verdict;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::capacities::Capacities;
 use super::loader::Datapath;
 use super::maps::bpf::Readings;
 use crate::compile::MapImage;
@@ -63,6 +64,7 @@ pub struct Collector {
     limit_offsets: BTreeMap<u16, (u8, LimitStats)>,
     /// The names of interfaces that packets were lost to. An interface may be gone when it is read again.
     names: BTreeMap<u32, String>,
+    capacities: Capacities,
 }
 
 /// A removed backend with its last counts, which include what it counted since the last reading.
@@ -90,6 +92,7 @@ struct IdOwner {
 impl Collector {
     pub fn new(readings: Readings, idle: IdleTimes) -> Self {
         let expired = vec![0; readings.flows.all().len() * WAYS];
+        let capacities = Capacities::new(readings.capacities.clone());
         Collector {
             readings,
             idle,
@@ -98,6 +101,7 @@ impl Collector {
             departed: Vec::new(),
             limit_offsets: BTreeMap::new(),
             names: BTreeMap::new(),
+            capacities,
         }
     }
 
@@ -114,6 +118,7 @@ impl Collector {
             exits,
             packets_seen: counters[verdict::SEEN_COUNTER as usize],
             unrecorded: counters[verdict::UNRECORDED_COUNTER as usize],
+            full: counters[verdict::FULL_COUNTER as usize],
             unasked: counters[verdict::UPCALL_LOST_COUNTER as usize],
             ..Traffic::default()
         };
@@ -215,21 +220,34 @@ impl Collector {
 
     fn count_flows(&mut self, image: &MapImage, now: u16) -> Flows {
         let mut flows = Flows::default();
+        let mut capacities = self.capacities.begin(&image.rows.capacities);
         let entries = self.readings.flows.all().iter().flat_map(|bucket| &bucket.entries);
         for (place, (entry, expired)) in entries.zip(&mut self.expired).enumerate() {
             if place % ENTRIES_AT_A_TIME == 0 {
                 std::thread::yield_now();
             }
             let Some((key, state)) = entry.snapshot() else { continue };
-            if !key.is_forward() || state.is_closed() || *expired == state.word() {
+            if !key.is_forward() || *expired == state.word() {
                 continue;
             }
-            if state.is_expired(now, &self.idle) {
+            let is_expired = state.is_expired(now, &self.idle);
+            if is_expired {
                 *expired = state.word();
-                continue;
             }
             let Some(row) = image.rows.backends.get(&state.backend()) else { continue };
             if row.generation != state.generation() {
+                continue;
+            }
+            let is_present = row.has(abi::Backend::PRESENT);
+            let is_active = is_present && !state.is_closed() && !is_expired;
+            if row.capacity != 0 {
+                let has_ended = !is_present || state.has_ended(now, &self.idle);
+                let settled = capacities.settle(row.capacity, entry, state, is_active, has_ended);
+                if is_expired {
+                    *expired = settled.word();
+                }
+            }
+            if !is_active {
                 continue;
             }
             let l4 = if key.protocol() == L4::Tcp as u8 { L4::Tcp } else { L4::Udp };
@@ -240,6 +258,7 @@ impl Collector {
                 *flows.by_service.entry((*vip, key.local_port().get(), l4)).or_default() += 1;
             }
         }
+        capacities.end();
         flows
     }
 }

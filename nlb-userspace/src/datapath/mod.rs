@@ -2,6 +2,7 @@
 //! their maps.
 
 pub(crate) mod accepted_macs;
+mod capacities;
 pub mod counters;
 pub(crate) mod decap;
 pub(crate) mod errors;
@@ -102,8 +103,9 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     let mut datapath = Datapath::load(&load_config)?;
     datapath.load_tc_ingress()?;
     datapath.count_lost_redirects();
-    let maps = BpfMaps::take(&mut datapath.bpf).context("preparing the maps")?;
-    let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
+    let capacities = bpf::capacities(&mut datapath.bpf)?;
+    let maps = BpfMaps::take(&mut datapath.bpf, capacities.clone()).context("preparing the maps")?;
+    let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets(), capacities)?;
     let (punted, paths) = (bpf::punted(&mut datapath.bpf)?, FragmentPaths::take(&mut datapath.bpf)?);
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut host = HostTraffic::take(&mut datapath.bpf)?;

@@ -97,6 +97,8 @@ pub struct Module {
     pub snat: Snat,
     /// The port for routes without a port of their own, including operators' routes.
     pub listen_port: Option<u16>,
+    /// The most flows that it has at a time; 0 means unlimited.
+    pub max_connections: u32,
     /// How QUIC connection ids that the module chooses name it, if they do.
     pub quic: Option<Server>,
     pub routes: Routes,

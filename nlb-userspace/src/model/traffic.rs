@@ -19,6 +19,8 @@ pub struct Traffic {
     pub packets_seen: u64,
     /// Packets forwarded by hash alone, because the flow table had no room for their flow.
     pub unrecorded: u64,
+    /// New flows that found every instance of their pool full.
+    pub full: u64,
     /// Packets without a service that should have raised an upcall, and did not.
     pub unasked: u64,
     /// Packets that the data path counted as sent, and the kernel could not redirect: by interface and by the

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nlb_common::abi;
 use nlb_common::net::Addr;
 
-use crate::compile::Rows;
+use crate::compile::{Capacity, Rows};
 use crate::model::prefix::Addr128;
 
 /// One step from the current contents of the maps towards the wanted ones.
@@ -38,6 +38,10 @@ pub enum Change {
     /// Resets the state of a limit, which depends on its former rates.
     RestartLimit(u16),
     ClearLimit(u16),
+    SetCapacity(u16, Capacity),
+    /// Starts the count of an instance's flows at 0: the id is another instance's now.
+    RestartCapacity(u16),
+    ClearCapacity(u16),
     SetLimitedSource(Addr128, abi::Limits),
     ClearLimitedSource(Addr128),
     SetCommonLimits(abi::CommonLimits),
@@ -75,6 +79,9 @@ impl Change {
             Change::SetLimit(id, row) => drop(rows.limits.insert(*id, *row)),
             Change::RestartLimit(_) => {}
             Change::ClearLimit(id) => drop(rows.limits.remove(id)),
+            Change::SetCapacity(id, row) => drop(rows.capacities.insert(*id, *row)),
+            Change::RestartCapacity(_) => {}
+            Change::ClearCapacity(id) => drop(rows.capacities.remove(id)),
             Change::SetLimitedSource(prefix, limits) => drop(rows.limited_sources.insert(*prefix, *limits)),
             Change::ClearLimitedSource(prefix) => drop(rows.limited_sources.remove(prefix)),
             Change::SetCommonLimits(limits) => rows.common_limits = *limits,

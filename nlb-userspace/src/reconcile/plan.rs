@@ -6,7 +6,7 @@
 //! services that use them, services before the VIPs that refer to them, and removals in the reverse order.
 //! The addresses that replies come from and go to are known throughout. Two steps precede the phases: the
 //! removal of rows that a failed attempt left behind (no packet reads them yet, but new rows would make
-//! packets read them), and rate limits, which new rows refer to.
+//! packets read them), and rate limits and capacities, which new rows refer to.
 //!
 //! So the maps work after any change of the plan: a new flow goes where it would have gone before, or where
 //! it will go after.
@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nlb_common::abi::{Address, AnyPort, Limits, ServerKey, Service};
+use nlb_common::maglev::FALLBACK;
 
 use super::change::Change;
 use crate::compile::Rows;
@@ -69,11 +70,13 @@ impl<'a> Diff<'a> {
         let mut sources = TableDiff::between(&current.sources, &wanted.sources);
         sources.set.sort_by_key(|((_, prefix), _)| longest_first(prefix));
         sources.removed.sort_by_key(|(_, prefix)| shortest_first(prefix));
+        let mut pools = TableDiff::between(&current.pools, &wanted.pools);
+        pools.set.sort_by_key(|(_, table)| fallbacks(table, wanted));
         Diff {
             current,
             wanted,
             services: TableDiff::between(&current.services, &wanted.services),
-            pools: TableDiff::between(&current.pools, &wanted.pools),
+            pools,
             sources,
             servers: TableDiff::between(&current.servers, &wanted.servers),
             addresses_before: with_replies(&current.addresses, &replies),
@@ -90,7 +93,7 @@ impl<'a> Diff<'a> {
         sources.map(clear_source).chain(servers.map(clear_server)).collect()
     }
 
-    /// Sets rate limits, before the rows that refer to them.
+    /// Sets rate limits and capacities, before the rows that refer to them.
     fn limits(&self) -> Vec<Change> {
         let mut changes = Vec::new();
         for (id, row) in TableDiff::between(&self.current.limits, &self.wanted.limits).set {
@@ -99,6 +102,13 @@ impl<'a> Diff<'a> {
             if known.is_none_or(|known| (known.windows, known.unit) != (row.windows, row.unit)) {
                 changes.push(Change::RestartLimit(*id));
             }
+        }
+        for (id, row) in TableDiff::between(&self.current.capacities, &self.wanted.capacities).set {
+            let known = self.current.capacities.get(id);
+            if known.is_none_or(|known| known.generation != row.generation) {
+                changes.push(Change::RestartCapacity(*id));
+            }
+            changes.push(Change::SetCapacity(*id, *row));
         }
         let mut sources = self.limited_sources().set;
         sources.sort_by_key(|(prefix, _)| longest_first(prefix));
@@ -163,6 +173,7 @@ impl<'a> Diff<'a> {
         let mut limited_sources = self.limited_sources().removed;
         limited_sources.sort_by_key(|prefix| shortest_first(prefix));
         let limits = TableDiff::between(&current.limits, &wanted.limits).removed;
+        let capacities = TableDiff::between(&current.capacities, &wanted.capacities).removed;
         let mut changes = Vec::from_iter(replace_addresses(&self.addresses_before, &self.addresses_after));
         changes.extend(replace_service_ids(&self.all_service_ids, &wanted.service_ids));
         changes.extend(replace_addresses(&self.addresses_after, &wanted.addresses));
@@ -173,6 +184,7 @@ impl<'a> Diff<'a> {
         changes.extend(backends.into_iter().map(|id| Change::ClearBackend(*id)));
         changes.extend(limited_sources.into_iter().map(|prefix| Change::ClearLimitedSource(*prefix)));
         changes.extend(limits.into_iter().map(|id| Change::ClearLimit(*id)));
+        changes.extend(capacities.into_iter().map(|id| Change::ClearCapacity(*id)));
         changes
     }
 
@@ -229,6 +241,12 @@ fn set_server((key, backend): &(&ServerKey, &u16)) -> Change {
 
 fn clear_server(key: &&ServerKey) -> Change {
     Change::ClearServer(**key)
+}
+
+/// The number of pools that flows of this one fall back to, which are set before it.
+fn fallbacks(table: &[u16], rows: &Rows) -> usize {
+    let fallback = |table: &[u16]| table.get(FALLBACK as usize).and_then(|id| rows.pools.get(id));
+    std::iter::successors(fallback(table), |table| fallback(table)).count()
 }
 
 /// The order in which prefixes are set: no client falls into a third prefix between its former and its new

@@ -27,8 +27,6 @@ pub struct Registration {
     pub module: Module,
     /// The health check that the module asks for.
     pub check: Option<Check>,
-    /// 0 means unlimited.
-    pub max_connections: u32,
     pub started_at: Option<SystemTime>,
     /// The process that the call comes from, if the call names it. Neither shown nor logged.
     pub attempt: Option<Attempt>,

@@ -41,6 +41,7 @@ pub fn counted(times: u64) -> Traffic {
         exits: [(("send", "forward"), 200 * times), (("drop", "loop"), times)].into(),
         packets_seen: 201 * times,
         unrecorded: 2 * times,
+        full: 4 * times,
         unasked: 5 * times,
         lost_redirects: [(("eth0".to_owned(), "ENXIO".to_owned()), 41 * times)].into(),
     }
@@ -126,6 +127,7 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
         ("nlb_packets_total{reason=forward,verdict=send}", 200.0),
         ("nlb_packets_total{reason=loop,verdict=drop}", 1.0),
         ("nlb_unrecorded_packets_total{}", 2.0),
+        ("nlb_full_pools_total{}", 4.0),
         ("nlb_unasked_destinations_total{}", 5.0),
         ("nlb_lost_redirects_total{error=ENXIO,interface=eth0}", 41.0),
         ("nlb_learned_routes_number{}", 0.0),

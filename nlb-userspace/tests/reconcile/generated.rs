@@ -96,7 +96,7 @@ fn module() -> impl Strategy<Value = Module> {
         };
         let key = |(id, operators)| RouteKey { id, operators };
         let abilities = ability.into_iter().map(|(route, ability)| (key(route), ability)).collect();
-        let listen_port = None;
+        let (listen_port, max_connections) = (None, 0);
         Module {
             module_type,
             version,
@@ -106,6 +106,7 @@ fn module() -> impl Strategy<Value = Module> {
             mode,
             snat,
             listen_port,
+            max_connections,
             quic,
             routes: routes.into(),
             abilities,

@@ -37,7 +37,9 @@ use nlb::reconcile::plan::plan;
 use nlb_common::abi::{AcceptedMac, FragmentEntry, FragmentKey, LOOPBACK, NextHop, Punted, local_link};
 use nlb_common::flow::IdleTimes;
 use nlb_common::net;
-use nlb_common::verdict::{COUNTERS, SEEN_COUNTER, UNRECORDED_COUNTER, UPCALL_LOST_COUNTER, exit_name};
+use nlb_common::verdict::{
+    COUNTERS, FULL_COUNTER, SEEN_COUNTER, UNRECORDED_COUNTER, UPCALL_LOST_COUNTER, exit_name,
+};
 
 use crate::cpu;
 use crate::netns::Namespace;
@@ -253,8 +255,9 @@ impl Rig {
         if tc_ingress {
             datapath.load_tc_ingress()?;
         }
-        let maps = BpfMaps::take(&mut datapath.bpf)?;
-        let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets())?;
+        let capacities = bpf::capacities(&mut datapath.bpf)?;
+        let maps = BpfMaps::take(&mut datapath.bpf, capacities.clone())?;
+        let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets(), capacities)?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
         let punted = bpf::punted(&mut datapath.bpf)?;
         let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
@@ -535,9 +538,9 @@ impl Rig {
         Ok(self.datapath.balancer()?)
     }
 
-    /// Runs this on every CPU at the same time.
+    /// Runs this on every CPU at the same time, in the rig's namespace.
     pub fn on_each_cpu<T: Send>(&mut self, work: impl Fn(&Xdp) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let program: &Xdp = self.datapath.balancer()?;
+        let (program, namespace): (&Xdp, _) = (self.datapath.balancer()?, &self.namespace);
         let cpus = cpu::available()?;
         std::thread::scope(|scope| {
             let workers: Vec<_> = cpus
@@ -546,6 +549,7 @@ impl Rig {
                     let work = &work;
                     scope.spawn(move || {
                         cpu::stay_on(cpu)?;
+                        namespace.enter()?;
                         work(program)
                     })
                 })
@@ -581,6 +585,8 @@ pub fn grown(before: &[u64], after: &[u64]) -> BTreeMap<String, u64> {
             counted.insert("unrecorded".to_owned(), growth);
         } else if index == UPCALL_LOST_COUNTER && growth > 0 {
             counted.insert("unasked".to_owned(), growth);
+        } else if index == FULL_COUNTER && growth > 0 {
+            counted.insert("full".to_owned(), growth);
         }
     }
     let seen = after[SEEN_COUNTER as usize] - before[SEEN_COUNTER as usize];
@@ -614,6 +620,7 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
         mode,
         snat: Snat::Always,
         listen_port: None,
+        max_connections: 0,
         quic: None,
         abilities: Default::default(),
         routes: Routes::from(vec![

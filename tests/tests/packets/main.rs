@@ -3,6 +3,7 @@
 
 mod active;
 mod broken;
+mod capacity;
 mod connection;
 mod decap;
 mod dsr;

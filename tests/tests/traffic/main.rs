@@ -12,6 +12,7 @@ mod exact;
 mod fleet;
 mod fragments;
 mod front;
+mod full;
 mod health;
 mod interfaces;
 mod jumbo;

@@ -289,6 +289,7 @@ pub fn open(load_config: &LoadConfig, clock: &Clock, log: VerifierLogLevel) -> a
         .map_max_entries("FLOWS", load_config.flow_buckets())
         .map_max_entries("BACKENDS", load_config.limits.backends as u32 + 1)
         .map_max_entries("BACKEND_STATS", load_config.limits.backends as u32 + 1)
+        .map_max_entries("CAPACITIES", load_config.limits.backends as u32 + 1)
         .map_max_entries("SERVICES", load_config.limits.services as u32 + 1)
         .map_max_entries("POOLS", pools + 1)
         .map_max_entries("MAGLEV_TABLES", swap::slabs(pools))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use std::ops::Add;
 
@@ -14,6 +15,7 @@ use nlb_common::abi::{
     self, Address, Backend, BackendStats, CommonLimits, FragmentEntry, FragmentKey, LIMIT_WINDOWS, Limit,
     LimitStats, RedirectFilter, ServerKey, Service,
 };
+use nlb_common::capacity::Capacity;
 use nlb_common::flow::Bucket;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16};
@@ -46,6 +48,7 @@ pub struct BpfMaps {
     limits: Array<MapData, Limit>,
     limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
     common_limits: Array<MapData, CommonLimits>,
+    capacities: Arc<Shared<Capacity>>,
 }
 
 /// An address as a map value: `Addr` belongs to a crate that does not depend on aya.
@@ -53,7 +56,7 @@ type AddrRow = [u64; 2];
 
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
-    pub fn take(bpf: &mut Ebpf) -> anyhow::Result<Self> {
+    pub fn take(bpf: &mut Ebpf, capacities: Arc<Shared<Capacity>>) -> anyhow::Result<Self> {
         let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
         let mut grace_periods =
             GracePeriods::new(maglev_tables).context("starting the thread of grace periods")?;
@@ -95,6 +98,7 @@ impl BpfMaps {
             limits: take(bpf, "RATE_LIMITS")?.try_into()?,
             limit_clocks: take(bpf, "LIMIT_STATE")?.try_into()?,
             common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
+            capacities,
         })
     }
 
@@ -167,6 +171,13 @@ fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result
     Ok(Slabs::new(take(bpf, name)?.try_into()?, name, elements))
 }
 
+/// The counts of instances' flows and their limits, by capacity id.
+pub fn capacities(bpf: &mut Ebpf) -> anyhow::Result<Arc<Shared<Capacity>>> {
+    let map = array(bpf, "CAPACITIES")?;
+    let shared = Shared::new(map.fd().as_fd(), map.info()?.max_entries());
+    Ok(Arc::new(shared.context("mapping CAPACITIES into memory")?))
+}
+
 /// An array that is read and written through shared memory.
 pub(super) fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapData> {
     match take(bpf, name)? {
@@ -214,6 +225,16 @@ impl MapStore for BpfMaps {
             Change::ClearLimit(id) => {
                 self.limits.set(*id as u32, Limit::default(), 0).map_err(refused("RATE_LIMITS"))
             }
+            Change::SetCapacity(id, row) => {
+                self.capacities.all()[usize::from(*id)].set_limit(row.limit);
+                Ok(())
+            }
+            Change::RestartCapacity(id) => {
+                self.capacities.all()[usize::from(*id)].restart();
+                Ok(())
+            }
+            // No backend refers to it any more.
+            Change::ClearCapacity(_) => Ok(()),
             // The word is never `NONE`, because no limit is the head of both chains.
             Change::SetLimitedSource(prefix, limits) => {
                 self.prefixes.set(prefix::LIMITED, *prefix, limits.word())
@@ -236,10 +257,15 @@ pub struct Readings {
     pub limits: PerCpuArray<MapData, LimitStats>,
     lost_redirects: PerCpuHashMap<MapData, u64, u64>,
     pub flows: Shared<Bucket>,
+    pub capacities: Arc<Shared<Capacity>>,
 }
 
 impl Readings {
-    pub fn take(bpf: &mut Ebpf, flow_buckets: u32) -> anyhow::Result<Self> {
+    pub fn take(
+        bpf: &mut Ebpf,
+        flow_buckets: u32,
+        capacities: Arc<Shared<Capacity>>,
+    ) -> anyhow::Result<Self> {
         let flows = array(bpf, "FLOWS")?;
         Ok(Readings {
             exits: take(bpf, "VERDICT_STATS")?.try_into()?,
@@ -247,6 +273,7 @@ impl Readings {
             limits: take(bpf, "LIMIT_STATS")?.try_into()?,
             lost_redirects: take(bpf, "LOST_REDIRECTS")?.try_into()?,
             flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
+            capacities,
         })
     }
 

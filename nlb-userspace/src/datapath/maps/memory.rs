@@ -78,6 +78,9 @@ unsafe impl Atomics for nlb_common::flow::Bucket {}
 // SAFETY: as above, and of padding that is never read.
 unsafe impl Atomics for nlb_common::prefix::Bucket {}
 
+// SAFETY: as above.
+unsafe impl Atomics for nlb_common::capacity::Capacity {}
+
 /// A table in shared memory.
 pub struct Shared<T> {
     memory: MmapMut,

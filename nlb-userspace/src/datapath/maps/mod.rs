@@ -9,7 +9,7 @@ pub mod fake;
 mod grace;
 pub(crate) mod layout;
 pub mod macs;
-mod memory;
+pub(super) mod memory;
 pub(crate) mod prefixes;
 pub(crate) mod programs;
 mod slabs;

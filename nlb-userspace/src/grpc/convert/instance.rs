@@ -50,12 +50,12 @@ pub(crate) fn parse(
             mode,
             snat: snat(&metadata, mode)?,
             listen_port: validate::port_entry("metadata", &metadata, "listen_port")?,
+            max_connections: validate::unsigned_32("max_connections", instance.max_connections)?,
             quic: quic(&metadata)?,
             routes: Routes::new(),
             abilities: BTreeMap::new(),
         },
         check: None,
-        max_connections: validate::unsigned_32("max_connections", instance.max_connections)?,
         started_at: validate::time("started_at", instance.started_at)?,
         attempt,
         scaling: scaling_config::parse_metadata(&metadata)?,
@@ -66,8 +66,7 @@ pub(crate) fn parse(
 }
 
 pub(crate) fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
-    let Registration { instance_id, address, module, max_connections, started_at, metadata, .. } =
-        &record.registration;
+    let Registration { instance_id, address, module, started_at, metadata, .. } = &record.registration;
     proto::ModuleInstance {
         instance_id: instance_id.clone(),
         module_type: enums::module_type_to_wire(module.module_type).into(),
@@ -76,7 +75,7 @@ pub(crate) fn render(record: &Record, counts: Counts) -> proto::ModuleInstance {
         metadata: metadata.clone().into_iter().collect(),
         started_at: started_at.map(Into::into),
         current_connections: signed_32(counts.active_flows),
-        max_connections: signed_32(*max_connections),
+        max_connections: signed_32(module.max_connections),
         version: module.version.clone(),
         traffic_weight: signed_32(module.weight),
     }

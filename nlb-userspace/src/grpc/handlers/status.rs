@@ -41,6 +41,7 @@ impl Control {
             let traffic = self.traffic.borrow();
             checks.insert("packets_seen".to_owned(), traffic.packets_seen.to_string());
             checks.insert("packets_of_unrecorded_flows".to_owned(), traffic.unrecorded.to_string());
+            checks.insert("flows_that_found_a_full_pool".to_owned(), traffic.full.to_string());
             checks.insert("destinations_not_asked_about".to_owned(), traffic.unasked.to_string());
             for ((verdict, reason), packets) in &traffic.exits {
                 checks.insert(format!("packets.{verdict}.{reason}"), packets.to_string());

@@ -277,6 +277,11 @@ pub static NLB: Family = &[
         "Packets that were forwarded by hash alone, because the flow table had no room for their flow.",
     ),
     counter(
+        "nlb_full_pools_total",
+        &[],
+        "New flows that found every instance of their pool at its max_connections.",
+    ),
+    counter(
         "nlb_unasked_destinations_total",
         &[],
         "Packets without a service that should have raised an upcall, and did not because the kernel had no room \

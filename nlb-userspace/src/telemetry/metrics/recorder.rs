@@ -98,6 +98,7 @@ impl Sources {
         let nlb = Row::from_slice(&[
             traffic.packets_seen,
             traffic.unrecorded,
+            traffic.full,
             traffic.unasked,
             state.learned_routes.len() as u64,
             self.registry.desired().borrow().revision,
