@@ -22,6 +22,6 @@ pub(crate) async fn watch(registry: Arc<Registry>, traffic: watch::Receiver<Arc<
     loop {
         time::sleep(EVALUATION_INTERVAL).await;
         let traffic = traffic.borrow().clone();
-        registry.follow_promotion(&traffic, Now::read());
+        registry.follow_promotions(&traffic, Now::read());
     }
 }

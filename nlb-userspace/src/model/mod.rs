@@ -9,6 +9,7 @@
 
 pub mod can_handle;
 pub mod clock;
+pub mod deployment;
 pub mod destination;
 pub(crate) mod endpoint;
 pub mod host;
@@ -32,6 +33,7 @@ use ipnet::IpNet;
 use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
+pub use deployment::Deployment;
 pub use nlb_common::net::L4;
 pub use nlb_common::quic::Server;
 
@@ -58,14 +60,21 @@ pub struct Desired {
     /// Learned routes by id, for one destination each. They serve what no other route covers, by the modules
     /// that can handle it.
     pub learned_routes: Routes,
-    /// The weights of versions that have one. If empty, instance weights alone decide; otherwise other
-    /// versions count [`DEFAULT_WEIGHT`].
-    pub version_weights: BTreeMap<String, u32>,
+    /// The weights of versions, by deployment: of those that have had one of their own.
+    pub splits: BTreeMap<Deployment, VersionWeights>,
+    /// The weights of versions of all other deployments together; empty, unless an earlier release of the NLB
+    /// kept some for the whole fleet.
+    pub version_weights: VersionWeights,
     /// By limit id.
     pub rate_limits: OrdMap<String, Arc<RateLimit>>,
 }
 
 impl Desired {
+    /// The weights of versions that apply to a deployment.
+    pub fn weights_of(&self, deployment: &Deployment) -> &VersionWeights {
+        self.splits.get(deployment).unwrap_or(&self.version_weights)
+    }
+
     /// All VIPs: the configured ones, and those that a route names by address.
     pub fn all_vips(&self) -> BTreeSet<IpAddr> {
         let modules = self.modules.values().flat_map(|module| module.routes.values());
@@ -78,6 +87,10 @@ impl Desired {
     }
 }
 
+/// The weights of the versions that have one. If empty, instance weights alone decide; otherwise other
+/// versions count [`DEFAULT_WEIGHT`].
+pub type VersionWeights = BTreeMap<String, u32>;
+
 /// The weight of an instance or version for which none was given.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
@@ -88,6 +101,7 @@ pub const MAX_WEIGHT: u32 = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
     pub module_type: ModuleType,
+    pub deployment: Deployment,
     pub version: String,
     /// The share of new flows among the instances of its version; 0 means none.
     pub weight: u32,
@@ -162,6 +176,25 @@ pub enum ModuleType {
     Ailb,
     Rtmp,
     Nlb,
+}
+
+impl ModuleType {
+    /// The contract's name without the enum's prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            ModuleType::Alb => "ALB",
+            ModuleType::Dblb => "DBLB",
+            ModuleType::Ailb => "AILB",
+            ModuleType::Rtmp => "RTMP",
+            ModuleType::Nlb => "NLB",
+        }
+    }
+}
+
+impl From<ModuleType> for Deployment {
+    fn from(module_type: ModuleType) -> Self {
+        Deployment::named(module_type.name())
+    }
 }
 
 /// How packets reach a backend.

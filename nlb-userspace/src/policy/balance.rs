@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::compile::maglev;
-use crate::model::{MAX_WEIGHT, ModuleType};
+use crate::model::{Deployment, MAX_WEIGHT, ModuleType};
 
 /// The load of one instance.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +22,9 @@ pub struct Load {
     pub vitals: Option<Vitals>,
 }
 
-/// The instances among which weights divide new flows.
-pub(crate) type Group = Option<(ModuleType, String)>;
+/// The instances among which weights divide new flows: of a type and, where versions have weights, of a
+/// version of a deployment.
+pub(crate) type Group = Option<(ModuleType, Option<(Deployment, String)>)>;
 
 /// The figures of an instance's heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -200,7 +201,7 @@ mod tests {
     #[test]
     fn groups_are_not_compared_with_each_other() {
         let mut fleet = loads(&[(100.0, 10.0), (100.0, 10.0), (100.0, 1000.0)]);
-        fleet[2].group = Some((ModuleType::Dblb, String::new()));
+        fleet[2].group = Some((ModuleType::Dblb, None));
         assert_eq!(balance(&fleet), 1.0);
         assert_eq!(scores(&fleet), [1.0, 1.0, 1.0]);
     }

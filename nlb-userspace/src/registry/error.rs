@@ -1,6 +1,9 @@
 //! Errors of the registry, with texts that tell the caller what to do.
 
+use std::collections::BTreeSet;
+
 use crate::compile::TooMany;
+use crate::model::Deployment;
 use crate::model::endpoint::Endpoint;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +45,24 @@ pub enum RegistryError {
     ServerIdLength { len: u8, config: u8, other: String, other_len: u8 },
     #[error("no registered instance has version {0:?}; register one first")]
     UnknownVersion(String),
+    #[error("no registered instance of deployment {deployment} has version {version:?}; register one first")]
+    VersionElsewhere { version: String, deployment: Deployment },
+    #[error("there is no deployment {:?}; there are: {}", asked.name(), list(known))]
+    UnknownDeployment { asked: Deployment, known: BTreeSet<Deployment> },
+    #[error(
+        "{instance_id:?} is in deployment {actual}, and metadata deployment says {asked:?}; make them equal, or leave \
+         out the metadata"
+    )]
+    OtherDeployment { instance_id: String, asked: String, actual: Deployment },
+    #[error(
+        "several deployments have {what}: {}; name one in metadata deployment, or \"all\"",
+        list(deployments)
+    )]
+    ManyDeployments { what: String, deployments: BTreeSet<Deployment> },
+    #[error("in deployment {deployment}: {error}")]
+    InDeployment { deployment: Deployment, error: Box<RegistryError> },
+    #[error("there is a split for each deployment: {}; name one in metadata deployment", list(_0))]
+    OneSplitAtATime(BTreeSet<Deployment>),
     #[error(
         "version {version:?} is being promoted and has {percent} % of new flows; wait until it has all of them, \
          or roll it back first"
@@ -76,4 +97,14 @@ pub enum RegistryError {
     Serves(String),
     #[error("{0:?} is unregistering; it has to register again to take flows")]
     Leaving(String),
+}
+
+/// The first ones by name. There may be any number.
+fn list(deployments: &BTreeSet<Deployment>) -> String {
+    const SHOWN: usize = 10;
+    let rest = deployments.len().saturating_sub(SHOWN);
+    let rest = (rest > 0).then(|| format!("and {rest} more"));
+    let names = deployments.iter().take(SHOWN).map(Deployment::to_string).chain(rest);
+    let names = names.collect::<Vec<_>>().join(", ");
+    if names.is_empty() { "none yet".to_owned() } else { names }
 }

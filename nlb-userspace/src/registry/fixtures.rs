@@ -9,12 +9,12 @@ use tokio::time::Instant;
 use crate::model::settings::LeaseConfig;
 use crate::model::settings::TableSizes;
 use crate::model::{
-    DataAddresses, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes, Snat,
-    Targets,
+    DataAddresses, Deployment, Destination, ForwardMode, Health, Module, ModuleType, Protocol, Route, Routes,
+    Snat, Targets,
 };
 use crate::policy::health::{Check, Probe};
 
-use super::{Claim, Registered, Registration, Registry, RegistryError};
+use super::{Claim, Deployments, Registered, Registration, Registry, RegistryError};
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
 
@@ -65,6 +65,16 @@ pub(crate) const CHECK: Check = Check {
     healthy_threshold: 2,
 };
 
+/// The deployment of ALBs.
+pub(crate) fn alb() -> Deployment {
+    ModuleType::Alb.into()
+}
+
+/// The same, for calls.
+pub(crate) fn albs() -> Deployments {
+    [alb()].into()
+}
+
 /// An ALB at 10.0.0.1 with a route for TCP port 80 of every VIP.
 pub(crate) fn registration(instance_id: &str) -> Registration {
     Registration {
@@ -73,6 +83,7 @@ pub(crate) fn registration(instance_id: &str) -> Registration {
         data_hosts: vec!["10.0.0.1".parse().unwrap()],
         module: Module {
             module_type: ModuleType::Alb,
+            deployment: ModuleType::Alb.into(),
             version: "v1".into(),
             weight: 100,
             health: Health::Healthy,

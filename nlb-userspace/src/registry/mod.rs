@@ -5,6 +5,7 @@
 mod abilities;
 mod admission;
 mod attempt;
+mod deployments;
 mod drains;
 mod error;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod record;
 mod reload;
 mod report;
 mod restore;
+mod rollouts;
 mod routing;
 mod secret;
 mod state;
@@ -34,15 +36,17 @@ mod writer;
 
 pub use admission::Admission;
 pub use attempt::Attempt;
+pub use deployments::{ALL, Deployments, Scope};
 pub use drains::Draining;
 pub use error::RegistryError;
 pub use learned::{MAX_LEARNED_ROUTES, NotLearned};
-pub use persisted::{GroupPolicy, PersistedRevision, PersistedState};
-pub use promotion::{Promoted, RolledBack};
+pub use persisted::{GroupPolicy, PersistedRevision, PersistedRollout, PersistedState};
+pub use promotion::{Moved, Promoted, RolledBack};
 pub use record::{Claim, Drain, InstanceOverrides, Record, Registration};
 pub use report::Report;
+pub use rollouts::{Rollout, Rollouts, Split};
 pub use routing::Owner;
 pub use secret::RegistrationId;
-pub use state::{AwaitedRegistrations, Learned, Split, State};
+pub use state::{AwaitedRegistrations, Learned, State};
 pub use upkeep::Named;
 pub use writer::{Commit, Registered, Registry};

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{
-    AwaitedRegistrations, Commit, PersistedRevision, PersistedState, Registry, RegistryError, State,
+    AwaitedRegistrations, Commit, PersistedRevision, PersistedRollout, PersistedState, Registry,
+    RegistryError, Rollout, Rollouts, State,
 };
 use crate::model::clock::Now;
 use crate::model::settings::Settings;
@@ -61,14 +62,21 @@ impl Registry {
 impl State {
     fn restore_from(&mut self, persisted: PersistedState, now: Now) {
         let config = self.settings.promotion;
+        let rollout = |persisted: PersistedRollout| Rollout {
+            version_weights: persisted.version_weights,
+            split_since: persisted.split_since,
+            former_splits: persisted.former_splits,
+            promotion: persisted.promotion.map(|stage| Promotion::resume(stage, &config, now)),
+            last_promotion: persisted.last_promotion,
+        };
+        let own = persisted.rollouts.into_iter();
+        self.rollouts = Rollouts {
+            own: own.map(|(deployment, persisted)| (deployment, rollout(persisted))).collect(),
+            fleet: rollout(persisted.fleet_rollout),
+        };
         self.operator_routes = persisted.operator_routes;
         self.operator_routes_since = persisted.operator_routes_since;
         self.rate_limits = persisted.rate_limits;
-        self.version_weights = persisted.version_weights;
-        self.split_since = persisted.split_since;
-        self.former_splits = persisted.former_splits;
-        self.promotion = persisted.promotion.map(|stage| Promotion::resume(stage, &config, now));
-        self.last_promotion = persisted.last_promotion;
         self.scaling =
             persisted.scaling.into_iter().map(|persisted| (persisted.group, persisted.policy)).collect();
         let instances: BTreeSet<String> = persisted.overrides.keys().cloned().collect();

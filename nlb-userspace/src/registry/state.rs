@@ -6,15 +6,13 @@ use std::time::SystemTime;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::model::{Desired, Module, RateLimit, Route, Routes};
-use crate::policy::promotion::Promotion;
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 
-use super::{InstanceOverrides, Record, RegistryError};
+use super::{InstanceOverrides, Record, RegistryError, Rollouts};
 use crate::model::destination::L4Destination;
 use crate::model::settings::Settings;
 
@@ -31,17 +29,9 @@ pub struct State {
     pub learned_routes: Routes,
     /// What else is known of the learned routes, by route id.
     pub learned: BTreeMap<String, Learned>,
-    /// As operators set them; [`State::version_shares`] interprets them.
-    pub version_weights: BTreeMap<String, u32>,
+    pub rollouts: Rollouts,
     /// By limit id.
     pub rate_limits: OrdMap<String, Arc<RateLimit>>,
-    /// When the first version weight was set, or the last promotion began.
-    pub split_since: Option<SystemTime>,
-    /// Oldest first.
-    pub former_splits: Vec<Split>,
-    pub promotion: Option<Promotion>,
-    /// How the last promotion ended, in words for operators.
-    pub last_promotion: Option<String>,
     /// Instance overrides by instance id: of registered instances, and of those that await re-registration.
     pub overrides: OrdMap<String, InstanceOverrides>,
     /// `None` once the wait is over, or if there was nothing to wait for.
@@ -49,14 +39,6 @@ pub struct State {
     /// Scaling policies of operators.
     pub scaling: BTreeMap<GroupKey, Policy>,
     last_epoch: u64,
-}
-
-/// The weights of versions as they were set, so that a rollback can restore them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Split {
-    pub weights: BTreeMap<String, u32>,
-    pub since: Option<SystemTime>,
 }
 
 /// What is known of a learned route beside the route itself.
@@ -89,12 +71,8 @@ impl State {
             operator_routes_since: OrdMap::new(),
             learned_routes: OrdMap::new(),
             learned: BTreeMap::new(),
-            version_weights: BTreeMap::new(),
+            rollouts: Rollouts::default(),
             rate_limits: OrdMap::new(),
-            split_since: None,
-            former_splits: Vec::new(),
-            promotion: None,
-            last_promotion: None,
             overrides: OrdMap::new(),
             awaited: None,
             scaling: BTreeMap::new(),
@@ -162,7 +140,8 @@ impl State {
             modules,
             operator_routes: self.operator_routes.clone(),
             learned_routes: self.learned_routes.clone(),
-            version_weights: self.version_weights.clone(),
+            splits: self.rollouts.splits(),
+            version_weights: self.rollouts.fleet.version_weights.clone(),
             rate_limits: self.rate_limits.clone(),
         }
     }

@@ -1,13 +1,14 @@
 //! Weight requests of modules, beside the weights that operators set.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::rollouts::Holder;
 use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 use crate::model::weight_request::{WeightOutcome, WeightRequest};
+use crate::model::{Deployment, VersionWeights};
 
 impl Registry {
     /// Applies a module's weight request if it differs from the module's last one. The weight that a module
@@ -26,7 +27,10 @@ impl Registry {
             }
             let changed = match request {
                 WeightRequest::Own(weight) => state.weigh(instance_id, *weight)?,
-                WeightRequest::Split(weights) => state.divide(weights, now)?,
+                WeightRequest::Split(weights) => {
+                    let deployment = record.registration.module.deployment.clone();
+                    state.divide(&deployment, weights, now)?
+                }
             };
             state.record_mut(instance_id)?.request = request.clone();
             Ok(changed)
@@ -68,22 +72,28 @@ impl State {
         Ok(news)
     }
 
-    /// Sets the requested weights of versions. Returns whether they differ from those before.
-    fn divide(&mut self, weights: &BTreeMap<String, u32>, now: Now) -> Result<bool, RegistryError> {
-        weights.keys().try_for_each(|version| self.check_version(version))?;
-        let shares = self.version_shares();
+    /// Sets the requested weights of a deployment's versions. Returns whether they differ from those before.
+    fn divide(
+        &mut self,
+        deployment: &Deployment,
+        weights: &VersionWeights,
+        now: Now,
+    ) -> Result<bool, RegistryError> {
+        weights.keys().try_for_each(|version| self.check_version(deployment, version))?;
+        let shares = self.version_shares(deployment);
         if weights.iter().all(|(version, weight)| shares.get(version) == Some(weight)) {
             return Ok(false);
         }
-        if let Some(running) = &self.promotion {
+        if let Some(running) = &self.rollouts.of(deployment).promotion {
             return Err(RegistryError::Promoting {
                 version: running.version().to_owned(),
                 percent: running.percent(),
             });
         }
-        self.remember_split();
-        self.version_weights.extend(weights.clone());
-        self.split_since.get_or_insert(now.wall);
+        let rollout = self.rollout_mut(Holder::One(deployment));
+        rollout.remember_split();
+        rollout.version_weights.extend(weights.clone());
+        rollout.split_since.get_or_insert(now.wall);
         Ok(true)
     }
 }
@@ -92,7 +102,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::policy::promotion::Pace;
-    use crate::registry::fixtures::{Fleet, registration, registry};
+    use crate::registry::fixtures::{Fleet, alb, albs, registration, registry};
 
     /// v1 and v2, with one instance each that is named like the version.
     fn blue_and_green() -> Registry {
@@ -119,7 +129,7 @@ mod tests {
     }
 
     fn shares(registry: &Registry) -> (u32, u32) {
-        let shares = registry.snapshot().version_shares();
+        let shares = registry.snapshot().version_shares(&alb());
         (shares["v1"], shares["v2"])
     }
 
@@ -135,21 +145,21 @@ mod tests {
         assert_eq!((shares(&registry), registry.desired().borrow().revision), ((10, 90), revision + 1));
         assert_eq!(apply_weight_request(&registry, "v1", split(10, 90)), WeightOutcome::Done);
         assert_eq!(registry.desired().borrow().revision, revision + 1, "the split is in force already");
-        registry.roll_back("", Commit::Apply).unwrap();
+        registry.roll_back(&albs(), "", Commit::Apply).unwrap();
         assert_eq!(shares(&registry), (100, 100));
-        assert_eq!(registry.roll_back("", Commit::Apply), Err(RegistryError::NoFormerSplit));
+        assert_eq!(registry.roll_back(&albs(), "", Commit::Apply), Err(RegistryError::NoFormerSplit));
     }
 
     #[test]
     fn a_repeated_weight_request_does_not_undo_an_operators_split() {
         let registry = blue_and_green();
         apply_weight_request(&registry, "v2", split(10, 90));
-        registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
+        registry.set_version_weight(&albs(), "v2", 5, Commit::Apply, Now::read()).unwrap();
         apply_weight_request(&registry, "v2", split(10, 90));
         assert_eq!(shares(&registry), (10, 5));
         apply_weight_request(&registry, "v2", split(10, 80));
         assert_eq!(shares(&registry), (10, 80), "a new request is applied");
-        registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
+        registry.set_version_weight(&albs(), "v2", 5, Commit::Apply, Now::read()).unwrap();
         add(&registry, "v2");
         apply_weight_request(&registry, "v2", split(10, 80));
         assert_eq!(shares(&registry), (10, 80), "the request of a new registration is applied");
@@ -159,7 +169,7 @@ mod tests {
     fn a_request_for_the_shares_in_force_changes_nothing() {
         let registry = blue_and_green();
         apply_weight_request(&registry, "v1", split(100, 100));
-        assert!(registry.desired().borrow().version_weights.is_empty(), "no weight of a version was set");
+        assert!(registry.desired().borrow().splits.is_empty(), "no weight of a version was set");
     }
 
     #[test]
@@ -186,7 +196,7 @@ mod tests {
             panic!("v2 has no instance")
         };
         assert!(why.contains("\"v2\""), "{why}");
-        assert!(registry.desired().borrow().version_weights.is_empty());
+        assert!(registry.desired().borrow().splits.is_empty());
         add(&registry, "v2");
         assert_eq!(apply_weight_request(&registry, "v1", split(95, 5)), WeightOutcome::Done);
         assert_eq!(shares(&registry), (95, 5));
@@ -195,11 +205,13 @@ mod tests {
     #[test]
     fn a_promotion_goes_on_and_its_outcome_stays() {
         let registry = blue_and_green();
-        registry.promote("v2", Pace::Steps(10), &Default::default(), Commit::Apply, Now::read()).unwrap();
+        registry
+            .promote(&albs(), "v2", Pace::Steps(10), &Default::default(), Commit::Apply, Now::read())
+            .unwrap();
         assert_eq!(apply_weight_request(&registry, "v1", split(100, 0)), WeightOutcome::Done);
         assert_eq!(shares(&registry), (40, 60));
-        assert!(registry.snapshot().promotion.is_some());
-        registry.set_version_weight("v2", 60, Commit::Apply, Now::read()).unwrap();
+        assert!(registry.snapshot().rollouts.of(&alb()).promotion.is_some());
+        registry.set_version_weight(&albs(), "v2", 60, Commit::Apply, Now::read()).unwrap();
         apply_weight_request(&registry, "v1", split(100, 0));
         assert_eq!(shares(&registry), (40, 60), "the request was refused for good");
     }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use tracing::info;
 
-use crate::model::DEFAULT_WEIGHT;
+use crate::model::{DEFAULT_WEIGHT, Deployment, VersionWeights};
 
-use super::{Commit, Registry, RegistryError, State};
+use super::deployments::{in_each, names};
+use super::rollouts::Holder;
+use super::{Commit, Deployments, Record, Registry, RegistryError, State};
 use crate::model::clock::Now;
 
 impl Registry {
@@ -38,53 +40,76 @@ impl Registry {
         Ok(revision)
     }
 
+    /// In each of the deployments, all of which must have the version.
     pub fn set_version_weight(
         &self,
+        deployments: &Deployments,
         version: &str,
         weight: u32,
         commit: Commit,
         now: Now,
     ) -> Result<u64, RegistryError> {
-        let ((), revision) = self.change(commit, |state| {
-            state.check_version(version)?;
-            state.remember_split();
-            state.promotion = None;
-            state.version_weights.insert(version.to_owned(), weight);
-            state.split_since.get_or_insert(now.wall);
-            Ok(())
+        let (_, revision) = self.change(commit, |state| {
+            in_each(deployments, |deployment| {
+                state.check_version(deployment, version)?;
+                let rollout = state.rollout_mut(Holder::One(deployment));
+                rollout.remember_split();
+                rollout.promotion = None;
+                rollout.version_weights.insert(version.to_owned(), weight);
+                rollout.split_since.get_or_insert(now.wall);
+                Ok(())
+            })
         })?;
         if commit == Commit::Apply {
-            info!(version, weight, revision, "version weight set");
+            info!(deployments = %names(deployments), version, weight, revision, "version weight set");
         }
         Ok(revision)
     }
 }
 
 impl State {
-    /// The ids of the instances of a version.
-    pub fn instances_of<'a>(&'a self, version: &'a str) -> impl Iterator<Item = &'a str> {
-        let of_version = self.modules.iter().filter(move |(_, r)| r.registration.module.version == version);
-        of_version.map(|(instance_id, _)| instance_id.as_str())
+    /// The ids of a deployment's instances of a version.
+    pub fn instances_of<'a>(
+        &'a self,
+        deployment: &'a Deployment,
+        version: &'a str,
+    ) -> impl Iterator<Item = &'a str> {
+        self.members_of(Holder::One(deployment), version).map(|(instance_id, _)| instance_id)
     }
 
-    pub(super) fn check_version(&self, version: &str) -> Result<(), RegistryError> {
-        match self.instances_of(version).next() {
-            Some(_) => Ok(()),
-            None => Err(RegistryError::UnknownVersion(version.to_owned())),
+    pub(super) fn members_of<'a>(
+        &'a self,
+        holder: Holder<'a>,
+        version: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Record)> {
+        self.members(holder).filter(move |(_, record)| record.registration.module.version == version)
+    }
+
+    /// Checks that the deployment has a version.
+    pub(super) fn check_version(&self, deployment: &Deployment, version: &str) -> Result<(), RegistryError> {
+        if self.instances_of(deployment, version).next().is_some() {
+            return Ok(());
         }
+        let version = version.to_owned();
+        let elsewhere = self.modules.values().any(|record| record.registration.module.version == version);
+        Err(match elsewhere {
+            true => RegistryError::VersionElsewhere { version, deployment: deployment.clone() },
+            false => RegistryError::UnknownVersion(version),
+        })
     }
 
-    /// The registered versions, and how new flows are shared among them. While no version has a weight, the
-    /// shares follow from the weights of instances.
-    pub fn version_shares(&self) -> BTreeMap<String, u32> {
-        let shares = self.shares_under(&self.version_weights);
+    /// The registered versions of a deployment, and how its new flows are shared among them. While no version
+    /// has a weight, the shares follow from the weights of instances.
+    pub fn version_shares(&self, deployment: &Deployment) -> BTreeMap<String, u32> {
+        let shares =
+            self.shares_under(&self.rollouts.of(deployment).version_weights, Holder::One(deployment));
         shares.into_iter().map(|(version, share)| (version.to_owned(), share)).collect()
     }
 
     /// The shares that would follow from these weights of versions.
-    pub(super) fn shares_under(&self, weights: &BTreeMap<String, u32>) -> BTreeMap<&str, u32> {
+    pub(super) fn shares_under(&self, weights: &VersionWeights, holder: Holder) -> BTreeMap<&str, u32> {
         let mut shares = BTreeMap::<&str, u32>::new();
-        for record in self.modules.values() {
+        for (_, record) in self.members(holder) {
             let module = &record.registration.module;
             let share = shares.entry(&module.version).or_default();
             *share = match weights.get(&module.version) {
@@ -100,7 +125,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::fixtures::{Fleet, registration, registry};
+    use crate::registry::fixtures::{Fleet, alb, albs, registration, registry};
 
     #[test]
     fn instance_weights_are_set_and_zero_means_none() {
@@ -123,14 +148,14 @@ mod tests {
         canary.module.version = "v2".into();
         canary.module.weight = 40;
         registry.admit(canary, Now::read()).unwrap();
-        let shares = || registry.snapshot().version_shares();
+        let shares = || registry.snapshot().version_shares(&alb());
         assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 40)].into(), "the sums of instance weights");
-        assert!(registry.desired().borrow().version_weights.is_empty());
+        assert!(registry.desired().borrow().splits.is_empty());
 
-        registry.set_version_weight("v2", 5, Commit::Apply, Now::read()).unwrap();
+        registry.set_version_weight(&albs(), "v2", 5, Commit::Apply, Now::read()).unwrap();
         assert_eq!(shares(), [("v1".into(), 100), ("v2".into(), 5)].into());
-        assert_eq!(registry.desired().borrow().version_weights, [("v2".into(), 5)].into());
-        let unknown = registry.set_version_weight("v3", 5, Commit::Apply, Now::read());
+        assert_eq!(registry.desired().borrow().splits[&alb()], [("v2".into(), 5)].into());
+        let unknown = registry.set_version_weight(&albs(), "v3", 5, Commit::Apply, Now::read());
         assert_eq!(unknown, Err(RegistryError::UnknownVersion("v3".into())));
     }
 }

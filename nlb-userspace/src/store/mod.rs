@@ -5,6 +5,7 @@
 //! made one waits for its number in [`PersistStatus`], as it does for the maps in `Applied`. A file that this
 //! build cannot use prevents the start and is never overwritten.
 
+mod format_1;
 #[cfg(test)]
 mod tests;
 
@@ -30,9 +31,8 @@ pub const FILE: &str = "state.json";
 /// Locked by the daemon that uses the directory.
 const LOCK: &str = "lock";
 
-/// The version of the format of [`PersistedState`]. It grows when a build cannot read the format of the build
-/// before.
-const VERSION: u32 = 1;
+/// The version of the format of [`PersistedState`]. It grows when a build cannot read the format of the next.
+const VERSION: u32 = 2;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -168,10 +168,11 @@ fn parse(bytes: &[u8]) -> anyhow::Result<PersistedState> {
         version <= VERSION,
         "a newer version of the NLB wrote it (format {version}; this one reads {VERSION})"
     );
-    if version == 0 {
-        bail!("it is damaged: there was no format 0");
-    }
-    let Read { state } = serde_json::from_slice(bytes).context("it is damaged")?;
+    let state = match version {
+        0 => bail!("it is damaged: there was no format 0"),
+        1 => format_1::parse(bytes).context("it is damaged")?,
+        _ => serde_json::from_slice::<Read>(bytes).context("it is damaged")?.state,
+    };
     state.check().map_err(|problem| anyhow!("it is damaged: {problem}"))?;
     Ok(state)
 }

@@ -10,12 +10,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets, Texts,
+    Deployment, Destination, L4, LimitTarget, LimitUnit, ModuleType, Protocol, RateLimit, Route, Targets,
+    Texts,
 };
 use crate::policy::promotion::Stage;
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::{Policy, TargetLoad};
-use crate::registry::{GroupPolicy, InstanceOverrides, Split};
+use crate::registry::{GroupPolicy, InstanceOverrides, PersistedRollout, Split};
 
 /// Removed at the end of the test.
 struct Directory(PathBuf);
@@ -169,25 +170,33 @@ fn group_policy() -> impl Strategy<Value = GroupPolicy> {
     )
 }
 
-fn persisted() -> impl Strategy<Value = PersistedState> {
+fn rollout() -> impl Strategy<Value = PersistedRollout> {
     let split = (weights(), option::of(time())).prop_map(|(weights, since)| Split { weights, since });
-    let overrides = (option::of(0..=10_000u32), any::<bool>())
-        .prop_map(|(weight, maintenance)| InstanceOverrides { weight, maintenance });
-    let routes = (btree_map(name(), route(), 0..4), btree_map(name(), time(), 0..4));
-    let limits = btree_map(name(), rate_limit(), 0..4);
-    let versions = (weights(), option::of(time()), vec(split, 0..4), option::of(stage()), option::of(name()));
-    let modules = (btree_map(name(), overrides, 0..4), vec(group_policy(), 0..3));
-    (routes, limits, versions, modules).prop_map(|(routes, limits, versions, (overrides, scaling))| {
-        let (version_weights, split_since, former_splits, promotion, last_promotion) = versions;
-        PersistedState {
-            operator_routes: routes.0.into_iter().collect(),
-            operator_routes_since: routes.1.into_iter().collect(),
-            rate_limits: limits.into_iter().collect(),
+    (weights(), option::of(time()), vec(split, 0..4), option::of(stage()), option::of(name())).prop_map(
+        |(version_weights, split_since, former_splits, promotion, last_promotion)| PersistedRollout {
             version_weights,
             split_since,
             former_splits,
             promotion,
             last_promotion,
+        },
+    )
+}
+
+fn persisted() -> impl Strategy<Value = PersistedState> {
+    let overrides = (option::of(0..=10_000u32), any::<bool>())
+        .prop_map(|(weight, maintenance)| InstanceOverrides { weight, maintenance });
+    let routes = (btree_map(name(), route(), 0..4), btree_map(name(), time(), 0..4));
+    let limits = btree_map(name(), rate_limit(), 0..4);
+    let rollouts = (btree_map(name().prop_map(Deployment::named), rollout(), 0..3), rollout());
+    let modules = (btree_map(name(), overrides, 0..4), vec(group_policy(), 0..3));
+    (routes, limits, rollouts, modules).prop_map(|(routes, limits, rollouts, (overrides, scaling))| {
+        PersistedState {
+            operator_routes: routes.0.into_iter().collect(),
+            operator_routes_since: routes.1.into_iter().collect(),
+            rate_limits: limits.into_iter().collect(),
+            rollouts: rollouts.0,
+            fleet_rollout: rollouts.1,
             overrides: overrides.into_iter().collect(),
             scaling,
         }
@@ -199,7 +208,30 @@ fn some() -> Arc<PersistedState> {
     let overrides = InstanceOverrides { weight: Some(7), maintenance: true };
     Arc::new(PersistedState {
         overrides: [("alb-1".to_owned(), overrides)].into_iter().collect(),
+        rollouts: [(Deployment::named("ALB"), PersistedRollout::default())].into(),
         ..PersistedState::default()
+    })
+}
+
+/// A file as an earlier release wrote it.
+fn format_1() -> serde_json::Value {
+    let times = serde_json::to_value(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)).unwrap();
+    serde_json::json!({
+        "version": 1,
+        "state": {
+            "operator_routes": {},
+            "operator_routes_since": {},
+            "rate_limits": {},
+            "version_weights": { "v1": 70, "v2": 30 },
+            "split_since": times,
+            "former_splits": [{ "weights": {}, "since": null }],
+            "promotion": {
+                "version": "v2", "percent": 30, "per_step": 10, "started_at": times, "others": { "v1": 100 }
+            },
+            "last_promotion": null,
+            "steering": { "alb-1": { "weight": 7, "maintenance": false } },
+            "scaling": []
+        }
     })
 }
 
@@ -256,19 +288,68 @@ fn unusable_state_is_refused_with_the_reason() {
     for (content, reason) in [
         ("not JSON".to_owned(), "damaged"),
         ("{}".to_owned(), "missing field `version`"),
-        (spoilt("/version", 2.into()), "newer version of the NLB wrote it (format 2; this one reads 1)"),
+        (spoilt("/version", 3.into()), "newer version of the NLB wrote it (format 3; this one reads 2)"),
         // A later format may look completely different.
-        ("{\"version\": 3, \"everything\": []}".to_owned(), "newer version"),
+        ("{\"version\": 4, \"everything\": []}".to_owned(), "newer version"),
         (spoilt("/version", 0.into()), "damaged"),
         (spoilt("/state/colour", "red".into()), "unknown field `colour`"),
         (spoilt("/state/steering/alb-1/weight", 10_001.into()), "\"alb-1\" has the weight 10001"),
-        (spoilt("/state/version_weights", serde_json::json!({ "v1": -1 })), "damaged"),
-        (spoilt("/state/promotion", stage(101, 5)), "promotion of \"v2\""),
-        (spoilt("/state/promotion", stage(5, 0)), "promotion of \"v2\""),
+        (spoilt("/state/fleet_rollout/version_weights", serde_json::json!({ "v1": -1 })), "damaged"),
+        (
+            spoilt("/state/rollouts/ALB/version_weights", serde_json::json!({ "v1": 10_001 })),
+            "\"v1\" has the weight",
+        ),
+        (spoilt("/state/fleet_rollout/promotion", stage(101, 5)), "promotion of \"v2\""),
+        (spoilt("/state/rollouts/ALB/promotion", stage(5, 0)), "promotion of \"v2\""),
     ] {
         let error = refused(content.as_bytes());
         assert!(error.contains(reason), "{content}: {error}");
     }
+}
+
+#[test]
+fn the_split_of_format_1_is_that_of_the_fleet() {
+    let directory = Directory::holding(format_1().to_string().as_bytes());
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    let stage = Stage {
+        version: "v2".into(),
+        percent: 30,
+        per_step: 10,
+        started_at: since,
+        others: [("v1".to_owned(), 100)].into(),
+    };
+    let read_back = read(&directory.0).unwrap();
+    assert_eq!(
+        read_back.fleet_rollout,
+        PersistedRollout {
+            version_weights: [("v1".to_owned(), 70), ("v2".to_owned(), 30)].into(),
+            split_since: Some(since),
+            former_splits: vec![Split::default()],
+            promotion: Some(stage),
+            last_promotion: None,
+        }
+    );
+    assert_eq!((read_back.rollouts.len(), read_back.overrides["alb-1"].weight), (0, Some(7)));
+}
+
+#[test]
+fn a_file_of_format_1_that_cannot_be_used_is_refused() {
+    for (path, value, reason) in [
+        ("version_weights", serde_json::json!({ "v1": 10_001 }), "\"v1\" has the weight 10001"),
+        ("version_weights", serde_json::json!([]), "damaged"),
+        ("colour", "red".into(), "unknown field `colour`"),
+        ("rollouts", serde_json::json!({}), "damaged"),
+        ("promotion", serde_json::json!({ "version": "v2" }), "missing field `percent`"),
+    ] {
+        let mut file = format_1();
+        file["state"][path] = value;
+        let error = refused(file.to_string().as_bytes());
+        assert!(error.contains(reason), "{path}: {error}");
+    }
+    let mut file = format_1();
+    file["state"].as_object_mut().unwrap().remove("former_splits");
+    assert!(refused(file.to_string().as_bytes()).contains("missing field `former_splits`"));
+    assert!(refused(b"{\"version\": 1}").contains("missing field `state`"));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use nlb::model::Deployment;
+use nlb::registry::Deployments;
 use nlb_proto::*;
 use prost::Message as _;
 use tokio::time::timeout;
@@ -31,6 +33,10 @@ where
         checks.spawn(check(case));
     }
     checks.join_all().await;
+}
+
+fn albs() -> Deployments {
+    [Deployment::named("ALB")].into()
 }
 
 async fn with_module(fake: Fake) -> (Nlb, FakeHandle) {
@@ -106,7 +112,9 @@ async fn a_failure_leaves_the_data_path_unchanged_unless_no_module_is_reachable(
         if matches!(change, Change::Rollback) {
             // A former split to go back to, without a call to the module.
             let commit = nlb::registry::Commit::Apply;
-            nlb.registry.set_version_weight("v1", 5, commit, nlb::model::clock::Now::read()).unwrap();
+            nlb.registry
+                .set_version_weight(&albs(), "v1", 5, commit, nlb::model::clock::Now::read())
+                .unwrap();
         }
         let before = revision(&nlb);
         let (success, message, error) = change.make(&mut nlb).await;
@@ -154,7 +162,7 @@ async fn new_flows_end_whatever_the_module_answers() {
         assert!(module.is_none_or(|module| module.contains(word)));
         let desired = nlb.registry.desired().borrow().clone();
         match instance_id {
-            "" => assert_eq!(desired.version_weights["v1"], 0, "{word}"),
+            "" => assert_eq!(desired.splits[&Deployment::named("ALB")]["v1"], 0, "{word}"),
             id => assert_eq!(desired.modules[id].weight, 0, "{word}"),
         }
     })
@@ -177,7 +185,7 @@ async fn the_version_that_is_fled_from_does_not_hold_up_the_way_back() {
     let answer = nlb.front.promote_version(request).await.unwrap().into_inner();
     assert!(!answer.success, "v2 has no instance");
     let commit = nlb::registry::Commit::Apply;
-    nlb.registry.set_version_weight("v1", 0, commit, nlb::model::clock::Now::read()).unwrap();
+    nlb.registry.set_version_weight(&albs(), "v1", 0, commit, nlb::model::clock::Now::read()).unwrap();
     old.end().await;
     let before = revision(&nlb);
     let answer = nlb.front.rollback(RollbackRequest::default()).await.unwrap().into_inner();
@@ -200,7 +208,7 @@ async fn participants_that_agreed_get_the_former_weight_again() {
     let back = SetTrafficWeightRequest { weight: 100, ..call };
     assert_eq!(agrees.last("SetTrafficWeight"), Some(back.clone()));
     assert_eq!(garbled.last("SetTrafficWeight"), Some(back));
-    assert!(nlb.registry.desired().borrow().version_weights.is_empty());
+    assert!(nlb.registry.desired().borrow().splits.is_empty());
 }
 
 #[tokio::test]

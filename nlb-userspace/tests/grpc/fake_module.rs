@@ -62,12 +62,16 @@ pub struct FakeHandle {
     stop: Arc<Notify>,
 }
 
-/// A call's name, and its message.
-type Message = (String, Vec<u8>);
+struct Message {
+    call: String,
+    /// The call's metadata `deployment`.
+    deployment: Option<String>,
+    content: Vec<u8>,
+}
 
 impl FakeHandle {
     pub fn calls(&self) -> Vec<String> {
-        self.messages.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+        self.messages.lock().unwrap().iter().map(|message| message.call.clone()).collect()
     }
 
     /// Ends the module's server and waits until its connections are closed.
@@ -79,9 +83,15 @@ impl FakeHandle {
 
     /// The last message of this call. Other calls may have followed: the NLB also calls modules by itself.
     pub fn last<M: prost::Message + Default>(&self, call: &str) -> Option<M> {
-        let module = self.messages.lock().unwrap();
-        let (_, message) = module.iter().rfind(|(module, _)| module == call)?;
-        Some(M::decode(&message[..]).expect("the NLB sends whole messages"))
+        let messages = self.messages.lock().unwrap();
+        let last = messages.iter().rfind(|message| message.call == call)?;
+        Some(M::decode(&last.content[..]).expect("the NLB sends whole messages"))
+    }
+
+    /// The deployment that the last message of this call named.
+    pub fn last_deployment(&self, call: &str) -> Option<String> {
+        let messages = self.messages.lock().unwrap();
+        messages.iter().rfind(|message| message.call == call)?.deployment.clone()
     }
 }
 
@@ -100,16 +110,21 @@ impl Nlb {
         fake: Fake,
         health_config: Option<HealthCheckConfig>,
     ) -> FakeHandle {
+        let request = RegisterModuleRequest { health_config, ..registration_at(instance_id, host, version) };
+        self.add_fake_as(request, fake).await
+    }
+
+    /// Registers a fake by this request, whose address stays that of its data path.
+    pub async fn add_fake_as(&mut self, mut request: RegisterModuleRequest, fake: Fake) -> FakeHandle {
         let module = FakeHandle::default();
-        let mut request =
-            RegisterModuleRequest { health_config, ..registration_at(instance_id, host, version) };
         if matches!(fake, Fake::Unreachable) {
             self.add(without_control(request)).await;
             return module;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let instance = request.instance.take().expect("a registration names an instance");
-        let mut instance = with_metadata(instance, &[("data_address", &format!("10.0.0.{host}"))]);
+        let (host, _) = instance.address.rsplit_once(':').expect("addresses have a port");
+        let mut instance = with_metadata(instance.clone(), &[("data_address", host)]);
         instance.address = listener.local_addr().unwrap().to_string();
         tokio::spawn(serve(listener, fake, module.clone()));
         self.add(RegisterModuleRequest { instance: Some(instance), ..request }).await;
@@ -227,7 +242,9 @@ impl Service<Request<Vec<u8>>> for Call {
     fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
         assert!(request.metadata().contains_key("nlb-passed-on"), "calls that are passed on are marked");
         let Call { name, server } = self;
-        server.module.messages.lock().unwrap().push((name.clone(), request.into_inner()));
+        let deployment = request.metadata().get("deployment").map(|name| name.to_str().unwrap().to_owned());
+        let message = Message { call: name.clone(), deployment, content: request.into_inner() };
+        server.module.messages.lock().unwrap().push(message);
         match server.fake {
             Fake::Answers(answers) => Box::pin(std::future::ready(answers(name).map(Response::new))),
             Fake::Silent | Fake::Unreachable | Fake::NotGrpc => Box::pin(std::future::pending()),

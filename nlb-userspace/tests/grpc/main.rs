@@ -6,6 +6,7 @@ mod broken_modules;
 mod cancelled;
 mod commands;
 mod config;
+mod deployments;
 mod fake_module;
 mod figures;
 mod fleet;

@@ -147,7 +147,7 @@ async fn the_whole_catalogue_is_answered_with_what_was_counted() {
         ("nlb_instance_reply_packets_total{instance_id=alb-1}", 206.0),
         ("nlb_instance_reply_bytes_total{instance_id=alb-1}", 2026.0),
         ("nlb_instance_resets_total{instance_id=alb-1}", 6.0),
-        ("nlb_version_packets_total{version=v1}", 202.0),
+        ("nlb_version_packets_total{deployment=ALB,version=v1}", 202.0),
         ("nlb_backend_packets_total{backend=10.0.0.1:80,instance_id=alb-1,route_id=web}", 101.0),
         ("nlb_backend_reply_bytes_total{backend=10.0.0.1:81,instance_id=alb-1,route_id=web}", 1013.0),
         ("nlb_rate_limit_passed_total{limit_id=few}", 31.0),

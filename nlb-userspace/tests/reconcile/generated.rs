@@ -46,11 +46,14 @@ pub fn world() -> impl Strategy<Value = World> {
         btree_map("op-[12]", route(), 0..2),
         // Learned routes, about which modules may have answers, below.
         (any::<bool>(), btree_map("r[12]", route(), 0..2)),
-        btree_map("v[12]", select(vec![0_u32, 5, 95]), 0..2),
+        (btree_map(deployment(), weights(), 0..3), weights()),
         any::<bool>(),
     );
     (desired, hops()).prop_map(
-        |((modules, operator_routes, (learn_routes, learned_routes), version_weights, fail_open), hops)| {
+        |(
+            (modules, operator_routes, (learn_routes, learned_routes), (splits, version_weights), fail_open),
+            hops,
+        )| {
             World {
                 desired: Desired {
                     vips: VIPS[..2].iter().copied().map(address).collect(),
@@ -59,6 +62,7 @@ pub fn world() -> impl Strategy<Value = World> {
                     operator_routes: operator_routes.into(),
                     learn_routes,
                     learned_routes: learned_routes.into(),
+                    splits,
                     version_weights,
                     ..Desired::default()
                 },
@@ -68,11 +72,23 @@ pub fn world() -> impl Strategy<Value = World> {
     )
 }
 
+fn module_type() -> impl Strategy<Value = ModuleType> {
+    select(vec![ModuleType::Alb, ModuleType::Dblb])
+}
+
+fn deployment() -> impl Strategy<Value = Deployment> {
+    module_type().prop_map(Deployment::from)
+}
+
+fn weights() -> impl Strategy<Value = VersionWeights> {
+    btree_map("v[12]", select(vec![0_u32, 5, 95]), 0..2)
+}
+
 fn module() -> impl Strategy<Value = Module> {
     use ForwardMode::*;
     use Health::*;
     let part = (
-        select(vec![ModuleType::Alb, ModuleType::Dblb]),
+        module_type(),
         "v[12]",
         select(vec![0_u32, 1, 100]),
         select(vec![Healthy, Healthy, Healthy, Degraded, Starting, Unhealthy, Stopping]),
@@ -99,6 +115,7 @@ fn module() -> impl Strategy<Value = Module> {
         let (listen_port, max_connections) = (None, 0);
         Module {
             module_type,
+            deployment: module_type.into(),
             version,
             weight,
             health,

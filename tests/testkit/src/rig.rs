@@ -610,6 +610,7 @@ pub fn module(mode: ForwardMode, host: u8) -> Module {
     };
     Module {
         module_type: ModuleType::Alb,
+        deployment: ModuleType::Alb.into(),
         version: String::new(),
         weight: 100,
         health: Health::Healthy,

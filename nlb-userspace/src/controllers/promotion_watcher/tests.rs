@@ -7,8 +7,8 @@ use crate::model::settings::{PromotionConfig, Settings};
 use crate::model::traffic::Counts;
 use crate::model::{Backend, ForwardMode, Health, RouteKey, Snat};
 use crate::policy::promotion::*;
-use crate::registry::fixtures::{Fleet as _, registration, settings};
-use crate::registry::{Commit, PersistedState, RegistryError, Report};
+use crate::registry::fixtures::{Fleet as _, alb, albs, registration, settings};
+use crate::registry::{Commit, Moved, PersistedState, RegistryError, Report};
 
 /// A registry with v1 and v2, each with one instance of the same name, and the task.
 struct Fleet {
@@ -18,6 +18,10 @@ struct Fleet {
 }
 
 const STEP: u64 = 30;
+
+fn moved(previous: &str, current: &str) -> Moved {
+    Moved { previous: previous.into(), current: current.into() }
+}
 
 impl Fleet {
     fn start() -> Fleet {
@@ -45,8 +49,8 @@ impl Fleet {
 
     fn promote(&self, version: &str, pace: Pace) -> Result<u32, RegistryError> {
         let traffic = self.traffic.borrow().clone();
-        let promoted = self.registry.promote(version, pace, &traffic, Commit::Apply, Now::read());
-        promoted.map(|promoted| promoted.percent)
+        let promoted = self.registry.promote(&albs(), version, pace, &traffic, Commit::Apply, Now::read());
+        promoted.map(|promoted| promoted.percent[&alb()])
     }
 
     fn report(&self, instance: &str, health: Option<Health>, total_requests: u64, failed_requests: u64) {
@@ -79,20 +83,20 @@ impl Fleet {
     }
 
     fn weights(&self) -> Vec<(String, u32)> {
-        self.registry.desired().borrow().version_weights.clone().into_iter().collect()
+        self.registry.desired().borrow().weights_of(&alb()).clone().into_iter().collect()
     }
 
     fn split(&self) -> (u32, u32) {
-        let weights = self.registry.desired().borrow().version_weights.clone();
+        let weights = self.registry.desired().borrow().weights_of(&alb()).clone();
         (weights["v1"], weights["v2"])
     }
 
     fn is_promoting(&self) -> bool {
-        self.registry.snapshot().promotion.is_some()
+        self.registry.snapshot().rollouts.of(&alb()).promotion.is_some()
     }
 
     fn ended(&self) -> String {
-        self.registry.snapshot().last_promotion.clone().unwrap_or_default()
+        self.registry.snapshot().rollouts.of(&alb()).last_promotion.clone().unwrap_or_default()
     }
 }
 
@@ -100,7 +104,7 @@ impl Fleet {
 async fn grows_step_by_step_and_is_complete_after_a_last_evaluation() {
     let fleet = Fleet::start();
     // Without a weight of its own, v2 would have half by the weight of its instance.
-    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v2", 0, Commit::Apply, Now::read()).unwrap();
     assert_eq!(fleet.promote("v2", Pace::Steps(40)), Ok(40));
     assert_eq!(fleet.split(), (60, 40), "the first step is made at once");
     fleet.pass(STEP - 2).await;
@@ -128,7 +132,7 @@ async fn the_others_divide_the_rest_as_before() {
     let mut fleet = Fleet::start();
     fleet.add("v3");
     for (version, weight) in [("v1", 60), ("v3", 20), ("v2", 20)] {
-        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+        fleet.registry.set_version_weight(&albs(), version, weight, Commit::Apply, Now::read()).unwrap();
     }
     fleet.promote("v2", Pace::Steps(40)).unwrap();
     assert_eq!(fleet.weights(), [("v1".into(), 30), ("v2".into(), 60), ("v3".into(), 10)]);
@@ -210,16 +214,16 @@ async fn it_stops_if_no_other_version_can_serve() {
 async fn the_same_version_changes_its_pace_and_another_has_to_wait() {
     let mut fleet = Fleet::start();
     fleet.add("v3");
-    fleet.registry.set_version_weight("v3", 0, Commit::Apply, Now::read()).unwrap();
-    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v3", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v2", 0, Commit::Apply, Now::read()).unwrap();
     fleet.promote("v2", Pace::Steps(10)).unwrap();
     assert_eq!(
         fleet.promote("v3", Pace::AtOnce),
         Err(RegistryError::Promoting { version: "v2".into(), percent: 10 })
     );
     assert_eq!(fleet.promote("v2", Pace::AtOnce), Ok(100));
-    let back = fleet.registry.roll_back("", Commit::Apply).unwrap();
-    assert_eq!((back.previous.as_str(), back.current.as_str()), ("v2", "v1"));
+    let back = fleet.registry.roll_back(&albs(), "", Commit::Apply).unwrap();
+    assert_eq!(back.moved[&alb()], moved("v2", "v1"));
     assert_eq!(
         fleet.weights(),
         [("v2".into(), 0), ("v3".into(), 0)],
@@ -238,7 +242,7 @@ fn restarted(before: &Fleet) -> Fleet {
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_it_waits_for_its_instances_and_resumes_its_step() {
     let fleet = Fleet::start();
-    fleet.registry.set_version_weight("v2", 0, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v2", 0, Commit::Apply, Now::read()).unwrap();
     fleet.promote("v2", Pace::Steps(40)).unwrap();
     fleet.pass(STEP + 2).await;
     assert_eq!(fleet.split(), (20, 80));
@@ -285,7 +289,7 @@ async fn while_it_waits_an_operator_can_end_it() {
     fleet.promote("v2", Pace::Steps(10)).unwrap();
     let mut fleet = restarted(&fleet);
     fleet.add("v1");
-    fleet.registry.roll_back("", Commit::Apply).unwrap();
+    fleet.registry.roll_back(&albs(), "", Commit::Apply).unwrap();
     assert_eq!((fleet.is_promoting(), fleet.weights()), (false, Vec::new()));
 }
 
@@ -311,7 +315,7 @@ async fn another_version_can_be_promoted_during_the_last_evaluation() {
 async fn an_operators_weight_ends_a_promotion_in_its_last_evaluation() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::AtOnce).unwrap();
-    fleet.registry.set_version_weight("v1", 50, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v1", 50, Commit::Apply, Now::read()).unwrap();
     fleet.report("v2", None, 100, 100);
     fleet.pass(STEP).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (false, (50, 100)));
@@ -321,7 +325,7 @@ async fn an_operators_weight_ends_a_promotion_in_its_last_evaluation() {
 async fn an_operators_weight_ends_it() {
     let fleet = Fleet::start();
     fleet.promote("v2", Pace::Steps(10)).unwrap();
-    fleet.registry.set_version_weight("v1", 7, Commit::Apply, Now::read()).unwrap();
+    fleet.registry.set_version_weight(&albs(), "v1", 7, Commit::Apply, Now::read()).unwrap();
     fleet.pass(3 * STEP).await;
     assert_eq!((fleet.is_promoting(), fleet.split()), (false, (7, 60)));
 }
@@ -330,19 +334,19 @@ async fn an_operators_weight_ends_it() {
 async fn a_rollback_is_one_revision_and_goes_further_back_each_time() {
     let fleet = Fleet::start();
     let set = |version, weight| {
-        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+        fleet.registry.set_version_weight(&albs(), version, weight, Commit::Apply, Now::read()).unwrap();
     };
-    assert_eq!(fleet.registry.roll_back("", Commit::Apply), Err(RegistryError::NoFormerSplit));
+    assert_eq!(fleet.registry.roll_back(&albs(), "", Commit::Apply), Err(RegistryError::NoFormerSplit));
     set("v1", 95);
     set("v2", 5);
     fleet.promote("v2", Pace::AtOnce).unwrap();
     let before = fleet.registry.desired().borrow().revision;
-    assert!(fleet.registry.roll_back("", Commit::DryRun).is_ok());
+    assert!(fleet.registry.roll_back(&albs(), "", Commit::DryRun).is_ok());
     assert_eq!(fleet.split(), (0, 100), "a dry run");
-    let back = fleet.registry.roll_back("", Commit::Apply).unwrap();
-    assert_eq!((back.previous.as_str(), back.current.as_str(), back.revision), ("v2", "v1", before + 1));
+    let back = fleet.registry.roll_back(&albs(), "", Commit::Apply).unwrap();
+    assert_eq!((&back.moved[&alb()], back.revision), (&moved("v2", "v1"), before + 1));
     assert_eq!(fleet.split(), (95, 5));
-    fleet.registry.roll_back("", Commit::Apply).unwrap();
+    fleet.registry.roll_back(&albs(), "", Commit::Apply).unwrap();
     assert_eq!(fleet.weights(), [("v1".into(), 95)]);
 }
 
@@ -350,17 +354,20 @@ async fn a_rollback_is_one_revision_and_goes_further_back_each_time() {
 async fn a_rollback_to_a_version_finds_its_last_split() {
     let fleet = Fleet::start();
     let set = |version, weight| {
-        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+        fleet.registry.set_version_weight(&albs(), version, weight, Commit::Apply, Now::read()).unwrap();
     };
     set("v2", 5);
     set("v2", 300);
     set("v2", 400);
-    let back = fleet.registry.roll_back("v1", Commit::Apply).unwrap();
-    assert_eq!((back.previous.as_str(), back.current.as_str()), ("v2", "v1"));
+    let back = fleet.registry.roll_back(&albs(), "v1", Commit::Apply).unwrap();
+    assert_eq!(back.moved[&alb()], moved("v2", "v1"));
     assert_eq!(fleet.weights(), [("v2".into(), 5)]);
-    assert_eq!(fleet.registry.roll_back("v2", Commit::Apply), Err(RegistryError::NeverActive("v2".into())));
     assert_eq!(
-        fleet.registry.roll_back("v9", Commit::Apply),
+        fleet.registry.roll_back(&albs(), "v2", Commit::Apply),
+        Err(RegistryError::NeverActive("v2".into()))
+    );
+    assert_eq!(
+        fleet.registry.roll_back(&albs(), "v9", Commit::Apply),
         Err(RegistryError::UnknownVersion("v9".into()))
     );
 }
@@ -369,16 +376,16 @@ async fn a_rollback_to_a_version_finds_its_last_split() {
 async fn a_split_without_serving_instances_is_not_restored() {
     let fleet = Fleet::start();
     for (version, weight) in [("v1", 0), ("v2", 0), ("v2", 5)] {
-        fleet.registry.set_version_weight(version, weight, Commit::Apply, Now::read()).unwrap();
+        fleet.registry.set_version_weight(&albs(), version, weight, Commit::Apply, Now::read()).unwrap();
     }
-    let refusal = fleet.registry.roll_back("", Commit::Apply).unwrap_err();
+    let refusal = fleet.registry.roll_back(&albs(), "", Commit::Apply).unwrap_err();
     assert_eq!(refusal, RegistryError::EmptySplit);
     let why = refusal.to_string();
     assert!(why.contains("weight 0") && why.contains("target_version"), "{why}");
     assert_eq!(fleet.split(), (0, 5), "a refused rollback changes nothing");
-    let back = fleet.registry.roll_back("v2", Commit::Apply).unwrap();
+    let back = fleet.registry.roll_back(&albs(), "v2", Commit::Apply).unwrap();
     assert_eq!(
-        (back.current.as_str(), fleet.weights()),
+        (back.moved[&alb()].current.as_str(), fleet.weights()),
         ("v2", vec![("v1".to_owned(), 0)]),
         "a target_version with flows can be named"
     );

@@ -12,13 +12,15 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{self, Channel};
 use tonic::{Code, Request, Status};
 use tracing::debug;
 
+use crate::grpc::convert::deployment;
 use crate::model::Desired;
 use crate::model::endpoint::Endpoint;
+use crate::registry::Scope;
 
 pub(crate) use call::Call;
 pub(crate) use outcome::{Outcome, describe};
@@ -56,6 +58,8 @@ pub struct Peers {
     lines: Arc<Mutex<BTreeMap<String, Connection>>>,
     /// Held while modules and data path are changed together.
     pub(super) changes: Arc<tokio::sync::Mutex<()>>,
+    /// What calls name in metadata as their deployment.
+    deployment: Option<MetadataValue<Ascii>>,
 }
 
 /// The connection to an instance.
@@ -68,6 +72,12 @@ struct Connection {
 }
 
 impl Peers {
+    /// The same connections for calls that name these deployments, as the caller did: a module that is an NLB
+    /// too has deployments of its own.
+    pub fn naming(&self, scope: &Scope) -> Peers {
+        Peers { deployment: deployment::to_metadata(scope), ..self.clone() }
+    }
+
     /// Makes all calls at once. Outcomes are in the order of the calls.
     pub async fn ask_all<C: Call>(
         &self,
@@ -135,6 +145,9 @@ impl Peers {
         ready.map_err(|error| Status::from_error(error.into()))?;
         let mut request = Request::new(call);
         request.metadata_mut().insert(PASSED_ON, MetadataValue::from_static("1"));
+        if let Some(deployment) = &self.deployment {
+            request.metadata_mut().insert(deployment::KEY, deployment.clone());
+        }
         let codec = codec::Lenient::<C, C::Answer>::default();
         Ok(client.unary(request, PathAndQuery::from_static(C::PATH), codec).await?.into_inner())
     }

@@ -84,11 +84,6 @@ pub(crate) fn module_type_by_name(name: &str) -> Option<ModuleType> {
     proto::ModuleType::by_name(name).and_then(module_type_from_wire)
 }
 
-/// The name without the enum's prefix: `ALB`, not `MODULE_TYPE_ALB`.
-pub(crate) fn module_type_name(module_type: ModuleType) -> &'static str {
-    module_type_to_wire(module_type).short_name()
-}
-
 pub(crate) fn forward_mode_name(mode: ForwardMode) -> &'static str {
     match mode {
         ForwardMode::Nat => "nat",

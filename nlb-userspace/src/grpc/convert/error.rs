@@ -125,30 +125,40 @@ impl CallError {
             CallError::Unscalable(Unscalable::Empty) => Code::NotFound,
             CallError::Unscalable(_) => Code::InvalidArgument,
             CallError::TooMuch(_) => Code::ResourceExhausted,
-            CallError::Refused(refusal) => match refusal {
-                RegistryError::UnknownInstance(_)
-                | RegistryError::UnknownVersion(_)
-                | RegistryError::UnknownRoute(_)
-                | RegistryError::UnknownLimit(_)
-                | RegistryError::NoFormerSplit
-                | RegistryError::NeverActive(_)
-                | RegistryError::EmptySplit => Code::NotFound,
-                RegistryError::Promoting { .. } => Code::FailedPrecondition,
-                RegistryError::CredentialMissing(_) => Code::Unauthenticated,
-                RegistryError::CredentialInvalid(_) => Code::PermissionDenied,
-                RegistryError::Taken { .. } | RegistryError::StartedEarlier(_) => Code::AlreadyExists,
-                RegistryError::TooManyModules(_)
-                | RegistryError::TooManyRoutes { .. }
-                | RegistryError::TooManyLimitsMet { .. }
-                | RegistryError::TooMany(_) => Code::ResourceExhausted,
-                RegistryError::Unsuited { .. }
-                | RegistryError::VersionMismatch { .. }
-                | RegistryError::NotVip { .. }
-                | RegistryError::ServerIdTaken { .. }
-                | RegistryError::ServerIdLength { .. } => Code::InvalidArgument,
-                RegistryError::Serves(_) | RegistryError::Leaving(_) => Code::FailedPrecondition,
-            },
+            CallError::Refused(refusal) => code_of(refusal),
         }
+    }
+}
+
+fn code_of(refusal: &RegistryError) -> Code {
+    match refusal {
+        RegistryError::UnknownInstance(_)
+        | RegistryError::UnknownVersion(_)
+        | RegistryError::VersionElsewhere { .. }
+        | RegistryError::UnknownDeployment { .. }
+        | RegistryError::UnknownRoute(_)
+        | RegistryError::UnknownLimit(_)
+        | RegistryError::NoFormerSplit
+        | RegistryError::NeverActive(_)
+        | RegistryError::EmptySplit => Code::NotFound,
+        RegistryError::Promoting { .. }
+        | RegistryError::ManyDeployments { .. }
+        | RegistryError::OneSplitAtATime(_) => Code::FailedPrecondition,
+        RegistryError::CredentialMissing(_) => Code::Unauthenticated,
+        RegistryError::CredentialInvalid(_) => Code::PermissionDenied,
+        RegistryError::Taken { .. } | RegistryError::StartedEarlier(_) => Code::AlreadyExists,
+        RegistryError::TooManyModules(_)
+        | RegistryError::TooManyRoutes { .. }
+        | RegistryError::TooManyLimitsMet { .. }
+        | RegistryError::TooMany(_) => Code::ResourceExhausted,
+        RegistryError::Unsuited { .. }
+        | RegistryError::VersionMismatch { .. }
+        | RegistryError::OtherDeployment { .. }
+        | RegistryError::NotVip { .. }
+        | RegistryError::ServerIdTaken { .. }
+        | RegistryError::ServerIdLength { .. } => Code::InvalidArgument,
+        RegistryError::Serves(_) | RegistryError::Leaving(_) => Code::FailedPrecondition,
+        RegistryError::InDeployment { error, .. } => code_of(error),
     }
 }
 

@@ -8,7 +8,7 @@ use nlb_proto as proto;
 
 use super::numbers::signed_32;
 use super::validate::{self, FieldViolation};
-use super::{enums, scaling_config};
+use super::{deployment, enums, scaling_config};
 use crate::model::endpoint::{Endpoint, Host};
 use crate::model::traffic::Counts;
 use crate::model::{DEFAULT_WEIGHT, DataAddresses, ForwardMode, Health, Module, Routes, Server, Snat, Texts};
@@ -43,6 +43,7 @@ pub(crate) fn parse(
         address,
         module: Module {
             module_type,
+            deployment: deployment::of_instance(&metadata, module_type)?,
             version: validate::version("version", &instance.version)?,
             weight,
             health: health.unwrap_or(Health::Healthy),

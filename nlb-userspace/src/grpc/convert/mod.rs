@@ -2,6 +2,7 @@
 
 pub(crate) mod any;
 pub(crate) mod credentials;
+pub(crate) mod deployment;
 pub(crate) mod enums;
 pub(crate) mod error;
 pub(crate) mod health_check;

@@ -50,8 +50,8 @@ impl Control {
         let records: BTreeMap<_, _> = state.modules.iter().filter(|(_, record)| wanted(record)).collect();
         let load = |(id, record): (&String, &std::sync::Arc<Record>)| {
             let module = &record.registration.module;
-            let version =
-                if state.version_weights.is_empty() { String::new() } else { module.version.clone() };
+            let is_split = !state.rollouts.of(&module.deployment).version_weights.is_empty();
+            let release = is_split.then(|| (module.deployment.clone(), module.version.clone()));
             let capacity = match record.health() {
                 Health::Healthy => f64::from(record.asked_weight),
                 Health::Degraded => f64::from(record.asked_weight) / 2.0,
@@ -60,7 +60,7 @@ impl Control {
             let active_flows = counts.get(id).map_or(0, |counts| counts.active_flows);
             Load {
                 instance_id: id.clone(),
-                group: Some((module.module_type, version)),
+                group: Some((module.module_type, release)),
                 capacity,
                 active_flows: active_flows as f64,
                 new_flows_per_second: rate(id, &view, RATE_WINDOW),

@@ -255,7 +255,7 @@ impl Control {
             instance: Some(instance::render(record, counts)),
             routes: record.registration.module.routes.iter().map(|(id, r)| route::render(id, r)).collect(),
             stats: Some(self.known_stats_of(record)),
-            deployment_config: split::render(&snapshot),
+            deployment_config: split::render(&snapshot, &record.registration.module.deployment),
             details: details(record, counts)
                 .into_iter()
                 .chain(self.scaling.details(record, &snapshot, Instant::now()))
@@ -337,6 +337,7 @@ pub(crate) fn details(record: &Record, counts: Counts) -> BTreeMap<String, Strin
     };
     let silence = record.lease.age(Instant::now()).as_secs();
     let mut details = BTreeMap::from([
+        ("deployment".to_owned(), module.deployment.to_string()),
         ("data_address".to_owned(), addresses.into_iter().flatten().collect::<Vec<_>>().join(",")),
         ("forward_mode".to_owned(), enums::forward_mode_name(module.mode).to_owned()),
         ("snat".to_owned(), enums::snat_name(module.snat).to_owned()),

@@ -27,7 +27,7 @@ impl Control {
         let snapshot = self.registry.snapshot();
         let own_type = snapshot.record(&instance_id)?.registration.module.module_type;
         if metrics.is_some_and(|named| named != enums::module_type_to_wire(own_type)) {
-            let own = enums::module_type_name(own_type);
+            let own = own_type.name();
             return Err(FieldViolation::new(
                 "metrics.module_type",
                 format!("the instance is registered as {own}"),

@@ -14,6 +14,7 @@ use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome, Peer};
 use crate::grpc::convert::enums;
 use crate::grpc::convert::numbers::{signed_32, signed_64};
 use crate::model::Health;
+use crate::registry::State;
 
 /// What modules answered about their health, by instance id.
 type Answers = BTreeMap<String, Outcome<HealthCheckResponse>>;
@@ -85,7 +86,7 @@ impl Control {
         let total = self.counted();
         let mut modules_by_type = BTreeMap::<String, i32>::new();
         for record in snapshot.modules.values() {
-            let name = enums::module_type_name(record.registration.module.module_type);
+            let name = record.registration.module.module_type.name();
             *modules_by_type.entry(name.to_owned()).or_default() += 1;
         }
         let mut details = self.data_path();
@@ -133,18 +134,39 @@ impl Control {
         seen.extend(applied.error.clone().map(|reason| ("apply_error".to_owned(), reason)));
         seen.extend(self.stored.borrow().error.clone().map(|reason| ("store_error".to_owned(), reason)));
         let snapshot = self.registry.snapshot();
-        let under_way = snapshot.promotion.as_ref();
-        let promotion = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
-        let promotion = promotion.or_else(|| snapshot.last_promotion.clone());
-        seen.extend(promotion.map(|text| ("promotion".to_owned(), text)));
+        seen.extend(promotions(&snapshot).map(|text| ("promotion".to_owned(), text)));
         let pending = self.scaling.pending(&snapshot).into_iter().map(|(group, pending, current)| {
-            let module_type = enums::module_type_name(group.module_type);
+            let module_type = group.module_type.name();
             format!("{module_type} {}: {pending}, {current} registered", group.version)
         });
         let pending: Vec<String> = pending.collect();
         seen.extend((!pending.is_empty()).then(|| ("pending_scaling".to_owned(), pending.join("; "))));
         seen
     }
+}
+
+/// The progress or the end of each deployment's last promotion; with the deployment's name, if there are
+/// several.
+fn promotions(state: &State) -> Option<String> {
+    let deployments = state.deployments();
+    // Before modules have registered again after a start, it is not known whose the fleet's rollout is.
+    let fleet = deployments.is_empty().then_some((None, &state.rollouts.fleet));
+    let own = state.rollouts.own.iter().filter(|(deployment, _)| !deployments.contains(deployment));
+    let absent = own.map(|(deployment, rollout)| (Some(deployment), rollout));
+    let present = deployments.iter().map(|deployment| (Some(deployment), state.rollouts.of(deployment)));
+    let all: Vec<_> = present.chain(absent).chain(fleet).collect();
+    let alone = all.len() == 1;
+    let texts = all.into_iter().filter_map(|(deployment, rollout)| {
+        let under_way = rollout.promotion.as_ref();
+        let text = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
+        let text = text.or_else(|| rollout.last_promotion.clone())?;
+        Some(match deployment {
+            Some(deployment) if !alone => format!("{deployment}: {text}"),
+            _ => text,
+        })
+    });
+    let texts: Vec<String> = texts.collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
 }
 
 /// A module's health as the NLB sees it, and as the module answered. A module without an answer is unhealthy,

@@ -1,5 +1,8 @@
 //! Weights and versions: SetTrafficWeight, GetActiveVersion, PromoteVersion and Rollback of the NLB's
-//! ModuleService.
+//! ModuleService. Each call is for a deployment: that of the instance or version that it names, or the one
+//! that its metadata name.
+
+use std::collections::BTreeSet;
 
 use nlb_proto::{
     GetActiveVersionRequest, GetActiveVersionResponse, PromoteVersionRequest, PromoteVersionResponse,
@@ -13,10 +16,10 @@ use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::split;
 use crate::grpc::convert::validate::{self, FieldViolation};
-use crate::model::DEFAULT_WEIGHT;
 use crate::model::clock::Now;
+use crate::model::{DEFAULT_WEIGHT, Deployment};
 use crate::policy::promotion::{Pace, WHOLE};
-use crate::registry::{Commit, RegistryError, State};
+use crate::registry::{Commit, Deployments, Moved, RegistryError, Scope, State};
 
 /// Percent of new flows a step, if the request names no rate.
 const USUAL_RATE: u32 = 10;
@@ -28,6 +31,7 @@ impl Control {
     pub async fn set_weight(
         self,
         request: SetTrafficWeightRequest,
+        scope: Scope,
         passed_on: bool,
     ) -> Result<SetTrafficWeightResponse, CallError> {
         let weight = validate::weight("weight", request.weight)?;
@@ -42,53 +46,61 @@ impl Control {
         }
         let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
-        let (instance_ids, former) = if of_version {
-            let instance_ids = snapshot.instances_of(&version).map(str::to_owned).collect();
-            (instance_ids, snapshot.version_weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT))
+        let (deployments, instance_ids) = if of_version {
+            let deployments = snapshot.deployments_with(&scope, &version)?;
+            let instance_ids = instances_of(&snapshot, &deployments, &version);
+            (deployments, instance_ids)
         } else {
             let instance_id = validate::id("instance_id", &request.instance_id)?;
-            let former = snapshot.record(&instance_id)?.registration.module.weight;
-            (vec![instance_id], former)
+            (Deployments::from([snapshot.deployment_of(&instance_id, &scope)?]), vec![instance_id])
         };
         let set = |commit| match of_version {
-            true => self.registry.set_version_weight(&version, weight, commit, Now::read()),
+            true => self.registry.set_version_weight(&deployments, &version, weight, commit, Now::read()),
             false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
         };
         set(Commit::DryRun)?;
         let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
-        let undo = SetTrafficWeightRequest { weight: signed_32(former), ..request.clone() };
+        let former = |instance_id: &str| -> Result<u32, RegistryError> {
+            let module = &snapshot.record(instance_id)?.registration.module;
+            let weights = &snapshot.rollouts.of(&module.deployment).version_weights;
+            let of_its_version = || weights.get(&version).copied().unwrap_or(DEFAULT_WEIGHT);
+            Ok(if of_version { of_its_version() } else { module.weight })
+        };
         let consent = if weight == 0 { Consent::Advisory } else { Consent::Required };
-        let participants = peers.into_iter().map(|peer| Participant {
-            peer,
-            call: request.clone(),
-            undo: undo.clone(),
-            consent,
+        let participants = peers.into_iter().map(|peer| {
+            let weight = signed_32(former(&peer.instance_id)?);
+            let undo = SetTrafficWeightRequest { weight, ..request.clone() };
+            Ok(Participant { peer, call: request.clone(), undo, consent })
         });
-        let agreement = self.peers.agree(participants.collect(), unreached).await?;
+        let participants = participants.collect::<Result<_, RegistryError>>()?;
+        let agreement = self.peers.naming(&scope).agree(participants, unreached).await?;
         let (revision, missed) = agreement.commit(|| set(Commit::Apply)).await?;
         drop(turn);
         self.settled(revision).await?;
         Ok(SetTrafficWeightResponse {
             success: true,
-            message: message(NEW_FLOWS_ONLY, [missed.note()]),
-            current_config: split::render(&self.registry.snapshot()),
+            message: message(in_each(&deployments, NEW_FLOWS_ONLY), [missed.note()]),
+            current_config: only(&deployments).and_then(|one| split::render(&self.registry.snapshot(), one)),
             error: missed.error(),
         })
     }
 
-    /// The split of the whole fleet, whichever instance the request names.
+    /// The split of one deployment.
     pub fn active_version(
         &self,
         request: GetActiveVersionRequest,
+        scope: &Scope,
     ) -> Result<GetActiveVersionResponse, CallError> {
         let snapshot = self.registry.snapshot();
-        if !request.instance_id.is_empty() {
-            snapshot.record(&validate::id("instance_id", &request.instance_id)?)?;
-        }
-        let shares = snapshot.version_shares().into_iter();
+        let deployment = match request.instance_id.as_str() {
+            "" => snapshot.deployment_asked_about(scope)?,
+            id => Some(snapshot.deployment_of(&validate::id("instance_id", id)?, scope)?),
+        };
+        let Some(deployment) = deployment else { return Ok(GetActiveVersionResponse::default()) };
+        let shares = snapshot.version_shares(&deployment).into_iter();
         Ok(GetActiveVersionResponse {
-            active_version: snapshot.active_version().unwrap_or_default().to_owned(),
-            config: split::render(&snapshot),
+            active_version: snapshot.active_version(&deployment).unwrap_or_default().to_owned(),
+            config: split::render(&snapshot, &deployment),
             version_weights: shares.map(|(version, share)| (version, signed_32(share))).collect(),
         })
     }
@@ -96,16 +108,18 @@ impl Control {
     pub async fn promote(
         self,
         request: PromoteVersionRequest,
+        scope: Scope,
         passed_on: bool,
     ) -> Result<PromoteVersionResponse, CallError> {
         let pace = pace(&request)?;
         let asked = validate::version("version", &request.version)?;
         let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
-        let (version, instance_ids) = promoted(&snapshot, &request.instance_id, asked)?;
+        let Chosen { deployments, version, instance_ids } =
+            promoted(&snapshot, &scope, &request.instance_id, asked)?;
         let promote = |commit| {
             let traffic = self.traffic.borrow().clone();
-            self.registry.promote(&version, pace, &traffic, commit, Now::read())
+            self.registry.promote(&deployments, &version, pace, &traffic, commit, Now::read())
         };
         promote(Commit::DryRun)?;
         let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
@@ -117,18 +131,25 @@ impl Control {
         let undo = RollbackRequest { instance_id: request.instance_id.clone(), ..Default::default() };
         let participant =
             |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
-        let agreement = self.peers.agree(peers.into_iter().map(participant).collect(), unreached).await?;
+        let participants = peers.into_iter().map(participant).collect();
+        let agreement = self.peers.naming(&scope).agree(participants, unreached).await?;
         let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
         self.settled(promoted.revision).await?;
         let step = self.registry.settings().promotion.step;
-        let done = match (pace, promoted.percent) {
+        let done = |percent: u32| match (pace, percent) {
             (_, WHOLE) => format!("{version} has all new flows, and is watched for {step:?}"),
             (Pace::AtOnce, percent) => format!("{version} has {percent} % of new flows"),
             (Pace::Steps(more), percent) => {
                 format!("{version} has {percent} % of new flows, and {more} % more every {step:?}")
             }
         };
+        let alone = promoted.percent.len() == 1;
+        let done = promoted.percent.iter().map(|(deployment, percent)| match alone {
+            true => done(*percent),
+            false => format!("in {deployment}, {}", done(*percent)),
+        });
+        let done = done.collect::<Vec<_>>().join("; ");
         Ok(PromoteVersionResponse {
             success: true,
             message: message(done, [missed.note()]),
@@ -140,27 +161,28 @@ impl Control {
     pub async fn roll_back(
         self,
         request: RollbackRequest,
+        scope: Scope,
         passed_on: bool,
     ) -> Result<RollbackResponse, CallError> {
         let target = validate::version("target_version", &request.target_version)?;
         let turn = self.peers.serialise(passed_on).await;
         let snapshot = self.registry.snapshot();
-        let back = |commit| self.registry.roll_back(&target, commit);
-        let instance_ids = match request.instance_id.as_str() {
-            "" => None,
+        let (deployments, instance_ids) = match request.instance_id.as_str() {
+            "" => (snapshot.deployments_to_roll_back(&scope, &target)?, None),
             id => {
                 let instance_id = validate::id("instance_id", id)?;
-                snapshot.record(&instance_id)?;
-                Some(vec![instance_id])
+                (Deployments::from([snapshot.deployment_of(&instance_id, &scope)?]), Some(vec![instance_id]))
             }
         };
-        let planned = back(Commit::DryRun)?;
+        let back = |commit| self.registry.roll_back(&deployments, &target, commit);
+        let planned = back(Commit::DryRun)?.moved;
         // The participants lose flows, or get them back.
         let instance_ids = instance_ids.unwrap_or_else(|| {
-            let versions = [planned.previous.as_str(), planned.current.as_str()];
-            let mut instance_ids: Vec<String> = versions
-                .iter()
-                .flat_map(|version| snapshot.instances_of(version))
+            let moved = planned.iter().flat_map(|(deployment, moved)| {
+                [&moved.previous, &moved.current].map(|version| (deployment, version))
+            });
+            let mut instance_ids: Vec<String> = moved
+                .flat_map(|(deployment, version)| snapshot.instances_of(deployment, version))
                 .map(str::to_owned)
                 .collect();
             instance_ids.sort();
@@ -168,35 +190,61 @@ impl Control {
             instance_ids
         });
         let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
-        let call = RollbackRequest { target_version: planned.current.clone(), ..request.clone() };
-        // The version that operators roll back from must not prevent it.
-        let is_left = |peer: &Peer| {
-            let record = snapshot.record(&peer.instance_id);
-            let version = record.map(|record| record.registration.module.version.as_str());
-            planned.previous != planned.current && version == Ok(planned.previous.as_str())
-        };
-        let undo = PromoteVersionRequest {
-            instance_id: request.instance_id.clone(),
-            version: planned.previous.clone(),
-            immediate: true,
-            ..Default::default()
-        };
         let participant = |peer: Peer| {
-            let consent = if is_left(&peer) { Consent::Advisory } else { Consent::Required };
-            Participant { peer, call: call.clone(), undo: undo.clone(), consent }
+            let module = &snapshot.record(&peer.instance_id)?.registration.module;
+            let Moved { previous, current } = &planned[&module.deployment];
+            // The version that operators roll back from must not prevent it.
+            let is_left = previous != current && module.version == *previous;
+            let consent = if is_left { Consent::Advisory } else { Consent::Required };
+            let call = RollbackRequest { target_version: current.clone(), ..request.clone() };
+            let undo = PromoteVersionRequest {
+                instance_id: request.instance_id.clone(),
+                version: previous.clone(),
+                immediate: true,
+                ..Default::default()
+            };
+            Ok(Participant { peer, call, undo, consent })
         };
-        let agreement = self.peers.agree(peers.into_iter().map(participant).collect(), unreached).await?;
+        let participants = peers.into_iter().map(participant).collect::<Result<_, RegistryError>>()?;
+        let agreement = self.peers.naming(&scope).agree(participants, unreached).await?;
         let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
         self.settled(rolled.revision).await?;
+        let done = in_each(&deployments, &format!("the previous split is restored; {NEW_FLOWS_ONLY}"));
+        let agreed = |version: fn(&Moved) -> &String| {
+            let versions: BTreeSet<&String> = rolled.moved.values().map(version).collect();
+            // Where the deployments differ, no version is that of all.
+            if versions.len() == 1 { versions.into_iter().cloned().collect() } else { String::new() }
+        };
         Ok(RollbackResponse {
             success: true,
-            message: message(format!("the previous split is restored; {NEW_FLOWS_ONLY}"), [missed.note()]),
-            previous_version: rolled.previous,
-            current_version: rolled.current,
+            message: message(done, [missed.note()]),
+            previous_version: agreed(|moved| &moved.previous),
+            current_version: agreed(|moved| &moved.current),
             error: missed.error(),
         })
     }
+}
+
+/// What was done, with the deployments where there are several.
+fn in_each(deployments: &Deployments, done: &str) -> String {
+    match only(deployments) {
+        Some(_) => done.to_owned(),
+        None => {
+            let names: Vec<&str> = deployments.iter().map(Deployment::name).collect();
+            format!("in {}: {done}", names.join(", "))
+        }
+    }
+}
+
+/// The deployment, if there is only one.
+fn only(deployments: &Deployments) -> Option<&Deployment> {
+    deployments.first().filter(|_| deployments.len() == 1)
+}
+
+fn instances_of(state: &State, deployments: &Deployments, version: &str) -> Vec<String> {
+    let instance_ids = deployments.iter().flat_map(|deployment| state.instances_of(deployment, version));
+    instance_ids.map(str::to_owned).collect()
 }
 
 /// The participants. A call that another NLB passed on has none here.
@@ -222,22 +270,31 @@ fn pace(request: &PromoteVersionRequest) -> Result<Pace, FieldViolation> {
     })
 }
 
-/// The requested version, and the instances that take part. An instance_id in the request stands for its
-/// version, and only that instance takes part.
-fn promoted(state: &State, instance_id: &str, version: String) -> Result<(String, Vec<String>), CallError> {
+/// What a promotion is about.
+struct Chosen {
+    deployments: Deployments,
+    version: String,
+    /// The instances that take part.
+    instance_ids: Vec<String>,
+}
+
+/// An instance_id in the request stands for its version and deployment, and only that instance takes part.
+fn promoted(state: &State, scope: &Scope, instance_id: &str, version: String) -> Result<Chosen, CallError> {
     if instance_id.is_empty() {
         if version.is_empty() {
             return Err(
                 FieldViolation::new("version", "and instance_id are both empty; name a version").into()
             );
         }
-        let instance_ids = state.instances_of(&version).map(str::to_owned).collect();
-        return Ok((version, instance_ids));
+        let deployments = state.deployments_with(scope, &version)?;
+        let instance_ids = instances_of(state, &deployments, &version);
+        return Ok(Chosen { deployments, version, instance_ids });
     }
     let instance_id = validate::id("instance_id", instance_id)?;
+    let deployments = Deployments::from([state.deployment_of(&instance_id, scope)?]);
     let actual = state.record(&instance_id)?.registration.module.version.clone();
     if !version.is_empty() && version != actual {
         return Err(RegistryError::VersionMismatch { instance_id, asked: version, actual }.into());
     }
-    Ok((actual, vec![instance_id]))
+    Ok(Chosen { deployments, version: actual, instance_ids: vec![instance_id] })
 }

@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::to_the_end;
 use crate::grpc::client::peers::is_passed_on;
+use crate::grpc::convert::deployment;
 use crate::grpc::convert::error::{CallError, answer};
 use crate::grpc::handlers::control::Control;
 use crate::grpc::handlers::statistics::Samples;
@@ -97,8 +98,8 @@ impl ModuleService for Control {
         &self,
         request: Request<SetTrafficWeightRequest>,
     ) -> Answer<SetTrafficWeightResponse> {
-        let passed_on = is_passed_on(&request);
-        let weighed = self.clone().set_weight(request.into_inner(), passed_on);
+        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let weighed = self.clone().set_weight(request.into_inner(), scope, passed_on);
         answer(to_the_end(weighed).await, refused!(SetTrafficWeightResponse))
     }
 
@@ -106,12 +107,13 @@ impl ModuleService for Control {
         &self,
         request: Request<GetActiveVersionRequest>,
     ) -> Answer<GetActiveVersionResponse> {
-        read(self.active_version(request.into_inner()))
+        let scope = deployment::named(&request)?;
+        read(self.active_version(request.into_inner(), &scope))
     }
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Answer<RollbackResponse> {
-        let passed_on = is_passed_on(&request);
-        let rolled_back = self.clone().roll_back(request.into_inner(), passed_on);
+        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let rolled_back = self.clone().roll_back(request.into_inner(), scope, passed_on);
         answer(to_the_end(rolled_back).await, refused!(RollbackResponse))
     }
 
@@ -119,8 +121,8 @@ impl ModuleService for Control {
         &self,
         request: Request<PromoteVersionRequest>,
     ) -> Answer<PromoteVersionResponse> {
-        let passed_on = is_passed_on(&request);
-        let promoted = self.clone().promote(request.into_inner(), passed_on);
+        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let promoted = self.clone().promote(request.into_inner(), scope, passed_on);
         answer(to_the_end(promoted).await, refused!(PromoteVersionResponse))
     }
 

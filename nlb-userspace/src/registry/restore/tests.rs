@@ -8,7 +8,7 @@ use super::*;
 use crate::model::traffic::Traffic;
 use crate::model::{Health, LimitTarget, LimitUnit, ModuleType, RateLimit, Route, Routes};
 use crate::policy::promotion::Pace;
-use crate::registry::fixtures::{Fleet, at, registration, registry, route, route_to, settings};
+use crate::registry::fixtures::{Fleet, alb, albs, at, registration, registry, route, route_to, settings};
 use crate::registry::{Drain, Owner};
 
 /// The registry after a restart of the daemon.
@@ -53,8 +53,8 @@ fn whatever_operators_set_is_there_again() {
     add_version(&before, "v2");
     update(&before, "ops", route(8080)).unwrap();
     before.set_rate_limit("all".into(), limit()).unwrap();
-    before.set_version_weight("v2", 0, Commit::Apply, now).unwrap();
-    before.promote("v2", Pace::Steps(30), &Traffic::default(), Commit::Apply, now).unwrap();
+    before.set_version_weight(&albs(), "v2", 0, Commit::Apply, now).unwrap();
+    before.promote(&albs(), "v2", Pace::Steps(30), &Traffic::default(), Commit::Apply, now).unwrap();
     before.set_instance_weight("v1", "", 7, Commit::Apply).unwrap();
     before.begin_maintenance("v2").unwrap();
     let group = GroupKey { module_type: ModuleType::Alb, version: "v1".into() };
@@ -67,9 +67,10 @@ fn whatever_operators_set_is_there_again() {
     assert_eq!(state.operator_routes, before.snapshot().operator_routes);
     assert_eq!(state.operator_routes_since, before.snapshot().operator_routes_since);
     assert_eq!(state.rate_limits["all"], limit().into());
-    assert_eq!(state.version_weights, [("v1".into(), 70), ("v2".into(), 30)].into());
-    assert_eq!(state.former_splits.len(), 2);
-    assert_eq!(state.promotion.as_ref().map(|p| (p.version(), p.percent())), Some(("v2", 30)));
+    let rollout = state.rollouts.of(&alb());
+    assert_eq!(rollout.version_weights, [("v1".into(), 70), ("v2".into(), 30)].into());
+    assert_eq!(rollout.former_splits.len(), 2);
+    assert_eq!(rollout.promotion.as_ref().map(|p| (p.version(), p.percent())), Some(("v2", 30)));
     assert_eq!(state.scaling[&group].max, 3);
     add_version(&after, "v1");
     add_version(&after, "v2");
@@ -80,8 +81,8 @@ fn whatever_operators_set_is_there_again() {
     assert_eq!(number(&after), 0, "registrations leave nothing to write");
     after.resume("v2").unwrap();
     assert_eq!(after.snapshot().record("v2").unwrap().health(), Health::Healthy);
-    after.roll_back("", Commit::Apply).unwrap();
-    assert_eq!(after.snapshot().version_weights, [("v2".into(), 0)].into());
+    after.roll_back(&albs(), "", Commit::Apply).unwrap();
+    assert_eq!(after.snapshot().rollouts.of(&alb()).version_weights, [("v2".into(), 0)].into());
 }
 
 #[test]

@@ -149,7 +149,7 @@ pub fn counts_of(row: &[u64]) -> Counts {
 
 pub static ALL: Family = flows!("forwarded_", &[], ", over all modules");
 pub static INSTANCES: Family = flows!("instance_", &["instance_id"], ", by instance");
-pub static VERSIONS: Family = flows!("version_", &["version"], ", by version of module");
+pub static VERSIONS: Family = flows!("version_", &["deployment", "version"], ", by version of a deployment");
 pub static BACKENDS: Family =
     flows!("backend_", &["instance_id", "route_id", "backend"], ", by instance, route, and address and port");
 

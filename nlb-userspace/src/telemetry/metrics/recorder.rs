@@ -89,9 +89,11 @@ impl Sources {
         let state = self.registry.snapshot();
         let applied = self.applied.borrow().clone();
         let traffic = self.traffic.borrow().clone();
-        let modules = state.modules.iter();
-        let versions =
-            modules.map(|(id, record)| (id.as_str(), record.registration.module.version.as_str())).collect();
+        let versions = state.modules.iter().map(|(id, record)| {
+            let module = &record.registration.module;
+            (id.as_str(), (module.deployment.clone(), module.version.clone()))
+        });
+        let versions = versions.collect();
         totals.add(&traffic, &versions);
 
         let started = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -138,8 +140,9 @@ impl Sources {
             let row = Row::from_slice(&[counts.passed, counts.refused]);
             (Subject::RateLimit { limit_id: limit_id.clone() }, row)
         }));
-        rows.extend(totals.versions.iter().map(|(version, counts)| {
-            (Subject::Version { version: version.clone() }, catalogue::counts(counts))
+        rows.extend(totals.versions.iter().map(|((deployment, version), counts)| {
+            let subject = Subject::Version { deployment: deployment.clone(), version: version.clone() };
+            (subject, catalogue::counts(counts))
         }));
         Sample { at: now.wall, second, rows: rows.into_iter().collect() }
     }
@@ -225,7 +228,8 @@ mod tests {
         assert_eq!(value(&metrics, &Subject::Nlb, "nlb_desired_revision_number"), 1);
         assert_eq!(value(&metrics, &Subject::Nlb, "nlb_history_seconds"), 5, "the samples before");
         assert_eq!(metrics.view().history.seconds(), 6);
-        assert!(metrics.view().latest.rows.contains_key(&Subject::Version { version: "v1".into() }));
+        let version = Subject::Version { deployment: ModuleType::Alb.into(), version: "v1".into() };
+        assert!(metrics.view().latest.rows.contains_key(&version));
         recording.abort();
     }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::catalogue::{self, Family};
 use crate::model::traffic::Counts;
-use crate::model::{Health, L4, ModuleType};
+use crate::model::{Deployment, Health, L4, ModuleType};
 use crate::telemetry::metrics::catalogue::Row;
 
 /// The subject of a row of values: the labels of its series.
@@ -55,6 +55,7 @@ pub enum Subject {
         limit_id: String,
     },
     Version {
+        deployment: Deployment,
         version: String,
     },
 }
@@ -102,7 +103,9 @@ impl Subject {
                 ("backend", addr.to_string()),
             ],
             Subject::RateLimit { limit_id } => vec![("limit_id", limit_id.clone())],
-            Subject::Version { version } => vec![("version", version.clone())],
+            Subject::Version { deployment, version } => {
+                vec![("deployment", deployment.to_string()), ("version", version.clone())]
+            }
         }
     }
 
@@ -120,7 +123,7 @@ impl Subject {
     /// The bytes of its heap allocations.
     pub fn heap_bytes(&self) -> usize {
         match self {
-            Subject::Version { version } => version.capacity(),
+            Subject::Version { deployment, version } => deployment.name().len() + version.capacity(),
             Subject::Instance { instance_id }
             | Subject::Health { instance_id }
             | Subject::Report { instance_id } => instance_id.capacity(),
@@ -177,7 +180,7 @@ mod tests {
                 addr: "[fd00::1]:80".parse().unwrap(),
             },
             Subject::RateLimit { limit_id: "few".into() },
-            Subject::Version { version: "v1".into() },
+            Subject::Version { deployment: ModuleType::Alb.into(), version: "v1".into() },
         ] {
             let labels: Vec<&str> = subject.labels().into_iter().map(|(label, _)| label).collect();
             for metric in subject.family() {

@@ -1,4 +1,4 @@
-//! Counts summed by instance and by version.
+//! Counts summed by instance and by version of a deployment.
 //!
 //! An instance's backends are added and removed as its routes and addresses change, and a removed backend has
 //! no counts. A sum of the current counts could decrease, and would be no counter. So what each backend
@@ -8,21 +8,24 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::Backend;
 use crate::model::traffic::{Counts, Traffic};
+use crate::model::{Backend, Deployment};
+
+/// A version of a deployment.
+pub(super) type Release = (Deployment, String);
 
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     /// The counts of each backend at the last reading, and the version that they were added to.
-    seen: BTreeMap<Arc<Backend>, (Counts, String)>,
+    seen: BTreeMap<Arc<Backend>, (Counts, Release)>,
     pub instances: BTreeMap<String, Counts>,
-    pub versions: BTreeMap<String, Counts>,
+    pub versions: BTreeMap<Release, Counts>,
     pub all: Counts,
 }
 
 impl Totals {
     /// Adds what was counted since the last reading. `versions` are those of the registered instances.
-    pub(super) fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, &str>) {
+    pub(super) fn add(&mut self, traffic: &Traffic, versions: &BTreeMap<&str, Release>) {
         let sums = self.instances.values_mut().chain(self.versions.values_mut()).chain([&mut self.all]);
         for sum in sums {
             (sum.active_flows, sum.active_tcp_flows) = (0, 0);
@@ -33,12 +36,12 @@ impl Totals {
             let (before, version) = self.seen.entry(backend.clone()).or_default();
             // An instance that has just been removed still counts for its version.
             if let Some(now) = versions.get(backend.instance_id.as_str()).filter(|now| *now != version) {
-                *version = (*now).to_owned();
+                version.clone_from(now);
             }
             let grown = since(counts, before);
             *before = *counts;
             let instance = value_of(&mut self.instances, backend.instance_id.as_str());
-            for sum in [instance, value_of(&mut self.versions, version.as_str()), &mut self.all] {
+            for sum in [instance, value_of(&mut self.versions, &*version), &mut self.all] {
                 *sum = [*sum, grown].into_iter().sum();
             }
         }
@@ -55,16 +58,13 @@ impl Totals {
         }
         for (instance_id, version) in versions {
             value_of(&mut self.instances, *instance_id);
-            value_of(&mut self.versions, *version);
+            value_of(&mut self.versions, version);
         }
         let counting: BTreeSet<&str> = self.seen.keys().map(|backend| backend.instance_id.as_str()).collect();
         self.instances.retain(|id, _| versions.contains_key(id.as_str()) || counting.contains(id.as_str()));
-        let living: BTreeSet<&str> = versions
-            .values()
-            .copied()
-            .chain(self.seen.values().map(|(_, version)| version.as_str()))
-            .collect();
-        self.versions.retain(|version, _| living.contains(version.as_str()));
+        let counting = self.seen.values().map(|(_, version)| version);
+        let living: BTreeSet<&Release> = versions.values().chain(counting).collect();
+        self.versions.retain(|version, _| living.contains(version));
     }
 }
 
@@ -103,6 +103,10 @@ mod tests {
     use super::*;
     use crate::model::{ForwardMode, RouteKey, Snat};
 
+    fn release(deployment: &str, version: &str) -> Release {
+        (Deployment::named(deployment), version.to_owned())
+    }
+
     fn traffic(counts: &[(&str, u16, u64)]) -> Traffic {
         let backend = |(instance_id, port, packets): &(&str, u16, u64)| {
             let backend = Backend {
@@ -120,14 +124,14 @@ mod tests {
 
     #[test]
     fn sums_outlive_the_backends_that_made_them() {
-        let versions = BTreeMap::from([("a", "v1"), ("b", "v1")]);
+        let versions = BTreeMap::from([("a", release("ALB", "v1")), ("b", release("ALB", "v1"))]);
         let mut totals = Totals::default();
         totals.add(&traffic(&[("a", 80, 5), ("a", 81, 7), ("b", 80, 1)]), &versions);
         assert_eq!((totals.instances["a"].packets, totals.instances["a"].active_flows), (12, 2));
-        assert_eq!((totals.versions["v1"].packets, totals.all.packets), (13, 13));
+        assert_eq!((totals.versions[&release("ALB", "v1")].packets, totals.all.packets), (13, 13));
         totals.add(&traffic(&[("a", 80, 6), ("b", 80, 1)]), &versions);
         assert_eq!((totals.instances["a"].packets, totals.instances["a"].active_flows), (13, 1));
-        assert_eq!((totals.versions["v1"].packets, totals.all.packets), (14, 14));
+        assert_eq!((totals.versions[&release("ALB", "v1")].packets, totals.all.packets), (14, 14));
         totals.add(&traffic(&[("a", 80, 2), ("b", 80, 1)]), &versions);
         assert_eq!(totals.instances["a"].packets, 15, "a counter that decreased restarted at 0");
     }
@@ -135,21 +139,33 @@ mod tests {
     #[test]
     fn removed_instances_are_dropped_and_a_changed_version_counts_from_zero() {
         let mut totals = Totals::default();
-        totals.add(&traffic(&[("a", 80, 5)]), &BTreeMap::from([("a", "v1"), ("idle", "v3")]));
+        totals.add(
+            &traffic(&[("a", 80, 5)]),
+            &BTreeMap::from([("a", release("ALB", "v1")), ("idle", release("ALB", "v3"))]),
+        );
         assert_eq!(totals.instances["idle"], Counts::default());
-        totals.add(&traffic(&[("a", 80, 8)]), &BTreeMap::from([("a", "v2")]));
-        assert_eq!(totals.versions.keys().collect::<Vec<_>>(), ["v2"]);
-        assert_eq!((totals.versions["v2"].packets, totals.instances["a"].packets), (3, 8));
+        totals.add(&traffic(&[("a", 80, 8)]), &BTreeMap::from([("a", release("ALB", "v2"))]));
+        assert_eq!(totals.versions.keys().collect::<Vec<_>>(), [&release("ALB", "v2")]);
+        assert_eq!((totals.versions[&release("ALB", "v2")].packets, totals.instances["a"].packets), (3, 8));
         totals.add(&traffic(&[("a", 80, 9)]), &BTreeMap::new());
-        assert_eq!((totals.versions["v2"].packets, totals.all.packets), (4, 9));
+        assert_eq!((totals.versions[&release("ALB", "v2")].packets, totals.all.packets), (4, 9));
         totals.add(&traffic(&[]), &BTreeMap::new());
         assert!(totals.instances.is_empty() && totals.versions.is_empty());
         assert_eq!(totals.all.packets, 9);
     }
 
     #[test]
+    fn deployments_with_a_version_of_the_same_name_are_counted_apart() {
+        let versions = BTreeMap::from([("a", release("ALB", "v1")), ("b", release("DBLB", "v1"))]);
+        let mut totals = Totals::default();
+        totals.add(&traffic(&[("a", 80, 5), ("b", 80, 1)]), &versions);
+        let packets = totals.versions.values().map(|counts| counts.packets);
+        assert!(totals.versions.keys().eq(versions.values()) && packets.eq([5, 1]), "{:?}", totals.versions);
+    }
+
+    #[test]
     fn flows_end_with_their_backend() {
-        let versions = BTreeMap::from([("a", "v1")]);
+        let versions = BTreeMap::from([("a", release("ALB", "v1"))]);
         let counting = |port: u16, new_flows: u64, closed_flows: u64| {
             let mut traffic = traffic(&[("a", port, 0)]);
             for counts in traffic.backends.values_mut() {
@@ -161,7 +177,7 @@ mod tests {
         totals.add(&counting(80, 5, 2), &versions);
         assert_eq!((totals.all.new_flows, totals.all.closed_flows), (5, 2));
         totals.add(&counting(81, 1, 0), &versions);
-        for sums in [&totals.all, &totals.instances["a"], &totals.versions["v1"]] {
+        for sums in [&totals.all, &totals.instances["a"], &totals.versions[&release("ALB", "v1")]] {
             assert_eq!((sums.new_flows, sums.closed_flows), (6, 5), "all of the first backend's");
         }
     }
