@@ -2,6 +2,7 @@
 
 mod connection;
 mod decap;
+mod deployment;
 mod limits;
 mod load;
 mod metrics;

@@ -26,6 +26,7 @@ pub(super) struct Filters {
 pub(super) struct ModuleRow {
     instance_id: String,
     module_type: &'static str,
+    deployment: String,
     version: String,
     health: &'static str,
     weight: i32,
@@ -54,7 +55,11 @@ pub(super) async fn list(channel: Channel, filters: Filters, output: Output) -> 
             break;
         }
     }
-    table::print(&rows, output)
+    // Mostly the type says it.
+    if rows.iter().all(|row| row.deployment == row.module_type) {
+        return table::print(&rows, output);
+    }
+    table::print(&rows.into_iter().map(Deployed).collect::<Vec<_>>(), output)
 }
 
 pub(super) fn equals(field: &str, value: String) -> Filter {
@@ -63,7 +68,10 @@ pub(super) fn equals(field: &str, value: String) -> Filter {
 
 impl From<ModuleInstance> for ModuleRow {
     fn from(instance: ModuleInstance) -> Self {
+        let named = instance.metadata.get("deployment").filter(|name| !name.is_empty());
+        let deployment = named.map_or(instance.module_type().short_name(), String::as_str).to_owned();
         ModuleRow {
+            deployment,
             module_type: instance.module_type().short_name(),
             health: instance.health_status().short_name(),
             weight: instance.traffic_weight,
@@ -92,5 +100,20 @@ impl Row for ModuleRow {
             },
             self.address.clone(),
         ]
+    }
+}
+
+/// The row with its deployment, where not all have that of their type.
+#[derive(Serialize)]
+struct Deployed(ModuleRow);
+
+impl Row for Deployed {
+    const HEADINGS: &[&str] =
+        &["INSTANCE", "TYPE", "DEPLOYMENT", "VERSION", "HEALTH", "WEIGHT", "FLOWS", "ADDRESS"];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.0.cells();
+        cells.insert(2, self.0.deployment.clone());
+        cells
     }
 }

@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 
 use super::connection::{accepted, rpc_error};
 use super::output::Output;
-use super::table;
+use super::{deployment, table};
 use crate::config::Span;
 
 #[derive(clap::Args)]
@@ -21,6 +21,8 @@ pub(super) struct Weight {
     /// NAME is a version: set its share relative to the other versions
     #[arg(long = "version")]
     of_version: bool,
+    #[command(flatten)]
+    named: deployment::Named,
 }
 
 #[derive(clap::Args)]
@@ -65,9 +67,9 @@ struct Drained {
 }
 
 pub(super) async fn weight(channel: Channel, weight: Weight, output: Output) -> anyhow::Result<String> {
-    let Weight { name, weight, of_version } = weight;
+    let Weight { name, weight, of_version, named } = weight;
     let (instance_id, version) = if of_version { (String::new(), name) } else { (name, String::new()) };
-    let request = SetTrafficWeightRequest { instance_id, version, weight };
+    let request = named.request(SetTrafficWeightRequest { instance_id, version, weight })?;
     let response =
         ModuleServiceClient::new(channel).set_traffic_weight(request).await.map_err(rpc_error)?.into_inner();
     let message = accepted(response.success, response.message, response.error)?;

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 
 use super::connection::{accepted, rpc_error};
 use super::output::Output;
-use super::table;
+use super::{deployment, table};
 
 #[derive(clap::Args)]
 pub(super) struct Promote {
@@ -16,12 +16,16 @@ pub(super) struct Promote {
     /// Percent of new flows that the version gains with each step [none: all at once]
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     rate: Option<i32>,
+    #[command(flatten)]
+    named: deployment::Named,
 }
 
 #[derive(clap::Args)]
 pub(super) struct Rollback {
     /// The version that had most new flows in the split to restore [none: the split before the last change]
     version: Option<String>,
+    #[command(flatten)]
+    named: deployment::Named,
 }
 
 #[derive(Serialize)]
@@ -33,7 +37,7 @@ struct Promoted {
 #[derive(Serialize)]
 struct RolledBack {
     message: String,
-    /// The versions that had most new flows before, and have them now.
+    /// The versions that had most new flows before, and have them now; empty where deployments differ.
     previous: String,
     current: String,
 }
@@ -45,6 +49,7 @@ pub(super) async fn promote(channel: Channel, promote: Promote, output: Output) 
         promotion_rate: promote.rate.unwrap_or_default(),
         ..PromoteVersionRequest::default()
     };
+    let request = promote.named.request(request)?;
     let response =
         ModuleServiceClient::new(channel).promote_version(request).await.map_err(rpc_error)?.into_inner();
     let message = accepted(response.success, response.message, response.error)?;
@@ -60,7 +65,7 @@ pub(super) async fn roll_back(
     output: Output,
 ) -> anyhow::Result<String> {
     let target_version = rollback.version.unwrap_or_default();
-    let request = RollbackRequest { target_version, ..RollbackRequest::default() };
+    let request = rollback.named.request(RollbackRequest { target_version, ..RollbackRequest::default() })?;
     let response = ModuleServiceClient::new(channel).rollback(request).await.map_err(rpc_error)?.into_inner();
     let rolled = RolledBack {
         message: accepted(response.success, response.message, response.error)?,

@@ -55,7 +55,7 @@ pub enum RegistryError {
     )]
     OtherDeployment { instance_id: String, asked: String, actual: Deployment },
     #[error(
-        "several deployments have {what}: {}; name one in metadata deployment, or \"all\"",
+        "several deployments have {what}: {}; name one, or \"all\", in metadata deployment or by --deployment",
         list(deployments)
     )]
     ManyDeployments { what: String, deployments: BTreeSet<Deployment> },

@@ -163,6 +163,43 @@ async fn versions_are_promoted_and_rolled_back() {
 }
 
 #[tokio::test]
+async fn commands_about_versions_name_a_deployment() {
+    let mut nlb = Nlb::start().await;
+    for (id, host, shop, version) in [
+        ("orders-1", 1, "orders", "v1"),
+        ("orders-2", 2, "orders", "v2"),
+        ("search-1", 3, "search", "v1"),
+        ("search-2", 4, "search", "v2"),
+    ] {
+        let mut request = without_control(registration_at(id, host, version));
+        request.instance.as_mut().unwrap().metadata.insert("deployment".into(), shop.into());
+        nlb.add(request).await;
+    }
+    let table = nlb.prints("modules").await;
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0][..4], ["INSTANCE", "TYPE", "DEPLOYMENT", "VERSION"]);
+    assert_eq!(lines[1][..4], ["orders-1", "ALB", "orders", "v1"]);
+    assert_eq!(nlb.json("modules").await[3]["deployment"], "search");
+
+    assert!(nlb.complains("promote v2").await.contains("version \"v2\": orders, search; name one"));
+    nlb.prints("weight v2 0 --version --deployment all").await;
+    let promoted = nlb.prints("promote v2 --rate 20 --deployment orders").await;
+    assert!(promoted.contains("v2 has 20 % of new flows"), "{promoted}");
+    nlb.prints("promote v2 --rate 30 --deployment search").await;
+    let status = nlb.json("status").await;
+    assert_eq!(
+        status["details"]["promotion"],
+        "orders: v2 has 20 % of new flows; search: v2 has 30 % of new flows"
+    );
+    nlb.prints("rollback --deployment orders").await;
+    let status = nlb.json("status").await;
+    assert_eq!(status["details"]["promotion"], "search: v2 has 30 % of new flows");
+    let unknown = nlb.complains("rollback --deployment shop").await;
+    assert!(unknown.contains("there is no deployment \"shop\"; there are: orders, search"), "{unknown}");
+    assert!(nlb.prints("rollback --deployment all").await.starts_with("in orders, search: "));
+}
+
+#[tokio::test]
 async fn limits_are_set_listed_and_removed() {
     let nlb = Nlb::start().await;
     nlb.prints("limit set all * --per-second 100 --burst 20").await;

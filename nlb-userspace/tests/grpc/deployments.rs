@@ -111,8 +111,7 @@ async fn a_call_that_may_be_for_several_is_refused_with_their_names() {
     let (mut nlb, _) = fleet(Fake::UNIMPLEMENTED).await;
     let weigh =
         |version: &str| SetTrafficWeightRequest { version: version.into(), weight: 5, ..Default::default() };
-    let which =
-        "several deployments have version \"v2\": ALB, DBLB; name one in metadata deployment, or \"all\"";
+    let which = "several deployments have version \"v2\": ALB, DBLB; name one, or \"all\", in metadata deployment or by --deployment";
     let error = nlb.promote_in("", at_once("")).await.error;
     assert_eq!(text(error.clone()), which);
     assert_eq!(error.unwrap().code(), StatusCode::Error);

@@ -135,7 +135,7 @@ fn a_call_with_a_version_alone_is_for_the_one_deployment_that_has_it() {
     let many = refused(Scope::Implied, "v2");
     assert_eq!(
         many,
-        "several deployments have version \"v2\": ALB, DBLB; name one in metadata deployment, or \"all\""
+        "several deployments have version \"v2\": ALB, DBLB; name one, or \"all\", in metadata deployment or by --deployment"
     );
     assert!(refused(Scope::All, "v9").starts_with("no registered instance has version \"v9\""));
     assert!(refused(Scope::One(dblb()), "v3").contains("instance of deployment DBLB has version \"v3\""));
