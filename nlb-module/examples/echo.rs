@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Parser;
-use nlb_module::proto::{CanHandleRequest, CanHandleResponse};
+use nlb_module::proto::{CanHandleRequest, CanHandleResponse, Named as _};
 use nlb_module::{
     Connection, Control, HealthCheckConfig, Instance, ModuleType, Protocol, Route, Scaler, Serve, State,
     Status, async_trait,
@@ -22,6 +22,9 @@ struct Args {
     /// Instance id: the name in all answers
     #[arg(long)]
     name: String,
+    /// Type of module, such as ALB or DBLB
+    #[arg(long = "type", default_value = "ALB", value_parser = module_type)]
+    module_type: ModuleType,
     #[arg(long, default_value = "v1")]
     version: String,
     /// Share of new flows among instances of the same version
@@ -95,7 +98,7 @@ enum Check {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_ansi(stdout().is_terminal()).with_max_level(tracing::Level::INFO).init();
     let args = Args::parse();
-    let mut instance = Instance::new(&args.name, ModuleType::Alb)
+    let mut instance = Instance::new(&args.name, args.module_type)
         .nlb(&args.nlb)
         .version(&args.version)
         .weight(args.weight)
@@ -258,6 +261,10 @@ fn further_instances(args: &Args) -> io::Result<impl Fn(u32) -> Command + Send +
         }
         command
     })
+}
+
+fn module_type(name: &str) -> Result<ModuleType, String> {
+    ModuleType::by_name(name).ok_or_else(|| "is none of ALB, DBLB, AILB, RTMP and NLB".to_owned())
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {

@@ -1,6 +1,7 @@
-//! Blue-green deployment: how new flows move from one version to the next, and back.
+//! Blue-green deployments: how new flows move from one version to the next, and back.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,10 +11,11 @@ use nlb_proto::{
 };
 use nlb_testkit::lab::Lab;
 use nlb_testkit::process::MAX_WAIT;
+use tonic::Request;
 
 use crate::clients::{Connection, L4, assert_shares, flows, on};
-use crate::fleet::{Fleet, Mode, vips};
-use crate::life::{assert_answered, hold};
+use crate::fleet::{Fleet, Mode, PORT, vips};
+use crate::life::{assert_answered, hold, spread};
 
 /// A fleet in which m0 of version v1 gets all new flows, and m1 of version v2 none.
 fn blue_and_green(step: &str, green: &[&str]) -> Result<Fleet> {
@@ -169,6 +171,87 @@ fn a_rollback_is_one_change_and_open_connections_stay() -> Result<()> {
         let fresh = hold(40).await?;
         ensure!(fresh.iter().all(|(name, _)| name == "m0"), "v2 still gets new flows");
         ensure!(fleet.weights()? == (100, 0), "{:?}", fleet.weights()?);
+        assert_answered(&mut held).await
+    })
+}
+
+/// The port of the VIPs for databases.
+const DATABASES: u16 = 3306;
+
+/// ALBs m0 and m1, and DBLBs d0 and d1 for another port, of v1 and v2. The first of each get all new flows.
+fn two_deployments() -> Result<Fleet> {
+    let serve = ["--promotion-step", "120s"];
+    let version = |version| ["--version", version, "--heartbeat", "1"];
+    let mut fleet = Fleet::start_with(Lab::one_arm(1, 4)?, Mode::Nat, &[100], &version("v1"), &serve)?;
+    fleet.add("m1", 1, Mode::Nat, 100, &version("v2"))?;
+    let [vip4, vip6] = vips().map(|vip| SocketAddr::new(vip.ip(), DATABASES).to_string());
+    let database = ["--type", "DBLB", "--vip", &vip4, "--vip", &vip6];
+    fleet.add("d0", 2, Mode::Nat, 100, &[&version("v1")[..], &database].concat())?;
+    fleet.add("d1", 3, Mode::Nat, 100, &[&version("v2")[..], &database].concat())?;
+    fleet.wait_for(4)?;
+    fleet.nlb(&["weight", "v2", "0", "--version", "--deployment", "all"])?;
+    Ok(fleet)
+}
+
+impl Fleet {
+    /// The weights of v1 and v2 in a deployment.
+    fn weights_of(&self, deployment: &str) -> Result<(i32, i32)> {
+        let mut request = Request::new(GetActiveVersionRequest::default());
+        request.metadata_mut().insert("deployment", deployment.parse()?);
+        let answer =
+            self.front(|mut front| async move { Ok(front.get_active_version(request).await?.into_inner()) })?;
+        Ok((answer.version_weights["v1"], answer.version_weights["v2"]))
+    }
+}
+
+/// Opens this many connections to a port of the VIPs in turn.
+async fn open(port: u16, count: usize) -> Result<Vec<(String, Connection)>> {
+    let mut opened = Vec::new();
+    for n in 0..count {
+        let mut connection = Connection::open(SocketAddr::new(vips()[n % 2].ip(), port)).await?;
+        opened.push((connection.request().await?, connection));
+    }
+    Ok(opened)
+}
+
+/// Checks that new connections to a port go to these modules, and to each of them.
+async fn assert_goes_to(port: u16, modules: &[&str]) -> Result<()> {
+    let opened = open(port, 60).await?;
+    let spread = spread(&opened);
+    ensure!(spread.keys().eq(modules), "port {port} goes to {spread:?}, not to {modules:?}");
+    Ok(())
+}
+
+#[test]
+fn deployments_are_promoted_and_rolled_back_side_by_side() -> Result<()> {
+    let fleet = two_deployments()?;
+    on(&fleet.lab.clients[0], || async {
+        assert_goes_to(PORT, &["m0"]).await?;
+        assert_goes_to(DATABASES, &["d0"]).await?;
+        let unnamed = fleet.nlb(&["promote", "v2"]).expect_err("two deployments have v2").to_string();
+        ensure!(unnamed.contains("ALB, DBLB"), "{unnamed}");
+
+        fleet.nlb(&["promote", "v2", "--deployment", "ALB"])?;
+        assert_goes_to(PORT, &["m1"]).await?;
+        assert_goes_to(DATABASES, &["d0"]).await?;
+        fleet.nlb(&["promote", "v2", "--rate", "40", "--deployment", "DBLB"])?;
+        let both = "ALB: v2 has 100 % of new flows; DBLB: v2 has 40 % of new flows";
+        ensure!(fleet.detail("promotion")? == both, "{}", fleet.detail("promotion")?);
+        assert_goes_to(PORT, &["m1"]).await?;
+        assert_goes_to(DATABASES, &["d0", "d1"]).await?;
+
+        let mut held = open(PORT, 10).await?;
+        held.extend(open(DATABASES, 20).await?);
+        fleet.nlb(&["rollback", "--deployment", "ALB"])?;
+        ensure!(fleet.weights_of("ALB")? == (100, 0) && fleet.weights_of("DBLB")? == (60, 40));
+        assert_goes_to(PORT, &["m0"]).await?;
+        assert_goes_to(DATABASES, &["d0", "d1"]).await?;
+        fleet.nlb(&["promote", "v2", "--deployment", "DBLB"])?;
+        assert_goes_to(PORT, &["m0"]).await?;
+        assert_goes_to(DATABASES, &["d1"]).await?;
+        fleet.nlb(&["rollback", "--deployment", "DBLB"])?;
+        assert_goes_to(PORT, &["m0"]).await?;
+        assert_goes_to(DATABASES, &["d0"]).await?;
         assert_answered(&mut held).await
     })
 }
