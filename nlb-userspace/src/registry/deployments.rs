@@ -6,7 +6,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rollouts::{Holder, MAX_ROLLOUTS, Rollout, Rollouts};
+use super::rollouts::{Holder, MAX_ROLLOUTS, Rollout};
 use super::{Record, RegistryError, State};
 use crate::model::Deployment;
 
@@ -136,11 +136,23 @@ impl State {
     /// The rollout, to be changed; a deployment gets one of its own.
     pub(super) fn rollout_mut(&mut self, holder: Holder) -> &mut Rollout {
         let Holder::One(deployment) = holder else { return &mut self.rollouts.fleet };
-        if !self.rollouts.own.contains_key(deployment) && self.rollouts.own.len() >= MAX_ROLLOUTS {
-            self.forget_absent_rollout();
+        if !self.rollouts.own.contains_key(deployment) {
+            if self.rollouts.own.len() >= MAX_ROLLOUTS {
+                self.forget_absent_rollout();
+            }
+            self.rollouts.own.insert(deployment.clone(), self.rollouts.fleet.clone());
+            self.leave_promotion_to_others();
         }
-        let Rollouts { own, fleet } = &mut self.rollouts;
-        own.entry(deployment.clone()).or_insert_with(|| fleet.clone())
+        self.rollouts.own.entry(deployment.clone()).or_default()
+    }
+
+    /// Ends the common promotion if the last deployment that has its version goes on by itself: the others
+    /// would be rolled back for want of an instance.
+    fn leave_promotion_to_others(&mut self) {
+        let Some(promotion) = &self.rollouts.fleet.promotion else { return };
+        if self.members_of(Holder::Others, promotion.version()).next().is_none() {
+            self.rollouts.fleet.promotion = None;
+        }
     }
 
     /// Forgets a rollout that is as if none had been set.

@@ -18,6 +18,9 @@ use crate::policy::promotion::Promotion;
 /// their deployments themselves, and new names must not fill the memory.
 pub(super) const MAX_ROLLOUTS: usize = 256;
 
+/// The versions with a weight that a deployment has before those without an instance are forgotten.
+pub(super) const MAX_VERSIONS: usize = 256;
+
 /// The split of new flows among the versions of a deployment, and how it came about.
 #[derive(Clone, Debug, Default)]
 pub struct Rollout {

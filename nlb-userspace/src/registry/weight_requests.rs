@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::rollouts::Holder;
 use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 use crate::model::weight_request::{WeightOutcome, WeightRequest};
@@ -90,10 +89,7 @@ impl State {
                 percent: running.percent(),
             });
         }
-        let rollout = self.rollout_mut(Holder::One(deployment));
-        rollout.remember_split();
-        rollout.version_weights.extend(weights.clone());
-        rollout.split_since.get_or_insert(now.wall);
+        self.weigh_versions(deployment, weights.clone(), now);
         Ok(true)
     }
 }

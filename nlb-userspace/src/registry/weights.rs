@@ -1,13 +1,13 @@
 //! Shares of new flows: of an instance among those of its version, and of a version among versions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::info;
 
 use crate::model::{DEFAULT_WEIGHT, Deployment, VersionWeights};
 
 use super::deployments::{in_each, names};
-use super::rollouts::Holder;
+use super::rollouts::{Holder, MAX_VERSIONS};
 use super::{Commit, Deployments, Record, Registry, RegistryError, State};
 use crate::model::clock::Now;
 
@@ -52,11 +52,8 @@ impl Registry {
         let (_, revision) = self.change(commit, |state| {
             in_each(deployments, |deployment| {
                 state.check_version(deployment, version)?;
-                let rollout = state.rollout_mut(Holder::One(deployment));
-                rollout.remember_split();
-                rollout.promotion = None;
-                rollout.version_weights.insert(version.to_owned(), weight);
-                rollout.split_since.get_or_insert(now.wall);
+                state.rollout_mut(Holder::One(deployment)).promotion = None;
+                state.weigh_versions(deployment, [(version.to_owned(), weight)], now);
                 Ok(())
             })
         })?;
@@ -83,6 +80,23 @@ impl State {
         version: &'a str,
     ) -> impl Iterator<Item = (&'a str, &'a Record)> {
         self.members(holder).filter(move |(_, record)| record.registration.module.version == version)
+    }
+
+    /// Sets weights of a deployment's versions, in one change that a rollback undoes.
+    pub(super) fn weigh_versions(
+        &mut self,
+        deployment: &Deployment,
+        weights: impl IntoIterator<Item = (String, u32)>,
+        now: Now,
+    ) {
+        let registered: BTreeSet<String> = self.version_shares(deployment).into_keys().collect();
+        let rollout = self.rollout_mut(Holder::One(deployment));
+        rollout.remember_split();
+        rollout.version_weights.extend(weights);
+        rollout.split_since.get_or_insert(now.wall);
+        if rollout.version_weights.len() > MAX_VERSIONS {
+            rollout.version_weights.retain(|version, _| registered.contains(version));
+        }
     }
 
     /// Checks that the deployment has a version.

@@ -160,13 +160,17 @@ impl Fleet {
 
     /// Sets a weight like a call that a module passes on: no module is called, for there are none at these
     /// addresses.
-    pub async fn weigh(&mut self, instance_id: &str, version: &str, weight: i32) -> String {
+    /// Names the deployment in the call's metadata, unless it is empty.
+    pub async fn weigh(&mut self, instance_id: &str, version: &str, weight: i32, deployment: &str) -> String {
         let mut request = Request::new(SetTrafficWeightRequest {
             instance_id: instance_id.to_owned(),
             version: version.to_owned(),
             weight,
         });
         request.metadata_mut().insert("nlb-passed-on", "1".parse().expect("ASCII"));
+        if !deployment.is_empty() {
+            request.metadata_mut().insert("deployment", deployment.parse().expect("ASCII"));
+        }
         line(self.control.set_traffic_weight(request).await, |answer| (answer.success, answer.message))
     }
 

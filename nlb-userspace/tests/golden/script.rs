@@ -7,7 +7,7 @@
 //! $ register alb-1 at=10.0.0.1 routes=web,dns version=v1 weight=50 status=healthy
 //! $ update alb-1|operator replace routes=web
 //! $ heartbeat alb-1 status=degraded
-//! $ weigh alb-1 5  |  $ weigh version v2 5
+//! $ weigh alb-1 5  |  $ weigh version v2 5  |  $ weigh version v2 5 in DBLB
 //! $ unregister alb-1  |  $ unregister alb-1 gracefully 10
 //! $ limit few on=route:web second=100 minute=1000 hour=5000 burst=50 unit=packets off  |  $ unlimit few
 //! $ ability alb-1 web 7  |  $ ability alb-1 web none         (its answer to CanHandle)
@@ -102,8 +102,11 @@ impl Scenario {
                     fleet.update_routing(source, routes, replace).await
                 }
                 ["heartbeat", id, rest @ ..] => fleet.heartbeat(id, status(&mut Pairs::of(rest)?)?).await,
-                ["weigh", "version", version, weight] => fleet.weigh("", version, number(weight)?).await,
-                ["weigh", id, weight] => fleet.weigh(id, "", number(weight)?).await,
+                ["weigh", "version", version, weight] => fleet.weigh("", version, number(weight)?, "").await,
+                ["weigh", "version", version, weight, "in", deployment] => {
+                    fleet.weigh("", version, number(weight)?, deployment).await
+                }
+                ["weigh", id, weight] => fleet.weigh(id, "", number(weight)?, "").await,
                 ["unregister", id] => fleet.unregister(id, None).await,
                 ["unregister", id, "gracefully", seconds] => {
                     fleet.unregister(id, Some(number(seconds)?)).await

@@ -194,3 +194,47 @@ async fn a_failed_write_is_reported() {
     let health = nlb.modules.check_health(CheckHealthRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.status(), HealthStatus::Healthy, "{health:?}");
 }
+
+/// The split of a release that had one for the whole fleet.
+const FORMAT_1: &str = r#"{
+    "version": 1,
+    "state": {
+        "operator_routes": {}, "operator_routes_since": {}, "rate_limits": {},
+        "version_weights": { "v1": 75, "v2": 25 },
+        "split_since": { "secs_since_epoch": 1000, "nanos_since_epoch": 0 },
+        "former_splits": [{ "weights": {}, "since": null }],
+        "promotion": null, "last_promotion": "v2 was rolled back: 6 of 100 requests failed",
+        "steering": {}, "scaling": []
+    }
+}"#;
+
+async fn shares(nlb: &mut Nlb, instance_id: &str) -> (i32, i32) {
+    let asked = GetActiveVersionRequest { instance_id: instance_id.into() };
+    let weights = nlb.front.get_active_version(asked).await.unwrap().into_inner().version_weights;
+    (weights["v1"], weights["v2"])
+}
+
+#[tokio::test]
+async fn a_fleets_split_goes_on_until_a_deployments_is_changed() {
+    let state_dir = StateDir::new();
+    std::fs::create_dir_all(state_dir.path()).unwrap();
+    std::fs::write(state_dir.path().join(store::FILE), FORMAT_1).unwrap();
+    for changed in [false, true] {
+        let mut nlb = start(&state_dir).await;
+        for (id, host, version) in [("search-1", 3, "v1"), ("search-2", 4, "v2")] {
+            let mut request = without_control(registration_at(id, host, version));
+            request.instance.as_mut().unwrap().metadata.insert("deployment".into(), "search".into());
+            nlb.add(request).await;
+        }
+        add_both(&mut nlb).await;
+        let albs = if changed { (100, 100) } else { (75, 25) };
+        assert_eq!((shares(&mut nlb, "alb-1").await, shares(&mut nlb, "search-1").await), (albs, (75, 25)));
+        let request = RollbackRequest { instance_id: "alb-1".into(), ..Default::default() };
+        let answer = nlb.front.rollback(request).await.unwrap().into_inner();
+        assert_eq!(answer.success, !changed, "{}", answer.message);
+        assert_eq!(
+            (shares(&mut nlb, "alb-1").await, shares(&mut nlb, "search-1").await),
+            ((100, 100), (75, 25))
+        );
+    }
+}

@@ -8,6 +8,7 @@ use crate::model::weight_request::{WeightOutcome, WeightRequest};
 use crate::model::{Health, ModuleType, VersionWeights};
 use crate::policy::promotion::{Pace, Stage};
 use crate::registry::fixtures::{Fleet, alb, albs, registration, settings};
+use crate::registry::rollouts::MAX_VERSIONS;
 use crate::registry::{Commit, PersistedRollout, PersistedState, Registration, Registry, Split};
 
 fn dblb() -> Deployment {
@@ -251,6 +252,35 @@ fn an_earlier_releases_promotion_goes_on_for_those_that_had_it() {
     let state = registry.snapshot();
     assert_eq!(state.rollouts.fleet.last_promotion.as_deref(), Some("v2 has all new flows"));
     assert_eq!(state.rollouts.of(&alb()).last_promotion.as_deref(), Some("v2 has all new flows"));
+}
+
+#[test]
+fn the_common_promotion_ends_with_the_last_deployment_that_has_its_version() {
+    let registry = fleet(before_deployments());
+    let epoch = registry.snapshot().record("dblb-v2").unwrap().epoch;
+    registry.remove("dblb-v2", epoch);
+    add(&registry, &dblb(), "dblb-v3", "v3");
+    registry.follow_promotions(&Traffic::default(), Now::read());
+    let before = weights(&registry, &dblb());
+    roll_back(&registry, &albs()).unwrap();
+    registry.follow_promotions(&Traffic::default(), Now::read());
+    let state = registry.snapshot();
+    assert!(state.rollouts.fleet.promotion.is_none() && state.rollouts.fleet.last_promotion.is_none());
+    assert_eq!(weights(&registry, &dblb()), before, "a rollback of the ALBs moves no flow of the DBLBs");
+}
+
+#[test]
+fn versions_that_come_and_go_do_not_fill_the_memory() {
+    let registry = start();
+    weigh(&registry, &albs(), "v1", 5);
+    for n in 0..MAX_VERSIONS + 3 {
+        let version = format!("x{n}");
+        add(&registry, &alb(), "passing", &version);
+        weigh(&registry, &albs(), &version, 7);
+    }
+    let weights = weights(&registry, &alb());
+    assert!(weights.len() <= MAX_VERSIONS, "{}", weights.len());
+    assert_eq!((weights["v1"], weights[&format!("x{}", MAX_VERSIONS + 2)]), (5, 7), "they have instances");
 }
 
 #[test]
