@@ -137,13 +137,17 @@ fn weights(candidates: &[&Candidate]) -> Vec<u64> {
 /// The deployments of a pool, and those whose weights of versions apply to it.
 struct Parts<'a> {
     desired: &'a Desired,
-    /// By name. All without weights of their own are one part.
+    /// By name. All without weights of their own are one part. A part that is not listed is not split.
     split: BTreeMap<Option<&'a Deployment>, bool>,
 }
 
 impl<'a> Parts<'a> {
     fn of(winners: &[&'a Candidate<'a>], desired: &'a Desired) -> Self {
         let mut parts = Parts { desired, split: BTreeMap::new() };
+        // Most fleets have no weights of versions.
+        if desired.splits.is_empty() && desired.version_weights.is_empty() {
+            return parts;
+        }
         for candidate in winners {
             let is_here = version_weight(candidate, parts.weights(candidate)) > 0;
             *parts.split.entry(parts.name(candidate)).or_default() |= is_here;
