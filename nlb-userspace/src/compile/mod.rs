@@ -14,6 +14,7 @@ mod limits;
 pub(crate) mod maglev;
 mod pools;
 mod rows;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
