@@ -207,6 +207,8 @@ impl Backend {
     pub const LOCAL: u8 = 32;
     /// `source` is also a VIP, so SNAT must not use a port that has a service.
     pub const SOURCE_IS_VIP: u8 = 64;
+    /// UDP flows move when the Maglev table has another backend in their slot.
+    pub const UDP_REBALANCE: u8 = 128;
 
     pub const NAT: u8 = 0;
     pub const DSR_L2: u8 = 1;

@@ -75,6 +75,11 @@ impl Capacity {
         Count(self.count.load())
     }
 
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.count().flows() as u64 >= self.limit.load()
+    }
+
     /// Adds a flow. `false` if there are as many as the limit allows.
     #[inline(always)]
     pub fn add(&self) -> bool {

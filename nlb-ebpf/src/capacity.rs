@@ -21,6 +21,12 @@ pub fn add_flow(pool: u16, selected: u16, hash: u64) -> Result<u16, Verdict> {
     }
 }
 
+/// Whether the Maglev table has another backend in the slot of a flow, and that one has room.
+#[inline(always)]
+pub fn leads_elsewhere(pool: u16, hash: u64, backend: u16) -> bool {
+    nlb_leads_elsewhere(pool as u32, (hash >> 32) as u32, backend as u32) != 0
+}
+
 /// Takes a flow that was not recorded, or has closed, off the count of this id.
 #[inline(always)]
 pub fn remove_flow(capacity: u16) {
@@ -37,6 +43,16 @@ pub fn remove_closed(state: State) {
 #[inline(always)]
 pub fn end_flow(place: u32) {
     nlb_end_flow(place);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nlb_leads_elsewhere(pool: u32, hash: u32, backend: u32) -> u32 {
+    let selected = maps::maglev(pool as u16, maglev::slot((hash as u64) << 32));
+    let Some(other) = maps::backend(selected) else { return 0 };
+    let has_room =
+        other.capacity == 0 || maps::capacity(other.capacity).is_some_and(|capacity| !capacity.is_full());
+    (selected as u32 != backend && has_room) as u32
 }
 
 #[unsafe(no_mangle)]

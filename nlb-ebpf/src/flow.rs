@@ -36,7 +36,12 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     let lookup = Lookup::new(ip, segment, vip)?;
 
     if let Some((way, state, backend)) = lookup.recorded() {
-        if !keeps(backend, state, segment, named) {
+        let moves = !keeps(backend, state, segment, named)
+            || !FIRST_FRAGMENT
+                && backend.has(Backend::UDP_REBALANCE)
+                && named == 0
+                && capacity::leads_elsewhere(pool(service_id, service, ip.src), lookup.hash, state.backend());
+        if moves {
             // It leaves that backend, and may get the room that it had there.
             capacity::end_flow(maps::place(lookup.index, way));
         } else {

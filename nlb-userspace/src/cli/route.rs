@@ -46,6 +46,9 @@ pub struct Add {
     /// The modules' port, if it differs
     #[arg(long, value_name = "PORT")]
     listen_port: Option<u16>,
+    /// Move UDP flows to another module when new flows of their hash go there
+    #[arg(long)]
+    udp_rebalance: bool,
     /// Serve with these modules [those of the type that the protocol implies; repeat, or separate by commas]
     #[arg(long = "for", value_name = "ID", value_delimiter = ',', conflicts_with = "for_type")]
     for_instances: Vec<String>,
@@ -77,6 +80,7 @@ impl From<Add> for Route {
         let instances = Some(add.for_instances.join(",")).filter(|instances| !instances.is_empty());
         let entries = [
             ("listen_port", add.listen_port.map(|port| port.to_string())),
+            ("udp_rebalance", add.udp_rebalance.then(|| "true".to_owned())),
             ("target_instances", instances),
             ("target_module_type", add.for_type),
         ];

@@ -1,9 +1,9 @@
 //! Which routes have backends of their own, so that each can be counted and limited.
 //!
 //! Such backends cost ids and Maglev tables, of which there are fewer than there may be routes. So only a
-//! bounded number of routes have them: those that were added first, and those with a rate limit; the others
-//! share backends, and are counted together. The choice for a route is permanent, because a route that
-//! changed its backends would lose its flows.
+//! bounded number of routes have them: those that were added first, those with a rate limit, and those whose
+//! UDP flows are rebalanced; the others share backends, and are counted together. The choice for a route is
+//! permanent, because a route that changed its backends would lose its flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::model::{Desired, LimitTarget, RouteKey};
 pub(super) struct Counted(Arc<BTreeMap<RouteKey, bool>>);
 
 impl Counted {
-    /// Updates the choice, with room for `most` routes besides those with a rate limit.
+    /// Updates the choice, with room for `most` routes besides those that need backends of their own.
     pub(super) fn renew(&self, desired: &Desired, most: u16) -> Self {
         let limited: BTreeSet<&str> = limits::enabled(desired)
             .filter_map(|(_, limit)| match &limit.target {
@@ -24,15 +24,19 @@ impl Counted {
                 _ => None,
             })
             .collect();
-        let of_modules = desired.modules.values().flat_map(|module| module.routes.keys());
-        let of_modules = of_modules.map(|id| (id, false));
-        let keys: BTreeSet<(&String, bool)> =
-            of_modules.chain(desired.operator_routes.keys().map(|id| (id, true))).collect();
+        let of_modules = desired.modules.values().flat_map(|module| module.routes.iter());
+        let of_modules = of_modules.map(|(id, route)| (id, false, route));
+        let mut keys: BTreeMap<(&String, bool), bool> = BTreeMap::new();
+        for (id, operators, route) in
+            of_modules.chain(desired.operator_routes.iter().map(|(id, route)| (id, true, route)))
+        {
+            *keys.entry((id, operators)).or_default() |= route.rebalances_udp();
+        }
         let mut counted: BTreeMap<RouteKey, bool> = keys
             .into_iter()
-            .map(|(id, operators)| RouteKey { id: id.clone(), operators })
-            .map(|key| {
-                let now = limited.contains(key.id.as_str()) || self.0.get(&key) == Some(&true);
+            .map(|((id, operators), is_rebalanced)| {
+                let key = RouteKey { id: id.clone(), operators };
+                let now = is_rebalanced || limited.contains(id.as_str()) || self.0.get(&key) == Some(&true);
                 (key, now)
             })
             .collect();

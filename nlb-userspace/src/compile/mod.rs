@@ -339,6 +339,13 @@ impl MapImage {
     fn add_backends(&mut self, desired: &Desired, candidates: &Candidates, limited: &Limited, hops: &Hops) {
         let in_use: BTreeSet<u16> =
             self.pool_ids.iter().flat_map(|(_, pool)| pool.members_in_use()).collect();
+        let rebalanced: BTreeSet<&Arc<Backend>> = candidates
+            .by_vip
+            .values()
+            .flatten()
+            .filter(|candidate| candidate.route.rebalances_udp())
+            .map(|candidate| &candidate.backend)
+            .collect();
         for (id, backend) in self.backend_ids.iter() {
             let Some(module) = candidates.backends.get(backend) else { continue };
             let leaving = match module.health {
@@ -359,6 +366,9 @@ impl MapImage {
                 None => hop.is_some_and(|hop| is_vip(hop.source)),
             } {
                 row.flags |= abi::Backend::SOURCE_IS_VIP;
+            }
+            if rebalanced.contains(backend) {
+                row.flags |= abi::Backend::UDP_REBALANCE;
             }
             row.capacity = self.capacity_ids.get(&backend.instance_id).unwrap_or(0);
             self.rows.backends.insert(id, row);

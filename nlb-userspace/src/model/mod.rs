@@ -224,6 +224,9 @@ pub enum Snat {
     Never,
 }
 
+/// The key in a route's metadata by which its UDP flows follow changes of the pool.
+pub const UDP_REBALANCE: &str = "udp_rebalance";
+
 /// A rule that sends matching flows to modules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -375,6 +378,11 @@ impl Protocol {
 }
 
 impl Route {
+    /// Whether its UDP flows go to another module when new flows do.
+    pub fn rebalances_udp(&self) -> bool {
+        self.metadata.get(UDP_REBALANCE).is_some_and(|value| value == "true")
+    }
+
     /// Whether this route, as the operator's, is for that module.
     pub fn is_for(&self, instance_id: &str, module: &Module) -> bool {
         match &self.targets {

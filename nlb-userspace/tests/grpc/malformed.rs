@@ -114,6 +114,8 @@ const CASES: &[Case] = &[
     (|_, r| r.path_pattern = "/a\0".into(), "initial_routes[0].path_pattern"),
     (|_, r| drop(r.headers.insert("host\r\n".into(), "x".into())), "initial_routes[0].headers"),
     (|_, r| route_metadata(r, "listen_port", "-1"), "initial_routes[0].metadata.listen_port"),
+    (|_, r| route_metadata(r, "udp_rebalance", "yes"), "initial_routes[0].metadata.udp_rebalance"),
+    (|_, r| route_metadata(r, "udp_rebalance", "true"), "initial_routes[0].metadata.udp_rebalance"),
     (|_, r| route_metadata(r, "forward_mode", "nat"), "initial_routes[0].metadata.forward_mode"),
     (|_, r| route_metadata(r, "quic_server_id", "0a"), "initial_routes[0].metadata.quic_server_id"),
     (|_, r| route_metadata(r, "quic_config_id", "0"), "initial_routes[0].metadata.quic_config_id"),

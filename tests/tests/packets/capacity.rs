@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::Result;
-use nlb::model::{ForwardMode, Module};
+use nlb::model::{ForwardMode, Module, Texts};
 use nlb_common::abi::Backend;
 use nlb_common::flow::IdleTimes;
 
@@ -485,6 +485,62 @@ fn counts_agree_with_the_table_after_any_packets() -> Result<()> {
                 "seed {seed}, step {step}"
             );
             assert_eq!(counted(&rig), recorded_of_limited(&rig), "seed {seed}, step {step}");
+        }
+    }
+    Ok(())
+}
+
+/// With `udp_rebalance` a UDP flow follows the Maglev table, unless its new backend is full.
+#[test]
+fn udp_flows_move_where_a_route_wants_it() -> Result<()> {
+    for mode in [ForwardMode::Nat, ForwardMode::Gue] {
+        let mut rig = Rig::new(mode)?;
+        add(&mut rig, "m2", 3, |m| m.mode = mode)?;
+        for family in families() {
+            for wanted in [false, true] {
+                let value = if wanted { "true" } else { "false" };
+                let metadata: Texts = [("udp_rebalance".to_owned(), value.to_owned())].into_iter().collect();
+                for name in ["m1", "m2"] {
+                    rig.route(name, "udp").metadata = metadata.clone();
+                }
+                rig.module("m2").weight = 0;
+                rig.module("m2").max_connections = 0;
+                rig.apply()?;
+                let ports = 40_000..40_100;
+                for port in ports.clone() {
+                    forwards(&mut rig, &udp(family, port))?;
+                    forwards(&mut rig, &syn(family, port))?;
+                }
+                // The scale-out: about half of the slots are the new module's.
+                rig.module("m2").weight = 100;
+                rig.module("m2").max_connections = 20;
+                rig.apply()?;
+                for _ in 0..2 {
+                    let start = rig.traffic(0)?.instance("m2").packets;
+                    for port in ports.clone() {
+                        forwards(&mut rig, &tcp(&syn(family, port), ACK, 1001))?;
+                    }
+                    assert_eq!(rig.traffic(0)?.instance("m2").packets, start, "connections stay");
+                    for port in ports.clone() {
+                        forwards(&mut rig, &udp(family, port))?;
+                    }
+                    let moved = rig.traffic(0)?.instance("m2").packets - start;
+                    assert_eq!(moved, if wanted { 20 } else { 0 }, "{mode:?}: as many as it takes");
+                }
+                assert_eq!(rig.traffic(0)?.total().active_flows, 200);
+                // When it leaves, its flows go back.
+                rig.module("m2").weight = 0;
+                rig.apply()?;
+                let start = rig.traffic(0)?.instance("m2").packets;
+                for port in ports.clone() {
+                    forwards(&mut rig, &udp(family, port))?;
+                }
+                assert_eq!(rig.traffic(0)?.instance("m2").packets, start);
+                rig.forget_flows();
+                for _ in 0..5 {
+                    rig.traffic(0)?;
+                }
+            }
         }
     }
     Ok(())

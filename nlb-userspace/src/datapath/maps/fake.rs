@@ -126,6 +126,7 @@ fn dump(rows: &Rows) -> String {
             (abi::Backend::RESOLVED, "resolved"),
             (abi::Backend::SNAT_ALWAYS, "snat"),
             (abi::Backend::SNAT_ON_LINK, "snat-on-link"),
+            (abi::Backend::UDP_REBALANCE, "udp-rebalance"),
         ];
         for (_, name) in names.iter().filter(|(flag, _)| b.has(*flag)) {
             let _ = write!(out, " {name}");

@@ -70,7 +70,7 @@ pub(crate) fn parse(config: HealthCheckConfig) -> Result<Check, FieldViolation> 
             expected_status: expected_status(&metadata)?,
         },
         Kind::Grpc => Probe::Grpc { service: metadata.get("service").cloned().unwrap_or_default() },
-        Kind::Module => Probe::Module { deep: deep(&metadata)? },
+        Kind::Module => Probe::Module { deep: validate::bool_entry("metadata", &metadata, "deep")? },
     };
     Ok(Check {
         probe,
@@ -159,16 +159,6 @@ fn expected_status(metadata: &Texts) -> Result<Option<u16>, FieldViolation> {
         _ => {
             let problem = format!("{text:?} is not a status that ends a request; give 200 to 599");
             Err(FieldViolation::new("metadata.expected_status", problem))
-        }
-    }
-}
-
-fn deep(metadata: &Texts) -> Result<bool, FieldViolation> {
-    match metadata.get("deep").map(String::as_str) {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
-        Some(other) => {
-            Err(FieldViolation::new("metadata.deep", format!("{other:?} is neither true nor false")))
         }
     }
 }

@@ -9,7 +9,7 @@ use nlb_proto as proto;
 use super::enums;
 use super::validate::{self, FieldViolation};
 use crate::model::vips::Vips;
-use crate::model::{Destination, ModuleType, Protocol, Route, Routes, Targets, Texts};
+use crate::model::{Destination, L4, ModuleType, Protocol, Route, Routes, Targets, Texts, UDP_REBALANCE};
 
 /// The owner of a route, which decides which metadata keys have a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,10 @@ pub(crate) fn parse(
         return Err(FieldViolation::new("destination_port", problem));
     }
     let metadata = validate::text_map("metadata", route.metadata)?;
+    if validate::bool_entry("metadata", &metadata, UDP_REBALANCE)? && protocol.l4() != L4::Udp {
+        let problem = "is for routes of UDP: a TCP connection cannot move to another module";
+        return Err(FieldViolation::new(format!("metadata.{UDP_REBALANCE}"), problem));
+    }
     let route = Route {
         protocol,
         source,

@@ -125,6 +125,18 @@ pub(crate) fn port_entry(field: &str, map: &Texts, key: &str) -> Result<Option<u
     }
 }
 
+/// `true` or `false` in a map entry; `false` if there is none.
+pub(crate) fn bool_entry(field: &str, map: &Texts, key: &str) -> Result<bool, FieldViolation> {
+    match map.get(key).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => {
+            let problem = format!("{other:?} is neither true nor false");
+            Err(FieldViolation::new(format!("{field}.{key}"), problem))
+        }
+    }
+}
+
 pub(crate) fn weight(field: &str, number: i32) -> Result<u32, FieldViolation> {
     let weight = u32::try_from(number).ok().filter(|weight| *weight <= MAX_WEIGHT);
     weight.ok_or_else(|| {
