@@ -152,3 +152,28 @@ fn virtual_routers_are_served_while_they_hold_an_address() -> Result<()> {
     nlb.ip(&["address", "delete", "10.77.0.200/32", "dev", "vrrp51"])?;
     wait_for_exit(&fleet, PASSED)
 }
+
+/// An operator or a bond may change the address of an interface at any time.
+#[test]
+fn an_interfaces_new_mac_address_is_served_and_its_old_one_is_not() -> Result<()> {
+    const NEW: &str = "02:aa:bb:cc:dd:01";
+    let fleet = Fleet::start(Lab::one_arm(1, 1)?, Mode::Nat, &[100], &[])?;
+    let nlb = &fleet.lab.nlb.netns;
+    flood(&fleet.lab)?;
+    let links: Vec<Value> = serde_json::from_str(&nlb.ip(&["-json", "link", "show", "dev", "eth0"])?)?;
+    let old = links[0]["address"].as_str().context("eth0 has an address")?;
+    send_to(&fleet, old)?;
+    wait_for_exit(&fleet, SERVED)?;
+    nlb.ip(&["link", "set", "eth0", "address", NEW])?;
+    wait_for_exit(&fleet, PASSED)?;
+    send_to(&fleet, NEW)?;
+    wait_for_exit(&fleet, SERVED)?;
+    // Linux does not tell its neighbours.
+    fleet.lab.modules[0].netns.ip(&["neigh", "flush", "dev", "eth0"])?;
+    on(&fleet.lab.clients[0], || async {
+        for vip in vips() {
+            Connection::open(vip).await?.request().await?;
+        }
+        Ok(())
+    })
+}
