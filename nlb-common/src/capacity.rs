@@ -61,6 +61,10 @@ impl Count {
 pub const UNLIMITED: u32 = u32::MAX;
 
 impl Capacity {
+    pub fn limit(&self) -> u32 {
+        self.limit.load() as u32
+    }
+
     pub fn set_limit(&self, limit: u32) {
         self.limit.store(limit as u64);
     }
@@ -87,6 +91,7 @@ impl Capacity {
     }
 
     /// Adds a flow that exists, whatever the limit is.
+    #[inline(always)]
     pub fn add_existing(&self) -> bool {
         self.change(|count| Some(count.with_one_more()))
     }

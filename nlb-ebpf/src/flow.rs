@@ -35,38 +35,37 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     let now = clock::now();
     let lookup = Lookup::new(ip, segment, vip)?;
 
-    if let Some((way, state, backend)) = lookup.recorded() {
-        let moves = !keeps(backend, state, segment, named)
-            || !FIRST_FRAGMENT
-                && backend.has(Backend::UDP_REBALANCE)
-                && named == 0
-                && capacity::leads_elsewhere(pool(service_id, service, ip.src), lookup.hash, state.backend());
-        if moves {
-            // It leaves that backend, and may get the room that it had there.
-            capacity::end_flow(maps::place(lookup.index, way));
-        } else {
-            check_reachable(packet, ip, backend)?;
-            rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
-            let mut phase = flow::next_phase(state.phase(), segment.flags, true);
-            if FIRST_FRAGMENT {
-                // No connection ends with a fragment. If one does, the scan takes it off its count.
-                phase |= state.phase() & flow::phase::COUNTED;
-            }
-            // One comparison: the verifier follows each branch to the end.
-            let changed = state.seen() ^ now | (segment.flags.0 & (TcpFlags::FIN | TcpFlags::RST)) as u16;
-            if backend.mode == Backend::NAT && changed != 0 {
-                let tuple = nat_tuple(backend, ip, segment, lookup.hash);
-                let mark =
-                    if FIRST_FRAGMENT { Mark::NONE } else { Mark::of(snat_port::tcp_clock(packet, segment)) };
-                let reply = State::reply(maps::place(lookup.index, way), mark, phase, now);
-                record_reply(&tuple, state.translated_port(&lookup.key), reply);
-            }
-            let decision = lookup.decision(state, backend);
-            if lookup.bucket.entries[way & 3].touch(state, phase, now) && !FIRST_FRAGMENT {
-                capacity::remove_closed(state);
-            }
-            return Ok(decision);
+    let found = lookup.bucket.find(&lookup.key);
+    if let Some((way, state)) = found
+        && let Some(backend) = maps::backend_of(state.backend(), state.generation())
+        && keeps(backend, state, segment, named, || {
+            capacity::leads_elsewhere(
+                pool(service_id, service, ip.src),
+                lookup.hash,
+                state.backend(),
+                backend,
+            )
+        })
+        && let Some(state) = capacity::counted(backend, state, maps::place(lookup.index, way))
+    {
+        check_reachable(packet, ip, backend)?;
+        rate_limit::pass(service, backend, ip.src, ip.total_len(), false)?;
+        let phase = flow::next_phase(state.phase(), segment.flags, true);
+        // One comparison: the verifier follows each branch to the end.
+        let changed = state.seen() ^ now | (segment.flags.0 & (TcpFlags::FIN | TcpFlags::RST)) as u16;
+        if backend.mode == Backend::NAT && changed != 0 {
+            let tuple = nat_tuple(backend, ip, segment, lookup.hash);
+            // No connection ends with a fragment.
+            let mark =
+                if FIRST_FRAGMENT { Mark::NONE } else { Mark::of(snat_port::tcp_clock(packet, segment)) };
+            let reply = State::reply(maps::place(lookup.index, way), mark, phase, now);
+            record_reply(&tuple, state.translated_port(&lookup.key), reply);
         }
+        let decision = lookup.decision(state, backend);
+        if lookup.bucket.entries[way & 3].touch(state, phase, now) {
+            capacity::remove_closed(state);
+        }
+        return Ok(decision);
     }
 
     if service.flags & Service::EVERY_PORT != 0 {
@@ -75,18 +74,26 @@ pub fn find_or_create<const FIRST_FRAGMENT: bool, const BY_CONNECTION_ID: bool>(
     check_source(packet, ip)?;
     let (pool, mut backend_id) = choose(vip, service_id, service, ip, lookup.hash, named)?;
     let mut backend = maps::backend(backend_id).ok_or(Verdict::Drop(DropReason::NoBackend))?;
+    let mut capacity = 0;
     if backend.capacity != 0 {
-        backend_id = capacity::add_flow(pool, backend_id, lookup.hash)?;
-        backend = maps::backend(backend_id).ok_or(Verdict::INTERNAL)?;
+        let own = found.map_or(0, |(_, state)| state.word());
+        let room = capacity::add_flow(pool, backend_id, lookup.hash, own)?;
+        (backend_id, capacity) = (room.backend, room.capacity);
+        let Some(other) = maps::backend(backend_id) else {
+            capacity::remove_flow(capacity);
+            return Err(Verdict::INTERNAL);
+        };
+        backend = other;
     }
-    let new = NewFlow { backend, backend_id, key: lookup.key, bucket: lookup.index, hash: lookup.hash, now };
+    let (key, bucket, hash) = (lookup.key, lookup.index, lookup.hash);
+    let new = NewFlow { backend, backend_id, capacity, key, bucket, hash, now };
     if let Err(verdict) = check_reachable(packet, ip, backend)
         .and_then(|()| rate_limit::pass(service, backend, ip.src, ip.total_len(), true))
     {
         return Err(new.refused(verdict));
     }
     let snat_port = new.record(packet, ip, segment)?;
-    Ok(ForwardingDecision { backend_id, backend, snat_port, hash: lookup.hash })
+    Ok(ForwardingDecision { backend_id, backend, snat_port, hash })
 }
 
 /// The verdict on a packet from a source that cannot be another host's: a group, an unspecified or a loopback
@@ -154,13 +161,19 @@ impl Lookup {
 /// Whether a recorded flow keeps its backend. A flow whose packet names a backend by connection id stays with
 /// that backend even while it drains, because the backend has the connection.
 #[inline(always)]
-fn keeps(backend: &Backend, state: State, segment: &Segment, named: u16) -> bool {
+fn keeps(
+    backend: &Backend,
+    state: State,
+    segment: &Segment,
+    named: u16,
+    leads_elsewhere: impl FnOnce() -> bool,
+) -> bool {
     if named != 0 {
         return state.backend() == named;
     }
     let draining = backend.has(Backend::DRAINING);
     match segment.l4 {
-        L4::Udp => !draining,
+        L4::Udp => !backend.has(Backend::DRAINING | Backend::UDP_REBALANCE) || !leads_elsewhere(),
         // A retransmitted SYN goes where the first one went. A new connection does not revive a closed or
         // draining flow.
         L4::Tcp => !segment.flags.opens() || !draining && !state.is_closed(),
@@ -220,6 +233,8 @@ const NO_ENTRY: Verdict = Verdict::Drop(DropReason::FlowTable);
 struct NewFlow {
     backend: &'static Backend,
     backend_id: u16,
+    /// The capacity that it counts against already; 0 means none.
+    capacity: u16,
     key: Key,
     bucket: u32,
     hash: u64,
@@ -230,7 +245,7 @@ impl NewFlow {
     /// Records the flow and returns its SNAT port.
     #[inline(always)]
     fn record(&self, packet: &Packet, ip: &Ip, segment: &Segment) -> Result<Be16, Verdict> {
-        let counts = self.backend.capacity != 0;
+        let counts = self.capacity != 0;
         let phase = flow::first_phase(segment.l4, segment.flags);
         if self.backend.mode != Backend::NAT {
             let phase = phase | flow::phase::ONE_WAY;
@@ -255,8 +270,8 @@ impl NewFlow {
     /// Takes the flow off its count: it is not recorded, for this reason.
     #[inline(always)]
     fn refused(&self, verdict: Verdict) -> Verdict {
-        if self.backend.capacity != 0 {
-            capacity::remove_flow(self.backend.capacity);
+        if self.capacity != 0 {
+            capacity::remove_flow(self.capacity);
         }
         verdict
     }

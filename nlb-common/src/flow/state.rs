@@ -102,7 +102,7 @@ impl State {
 
     /// The payload. A mark may change while a packet looks at its entry.
     #[inline(always)]
-    pub(super) const fn owner(self) -> u32 {
+    pub const fn owner(self) -> u32 {
         self.0 as u32
     }
 
@@ -125,7 +125,13 @@ impl State {
     /// FIN from both sides, or a reset: the next SYN opens a new connection.
     #[inline(always)]
     pub const fn is_closed(self) -> bool {
-        self.phase() & phase::RESET != 0 || self.phase() & FINS == FINS
+        self.phase() & phase::RESET != 0 || self.is_finished()
+    }
+
+    /// FIN from both sides.
+    #[inline(always)]
+    pub const fn is_finished(self) -> bool {
+        self.phase() & FINS == FINS
     }
 
     /// Whether it counts against the capacity of its instance.

@@ -18,6 +18,8 @@ use crate::compile;
 pub(super) struct Capacities {
     counts: Arc<Shared<Capacity>>,
     histories: BTreeMap<u16, History>,
+    /// At most one packet on each is between its change of the count and that of the table.
+    cpus: u32,
 }
 
 /// What is known of a count from the last two scans.
@@ -35,7 +37,8 @@ struct History {
 
 impl Capacities {
     pub(super) fn new(counts: Arc<Shared<Capacity>>) -> Self {
-        Capacities { counts, histories: BTreeMap::new() }
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        Capacities { counts, histories: BTreeMap::new(), cpus }
     }
 
     /// Begins a scan of the flow table, with the instances that have a limit.
@@ -66,7 +69,7 @@ impl Scan<'_> {
         is_active: bool,
         has_ended: bool,
     ) -> State {
-        let Capacities { counts, histories } = &mut *self.0;
+        let Capacities { counts, histories, .. } = &mut *self.0;
         let (Some(history), Some(count)) = (histories.get_mut(&id), counts.all().get(usize::from(id))) else {
             return state;
         };
@@ -88,17 +91,25 @@ impl Scan<'_> {
         state
     }
 
-    /// Compares the counts with what the last scan found.
-    pub(super) fn end(self) {
+    /// Compares the counts with what the scans found. If the maps were not what the scan's image says,
+    /// nothing can be said before two further scans.
+    pub(super) fn end(self, is_current: bool) {
+        if !is_current {
+            self.0.histories.clear();
+            return;
+        }
         for (id, history) in &mut self.0.histories {
+            let count = &self.0.counts.all()[usize::from(*id)];
             let (current, found) = (history.current, history.found);
+            let at_once = excess(current, found, count.count(), 2 * self.0.cpus);
             let wrong = match (history.oldest, history.last) {
-                (Some(before), Some((_, found))) => excess(before, found, current),
+                _ if at_once != 0 => at_once,
+                (Some(before), Some((_, found))) => excess(before, found, current, 0),
                 _ => 0,
             };
             history.oldest = history.last.map(|(count, _)| count);
             history.last = Some((current, found));
-            if wrong != 0 && self.0.counts.all()[usize::from(*id)].correct(-wrong) {
+            if wrong != 0 && count.correct(-wrong) {
                 warn!(
                     capacity = id,
                     flows = current.flows(),
@@ -112,14 +123,15 @@ impl Scan<'_> {
     }
 }
 
-/// By how much a count is certainly too high, or too low if negative. `before` was read a whole scan before
-/// the scan that found `found` flows, and `after` a whole scan after it began, so each packet that changed
-/// the first reading had finished before that scan, and each that the scan met has changed the last.
-fn excess(before: Count, found: u32, after: Count) -> i64 {
+/// By how much a count is certainly too high, or too low if negative. `found` flows were found by a scan
+/// between the two readings of the count, while up to `moving` packets had changed the count and not yet the
+/// table, or the other way round. If the readings are a whole scan away from it, there is no such packet.
+fn excess(before: Count, found: u32, after: Count, moving: u32) -> i64 {
     let (added, removed) = after.changes_since(before);
     // Flows that the scan found had begun before, or were added; those that it did not find have ended.
     let difference = i64::from(before.flows()) - i64::from(found);
-    let (least, most) = (difference - i64::from(removed), difference + i64::from(added));
+    let least = difference - i64::from(removed) - i64::from(moving);
+    let most = difference + i64::from(added) + i64::from(moving);
     if least > 0 { least } else { most.min(0) }
 }
 
@@ -136,6 +148,7 @@ mod tests {
 
     #[test]
     fn only_what_no_change_explains_is_corrected() {
+        let excess = |before, found, after| excess(before, found, after, 0);
         assert_eq!(excess(counted(5, 0), 5, counted(5, 0)), 0);
         assert_eq!(excess(counted(5, 0), 3, counted(5, 0)), 2, "two flows are gone, and still counted");
         assert_eq!(excess(counted(5, 0), 3, counted(4, 1)), 1, "one of them may have ended meanwhile");
@@ -143,5 +156,7 @@ mod tests {
         assert_eq!(excess(counted(5, 0), 7, counted(5, 0)), -2, "two flows do not count");
         assert_eq!(excess(counted(5, 0), 7, counted(6, 0)), -1, "one of them may have begun meanwhile");
         assert_eq!(excess(counted(5, 0), 7, counted(4, 3)), 0, "two began, and three ended");
+        assert_eq!(super::excess(counted(9, 0), 3, counted(9, 0), 4), 2, "four packets may be on their way");
+        assert_eq!(super::excess(counted(3, 0), 9, counted(3, 0), 4), -2);
     }
 }

@@ -38,8 +38,12 @@ pub async fn run(
     while applied.has_changed().is_ok() {
         ticks.tick().await;
         let image = applied.borrow().image.clone();
+        let is_current = || {
+            let applied = applied.borrow();
+            !applied.changing && Arc::ptr_eq(&applied.image, &image)
+        };
         // A scan of a million flows takes some milliseconds, during which other tasks continue.
-        match tokio::task::block_in_place(|| collector.collect(&image, datapath.now()?)) {
+        match tokio::task::block_in_place(|| collector.collect(&image, datapath.now()?, is_current)) {
             Ok(found) => drop(traffic.send_replace(Arc::new(found))),
             Err(error) => warn!("cannot read the data path's counters: {error:#}"),
         }
@@ -109,8 +113,14 @@ impl Collector {
         &self.readings
     }
 
-    /// The counts at this tick of the data path's clock.
-    pub fn collect(&mut self, image: &MapImage, now: u16) -> anyhow::Result<Traffic> {
+    /// The counts at this tick of the data path's clock. `is_current` says whether the maps are what the
+    /// image says.
+    pub fn collect(
+        &mut self,
+        image: &MapImage,
+        now: u16,
+        is_current: impl Fn() -> bool,
+    ) -> anyhow::Result<Traffic> {
         let counters = self.readings.counters()?;
         let exits = counters.iter().enumerate();
         let exits = exits.filter_map(|(i, count)| Some((verdict::exit_name(i as u32)?, *count))).collect();
@@ -134,7 +144,7 @@ impl Collector {
         }
         // Flows are counted after the counters are read: a flow that begins in between must not look as if it
         // had ended.
-        let flows = self.count_flows(image, now);
+        let flows = self.count_flows(image, now, is_current);
         // Collected in key order, which is much cheaper than single insertions.
         traffic.backends = counted
             .into_iter()
@@ -218,7 +228,7 @@ impl Collector {
         Ok(LimitCounts { passed: now.passed - offset.passed, refused: now.refused - offset.refused })
     }
 
-    fn count_flows(&mut self, image: &MapImage, now: u16) -> Flows {
+    fn count_flows(&mut self, image: &MapImage, now: u16, is_current: impl Fn() -> bool) -> Flows {
         let mut flows = Flows::default();
         let mut capacities = self.capacities.begin(&image.rows.capacities);
         let entries = self.readings.flows.all().iter().flat_map(|bucket| &bucket.entries);
@@ -241,7 +251,7 @@ impl Collector {
             let is_present = row.has(abi::Backend::PRESENT);
             let is_active = is_present && !state.is_closed() && !is_expired;
             if row.capacity != 0 {
-                let has_ended = !is_present || state.has_ended(now, &self.idle);
+                let has_ended = !is_present || is_expired;
                 let settled = capacities.settle(row.capacity, entry, state, is_active, has_ended);
                 if is_expired {
                     *expired = settled.word();
@@ -258,7 +268,7 @@ impl Collector {
                 *flows.by_service.entry((*vip, key.local_port().get(), l4)).or_default() += 1;
             }
         }
-        capacities.end();
+        capacities.end(is_current());
         flows
     }
 }

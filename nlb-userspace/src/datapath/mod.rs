@@ -104,8 +104,10 @@ pub async fn start(config: &Config, desired: watch::Receiver<Arc<Desired>>) -> a
     datapath.load_tc_ingress()?;
     datapath.count_lost_redirects();
     let capacities = bpf::capacities(&mut datapath.bpf)?;
-    let maps = BpfMaps::take(&mut datapath.bpf, capacities.clone()).context("preparing the maps")?;
-    let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets(), capacities)?;
+    let flows = bpf::flows(&mut datapath.bpf)?;
+    let maps = BpfMaps::take(&mut datapath.bpf, flows.clone(), capacities.clone());
+    let maps = maps.context("preparing the maps")?;
+    let readings = Readings::take(&mut datapath.bpf, flows, capacities)?;
     let (punted, paths) = (bpf::punted(&mut datapath.bpf)?, FragmentPaths::take(&mut datapath.bpf)?);
     let upcalls = Upcalls::take(&mut datapath.bpf)?;
     let mut host = HostTraffic::take(&mut datapath.bpf)?;

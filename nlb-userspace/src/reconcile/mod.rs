@@ -30,6 +30,8 @@ pub struct Applied {
     /// Failed attempts since the start.
     pub failures: u64,
     pub image: Arc<MapImage>,
+    /// Changes are being applied, or one of them failed: the maps are between `image` and a newer one.
+    pub changing: bool,
 }
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -49,6 +51,11 @@ pub async fn run(
     loop {
         let wanted = desired.borrow_and_update().clone();
         let around = hops.borrow_and_update().clone();
+        // Nobody waits for this.
+        applied.send_if_modified(|applied| {
+            Arc::make_mut(applied).changing = true;
+            false
+        });
         let error = reconciler.reconcile(&wanted, &around).err();
         match &error {
             None => retry = FIRST_RETRY,
@@ -59,7 +66,8 @@ pub async fn run(
         let failed = error.is_some();
         failures += u64::from(failed);
         let image = reconciler.whole.clone();
-        applied.send_replace(Arc::new(Applied { revision: wanted.revision, error, failures, image }));
+        let revision = wanted.revision;
+        applied.send_replace(Arc::new(Applied { revision, error, failures, image, changing: failed }));
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
             changed = hops.changed() => if changed.is_err() { return },

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nlb_common::abi::{Address, AnyPort, Limits, ServerKey, Service};
+use nlb_common::abi::{Address, AnyPort, Backend, Limits, ServerKey, Service};
 use nlb_common::maglev::FALLBACK;
 
 use super::change::Change;
@@ -72,6 +72,7 @@ impl<'a> Diff<'a> {
         sources.removed.sort_by_key(|(_, prefix)| shortest_first(prefix));
         let mut pools = TableDiff::between(&current.pools, &wanted.pools);
         pools.set.sort_by_key(|(_, table)| fallbacks(table, wanted));
+        pools.removed.sort_by_key(|id| Reverse(fallbacks(&current.pools[*id], current)));
         Diff {
             current,
             wanted,
@@ -124,13 +125,14 @@ impl<'a> Diff<'a> {
     fn additions(&self) -> Vec<Change> {
         let Diff { current, wanted, .. } = self;
         let backends = TableDiff::between(&current.backends, &wanted.backends).set;
+        let backends = backends.into_iter().filter(|(_, row)| row.has(Backend::PRESENT));
         let vips = TableDiff::between(&current.vips, &wanted.vips).set;
         let servers = self.servers.set.iter().filter(|(key, _)| !self.is_known(key.service()));
         let pools = self.pools.set.iter().filter(|(id, _)| !current.pools.contains_key(id));
         let sources = self.sources.set.iter().filter(|((service, _), _)| !self.is_known(*service));
         let services = self.services.set.iter().filter(|(id, _)| !self.is_known(**id));
         let mut changes = Vec::from_iter(replace_addresses(&current.addresses, &self.addresses_before));
-        changes.extend(backends.into_iter().map(|(id, row)| Change::SetBackend(*id, *row)));
+        changes.extend(backends.map(|(id, row)| Change::SetBackend(*id, *row)));
         changes.extend(vips.into_iter().map(|(id, addr)| Change::SetVip(*id, *addr)));
         changes.extend(servers.map(set_server));
         changes.extend(pools.map(set_pool));
@@ -169,7 +171,8 @@ impl<'a> Diff<'a> {
         let Diff { current, wanted, .. } = self;
         let sources = self.sources.removed.iter().filter(|source| self.is_read(source));
         let servers = self.servers.removed.iter().filter(|key| self.is_matched(key));
-        let backends = TableDiff::between(&current.backends, &wanted.backends).removed;
+        let backends = TableDiff::between(&current.backends, &wanted.backends);
+        let former = backends.set.iter().filter(|(_, row)| !row.has(Backend::PRESENT));
         let mut limited_sources = self.limited_sources().removed;
         limited_sources.sort_by_key(|prefix| shortest_first(prefix));
         let limits = TableDiff::between(&current.limits, &wanted.limits).removed;
@@ -181,7 +184,8 @@ impl<'a> Diff<'a> {
         changes.extend(sources.filter(|(service, _)| !self.stays(*service)).map(clear_source));
         changes.extend(servers.filter(|key| !self.stays(key.service())).map(clear_server));
         changes.extend(self.pools.removed.iter().map(|id| Change::ClearPool(**id)));
-        changes.extend(backends.into_iter().map(|id| Change::ClearBackend(*id)));
+        changes.extend(former.map(|(id, row)| Change::SetBackend(**id, **row)));
+        changes.extend(backends.removed.into_iter().map(|id| Change::ClearBackend(*id)));
         changes.extend(limited_sources.into_iter().map(|prefix| Change::ClearLimitedSource(*prefix)));
         changes.extend(limits.into_iter().map(|id| Change::ClearLimit(*id)));
         changes.extend(capacities.into_iter().map(|id| Change::ClearCapacity(*id)));
@@ -243,7 +247,7 @@ fn clear_server(key: &&ServerKey) -> Change {
     Change::ClearServer(**key)
 }
 
-/// The number of pools that flows of this one fall back to, which are set before it.
+/// The number of pools that flows of this one fall back to, which are set before it and removed after it.
 fn fallbacks(table: &[u16], rows: &Rows) -> usize {
     let fallback = |table: &[u16]| table.get(FALLBACK as usize).and_then(|id| rows.pools.get(id));
     std::iter::successors(fallback(table), |table| fallback(table)).count()

@@ -99,20 +99,21 @@ fn module() -> impl Strategy<Value = Module> {
         select(vec![Nat, Nat, DsrL2, DsrIpip, Gue]),
         select(vec![Snat::Always, Snat::OnLink, Snat::Never]),
         weighted(0.5, select(servers())),
+        select(vec![0, 0, 3]),
     );
     let ability = (any::<bool>(), 0..2_i32);
     let ability = ability.prop_map(|(can_handle, priority)| Ability { can_handle, priority });
     let ability = btree_map(("r[12]", any::<bool>()), ability, 0..3);
     (part, way, btree_map("r[1-6]", route(), 0..7), ability).prop_map(|(part, way, routes, ability)| {
         let (module_type, version, weight, health) = part;
-        let (v4, v6, mode, snat, quic) = way;
+        let (v4, v6, mode, snat, quic, max_connections) = way;
         let data = DataAddresses {
             v4: v4.map(|host| [10, 0, 0, host].into()),
             v6: v6.map(|host| [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
         };
         let key = |(id, operators)| RouteKey { id, operators };
         let abilities = ability.into_iter().map(|(route, ability)| (key(route), ability)).collect();
-        let (listen_port, max_connections) = (None, 0);
+        let listen_port = None;
         Module {
             module_type,
             deployment: module_type.into(),

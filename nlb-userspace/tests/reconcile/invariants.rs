@@ -1,12 +1,14 @@
 //! What must hold of the maps at any moment, for the packets that look them up.
 
 use std::collections::BTreeSet;
+use std::iter::successors;
 use std::net::IpAddr;
 
 use nlb::compile::Rows;
 use nlb::model::{L4, Server};
 use nlb::reconcile::change::Change;
 use nlb_common::abi::{Address, Backend, ServerKey, Service, ServiceEntry};
+use nlb_common::maglev::{FALLBACK, FIRST_MEMBER, SLOTS};
 use nlb_common::net::{Addr, Be16};
 
 /// Faults of these rows for packets: ids that lead nowhere.
@@ -41,7 +43,13 @@ pub fn broken(rows: &Rows) -> Vec<String> {
     }
     let in_use = pools_in_use(rows);
     for (pool, table) in &rows.pools {
-        for id in table.iter().collect::<BTreeSet<_>>().into_iter().filter(|id| **id != 0) {
+        expect(
+            fallback(table).is_none_or(|id| rows.pools.contains_key(&id)),
+            format!("pool {pool} falls back to a pool that does not exist"),
+        );
+        let members = table.iter().skip(FIRST_MEMBER as usize);
+        let named = table.iter().take(SLOTS as usize).chain(members).collect::<BTreeSet<_>>();
+        for id in named.into_iter().filter(|id| **id != 0) {
             match rows.backends.get(id).filter(|backend| backend.has(Backend::PRESENT)) {
                 None => expect(false, format!("pool {pool} names backend {id}, which does not exist")),
                 Some(backend) => expect(
@@ -77,7 +85,14 @@ fn pools_in_use(rows: &Rows) -> BTreeSet<u16> {
         .iter()
         .filter(|((id, _), _)| services.contains(id) && reads_sources(id))
         .map(|(_, pool)| *pool);
-    defaults.chain(by_source).collect()
+    let first = defaults.chain(by_source);
+    let next = |pool: &u16| rows.pools.get(pool).and_then(|table| fallback(table));
+    first.flat_map(|pool| successors(Some(pool), next)).collect()
+}
+
+/// The pool that follows when all members of a pool with this table are full.
+fn fallback(table: &[u16]) -> Option<u16> {
+    table.get(FALLBACK as usize).copied().filter(|pool| *pool != 0)
 }
 
 /// Whether packets from a NAT backend are recognized as replies.
@@ -144,7 +159,7 @@ pub fn outcome(rows: &Rows, flow: &Flow) -> Outcome {
     let longest = covering.max_by_key(|((_, prefix), _)| prefix.bits);
     let pool = longest.map_or(service.pool, |(_, pool)| *pool);
     let backend = rows.pools.get(&pool).map_or(0, |table| table[flow.slot]);
-    rows.backends.get(&backend).map_or(Outcome::NoBackend, to)
+    present(rows, backend).map_or(Outcome::NoBackend, to)
 }
 
 /// The outcome of a packet with a connection id that names this server; `None` if it is that of packets
@@ -155,7 +170,7 @@ pub fn named(rows: &Rows, flow: &Flow, server: &Server) -> Option<Outcome> {
         return None;
     }
     let backend = rows.servers.get(&ServerKey::new(id, server))?;
-    rows.backends.get(backend).map(to)
+    present(rows, *backend).map(to)
 }
 
 fn service<'a>(rows: &'a Rows, flow: &Flow) -> Option<(u16, &'a Service)> {
@@ -167,6 +182,10 @@ fn service<'a>(rows: &'a Rows, flow: &Flow) -> Option<(u16, &'a Service)> {
     };
     let id = own.copied().unwrap_or(any_port);
     Some((id, rows.services.get(&id)?))
+}
+
+fn present(rows: &Rows, backend: u16) -> Option<&Backend> {
+    rows.backends.get(&backend).filter(|backend| backend.has(Backend::PRESENT))
 }
 
 fn to(backend: &Backend) -> Outcome {

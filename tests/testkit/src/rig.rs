@@ -256,8 +256,9 @@ impl Rig {
             datapath.load_tc_ingress()?;
         }
         let capacities = bpf::capacities(&mut datapath.bpf)?;
-        let maps = BpfMaps::take(&mut datapath.bpf, capacities.clone())?;
-        let readings = Readings::take(&mut datapath.bpf, load_config.flow_buckets(), capacities)?;
+        let flows = bpf::flows(&mut datapath.bpf)?;
+        let maps = BpfMaps::take(&mut datapath.bpf, flows.clone(), capacities.clone())?;
+        let readings = Readings::take(&mut datapath.bpf, flows, capacities)?;
         let upcalls = Upcalls::take(&mut datapath.bpf)?;
         let punted = bpf::punted(&mut datapath.bpf)?;
         let fragments = datapath.bpf.take_map("FRAGMENTS").context("no map FRAGMENTS")?.try_into()?;
@@ -372,7 +373,7 @@ impl Rig {
     /// The daemon's counts now, or so many ticks of the clock later.
     pub fn traffic(&mut self, later: u16) -> Result<Traffic> {
         let now = self.datapath.now()?.wrapping_add(later);
-        self.collector.collect(&self.image, now)
+        self.collector.collect(&self.image, now, || true)
     }
 
     /// The program's clock in jiffies.

@@ -417,3 +417,46 @@ fn row_35_packet_to_an_unreachable_server_is_punted() -> Result<()> {
     }
     Ok(())
 }
+
+/// Flows that count against each instance with a limit.
+fn counted(rig: &Rig) -> Vec<u32> {
+    let ids = rig.image().rows.capacities.keys();
+    ids.map(|id| rig.readings().capacities.all()[usize::from(*id)].count().flows()).collect()
+}
+
+/// A packet that names a full module does not reach it, and the flow that it came by stays where it counts.
+#[test]
+fn row_35_no_connection_id_leads_past_a_limit() -> Result<()> {
+    let mut rig = four_servers()?;
+    for n in 1..=2 {
+        rig.module(&format!("m{n}")).max_connections = 3;
+    }
+    rig.apply()?;
+    for family in families() {
+        let packet = |n: u8, port: u16| {
+            let id = connection_id(CONFIG, &[0xa5, n], 7);
+            carrying(&family, short(&id)).with(|p| p.sport = port)
+        };
+        for port in 0..3 {
+            assert_eq!(goes_to(&mut rig, &packet(1, 1000 + port))?, 1);
+            assert_eq!(goes_to(&mut rig, &packet(2, 2000 + port))?, 2);
+        }
+        for port in (1000..1003).chain(3000..3003) {
+            let outcome = rig.run(&packet(2, port))?;
+            assert_eq!(outcome.counted, [("drop full".to_owned(), 1), ("full".to_owned(), 1)].into());
+        }
+        assert_eq!(counted(&rig), [3, 3]);
+        for port in 1000..1003 {
+            assert_eq!(goes_to(&mut rig, &packet(1, port))?, 1, "open flows go on");
+        }
+        assert_eq!(goes_to(&mut rig, &packet(3, 1000))?, 3, "a flow that moves makes room");
+        assert_eq!(counted(&rig), [2, 3]);
+        assert_eq!(goes_to(&mut rig, &packet(1, 3000))?, 1);
+        rig.forget_flows();
+        for _ in 0..5 {
+            rig.traffic(0)?;
+        }
+        assert_eq!(counted(&rig), [0, 0]);
+    }
+    Ok(())
+}

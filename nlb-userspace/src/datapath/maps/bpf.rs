@@ -15,7 +15,7 @@ use nlb_common::abi::{
     self, Address, Backend, BackendStats, CommonLimits, FragmentEntry, FragmentKey, LIMIT_WINDOWS, Limit,
     LimitStats, RedirectFilter, ServerKey, Service,
 };
-use nlb_common::capacity::Capacity;
+use nlb_common::capacity::{Capacity, UNLIMITED};
 use nlb_common::flow::Bucket;
 use nlb_common::maglev;
 use nlb_common::net::{Addr, Be16};
@@ -24,7 +24,7 @@ use nlb_common::verdict::COUNTERS;
 
 use super::grace::{GracePeriods, Kernel};
 use super::layout;
-use super::memory::{Elements, Shared, Words};
+use super::memory::{Atomics, Elements, Shared, Words};
 use super::prefixes::{Prefixes, TABLES, Tables};
 use super::slabs::Slabs;
 use super::swap::{SlotPool, VersionedTable};
@@ -49,6 +49,7 @@ pub struct BpfMaps {
     limit_clocks: Array<MapData, [u64; LIMIT_WINDOWS]>,
     common_limits: Array<MapData, CommonLimits>,
     capacities: Arc<Shared<Capacity>>,
+    flows: Arc<Shared<Bucket>>,
 }
 
 /// An address as a map value: `Addr` belongs to a crate that does not depend on aya.
@@ -56,7 +57,11 @@ type AddrRow = [u64; 2];
 
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
-    pub fn take(bpf: &mut Ebpf, capacities: Arc<Shared<Capacity>>) -> anyhow::Result<Self> {
+    pub fn take(
+        bpf: &mut Ebpf,
+        flows: Arc<Shared<Bucket>>,
+        capacities: Arc<Shared<Capacity>>,
+    ) -> anyhow::Result<Self> {
         let maglev_tables = slabs(bpf, "MAGLEV_TABLES", abi::SLAB_TABLES * maglev::LINES)?;
         let mut grace_periods =
             GracePeriods::new(maglev_tables).context("starting the thread of grace periods")?;
@@ -99,7 +104,38 @@ impl BpfMaps {
             limit_clocks: take(bpf, "LIMIT_STATE")?.try_into()?,
             common_limits: take(bpf, "COMMON_LIMITS")?.try_into()?,
             capacities,
+            flows,
         })
+    }
+
+    /// Sets a backend's row. If its instance has had no limit before, the flows that it has count before the
+    /// limit holds, so that it is neither exceeded nor cuts them.
+    fn set_backend(&mut self, id: u16, row: &Backend) -> Result<(), MapError> {
+        let index = u32::from(id);
+        let before = self.backends.get(&index, 0).map_err(refused("BACKENDS"))?;
+        let count = &self.capacities.all()[usize::from(row.capacity)];
+        let has_flows = before.has(Backend::PRESENT) && before.generation == row.generation;
+        if row.capacity == 0 || before.capacity == row.capacity || !has_flows {
+            return self.backends.set(index, row, 0).map_err(refused("BACKENDS"));
+        }
+        let limit = count.limit();
+        count.set_limit(UNLIMITED);
+        let set = self.backends.set(index, row, 0).map_err(refused("BACKENDS"));
+        if set.is_ok() {
+            for entry in self.flows.all().iter().flat_map(|bucket| &bucket.entries) {
+                let Some((key, state)) = entry.snapshot() else { continue };
+                let is_own =
+                    key.is_forward() && state.backend() == id && state.generation() == row.generation;
+                if is_own && !state.is_counted() && !state.is_closed() && count.add_existing() {
+                    let counts = entry.replace(state, state.with_counted(true));
+                    if !counts {
+                        count.remove();
+                    }
+                }
+            }
+        }
+        count.set_limit(limit);
+        set
     }
 
     fn set_pool(&mut self, id: u16, table: &[u16]) -> Result<(), MapError> {
@@ -171,11 +207,20 @@ fn slabs<T>(bpf: &mut Ebpf, name: &'static str, elements: u32) -> anyhow::Result
     Ok(Slabs::new(take(bpf, name)?.try_into()?, name, elements))
 }
 
+/// The flow table.
+pub fn flows(bpf: &mut Ebpf) -> anyhow::Result<Arc<Shared<Bucket>>> {
+    shared(bpf, "FLOWS")
+}
+
 /// The counts of instances' flows and their limits, by capacity id.
 pub fn capacities(bpf: &mut Ebpf) -> anyhow::Result<Arc<Shared<Capacity>>> {
-    let map = array(bpf, "CAPACITIES")?;
+    shared(bpf, "CAPACITIES")
+}
+
+fn shared<T: Atomics>(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Arc<Shared<T>>> {
+    let map = array(bpf, name)?;
     let shared = Shared::new(map.fd().as_fd(), map.info()?.max_entries());
-    Ok(Arc::new(shared.context("mapping CAPACITIES into memory")?))
+    Ok(Arc::new(shared.with_context(|| format!("mapping {name} into memory"))?))
 }
 
 /// An array that is read and written through shared memory.
@@ -189,7 +234,7 @@ pub(super) fn array(bpf: &mut Ebpf, name: &'static str) -> anyhow::Result<MapDat
 impl MapStore for BpfMaps {
     fn apply(&mut self, change: &Change) -> Result<(), MapError> {
         match change {
-            Change::SetBackend(id, row) => self.backends.set(*id as u32, row, 0).map_err(refused("BACKENDS")),
+            Change::SetBackend(id, row) => self.set_backend(*id, row),
             Change::ClearBackend(id) => {
                 self.backends.set(*id as u32, Backend::default(), 0).map_err(refused("BACKENDS"))
             }
@@ -256,23 +301,22 @@ pub struct Readings {
     pub backends: PerCpuArray<MapData, BackendStats>,
     pub limits: PerCpuArray<MapData, LimitStats>,
     lost_redirects: PerCpuHashMap<MapData, u64, u64>,
-    pub flows: Shared<Bucket>,
+    pub flows: Arc<Shared<Bucket>>,
     pub capacities: Arc<Shared<Capacity>>,
 }
 
 impl Readings {
     pub fn take(
         bpf: &mut Ebpf,
-        flow_buckets: u32,
+        flows: Arc<Shared<Bucket>>,
         capacities: Arc<Shared<Capacity>>,
     ) -> anyhow::Result<Self> {
-        let flows = array(bpf, "FLOWS")?;
         Ok(Readings {
             exits: take(bpf, "VERDICT_STATS")?.try_into()?,
             backends: take(bpf, "BACKEND_STATS")?.try_into()?,
             limits: take(bpf, "LIMIT_STATS")?.try_into()?,
             lost_redirects: take(bpf, "LOST_REDIRECTS")?.try_into()?,
-            flows: Shared::new(flows.fd().as_fd(), flow_buckets).context("mapping FLOWS into memory")?,
+            flows,
             capacities,
         })
     }
