@@ -1,11 +1,11 @@
 //! Whether a desired state fits the maps. The registry checks this before it accepts a state, so that a
 //! request of one caller cannot block the changes of all others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::candidates::Candidates;
-use super::classifier::{self, FallbackOrder};
+use super::classifier;
 use super::counted::Counted;
 use super::pools::Pool;
 use crate::model::settings::TableSizes;
@@ -26,7 +26,12 @@ pub struct TooMany {
 /// Each service has a row for each module that connection ids may name.
 pub(super) const SERVERS: &str = "QUIC server ids, counted for each service";
 
-/// Counts the ids that [`super::compile`] would allocate. Our source addresses towards modules are unknown
+/// Any instance may have an id by which its flows are counted once one of them has a limit: it keeps the id
+/// without a limit, too.
+const CAPACITIES: &str = "instances, of which some have max_connections";
+
+/// Counts the ids that [`super::compile`] would allocate, for any health of the modules: changes of health
+/// are not refused. Our source addresses towards modules are unknown
 /// here; they take a few more of `limits.addresses`.
 pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
     let candidates = Candidates::collect(desired, &Counted::default().renew(desired, limits.counted_routes));
@@ -38,15 +43,14 @@ pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
         .map(Arc::as_ref)
         .zip((1..=u16::MAX).chain(std::iter::repeat(u16::MAX)))
         .collect();
-    let pool = |order: &FallbackOrder| Pool::new(order, desired, |backend| numbers[backend]);
-    let pools: Vec<Pool> = services.iter().flat_map(|service| service.pools.values()).map(pool).collect();
-    let pools: BTreeSet<&Pool> = pools.iter().flat_map(Pool::with_fallbacks).collect();
+    let orders = services.iter().flat_map(|service| service.pools.values());
+    let pools = Pool::most(orders, |backend| numbers[backend]);
     let servers = services.iter().map(|service| service.named.len()).sum();
     let prefixes = classifier::source_prefixes(&services);
     for ((what, flag), count, max) in [
         (("backends", "--max-backends"), candidates.backends.len(), limits.backends.into()),
         (("services", "--max-services"), services.len(), limits.services.into()),
-        (("pools", "--max-pools"), pools.len(), limits.pools.into()),
+        (("pools", "--max-pools"), pools, limits.pools.into()),
         (("VIPs and source addresses", "--max-vips"), candidates.by_vip.len(), limits.addresses.into()),
         (
             ("rate limits", "--max-rate-limits"),
@@ -55,12 +59,19 @@ pub fn fits(desired: &Desired, limits: &TableSizes) -> Result<(), TooMany> {
         ),
         (SOURCE_PREFIXES, prefixes, limits.source_prefixes),
         ((SERVERS, "--max-backends"), servers, limits.backends.into()),
+        ((CAPACITIES, "--max-backends"), counted_instances(desired), limits.backends.into()),
     ] {
         if count > max as usize {
             return Err(TooMany { what, max, flag });
         }
     }
     Ok(())
+}
+
+/// The instances whose flows may be counted.
+fn counted_instances(desired: &Desired) -> usize {
+    let any_limit = desired.modules.values().any(|module| module.max_connections > 0);
+    if any_limit { desired.modules.len() } else { 0 }
 }
 
 #[cfg(test)]
@@ -114,6 +125,49 @@ mod tests {
             assert_eq!(fits, compiled);
             assert_eq!(fits.is_some_and(|why| why.what == SERVERS), refused, "room for {backends}");
         }
+    }
+
+    /// Routes of one port with these priorities, all of one module with this limit of flows.
+    fn chain(priorities: i32, max_connections: u32) -> Desired {
+        let mut module = registration("alb-1").module;
+        module.max_connections = max_connections;
+        let routes =
+            (0..priorities).map(|priority| (format!("r{priority}"), Route { priority, ..route(80) }));
+        module.routes = routes.map(|(id, route)| (id, Arc::new(route))).collect();
+        Desired { modules: [("alb-1".to_owned(), Arc::new(module))].into_iter().collect(), ..desired() }
+    }
+
+    #[test]
+    fn fallbacks_are_counted_whatever_the_health_is() {
+        let most = |desired: &Desired| {
+            let room = |pools| fits(desired, &TableSizes { pools, ..PLENTY }).is_ok();
+            (1..100).find(|pools| room(*pools)).unwrap()
+        };
+        let no_operators = |desired| Desired { operator_routes: Default::default(), ..desired };
+        // On each of two VIPs, by backends of their own.
+        for (priorities, limit, pools) in [(3, 0, 1), (3, 9, 3), (8, 9, 8), (9, 9, 8)] {
+            assert_eq!(most(&no_operators(chain(priorities, limit))), pools, "{priorities}, {limit}");
+        }
+        let sick = |mut desired: Desired| {
+            let module = Arc::make_mut(desired.modules.get_mut("alb-1").unwrap());
+            module.health = crate::model::Health::Stopping;
+            desired
+        };
+        assert_eq!(most(&sick(no_operators(chain(3, 9)))), 3, "it may recover");
+    }
+
+    #[test]
+    fn instances_whose_flows_may_be_counted_are() {
+        let mut desired = desired();
+        for n in 0..100 {
+            let mut idle = registration("idle").module;
+            idle.routes.clear();
+            desired.modules.insert(format!("idle-{n}"), idle.into());
+        }
+        desired.operator_routes.clear();
+        assert_eq!(fits(&desired, &PLENTY), Ok(()));
+        Arc::make_mut(desired.modules.get_mut("alb-1").unwrap()).max_connections = 1;
+        assert_eq!(fits(&desired, &PLENTY).unwrap_err().what, CAPACITIES);
     }
 
     #[test]

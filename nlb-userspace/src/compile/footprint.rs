@@ -10,6 +10,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
+use nlb_common::maglev::POOLS;
 
 use crate::model::settings::TableSizes;
 use crate::model::{Desired, Destination, L4, Module, Route};
@@ -27,6 +28,10 @@ pub struct Footprint {
     /// adds the source: each entry is at most one pool for each VIP.
     services: Distinct<(Option<u16>, L4)>,
     pools: Distinct<(Option<u16>, L4, Option<IpNet>)>,
+    /// The modules with a limit of flows, whose pools may have fallbacks.
+    limited: usize,
+    /// The priorities of routes, learned ones apart. A pool and its fallbacks are of different priorities.
+    priorities: Counts<(bool, i32)>,
     /// Pools of services for every port, which all other services of the VIP have, too.
     for_every_port: Distinct<(L4, Option<IpNet>)>,
     /// Answers of modules about the operator's and learned routes: a module serves a learned route only by
@@ -44,7 +49,9 @@ impl Footprint {
         each(&before.operator_routes, &after.operator_routes, |route, step| {
             self.count_operators(route, step)
         });
-        each(&before.learned_routes, &after.learned_routes, |route, step| self.count_route(route, step));
+        each(&before.learned_routes, &after.learned_routes, |route, step| {
+            self.count_route(route, true, step);
+        });
     }
 
     /// The number of routes of modules, counted once for each module.
@@ -58,7 +65,9 @@ impl Footprint {
         let vips = desired.vips.len() + self.named_vips.len();
         // A port with a rate limit is a service.
         let services = self.services.over(vips) + rate_limits;
-        let pools = self.pools.over(vips) + services * self.for_every_port.len();
+        let first_pools = self.pools.over(vips) + services * self.for_every_port.len();
+        let chain = if self.limited > 0 { self.priorities.len().min(POOLS as usize) } else { 1 };
+        let counted_instances = if self.limited > 0 { desired.modules.len() } else { 0 };
         // Routes that are counted have backends of their own; the others share backends by port.
         let counted = usize::from(limits.counted_routes) + rate_limits;
         let ports = counted.min(desired.operator_routes.len()) + self.operator_ports.len();
@@ -68,9 +77,10 @@ impl Footprint {
             (backends, limits.backends.into()),
             (self.named * services, limits.backends.into()),
             (services, limits.services.into()),
-            (pools, limits.pools.into()),
-            // At most one source prefix for each pool.
-            (pools, limits.source_prefixes),
+            (chain * first_pools, limits.pools.into()),
+            // At most one source prefix for each pool that is no fallback.
+            (first_pools, limits.source_prefixes),
+            (counted_instances, limits.backends.into()),
             (vips, limits.addresses.into()),
             (rate_limits, limits.rate_limits.into()),
         ]
@@ -82,20 +92,22 @@ impl Footprint {
         let families = usize::from(module.data.v4.is_some()) + usize::from(module.data.v6.is_some());
         step.by(&mut self.module_routes, module.routes.len());
         step.by(&mut self.named, usize::from(module.quic.is_some()));
+        step.by(&mut self.limited, usize::from(module.max_connections > 0));
         step.by(&mut self.own_backends, families * module.routes.len());
         step.by(&mut self.answers, module.abilities.keys().filter(|key| key.operators).count());
-        module.routes.values().for_each(|route| self.count_route(route, step));
+        module.routes.values().for_each(|route| self.count_route(route, false, step));
     }
 
     fn count_operators(&mut self, route: &Route, step: Step) {
         self.operator_ports.count((route.port, route.listen_port), step);
-        self.count_route(route, step);
+        self.count_route(route, false, step);
     }
 
-    fn count_route(&mut self, route: &Route, step: Step) {
+    fn count_route(&mut self, route: &Route, learned: bool, step: Step) {
         let l4 = route.protocol.l4();
         self.services.count(route.destination, (route.port, l4), step);
         self.pools.count(route.destination, (route.port, l4, route.source), step);
+        self.priorities.count((learned, route.priority), step);
         if route.port.is_none() {
             self.for_every_port.count(route.destination, (l4, route.source), step);
         }
@@ -201,8 +213,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::compile::fits;
-    use crate::model::{Ability, Protocol, RouteKey, Server, Targets};
+    use crate::compile::{MapImage, compile, fits};
+    use crate::model::next_hop::Hops;
+    use crate::model::{Ability, Health, Protocol, RouteKey, Server, Targets};
     use crate::registry::fixtures::{registration, route};
 
     fn any_route() -> impl Strategy<Value = Route> {
@@ -217,8 +230,9 @@ mod tests {
             Just(Targets::Implied),
             Just(Targets::Instances(BTreeSet::from(["m1".to_owned()]).into()))
         ];
-        (destination, source, port, any::<bool>(), targets).prop_map(
-            |(destination, source, port, udp, targets)| Route {
+        (destination, source, port, any::<bool>(), 0..9, targets).prop_map(
+            |(destination, source, port, udp, priority, targets)| Route {
+                priority,
                 destination,
                 source,
                 port,
@@ -235,15 +249,18 @@ mod tests {
     }
 
     fn any_state() -> impl Strategy<Value = Desired> {
-        let module = (routes(3), any::<bool>(), any::<bool>()).prop_map(|(routes, six, able)| {
-            let mut module = registration("m").module;
-            let learned = RouteKey { id: "r1".to_owned(), operators: true };
-            module.abilities = able.then(|| (learned, Ability::default())).into_iter().collect();
-            module.quic = six.then_some(Server { config: 0, len: 8, id: 0 });
-            module.data.v6 = six.then(|| "2001:db8::a".parse().unwrap());
-            module.routes = routes.into_iter().collect();
-            module
-        });
+        let limit = prop_oneof![4 => Just(0), 1 => Just(7_u32)];
+        let module =
+            (routes(3), any::<bool>(), any::<bool>(), limit).prop_map(|(routes, six, able, limit)| {
+                let mut module = registration("m").module;
+                module.max_connections = limit;
+                let learned = RouteKey { id: "r1".to_owned(), operators: true };
+                module.abilities = able.then(|| (learned, Ability::default())).into_iter().collect();
+                module.quic = six.then_some(Server { config: 0, len: 8, id: 0 });
+                module.data.v6 = six.then(|| "2001:db8::a".parse().unwrap());
+                module.routes = routes.into_iter().collect();
+                module
+            });
         let module = (0..3_u64, module).prop_map(|(n, mut module)| {
             module.quic = module.quic.map(|server| Server { id: n, ..server });
             (n, module)
@@ -256,6 +273,30 @@ mod tests {
             learned_routes: learned.into_iter().collect(),
             ..Desired::default()
         })
+    }
+
+    /// The state with these states of health, which repeat.
+    fn with_health(desired: &Desired, health: &[Health]) -> Desired {
+        let modules = desired.modules.iter().zip(health.iter().cycle());
+        let modules = modules.map(|((id, module), health)| {
+            (id.clone(), Arc::new(Module { health: *health, ..Module::clone(module) }))
+        });
+        Desired { modules: modules.collect(), ..desired.clone() }
+    }
+
+    /// Changes of health are not refused.
+    fn fits_for_any_health(desired: &Desired, limits: &TableSizes) {
+        for health in [
+            &[Health::Healthy][..],
+            &[Health::Unhealthy, Health::Healthy],
+            &[Health::Healthy, Health::Unhealthy],
+            &[Health::Healthy, Health::Degraded, Health::Stopping],
+            &[Health::Unhealthy],
+        ] {
+            let desired = with_health(desired, health);
+            let compiled = compile(&desired, &Hops::new(), &MapImage::empty(*limits));
+            assert_eq!(compiled.map(|_| ()), Ok(()), "{health:?}");
+        }
     }
 
     proptest! {
@@ -281,6 +322,9 @@ mod tests {
                 footprint.follow(&before, &state);
                 if footprint.fits(&state, &limits) {
                     prop_assert_eq!(fits(&state, &limits), Ok(()));
+                }
+                if fits(&state, &limits).is_ok() {
+                    fits_for_any_health(&state, &limits);
                 }
                 before = state;
             }

@@ -1,13 +1,15 @@
 //! The pools of services: who gets new flows, and who gets them while all of those are full.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nlb_common::maglev::{FALLBACK, MEMBERS, POOLS};
 
-use super::classifier::FallbackOrder;
+use super::ability::ability;
+use super::classifier::{Candidate, FallbackOrder};
 use super::maglev::Member;
 use super::shares::{Shares, shares};
-use crate::model::{Backend, Desired, Health};
+use crate::model::{Ability, Backend, Desired, Health};
 
 /// The members of a pool and their shares, on which alone its Maglev table depends. Clones share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +41,25 @@ impl Pool {
         // Instances of weight 0 are members, too, and serve nobody.
         let idle = || order.iter().map(healthy).find(|shares| !shares.is_empty());
         Pool::of(fails_open().or_else(idle).unwrap_or_default(), &id)
+    }
+
+    /// The pools of these orders at most, whatever the health, the weights and the versions of instances are:
+    /// orders with the same backends always have the same pools.
+    pub(super) fn most<'a>(
+        orders: impl Iterator<Item = &'a FallbackOrder<'a>>,
+        id: impl Fn(&Backend) -> u16,
+    ) -> usize {
+        let of_one = |order: &FallbackOrder| -> Vec<Vec<(u16, Ability)>> {
+            let member = |candidate: &&Candidate| (id(&candidate.backend), ability(candidate));
+            order.iter().map(|winners| winners.iter().map(member).collect()).collect()
+        };
+        let chain = |order: &FallbackOrder| {
+            let may_be_full = |candidate: &&Candidate| candidate.module.max_connections > 0;
+            let full = order.iter().filter(|winners| winners.iter().any(may_be_full)).count();
+            (full + 1).min(order.len()).min(POOLS as usize)
+        };
+        let chains: BTreeMap<_, usize> = orders.map(|order| (of_one(order), chain(order))).collect();
+        chains.values().sum()
     }
 
     /// The pool of the first shares. If its members may be full, those of the others are its fallback.

@@ -128,7 +128,7 @@ impl Module {
 }
 
 /// Whether a module can handle a route, and with which priority: the highest priority gets the new flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ability {
     pub can_handle: bool,
     pub priority: i32,

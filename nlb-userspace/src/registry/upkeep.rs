@@ -10,7 +10,7 @@ use crate::model::DataAddresses;
 use crate::model::endpoint::Host;
 use crate::policy::lease::LeaseState;
 
-use super::{Drain, Registry};
+use super::{Commit, Drain, Registry, RegistryError};
 
 /// A module whose data addresses come from host names.
 #[derive(Debug)]
@@ -101,16 +101,20 @@ impl Registry {
             .collect()
     }
 
-    /// Sets the data addresses of the registration of this epoch, after its host name resolved to others.
+    /// Sets the data addresses of the registration of this epoch, after its host name resolved to others. It
+    /// keeps the former ones if the new ones do not fit the maps: each family takes backends.
     pub fn readdress(&self, instance_id: &str, epoch: u64, data: DataAddresses) {
-        let mut state = self.lock();
-        if state.modules.get(instance_id).is_none_or(|record| record.epoch != epoch) {
-            return;
+        let readdressed = self.change(Commit::Apply, |state| {
+            let record = state.record_mut(instance_id)?;
+            if record.epoch == epoch {
+                record.registration.module.data = data;
+            }
+            Ok(())
+        });
+        match readdressed {
+            Ok(_) | Err(RegistryError::UnknownInstance(_)) => {}
+            Err(why) => warn!(instance = instance_id, %why, "its new addresses are not used"),
         }
-        if let Ok(record) = Arc::make_mut(&mut state).record_mut(instance_id) {
-            record.registration.module.data = data;
-        }
-        self.publish(&state);
     }
 }
 

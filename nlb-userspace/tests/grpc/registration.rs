@@ -1,5 +1,6 @@
 //! Registering, sending heartbeats and being listed.
 
+use nlb::model::settings::{Settings, TableSizes};
 use nlb_proto::*;
 use tonic::Code;
 
@@ -555,4 +556,32 @@ async fn values_of_a_later_contract_refuse_no_registration() {
     let (instance_id, registration_id) = ("alb-1".to_owned(), answer.registration_id);
     let beat = HeartbeatRequest { instance_id, registration_id, status: 99, ..Default::default() };
     assert!(nlb.modules.heartbeat(beat).await.unwrap().into_inner().acknowledged, "the lease is renewed");
+}
+
+/// A pool whose members may be full has fallbacks, which are pools, too.
+#[tokio::test]
+async fn more_fallbacks_than_fit_are_refused_and_leave_the_others_alone() {
+    let limits = TableSizes { backends: 200, ..settings().limits };
+    let mut nlb = Nlb::with(Settings { max_routes: 200, limits, ..settings() }).await;
+    let many = |max_connections| {
+        let mut request = without_control(registration("greedy"));
+        request.instance.as_mut().unwrap().max_connections = max_connections;
+        let routes = (1..=9).flat_map(|port| (0..8).map(move |priority| (port, priority)));
+        let routes = routes.map(|(port, priority)| Route {
+            destination_port: port,
+            priority,
+            ..route(&format!("r{port}-{priority}"))
+        });
+        request.initial_routes = routes.collect();
+        request
+    };
+    let answer = nlb.modules.register_module(many(1)).await.unwrap().into_inner();
+    assert!(!answer.success);
+    let error = answer.error.unwrap();
+    assert_eq!(error.message, "too many pools: at most 64 fit; raise --max-pools, or remove some");
+    assert_eq!(nlb.listed("greedy").await, None);
+    nlb.add(without_control(registration_at("alb-2", 2, "v1"))).await;
+    nlb.applied().await;
+    nlb.add(many(0)).await;
+    assert!(nlb.listed("greedy").await.is_some(), "without a limit there are no fallbacks");
 }
