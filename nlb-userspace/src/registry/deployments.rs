@@ -6,7 +6,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rollouts::{Holder, MAX_ROLLOUTS, Rollout};
+use super::rollouts::{Author, Holder, MAX_ROLLOUTS, Rollout};
 use super::{Record, RegistryError, State};
 use crate::model::Deployment;
 
@@ -134,16 +134,19 @@ impl State {
     }
 
     /// The rollout, to be changed; a deployment gets one of its own.
-    pub(super) fn rollout_mut(&mut self, holder: Holder) -> &mut Rollout {
+    pub(super) fn rollout_mut(&mut self, holder: Holder, author: Author) -> &mut Rollout {
         let Holder::One(deployment) = holder else { return &mut self.rollouts.fleet };
         if !self.rollouts.own.contains_key(deployment) {
             if self.rollouts.own.len() >= MAX_ROLLOUTS {
-                self.forget_absent_rollout();
+                self.forget_absent_rollout(author);
             }
-            self.rollouts.own.insert(deployment.clone(), self.rollouts.fleet.clone());
+            let copy = Rollout { requested: true, ..self.rollouts.fleet.clone() };
+            self.rollouts.own.insert(deployment.clone(), copy);
             self.leave_promotion_to_others();
         }
-        self.rollouts.own.entry(deployment.clone()).or_default()
+        let rollout = self.rollouts.own.entry(deployment.clone()).or_default();
+        rollout.requested &= author == Author::Module;
+        rollout
     }
 
     /// Ends the common promotion if the last deployment that has its version goes on by itself: the others
@@ -162,11 +165,15 @@ impl State {
         }
     }
 
-    /// Forgets the oldest split among those of deployments without an instance.
-    fn forget_absent_rollout(&mut self) {
-        let present = self.deployments();
-        let absent = self.rollouts.own.iter().filter(|(deployment, _)| !present.contains(deployment));
-        let oldest = absent.min_by_key(|(_, rollout)| rollout.split_since);
+    /// Forgets the oldest split among those of deployments without an instance: one that modules asked for
+    /// or, for an operator's new one, also one that an operator set.
+    fn forget_absent_rollout(&mut self, newcomer: Author) {
+        let mut kept = self.deployments();
+        // After a start, instances have yet to register again.
+        kept.extend(self.awaited.iter().flat_map(|awaited| &awaited.deployments).cloned());
+        let absent = self.rollouts.own.iter().filter(|(deployment, _)| !kept.contains(deployment));
+        let absent = absent.filter(|(_, rollout)| rollout.requested || newcomer == Author::Operator);
+        let oldest = absent.min_by_key(|(_, rollout)| (!rollout.requested, rollout.split_since));
         if let Some(oldest) = oldest.map(|(deployment, _)| deployment.clone()) {
             self.rollouts.own.remove(&oldest);
         }

@@ -41,6 +41,8 @@ pub struct PersistedRollout {
     pub former_splits: Vec<Split>,
     pub promotion: Option<Stage>,
     pub last_promotion: Option<String>,
+    #[serde(default)]
+    pub requested: bool,
 }
 
 /// An operator's scaling policy for a group.
@@ -104,6 +106,7 @@ impl From<&Rollout> for PersistedRollout {
             former_splits: rollout.former_splits.clone(),
             promotion: rollout.promotion.as_ref().map(|promotion| promotion.stage().clone()),
             last_promotion: rollout.last_promotion.clone(),
+            requested: rollout.requested,
         }
     }
 }

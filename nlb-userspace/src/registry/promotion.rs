@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::deployments::in_each;
-use super::rollouts::{Holder, Rollout};
+use super::rollouts::{Author, Holder, Rollout};
 use super::{Commit, Deployments, Record, Registry, RegistryError, State};
 use crate::model::clock::Now;
 use crate::model::traffic::Traffic;
@@ -111,7 +111,7 @@ impl State {
         let holder = Holder::One(deployment);
         let shares = self.version_shares(deployment);
         let counters = self.counters(holder, version, traffic);
-        let rollout = self.rollout_mut(holder);
+        let rollout = self.rollout_mut(holder, Author::Operator);
         let promotion = match rollout.promotion.take() {
             Some(running) if running.version() != version && running.percent() < WHOLE => {
                 return Err(RegistryError::Promoting {
@@ -152,7 +152,7 @@ impl State {
         let former = &former_splits[index].weights;
         let current = self.active_under(former, holder).ok_or(RegistryError::EmptySplit)?.to_owned();
         let previous = self.active_version(deployment).unwrap_or_default().to_owned();
-        self.rollout_mut(holder).restore(index);
+        self.rollout_mut(holder, Author::Operator).restore(index);
         self.forget_empty_rollout(deployment);
         Ok(Moved { previous, current })
     }
@@ -169,7 +169,7 @@ impl State {
             warn!(deployment = %holder, version, percent, %why, "promotion ended");
             return true;
         }
-        let rollout = self.rollout_mut(holder);
+        let rollout = self.rollout_mut(holder, Author::Operator);
         match next {
             Next::Wait | Next::RollBack(_) => {
                 rollout.promotion = Some(promotion);
@@ -200,7 +200,7 @@ impl State {
         let former = self.rollouts.held_by(holder).former_splits.last();
         let former = former.and_then(|split| self.active_under(&split.weights, holder));
         let can_serve = former.is_some_and(|active| self.serving(holder, active).next().is_some());
-        let rollout = self.rollout_mut(holder);
+        let rollout = self.rollout_mut(holder, Author::Operator);
         let outcome = if can_serve {
             rollout.restore(rollout.former_splits.len() - 1);
             "rolled back"

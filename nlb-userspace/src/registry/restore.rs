@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{
-    AwaitedRegistrations, Commit, PersistedRevision, PersistedRollout, PersistedState, Registry,
+    AwaitedRegistrations, Commit, Deployments, PersistedRevision, PersistedRollout, PersistedState, Registry,
     RegistryError, Rollout, Rollouts, State,
 };
 use crate::model::clock::Now;
@@ -68,6 +68,7 @@ impl State {
             former_splits: persisted.former_splits,
             promotion: persisted.promotion.map(|stage| Promotion::resume(stage, &config, now)),
             last_promotion: persisted.last_promotion,
+            requested: persisted.requested,
         };
         let own = persisted.rollouts.into_iter();
         self.rollouts = Rollouts {
@@ -80,8 +81,10 @@ impl State {
         self.scaling =
             persisted.scaling.into_iter().map(|persisted| (persisted.group, persisted.policy)).collect();
         let instances: BTreeSet<String> = persisted.overrides.keys().cloned().collect();
-        let waits = !instances.is_empty() || !self.scaling.is_empty();
-        self.awaited = waits.then_some(AwaitedRegistrations { since: now.at, instances });
+        let deployments: Deployments = self.rollouts.own.keys().cloned().collect();
+        let splits = !deployments.is_empty() || !self.rollouts.fleet.is_empty();
+        let waits = !instances.is_empty() || !self.scaling.is_empty() || splits;
+        self.awaited = waits.then_some(AwaitedRegistrations { since: now.at, instances, deployments });
         self.overrides = persisted.overrides;
     }
 }

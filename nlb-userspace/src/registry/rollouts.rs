@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Deployment, VersionWeights};
 use crate::policy::promotion::Promotion;
 
-/// The rollouts that are kept before those of deployments without an instance are forgotten: modules name
-/// their deployments themselves, and new names must not fill the memory.
+/// The rollouts that are kept before those of deployments without an instance are forgotten, those that
+/// modules asked for first: modules name their deployments themselves, and new names must not fill the
+/// memory.
 pub(super) const MAX_ROLLOUTS: usize = 256;
 
 /// The versions with a weight that a deployment has before those without an instance are forgotten.
@@ -33,6 +34,16 @@ pub struct Rollout {
     pub promotion: Option<Promotion>,
     /// How the last promotion ended, in words for operators.
     pub last_promotion: Option<String>,
+    /// Only weight requests of modules made it; operators have changed nothing since.
+    pub requested: bool,
+}
+
+/// Who changes a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Author {
+    Operator,
+    /// A module by its weight request.
+    Module,
 }
 
 /// The weights of versions as they were set, so that a rollback can restore them.
@@ -72,7 +83,8 @@ impl fmt::Display for Holder<'_> {
 impl Rollout {
     /// Whether nothing was set, or all of it was rolled back.
     pub(super) fn is_empty(&self) -> bool {
-        let Rollout { version_weights, split_since, former_splits, promotion, last_promotion } = self;
+        let Rollout { version_weights, split_since, former_splits, promotion, last_promotion, requested: _ } =
+            self;
         let weighed = !version_weights.is_empty() || split_since.is_some() || !former_splits.is_empty();
         !weighed && promotion.is_none() && last_promotion.is_none()
     }

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::time::Instant;
 
-use crate::model::{Desired, Module, RateLimit, Route, Routes};
+use crate::model::{Deployment, Desired, Module, RateLimit, Route, Routes};
 use crate::policy::scaling::GroupKey;
 use crate::policy::scaling::policy::Policy;
 
@@ -48,13 +48,15 @@ pub struct Learned {
     pub since: SystemTime,
 }
 
-/// The instances that the NLB awaits after its start.
+/// The instances and deployments that the NLB awaits after its start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AwaitedRegistrations {
     pub since: Instant,
     /// Instances with overrides that have not registered again since the start. Their registration is no
     /// change, even if it comes twice: it follows the restart of the NLB.
     pub instances: BTreeSet<String>,
+    /// Deployments whose splits were persisted.
+    pub deployments: BTreeSet<Deployment>,
 }
 
 impl State {

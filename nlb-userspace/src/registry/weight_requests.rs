@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::rollouts::Author;
 use super::{Commit, Registry, RegistryError, State};
 use crate::model::clock::Now;
 use crate::model::weight_request::{WeightOutcome, WeightRequest};
@@ -89,7 +90,7 @@ impl State {
                 percent: running.percent(),
             });
         }
-        self.weigh_versions(deployment, weights.clone(), now);
+        self.weigh_versions(deployment, weights.clone(), Author::Module, now);
         Ok(true)
     }
 }

@@ -7,7 +7,7 @@ use tracing::info;
 use crate::model::{DEFAULT_WEIGHT, Deployment, VersionWeights};
 
 use super::deployments::{in_each, names};
-use super::rollouts::{Holder, MAX_VERSIONS};
+use super::rollouts::{Author, Holder, MAX_VERSIONS};
 use super::{Commit, Deployments, Record, Registry, RegistryError, State};
 use crate::model::clock::Now;
 
@@ -52,8 +52,8 @@ impl Registry {
         let (_, revision) = self.change(commit, |state| {
             in_each(deployments, |deployment| {
                 state.check_version(deployment, version)?;
-                state.rollout_mut(Holder::One(deployment)).promotion = None;
-                state.weigh_versions(deployment, [(version.to_owned(), weight)], now);
+                state.rollout_mut(Holder::One(deployment), Author::Operator).promotion = None;
+                state.weigh_versions(deployment, [(version.to_owned(), weight)], Author::Operator, now);
                 Ok(())
             })
         })?;
@@ -87,10 +87,11 @@ impl State {
         &mut self,
         deployment: &Deployment,
         weights: impl IntoIterator<Item = (String, u32)>,
+        author: Author,
         now: Now,
     ) {
         let registered: BTreeSet<String> = self.version_shares(deployment).into_keys().collect();
-        let rollout = self.rollout_mut(Holder::One(deployment));
+        let rollout = self.rollout_mut(Holder::One(deployment), author);
         rollout.remember_split();
         rollout.version_weights.extend(weights);
         rollout.split_since.get_or_insert(now.wall);

@@ -172,15 +172,25 @@ fn group_policy() -> impl Strategy<Value = GroupPolicy> {
 
 fn rollout() -> impl Strategy<Value = PersistedRollout> {
     let split = (weights(), option::of(time())).prop_map(|(weights, since)| Split { weights, since });
-    (weights(), option::of(time()), vec(split, 0..4), option::of(stage()), option::of(name())).prop_map(
-        |(version_weights, split_since, former_splits, promotion, last_promotion)| PersistedRollout {
-            version_weights,
-            split_since,
-            former_splits,
-            promotion,
-            last_promotion,
-        },
+    (
+        weights(),
+        option::of(time()),
+        vec(split, 0..4),
+        option::of(stage()),
+        (option::of(name()), any::<bool>()),
     )
+        .prop_map(
+            |(version_weights, split_since, former_splits, promotion, (last_promotion, requested))| {
+                PersistedRollout {
+                    version_weights,
+                    split_since,
+                    former_splits,
+                    promotion,
+                    last_promotion,
+                    requested,
+                }
+            },
+        )
 }
 
 fn persisted() -> impl Strategy<Value = PersistedState> {
@@ -327,6 +337,7 @@ fn the_split_of_format_1_is_that_of_the_fleet() {
             former_splits: vec![Split::default()],
             promotion: Some(stage),
             last_promotion: None,
+            requested: false,
         }
     );
     assert_eq!((read_back.rollouts.len(), read_back.overrides["alb-1"].weight), (0, Some(7)));

@@ -283,6 +283,50 @@ fn versions_that_come_and_go_do_not_fill_the_memory() {
     assert_eq!((weights["v1"], weights[&format!("x{}", MAX_VERSIONS + 2)]), (5, 7), "they have instances");
 }
 
+/// A module that registers again and again with another deployment, each time with a request of its own.
+#[test]
+fn requests_of_modules_displace_no_operators_split() {
+    let ask = |registry: &Registry, deployment: &Deployment| {
+        for version in ["v1", "v2"] {
+            add(registry, deployment, &format!("passing-{version}"), version);
+        }
+        let epoch = registry.snapshot().record("passing-v1").unwrap().epoch;
+        let split = WeightRequest::Split([("v1".to_owned(), 10), ("v2".to_owned(), 90)].into());
+        let applied = registry.apply_weight_request("passing-v1", epoch, &split, Now::read());
+        assert_eq!(applied, WeightOutcome::Done);
+        assert_eq!(shares(registry, deployment), (10, 90));
+    };
+    let before = start();
+    promote(&before, &both(), Pace::AtOnce).unwrap();
+    for n in 0..MAX_ROLLOUTS {
+        ask(&before, &Deployment::named(format!("d{n}")));
+    }
+    let persisted = PersistedState::clone(&before.persisted().borrow().state);
+    assert_eq!(persisted.rollouts.len(), MAX_ROLLOUTS);
+
+    let settings = Settings { max_modules: 1000, max_routes: 1000, ..settings() };
+    let registry = Registry::restore(settings, persisted.clone(), Now::read()).unwrap();
+    let names =
+        |registry: &Registry| registry.snapshot().rollouts.own.keys().cloned().collect::<Deployments>();
+    for n in 0..3 {
+        ask(&registry, &Deployment::named(format!("again{n}")));
+    }
+    let restored: Deployments = persisted.rollouts.keys().cloned().collect();
+    assert!(names(&registry).is_superset(&restored), "instances have yet to register again");
+    assert_eq!(names(&registry).len(), MAX_ROLLOUTS + 1, "those of modules since the start are forgotten");
+
+    let waited = Now::read().at + registry.settings().lease.evict_after;
+    registry.expire_leases(waited);
+    for n in 0..MAX_ROLLOUTS {
+        ask(&registry, &Deployment::named(format!("late{n}")));
+    }
+    assert!(names(&registry).is_superset(&both()), "operators set them");
+    let shop = Deployment::named("shop");
+    add(&registry, &shop, "shop-v1", "v1");
+    weigh(&registry, &[shop].into(), "v1", 5);
+    assert!(names(&registry).is_superset(&both()), "there are others to forget first");
+}
+
 #[test]
 fn names_of_modules_do_not_fill_the_memory() {
     let registry = start();
