@@ -179,6 +179,9 @@ pub enum ModuleType {
 }
 
 impl ModuleType {
+    pub const ALL: [ModuleType; 5] =
+        [ModuleType::Alb, ModuleType::Dblb, ModuleType::Ailb, ModuleType::Rtmp, ModuleType::Nlb];
+
     /// The contract's name without the enum's prefix.
     pub fn name(self) -> &'static str {
         match self {

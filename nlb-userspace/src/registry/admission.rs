@@ -44,6 +44,7 @@ impl State {
         }
         suitability::check_suited(&registration, &registration.module.routes, &self.operator_routes)?;
         suitability::check_server_id(&registration, &self.modules)?;
+        self.check_deployment(&registration)?;
         let (record, admission) = match (old, relation) {
             (Some(old), Some(Relation::Continuation)) => {
                 let overrides = self.overrides.get(&instance_id).copied().unwrap_or_default();
@@ -97,7 +98,8 @@ mod tests {
     use super::super::fixtures::{CHECK, Fleet, at, registration, registry, route};
     use super::super::{Attempt, Commit, Drain, Registered, Registry};
     use super::*;
-    use crate::model::Health;
+    use crate::model::weight_request::WeightRequest;
+    use crate::model::{Deployment, Health, ModuleType};
     use crate::policy::health::{HealthSignal, Source};
 
     const NONCE: &str = "0123456789abcdef";
@@ -201,6 +203,44 @@ mod tests {
         registry.admit(weighing(3, 40), at(start, 2)).unwrap();
         let renewed = record(&registry);
         assert_eq!((renewed.registration.module.weight, renewed.asked_weight), (40, 40));
+    }
+
+    #[test]
+    fn a_deployment_has_instances_of_one_type() {
+        let (registry, start) = (registry(), Instant::now());
+        let shop = |instance_id: &str, module_type: ModuleType| {
+            let mut newcomer = registration(instance_id);
+            newcomer.module.module_type = module_type;
+            newcomer.module.deployment = Deployment::named("shop");
+            newcomer
+        };
+        registry.admit(shop("alb-1", ModuleType::Alb), at(start, 0)).unwrap();
+        let refusal = registry.admit(shop("dblb-1", ModuleType::Dblb), at(start, 1)).unwrap_err().to_string();
+        assert!(
+            refusal.starts_with("deployment shop has instances of type ALB, such as \"alb-1\"")
+                && refusal.contains("choose another name"),
+            "{refusal}"
+        );
+        registry.admit(shop("alb-1", ModuleType::Dblb), at(start, 2)).expect("it was the only one");
+        registry.admit(shop("dblb-1", ModuleType::Dblb), at(start, 3)).unwrap();
+    }
+
+    #[test]
+    fn a_weight_request_counts_in_each_deployment_that_a_process_joins() {
+        let (registry, start) = (registry(), Instant::now());
+        let joining = |number, deployment: &str| {
+            let mut call = call(number);
+            call.module.deployment = Deployment::named(deployment);
+            call
+        };
+        let split = WeightRequest::Split([("v1".to_owned(), 5)].into());
+        for (number, deployment) in [(1, "orders"), (2, "search")] {
+            registry.admit(joining(number, deployment), at(start, number)).unwrap();
+            let epoch = record(&registry).epoch;
+            registry.apply_weight_request("alb-1", epoch, &split, at(start, number));
+            let shares = registry.snapshot().version_shares(&Deployment::named(deployment));
+            assert_eq!(shares["v1"], 5, "{deployment}");
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::rollouts::{Author, Holder, MAX_ROLLOUTS, Rollout};
-use super::{Record, RegistryError, State};
-use crate::model::Deployment;
+use super::{Record, Registration, RegistryError, State};
+use crate::model::{Deployment, Module};
 
 /// The deployments of one call.
 pub type Deployments = BTreeSet<Deployment>;
@@ -45,6 +45,21 @@ impl State {
         };
         let (instance_id, asked) = (instance_id.to_owned(), asked.to_owned());
         Err(RegistryError::OtherDeployment { instance_id, asked, actual })
+    }
+
+    /// Checks that the other instances of a newcomer's deployment are of its type.
+    pub(super) fn check_deployment(&self, newcomer: &Registration) -> Result<(), RegistryError> {
+        let others = self.members(Holder::One(&newcomer.module.deployment));
+        let mut others = others.map(|(instance_id, record)| (instance_id, &record.registration.module));
+        let differs = |(instance_id, module): &(&str, &Module)| {
+            *instance_id != newcomer.instance_id && module.module_type != newcomer.module.module_type
+        };
+        let Some((instance_id, module)) = others.find(differs) else { return Ok(()) };
+        Err(RegistryError::OtherType {
+            deployment: module.deployment.clone(),
+            instance_id: instance_id.to_owned(),
+            module_type: module.module_type,
+        })
     }
 
     /// The deployments of a call for a version, which each of them has.

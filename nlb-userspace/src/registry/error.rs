@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::compile::TooMany;
-use crate::model::Deployment;
 use crate::model::endpoint::Endpoint;
+use crate::model::{Deployment, ModuleType};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
@@ -54,6 +54,12 @@ pub enum RegistryError {
          out the metadata"
     )]
     OtherDeployment { instance_id: String, asked: String, actual: Deployment },
+    #[error(
+        "deployment {deployment} has instances of type {}, such as {instance_id:?}, and can have no others; choose \
+         another name in metadata deployment, or leave it out",
+        module_type.name()
+    )]
+    OtherType { deployment: Deployment, instance_id: String, module_type: ModuleType },
     #[error(
         "several deployments have {what}: {}; name one, or \"all\", in metadata deployment or by --deployment",
         list(deployments)

@@ -195,6 +195,10 @@ impl Record {
             self.asked_weight = asked;
             self.request = WeightRequest::Own(asked);
         }
+        if old.module.deployment != self.registration.module.deployment {
+            // The other deployment has not had its request.
+            self.request = WeightRequest::Own(self.asked_weight);
+        }
         let routes = self.registration.module.routes.keys();
         let since = |id: &String| self.routes_since.get(id).copied().unwrap_or(now.wall);
         self.routes_since = routes.map(|id| (id.clone(), since(id))).collect();

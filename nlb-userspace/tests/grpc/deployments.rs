@@ -230,9 +230,19 @@ async fn instances_name_their_deployment_in_metadata() {
     let unknown = text(nlb.promote_in("ALB", at_once("")).await.error);
     assert!(unknown.contains("there are: orders, search"), "{unknown}");
 
-    let mut bad = registration_at("bad", 9, "v1");
-    bad.instance.as_mut().unwrap().metadata.insert("deployment".into(), "all".into());
-    let status = nlb.modules.register_module(bad).await.unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().contains("metadata.deployment"), "{status}");
+    let joining = |module_type, deployment: &str| {
+        let mut request = of_type(module_type, "bad", 9, "v1");
+        request.instance.as_mut().unwrap().metadata.insert("deployment".into(), deployment.into());
+        request
+    };
+    for name in ["all", "DBLB"] {
+        let status = nlb.modules.register_module(joining(ModuleType::Alb, name)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("metadata.deployment"), "{status}");
+    }
+    let answer = nlb.modules.register_module(joining(ModuleType::Dblb, "orders")).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!(error.code(), StatusCode::Error);
+    assert!(error.message.contains("deployment orders has instances of type ALB"), "{}", error.message);
+    assert_eq!(nlb.listed("bad").await, None);
 }

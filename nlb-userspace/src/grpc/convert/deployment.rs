@@ -22,7 +22,17 @@ pub(crate) fn of_instance(metadata: &Texts, module_type: ModuleType) -> Result<D
             let problem = format!("{ALL:?} stands for every deployment in calls; choose another name");
             Err(FieldViolation::new(FIELD, problem))
         }
-        Some(name) => visible(name),
+        Some(name) => match ModuleType::ALL.into_iter().find(|known| known.name() == name) {
+            Some(other) if other != module_type => {
+                let problem = format!(
+                    "{name:?} is the deployment of modules of that type, and this one is of type {}; leave it out, or \
+                     choose another name",
+                    module_type.name()
+                );
+                Err(FieldViolation::new(FIELD, problem))
+            }
+            _ => visible(name),
+        },
     }
 }
 
@@ -66,7 +76,8 @@ mod tests {
         };
         assert_eq!(of_instance(&Texts::new(), ModuleType::Alb), Ok(Deployment::named("ALB")));
         assert_eq!((of(""), of("orders")), (Ok("DBLB".into()), Ok("orders".into())));
-        for bad in ["all", "two words", "a,b", "caf\u{e9}", &"x".repeat(129)] {
+        assert_eq!((of("DBLB"), of("alb")), (Ok("DBLB".into()), Ok("alb".into())));
+        for bad in ["all", "ALB", "NLB", "two words", "a,b", "caf\u{e9}", &"x".repeat(129)] {
             assert_eq!(of(bad).unwrap_err().field, "metadata.deployment", "{bad:?}");
         }
     }

@@ -143,6 +143,7 @@ fn code_of(refusal: &RegistryError) -> Code {
         | RegistryError::EmptySplit => Code::NotFound,
         RegistryError::Promoting { .. }
         | RegistryError::ManyDeployments { .. }
+        | RegistryError::OtherType { .. }
         | RegistryError::OneSplitAtATime(_) => Code::FailedPrecondition,
         RegistryError::CredentialMissing(_) => Code::Unauthenticated,
         RegistryError::CredentialInvalid(_) => Code::PermissionDenied,
