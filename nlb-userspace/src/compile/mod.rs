@@ -44,6 +44,7 @@ use capacity::SOURCE_PREFIXES;
 pub use capacity::{TooMany, fits};
 pub use footprint::Footprint;
 pub use limits::longest_chain;
+pub(crate) use shares::is_split;
 
 /// The contents of all maps, row by row.
 #[derive(Clone, Debug, PartialEq)]

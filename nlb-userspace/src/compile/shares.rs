@@ -137,10 +137,11 @@ fn version_weight(candidate: &Candidate, weights: &VersionWeights) -> u32 {
     weights.get(&candidate.module.version).copied().unwrap_or(DEFAULT_WEIGHT)
 }
 
-/// Whether the weights of versions apply to a part of a pool, given whether it has an instance, healthy or
-/// not, of a version that gets new flows. Without one they do not, if they give all new flows to versions
-/// that it does not have: a version that is promoted must not take the flows of pools without it.
-fn is_split(weights: &VersionWeights, is_here: bool) -> bool {
+/// Whether the weights of versions apply to a part of a pool, or to a deployment, given whether it has an
+/// instance, healthy or not, of a version that gets new flows. Without one they do not, if they give all new
+/// flows to versions that it does not have: a version that is promoted must not take the flows of pools
+/// without it.
+pub(crate) fn is_split(weights: &VersionWeights, is_here: bool) -> bool {
     let elsewhere = weights.values().any(|weight| *weight > 0);
     !weights.is_empty() && (!elsewhere || is_here)
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::rollouts::{Author, Holder, MAX_ROLLOUTS, Rollout};
 use super::{Record, Registration, RegistryError, State};
 use crate::model::{Deployment, Module};
+use crate::policy::promotion::Promotion;
 
 /// The deployments of one call.
 pub type Deployments = BTreeSet<Deployment>;
@@ -155,7 +156,8 @@ impl State {
             if self.rollouts.own.len() >= MAX_ROLLOUTS {
                 self.forget_absent_rollout(author);
             }
-            let copy = Rollout { requested: true, ..self.rollouts.fleet.clone() };
+            let promotion = self.promotion_of(deployment).cloned();
+            let copy = Rollout { promotion, requested: true, ..self.rollouts.fleet.clone() };
             self.rollouts.own.insert(deployment.clone(), copy);
             self.leave_promotion_to_others();
         }
@@ -164,13 +166,30 @@ impl State {
         rollout
     }
 
+    /// The promotion that a deployment is subject to: its own, or the common one if it has its version.
+    pub fn promotion_of(&self, deployment: &Deployment) -> Option<&Promotion> {
+        let promotion = self.rollouts.of(deployment).promotion.as_ref()?;
+        let is_own = self.rollouts.own.contains_key(deployment);
+        // After a start, instances have yet to register again.
+        let has_version =
+            || self.awaited.is_some() || self.instances_of(deployment, promotion.version()).next().is_some();
+        (is_own || has_version()).then_some(promotion)
+    }
+
     /// Ends the common promotion if the last deployment that has its version goes on by itself: the others
     /// would be rolled back for want of an instance.
-    fn leave_promotion_to_others(&mut self) {
+    pub(super) fn leave_promotion_to_others(&mut self) {
         let Some(promotion) = &self.rollouts.fleet.promotion else { return };
-        if self.members_of(Holder::Others, promotion.version()).next().is_none() {
-            self.rollouts.fleet.promotion = None;
+        let version = promotion.version().to_owned();
+        let mut having = self.modules.values().map(|record| &record.registration.module);
+        let is_elsewhere = having.any(|module| module.version == version);
+        let others_have = self.members_of(Holder::Others, &version).next().is_some();
+        if self.awaited.is_some() || others_have || !is_elsewhere {
+            return;
         }
+        self.rollouts.fleet.promotion = None;
+        let why = "no deployment without a split of its own has an instance of it";
+        self.rollouts.fleet.last_promotion = Some(format!("{version} was stopped: {why}"));
     }
 
     /// Forgets a rollout that is as if none had been set.

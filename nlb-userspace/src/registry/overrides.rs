@@ -47,5 +47,6 @@ impl State {
         for instance_id in gone {
             self.forget_overrides(&instance_id);
         }
+        self.leave_promotion_to_others();
     }
 }

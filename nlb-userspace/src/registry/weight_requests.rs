@@ -84,7 +84,7 @@ impl State {
         if weights.iter().all(|(version, weight)| shares.get(version) == Some(weight)) {
             return Ok(false);
         }
-        if let Some(running) = &self.rollouts.of(deployment).promotion {
+        if let Some(running) = self.promotion_of(deployment) {
             return Err(RegistryError::Promoting {
                 version: running.version().to_owned(),
                 percent: running.percent(),

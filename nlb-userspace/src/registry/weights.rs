@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::info;
 
+use crate::compile::is_split;
 use crate::model::{DEFAULT_WEIGHT, Deployment, VersionWeights};
 
 use super::deployments::{in_each, names};
@@ -114,7 +115,7 @@ impl State {
     }
 
     /// The registered versions of a deployment, and how its new flows are shared among them. While no version
-    /// has a weight, the shares follow from the weights of instances.
+    /// has a weight, or none that gets new flows is here, the shares follow from the weights of instances.
     pub fn version_shares(&self, deployment: &Deployment) -> BTreeMap<String, u32> {
         let shares =
             self.shares_under(&self.rollouts.of(deployment).version_weights, Holder::One(deployment));
@@ -123,15 +124,14 @@ impl State {
 
     /// The shares that would follow from these weights of versions.
     pub(super) fn shares_under(&self, weights: &VersionWeights, holder: Holder) -> BTreeMap<&str, u32> {
+        let modules = || self.members(holder).map(|(_, record)| &record.registration.module);
+        let weight = |version: &str| weights.get(version).copied().unwrap_or(DEFAULT_WEIGHT);
+        let is_here = modules().any(|module| weight(&module.version) > 0);
+        let is_split = is_split(weights, is_here);
         let mut shares = BTreeMap::<&str, u32>::new();
-        for (_, record) in self.members(holder) {
-            let module = &record.registration.module;
+        for module in modules() {
             let share = shares.entry(&module.version).or_default();
-            *share = match weights.get(&module.version) {
-                Some(weight) => *weight,
-                None if weights.is_empty() => share.saturating_add(module.weight),
-                None => DEFAULT_WEIGHT,
-            };
+            *share = if is_split { weight(&module.version) } else { share.saturating_add(module.weight) };
         }
         shares
     }

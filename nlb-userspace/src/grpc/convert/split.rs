@@ -12,7 +12,7 @@ use crate::registry::State;
 pub(crate) fn render(state: &State, deployment: &Deployment) -> Option<BlueGreenConfig> {
     let shares = state.version_shares(deployment);
     let rollout = state.rollouts.of(deployment);
-    let promoted = rollout.promotion.as_ref().map(|promotion| promotion.version());
+    let promoted = state.promotion_of(deployment).map(|promotion| promotion.version());
     let mut ranked: Vec<(&str, u32)> =
         shares.iter().map(|(version, share)| (version.as_str(), *share)).collect();
     ranked.sort_by_key(|(_, share)| std::cmp::Reverse(*share));

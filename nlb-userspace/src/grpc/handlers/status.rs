@@ -157,7 +157,10 @@ fn promotions(state: &State) -> Option<String> {
     let all: Vec<_> = present.chain(absent).chain(fleet).collect();
     let alone = all.len() == 1;
     let texts = all.into_iter().filter_map(|(deployment, rollout)| {
-        let under_way = rollout.promotion.as_ref();
+        let under_way = match deployment {
+            Some(deployment) => state.promotion_of(deployment),
+            None => rollout.promotion.as_ref(),
+        };
         let text = under_way.map(|p| format!("{} has {} % of new flows", p.version(), p.percent()));
         let text = text.or_else(|| rollout.last_promotion.clone())?;
         Some(match deployment {

@@ -34,14 +34,28 @@ fn add(registry: &Registry, deployment: &Deployment, instance_id: &str, version:
     registry.admit(of(deployment, instance_id, version), Now::read()).unwrap();
 }
 
-/// ALBs and DBLBs of v1 and v2, with one instance each.
-fn fleet(persisted: PersistedState) -> Registry {
+fn restored(persisted: PersistedState) -> Registry {
     let settings = Settings { max_modules: 1000, max_routes: 1000, ..settings() };
-    let registry = Registry::restore(settings, persisted, Now::read()).unwrap();
+    Registry::restore(settings, persisted, Now::read()).unwrap()
+}
+
+/// Ends the wait for registrations after a start.
+fn end_waiting(registry: &Registry) {
+    let ended = registry.change(Commit::Apply, |state| {
+        state.end_waiting();
+        Ok(())
+    });
+    ended.unwrap();
+}
+
+/// ALBs and DBLBs of v1 and v2, with one instance each, that have registered since the start.
+fn fleet(persisted: PersistedState) -> Registry {
+    let registry = restored(persisted);
     for version in ["v1", "v2"] {
         add(&registry, &alb(), &format!("alb-{version}"), version);
         add(&registry, &dblb(), &format!("dblb-{version}"), version);
     }
+    end_waiting(&registry);
     registry
 }
 
@@ -265,8 +279,76 @@ fn the_common_promotion_ends_with_the_last_deployment_that_has_its_version() {
     roll_back(&registry, &albs()).unwrap();
     registry.follow_promotions(&Traffic::default(), Now::read());
     let state = registry.snapshot();
-    assert!(state.rollouts.fleet.promotion.is_none() && state.rollouts.fleet.last_promotion.is_none());
+    assert!(state.rollouts.fleet.promotion.is_none());
+    assert_eq!(
+        state.rollouts.fleet.last_promotion.as_deref(),
+        Some("v2 was stopped: no deployment without a split of its own has an instance of it")
+    );
     assert_eq!(weights(&registry, &dblb()), before, "a rollback of the ALBs moves no flow of the DBLBs");
+}
+
+/// All flows went to v2 of the fleet, and the DBLBs have v1 only: the data path does not split them.
+#[test]
+fn shares_and_rollbacks_are_those_of_the_data_path() {
+    let fleet_rollout = PersistedRollout {
+        version_weights: [("v1".to_owned(), 0), ("v2".to_owned(), 100)].into(),
+        former_splits: vec![Split {
+            weights: [("v1".to_owned(), 0), ("v2".to_owned(), 10)].into(),
+            since: None,
+        }],
+        ..PersistedRollout::default()
+    };
+    let registry = restored(PersistedState { fleet_rollout, ..PersistedState::default() });
+    add(&registry, &alb(), "alb-v1", "v1");
+    add(&registry, &alb(), "alb-v2", "v2");
+    add(&registry, &dblb(), "dblb-v1", "v1");
+    let state = registry.snapshot();
+    assert_eq!(state.version_shares(&alb()), [("v1".into(), 0), ("v2".into(), 100)].into());
+    assert_eq!(state.version_shares(&dblb()), [("v1".into(), 100)].into());
+    assert_eq!((state.active_version(&alb()), state.active_version(&dblb())), (Some("v2"), Some("v1")));
+    let rolled = registry.roll_back(&dblbs(), "", Commit::Apply).unwrap();
+    assert_eq!(rolled.moved[&dblb()].current, "v1");
+    assert_eq!(registry.snapshot().active_version(&dblb()), Some("v1"));
+}
+
+#[test]
+fn the_common_promotion_blocks_no_deployment_without_its_version() {
+    let registry = restored(before_deployments());
+    add(&registry, &alb(), "alb-v2", "v2");
+    for version in ["v1", "v3"] {
+        add(&registry, &dblb(), &format!("dblb-{version}"), version);
+    }
+    let promote = || {
+        let pace = Pace::Steps(10);
+        registry.promote(&dblbs(), "v3", pace, &Traffic::default(), Commit::Apply, Now::read())
+    };
+    assert!(matches!(promote(), Err(RegistryError::Promoting { .. })), "DBLBs of v2 may register again");
+    end_waiting(&registry);
+    let epoch = registry.snapshot().record("dblb-v1").unwrap().epoch;
+    let split = WeightRequest::Split([("v1".to_owned(), 10), ("v3".to_owned(), 90)].into());
+    registry.apply_weight_request("dblb-v1", epoch, &split, Now::read());
+    assert_eq!(weights(&registry, &dblb())["v3"], 90, "a module's request is not blocked either");
+    promote().unwrap();
+    let state = registry.snapshot();
+    assert_eq!(state.promotion_of(&dblb()).unwrap().version(), "v3");
+    assert_eq!(state.promotion_of(&alb()).unwrap().version(), "v2");
+}
+
+#[test]
+fn the_common_promotion_awaits_its_instances_after_a_start() {
+    let registry = restored(before_deployments());
+    add(&registry, &alb(), "alb-v1", "v1");
+    weigh(&registry, &albs(), "v1", 7);
+    assert!(registry.snapshot().rollouts.fleet.promotion.is_some(), "the DBLBs of v2 have yet to register");
+    add(&registry, &dblb(), "dblb-v2", "v2");
+    registry.follow_promotions(&Traffic::default(), Now::read());
+    let state = registry.snapshot();
+    assert_eq!(state.promotion_of(&dblb()).unwrap().version(), "v2");
+    registry.remove("dblb-v2", state.record("dblb-v2").unwrap().epoch);
+    add(&registry, &alb(), "alb-v2", "v2");
+    end_waiting(&registry);
+    let fleet = registry.snapshot().rollouts.fleet.clone();
+    assert!(fleet.promotion.is_none() && fleet.last_promotion.unwrap().starts_with("v2 was stopped"));
 }
 
 #[test]
