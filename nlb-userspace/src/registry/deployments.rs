@@ -132,6 +132,10 @@ impl State {
         }
     }
 
+    pub fn knows_deployment(&self, deployment: &Deployment) -> bool {
+        self.known_deployments().contains(deployment)
+    }
+
     /// The deployments that have instances, or a rollout from when they had some.
     fn known_deployments(&self) -> Deployments {
         let mut known = self.deployments();

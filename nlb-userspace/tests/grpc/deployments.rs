@@ -246,3 +246,51 @@ async fn instances_name_their_deployment_in_metadata() {
     assert!(error.message.contains("deployment orders has instances of type ALB"), "{}", error.message);
     assert_eq!(nlb.listed("bad").await, None);
 }
+
+/// An NLB with ALBs of v1 and v2 and DBLBs of v1, all of which have former splits, as a module of another
+/// one.
+async fn with_child() -> (Nlb, Nlb) {
+    let (mut parent, mut child) = (Nlb::start().await, Nlb::start().await);
+    let alb = |id: &str, host, version: &str| without_control(of_type(ModuleType::Alb, id, host, version));
+    child.add(alb("alb-1", 1, "v1")).await;
+    child.add(alb("alb-2", 2, "v2")).await;
+    child.add(without_control(of_type(ModuleType::Dblb, "dblb-1", 3, "v1"))).await;
+    for deployment in ["ALB", "DBLB"] {
+        let weigh = SetTrafficWeightRequest { version: "v1".into(), weight: 80, ..Default::default() };
+        let answer = child.front.set_traffic_weight(naming(deployment, weigh)).await.unwrap().into_inner();
+        assert!(answer.success, "{}", answer.message);
+    }
+    let mut request = of_type(ModuleType::Nlb, "child", 1, "v2");
+    let instance = request.instance.as_mut().unwrap();
+    instance.metadata.insert("data_address".into(), "10.0.0.1".into());
+    instance.address = child.address.to_string();
+    parent.add(request).await;
+    (parent, child)
+}
+
+#[tokio::test]
+async fn a_promotion_is_undone_in_the_deployment_of_an_nlb_that_it_changed() {
+    for deployment in ["", "NLB", "all"] {
+        let (mut parent, mut child) = with_child().await;
+        parent.add_fake_as(of_type(ModuleType::Nlb, "other", 2, "v2"), Fake::REFUSES).await;
+        let answer = parent.promote_in(deployment, at_once("")).await;
+        let details = answer.error.expect("one refuses").details;
+        assert!(details.keys().eq(["other"]), "{deployment:?}: {details:?}");
+        assert_eq!(child.shares_in("ALB").await, (80, 100), "{deployment:?}");
+        let status = child.front.get_status(GetStatusRequest::default()).await.unwrap().into_inner();
+        assert_eq!(status.details.get("promotion"), None);
+    }
+}
+
+#[tokio::test]
+async fn an_nlb_that_does_not_know_the_deployment_goes_by_the_version() {
+    let (mut parent, mut child) = with_child().await;
+    let answer = parent.promote_in("NLB", at_once("")).await;
+    assert!(answer.success, "{}", answer.message);
+    assert_eq!(child.shares_in("ALB").await, (0, 100));
+    let unknown = text(child.promote_in("NLB", at_once("")).await.error);
+    assert!(
+        unknown.contains("there is no deployment \"NLB\""),
+        "a caller of its own gave the name: {unknown}"
+    );
+}

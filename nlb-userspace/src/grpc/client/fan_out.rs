@@ -98,7 +98,7 @@ impl Peers {
             .into_iter()
             .map(|Participant { peer, call, undo, consent }| ((peer.clone(), call), (peer, undo, consent)))
             .unzip();
-        let outcomes = self.ask_all(calls, ANSWER_TIMEOUT).await;
+        let outcomes = self.doing().ask_all(calls, ANSWER_TIMEOUT).await;
         let mut undo = Vec::new();
         let (mut failures, mut overridden) = (Vec::new(), Vec::new());
         for ((instance_id, outcome), (peer, back, consent)) in outcomes.into_iter().zip(then) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::metadata::{Ascii, Binary, MetadataValue};
 use tonic::transport::{self, Channel};
 use tonic::{Code, Request, Status};
 use tracing::debug;
@@ -28,6 +28,11 @@ pub(crate) use outcome::{Outcome, describe};
 /// Marks a call as passed on. An NLB that is registered as a module does not pass it on again, which could
 /// loop.
 const PASSED_ON: &str = "nlb-passed-on";
+
+/// On a call that undoes another one: the version that the other one named. What a module that is an NLB
+/// undoes is in the deployments that the version stood for there. In bytes, because a version may have any
+/// characters.
+const UNDOES: &str = "nlb-undoes-bin";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,6 +50,22 @@ pub(crate) fn is_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
 }
 
+/// How another NLB passed a call on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassedOn {
+    /// The version that the call names that this one undoes, if it undoes one.
+    pub undoes: Option<String>,
+}
+
+/// How a call was passed on, if it was.
+pub(crate) fn passed_on<T>(request: &Request<T>) -> Option<PassedOn> {
+    let undoes = || {
+        let version = request.metadata().get_bin(UNDOES)?.to_bytes().ok()?;
+        String::from_utf8(version.into()).ok()
+    };
+    is_passed_on(request).then(|| PassedOn { undoes: undoes() })
+}
+
 /// An instance, and where its gRPC server listens.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -60,6 +81,8 @@ pub struct Peers {
     pub(super) changes: Arc<tokio::sync::Mutex<()>>,
     /// What calls name in metadata as their deployment.
     deployment: Option<MetadataValue<Ascii>>,
+    /// The version that calls name that undo a change.
+    undoes: Option<MetadataValue<Binary>>,
 }
 
 /// The connection to an instance.
@@ -76,6 +99,17 @@ impl Peers {
     /// too has deployments of its own.
     pub fn naming(&self, scope: &Scope) -> Peers {
         Peers { deployment: deployment::to_metadata(scope), ..self.clone() }
+    }
+
+    /// The same connections for a change of the deployments that have this version: the calls that undo it
+    /// name the version.
+    pub fn undoing(&self, version: &str) -> Peers {
+        Peers { undoes: Some(MetadataValue::from_bytes(version.as_bytes())), ..self.clone() }
+    }
+
+    /// The same connections for calls that undo nothing.
+    pub(super) fn doing(&self) -> Peers {
+        Peers { undoes: None, ..self.clone() }
     }
 
     /// Makes all calls at once. Outcomes are in the order of the calls.
@@ -147,6 +181,9 @@ impl Peers {
         request.metadata_mut().insert(PASSED_ON, MetadataValue::from_static("1"));
         if let Some(deployment) = &self.deployment {
             request.metadata_mut().insert(deployment::KEY, deployment.clone());
+        }
+        if let Some(undoes) = &self.undoes {
+            request.metadata_mut().insert_bin(UNDOES, undoes.clone());
         }
         let codec = codec::Lenient::<C, C::Answer>::default();
         Ok(client.unary(request, PathAndQuery::from_static(C::PATH), codec).await?.into_inner())

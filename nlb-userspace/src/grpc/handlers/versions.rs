@@ -11,7 +11,7 @@ use nlb_proto::{
 
 use super::control::Control;
 use crate::grpc::client::fan_out::{Consent, Participant, Unreached, message, split_by_lease};
-use crate::grpc::client::peers::Peer;
+use crate::grpc::client::peers::{PassedOn, Peer};
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::numbers::signed_32;
 use crate::grpc::convert::split;
@@ -32,7 +32,7 @@ impl Control {
         self,
         request: SetTrafficWeightRequest,
         scope: Scope,
-        passed_on: bool,
+        passed_on: Option<PassedOn>,
     ) -> Result<SetTrafficWeightResponse, CallError> {
         let weight = validate::weight("weight", request.weight)?;
         let version = validate::version("version", &request.version)?;
@@ -44,22 +44,23 @@ impl Control {
             )
             .into());
         }
-        let turn = self.peers.serialise(passed_on).await;
+        let turn = self.peers.serialise(passed_on.is_some()).await;
         let snapshot = self.registry.snapshot();
+        let meant = scope_here(&snapshot, &scope, passed_on.as_ref());
         let (deployments, instance_ids) = if of_version {
-            let deployments = snapshot.deployments_with(&scope, &version)?;
+            let deployments = snapshot.deployments_with(&meant, &version)?;
             let instance_ids = instances_of(&snapshot, &deployments, &version);
             (deployments, instance_ids)
         } else {
             let instance_id = validate::id("instance_id", &request.instance_id)?;
-            (Deployments::from([snapshot.deployment_of(&instance_id, &scope)?]), vec![instance_id])
+            (Deployments::from([snapshot.deployment_of(&instance_id, &meant)?]), vec![instance_id])
         };
         let set = |commit| match of_version {
             true => self.registry.set_version_weight(&deployments, &version, weight, commit, Now::read()),
             false => self.registry.set_instance_weight(&request.instance_id, &version, weight, commit),
         };
         set(Commit::DryRun)?;
-        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on.is_some())?;
         let former = |instance_id: &str| -> Result<u32, RegistryError> {
             let module = &snapshot.record(instance_id)?.registration.module;
             let weights = &snapshot.rollouts.of(&module.deployment).version_weights;
@@ -109,20 +110,21 @@ impl Control {
         self,
         request: PromoteVersionRequest,
         scope: Scope,
-        passed_on: bool,
+        passed_on: Option<PassedOn>,
     ) -> Result<PromoteVersionResponse, CallError> {
         let pace = pace(&request)?;
         let asked = validate::version("version", &request.version)?;
-        let turn = self.peers.serialise(passed_on).await;
+        let turn = self.peers.serialise(passed_on.is_some()).await;
         let snapshot = self.registry.snapshot();
+        let meant = scope_here(&snapshot, &scope, passed_on.as_ref());
         let Chosen { deployments, version, instance_ids } =
-            promoted(&snapshot, &scope, &request.instance_id, asked)?;
+            promoted(&snapshot, &meant, &request.instance_id, asked, undone(passed_on.as_ref()))?;
         let promote = |commit| {
             let traffic = self.traffic.borrow().clone();
             self.registry.promote(&deployments, &version, pace, &traffic, commit, Now::read())
         };
         promote(Commit::DryRun)?;
-        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on.is_some())?;
         let promotion_rate = match pace {
             Pace::Steps(rate) => signed_32(rate),
             Pace::AtOnce => request.promotion_rate,
@@ -132,7 +134,8 @@ impl Control {
         let participant =
             |peer| Participant { peer, call: call.clone(), undo: undo.clone(), consent: Consent::Required };
         let participants = peers.into_iter().map(participant).collect();
-        let agreement = self.peers.naming(&scope).agree(participants, unreached).await?;
+        let peers = self.peers.naming(&scope).undoing(&version);
+        let agreement = peers.agree(participants, unreached).await?;
         let (promoted, missed) = agreement.commit(|| promote(Commit::Apply)).await?;
         drop(turn);
         self.settled(promoted.revision).await?;
@@ -162,16 +165,23 @@ impl Control {
         self,
         request: RollbackRequest,
         scope: Scope,
-        passed_on: bool,
+        passed_on: Option<PassedOn>,
     ) -> Result<RollbackResponse, CallError> {
         let target = validate::version("target_version", &request.target_version)?;
-        let turn = self.peers.serialise(passed_on).await;
+        let turn = self.peers.serialise(passed_on.is_some()).await;
         let snapshot = self.registry.snapshot();
+        let meant = scope_here(&snapshot, &scope, passed_on.as_ref());
         let (deployments, instance_ids) = match request.instance_id.as_str() {
-            "" => (snapshot.deployments_to_roll_back(&scope, &target)?, None),
+            "" => {
+                let deployments = match undone(passed_on.as_ref()) {
+                    Some(version) => snapshot.deployments_with(&meant, version)?,
+                    None => snapshot.deployments_to_roll_back(&meant, &target)?,
+                };
+                (deployments, None)
+            }
             id => {
                 let instance_id = validate::id("instance_id", id)?;
-                (Deployments::from([snapshot.deployment_of(&instance_id, &scope)?]), Some(vec![instance_id]))
+                (Deployments::from([snapshot.deployment_of(&instance_id, &meant)?]), Some(vec![instance_id]))
             }
         };
         let back = |commit| self.registry.roll_back(&deployments, &target, commit);
@@ -189,7 +199,7 @@ impl Control {
             instance_ids.dedup();
             instance_ids
         });
-        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on)?;
+        let (peers, unreached) = reachable_peers(&snapshot, &instance_ids, passed_on.is_some())?;
         let participant = |peer: Peer| {
             let module = &snapshot.record(&peer.instance_id)?.registration.module;
             let Moved { previous, current } = &planned[&module.deployment];
@@ -206,7 +216,12 @@ impl Control {
             Ok(Participant { peer, call, undo, consent })
         };
         let participants = peers.into_iter().map(participant).collect::<Result<_, RegistryError>>()?;
-        let agreement = self.peers.naming(&scope).agree(participants, unreached).await?;
+        let to: BTreeSet<&String> = planned.values().map(|moved| &moved.current).collect();
+        let peers = self.peers.naming(&scope);
+        // Of several versions none stands for all deployments.
+        let peers =
+            if let (1, Some(version)) = (to.len(), to.first()) { peers.undoing(version) } else { peers };
+        let agreement = peers.agree(participants, unreached).await?;
         let (rolled, missed) = agreement.commit(|| back(Commit::Apply)).await?;
         drop(turn);
         self.settled(rolled.revision).await?;
@@ -247,6 +262,20 @@ fn instances_of(state: &State, deployments: &Deployments, version: &str) -> Vec<
     instance_ids.map(str::to_owned).collect()
 }
 
+/// The deployments that a call means. One that another NLB passed on names a deployment there, which counts
+/// only if there is one of that name here.
+fn scope_here(state: &State, scope: &Scope, passed_on: Option<&PassedOn>) -> Scope {
+    match scope {
+        Scope::One(name) if passed_on.is_some() && !state.knows_deployment(name) => Scope::Implied,
+        known => known.clone(),
+    }
+}
+
+/// The version of the call that this one undoes, if it undoes one.
+fn undone(passed_on: Option<&PassedOn>) -> Option<&str> {
+    passed_on?.undoes.as_deref()
+}
+
 /// The participants. A call that another NLB passed on has none here.
 fn reachable_peers(
     state: &State,
@@ -279,14 +308,21 @@ struct Chosen {
 }
 
 /// An instance_id in the request stands for its version and deployment, and only that instance takes part.
-fn promoted(state: &State, scope: &Scope, instance_id: &str, version: String) -> Result<Chosen, CallError> {
+/// The call may undo one for the deployments that have the version `undone`.
+fn promoted(
+    state: &State,
+    scope: &Scope,
+    instance_id: &str,
+    version: String,
+    undone: Option<&str>,
+) -> Result<Chosen, CallError> {
     if instance_id.is_empty() {
         if version.is_empty() {
             return Err(
                 FieldViolation::new("version", "and instance_id are both empty; name a version").into()
             );
         }
-        let deployments = state.deployments_with(scope, &version)?;
+        let deployments = state.deployments_with(scope, undone.unwrap_or(&version))?;
         let instance_ids = instances_of(state, &deployments, &version);
         return Ok(Chosen { deployments, version, instance_ids });
     }

@@ -5,7 +5,7 @@ use nlb_proto::*;
 use tonic::{Request, Response, Status};
 
 use super::to_the_end;
-use crate::grpc::client::peers::is_passed_on;
+use crate::grpc::client::peers::{is_passed_on, passed_on};
 use crate::grpc::convert::deployment;
 use crate::grpc::convert::error::{CallError, answer};
 use crate::grpc::handlers::control::Control;
@@ -98,7 +98,7 @@ impl ModuleService for Control {
         &self,
         request: Request<SetTrafficWeightRequest>,
     ) -> Answer<SetTrafficWeightResponse> {
-        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let (passed_on, scope) = (passed_on(&request), deployment::named(&request)?);
         let weighed = self.clone().set_weight(request.into_inner(), scope, passed_on);
         answer(to_the_end(weighed).await, refused!(SetTrafficWeightResponse))
     }
@@ -112,7 +112,7 @@ impl ModuleService for Control {
     }
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Answer<RollbackResponse> {
-        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let (passed_on, scope) = (passed_on(&request), deployment::named(&request)?);
         let rolled_back = self.clone().roll_back(request.into_inner(), scope, passed_on);
         answer(to_the_end(rolled_back).await, refused!(RollbackResponse))
     }
@@ -121,7 +121,7 @@ impl ModuleService for Control {
         &self,
         request: Request<PromoteVersionRequest>,
     ) -> Answer<PromoteVersionResponse> {
-        let (passed_on, scope) = (is_passed_on(&request), deployment::named(&request)?);
+        let (passed_on, scope) = (passed_on(&request), deployment::named(&request)?);
         let promoted = self.clone().promote(request.into_inner(), scope, passed_on);
         answer(to_the_end(promoted).await, refused!(PromoteVersionResponse))
     }
