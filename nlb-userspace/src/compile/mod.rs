@@ -13,6 +13,7 @@ pub(crate) mod ids;
 mod limits;
 pub(crate) mod maglev;
 mod pools;
+mod room;
 mod rows;
 mod shares;
 
@@ -202,8 +203,14 @@ impl MapImage {
         self
     }
 
-    /// The backend that the data path would select for a new flow.
+    /// The backend in the Maglev slot of a new flow, which it goes to unless the backend's instance is full.
     pub fn choose(&self, flow: &FlowTuple) -> Option<&Backend> {
+        let (pool, hash) = self.pool_and_hash(flow)?;
+        self.backend_at(pool, nlb_common::maglev::slot(hash))
+    }
+
+    /// The first pool of a new flow, and the flow's hash.
+    fn pool_and_hash(&self, flow: &FlowTuple) -> Option<(u16, u64)> {
         let address = self.rows.addresses.get(&flow.vip)?;
         let key = abi::ServiceEntry::key(address.id, Be16::new(flow.port), flow.l4);
         let any_port = match flow.l4 {
@@ -220,7 +227,12 @@ impl MapImage {
             Be16::new(flow.port),
             flow.l4 as u8,
         );
-        let id = self.rows.pools.get(&pool)?[nlb_common::maglev::slot(hash) as usize];
+        Some((pool, hash))
+    }
+
+    /// The backend at a place of a pool's table.
+    fn backend_at(&self, pool: u16, place: u32) -> Option<&Backend> {
+        let id = *self.rows.pools.get(&pool)?.get(place as usize)?;
         self.backend_ids.key(id).map(Arc::as_ref)
     }
 

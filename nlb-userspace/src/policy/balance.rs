@@ -14,7 +14,8 @@ use crate::model::{Deployment, MAX_WEIGHT, ModuleType};
 pub struct Load {
     pub instance_id: String,
     pub group: Group,
-    /// The requested weight; half of it for a DEGRADED instance, 0 if the instance should take no flows.
+    /// The requested weight; half of it for a DEGRADED instance, 0 if the instance should take no flows, or
+    /// is at its limit and can take none.
     pub capacity: f64,
     pub active_flows: f64,
     pub new_flows_per_second: f64,

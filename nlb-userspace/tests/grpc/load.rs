@@ -221,3 +221,22 @@ async fn malformed_requests_are_refused_and_change_nothing() {
     let known = nlb.modules.rebalance_load(rebalance("fastest")).await.unwrap_err();
     assert!(known.message().contains("least_connections, weight, equal, load"), "{}", known.message());
 }
+
+/// A full instance has few flows per weight because of its limit, and a greater weight would give it none.
+#[tokio::test]
+async fn a_full_instance_is_left_alone() {
+    let mut nlb = fleet(&[("b", 40), ("c", 40)]).await;
+    let mut small = registration_at("a", 3, "v1");
+    small.instance.as_mut().unwrap().max_connections = 5;
+    nlb.add(small).await;
+    nlb.traffic.send_replace(flows(&[("a", 5), ("b", 40), ("c", 40)]));
+    let distribution = nlb.distribution(GetLoadDistributionRequest::default()).await;
+    assert_eq!(distribution.balance_score, 1.0);
+    let forced = RebalanceLoadRequest { force: true, ..rebalance("") };
+    let answer = nlb.rebalance(forced.clone()).await;
+    assert!(answer.message.ends_with("; 1 take no new flows and were left alone"), "{}", answer.message);
+    assert_eq!(nlb.weights().await, [100, 100, 100]);
+    nlb.traffic.send_replace(flows(&[("a", 4), ("b", 40), ("c", 40)]));
+    nlb.rebalance(forced).await;
+    assert!(nlb.weights().await[0] > 100, "it has room");
+}

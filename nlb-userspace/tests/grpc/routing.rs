@@ -1,8 +1,12 @@
 //! Changing routes, listing them, and asking for their effect.
 
+use std::sync::Arc;
+
+use nlb::model::traffic::{Counts, Traffic};
 use nlb_proto::*;
 
 use super::fleet::{registration, registration_at, route, without_control};
+use super::metrics::backend;
 use super::nlb::Nlb;
 
 fn update(routes: Vec<Route>) -> UpdateRoutingRequest {
@@ -275,4 +279,37 @@ async fn a_route_is_validated_against_who_could_serve_it() {
     let answer = nlb.modules.validate_route(validate(domain)).await.unwrap().into_inner();
     assert!(!answer.valid);
     assert!(answer.validation_errors[0].starts_with("route.destination_pattern"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_flow_goes_past_full_instances() {
+    let mut nlb = Nlb::start().await;
+    for (host, (instance_id, priority)) in (1..).zip([("a", 9), ("b", 9), ("c", 1)]) {
+        let mut request = without_control(registration_at(instance_id, host, "v1"));
+        request.instance.as_mut().unwrap().max_connections = 5;
+        request.initial_routes[0].priority = priority;
+        nlb.add(request).await;
+    }
+    let flows = |of: &[(&str, u64)]| {
+        let backends = of.iter().map(|(id, active_flows)| {
+            (backend(id, 80), Counts { active_flows: *active_flows, ..Default::default() })
+        });
+        Arc::new(Traffic { backends: backends.collect(), ..Default::default() })
+    };
+    for (counted, expected) in [
+        (&[("a", 5), ("b", 4)][..], "b"),
+        (&[("a", 4), ("b", 5)], "a"),
+        (&[("a", 5), ("b", 5), ("c", 4)], "c"),
+    ] {
+        nlb.traffic.send_replace(flows(counted));
+        for port in ["1", "2", "3", "4"] {
+            let routed = nlb.routed(route("?"), &[("source_port", port)]).await;
+            assert_eq!(routed.target_instance_id, expected, "port {port}");
+        }
+    }
+    nlb.traffic.send_replace(flows(&[("a", 5), ("b", 5), ("c", 6)]));
+    let refused = nlb.routed(route("?"), &[]).await;
+    let error = refused.error.expect("a refusal");
+    assert!(!refused.routed && error.code() == StatusCode::Unavailable, "{}", error.message);
+    assert!(error.message.starts_with("all instances are at their max_connections"), "{}", error.message);
 }

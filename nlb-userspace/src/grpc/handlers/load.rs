@@ -1,6 +1,6 @@
 //! GetLoadDistribution: the load of every instance, and how even the loads are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use nlb_proto::{GetLoadDistributionRequest, GetLoadDistributionResponse, LoadInfo, ModuleType};
@@ -10,6 +10,7 @@ use super::registration::by_instance;
 use crate::grpc::convert::error::CallError;
 use crate::grpc::convert::{enums, validate};
 use crate::model::Health;
+use crate::model::traffic::Traffic;
 use crate::policy::balance::{self, Load, Vitals};
 use crate::registry::{Record, State};
 use crate::telemetry::metrics::catalogue::{
@@ -45,7 +46,9 @@ impl Control {
 
     /// The current load of the selected instances.
     pub fn loads(&self, state: &State, wanted: impl Fn(&Record) -> bool) -> Vec<Load> {
-        let counts = by_instance(&self.traffic.borrow());
+        let traffic = self.traffic.borrow().clone();
+        let counts = by_instance(&traffic);
+        let full = full_instances(state, &traffic);
         let view = self.metrics.view();
         let records: BTreeMap<_, _> = state.modules.iter().filter(|(_, record)| wanted(record)).collect();
         let load = |(id, record): (&String, &std::sync::Arc<Record>)| {
@@ -53,6 +56,7 @@ impl Control {
             let is_split = !state.rollouts.of(&module.deployment).version_weights.is_empty();
             let release = is_split.then(|| (module.deployment.clone(), module.version.clone()));
             let capacity = match record.health() {
+                _ if full.contains(id.as_str()) => 0.0,
                 Health::Healthy => f64::from(record.asked_weight),
                 Health::Degraded => f64::from(record.asked_weight) / 2.0,
                 Health::Starting | Health::Unhealthy | Health::Stopping => 0.0,
@@ -74,6 +78,16 @@ impl Control {
         };
         records.into_iter().map(load).collect()
     }
+}
+
+/// The instances that have as many active flows as they may have. The data path counts exactly, and these
+/// counts are of the last second.
+pub(super) fn full_instances<'a>(state: &'a State, traffic: &Traffic) -> BTreeSet<&'a str> {
+    let modules = state.modules.iter().map(|(id, record)| (id.as_str(), &record.registration.module));
+    let limited = modules.filter(|(_, module)| module.max_connections > 0);
+    let full =
+        limited.filter(|(id, module)| traffic.instance(id).active_flows >= u64::from(module.max_connections));
+    full.map(|(id, _)| id).collect()
 }
 
 /// New flows per second over the last `time`, as far as the history reaches.

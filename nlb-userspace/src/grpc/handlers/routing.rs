@@ -10,6 +10,7 @@ use nlb_proto::{
 };
 
 use super::control::Control;
+use super::load::full_instances;
 use crate::compile::{FlowTuple, MapImage};
 use crate::grpc::client::fan_out::peer;
 use crate::grpc::client::peers::{ANSWER_TIMEOUT, Outcome};
@@ -166,11 +167,14 @@ impl Control {
         let context = validate::text_map("context", request.context)?;
         let flows = self.flows(message, &context)?;
         let image = self.applied.borrow().image.clone();
-        let chosen = flows.iter().find_map(|flow| Some((*flow, image.choose(flow)?)));
+        let snapshot = self.registry.snapshot();
+        let traffic = self.traffic.borrow().clone();
+        let full = full_instances(&snapshot, &traffic);
+        let has_room = |backend: &Backend| !full.contains(backend.instance_id.as_str());
+        let chosen = flows.iter().find_map(|flow| Some((*flow, image.choose_with_room(flow, has_room)?)));
         let Some((flow, backend)) = chosen else {
             return Ok(not_routed(&flows, &image));
         };
-        let snapshot = self.registry.snapshot();
         let record = snapshot.record(&backend.instance_id)?;
         let port =
             if backend.port == 0 || backend.mode != ForwardMode::Nat { flow.port } else { backend.port };
@@ -266,11 +270,15 @@ impl Control {
 /// Why the data path forwards none of these flows.
 fn not_routed(flows: &[FlowTuple], image: &MapImage) -> RouteRequestResponse {
     let served = flows.iter().find(|flow| image.serves(flow.vip, flow.port, flow.l4));
-    let (code, problem) = match served {
-        Some(_) => (StatusCode::Unavailable, "no backend takes"),
-        None => (StatusCode::NotFound, "no service matches"),
+    let full = flows.iter().find(|flow| image.choose(flow).is_some());
+    let (code, problem) = match (full, served) {
+        (Some(_), _) => {
+            (StatusCode::Unavailable, "all instances are at their max_connections, and none takes")
+        }
+        (None, Some(_)) => (StatusCode::Unavailable, "no backend takes"),
+        (None, None) => (StatusCode::NotFound, "no service matches"),
     };
-    let Some(flow) = served.or(flows.first()) else { return RouteRequestResponse::default() };
+    let Some(flow) = full.or(served).or(flows.first()) else { return RouteRequestResponse::default() };
     let message =
         format!("{problem} a new {} flow from {} to {} port {}", flow.l4, flow.client, flow.vip, flow.port);
     let occurred_at = Some(std::time::SystemTime::now().into());
