@@ -410,6 +410,26 @@ fn requests_of_modules_displace_no_operators_split() {
 }
 
 #[test]
+fn a_request_of_a_module_displaces_nothing_where_operators_set_all_splits() {
+    let set =
+        PersistedRollout { version_weights: [("v1".to_owned(), 5)].into(), ..PersistedRollout::default() };
+    let names = (0..MAX_ROLLOUTS).map(|n| Deployment::named(format!("d{n}")));
+    let rollouts = names.map(|name| (name, set.clone())).collect();
+    let registry = fleet(PersistedState { rollouts, ..PersistedState::default() });
+    let epoch = registry.snapshot().record("alb-v1").unwrap().epoch;
+    let split = WeightRequest::Split([("v1".to_owned(), 10), ("v2".to_owned(), 90)].into());
+    registry.apply_weight_request("alb-v1", epoch, &split, Now::read());
+    assert_eq!(shares(&registry, &alb()), (10, 90));
+    assert_eq!(registry.snapshot().rollouts.own.len(), MAX_ROLLOUTS + 1);
+    weigh(&registry, &dblbs(), "v1", 5);
+    assert_eq!(
+        registry.snapshot().rollouts.own.len(),
+        MAX_ROLLOUTS + 1,
+        "an operator's displaces the oldest"
+    );
+}
+
+#[test]
 fn names_of_modules_do_not_fill_the_memory() {
     let registry = start();
     weigh(&registry, &albs(), "v1", 5);
