@@ -34,6 +34,7 @@ mod same_host;
 mod scaling;
 mod shares;
 mod stacked;
+mod standby;
 mod taps;
 mod upcalls;
 mod uplinks;
