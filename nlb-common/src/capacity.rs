@@ -5,6 +5,7 @@
 //! it off the count; so each flow is taken off once.
 
 use crate::atomic::Word;
+use crate::flow::{Entry, State};
 
 /// The count and its limit: a cache line of its own, because all CPUs change it.
 #[repr(C, align(64))]
@@ -94,6 +95,18 @@ impl Capacity {
     #[inline(always)]
     pub fn add_existing(&self) -> bool {
         self.change(|count| Some(count.with_one_more()))
+    }
+
+    /// Marks a recorded flow that was added as counted, and returns its new state. If another CPU changes its
+    /// entry, the flow is taken off again.
+    #[inline(always)]
+    pub fn mark(&self, entry: &Entry, state: State) -> Option<State> {
+        let counted = state.with_counted(true);
+        if entry.replace(state, counted) {
+            return Some(counted);
+        }
+        self.remove();
+        None
     }
 
     /// Takes a flow off.

@@ -19,6 +19,9 @@ const SLOT_LINES: u32 = SLOTS.div_ceil(SLOTS_PER_LINE);
 /// The most members that are listed behind the slots. A flow tries all of them.
 pub const MEMBERS: u32 = 1022;
 
+/// Further slots of a pool that a flow tries, which follow the weights, before the members in turn.
+pub const SLOTS_TRIED: u32 = 8;
+
 /// The most pools that a flow tries, one after the other.
 pub const POOLS: u32 = 8;
 

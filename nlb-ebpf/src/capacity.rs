@@ -9,10 +9,6 @@ use nlb_common::verdict::{DropReason, FULL_COUNTER, Verdict};
 
 use crate::{clock, maps};
 
-/// Slots of a pool that are tried for a backend with room, which follow its weights, before the members are
-/// tried in turn.
-const SLOTS: u32 = 8;
-
 /// The backend of a new flow, and the capacity that it counts against; 0 means none.
 pub struct Room {
     pub backend: u16,
@@ -95,13 +91,8 @@ extern "C" fn nlb_count_again(place: u32, owner: u32) -> u64 {
     if !count.add() {
         return 0;
     }
-    let counted = state.with_counted(true);
-    if entry.replace(state, counted) {
-        return counted.word();
-    }
-    // Another CPU was faster. The next packet decides.
-    count.remove();
-    state.word()
+    // If another CPU was faster, the next packet decides.
+    count.mark(entry, state).unwrap_or(state).word()
 }
 
 /// The backend in the low half, and its capacity in the high half; 0 if all are full.
@@ -141,7 +132,7 @@ extern "C" fn nlb_member_with_room(pool: u32, hash: u32, own: u32) -> u32 {
     const IN_USE: u64 = 1 << 61;
     let mut random = hash as u64;
     let mut tried = 0;
-    while tried < SLOTS {
+    while tried < maglev::SLOTS_TRIED {
         random = hash::word(random);
         let room = nlb_add_flow(pool, maglev::slot(random), own);
         if room != 0 {

@@ -110,7 +110,9 @@ fn check_source(packet: &Packet, ip: &Ip) -> Result<(), Verdict> {
 #[inline(always)]
 pub fn peek(ip: &Ip, segment: &Segment, vip: &AddressInfo) -> Option<ForwardingDecision> {
     let lookup = Lookup::new(ip, segment, vip).ok()?;
-    if let Some((_, state, backend)) = lookup.recorded() {
+    if let Some((_, state)) = lookup.bucket.find(&lookup.key)
+        && let Some(backend) = maps::backend_of(state.backend(), state.generation())
+    {
         return Some(lookup.decision(state, backend));
     }
     let service_id = maps::service_id(vip, segment.dport, segment.l4);
@@ -137,14 +139,6 @@ impl Lookup {
         let index = maps::flow_bucket(hash);
         let bucket = maps::flows(index).ok_or(Verdict::INTERNAL)?;
         Ok(Lookup { key, hash, index, bucket })
-    }
-
-    /// The index of the flow's entry in the bucket, its state, and its backend. `None` if there is no entry
-    /// or its backend is gone.
-    #[inline(always)]
-    fn recorded(&self) -> Option<(usize, State, &'static Backend)> {
-        let (way, state) = self.bucket.find(&self.key)?;
-        Some((way, state, maps::backend_of(state.backend(), state.generation())?))
     }
 
     #[inline(always)]
@@ -297,7 +291,7 @@ impl NewFlow {
     #[inline(always)]
     fn entry(&self, port: Be16, phase: u8, must: bool) -> Option<usize> {
         let state = State::forward(self.backend_id, port, self.backend.generation, phase, self.now)
-            .with_counted(self.backend.capacity != 0);
+            .with_counted(self.capacity != 0);
         let way =
             nlb_record_flow(&record::Entry { key: self.key, state, bucket: self.bucket, must: must as u32 });
         let way = (way as usize).checked_sub(1)?;

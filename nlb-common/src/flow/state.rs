@@ -147,13 +147,6 @@ impl State {
         self.at(if counted { rest | phase::COUNTED } else { rest }, self.seen())
     }
 
-    /// Whether no more packets are expected: its idle time is over, or it has closed and been silent. The
-    /// next packet of a live flow clears a forged reset.
-    #[inline(always)]
-    pub const fn has_ended(self, now: u16, idle: &IdleTimes) -> bool {
-        self.is_expired(now, idle) || self.is_closed() && self.age(now) >= MIN_TICKS
-    }
-
     /// Whether its idle time is over.
     #[inline(always)]
     pub const fn is_expired(self, now: u16, idle: &IdleTimes) -> bool {

@@ -202,7 +202,8 @@ impl Entry {
         }
         let state = State(word);
         let age = state.age(now);
-        if state.has_ended(now, idle) {
+        // The next packet of a live flow clears a forged reset, so a closed flow must also have been silent.
+        if state.is_expired(now, idle) || state.is_closed() && age >= MIN_TICKS {
             return DEAD_RANK;
         }
         let key = Key([0, 0, self.key[2].load()]);

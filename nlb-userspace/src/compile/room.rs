@@ -1,13 +1,10 @@
 //! Where a new flow goes if the instance in its Maglev slot is full: the search of the data path, for
 //! questions of operators.
 
-use nlb_common::maglev::{FALLBACK, FIRST_MEMBER, MEMBER_COUNT, POOLS, slot};
+use nlb_common::maglev::{FALLBACK, FIRST_MEMBER, MEMBER_COUNT, POOLS, SLOTS_TRIED, slot};
 
 use super::{FlowTuple, MapImage};
 use crate::model::Backend;
-
-/// Slots of a pool that are tried before its members are tried in turn, as in nlb-ebpf/src/capacity.rs.
-const SLOTS_TRIED: usize = 8;
 
 impl MapImage {
     /// The backend that the data path would select for a new flow, given which backends have room; `None` if
@@ -26,7 +23,7 @@ impl MapImage {
         let mut pool = first;
         for _ in 0..POOLS {
             let random = std::iter::successors(Some(upper), |random| Some(nlb_common::hash::word(*random)));
-            let mut slots = random.skip(1).take(SLOTS_TRIED).map(slot);
+            let mut slots = random.skip(1).take(SLOTS_TRIED as usize).map(slot);
             found = found.or_else(|| slots.find_map(|slot| roomy(pool, slot)));
             let members = u32::from(entry(pool, MEMBER_COUNT).unwrap_or(0));
             let first_member = upper as u32 & 0xffff;

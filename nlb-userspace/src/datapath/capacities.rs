@@ -73,20 +73,20 @@ impl Scan<'_> {
         let (Some(history), Some(count)) = (histories.get_mut(&id), counts.all().get(usize::from(id))) else {
             return state;
         };
-        let settled = state.with_counted(!has_ended);
-        if state.is_counted() {
-            if !has_ended {
-                history.found += 1;
-            } else if entry.replace(state, settled) {
+        if state.is_counted() && has_ended {
+            let ended = state.with_counted(false);
+            if entry.replace(state, ended) {
                 count.remove();
-                return settled;
+                return ended;
             }
-        } else if is_active && count.add_existing() {
-            if entry.replace(state, settled) {
-                history.found += 1;
-                return settled;
-            }
-            count.remove();
+        } else if state.is_counted() {
+            history.found += 1;
+        } else if is_active
+            && count.add_existing()
+            && let Some(counted) = count.mark(entry, state)
+        {
+            history.found += 1;
+            return counted;
         }
         state
     }

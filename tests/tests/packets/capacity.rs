@@ -67,9 +67,8 @@ fn takes(rig: &mut Rig, packet: &Packet) -> Result<bool> {
 
 /// The flows that count against the limit of the only instance that has one.
 fn counted(rig: &Rig) -> u32 {
-    let mut ids = rig.image().rows.capacities.keys();
-    let (Some(id), None) = (ids.next(), ids.next()) else { panic!("one instance has a limit") };
-    rig.readings().capacities.all()[usize::from(*id)].count().flows()
+    let [flows] = rig.counted()[..] else { panic!("one instance has a limit") };
+    flows
 }
 
 /// The last byte of the address that a forwarded packet goes to.
@@ -94,20 +93,10 @@ fn instances_have_no_more_flows_than_their_limit() -> Result<()> {
                 assert_eq!((counted(&rig), rig.traffic(0)?.full - before), (5, 15));
                 assert!(takes(&mut rig, &open(family, 40_002))?, "a flow that is open goes on");
                 assert_eq!(rig.traffic(0)?.total().active_flows, 5);
-                lose_flows(&mut rig)?;
+                rig.lose_flows()?;
             }
         }
     }
-    Ok(())
-}
-
-/// Empties the table behind the back of those who count: the scan sees that the count is wrong.
-fn lose_flows(rig: &mut Rig) -> Result<()> {
-    rig.forget_flows();
-    for _ in 0..5 {
-        rig.traffic(0)?;
-    }
-    assert_eq!(counted(rig), 0);
     Ok(())
 }
 
@@ -124,18 +113,18 @@ fn a_closed_connection_makes_room_at_once() -> Result<()> {
         connection.sends(&mut rig, ACK, 5001)?;
         assert_eq!(counted(&rig), 1, "the last ACK of the first changes nothing");
 
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
         let connection = Connection::open(&mut rig, family, syn(family, 40_000))?;
         connection.answers(&mut rig, RST | ACK)?;
         assert!(takes(&mut rig, &syn(family, 40_001))?, "the module has reset the connection");
 
         // The module closes first.
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
         let connection = Connection::open(&mut rig, family, syn(family, 40_000))?;
         connection.answers(&mut rig, FIN | ACK)?;
         connection.sends(&mut rig, FIN | ACK, 5000)?;
         assert!(takes(&mut rig, &syn(family, 40_001))?);
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
     }
     Ok(())
 }
@@ -160,7 +149,7 @@ fn a_clients_reset_makes_room_when_silence_follows() -> Result<()> {
             rig.traffic(closing + 2)?;
             assert!(takes(&mut rig, &syn(family, 40_001))?);
             assert_eq!(counted(&rig), 1);
-            lose_flows(&mut rig)?;
+            rig.lose_flows()?;
         }
     }
     Ok(())
@@ -193,7 +182,7 @@ fn idle_flows_make_room() -> Result<()> {
                 rig.traffic(closing + 2)?;
                 assert!(takes(&mut rig, &syn(family, 40_005))?);
             }
-            lose_flows(&mut rig)?;
+            rig.lose_flows()?;
         }
     }
     Ok(())
@@ -209,7 +198,7 @@ fn the_same_client_port_takes_its_own_room_again() -> Result<()> {
         assert!(!takes(&mut rig, &syn(family, 40_001))?);
         assert!(takes(&mut rig, &tcp(&syn(family, 40_000), SYN, 70_000))?);
         assert_eq!(counted(&rig), 1);
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
     }
     Ok(())
 }
@@ -318,7 +307,7 @@ fn services_that_refuse_clients_refuse_those_of_a_full_pool() -> Result<()> {
             assert_eq!(outcome.action, XDP_TX);
             assert_eq!(outcome.counted, [("send reject".to_owned(), 1), ("full".to_owned(), 1)].into());
         }
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
     }
     Ok(())
 }
@@ -388,7 +377,7 @@ fn no_packet_is_dropped_while_an_instance_with_a_limit_moves() -> Result<()> {
             anyhow::ensure!(action == XDP_REDIRECT, "a packet was dropped in round {round}");
             Ok(())
         })?;
-        lose_flows(&mut rig)?;
+        rig.lose_flows()?;
     }
     Ok(())
 }
@@ -614,10 +603,7 @@ fn udp_flows_move_where_a_route_wants_it() -> Result<()> {
                     forwards(&mut rig, &udp(family, port))?;
                 }
                 assert_eq!(rig.traffic(0)?.instance("m2").packets, start);
-                rig.forget_flows();
-                for _ in 0..5 {
-                    rig.traffic(0)?;
-                }
+                rig.lose_flows()?;
             }
         }
     }

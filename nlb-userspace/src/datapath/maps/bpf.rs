@@ -127,10 +127,8 @@ impl BpfMaps {
                 let is_own =
                     key.is_forward() && state.backend() == id && state.generation() == row.generation;
                 if is_own && !state.is_counted() && !state.is_closed() && count.add_existing() {
-                    let counts = entry.replace(state, state.with_counted(true));
-                    if !counts {
-                        count.remove();
-                    }
+                    // One that changes meanwhile has a packet, which counts it.
+                    let _ = count.mark(entry, state);
                 }
             }
         }
